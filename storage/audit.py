@@ -18,7 +18,7 @@ from sqlalchemy.dialects import sqlite
 
 from tracepaper.storage.chain.verify import StoredCommit
 from tracepaper.storage.checkpoints import kept_identity
-from tracepaper.storage.database.chunks import WITHIN, chain_head, find_step, latest_state, run_span
+from tracepaper.storage.database.chunks import chain_head, find_step, latest_state, run_span
 from tracepaper.storage.database.connection import is_busy_error
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.remedies import refusal
@@ -62,11 +62,6 @@ if TYPE_CHECKING:
 
 # ---------------------------------------------------------------- resuming a run
 
-_OPENED: Final = (
-    "SELECT instrument, max(open_time_ms) FROM steps "
-    f"WHERE {WITHIN} AND instrument IS NOT NULL GROUP BY 1"
-)
-
 
 class ResumePoint(Struct, frozen=True):
     """Everything needed to resume a run; ``state`` is the engine's state."""
@@ -91,7 +86,6 @@ def read_resumed(connection: sqlite3.Connection, run_id: str) -> ResumePoint:
     sequence, head = (-1, ChainHead(stored.opened_digest)) if chain_end is None else chain_end
     last = find_step(connection, *run_span(stored.run_key), "steps", newest=True)
     state = latest_state(connection, stored.run_key)
-    opened = connection.execute(_OPENED, run_span(stored.run_key))
     return ResumePoint(
         run=stored.run,
         run_key=stored.run_key,
@@ -99,7 +93,7 @@ def read_resumed(connection: sqlite3.Connection, run_id: str) -> ResumePoint:
         next_sequence=sequence + 1,
         head=head,
         state=None if state is None else state[0],
-        last_open_ms={stored.run.instruments[place].id: value for place, value in opened},
+        last_open_ms=reader.last_open_ms(run_id),
         last=None if last is None else reader.step(run_id, sequence),
     )
 

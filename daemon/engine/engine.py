@@ -327,9 +327,24 @@ class Engine:
         """
         return self.markets[instrument].warm_at(now_ms)
 
-    def bars_before(self, start_ms: int) -> int:
-        """Return how many bars of each instrument a new run needs before *start_ms*."""
-        return max(market.bars_before(start_ms) for market in self.markets.values())
+    @property
+    def bars_before(self) -> int:
+        """The number of bars of each instrument that a new run needs before its first decision."""
+        return max(market.bars_before for market in self.markets.values())
+
+    @property
+    def first_ms(self) -> dict[str, int]:
+        """The open time of the first bar that is decided, by instrument.
+
+        It is the period's start. A run that took over an account begins by instrument, where the
+        run before ended; the period begins with the last of them.
+        """
+        return {key: market.first_ms for key, market in self.markets.items()}
+
+    @property
+    def begun_ms(self) -> int:
+        """The open time of the first bar of any instrument that is decided."""
+        return min(self.first_ms.values())
 
     def lacking_frames(self, now_ms: int) -> list[FrameRange]:
         """Return the ranges of candles of higher timeframes that are still lacking at *now_ms*."""
@@ -663,7 +678,7 @@ class Engine:
         is_ahead = bar is state.ahead
         if before is not None and bar.open_time_ms <= before.open_time_ms and not is_ahead:
             return None
-        if bar.open_time_ms < self._period_start_ms:
+        if bar.open_time_ms < state.market.first_ms:
             self.recall(bar)
             self.broker.warm_up(bar)
             return NOTHING_FILLED
@@ -713,7 +728,7 @@ class Engine:
         decided = [
             (bar, *checked_prediction(prediction))
             for bar, filled, prediction in zip(bars, observed, predictions, strict=True)
-            if filled is not None and bar.open_time_ms >= self._period_start_ms
+            if filled is not None and bar.open_time_ms >= self.markets[bar.instrument].first_ms
         ]
         for bar, _, _ in decided:
             self._share_out_if_due(bar)
@@ -742,8 +757,8 @@ class Engine:
     ) -> Step:
         """Return the step of *bar*, which was observed; orders are sent at market time *at_ms*."""
         key = bar.instrument
-        if filled is None or bar.open_time_ms < self._period_start_ms:
-            # A revision of a bar is only recorded; a bar before the period only warms up.
+        if filled is None or bar.open_time_ms < self.markets[key].first_ms:
+            # A revision of a bar is only recorded; a bar before the first only warms up.
             is_newest = filled is not None
             return self._finish(bar, key, filled or NOTHING_FILLED, accepted=is_newest, saves=saves)
         state, broker = self.states[key], self.broker
@@ -1199,6 +1214,7 @@ class Engine:
             else None,
             # In the order of the instruments, as after a restart, whichever was settled first.
             {key: waits for key in self.beliefs if (waits := self.broker.unsettled.get(key))},
+            {key: at for key, at in self.first_ms.items() if at != self._period_start_ms},
         )
 
     def encoded_state(self) -> bytes:

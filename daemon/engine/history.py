@@ -127,6 +127,8 @@ class InstrumentState:
         settings, books = account.settings, account.strategies[instrument.id].books
         self._base_ms, self._calendar = settings.interval_ms, settings.calendar
         self.instrument, self.lookbacks = instrument, lookbacks
+        self.first_ms = settings.period_start_ms
+        """The open time of the first bar that is decided; the bars before it only warm up."""
         self.deciders: list[MemberState] = []
         self.regimes = RegimeTracker(models, settings.hysteresis)
         self.quote: Quote | None = None  # the newest, believed or not
@@ -345,10 +347,11 @@ class InstrumentState:
         """The number of last bars on which anything depends, including the mean range of a day."""
         return max(self.reach, self.day_range.bars + 1)
 
-    def bars_before(self, start_ms: int) -> int:
-        """Return how many bars a new run needs before *start_ms*; older candles are fetched."""
-        from_ms = open_frames_ms(self.frames, start_ms)
-        return max(self.remembered, (start_ms - from_ms) // self._base_ms)
+    @property
+    def bars_before(self) -> int:
+        """The number of bars that a new run needs before its first; older candles are fetched."""
+        from_ms = open_frames_ms(self.frames, self.first_ms)
+        return max(self.remembered, (self.first_ms - from_ms) // self._base_ms)
 
     def lacking_frames(self, now_ms: int) -> Iterator[FrameRange]:
         """Yield the ranges of candles that each timeframe lacks at *now_ms*."""

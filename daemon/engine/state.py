@@ -226,6 +226,7 @@ class EngineState(Struct, frozen=True, array_like=True):
     chosen: tuple[str, ...] | None = None  # the universe; None before the first choice
     shares: SharesState | None = None  # of several strategies; ``shadows`` has their sub-accounts
     unsettled: dict[str, list[Funding]] = {}  # by instrument: settlements that wait for their bar
+    first_ms: dict[str, int] = {}  # by instrument: its first bar, where the period begins later
 
 
 def decode_state(state: bytes) -> EngineState:
@@ -469,6 +470,7 @@ class Restart:
             market.belief.settled_ms = state.settled.get(key, -1)
             market.regimes.regime = state.regimes.get(key, Regime.UNKNOWN)
             market.regimes.cell = state.cells.get(key)
+            market.first_ms = state.first_ms.get(key, market.first_ms)
         if taken_over:
             engine.risk.take_over(state.risk)
         else:

@@ -388,6 +388,10 @@ class FeedStart(Struct, frozen=True):
 
     - ``last_open_ms``, by instrument id: the newest bar's open time. None or missing means that
       there is none, so warm-up bars are fetched.
+    - ``first_ms``, by instrument id: the open time of the first bar that is decided; the period's
+      start where it is missing. Bars before it warm up: they have no settlement and no gap.
+    - ``takes_over``: the run took over an account, so the bars from there on are caught up, as
+      those after the newest bar of a resumed run are.
     - ``known_funding``, by instrument id: the time of the newest settlement.
     - ``recent``, by instrument id: the bars by which the next closes are checked. A close further
       than ``plausible`` usual ranges from the last one is accepted only if REST repeats it.
@@ -411,6 +415,8 @@ class FeedStart(Struct, frozen=True):
     period_start_ms: int
     warmup_bars: int
     last_open_ms: Mapping[str, int | None] = {}
+    first_ms: Mapping[str, int] = {}
+    takes_over: bool = False
     known_funding: Mapping[str, int] = {}
     recent: Mapping[str, Sequence[Bar]] = {}
     first: tuple[Event, ...] = ()

@@ -280,9 +280,7 @@ class LiveFeed:
         for event in self._start.first:
             yield event
         self._warming.plan()
-        # The final bars before the period.
-        until_ms = interval_start(self._start.period_start_ms, self._start.interval_ms)
-        async for event in self._filled(until_ms):
+        async for event in self._filled(None):  # the bars that warm up
             yield event
         self._warming.postpone(self._unanswered)
         for key in self._warming.first:
@@ -412,8 +410,8 @@ class LiveFeed:
             if key not in self._unanswered and key not in self._sequencer.held
         ]
 
-    async def _filled(self, until_ms: int) -> AsyncIterator[Event]:
-        """Fill the holes until *until_ms*, as far as REST answers.
+    async def _filled(self, until_ms: int | None) -> AsyncIterator[Event]:
+        """Fill the holes until *until_ms*, or those that warm up, as far as REST answers.
 
         If this exchange served the run before, an instrument without an answer delays no other; the
         background tasks continue to ask.
@@ -487,19 +485,20 @@ def _feed_state(instrument: Instrument, exchange: ExchangeSection, start: FeedSt
     """Return the state of *instrument* at the run's last bar, or at the start of a new run."""
     interval_ms = start.interval_ms
     known_ms = start.last_open_ms.get(instrument.id)
-    if known_ms is None:
-        first_ms = interval_start(start.period_start_ms, interval_ms)
-        next_open_ms = first_ms - start.warmup_bars * interval_ms
-        settled_ms = start.period_start_ms
-    else:
-        next_open_ms = settled_ms = known_ms + interval_ms
+    first_ms = start.first_ms.get(instrument.id, start.period_start_ms)
+    first_ms = interval_start(first_ms, interval_ms)
+    next_open_ms = first_ms - start.warmup_bars * interval_ms
+    if known_ms is not None:
+        next_open_ms = known_ms + interval_ms
+        first_ms = max(first_ms, next_open_ms)
     return FeedState(
         instrument,
-        cause=None if known_ms is None else GapCause.DOWN,
+        cause=None if known_ms is None and not start.takes_over else GapCause.DOWN,
+        first_ms=first_ms,
         sequence=BarSequence(interval_ms=interval_ms, next_open_ms=next_open_ms),
         funding=FundingSchedule(
             interval_minutes=instrument.funding_interval_minutes,
-            settled_ms=start.known_funding.get(instrument.id, settled_ms),
+            settled_ms=start.known_funding.get(instrument.id, first_ms),
         ),
         certain_s=exchange.certain_s,
         close_filter=CloseFilter(start.plausible, start.recent.get(instrument.id, ())),

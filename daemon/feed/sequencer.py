@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
+from functools import partial
 from itertools import chain, groupby
 from typing import Final, TypeVar, assert_never
 
@@ -65,6 +66,11 @@ async def finish_requests(
 def gap(state: FeedState, from_ms: int, until_ms: int, cause: GapCause, *, by: str = "") -> Gap:
     """Return a gap, repaired *by* REST or permanent; its dates are set on delivery."""
     return Gap(state.instrument.id, from_ms, until_ms, cause, by, market_ms=0, seen_ms=0)
+
+
+def _part(state: FeedState, versions: Sequence[Bar]) -> tuple[Source, bool]:
+    """Return the source of a bar of *state*, and whether it only warms up."""
+    return versions[0].source, versions[0].open_time_ms < state.first_ms
 
 
 def missing_bars(bars: Sequence[Bar], from_ms: int, interval_ms: int) -> list[int]:
@@ -192,12 +198,14 @@ class BarSequencer:
     async def fill(
         self,
         states: Sequence[FeedState],
-        until_ms: int,
+        until_ms: int | None,
         *,
         patience_s: float | None,
         unanswered: set[str],
     ) -> AsyncIterator[Event]:
         """Request the bars of *states* that open before *until_ms*; yield them in time order.
+
+        None stands for each state's first bar, before which bars warm up.
 
         Each bar follows the settlements due before it. The bars of a hole follow a ``Gap`` repaired
         by ``rest``; an unrepaired ``Gap`` covers lost bars. Bars that REST lacks at the end may
@@ -211,7 +219,7 @@ class BarSequencer:
     async def _filled(
         self,
         states: Sequence[FeedState],
-        until_ms: int,
+        until_ms: int | None,
         patience_s: float | None,
         unanswered: set[str],
         *,
@@ -221,17 +229,21 @@ class BarSequencer:
 
         Requests are made window by window, and the instruments are merged by time.
         """
-        lacking = [state for state in states if state.sequence.lacks(until_ms)]
+        ends = {
+            state.instrument.id: state.first_ms if until_ms is None else until_ms
+            for state in states
+        }
+        lacking = [state for state in states if state.sequence.lacks(ends[state.instrument.id])]
         window_ms = self._client.candles_max * self._interval_ms
-        first_ms = min((state.sequence.next_open_ms for state in lacking), default=until_ms)
-        for start_ms in range(first_ms, until_ms, window_ms):
-            end_ms, answers = min(start_ms + window_ms, until_ms), list[list[Gap | Bar]]()
-            windows = {}
+        last_ms = max(ends.values(), default=0)
+        first_ms = min((state.sequence.next_open_ms for state in lacking), default=last_ms)
+        for start_ms in range(first_ms, last_ms, window_ms):
+            answers, windows = list[list[Gap | Bar]](), {}
             for state in lacking:
-                if state.instrument.id not in unanswered:
+                if (key := state.instrument.id) not in unanswered:
                     answers.append([])
-                    window = self._window(state, start_ms, end_ms, answers[-1])
-                    windows[state.instrument.id] = window
+                    end_ms = min(start_ms + window_ms, ends[key])
+                    windows[key] = self._window(state, start_ms, end_ms, answers[-1])
             await finish_requests(windows, patience_s, unanswered)
             # The sort is stable: a gap stays before its bars, and symbols keep their order.
             events = sorted(
@@ -290,7 +302,9 @@ class BarSequencer:
 
     def _is_new(self, state: FeedState) -> bool:
         """Return whether no candle of *state* is known, so that its listing date is unknown."""
-        return self._causes[state.instrument.id] is None and not state.sequence.is_begun
+        is_known = self._causes[state.instrument.id] is not None
+        warms_up = state.sequence.lacks(state.first_ms)
+        return not state.sequence.is_begun and (warms_up or not is_known)
 
     def _begins(self, state: FeedState, bars: Sequence[Bar], answered_s: float) -> bool:
         """Let a new instrument begin at its first bar; return False if that is not certain yet.
@@ -356,7 +370,7 @@ class BarSequencer:
         sequence, events = state.sequence, list[Gap | list[Bar]]()
         while True:
             ready, is_held = self._take_plausible(state)
-            for source, group in groupby(ready, key=lambda versions: versions[0].source):
+            for (source, warms_up), group in groupby(ready, key=partial(_part, state)):
                 stretch = list(group)
                 for versions in stretch:
                     state.accept(versions[0])
@@ -366,7 +380,8 @@ class BarSequencer:
                     state.clear_gap_cause()
                     continue
                 self._counters["rest_bars"] += len(stretch)
-                if (reason := cause()) is not None:  # None in the warm-up, where nothing failed
+                reason = None if warms_up else cause()  # None: nothing failed
+                if reason is not None:
                     self._counters["repairs"] += 1
                     from_ms, until_ms = stretch[0][0].open_time_ms, stretch[-1][0].close_time_ms
                     events.append(gap(state, from_ms, until_ms, reason, by=BY_REST))
@@ -378,7 +393,8 @@ class BarSequencer:
             from_ms, until_ms = sequence.next_open_ms, min(certain_ms, first_ms)
             sequence.skip(until_ms)
             self._counters["holes"] += 1
-            events.append(gap(state, from_ms, until_ms, cause() or GapCause.ARCHIVE))
+            reason = None if until_ms <= state.first_ms else cause()
+            events.append(gap(state, from_ms, until_ms, reason or GapCause.ARCHIVE))
         state.missing.forget(sequence.next_open_ms)
         return events, is_held
 
@@ -457,7 +473,7 @@ class BarSequencer:
         If they take longer than *wait_s*, the bar is delivered without them, and the background
         tasks request them. If older ones still wait in the queue, they follow those.
         """
-        if not state.funding.is_due_by(close_ms):
+        if close_ms <= state.first_ms or not state.funding.is_due_by(close_ms):
             return
         state.funding.note_request(close_ms)
         if wait_s <= 0:

@@ -278,6 +278,7 @@ class FeedState:
         sequence: BarSequence,
         funding: FundingSchedule,
         cause: GapCause | None = GapCause.MISSED,
+        first_ms: int = 0,
         certain_s: float = 30.0,
         close_filter: CloseFilter | None = None,
         books: DepthHolder | None = None,
@@ -286,6 +287,7 @@ class FeedState:
         self.sequence = sequence
         self.funding = funding
         self.cause = cause  # of the next hole; None while only warm-up bars can be missing
+        self.first_ms = first_ms  # bars that open earlier only warm up
         self._next_cause: GapCause | None = None  # of the hole after the pending bars
         self._has_queued_cause = False  # a notice of a cause is in the queue
         self._is_requested = False  # a request for bars runs, or its answer is in the queue

@@ -92,9 +92,9 @@ class WarmUpTurns:
     def plan(self) -> None:
         """Divide the instruments into those before the start and those after it."""
         lacks = Counter[str]()
-        for next_ms in {self._next_ms(key) for key in self._states}:
-            for lack in self._start.lacking_frames(next_ms):
-                if self._next_ms(lack.instrument) == next_ms:
+        for first_ms in {state.first_ms for state in self._states.values()}:
+            for lack in self._start.lacking_frames(first_ms):
+                if self._states[lack.instrument].first_ms == first_ms:
                     lacks[lack.instrument] += pages(lack, self._client.candles_max)
         of_bars = {key: self._pages_of_bars(state) for key, state in self._states.items()}
         if total := lacks.total() + sum(of_bars.values()):
@@ -124,7 +124,7 @@ class WarmUpTurns:
     async def frames_of(self, instrument: str) -> list[FrameBar]:
         """Fetch the closed candles of higher timeframes that the delivered bars do not cover."""
         bars: list[FrameBar] = []
-        for lack in self._start.lacking_frames(self._next_ms(instrument)):
+        for lack in self._start.lacking_frames(self._states[instrument].first_ms):
             if lack.instrument == instrument:
                 bars += await self._fetched(lack)
         return bars
@@ -195,12 +195,3 @@ class WarmUpTurns:
         ahead = order[: order.index(instrument) + 1]
         wait_s = sum(map(self._later.__getitem__, ahead)) / self._exchange.requests_per_s
         return self._clock.market_ms() + int(1_000 * wait_s * self._exchange.time_scale)
-
-    def _next_ms(self, instrument: str) -> int:
-        """Return the open time of the first bar on which *instrument* is decided.
-
-        In a resumed run it is long after the period's start, whose bars may be pruned.
-        """
-        known_ms = self._start.last_open_ms.get(instrument)
-        next_ms = 0 if known_ms is None else known_ms + self._start.interval_ms
-        return max(next_ms, self._start.period_start_ms)

@@ -305,7 +305,7 @@ class Daemon:
                     forecaster,
                     opened.history,
                     self._worker,
-                    period_start_ms=run.period_start_ms,
+                    period_start_ms=engine.begun_ms,
                     deadline_ms=config.model.deadline_ms,
                 )
             monitor = Monitor(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import secrets
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter
@@ -66,7 +66,7 @@ from tracepaper.strategies.types.market import (
     RunKind,
     Side,
 )
-from tracepaper.strategies.units import MONEY_DECIMALS, scaled
+from tracepaper.strategies.units import MONEY_DECIMALS, interval_start, scaled
 
 if TYPE_CHECKING:
     from tracepaper.storage.audit import ResumePoint, SqlAuditLog
@@ -78,8 +78,9 @@ log = Logger("daemon")
 class Opening:
     """The inputs of a start.
 
-    ``is_served``: a run of this database traded this market at this exchange before. ``strategies``
-    are those that the checks of this start have made.
+    ``period_start_ms``: the open time of the bar that is open now. ``is_served``: a run of this
+    database traded this market at this exchange before. ``strategies`` are those that the checks of
+    this start have made.
     """
 
     config: Config
@@ -112,7 +113,7 @@ class OpenedRun:
 
         Instruments of *waiting* that lack bars before the period are left out.
         """
-        lacking = self.history.lacking(self.run.period_start_ms).intersection(waiting)
+        lacking = self.history.lacking(self.engine.begun_ms).intersection(waiting)
         has_model = self.forecaster is not None
         warm_from = self.history.warm_from(lacking) if has_model else ()
         return start_event(self.forecaster, warm_from=warm_from, market_ms=market_ms)
@@ -190,16 +191,12 @@ def _resume(
         forecaster=opening.forecaster,
         history=history,
         resumed=True,
-        known=FeedStart(
-            run.interval_ms,
-            run.period_start_ms,
-            engine.bars_before(run.period_start_ms),
+        known=replace(
+            _feed_start(opening, run, engine),
             last_open_ms=dict(resumed.last_open_ms),
-            known_funding=engine.state().settled,  # doubted settlements are requested again
             recent={
                 item.id: reader.bars(run.run_id, item.id, YARDSTICK_MEMORY) for item in instruments
             },
-            is_served=opening.is_served,
         ),
     )
 
@@ -207,15 +204,20 @@ def _resume(
 def _open_new(
     opening: Opening, audit: SqlAuditLog, reader: Reader, parent: RunRow | None
 ) -> OpenedRun:
-    """Open a new run, which takes over the account and orders of *parent*, if there is one."""
-    instruments = opening.instruments
+    """Open a new run, which takes over the account and orders of *parent*, if there is one.
+
+    It then begins where *parent* ended, so that it catches up as a resumed run does.
+    """
+    instruments, period_start_ms = opening.instruments, opening.period_start_ms
     state: EngineState | None = None
     confirmed: list[Confirmation] = []
     if parent is not None:
         if {item.id for item in instruments} == {item.id for item in parent.instruments}:
             instruments = _rescaled(opening, parent.instruments)
-            state = _taken_over(reader.state_at(parent.run_id), parent, opening.config)
+            state = _taken_over(reader, parent, opening)
             confirmed = reader.confirmations(parent.run_id)
+            if state is not None:
+                period_start_ms = max(state.first_ms.values())
         else:
             parent = None  # an account belongs to its instruments
     run, engine = new_run(
@@ -225,7 +227,7 @@ def _open_new(
         opening.strategies,
         kind=opening.kind,
         started_at_ms=opening.wall_ms,
-        period_start_ms=opening.period_start_ms,
+        period_start_ms=period_start_ms,
         parent_run_id=None if state is None or parent is None else parent.run_id,
         warnings=opening.warnings,
         entropy=opening.entropy,
@@ -240,31 +242,65 @@ def _open_new(
         forecaster=opening.forecaster,
         history=_bar_history(opening),
         resumed=False,
-        known=FeedStart(
-            run.interval_ms,
-            run.period_start_ms,
-            engine.bars_before(run.period_start_ms),
-            is_served=opening.is_served,
-        ),
+        known=_feed_start(opening, run, engine),
     )
 
 
-def _taken_over(
-    stored: tuple[bytes, int] | None, parent: RunRow, config: Config
-) -> EngineState | None:
-    """Return the *stored* state of *parent* as the first state of a new run.
+def _feed_start(opening: Opening, run: RunRow, engine: Engine) -> FeedStart:
+    """Return where the feed of *run* starts, as far as the state of *engine* says."""
+    return FeedStart(
+        run.interval_ms,
+        run.period_start_ms,
+        engine.bars_before,
+        first_ms=engine.first_ms,
+        takes_over=run.parent_run_id is not None,
+        # Doubted settlements are requested again; without any all since the first bar are.
+        known_funding=engine.first_ms | engine.state().settled,
+        is_served=opening.is_served,
+    )
+
+
+def _taken_over(reader: Reader, parent: RunRow, opening: Opening) -> EngineState | None:
+    """Return the state of *parent* as the first state of a new run; None if it stored none.
 
     The universe is chosen anew, the declared state of another strategy is dropped, and orders get
     ids of their own.
     """
+    stored = reader.state_at(parent.run_id)
     if stored is None:
         return None
     state = decode_state(stored[0])
     accounts = {name: account.taken_over() for name, account in state.shadows.items()}
-    state = replace(state, chosen=None, account=state.account.taken_over(), shadows=accounts)
-    strategy = strategy_name(config), strategy_sha256(config)
+    began_ms = {item.id: parent.period_start_ms for item in parent.instruments} | state.first_ms
+    state = replace(
+        state,
+        chosen=None,
+        account=state.account.taken_over(),
+        shadows=accounts,
+        settled=began_ms | state.settled,
+        first_ms=_first_ms(reader, parent, began_ms, opening),
+    )
+    strategy = strategy_name(opening.config), strategy_sha256(opening.config)
     is_same = (parent.strategy, parent.strategy_sha256) == strategy
     return state if is_same else replace(state, declared={})
+
+
+def _first_ms(
+    reader: Reader, parent: RunRow, began_ms: Mapping[str, int], opening: Opening
+) -> dict[str, int]:
+    """Return the open time of the first bar that *parent*, begun at *began_ms*, left undecided.
+
+    It is given by instrument. A bar of another interval opens when the last one closed, or later.
+    A parent whose bars are newer than the exchange's time is followed by the bar that is open now.
+    """
+    interval_ms, last_ms = opening.config.market.interval_ms, reader.last_open_ms(parent.run_id)
+    first_ms = {}
+    for key, at_ms in began_ms.items():
+        if key in last_ms:
+            at_ms = max(at_ms, last_ms[key] + parent.interval_ms)  # noqa: PLW2901 - the later one
+        opened_ms = interval_start(at_ms + interval_ms - 1, interval_ms)
+        first_ms[key] = min(opened_ms, opening.period_start_ms)
+    return first_ms
 
 
 def _rescaled(opening: Opening, stored: tuple[Instrument, ...]) -> tuple[Instrument, ...]:

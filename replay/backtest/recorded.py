@@ -201,7 +201,7 @@ class RecordedPredictor:
             return
         if run.mode == "scan" and (prober is not None or not probes):
             self._scan = ScanPredictor(
-                forecaster, prober, keys, period_start_ms=run.period_start_ms
+                forecaster, prober, keys, period_start_ms=recorded.engine.begun_ms
             )
         else:
             history = BarHistory(keys, context=forecaster.context)
@@ -209,7 +209,7 @@ class RecordedPredictor:
             self._inline = InlinePredictor(
                 forecaster,
                 history,
-                period_start_ms=run.period_start_ms,
+                period_start_ms=recorded.engine.begun_ms,
                 started=beginning is not None and beginning.is_started,
             )
 

@@ -482,6 +482,16 @@ class Reader:
         row = self.connection.execute(query, (kind.value,)).fetchone()
         return None if row is None else self.run(row[0])
 
+    def last_open_ms(self, run_id: str) -> dict[str, int]:
+        """Return the open time of the newest bar of *run_id*, by instrument; none without a bar."""
+        stored = self.stored_run(run_id)
+        query = (
+            "SELECT instrument, max(open_time_ms) FROM steps "
+            f"WHERE {WITHIN} AND instrument IS NOT NULL GROUP BY 1"
+        )
+        rows = self.connection.execute(query, run_span(stored.run_key))
+        return {stored.run.instruments[place].id: opened for place, opened in rows}
+
     def models(self, run_id: str, *, until: int | None = None) -> RunModels:
         """Return the hashes of the model that decided last in *run_id*, and of the next one.
 

@@ -659,7 +659,7 @@ class RunRow(Struct, frozen=True):
     kind: RunKind
     started_at_ms: int  # wall time
     parent_run_id: str | None
-    period_start_ms: int  # market time: bars that open earlier are warm-up without decisions
+    period_start_ms: int  # market time: bars that open earlier warm up (docs/time.md, T21)
     instruments: tuple[Instrument, ...]
     interval_ms: int
     config: str  # canonical JSON of the whole configuration

@@ -153,8 +153,8 @@ def test_a_held_position_beyond_its_configured_stop_is_closed_at_the_next_price(
 
 
 def test_a_start_knows_the_day_of_bars_in_whose_ranges_exits_count() -> None:
-    assert machine({}, exits={"trailing": "2%"}).bars_before(START_MS) < 1_440
-    assert machine({}, exits={"trailing": "2 atr"}).bars_before(START_MS) == 1_441
+    assert machine({}, exits={"trailing": "2%"}).bars_before < 1_440
+    assert machine({}, exits={"trailing": "2 atr"}).bars_before == 1_441
     of_hours = load(None, {"market": {"interval": "60"}, "exits": {"take_profit": "2 atr"}})
     assert warmup_bars({}, of_hours) == 25
 
