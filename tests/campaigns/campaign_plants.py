@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -45,8 +45,10 @@ from tracepaper.daemon.session import resume as resume_module  # noqa: E402
 from tracepaper.daemon.session import run_row as run_row_module  # noqa: E402
 from tracepaper.daemon.session.daemon import Daemon  # noqa: E402
 from tracepaper.daemon.session.messenger import Messenger  # noqa: E402
+from tracepaper.daemon.session.resume import Opening  # noqa: E402
 from tracepaper.storage.audit import SqlAuditLog  # noqa: E402
 from tracepaper.storage.database import writer as writer_module  # noqa: E402
+from tracepaper.storage.database.reader import Reader  # noqa: E402
 from tracepaper.strategies.api.strategy import SmaCross  # noqa: E402
 from tracepaper.strategies.types.decisions import Fill, RunRow, Step  # noqa: E402
 from tracepaper.strategies.types.market import Bar  # noqa: E402
@@ -298,6 +300,18 @@ def a_notice_told_twice() -> None:
     _replace(Messenger, "_deliver", again)
 
 
+def a_new_run_that_begins_now() -> None:
+    """Let a run that takes over an account pass over the bars in between."""
+
+    def from_now(
+        reader: Reader, parent: RunRow, began_ms: Mapping[str, int], opening: Opening
+    ) -> dict[str, int]:
+        del reader, parent
+        return dict.fromkeys(began_ms, opening.period_start_ms)
+
+    setattr(resume_module, "_first_ms", from_now)  # noqa: B010 - what is broken is private
+
+
 class Plant(NamedTuple):
     """A fault, the law that must find it, and what the histories have beside kills and bursts.
 
@@ -336,6 +350,7 @@ PLANTS: Final = (
     Plant(a_replay_that_must_succeed, "end", ("parity",), first=1),
     Plant(a_decision_that_no_record_explains, "parity", ("parity",), first=2),
     Plant(a_notice_told_twice, "notices", ("notices",), first=2),
+    Plant(a_new_run_that_begins_now, "decisions", ("edit",)),
 )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -55,6 +56,8 @@ class Served(NamedTuple):
     """Open time, and open, high, low, close and volume."""
     settlements: Mapping[int, Decimal]
     """Time and funding rate; empty on spot."""
+    until_ms: float = math.inf
+    """When the exchange stopped listing it."""
 
 
 @dataclass(frozen=True)
@@ -187,14 +190,18 @@ def unequal_parts(database: Path, *, is_all: bool) -> Iterator[str]:
 
 def wrong_universe(database: Path) -> Iterator[str]:
     """Yield each fill that enlarges a position outside the choice when its order was born."""
-    of_choices = "SELECT sequence, market_ms, content FROM v_events WHERE kind = 'universe'"
-    choices = _rows_of(database, f"{of_choices} ORDER BY sequence")
+    of_choices = "SELECT run_id, sequence, market_ms, content FROM v_events WHERE kind = 'universe'"
+    choices: dict[str, list[sqlite3.Row]] = defaultdict(list)
+    for choice in _rows_of(database, f"{of_choices} ORDER BY sequence"):
+        choices[choice["run_id"]].append(choice)
     if not choices:
         yield "nothing was ever chosen"
-    if len({at for _, at, _ in choices}) < len(choices):
+    times = [choice["market_ms"] for of_run in choices.values() for choice in of_run]
+    if len(set(times)) < len(times):
         yield "a choice was made twice"
     held: dict[Key, Decimal] = defaultdict(Decimal)
-    for row in _rows_of(database, "SELECT * FROM v_fills ORDER BY sequence, ordinal"):
+    fills = "SELECT f.* FROM v_fills f JOIN runs USING (run_id) ORDER BY run_key, sequence, ordinal"
+    for row in _rows_of(database, fills):
         key = row["instrument"], row["position_side"]
         before = held[key]
         quantity = Decimal(row["quantity_text"])
@@ -202,7 +209,11 @@ def wrong_universe(database: Path) -> Iterator[str]:
         born, *rest = map(int, row["order_id"].split("-"))
         if len(rest) > 1:  # it was taken over, and the choice before it belongs to that run
             continue
-        chosen = [of_json(content)["chosen"] for at, _, content in choices if at < born]
+        chosen = [
+            of_json(choice["content"])["chosen"]
+            for choice in choices[row["run_id"]]
+            if choice["sequence"] < born
+        ]
         if abs(held[key]) > abs(before) and not (chosen and key[0] in chosen[-1]):
             yield f"{row['order_id']} opened {key[0]} outside the universe"
 
@@ -231,15 +242,21 @@ class _Judge:
         self.check_commands()
         self.check_parity()
         books: dict[str | None, _Books] = {}
-        for run in self.rows("SELECT * FROM v_runs"):
-            run_id = run["run_id"]
-            self.check_bars(run_id)
-            self.check_decisions(run_id, run["period_start_ms"])
+        undecided: dict[str | None, dict[str, int]] = {}
+        runs = [*self.rows("SELECT * FROM v_runs")]
+        parents = {run["parent_run_id"] for run in runs}
+        for run in runs:
+            run_id, parent = run["run_id"], run["parent_run_id"]
+            first = undecided.get(parent)
+            if first is None:
+                first = dict.fromkeys(self.truth.instruments, run["period_start_ms"])
+            self.check_bars(run_id, None if parent is None else first)
+            undecided[run_id] = self.check_decisions(run_id, first)
             self.check_ledger(run_id)
             self.check_signals(run_id)
             config = self._config_of(run)
-            books[run_id] = _Books(self, run, config, books.get(run["parent_run_id"]))
-            books[run_id].check()
+            books[run_id] = _Books(self, run, config, first, books.get(parent))
+            books[run_id].check(is_last=run_id not in parents)
 
     def _config_of(self, run: sqlite3.Row) -> Mapping[str, Any]:
         """Return the configuration among those given that *run* says it had."""
@@ -263,8 +280,11 @@ class _Judge:
 
     # ------------------------------------------------------------ bars, decisions, commands
 
-    def check_bars(self, run_id: str) -> None:
-        """Check that each bar was accepted once, in order, as served, and what is missing."""
+    def check_bars(self, run_id: str, undecided: Mapping[str, int] | None) -> None:
+        """Check that each bar was accepted once, in order, as served, and what is missing.
+
+        A run that takes over an account has every bar from the first that is *undecided* on.
+        """
         accepted: dict[str, dict[int, Candle]] = defaultdict(dict)
         for row in self.rows("SELECT * FROM v_bars WHERE run_id = ? ORDER BY sequence", run_id):
             self._check_bar(row, accepted[row["instrument"]])
@@ -273,8 +293,11 @@ class _Judge:
         for row in self.rows(query, run_id):
             gaps[row["instrument"]].append((row["from_ms"], row["until_ms"]))
         for key, bars in accepted.items():
-            step = self.truth.instruments[key].interval_ms
-            for at in range(min(bars), max(bars), step):
+            served = self.truth.instruments[key]
+            first = min(bars)
+            if undecided is not None:
+                first = min(first, max(undecided[key], min(served.candles)))
+            for at in range(first, max(bars), served.interval_ms):
                 if at not in bars and not any(start <= at < end for start, end in gaps[key]):
                     self.breach("bars", f"{key} {at} is missing and lies in no gap")
 
@@ -296,8 +319,11 @@ class _Judge:
         if values != served and (key, at) not in self.truth.altered:
             self.breach("bars", f"{key} {at} is {_texts(values)}, served {_texts(served)}")
 
-    def check_decisions(self, run_id: str, first_ms: int) -> None:
-        """Check that each accepted bar of the run's period was decided exactly once."""
+    def check_decisions(self, run_id: str, first: Mapping[str, int]) -> dict[str, int]:
+        """Check that each accepted bar from the *first* on was decided once, and none before it.
+
+        Returns the first bar that is left undecided, by instrument.
+        """
         decided = Counter(
             (row["instrument"], row["open_time_ms"])
             for row in self.rows("SELECT * FROM v_decisions WHERE run_id = ?", run_id)
@@ -311,9 +337,15 @@ class _Judge:
                 self.breach("decisions", f"{key} {at} was decided {count} times")
             if (key, at) not in bars:
                 self.breach("decisions", f"{key} {at} was decided without a bar")
+            if at < first[key]:
+                self.breach("decisions", f"{key} {at} was decided before {first[key]}")
         for key, at in sorted(bars - decided.keys()):
-            if at >= first_ms:
+            if at >= first[key]:
                 self.breach("decisions", f"{key} {at} was not decided")
+        left = dict(first)
+        for key, at in decided:
+            left[key] = max(left[key], at + self.truth.instruments[key].interval_ms)
+        return left
 
     def check_signals(self, run_id: str) -> None:
         """Check what averages that cross said of the last closes, in a run of them alone."""
@@ -394,6 +426,10 @@ def candle_of(row: sqlite3.Row) -> Candle:
         Decimal(row["close_text"]),
         Decimal(row["volume_text"]),
     )
+
+
+def _key_of(row: sqlite3.Row) -> Key:
+    return row["instrument"], row["position_side"]
 
 
 def _texts(values: Sequence[object] | None) -> str:
@@ -542,7 +578,8 @@ class _Books:
     """The account of one run, kept again from its fills and the rates of configuration.
 
     A run that takes over the account of the run *before* goes on with its positions, valued at
-    their entries until a price comes, and with its cash.
+    their entries until a price comes, with its cash, its orders and its settlements. *first* is the
+    open time of the first bar that it decides, by instrument.
     """
 
     def __init__(
@@ -550,9 +587,11 @@ class _Books:
         judge: _Judge,
         run: sqlite3.Row,
         config: Mapping[str, Any],
+        first: Mapping[str, int],
         before: _Books | None = None,
     ) -> None:
         self.judge, self.run_id, self.config = judge, run["run_id"], config
+        self.first = first
         self.positions: dict[Key, Position] = defaultdict(Position)
         self.cash = Decimal(0)
         self.closes: dict[str, Decimal] = {}
@@ -570,7 +609,10 @@ class _Books:
             )
         }
         by_candles = run["kind"] != "live" and models <= {"next_open", "bar_path", "liquidation"}
-        self.settlements = _Settlements(judge, self.run_id, by_candles=by_candles)
+        settled = None if before is None else before.settlements
+        self.settlements: _Settlements = _Settlements(
+            judge, self.run_id, settled, by_candles=by_candles
+        )
         self.rules = {
             row["instrument_id"]: self._rules_of(row)
             for row in judge.rows(
@@ -589,9 +631,14 @@ class _Books:
             for sequence, orders in every_order.changes.items()
         }
         self.filled: dict[str, Decimal] = defaultdict(Decimal)
+        self.market = every_order if by_candles else None
+        by_book = config.get("execution", {}).get("model") == "book"
+        self.missed = None if by_candles or by_book else every_order
         if before is not None:
             self.filled.update({f"0-{name}": filled for name, filled in before.filled.items()})
-        self.market = every_order if by_candles else None
+            self.opened = dict(before.opened)
+            if self.missed is not None and before.missed is not None:
+                self.missed.take_over(before.missed)
         account = self.config.get("account", {})
         self.leverage: Decimal | None = None  # of cross margin, in one symbol and tier
         if account.get("margin") == "cross" and by_candles:
@@ -640,8 +687,8 @@ class _Books:
             found[self.groups.get(row["sequence"], row["sequence"])].append(row)
         return found
 
-    def check(self) -> None:
-        """Walk through the steps."""
+    def check(self, *, is_last: bool = True) -> None:
+        """Walk through the steps; *is_last* means that no run took over the account."""
         self.groups = self._closes()
         events, bars, fills = self._of("v_events"), self._of("v_bars"), self._of("v_fills")
         ledger, positions = self._of("v_ledger"), self._of("v_positions")
@@ -661,7 +708,7 @@ class _Books:
                 if any(event["kind"] in STARTING for event in events[sequence]):
                     self._value_at_closes(row)
                 self._check_equity(row)
-        self.settlements.end(self.opened, self._funding_gaps())
+        self.settlements.end(self.opened, self._funding_gaps(), is_last=is_last)
         for order in self.orders.values():
             filled = self.filled[order.order_id]
             is_done = order.quantity == order.filled
@@ -719,8 +766,14 @@ class _Books:
     ) -> None:
         accepted = [bar for bar in bars if bar["accepted"]]
         for bar in accepted:
-            self.closes[bar["instrument"]] = Decimal(bar["close_text"])
-            self.opened[bar["instrument"]] = bar["open_time_ms"]
+            key, at = bar["instrument"], bar["open_time_ms"]
+            self.closes[key] = Decimal(bar["close_text"])
+            self.opened[key] = max(at, self.opened.get(key, at))
+        if self.missed is not None:
+            for bar in accepted:
+                if bar["source"] == "rest" and bar["open_time_ms"] >= self.first[bar["instrument"]]:
+                    self.missed.caught_up(bar, fills)
+            self.missed.step(sequence)
         if self.market is None:
             return
         if not accepted:
@@ -786,6 +839,7 @@ class _Books:
             self._check_fill(fill)
             left[fill["order_id"]].append(fill)
         due: list[tuple[str, Decimal]] = []
+        newest = {_key_of(row): row["ordinal"] for row in ledger if row["kind"] == "funding"}
         for row in ledger:
             amount, order_id = Decimal(row["amount_text"]), row["order_id"]
             if order_id is not None:
@@ -796,7 +850,7 @@ class _Books:
                     moved = f"{order_id} moved {row['kind']} {amount}"
                     self.judge.breach("ledger", f"at {sequence} {moved}, not {_texts(wanted)}")
             elif row["kind"] == "funding":
-                self._settle(row, amount)
+                self._settle(row, amount, is_last=newest[_key_of(row)] == row["ordinal"])
             elif row["kind"] == "opened" and amount != self.opening:
                 self.judge.breach("ledger", f"the run began with {amount}, not {self.opening}")
             self.cash += amount
@@ -874,8 +928,9 @@ class _Books:
             if self._is_ruined(at):
                 self.judge.breach("liquidations", f"{bar['open_time_ms']} ruins at {at}")
 
-    def _settle(self, row: sqlite3.Row, amount: Decimal) -> None:
-        key = row["instrument"], row["position_side"]
+    def _settle(self, row: sqlite3.Row, amount: Decimal, *, is_last: bool) -> None:
+        """Book a settlement; *is_last*: the step has no later one of the position."""
+        key = _key_of(row)
         position, free = self.positions[key], None
         if self.rules[key[0]].leverage is not None:
             bound = sum((each.margin for each in self.positions.values()), Decimal(0))
@@ -891,7 +946,7 @@ class _Books:
                 return amounts
             return {min(each, free + position.margin) for each in amounts}
 
-        self.settlements.book(key, amount, paid)
+        self.settlements.book(key, amount, paid, row["market_ms"] if is_last else None)
         position.funding -= amount
         if free is not None:
             position.margin -= max(-amount - free, Decimal(0))
@@ -1007,16 +1062,28 @@ class _Books:
 
 
 class _Settlements:
-    """The settlements of one run, and the positions that they met (M19)."""
+    """The settlements of an account, and the positions that they met (M19).
 
-    def __init__(self, judge: _Judge, run_id: str, *, by_candles: bool) -> None:
+    Those of the run *before*, whose account was taken over, go on.
+    """
+
+    def __init__(
+        self, judge: _Judge, run_id: str, before: _Settlements | None, *, by_candles: bool
+    ) -> None:
         self.judge, self.by_candles = judge, by_candles
         self.due: dict[str, list[tuple[int, Decimal]]] = defaultdict(list)
         self.met: dict[tuple[Key, int], Decimal] = {}
         self.places: Counter[Key] = Counter()
-        self.newest: dict[tuple[Key, int], int] = {}  # the step of the last fill of a time
-        self.arrived: dict[tuple[str, int], int] = {}  # the step of a settlement
+        # A step is the number of its run and its place in there.
+        self.newest: dict[tuple[Key, int], tuple[int, int]] = {}  # of the last fill of a time
+        self.arrived: dict[tuple[str, int], tuple[int, int]] = {}  # of a settlement
         self.fills: dict[Key, list[tuple[int, Decimal]]] = defaultdict(list)
+        self.gaps: dict[str, list[tuple[int, int]]] = defaultdict(list)
+        self.number = 0
+        if before is not None:
+            self.number = before.number + 1
+            for name in ("due", "met", "places", "newest", "arrived", "fills", "gaps"):
+                setattr(self, name, copy.deepcopy(getattr(before, name)))
         for row in judge.rows(
             "SELECT * FROM v_fills WHERE run_id = ? ORDER BY sequence, ordinal", run_id
         ):
@@ -1024,7 +1091,7 @@ class _Settlements:
             signed = quantity if row["side"] == "BUY" else -quantity
             key = row["instrument"], row["position_side"]
             self.fills[key].append((row["filled_ms"], signed))
-            self.newest[key, row["filled_ms"]] = row["sequence"]
+            self.newest[key, row["filled_ms"]] = self.number, row["sequence"]
 
     def add(
         self, event: sqlite3.Row, positions: Mapping[Key, Position], *, is_ignored: bool
@@ -1036,14 +1103,14 @@ class _Settlements:
         key, at = event["instrument"], event["market_ms"]
         rate = Decimal(of_json(event["content"])["rate"]).scaleb(-10)
         served = self.judge.truth.instruments[key].settlements.get(at)
-        if rate != served:
+        if rate != served and not is_ignored:
             self.judge.breach("settlements", f"{key} settled {rate} at {at}, served {served}")
         if any(time == at for time, _ in self.due[key]):
             if not is_ignored:
                 self.judge.breach("settlements", f"{key} settled twice at {at}")
             return
         self.due[key].append((at, rate))
-        self.arrived[key, at] = event["sequence"]
+        self.arrived[key, at] = self.number, event["sequence"]
         if not self.by_candles:
             for each, position in positions.items():
                 if each[0] == key:
@@ -1051,9 +1118,11 @@ class _Settlements:
 
     def held(self, key: Key, at: int) -> Decimal | None:
         """Return what was held at the settlement of *at*; None if that is not known."""
-        arrived = self.arrived.get((key[0], at), 0)
-        if not self.by_candles and any(
-            time <= at and self.newest[key, time] > arrived for time, _ in self.fills[key]
+        arrived = self.arrived.get((key[0], at))
+        if (
+            arrived is not None
+            and not self.by_candles
+            and any(time <= at and self.newest[key, time] > arrived for time, _ in self.fills[key])
         ):
             return None  # a bar that came later filled at an earlier time
         if not self.by_candles and any(time == at for time, _ in self.due[key[0]]):
@@ -1065,10 +1134,20 @@ class _Settlements:
             return None
         return sum((signed for time, signed in self.fills[key] if time < moment), Decimal(0))
 
-    def book(self, key: Key, amount: Decimal, paid: Callable[[Decimal], set[Decimal]]) -> None:
-        """Find the settlement of a movement; *paid* says what one of a rate would cost."""
+    def book(
+        self,
+        key: Key,
+        amount: Decimal,
+        paid: Callable[[Decimal], set[Decimal]],
+        moved_ms: int | None,
+    ) -> None:
+        """Find the settlement of a movement; *paid* says what one of a rate would cost.
+
+        It is that of *moved_ms*, the time of the step, if there is one, and else the first.
+        """
         due = self.due[key[0]]
-        for place in range(self.places[key], len(due)):
+        places = range(self.places[key], len(due))
+        for place in sorted(places, key=lambda place: due[place][0] != moved_ms):
             at, rate = due[place]
             if self.held(key, at) != 0 and -amount in paid(rate):
                 self._skip(key, place)
@@ -1084,15 +1163,28 @@ class _Settlements:
             if rate and self.held(key, at):
                 self.judge.breach("settlements", f"{key} paid nothing at {at}")
 
-    def end(self, ends: Mapping[str, int], gaps: Mapping[str, Sequence[tuple[int, int]]]) -> None:
-        """Check what was never booked before *ends*, and what the exchange settled unseen."""
+    def end(
+        self,
+        ends: Mapping[str, int],
+        gaps: Mapping[str, Sequence[tuple[int, int]]],
+        *,
+        is_last: bool,
+    ) -> None:
+        """Check what was never booked before *ends*, and what the exchange settled unseen.
+
+        A run that takes over the account may still see it, so only the last one tells that.
+        """
+        for instrument, spans in gaps.items():
+            self.gaps[instrument] += spans
         for key in self.fills:
-            instrument, last = key[0], ends.get(key[0], 0)
+            instrument, served = key[0], self.judge.truth.instruments[key[0]]
+            last = ends.get(instrument, 0)
             seen = [at for at, _ in self.due[instrument] if at < last]
             self._skip(key, len(seen))
-            for at in self.judge.truth.instruments[instrument].settlements:
-                is_missed = any(start <= at < end for start, end in gaps.get(instrument, ()))
-                if at < last and at not in seen and not is_missed and self.held(key, at):
+            for at in served.settlements if is_last else ():
+                is_missed = any(start <= at < end for start, end in self.gaps[instrument])
+                is_due = at < min(last, served.until_ms) and at not in seen and not is_missed
+                if is_due and self.held(key, at):
                     self.judge.breach("settlements", f"{key} never met the settlement of {at}")
 
 
@@ -1180,6 +1272,41 @@ class _Market:
         for order in self.changes.get(sequence, []):
             if order.key[0] == instrument and order.order_id not in self.before:
                 self._check_young(order, bar, candle)
+
+    def take_over(self, before: _Market) -> None:
+        """Go on with the orders of the run *before* that rest, under their new ids."""
+        for order in before.orders.values():
+            if order.rests:
+                name = f"0-{order.order_id}"
+                self.orders[name] = order._replace(order_id=name)
+
+    def caught_up(self, bar: sqlite3.Row, fills: Sequence[sqlite3.Row]) -> None:
+        """Check that a *bar* which REST brought later met each stop and liquidation (E16, M31)."""
+        self.before = dict(self.orders)
+        self.step(bar["sequence"])
+        mine = [fill for fill in fills if fill["instrument"] == bar["instrument"]]
+        candle = candle_of(bar)
+        for fill in mine:
+            if fill["while_down"] and fill["model"] == "bar_path":
+                self._check_taken_or_made(fill, self._met(fill, mine), candle)
+        _, high, low, *_ = candle
+        for order in self.before.values():
+            after = self.orders[order.order_id]
+            is_older = order.created_ms <= bar["open_time_ms"]
+            is_due = order.rests and order.waits and order.role in {"STOP", "LIQUIDATION"}
+            is_due = is_due and is_older
+            if order.key[0] != bar["instrument"] or not is_due or not order.is_met(low, high):
+                continue
+            if after.rests and after.waits:
+                place = f"{order.order_id} in {bar['open_time_ms']}"
+                self.judge.breach(_law_of(order), f"{place} was met by a late bar and rests")
+
+    def _check_taken_or_made(self, fill: sqlite3.Row, order: Order, candle: Candle) -> None:
+        place = f"{fill['order_id']} at {fill['price_text']}, filled late"
+        if fill["liquidity"] == "MAKER":
+            self._check_made(order, Decimal(fill["price_text"]), candle, place)
+        else:
+            self._check_taken(fill, order, candle, place)
 
     def step(self, sequence: int) -> None:
         """Take the states of the orders after a step."""

@@ -46,7 +46,7 @@ from world.spec import (
     drawn,
     version_of,
 )
-from world.strategies import CLASSES, MENDED
+from world.strategies import CLASSES, MENDED, RAISING
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.exchange.market import (
@@ -310,6 +310,9 @@ class History:
 
     def _judge(self) -> None:
         if self.database.exists():
+            if self.spec.kind == "raising" and in_child(lambda: _classes(self.database)) == 1:
+                # It was mended, and no run began since: the last one is derived by its own class.
+                (self.folder / "raising_drawn.py").write_text(RAISING)
             truth = self._truth()
             broken, self.outcome.totals = in_child(
                 lambda: _verdict(self.database, truth, is_pruned=self._is_pruned)
@@ -355,11 +358,14 @@ class History:
             times = 0, self.spec.time_of(self.spec.filters_bar)
             served = [(at, Decimal(tick).scaleb(-2)) for at, tick in zip(times, TICKS, strict=True)]
             ticks[f"linear:{SYMBOLS[0]}"] = served
+        instruments = {f"linear:{market.symbol}": served_by(market) for market in markets}
+        if (second := f"linear:{SYMBOLS[1]}") in instruments:
+            instruments[second] = instruments[second]._replace(until_ms=self.spec.gone_ms)
         return Truth(
             ticks=ticks,
             may_fail="process" in self.spec.host,
             configs=self._configs,
-            instruments={f"linear:{market.symbol}": served_by(market) for market in markets},
+            instruments=instruments,
             answered=[(note, kind) for note, kind in map(str.split, self._lines("answered"))],
             sent=self._lines("sent"),
             altered=Altered(frozenset(map(int, self._lines("altered"))), self.spec.interval_ms),
@@ -467,6 +473,12 @@ def _stored_steps(database: Path) -> int:
             return int(connection.execute(query).fetchone()[0])
         except sqlite3.OperationalError:  # the tables were not made yet
             return 0
+
+
+def _classes(database: Path) -> int:
+    with closing(sqlite3.connect(database)) as connection:
+        query = "SELECT count(DISTINCT strategy_sha256) FROM v_runs"
+        return int(connection.execute(query).fetchone()[0])
 
 
 # ---------------------------------------------------------------- processes

@@ -6,6 +6,7 @@ changes no other. ``Spec`` is plain data, so that a failing history can be made 
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
@@ -117,6 +118,12 @@ class Spec(msgspec.Struct, frozen=True):
     def time_of(self, bar: int) -> int:
         """Return the market time of a *bar* of the history."""
         return BEGIN_MS + (PAST_BARS + bar) * self.interval_ms
+
+    @property
+    def gone_ms(self) -> float:
+        """Market time from which on the exchange lists the second symbol no more."""
+        bar = self.gone_bar or self.renamed_bar
+        return self.time_of(bar) if bar else math.inf
 
     @property
     def end_ms(self) -> int:
