@@ -153,16 +153,21 @@ def unequal_sides(database: Path) -> Iterator[str]:
     """Yield where both sides of hedge mode do not add up to the account, to the last unit (M99)."""
     names = ("cash", "equity", "fees_paid", "funding_paid", "realized_pnl", "unrealized_pnl")
     texts = ", ".join(f"{name}_text" for name in names)
-    sums: dict[int, list[Decimal]] = {}
-    of_sides = f"SELECT sequence, {texts} FROM v_shadow_equity WHERE shadow IN ('LONG', 'SHORT')"
-    for sequence, *values in _rows_of(database, of_sides):
-        before = sums.get(sequence, [Decimal(0)] * len(names))
-        sums[sequence] = [old + Decimal(value) for old, value in zip(before, values, strict=True)]
-    of_account = f"SELECT sequence, {texts} FROM v_equity JOIN v_decisions USING (sequence)"
-    for sequence, *values in _rows_of(database, of_account):
+    sums: dict[tuple[str, int], list[Decimal]] = {}
+    of_sides = (
+        f"SELECT run_id, sequence, {texts} FROM v_shadow_equity WHERE shadow IN ('LONG', 'SHORT')"
+    )
+    for run_id, sequence, *values in _rows_of(database, of_sides):
+        before = sums.get((run_id, sequence), [Decimal(0)] * len(names))
+        sums[run_id, sequence] = [
+            old + Decimal(value) for old, value in zip(before, values, strict=True)
+        ]
+    joined = "v_equity JOIN v_decisions USING (run_id, sequence)"
+    of_account = f"SELECT run_id, sequence, {texts} FROM {joined}"
+    for run_id, sequence, *values in _rows_of(database, of_account):
         wanted = [*map(Decimal, values)]
-        if sums.get(sequence) != wanted:
-            got = f"both sides have {_texts(sums.get(sequence))}"
+        if sums.get((run_id, sequence)) != wanted:
+            got = f"both sides have {_texts(sums.get((run_id, sequence)))}"
             yield f"at {sequence} {got}, and the account {_texts(wanted)}, of {', '.join(names)}"
 
 
@@ -171,21 +176,22 @@ def unequal_parts(database: Path, *, is_all: bool) -> Iterator[str]:
 
     The rules are docs/one_account.md, J20.
     """
-    sums: dict[int, Decimal] = defaultdict(Decimal)
-    worth: dict[int, Decimal] = defaultdict(Decimal)
-    of_parts = "SELECT sequence, quantity_text, equity_text FROM v_strategy_decisions"
-    for sequence, quantity, equity in _rows_of(database, of_parts):
-        sums[sequence] += Decimal(quantity)
-        worth[sequence] += Decimal(equity)
+    sums: dict[tuple[str, int], Decimal] = defaultdict(Decimal)
+    worth: dict[tuple[str, int], Decimal] = defaultdict(Decimal)
+    of_parts = "SELECT run_id, sequence, quantity_text, equity_text FROM v_strategy_decisions"
+    for run_id, sequence, quantity, equity in _rows_of(database, of_parts):
+        sums[run_id, sequence] += Decimal(quantity)
+        worth[run_id, sequence] += Decimal(equity)
     of_account = (
-        "SELECT d.sequence, p.quantity_text, e.equity_text FROM v_decisions d "
+        "SELECT d.run_id, d.sequence, p.quantity_text, e.equity_text FROM v_decisions d "
         "JOIN v_positions p USING (run_id, sequence) JOIN v_equity e USING (run_id, sequence)"
     )
-    for sequence, quantity, equity in _rows_of(database, of_account):
-        if sums.get(sequence, Decimal(quantity)) != Decimal(quantity):
-            yield f"parts hold {sums[sequence]} at {sequence}, it {quantity}"
-        if is_all and worth.get(sequence, Decimal(equity)) != Decimal(equity):
-            yield f"parts are worth {worth[sequence]} at {sequence}, it {equity}"
+    for run_id, sequence, quantity, equity in _rows_of(database, of_account):
+        place = run_id, sequence
+        if sums.get(place, Decimal(quantity)) != Decimal(quantity):
+            yield f"parts hold {sums[place]} at {sequence}, it {quantity}"
+        if is_all and worth.get(place, Decimal(equity)) != Decimal(equity):
+            yield f"parts are worth {worth[place]} at {sequence}, it {equity}"
 
 
 def wrong_universe(database: Path) -> Iterator[str]:
@@ -194,7 +200,7 @@ def wrong_universe(database: Path) -> Iterator[str]:
     choices: dict[str, list[sqlite3.Row]] = defaultdict(list)
     for choice in _rows_of(database, f"{of_choices} ORDER BY sequence"):
         choices[choice["run_id"]].append(choice)
-    if not choices:
+    if not choices and _rows_of(database, "SELECT run_id FROM v_runs"):
         yield "nothing was ever chosen"
     times = [choice["market_ms"] for of_run in choices.values() for choice in of_run]
     if len(set(times)) < len(times):
@@ -1096,7 +1102,7 @@ class _Settlements:
     def add(
         self, event: sqlite3.Row, positions: Mapping[Key, Position], *, is_ignored: bool
     ) -> None:
-        """Take the settlement that *event* says, which has to be the exchange's.
+        """Take the settlement that *event* says, which has to be the exchange's or be ignored.
 
         A live one meets the *positions* at its arrival, which fills of later times changed.
         """

@@ -117,6 +117,7 @@ class History:
         self._counts: Counter[str] = Counter()
         self._combinations: set[str] = set()
         self._is_restored = False
+        self._failed_run = ""  # the one that the class of the user ended
 
     @property
     def database(self) -> Path:
@@ -152,6 +153,8 @@ class History:
     def _live(self) -> bool:
         """Let one life live; return whether another may follow."""
         shared, number = Shared(), self.outcome.lives
+        if self._failed_run:
+            (self.folder / "raising_drawn.py").write_text(MENDED)  # as the sentence asks
         shared.put(self._now_s, 0, self._market_ms)
         self.outcome.lives += 1
         code = _forked(lambda: self._life(number, shared).live())
@@ -278,7 +281,7 @@ class History:
             self._violate("end", f"life {number}: {report.end} {report.trace}")
             return False
         if name == "StrategyFailed" and self.spec.kind == "raising":
-            (self.folder / "raising_drawn.py").write_text(MENDED)  # as the sentence asks
+            self._failed_run = self._lines("opened")[-1].split()[1]
             return True
         if report.end != "orderly" and "leaking" in self.spec.traits and "CRASH" not in report.end:
             return True  # it had no file left to open; the next life has
@@ -292,7 +295,7 @@ class History:
 
     def _hold_recovery(self, number: int, report: Report) -> None:
         """Law: after the last fault the next bar is decided in time; a start counts as one."""
-        if self.spec.gone_bar and not self._acknowledged:
+        if self.spec.gone_bar and not self._has_decided():
             return  # a symbol is gone in the middle of the first start: an operator has to look
         struck = [(report.start_s, "the start", report.start_s, "starting"), *report.faults]
         ends = [*(at_s for at_s, *_ in struck[1:]), report.now_s]
@@ -306,6 +309,11 @@ class History:
                 sentence = f"nothing was decided for {waited_s:.0f} s after {name} at {at_s:.1f}"
                 self._violate("recovery", f"life {number}: {sentence}")
 
+    def _has_decided(self) -> bool:
+        if not self._acknowledged:
+            return False
+        return bool(in_child(lambda: _column(self.database, "SELECT 1 FROM v_decisions LIMIT 1")))
+
     # ------------------------------------------------------------ the record
 
     def _judge(self) -> None:
@@ -314,6 +322,9 @@ class History:
                 # It was mended, and no run began since: the last one is derived by its own class.
                 (self.folder / "raising_drawn.py").write_text(RAISING)
             truth = self._truth()
+            runs = in_child(lambda: _column(self.database, "SELECT run_id FROM runs"))
+            if self._failed_run and self._failed_run == runs[-1]:  # no mended class ran
+                (self.folder / "raising_drawn.py").write_text(CLASSES["raising"])
             broken, self.outcome.totals = in_child(
                 lambda: _verdict(self.database, truth, is_pruned=self._is_pruned)
             )
@@ -418,7 +429,9 @@ def _verdict(
     Of a pruned record only the product's checks are asked: the checker reads whole runs.
     """
     broken, counts = [] if is_pruned else violations(database, truth), totals(database)
-    commands = [("audit", "verify"), ("verify",)] if counts["decisions"] else []
+    newest = "(SELECT run_id FROM runs ORDER BY run_key DESC LIMIT 1)"
+    decided = _column(database, f"SELECT 1 FROM v_decisions WHERE run_id = {newest} LIMIT 1")
+    commands = [("audit", "verify"), ("verify",)] if decided else []
     for command in commands:
         code, said = _run_command([*command, "last", "--db", str(database)])
         if code:
