@@ -10,26 +10,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker.book import (
     AccountState,
     Book,
     Holdings,
-    check_range,
     requests_of,
 )
-from tracepaper.daemon.broker.book_fills import QueueRules, Queues
+from tracepaper.daemon.broker.book_fills import Queues
+from tracepaper.daemon.broker.book_matching import BookMarket
 from tracepaper.daemon.broker.execution import ExecutionCosts, MeanRange
-from tracepaper.daemon.broker.exit_plans import Exits, ExpectedReturn
-from tracepaper.daemon.broker.journal import Journal
+from tracepaper.daemon.broker.exit_plans import ExpectedReturn
 from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.broker.margin import CrossMargin, IsolatedMargin, MarginPolicy
-from tracepaper.daemon.broker.orders import FILL_WITHIN_MS, Latency
-from tracepaper.daemon.broker.positions import Positions
+from tracepaper.daemon.broker.matching import Market
+from tracepaper.daemon.broker.settings import BrokerSettings, Latency, Ownership
+from tracepaper.daemon.broker.totals import Ledger, check_range
 from tracepaper.strategies.api.context import Orders, Signal
-from tracepaper.strategies.apportion import apportion, funding_parts
+from tracepaper.strategies.apportion import apportion
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.holding import Holding
 from tracepaper.strategies.types.decisions import (
@@ -69,41 +68,6 @@ class Intent(NamedTuple):
     ends_lists: bool = False  # whether it cancels the orders by list that could open a position
 
 
-class BrokerSettings(Struct, frozen=True):
-    """Settings of accounts, costs and fills; money in 10⁻⁸, times in milliseconds."""
-
-    execution: FillModel
-    costs: ExecutionCosts
-    cash: int
-    latency: Latency
-    fill_within_ms: int = FILL_WITHIN_MS
-    costs_of: Mapping[str, ExecutionCosts] = {}  # by instrument id, where costs differ
-    leverage: int | None = None  # of linear positions, in 10⁻²; None: no margin
-    is_cross: bool = False  # whether one balance is the margin of all linear positions
-    is_hedged: bool = False  # whether each symbol has a long and a short position
-    exits: Exits | None = None  # for every position that a signal enters
-    queue: QueueRules = QueueRules()  # for limits that rest at an order book
-
-    def costs_for(self, instrument: str) -> ExecutionCosts:
-        """Return the costs of trading *instrument*: those set for it, or the default."""
-        return self.costs_of.get(instrument, self.costs)
-
-    @property
-    def of_fills(self) -> BrokerSettings:
-        """These settings without the latency if bars fill orders: there it only dates them."""
-        if self.execution is not FillModel.NEXT_OPEN:
-            return self
-        return replace(self, latency=Latency(0))
-
-
-class Ownership(NamedTuple):
-    """The share that one of several strategies has of an account."""
-
-    settings: BrokerSettings  # with the strategy's exits
-    share: int  # 10⁻¹⁰ of the account
-    reports_fills: Iterable[str] = ()  # the instruments whose fills the strategy sees
-
-
 class PaperAccount(Holdings):
     """The run's account, or a shadow account."""
 
@@ -126,60 +90,72 @@ class PaperAccount(Holdings):
         """
         items = tuple(instruments)
         self.settings = settings
-        self.cash = settings.cash
-        # Cash movements that no step holds yet; a shadow account keeps no ledger.
-        self.entries: list[LedgerEntry] | None = None
-        if keeps_ledger:
-            self.entries = [LedgerEntry(LedgerKind.OPENED, self.cash, self.cash)]
-        self.fills = {key: [] for key in reports_fills}
-        self.ranges = ranges or {}
-        self.marked = {} if marked is None else marked
-        self.journal = Journal()
-        self.policy = MarginPolicy(self)
-        if settings.leverage is not None:
-            self.policy = (CrossMargin if settings.is_cross else IsolatedMargin)(self)
-        super().__init__(self._new_books(items, settings))
+        self.ledger = Ledger(settings.cash, keeps_entries=keeps_ledger)
+        self.journal = self.ledger.journal
+        self._ranges = ranges or {}
+        self._queues: dict[str, Queues] = {}
+        if settings.execution is FillModel.BOOK:
+            self._queues = {item.id: Queues(settings.queue) for item in items}
+        fills: dict[str, list[Fill]] = {key: [] for key in reports_fills}
+        super().__init__(self._new_books(items, settings, fills))
         self.owners: dict[str, Holdings] = {}
         self.shares: tuple[Book, ...] = ()
         self.reserve = 0  # money that belongs to no owner
         self._weights: list[int] = []
         if owners:
             self._open_shares(items, owners)
-        self.positions = {
-            item.id: Positions(
-                self,
-                self.lines_of(item.id),
-                Queues(settings.queue) if settings.execution is FillModel.BOOK else None,
-            )
-            for item in items
-        }
-        """The positions in each instrument, by its id."""
+        policy = MarginPolicy
+        if settings.leverage is not None:
+            policy = CrossMargin if settings.is_cross else IsolatedMargin
+        lines = [line for book in self.books for line in book.lines.values()]
+        self.policy = policy(self.ledger, lines, {} if marked is None else marked)
+        for book in self.every_book:
+            book.policy = self.policy
+        self.markets = {item.id: self._market(item.id) for item in items}
+        """The lines of each instrument, which its events meet together."""
         if len(self.books) == 1:
             # Every step calls these: binding the book's methods saves a call.
             for name in ("held", "target", "position", "balance", "subtotal"):
                 setattr(self, name, getattr(self.books[0], name))
 
+    def _market(self, instrument: str) -> Market:
+        lines = self.lines_of(instrument)
+        if (queues := self._queues.get(instrument)) is not None:
+            return BookMarket(lines, self.ledger, self.policy, queues)
+        return Market(lines, self.ledger, self.policy)
+
     def _new_books(
-        self, items: Iterable[Instrument], settings: BrokerSettings, owner: str = ""
+        self,
+        items: Iterable[Instrument],
+        settings: BrokerSettings,
+        fills: dict[str, list[Fill]],
+        owner: str = "",
     ) -> tuple[Book, ...]:
-        """Return a new book of each side, or of the share of *owner* in it, with its cash."""
+        """Return a new book of each side, or of the share of *owner* in it, with its cash.
+
+        The books share the list of *fills* that a strategy sees.
+        """
         sides = SIDES if settings.is_hedged else (None,)
         parents = self.books if owner else [None] * len(sides)
         cash = apportion(settings.cash, [1] * len(sides))
-        return tuple(
-            Book(self, items, replace(settings, cash=part), side=side, owner=owner, parent=parent)
+        books = tuple(
+            Book(
+                items, replace(settings, cash=part), self.ledger, side=side,
+                owner=owner, parent=parent, queues=self._queues, ranges=self._ranges,
+            )
             for side, part, parent in zip(sides, cash, parents, strict=True)
-        )
+        )  # fmt: skip
+        for book in books:
+            book.fills = fills
+        return books
 
     def _open_shares(self, items: Iterable[Instrument], owners: Mapping[str, Ownership]) -> None:
         shares = [owner.share for owner in owners.values()]
         self._weights = [*shares, RATE_SCALE - sum(shares)]
         *cash, self.reserve = apportion(self.cash, self._weights)
         for (name, owner), money in zip(owners.items(), cash, strict=True):
-            books = self._new_books(items, replace(owner.settings, cash=money), name)
             fills: dict[str, list[Fill]] = {key: [] for key in owner.reports_fills}
-            for book in books:
-                book.fills = fills
+            books = self._new_books(items, replace(owner.settings, cash=money), fills, name)
             self.owners[name] = Holdings(books) if self.sides else books[0]
             self.shares += books
 
@@ -201,15 +177,9 @@ class PaperAccount(Holdings):
         return {book.name: book for book in self.every_book if book.name}
 
     @property
-    def available(self) -> int:
-        """Cash that no position binds."""
-        return self.cash - sum(book.bound for book in self.books)
-
-    def spendable(self, line: Line, *, is_reversal: bool) -> int:
-        """Return the cash for an order of *line*: on margin only what no position binds."""
-        if line.parent is not None:
-            return line.book.cash
-        return self.policy.spendable(line, is_reversal=is_reversal)
+    def cash(self) -> int:
+        """The cash of all books of positions."""
+        return self.ledger.cash
 
     def subtotal(self) -> Account:
         """Return the account at the newest marks.
@@ -223,7 +193,7 @@ class PaperAccount(Holdings):
     ) -> tuple[Position | None, Account, tuple[LedgerEntry, ...]]:
         """Return the position, the account, and the cash movements since the last call."""
         entries: tuple[LedgerEntry, ...] = ()
-        if movements := self.entries:
+        if movements := self.ledger.entries:
             entries = tuple(movements)
             movements.clear()
         return None if instrument is None else self.position(instrument), self.balance(), entries
@@ -232,17 +202,7 @@ class PaperAccount(Holdings):
 
     def match_mark(self, instrument: str, mark: int, at_ms: int) -> None:
         """Liquidate the positions in *instrument*, or the account, if *mark* requires it."""
-        self.policy.match_mark(self.positions[instrument], mark, at_ms)
-
-    def pay_funding(self, instrument: str, rate: int) -> None:
-        """Settle funding of every position and share; the side that receives comes first."""
-        lines = self.lines_of(instrument)
-        for line in reversed(lines) if rate > 0 else lines:
-            due = [share.value(share.held) * rate for share in line.shares]
-            paid = line.pay_funding(rate)
-            if not line.is_cash and any(due):
-                for share, part in zip(line.shares, funding_parts(paid, due), strict=True):
-                    share.post_funding(part)
+        self.policy.match_mark(self.markets[instrument].lines, mark, at_ms)
 
     # ------------------------------------------------------------ several owners
 
@@ -277,10 +237,11 @@ class PaperAccount(Holdings):
         cash of another run begins a new one. Raises ``ConfigInvalid`` if another run has positions
         or orders in another position mode, ``InvariantBroken`` if the sides do not add up.
         """
-        self.cash = state.cash
-        if self.entries is not None:
-            opened = LedgerEntry(LedgerKind.TAKEN_OVER, self.cash, self.cash)
-            self.entries = [opened] if taken_over else []
+        ledger = self.ledger
+        ledger.cash = state.cash
+        if ledger.entries is not None:
+            opened = LedgerEntry(LedgerKind.TAKEN_OVER, state.cash, state.cash)
+            ledger.entries = [opened] if taken_over else []
         if self.sides:
             self._restore_sides(state, parts)
         else:

@@ -10,30 +10,29 @@ The rules are docs/money.md, M16 to M21 and M90 to M102, and docs/one_account.md
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from tracepaper.daemon.broker.book_fills import Queues
+from tracepaper.daemon.broker.execution import MeanRange
 from tracepaper.daemon.broker.line import Line, LineState
+from tracepaper.daemon.broker.margin import MarginPolicy
+from tracepaper.daemon.broker.settings import BrokerSettings
+from tracepaper.daemon.broker.totals import Ledger, Totals
 from tracepaper.strategies.api.context import AccountView, Cancel, OrderRequest, Orders
 from tracepaper.strategies.api.context import account_view as view_of
-from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.holding import Holding
 from tracepaper.strategies.types.decisions import (
     Account,
     Fill,
-    LedgerEntry,
-    LedgerKind,
     Order,
     Position,
     PositionSide,
 )
 from tracepaper.strategies.types.market import Instrument
-from tracepaper.strategies.units import MONEY_DECIMALS, MONEY_LIMIT, MONEY_MAX, unscaled
-
-if TYPE_CHECKING:
-    from tracepaper.daemon.broker.account import BrokerSettings, PaperAccount
+from tracepaper.strategies.units import MONEY_LIMIT
 
 
 class AccountState(Struct, frozen=True, array_like=True):
@@ -62,7 +61,6 @@ class Holdings:
     sides: Mapping[PositionSide, Book] = {}
     """The two books of an account or an owner in hedge mode."""
     fills: dict[str, list[Fill]]
-    """Fills since the last decision, by instrument, if its strategy sees fills."""
 
     def __init__(self, books: Sequence[Book]) -> None:
         """Sum over *books*: one, or one of each side."""
@@ -139,6 +137,11 @@ class Holdings:
             only_reduces = only_reduces and reduces
         return most, only_reduces
 
+    def affordable(self, instrument: str, target: int, price: int) -> int:
+        """Return *target*, or as much of it as the first book can pay for at *price*."""
+        book = self.books[0]
+        return book.policy.affordable(book.lines[instrument], target, price)
+
     def gross_of_others(self, instrument: str) -> int:
         """Return the gross notional of all other positions at the marks.
 
@@ -186,65 +189,39 @@ class Holdings:
         return replace(view, long=long, short=short)
 
 
-class Book(Holdings):
-    """The lines of one side of an account, or of one owner's share in it, and their sums.
-
-    The sums are updated with each change, so that the cost of a step does not grow with the number
-    of instruments.
-    """
+class Book(Totals, Holdings):
+    """The lines of one side of an account, or of one owner's share in it, and their sums."""
 
     def __init__(
         self,
-        account: PaperAccount,
         instruments: Iterable[Instrument],
         settings: BrokerSettings,
+        ledger: Ledger,
         *,
         side: PositionSide | None = None,
         owner: str = "",
         parent: Book | None = None,
+        queues: Mapping[str, Queues] = {},
+        ranges: Mapping[str, MeanRange] = {},
     ) -> None:
         """Open a book of positions, or of the share of *owner* in the positions of *parent*."""
-        self.account, self.settings, self.side, self.owner = account, settings, side, owner
+        super().__init__(settings, ledger, side=side, owner=owner, is_share=parent is not None)
         self.name = "/".join(filter(None, (owner, side)))
         """The key of its stored state; empty for the only book of an account."""
         self.books = (self,)
-        self.holder: Holdings = account if parent is None else self
+        self.holder: Holdings = self
         """The account or owner on whose balance sizes are based."""
-        self.sign = {None: 0, PositionSide.LONG: 1, PositionSide.SHORT: -1}[side]
-        self.cash = settings.cash
-        self.realized = self.unrealized = self.fees = self.funding = 0
-        self.bound = 0  # cash that the margins of its positions bind
-        self.paid_entries = 0  # entry notional of its spot positions and shares
-        self.fills = account.fills if parent is None else {}
-        self._parent = parent
-        self._balance: Account | None = None
+        self.policy: MarginPolicy
         self.lines: dict[str, Line] = {
-            item.id: Line(self, item, None if parent is None else parent.lines[item.id])
+            item.id: Line(
+                self,
+                item,
+                None if parent is None else parent.lines[item.id],
+                queues=queues.get(item.id),
+                mean_range=ranges.get(item.id),
+            )
             for item in instruments
         }
-
-    def move(
-        self, kind: LedgerKind, amount: int, instrument: str, order_id: str | None = None
-    ) -> None:
-        """Change the cash by *amount*; in a book of positions the cash of the account too.
-
-        A step changes cash nowhere else. In the run's account each change is a ledger entry.
-        """
-        if not amount:
-            return
-        self.cash += amount
-        if self._parent is not None:
-            return
-        account = self.account
-        account.cash += amount
-        if account.entries is not None:
-            account.entries.append(
-                LedgerEntry(kind, amount, account.cash, instrument, order_id, self.side)
-            )
-
-    def forget_balance(self) -> None:
-        """Invalidate the cached balance."""
-        self._balance = None
 
     # These three run at every bar: they avoid the list of lines that Holdings makes.
 
@@ -264,16 +241,6 @@ class Book(Holdings):
         """Return the account by which sizes and limits are computed: for a side, that of both."""
         return self.holder.balance() if self.side is not None else self.subtotal()
 
-    def subtotal(self) -> Account:
-        """Return the cash and the results of this book alone."""
-        balance = self._balance
-        if balance is None:
-            equity = self.cash + self.paid_entries + self.unrealized
-            balance = self._balance = check_range(
-                Account(self.cash, equity, self.realized, self.unrealized, self.fees, self.funding)
-            )
-        return balance
-
     @property
     def fits_a_quarter_away(self) -> bool:
         """Whether its sums fit in 64 bits at prices a quarter away.
@@ -282,7 +249,7 @@ class Book(Holdings):
         """
         lines = self.lines.values()
         worth = sum(abs(line.value(line.held)) for line in lines)
-        if self._parent is not None and 4 * self.subtotal().equity <= worth:
+        if self.is_share and 4 * self.subtotal().equity <= worth:
             return False
         entries = sum(abs(line.holding.entry_notional) for line in lines)
         return abs(self.cash) + abs(self.paid_entries) + entries + 2 * worth < MONEY_LIMIT
@@ -299,16 +266,6 @@ class Book(Holdings):
         for key, line in state.books.items():
             self.lines[key].restore(line)
         self.forget_balance()
-
-
-def check_range(account: Account) -> Account:
-    """Return *account*; raise ``ConfigInvalid`` if it does not fit in 64 bits."""
-    if abs(account.equity) > MONEY_LIMIT or abs(account.cash) > MONEY_LIMIT:
-        raise ConfigInvalid(
-            f"The account's equity of {unscaled(account.equity, MONEY_DECIMALS)} is beyond "
-            f"{MONEY_MAX:,}; start a new one with less account.cash or a smaller [sizing]."
-        )
-    return account
 
 
 def requests_of(orders: Orders, side: PositionSide | None) -> tuple[OrderRequest | Cancel, ...]:

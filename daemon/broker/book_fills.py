@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from enum import StrEnum
 from itertools import pairwise
 from typing import Final, NamedTuple
@@ -227,7 +227,6 @@ class QueueState(Struct, frozen=True, array_like=True):
     frame: int = 0  # the number of frames that were read from its source
     places: tuple[QueuePlace, ...] = ()
     taken: tuple[tuple[Side, int, int, int], ...] = ()
-    canceling: tuple[str, ...] = ()  # ids of orders whose cancellation is on its way
 
     def taken_over(self) -> QueueState:
         """Return the places for a run that continues another one."""
@@ -236,7 +235,6 @@ class QueueState(Struct, frozen=True, array_like=True):
             places=tuple(
                 replace(place, order_id=taken_over_id(place.order_id)) for place in self.places
             ),
-            canceling=tuple(map(taken_over_id, self.canceling)),
         )
 
 
@@ -257,10 +255,10 @@ class Queues:
         self.places = {place.order_id: place for place in state.places}
         self.taken = {(side, price): (taken, at) for side, price, taken, at in state.taken}
 
-    def state(self, canceling: Iterable[str] = ()) -> QueueState:
+    def state(self) -> QueueState:
         """Return the state to store."""
         taken = tuple((*key, *quantity_frame) for key, quantity_frame in self.taken.items())
-        return QueueState(self.frame, tuple(self.places.values()), taken, tuple(canceling))
+        return QueueState(self.frame, tuple(self.places.values()), taken)
 
     def keep(self, resting: Container[str]) -> None:
         """Forget the places of orders that are not among the ids *resting*."""

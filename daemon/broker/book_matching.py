@@ -10,8 +10,8 @@ The rules are docs/money.md, M61 to M77.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterable, Sequence
+from typing import Final
 
 from tracepaper.daemon.broker.book_fills import (
     UNKNOWN,
@@ -27,20 +27,15 @@ from tracepaper.daemon.broker.book_fills import (
     reaches,
     walk_levels,
 )
-from tracepaper.daemon.broker.matching import (
-    WOULD_TAKE,
-    MarketPass,
-    is_waiting_stop,
-    matters_from,
-    touched,
-)
+from tracepaper.daemon.broker.exit_orders import due_from_ms
+from tracepaper.daemon.broker.line import Line
+from tracepaper.daemon.broker.margin import MarginPolicy
+from tracepaper.daemon.broker.matching import WOULD_TAKE, Market
+from tracepaper.daemon.broker.order_prices import is_waiting_stop, matters_from, touched
 from tracepaper.daemon.broker.orders import OrderEvent
+from tracepaper.daemon.broker.totals import Ledger
 from tracepaper.strategies.types.decisions import FillModel, Order, OrderRole, OrderStatus
 from tracepaper.strategies.types.market import BookUpdate, Quote, Side
-
-if TYPE_CHECKING:
-    from tracepaper.daemon.broker.line import Line
-    from tracepaper.daemon.broker.positions import Positions
 
 NO_QUEUE: Final = (
     "a resting limit needs recorded events (--events), and these sampled books serve orders that "
@@ -48,17 +43,23 @@ NO_QUEUE: Final = (
 )
 
 
-class BookPass(MarketPass):
-    """Matches one update of an order book against the resting orders."""
+class BookMarket(Market):
+    """A market in which the updates of an order book fill orders."""
 
-    def __init__(self, positions: Positions, queues: Queues) -> None:
-        super().__init__(positions)
-        self._is_quote = True
-        self._queues = queues
+    def __init__(
+        self, lines: Sequence[Line], ledger: Ledger, policy: MarginPolicy, queues: Queues
+    ) -> None:
+        super().__init__(lines, ledger, policy)
+        self.queues = queues
 
-    def match(self, update: BookUpdate, book_moves: BookMoves) -> None:
-        """Match the resting orders against the moves of *update*, then the book after them."""
-        queues = self._queues
+    def match_book(self, update: BookUpdate, book_moves: BookMoves) -> None:
+        """Match the resting orders against the moves of *update*, then the book after them.
+
+        *book_moves* is the unpacked content of *update*.
+        """
+        best_bid, best_ask = book_moves.bids[0].price, book_moves.asks[0].price
+        first = self._begin(update.market_ms, best_bid, best_ask)
+        queues = self.queues
         for move in book_moves.moves:
             (self._traded if move.is_trade else self._changed)(move)
         queues.frame = update.frame
@@ -72,11 +73,12 @@ class BookPass(MarketPass):
                 continue
             if order.role is not OrderRole.LIQUIDATION:  # only the mark price triggers that
                 self._meet(order, update, book_moves)
-        self._trail(book_moves.bids[0].price, book_moves.asks[0].price)
+        self._trail(best_bid, best_ask)
         queues.keep({order.order_id for order in self._orders})
         if book_moves.is_whole:
             for side, levels in ((Side.BUY, book_moves.bids), (Side.SELL, book_moves.asks)):
                 queues.forget_renewed(side, levels)
+        self._end_pass(first, update.market_ms)
 
     def _meet(self, order: Order, update: BookUpdate, book_moves: BookMoves) -> None:
         """Match *order* against the book after *update*."""
@@ -90,7 +92,7 @@ class BookPass(MarketPass):
                 return
             order, arrives = self._triggered(order), True
         rests = order.price is not None and not arrives
-        if rests and book_moves.is_whole and order.order_id not in self._queues.places:
+        if rests and book_moves.is_whole and order.order_id not in self.queues.places:
             self._join(order, book_moves)
         if reaches(order.side, order.price, far):
             self._take(order, levels, book_moves, update.market_ms, is_maker=rests)
@@ -129,9 +131,7 @@ class BookPass(MarketPass):
         middle = (book_moves.bids[0].price + book_moves.asks[0].price) // 2
         side = other(order.side)
         wanted = order.quantity - order.filled
-        for level, part in walk_levels(
-            tuple(levels), self._queues, order.side, wanted, order.price
-        ):
+        for level, part in walk_levels(tuple(levels), self.queues, order.side, wanted, order.price):
             now = self._find(order.order_id)
             if now is None:
                 return
@@ -143,7 +143,7 @@ class BookPass(MarketPass):
             before = len(self.journal.entries)
             if not self._apply_fill(now, fill):
                 return
-            self._queues.take(side, level, self._filled_since(before))
+            self.queues.take(side, level, self._filled_since(before))
 
     def _filled_since(self, before: int) -> int:
         return sum(entry.fill.quantity for entry in self.journal.entries[before:])
@@ -159,19 +159,19 @@ class BookPass(MarketPass):
             # A missing level within the known depth is empty; beyond the depth it is unknown.
             is_beyond = not reaches(order.side, order.price, levels[-1].price)
             shown = UNKNOWN if is_beyond else 0
-        self._queues.places[order.order_id] = QueuePlace(order.order_id, shown, max(shown, 0))
+        self.queues.places[order.order_id] = QueuePlace(order.order_id, shown, max(shown, 0))
 
     def _changed(self, move: Move) -> None:
         """Update the places in the queue of a level that changed its size."""
-        places = self._queues.places
+        places = self.queues.places
         for order in self._orders:
             place = places.get(order.order_id)
             if place is not None and (order.side, order.price) == (move.side, move.price):
-                places[order.order_id] = after_change(place, move.size, self._queues.rules)
+                places[order.order_id] = after_change(place, move.size, self.queues.rules)
 
     def _traded(self, move: Move) -> None:
         """Fill orders by a trade at their price or through it; its size fills only once."""
-        used, places = 0, self._queues.places
+        used, places = 0, self.queues.places
         for resting in sorted(self._orders, key=_best_first):
             place, order = places.get(resting.order_id), self._find(resting.order_id)
             if place is None or order is None or order.side is move.side:
@@ -221,7 +221,7 @@ class BookWatch:
         self._others: list[tuple[Order, int]] = []
         arriving: list[int] = []
         for line in self._lines:
-            resting, queues = line.orders, line.positions.queues
+            resting, queues = line.orders, line.queues
             assert queues is not None
             for order in resting.orders:
                 place = queues.places.get(order.order_id)
@@ -232,13 +232,13 @@ class BookWatch:
                     self.has_unknown_places |= rests_as_limit(order)
                 if order.status is OrderStatus.NEW and order.role is not OrderRole.LIQUIDATION:
                     arriving.append(order.eligible_ms)
-                self._others.append((order, resting.trail))
+                self._others.append((order, line.protection.trail))
         self.arrives_ms: int | None = min(arriving, default=None)
         """When the next order reaches the exchange; None if none is on its way."""
 
     def acts(self, quote: Quote) -> bool:
         """Return whether a book with the best levels of *quote* changes an order, without moves."""
-        due_times = [line.protector.matters_from(quote) for line in self._lines]
+        due_times = [due_from_ms(line, quote) for line in self._lines]
         for order, trail in self._others:
             if not rests_as_limit(order):
                 due_times.append(matters_from(order, quote, trail))

@@ -18,22 +18,31 @@ from msgspec.structs import replace
 
 from tracepaper.daemon.broker.account import (
     ENTRIES,
-    BrokerSettings,
     Intent,
-    Ownership,
     PaperAccount,
     intent_for_side,
 )
 from tracepaper.daemon.broker.book import AccountState, Book, Holdings, requests_of
 from tracepaper.daemon.broker.book_fills import unpack_moves
-from tracepaper.daemon.broker.book_matching import BookWatch
+from tracepaper.daemon.broker.book_matching import BookMarket, BookWatch
 from tracepaper.daemon.broker.execution import RANGE_BARS, MeanRange
+from tracepaper.daemon.broker.exit_orders import (
+    due_from_ms,
+    entry_refusal,
+    follow,
+    leave,
+    on_fills,
+    on_signal,
+)
 from tracepaper.daemon.broker.exit_plans import HeldPosition, Plan
 from tracepaper.daemon.broker.journal import FillEntry
 from tracepaper.daemon.broker.line import Line
-from tracepaper.daemon.broker.matching import matters_from
+from tracepaper.daemon.broker.margin import MarginPolicy
+from tracepaper.daemon.broker.matching import Market
+from tracepaper.daemon.broker.order_prices import matters_from
 from tracepaper.daemon.broker.orders import FLATTEN, OrderContext
-from tracepaper.daemon.broker.positions import Positions
+from tracepaper.daemon.broker.settings import BrokerSettings, Ownership
+from tracepaper.daemon.broker.splits import apply_action
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.apportion import crossed
 from tracepaper.strategies.corporate_actions import adjusted_price
@@ -246,7 +255,7 @@ class Broker:
             self._on_bar_of_quotes(bar, settlements)
         else:
             for account in self._accounts:
-                account.positions[key].match_bar(bar, settlements)
+                account.markets[key].match_bar(bar, settlements)
         mark = self._marked.pop(key, None)
         if mark is None:
             self._newest.pop(key, None)
@@ -272,14 +281,14 @@ class Broker:
                     self.save = Save.NOW
             return
         for account in self._accounts:
-            account.positions[key].match_bar(bar, settlements, is_missed=True)
+            account.markets[key].match_bar(bar, settlements, is_missed=True)
             account.journal.mark_while_down()
 
     def on_quote(self, quote: Quote) -> None:
         """Match the resting orders against *quote*, if quotes fill orders."""
         if self._by_quotes:
             for account in self._accounts:
-                account.positions[quote.instrument].match_quote(quote)
+                account.markets[quote.instrument].match_quote(quote)
 
     def on_book(self, update: BookUpdate) -> None:
         """Match the resting orders against a book *update*, if order books fill orders."""
@@ -287,7 +296,9 @@ class Broker:
             self.save = Save.NOW  # places in queues
             book_moves = unpack_moves(update)
             for account in self._accounts:
-                account.positions[update.instrument].match_book(update, book_moves)
+                market = account.markets[update.instrument]
+                assert isinstance(market, BookMarket)
+                market.match_book(update, book_moves)
 
     def on_mark(self, mark: Mark) -> None:
         """Value the positions at *mark*, and liquidate those whose liquidation price it reached."""
@@ -331,13 +342,13 @@ class Broker:
         """Settle what waits and was due before *until_ms*."""
         for funding in self._due(instrument, until_ms):
             for account in self._accounts:
-                account.positions[instrument].settle(funding)
+                account.markets[instrument].settle(funding)
 
     def on_action(self, action: CorporateAction) -> None:
         """Book a split or a dividend in every account."""
         self.save = Save.NOW
         for account in self._accounts:
-            account.line(action.instrument).apply_action(action)
+            apply_action(account.line(action.instrument), action)
         self.adjust(action)
 
     def adjust(self, action: CorporateAction) -> None:
@@ -362,8 +373,8 @@ class Broker:
         if self.account.owners:
             return
         for line in self._lines[instrument]:
-            if line.orders.is_guarded:
-                line.protector.on_signal(signal.action)
+            if line.is_guarded:
+                on_signal(line, signal.action)
 
     def expire(self, instrument: str, market_ms: int) -> None:
         """Cancel orders that were not filled in time, if quotes or order books fill orders."""
@@ -407,24 +418,29 @@ class Broker:
                 for share in position.shares:
                     if (owner_intent := owner_intents.intents.get(share.owner)) is not None:
                         refusals[share.owner].append(
-                            self._apply_part(share, owner_intent, bar, at_ms)
+                            self._apply_part(share, owner_intent, bar, at_ms, account.policy)
                         )
                 cross(position, owner_intents.price, at_ms)
             if intent is not None:
-                refusals[""].append(self._apply_part(position, intent, bar, at_ms))
+                refusals[""].append(self._apply_part(position, intent, bar, at_ms, account.policy))
         return {name: "; ".join(filter(None, texts)) or None for name, texts in refusals.items()}
 
     def _apply_part(
-        self, line: Line, owner_intent: Intent | Orders, bar: Bar, at_ms: int
+        self,
+        line: Line,
+        owner_intent: Intent | Orders,
+        bar: Bar,
+        at_ms: int,
+        policy: MarginPolicy,
     ) -> str | None:
         """Apply to *line* its part of *owner_intent*; return why it cannot be reached, by side."""
         side = line.book.side
         intent = intent_for_side(owner_intent, side)
-        refusal = None if intent is None else self._apply_intent(line, intent, bar, at_ms)
+        refusal = None if intent is None else self._apply_intent(line, intent, bar, at_ms, policy)
         return refusal if side is None or refusal is None else f"{side}: {refusal}"
 
     def _apply_intent(
-        self, line: Line, intent: Intent | Orders, bar: Bar, at_ms: int
+        self, line: Line, intent: Intent | Orders, bar: Bar, at_ms: int, policy: MarginPolicy
     ) -> str | None:
         """Apply *intent* to *line*; return why it cannot be reached, or None."""
         if self._by_book:
@@ -432,7 +448,7 @@ class Broker:
             # the frame that closed the bar.
             at_ms = max(bar.closed_ms, at_ms - self.settings.latency.fixed_ms)
         if isinstance(intent, Orders):
-            line.send(intent, bar, at_ms)
+            policy.send(line, intent, bar, at_ms)
             return None
         action, target, reason = intent.action, intent.target, intent.reason
         orders = line.orders
@@ -456,12 +472,12 @@ class Broker:
             if target == before and action is Action.HOLD:
                 reason = orders.reason  # HOLD keeps the target's reason too
             context = OrderContext(at_ms, bar.open_time_ms, bar.close, line.held)
-            shortfall = line.submit(target, reason, context)
+            shortfall = policy.submit(line, target, reason, context)
         is_refused = shortfall and orders.order is None and not line.held
         if plan is not None and target and not is_refused:
-            line.protector.follow(plan, bar.close, at_ms)
-        elif orders.is_guarded and action is Action.FLAT and target == 0:
-            line.protector.leave(f"the signal is {action.value}")
+            follow(line, plan, bar.close, at_ms)
+        elif line.is_guarded and action is Action.FLAT and target == 0:
+            leave(line, f"the signal is {action.value}")
         return refusal or shortfall
 
     def _enter(
@@ -480,10 +496,11 @@ class Broker:
         self.save = self.save or _LATER
         if line.key in self._confirms:
             line.orders.confirmed_ms = bar.open_time_ms
-            book, is_own = line.book, line.book.account is self.account
-            if book.name and not (is_own and (line.parent is None or book.side is None)):
+            book, is_own = line.book, line.book.ledger is self.account.ledger
+            is_named = bool(book.owner or book.side)
+            if is_named and not (is_own and (line.parent is None or book.side is None)):
                 self.save = Save.NOW  # the step does not record which side or share it was
-        state = line.protector.state
+        state = line.protection
         # With [exits] every signal gives a plan, mostly the same; without, a plan is stored anew.
         is_known = (state.plan, state.closed, state.next_plan) == (plan, 0, None)
         return None if is_known and line.book.settings.exits is not None else plan, None
@@ -495,15 +512,15 @@ class Broker:
         if intent.action not in ENTRIES or intent.refusal is not None:
             return None, intent.refusal
         signal = intent.signal
-        if signal is None or not (intent.is_protected or line.orders.is_guarded):
+        if signal is None or not (intent.is_protected or line.is_guarded):
             return None, None
-        protector, entry, held = line.protector, bar.close, None
-        if (refusal := protector.refusal(signal)) is not None:
+        entry, held = bar.close, None
+        if (refusal := entry_refusal(line, signal)) is not None:
             return None, refusal
         if line.held * (1 if signal.action is Action.LONG else -1) > 0:
             entry = line.entry_price
-            held = HeldPosition(protector.state.plan, at_ms - line.holding.opened_ms)
-        planned = protector.planner.plan(
+            held = HeldPosition(line.protection.plan, at_ms - line.holding.opened_ms)
+        planned = line.planner.plan(
             signal, bar.close, entry, at_ms, self._day_ranges[line.key], expected=intent.expected,
             held=held,
         )  # fmt: skip
@@ -543,9 +560,9 @@ class Broker:
         for book in (*self.account.shares, *self.account.books):
             for key, close in closes.items():
                 line = book.lines[key]
-                line.protector.leave(FLATTEN)
+                leave(line, FLATTEN)
                 context = OrderContext(at_ms, 0, close, line.held)
-                line.submit(0, FLATTEN, context, by_command=True)
+                self.account.policy.submit(line, 0, FLATTEN, context, by_command=True)
 
     # ------------------------------------------------------------ questions of the feed
 
@@ -558,9 +575,9 @@ class Broker:
             from_ms
             for line in self._lines[key]
             for order in line.orders.orders
-            if (from_ms := matters_from(order, quote, line.orders.trail)) is not None
+            if (from_ms := matters_from(order, quote, line.protection.trail)) is not None
         ]
-        due_times = [line.protector.matters_from(quote) for line in self._lines[key]]
+        due_times = [due_from_ms(line, quote) for line in self._lines[key]]
         return min(times + [from_ms for from_ms in due_times if from_ms is not None], default=None)
 
     def watch(self, instrument: str) -> BookWatch:
@@ -571,7 +588,7 @@ class Broker:
         """Return the number of the newest frame that was read of each instrument's book."""
         read: dict[str, int] = {}
         for key, lines in self._lines.items():  # a new shadow account has read none
-            frames = [queues.frame for line in lines if (queues := line.positions.queues)]
+            frames = [queues.frame for line in lines if (queues := line.queues)]
             if frames:
                 read[key] = max(frames)
         return read
@@ -613,7 +630,7 @@ class Broker:
         That needs a single account in one-way mode in which nothing can be liquidated. The caller
         has to check that each bar passes the positions of :meth:`resting`.
         """
-        if self.save is Save.NOW or self._marked or self.unsettled or self.account.entries:
+        if self.save is Save.NOW or self._marked or self.unsettled or self.account.ledger.entries:
             return False
         if self._by_quotes or self._by_book or self.shadows or self.account.sides:
             return False
@@ -622,16 +639,15 @@ class Broker:
                 orders = line.orders
                 if orders.order is not None:
                     return False
-                if (orders.others or orders.is_guarded) and self.account.owners:
+                if (orders.others or line.is_guarded) and self.account.owners:
                     return False
             if self._is_on_margin and lines[0].holding.quantity:
                 return False
         return all(book.fits_a_quarter_away for book in self.account.every_book)
 
-    def resting(self) -> dict[str, Positions]:
+    def resting(self) -> dict[str, Market]:
         """Return the positions of the account that an event could change, by instrument."""
-        every = self.account.positions.items()
-        return {key: positions for key, positions in every if positions.waits}
+        return {key: market for key, market in self.account.markets.items() if market.waits}
 
     def resting_orders(self, instrument: str) -> list[Order]:
         """Return the resting orders of the account and of its owners in *instrument*."""
@@ -751,4 +767,4 @@ def cross(position: Line, price: int, at_ms: int) -> None:
         )  # fmt: skip
         share.post_part(fill)
         orders.resize(share.held)
-        share.protector.on_fills([order], price, at_ms)
+        on_fills(share, [order], price, at_ms)

@@ -20,7 +20,7 @@ from tracepaper.daemon.broker.execution import MeanRange
 from tracepaper.strategies.api.context import Distance, Percent, Signal, Volatility
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.types.decisions import Action
+from tracepaper.strategies.types.decisions import Action, OrderRole
 from tracepaper.strategies.types.market import Instrument
 from tracepaper.strategies.units import (
     RATE_SCALE,
@@ -65,6 +65,16 @@ class Plan(Struct, frozen=True, array_like=True):
     def is_empty(self) -> bool:
         """Whether it names no exit order."""
         return (self.stop, self.target, self.trailing, self.until_ms) == (None,) * 4
+
+
+class ProtectionState(Struct, frozen=True, array_like=True):
+    """The stored state of the exit orders of one line."""
+
+    plan: Plan | None = None
+    trail: int = 0  # distance of the resting trailing stop to the price; 0 without one
+    closed: int = 0  # sign of the position that an exit order closed, until another signal; or 0
+    closed_by: OrderRole | None = None  # the role of that exit order
+    next_plan: Plan | None = None  # replaces the plan once the plan's position is closed
 
 
 CONFIGURED: Final = "exits."

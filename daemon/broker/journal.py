@@ -63,7 +63,7 @@ class Journal:
     def begin(self) -> tuple[int, int]:
         """Return the index of the next entry and of the next share fill.
 
-        ``Positions.protect_fills`` takes them as the beginning of a pass.
+        ``protect_fills`` takes them as the beginning of a pass.
         """
         return len(self.entries), len(self.share_fills)
 

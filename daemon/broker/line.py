@@ -1,7 +1,7 @@
 """``Line``: one instrument in one book, in exact integers.
 
 A line is a position at the exchange, or one owner's share of it. It has the holding, the resting
-orders and the exit orders, and it books fills, settlements and splits.
+orders and the plan of its exit orders, and it books fills and settlements.
 
 Linear: cash = start + realized - fees - funding; equity = cash + unrealized. Spot and shares: cash
 is the quote balance, start + realized - fees - entry notional of the holding; equity = cash + the
@@ -15,45 +15,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from typing import TYPE_CHECKING
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker import splits
-from tracepaper.daemon.broker.book_fills import QueueState
-from tracepaper.daemon.broker.execution import Executor
-from tracepaper.daemon.broker.exit_orders import ProtectionState, Protector
-from tracepaper.daemon.broker.orders import OrderContext, OrdersState, RestingOrders
-from tracepaper.daemon.broker.rules import NO_CASH, MarginRules
-from tracepaper.strategies.api.context import Orders
-from tracepaper.strategies.corporate_actions import (
-    Entitlement,
-    ShareTerms,
-    adjusted_price,
-    entitlement,
-    entitlement_parts,
+from tracepaper.daemon.broker.book_fills import Queues, QueueState
+from tracepaper.daemon.broker.execution import Executor, MeanRange
+from tracepaper.daemon.broker.exit_plans import Planner, ProtectionState
+from tracepaper.daemon.broker.journal import FillEntry
+from tracepaper.daemon.broker.orders import (
+    OrderEvent,
+    OrdersState,
+    RestingOrders,
+    after,
 )
+from tracepaper.daemon.broker.rules import NO_CASH, MarginRules
+from tracepaper.daemon.broker.totals import Totals
+from tracepaper.strategies.apportion import apportion
+from tracepaper.strategies.corporate_actions import ShareTerms
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.holding import Holding
 from tracepaper.strategies.types.decisions import (
     Fill,
     FillModel,
     LedgerKind,
-    Liquidity,
+    Order,
+    OrderRole,
     Position,
 )
 from tracepaper.strategies.types.market import (
-    Bar,
-    CorporateAction,
+    Category,
     Instrument,
     Side,
 )
 from tracepaper.strategies.units import RATE_SCALE, divide_half_even
-
-if TYPE_CHECKING:
-    from tracepaper.daemon.broker.book import Book
-    from tracepaper.daemon.broker.positions import Positions
 
 
 class LineState(Struct, frozen=True, array_like=True):
@@ -79,24 +74,36 @@ class Line:
     """One instrument in one book."""
 
     __slots__ = (
-        "book", "executor", "holding", "is_cash", "isolated_rules", "item", "journal",
-        "key", "margin_rules", "mark", "notional", "orders", "owner", "parent",
-        "position", "positions", "protector", "shares", "terms",
+        "book", "executor", "exits", "holding", "is_cash", "is_cross", "is_guarded",
+        "isolated_rules", "item", "journal", "key", "margin_rules", "mark", "mean_range",
+        "notional", "orders", "owner", "parent", "planner", "position", "protection", "queues",
+        "shares", "terms",
     )  # fmt: skip
     orders: RestingOrders
     executor: Executor
-    positions: Positions
-    """The account's positions in this instrument, which events meet together."""
+    planner: Planner
 
-    def __init__(self, book: Book, item: Instrument, parent: Line | None = None) -> None:
-        """Open the line of *item* in *book*; a share has the line of its position, *parent*."""
-        account, settings = book.account, book.settings
-        self.book, self.key, self.owner = book, item.id, book.owner
+    def __init__(
+        self,
+        book: Totals,
+        item: Instrument,
+        parent: Line | None = None,
+        *,
+        queues: Queues | None = None,
+        mean_range: MeanRange | None = None,
+    ) -> None:
+        """Open the line of *item* in *book*; a share has the line of its position, *parent*.
+
+        *queues* are those of the account, where order books fill orders.
+        """
+        settings = book.settings
+        self.book, self.key, self.owner, self.journal = book, item.id, book.owner, book.journal
         self.parent = parent
         self.shares: list[Line] = []
         if parent is not None:
             parent.shares.append(self)
         self.is_cash = item.category.is_cash
+        self.is_cross = settings.leverage is not None and settings.is_cross
         self.terms = ShareTerms.of(item)
         self.notional = self.terms.notional
         self.holding = Holding()
@@ -106,22 +113,36 @@ class Line:
         self.isolated_rules: MarginRules | None = (
             None  # by which an isolated position is liquidated
         )
-        self.journal = account.journal
+        self.queues, self.mean_range = queues, mean_range
         net = None if parent is None else parent.orders
         self.orders = RestingOrders(item, settings, book=book, net=net)
-        self.protector = Protector(self, settings.exits)
+        self.exits = settings.exits
+        self.protection = ProtectionState()  # the plan of the exit orders
+        self.is_guarded = False  # an exit plan is active, or an entry waits for another signal
         self.change(item)
 
     def change(self, item: Instrument) -> None:
         """Use the exchange's new filters and risk tiers for orders and prices from now on."""
-        self.item, account = item, self.book.account
-        if self.parent is None:
-            self.margin_rules = account.policy.rules(item) or self.margin_rules
-            self.isolated_rules = self.margin_rules if account.policy.is_isolated else None
+        self.item, settings = item, self.book.settings
+        costs = settings.costs_for(self.key)
+        if (
+            self.parent is None
+            and settings.leverage is not None
+            and item.category is Category.LINEAR
+        ):
+            self.margin_rules = MarginRules(
+                item, settings.leverage, costs.taker_fee, is_cross=settings.is_cross
+            )
+            self.isolated_rules = None if settings.is_cross else self.margin_rules
         self.orders.change(item, self.margin_rules)
-        self.protector.change(item)
-        costs = self.book.settings.costs_for(self.key)
-        self.executor = Executor(item, costs, account.ranges.get(self.key))
+        self.planner = Planner(item, self.exits)
+        self.executor = Executor(item, costs, self.mean_range)
+
+    def protect_by(self, state: ProtectionState) -> None:
+        """Replace the plan of the exit orders and what belongs to it by *state*."""
+        self.protection = state
+        self.is_guarded = state.plan is not None or state.closed != 0
+        self.journal.has_changes = True
 
     # ------------------------------------------------------------ the holding and its value
 
@@ -174,18 +195,71 @@ class Line:
         )
         self.book.forget_balance()
 
-    def _post_holding(self) -> None:
+    def post_holding(self) -> None:
         """Value the holding, and add its changes to the sums of the book."""
         holding, before, book = self.holding, self.position, self.book
         self._revalue()
         book.realized += holding.realized_pnl - before.realized_pnl
         book.fees += holding.fees_paid - before.fees_paid
         book.funding += holding.funding_paid - before.funding_paid
-        book.bound += holding.margin - before.margin
+        book.ledger.bound += holding.margin - before.margin
         if self.is_cash:
             book.paid_entries += holding.entry_notional - before.entry_notional
 
-    # ------------------------------------------------------------ fills, funding, corporate actions
+    # ------------------------------------------------------------ fills and funding
+
+    def apply(self, fill: Fill) -> Order:
+        """Apply *fill* to the position and its shares; return the order after it.
+
+        The order rests in the position itself or in one of its shares. A fill of a share's order
+        is also a fill of the position; one of the position's order is apportioned to the shares.
+        """
+        line = next(
+            (share for share in self.shares if share.orders.find(fill.order_id) is not None), self
+        )
+        before = self.position
+        self.post(fill)
+        if line is not self:
+            line.post_part(fill)
+        order = line.orders.apply_fill(fill, line.held)
+        if line is not self:
+            self.sum_share_targets()
+            self.orders.resize(self.held)
+            self.orders.shrink_to_target(self.held)
+        elif self.shares:
+            self._apportion(fill, order)
+        self.journal.entries.append(FillEntry(fill, order, before, self.position))
+        # The rest of the event meets the changed position.
+        self.set_liquidation_price(fill.filled_ms, amends_only=True)
+        return order
+
+    def _apportion(self, fill: Fill, order: Order) -> None:
+        """Apportion *fill* of the position's *order* to the shares.
+
+        The weights are the distances to the targets in the direction of the fill. If there are
+        none, or the order only reduces, the weights are the holdings that the fill reduces. After
+        a reduction, by liquidation for instance, the targets are set to what is left.
+        """
+        shares, sign = self.shares, 1 if fill.side is Side.BUY else -1
+        weights = [max(sign * (line.orders.target - line.held), 0) for line in shares]
+        if order.reduce_only or not any(weights):
+            weights = [max(-sign * line.held, 0) for line in shares]
+        if not any(weights):  # on spot an order includes the fee, which may exceed the targets
+            weights = [max(sign * line.held, 0) for line in shares]
+        if not any(weights):
+            raise InvariantBroken(f"a fill of {fill.instrument} that no strategy ordered")
+        quantities = apportion(fill.quantity, weights)
+        fees, fees_base = apportion(fill.fee, quantities), apportion(fill.fee_base, quantities)
+        for share, quantity, fee, fee_base in zip(shares, quantities, fees, fees_base, strict=True):
+            if quantity:
+                notional = self.executor.notional(fill.price, quantity)
+                part = replace(
+                    fill, quantity=quantity, notional=notional, fee=fee, fee_base=fee_base
+                )
+                share.post_part(part)
+                share.orders.resize(share.held)
+            if order.reduce_only:
+                share.set_target(share.held, "liquidated")
 
     def post(self, fill: Fill) -> None:
         """Book *fill* in this line alone: holding, cash and fees."""
@@ -211,7 +285,7 @@ class Line:
             )
         if self.key in book.fills:
             book.fills[self.key].append(fill)
-        self._post_holding()
+        self.post_holding()
 
     def pay_funding(self, rate: int) -> int:
         """Settle funding of *rate* (10⁻¹⁰ of the value at the mark); return the paid amount.
@@ -224,7 +298,7 @@ class Line:
             return 0
         paid = divide_half_even(self.value(holding.quantity) * rate, RATE_SCALE)
         if self.isolated_rules is not None:
-            available = max(self.book.account.available, 0)
+            available = max(self.book.ledger.available, 0)
             paid = min(paid, available + holding.margin)
             holding.margin -= max(paid - available, 0)
         self.post_funding(paid)
@@ -234,63 +308,12 @@ class Line:
         """Book *paid* as funding."""
         self.holding.funding_paid += paid
         self.book.move(LedgerKind.FUNDING, -paid, self.key)
-        self._post_holding()
+        self.post_holding()
 
-    def apply_action(self, action: CorporateAction) -> None:
-        """Book a split or a dividend on the holding at the close before it, and adjust orders.
-
-        Cash in lieu and dividends count as realized profit. After a split the mark is the adjusted
-        close. Each owner's share gets its part.
-        """
-        lines = (self, *self.shares)
-        total, *parts = [(line.held, line.holding.entry_notional) for line in lines]
-        entitled = entitlement(action, *total, self.terms)
-        entitled_parts = entitlement_parts(action, entitled, parts, self.terms)
-        for line, due in zip(lines, (entitled, *entitled_parts), strict=True):
-            line._post_action(action, due)  # noqa: SLF001 - of the same class
-        if action.is_split:
-            for line, (before, _) in zip((*self.shares, self), (*parts, total), strict=True):
-                splits.adjust_orders(line, action, before)
-
-    def _post_action(self, action: CorporateAction, entitled: Entitlement) -> None:
-        self.book.move(*self.holding.act(action, entitled), self.key)
-        if action.is_split:
-            self.mark = adjusted_price(action, action.close)
-        self._post_holding()
-
-    def refusal(self, fill: Fill) -> str | None:
-        """Return why the account cannot pay for *fill*, or None; it can always close a position."""
-        if self.is_cash and fill.side is Side.BUY and fill.notional + fill.fee > self.book.cash:
-            return NO_CASH
-        is_trial = self.positions.active_trial is not None
-        return None if is_trial else self.book.account.policy.refusal(self, fill)
-
-    # ------------------------------------------------------------ market events
-
-    @property
-    def waits(self) -> bool:
-        """Whether an event can change anything here or in a share.
-
-        It can where an order rests, an exit plan is active, or a position is on cross margin.
-        """
-        if self.orders.rests or self.protector.is_active:
-            return True
-        if self.positions.cross is not None and self.held:
-            return True  # a bar may liquidate the account
-        for share in self.shares:  # noqa: SIM110 - at every bar; a generator costs more
-            if share.waits:
-                return True
-        return False
-
-    def update_exits(self, fills: Sequence[Fill]) -> None:
-        """Update the exit orders after *fills* of this line."""
-        if not fills or not self.protector.is_active:
-            return
-        # The market stands at a taker's price; a resting limit was only passed on the way.
-        taker_prices = (fill.reference_price for fill in fills if fill.liquidity is Liquidity.TAKER)
-        market = next(taker_prices, fills[-1].reference_price)
-        filled = [self.journal.order_of(fill) for fill in fills]
-        self.protector.on_fills(filled, market, fills[-1].filled_ms)
+    def unpaid(self, fill: Fill) -> str | None:
+        """Return why the cash cannot pay for *fill*, or None; margin is the account's alone."""
+        is_paid = not self.is_cash or fill.side is Side.SELL
+        return None if is_paid or fill.notional + fill.fee <= self.book.cash else NO_CASH
 
     def post_part(self, part: Fill) -> None:
         """Book *part* in this share: its part of an order's fill, or a crossing."""
@@ -302,30 +325,6 @@ class Line:
         """Set the target to the sum of the shares' targets."""
         self.orders.target = sum(share.orders.target for share in self.shares)
 
-    # ------------------------------------------------------------ targets and orders
-
-    def submit(
-        self, target: int, reason: str, context: OrderContext, *, by_command: bool = False
-    ) -> str | None:
-        """Order what leads to *target*; return why the exchange accepts no order for it, or None.
-
-        A share only records its target: the position's order fills it.
-        """
-        if self.parent is not None:
-            if target != self.orders.target:
-                self.set_target(target, reason)
-            return None
-        cash = self.book.account.spendable(self, is_reversal=target * context.held < 0)
-        return self.orders.submit(
-            target, reason, context._replace(cash=cash), by_command=by_command
-        )
-
-    def affordable(self, target: int, price: int) -> int:
-        """Return *target*, or as much of it as the account can pay for at *price*."""
-        held = self.held
-        funds = self.book.account.spendable(self, is_reversal=target * held < 0)
-        return self.orders.affordable(target, held, price, funds)
-
     def set_target(self, target: int, reason: str) -> None:
         """Set the *target* and its *reason* without an order."""
         orders = self.orders
@@ -333,40 +332,67 @@ class Line:
             orders.target, orders.reason = target, reason
             self.journal.has_changes = True
 
-    def send(self, orders: Orders, bar: Bar, at_ms: int) -> None:
-        """Send the list of *orders*, which were decided at the close of *bar*."""
-        position = self.parent or self
-        payer = self if self.is_cash else position  # margin is the account's alone
-        cash = self.book.account.spendable(payer, is_reversal=False)
-        context = OrderContext(at_ms, bar.open_time_ms, bar.close, self.held, cash, position.held)
-        self.orders.send(orders.requests, orders.reason, context)
+    # ------------------------------------------------------------ orders
+
+    @property
+    def waits(self) -> bool:
+        """Whether an event can change anything here or in a share.
+
+        It can where an order rests, an exit plan is active, or a position is on cross margin.
+        """
+        if self.orders.rests or self.protection.plan is not None:
+            return True
+        if self.is_cross and self.holding.quantity:
+            return True  # a bar may liquidate the account
+        for share in self.shares:  # noqa: SIM110 - at every bar; a generator costs more
+            if share.waits:
+                return True
+        return False
+
+    def set_liquidation_price(self, at_ms: int, *, amends_only: bool = False) -> None:
+        """Place or amend the liquidation order of an isolated position.
+
+        It triggers like a stop, at the liquidation price, and closes the position at the
+        bankruptcy price wherever the market is. With *amends_only* no new order is placed.
+        """
+        if (rules := self.isolated_rules) is None:
+            return
+        resting, holding, held = self.orders, self.holding, self.held
+        bounds = rules.bounds(holding.entry_notional, held, holding.margin) if held else None
+        armed = resting.protective(OrderRole.LIQUIDATION)
+        quantity = resting.closable(held)
+        if bounds is None or not quantity:
+            if armed is not None and not amends_only:  # the exchange's step grew
+                resting.end(armed, "nothing is held")
+        elif armed is not None:
+            amended = replace(
+                armed, quantity=armed.filled + quantity, trigger=bounds.liquidation,
+                price=bounds.bankruptcy, reason=bounds.reason, triggered=False,
+            )  # fmt: skip
+            if amended != armed:
+                resting.note(after(amended, OrderEvent.REPLACE))
+        elif not amends_only:
+            order = resting.exit_order(
+                held, role=OrderRole.LIQUIDATION, reason=bounds.reason, at_ms=at_ms,
+                quantity=quantity, price=bounds.bankruptcy, trigger=bounds.liquidation,
+            )  # fmt: skip
+            resting.add(after(order, OrderEvent.ACCEPT))
 
     # ------------------------------------------------------------ state
 
     def state(self) -> LineState:
-        """Return the state to store."""
-        queues = self.positions.queues
-        state = None
-        if queues is not None and self is self.positions.lines[0]:
-            # After a restart each line gets the ids of all lines, and uses those of its orders.
-            canceling = {
-                order.order_id
-                for line in self.positions.every_line
-                for order in line.orders.others
-                if order.order_id in line.orders.canceling
-            }
-            state = queues.state(sorted(canceling))
-        return LineState(self.holding, self.orders.state(), self.protector.state, state)
+        """Return the state to store; the first line of the account stores the queues."""
+        is_first = self.parent is None and self.book.sign >= 0
+        queues = self.queues.state() if self.queues is not None and is_first else None
+        return LineState(self.holding, self.orders.state(), self.protection, queues)
 
     def restore(self, state: LineState) -> None:
         """Restore the stored *state*; the bars that are fed again set the mark."""
         self.hold(state.holding)
         self.orders.restore(state.orders)
-        self.protector.state = state.protection
-        if state.queues is not None and self.positions.queues is not None:
-            self.positions.queues.restore(state.queues)
-            for line in self.positions.every_line:
-                line.orders.canceling = frozenset(state.queues.canceling)
+        self.protect_by(state.protection)
+        if state.queues is not None and self.queues is not None:
+            self.queues.restore(state.queues)
 
     def hold(self, holding: Holding) -> None:
         """Replace the holding by *holding*, which may come from an account with another margin."""
@@ -375,5 +401,5 @@ class Line:
             held.margin = 0
         elif held.quantity and not held.margin:  # taken over from a run without margin
             needed = self.isolated_rules.required(held.entry_notional)
-            held.margin = max(min(needed, self.book.account.available), 0)
-        self._post_holding()
+            held.margin = max(min(needed, self.book.ledger.available), 0)
+        self.post_holding()

@@ -10,23 +10,23 @@ The rules are docs/money.md, M22 to M60.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
-from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
+from msgspec.structs import replace
+
+from tracepaper.daemon.broker.exit_orders import protect_fills
 from tracepaper.daemon.broker.line import Line, signed_quantity
-from tracepaper.daemon.broker.matching import touched
-from tracepaper.daemon.broker.orders import OrderEvent, RestingOrders, after
+from tracepaper.daemon.broker.order_prices import touched
+from tracepaper.daemon.broker.orders import OrderContext, OrderEvent, RestingOrders, after
 from tracepaper.daemon.broker.rules import MarginRules, excess_quantity, largest_multiple
+from tracepaper.daemon.broker.totals import Ledger
+from tracepaper.strategies.api.context import Orders
 from tracepaper.strategies.holding import Holding
-from tracepaper.strategies.types.decisions import Fill, Order, OrderRole
-from tracepaper.strategies.types.market import Bar, Category, Instrument, Side
+from tracepaper.strategies.types.decisions import Fill, FillModel, Order, OrderRole
+from tracepaper.strategies.types.market import Bar, Side
 from tracepaper.strategies.units import divide_half_even
-
-if TYPE_CHECKING:
-    from tracepaper.daemon.broker.account import PaperAccount
-    from tracepaper.daemon.broker.positions import Positions
 
 CALLED: Final = "the account's maintenance ratio reached 100 %"
 NOT_COVERED: Final = "the available balance did not cover its margin at that price"
@@ -142,29 +142,66 @@ class MarginPolicy:
     This base class is the policy of an account without margin, which does neither.
     """
 
-    is_isolated = False
+    def __init__(self, ledger: Ledger, lines: list[Line], marked: Mapping[str, int]) -> None:
+        """Judge the positions *lines* of the account with *ledger*.
 
-    def __init__(self, account: PaperAccount) -> None:
-        self._account = account
+        *marked* has the instruments for which a mark price arrived since their last bar.
+        """
+        self._ledger, self._lines, self._marked = ledger, lines, marked
 
-    def rules(self, item: Instrument) -> MarginRules | None:
-        """Return the margin rules of *item*; None if it is traded without margin."""
-        settings = self._account.settings
-        if settings.leverage is None or item.category is not Category.LINEAR:
+    # ------------------------------------------------------------ orders of a line
+
+    def submit(
+        self,
+        line: Line,
+        target: int,
+        reason: str,
+        context: OrderContext,
+        *,
+        by_command: bool = False,
+    ) -> str | None:
+        """Order what leads *line* to *target*; return why the exchange accepts no order, or None.
+
+        A share only records its target: the position's order fills it.
+        """
+        if line.parent is not None:
+            if target != line.orders.target:
+                line.set_target(target, reason)
             return None
-        fee = settings.costs_for(item.id).taker_fee
-        return MarginRules(item, settings.leverage, fee, is_cross=settings.is_cross)
+        cash = self.spendable(line, is_reversal=target * context.held < 0)
+        return line.orders.submit(
+            target, reason, context._replace(cash=cash), by_command=by_command
+        )
 
-    def spendable(self, line: Line, *, is_reversal: bool) -> int:  # noqa: ARG002
+    def affordable(self, line: Line, target: int, price: int) -> int:
+        """Return *target*, or as much of it as the account can pay for at *price*."""
+        funds = self.spendable(line, is_reversal=target * line.held < 0)
+        return line.orders.affordable(target, line.held, price, funds)
+
+    def send(self, line: Line, orders: Orders, bar: Bar, at_ms: int) -> None:
+        """Send the list of *orders* of *line*, which were decided at the close of *bar*."""
+        position = line.parent or line
+        payer = line if line.is_cash else position  # margin is the account's alone
+        cash = self.spendable(payer, is_reversal=False)
+        context = OrderContext(at_ms, bar.open_time_ms, bar.close, line.held, cash, position.held)
+        line.orders.send(orders.requests, orders.reason, context)
+
+    def spendable(self, line: Line, *, is_reversal: bool) -> int:
+        """Return the cash for an order of *line*: on margin only what no position binds."""
+        return line.book.cash if line.parent is not None else self._free(line, is_reversal)
+
+    # ------------------------------------------------------------ what a policy decides
+
+    def _free(self, line: Line, is_reversal: bool) -> int:  # noqa: ARG002, FBT001
         """Return the cash for an order of the position *line*."""
-        return self._account.cash
+        return self._ledger.cash
 
     def refusal(self, line: Line, fill: Fill) -> str | None:  # noqa: ARG002
-        """Return why the account cannot pay for *fill*, or None; closing is always possible."""
+        """Return why the account has no margin for *fill*, or None; closing is always possible."""
         return None
 
-    def match_mark(self, positions: Positions, mark: int, at_ms: int) -> None:
-        """Liquidate the *positions*, or the account, if the *mark* price requires it."""
+    def match_mark(self, lines: Sequence[Line], mark: int, at_ms: int) -> None:
+        """Liquidate the positions *lines* of an instrument, or the account, at the *mark* price."""
 
     def is_reached(self, instrument: str, prices: Mapping[str, int]) -> bool:  # noqa: ARG002
         """Return whether the mark *prices* liquidate a position; that of *instrument* is new."""
@@ -174,13 +211,11 @@ class MarginPolicy:
 class IsolatedMargin(MarginPolicy):
     """Each linear position has a margin of its own, and a price at which it is liquidated."""
 
-    is_isolated = True
-
-    def spendable(self, line: Line, *, is_reversal: bool) -> int:
+    def _free(self, line: Line, is_reversal: bool) -> int:  # noqa: FBT001
         """Return the cash that no position binds; a reversal frees that of its position too."""
         if line.isolated_rules is None:
-            return self._account.cash
-        available = self._account.available
+            return self._ledger.cash
+        available = self._ledger.available
         if is_reversal and line.book.side is None:  # a side never turns
             available += line.position.margin + line.position.unrealized_pnl
         return available
@@ -195,7 +230,7 @@ class IsolatedMargin(MarginPolicy):
         if not opened:
             return None
         share = divide_half_even(fill.notional * opened, fill.quantity)
-        available = self._account.available - fill.fee
+        available = self._ledger.available - fill.fee
         if closed:
             proceeds = -sign * (fill.notional - share)
             available += line.holding.margin + proceeds - line.holding.entry_notional
@@ -209,32 +244,58 @@ class IsolatedMargin(MarginPolicy):
             else None
         )
 
-    def match_mark(self, positions: Positions, mark: int, at_ms: int) -> None:
-        """Liquidate each of *positions* whose liquidation price *mark* has reached."""
-        held = [line for line in positions.lines if line.held]
-        for line in held:
-            if line.orders.protective(OrderRole.LIQUIDATION) is None:  # from another run
-                line.protector.set_liquidation_price(at_ms)
-        if held:
-            positions.match_mark(mark, at_ms)
+    def match_mark(self, lines: Sequence[Line], mark: int, at_ms: int) -> None:
+        """Liquidate each of *lines* whose liquidation price *mark* has reached."""
+        first = lines[0].journal.begin()
+        for line in lines:
+            if line.held and line.orders.protective(OrderRole.LIQUIDATION) is None:
+                line.set_liquidation_price(at_ms)  # from another run
+        for line in lines:
+            order = line.orders.protective(OrderRole.LIQUIDATION)
+            if order is not None and touched(order, mark):
+                liquidate(line, order, mark, at_ms)
+        protect_fills([part for line in lines for part in (line, *line.shares)], first)
 
     def is_reached(self, instrument: str, prices: Mapping[str, int]) -> bool:
         """Return whether the price of *instrument* has reached a liquidation price."""
         return any(
             order.role is OrderRole.LIQUIDATION and touched(order, prices[instrument])
-            for line in self._account.lines_of(instrument)
+            for line in self._lines
+            if line.key == instrument
             for order in line.orders.others
         )
+
+
+def liquidate(line: Line, order: Order, mark: int, at_ms: int) -> None:
+    """Reduce an isolated position at *mark* to a lower risk tier, or else close all of it.
+
+    *order* is its liquidation order.
+    """
+    holding, rules, reduction = line.holding, line.isolated_rules, None
+    if rules is not None and holding.quantity:
+        reduction = rules.reduction(holding.entry_notional, holding.quantity, holding.margin, mark)
+    if reduction is not None:
+        quantity, tier = reduction
+        reduced = replace(order, reason=f"{order.reason}: reduced to risk tier {tier}")
+        fill = line.executor.taken(reduced, mark, FillModel.LIQUIDATION, at_ms)
+        assert order.price is not None
+        if fill.price >= order.price if order.side is Side.SELL else fill.price <= order.price:
+            reduced = line.orders.note(after(reduced, OrderEvent.TRIGGER, triggered=True))
+            line.apply(line.executor.part(reduced, fill, quantity))
+            return
+    take_over(line, order, mark, at_ms)
+
+
+def take_over(line: Line, order: Order, mark: int, at_ms: int) -> None:
+    """Close an isolated position at its bankruptcy price by *order*, its liquidation order."""
+    order = line.orders.note(after(order, OrderEvent.TRIGGER, triggered=True))
+    line.apply(line.executor.liquidated(order, mark, at_ms))
 
 
 class CrossMargin(MarginPolicy):
     """Cash and unrealized results of the account are the margin of all positions."""
 
     # ------------------------------------------------------------ values and margins
-
-    @property
-    def _positions(self) -> list[Line]:
-        return [line for book in self._account.books for line in book.lines.values()]
 
     def values(
         self, prices: Mapping[str, int] = {}, trial: tuple[Line, Holding] | None = None
@@ -245,7 +306,7 @@ class CrossMargin(MarginPolicy):
         in an account taken over from another run before its first bars.
         """
         values = {}
-        for line in self._positions:
+        for line in self._lines:
             holding = line.holding
             if trial is not None and trial[0] is line:
                 holding = trial[1]
@@ -267,7 +328,7 @@ class CrossMargin(MarginPolicy):
             )
         return values
 
-    def spendable(self, line: Line, *, is_reversal: bool) -> int:
+    def _free(self, line: Line, is_reversal: bool) -> int:  # noqa: FBT001
         """Return the margin balance that no other position or order binds.
 
         A reversal frees what the position of *line* binds.
@@ -278,12 +339,12 @@ class CrossMargin(MarginPolicy):
         bound = sum(value.initial for other, value in values.items() if other is not line)
         if (value := values.get(line)) is not None and not is_reversal:
             bound += value.rules.required(value.value)
-        return balance_of(self._account.cash, values) - bound
+        return balance_of(self._ledger.cash, values) - bound
 
     def is_liquidated_at(self, prices: Mapping[str, int] = {}) -> bool:
         """Return whether the account is liquidated at *prices*, other positions at their marks."""
         values = self.values(prices)
-        return values is not None and is_liquidated(self._account.cash, values)
+        return values is not None and is_liquidated(self._ledger.cash, values)
 
     def is_reached(self, instrument: str, prices: Mapping[str, int]) -> bool:  # noqa: ARG002
         """Return whether *prices* liquidate the account."""
@@ -297,7 +358,7 @@ class CrossMargin(MarginPolicy):
         holding = copy(line.holding)
         moved = holding.trade(signed_quantity(fill), fill.notional, None) - fill.fee
         values = self.values({line.key: fill.reference_price}, (line, holding))
-        return None if values is None else (balance_of(self._account.cash + moved, values), values)
+        return None if values is None else (balance_of(self._ledger.cash + moved, values), values)
 
     def refusal(self, line: Line, fill: Fill) -> str | None:
         """Return why the balance cannot pay for *fill*, or None; closing is always possible."""
@@ -314,88 +375,69 @@ class CrossMargin(MarginPolicy):
 
     # ------------------------------------------------------------ the path of a bar
 
-    def is_liquidated_within(self, positions: Positions, bar: Bar) -> bool:
-        """Return whether the low or the high of *bar* liquidates the account.
+    def is_liquidated_within(self, line: Line, bar: Bar) -> bool:
+        """Return whether the low or the high of *bar*, which is *line*'s, liquidates the account.
 
         Never if mark prices value the positions.
         """
-        is_at = partial(self._is_at, positions)
-        return self._follows_path(positions) and (is_at(bar.low) or is_at(bar.high))
+        return any(
+            self.first_liquidation(line, price, price) is not None for price in (bar.low, bar.high)
+        )
 
-    def first_liquidation(self, positions: Positions, start: int, end: int) -> int | None:
-        """Return the first price from *start* to *end* that liquidates the account.
+    def first_liquidation(self, line: Line, start: int, end: int) -> int | None:
+        """Return the first price of *line* from *start* to *end* that liquidates the account.
 
-        None if *end* does not. Only whole ticks from *start* on are checked.
+        None if *end* does not. Only whole ticks from *start* on are checked. Bars liquidate only
+        if no mark price arrived since the last one.
         """
-        if not self._follows_path(positions) or not self._is_at(positions, end):
+        key = line.key
+        if key in self._marked or not self.is_liquidated_at({key: end}):
             return None
-        if self._is_at(positions, start):
+        if self.is_liquidated_at({key: start}):
             return start
-        tick = positions.lines[0].item.tick_size
+        tick = line.item.tick_size
         towards, ticks = tick if end > start else -tick, -(-abs(end - start) // tick)
         far = 1 + largest_multiple(
-            ticks - 1, 1, lambda steps: not self._is_at(positions, start + steps * towards)
+            ticks - 1, 1, lambda steps: not self.is_liquidated_at({key: start + steps * towards})
         )
         return end if far * tick >= abs(end - start) else start + far * towards
 
-    def _follows_path(self, positions: Positions) -> bool:
-        """Return whether bars liquidate the account: no mark price arrived since the last one."""
-        return positions.lines[0].key not in self._account.marked
-
-    def _is_at(self, positions: Positions, price: int) -> bool:
-        """Return whether the account is liquidated with *positions* at *price*."""
-        if positions.active_trial is not None and positions.active_trial.is_over:
-            return False
-        return self.is_liquidated_at({positions.lines[0].key: price})
-
-    def liquidates_instead(self, line: Line, fill: Fill) -> bool:
-        """Liquidate the account instead of *fill* if the fill would leave a negative balance.
-
-        Returns whether it did. Trial fills never liquidate here.
-        """
-        if line.positions.active_trial is not None:
-            return False
+    def is_ruined_by(self, line: Line, fill: Fill) -> bool:
+        """Return whether *fill* of *line* would leave a negative balance."""
         outcome = self.after_fill(line, fill)
-        if outcome is None or outcome[0] >= 0:
-            return False
-        price, at_ms = fill.reference_price, fill.filled_ms
-        self.liquidate(line.positions, price, at_ms, is_ruined=True)
-        return True
+        return outcome is not None and outcome[0] < 0
 
     # ------------------------------------------------------------ liquidation
 
-    def match_mark(self, positions: Positions, mark: int, at_ms: int) -> None:
-        """Liquidate the account if it must be with *positions* at *mark*."""
-        if self.is_liquidated_at({positions.lines[0].key: mark}):
-            self.liquidate(positions, mark, at_ms)
+    def match_mark(self, lines: Sequence[Line], mark: int, at_ms: int) -> None:
+        """Liquidate the account if it must be with *lines* at *mark*."""
+        if self.is_liquidated_at({lines[0].key: mark}):
+            self.liquidate(lines, mark, at_ms)
 
     def liquidate(
-        self, marked: Positions, price: int, at_ms: int, *, is_ruined: bool = False
+        self, marked: Sequence[Line], price: int, at_ms: int, *, is_ruined: bool = False
     ) -> None:
-        """Liquidate the account, with the positions *marked* at *price*, in as few steps as needed.
+        """Liquidate the account, with the lines *marked* at *price*, in as few steps as needed.
 
         With *is_ruined*, after a fill that would have cost more than the balance, all positions are
-        taken over. During a trial of fills only the trial is ended, since no path leaves less.
+        taken over.
         """
-        if marked.active_trial is not None:
-            marked.active_trial.is_over = True
-            return
-        before = marked.lines[0].mark
-        for line in marked.lines:
+        before = marked[0].mark
+        for line in marked:
             line.mark_to(price)
-        for position in self._positions:
+        for position in self._lines:
             for part in (position, *position.shares):
                 _cancel(part.orders, part.held)
         if is_ruined or self.is_liquidated_at():
             values = self.values()
             assert values is not None
-            cuts = [] if is_ruined else reductions(self._account.cash, values, self._reduced)
+            cuts = [] if is_ruined else reductions(self._ledger.cash, values, self._reduced)
             for line, quantity, tier in cuts:
                 cause = f"reduced to risk tier {tier}"
                 self._close(line, self._ordered(line, quantity, cause, at_ms))
             if not cuts:
                 self._take_over(at_ms)
-        for line in marked.lines:
+        for line in marked:
             line.mark_to(before)
 
     def _take_over(self, at_ms: int) -> None:
@@ -403,7 +445,7 @@ class CrossMargin(MarginPolicy):
         for line in takeover_order(self.values() or {}):
             values = self.values() or {}
             value = values[line]
-            loss = loss_of(line, self._account.cash, values)
+            loss = loss_of(line, self._ledger.cash, values)
             price = value.rules.bankruptcy(abs(value.value), value.held, loss)
             order = self._ordered(line, abs(value.held), "taken over", at_ms, price=price)
             self._close(line, order)
@@ -436,7 +478,9 @@ class CrossMargin(MarginPolicy):
         """Fill the liquidation *order*."""
         order = after(order, OrderEvent.ACCEPT)
         line.orders.others += (order,)
-        line.positions.close(line.executor.liquidated(order, line.mark, order.created_ms))
+        first = line.journal.begin()
+        line.apply(line.executor.liquidated(order, line.mark, order.created_ms))
+        protect_fills((line, *line.shares), first)
 
 
 def _exposure(resting: Iterable[RestingOrders], held: int) -> int:

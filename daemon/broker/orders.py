@@ -11,16 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from hashlib import sha256
-from math import log
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker.journal import Journal, taken_over_id
 from tracepaper.daemon.broker.rules import Filters, MarginRules
+from tracepaper.daemon.broker.settings import BrokerSettings
+from tracepaper.daemon.broker.totals import Totals
 from tracepaper.strategies.api.context import Cancel, OrderRequest
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types.decisions import (
@@ -34,11 +34,6 @@ from tracepaper.strategies.types.decisions import (
 from tracepaper.strategies.types.market import Category, CommandKind, Instrument, Side
 from tracepaper.strategies.units import MONEY_LIMIT, RATE_SCALE
 
-if TYPE_CHECKING:
-    from tracepaper.daemon.broker.account import BrokerSettings
-    from tracepaper.daemon.broker.book import Book
-
-FILL_WITHIN_MS: Final = 10_000
 FLATTEN: Final = CommandKind.FLATTEN.value
 """The reason on an order by the operator's command, which never expires unfilled."""
 RESTING_MOST: Final = 200
@@ -95,26 +90,6 @@ def after(order: Order, event: OrderEvent, **changed: object) -> Order:
     return replace(order, status=advance(order.status, event), **changed)
 
 
-class Latency(Struct, frozen=True):
-    """Milliseconds from a decision to the exchange: a constant plus exponential jitter.
-
-    The jitter is a function of (seed, instrument, open time of the deciding bar, ordinal). The
-    ordinal counts the orders that a step creates for the instrument in one book.
-    """
-
-    fixed_ms: int
-    mean_jitter_ms: int = 0
-    seed: int = 0
-
-    def of(self, instrument: str, opened_ms: int, ordinal: int) -> int:
-        """Return the latency of one order."""
-        if not self.mean_jitter_ms:
-            return self.fixed_ms
-        identity = f"{self.seed}|{instrument}|{opened_ms}|{ordinal}".encode()
-        share = int.from_bytes(sha256(identity).digest()[:6], "big") / 2**48
-        return self.fixed_ms + int(-log(1.0 - share) * self.mean_jitter_ms)
-
-
 class OrdersState(Struct, frozen=True, array_like=True):
     """The stored state of the resting orders of an instrument."""
 
@@ -125,6 +100,7 @@ class OrdersState(Struct, frozen=True, array_like=True):
     others: tuple[Order, ...] = ()
     before_quotes: tuple[Order, ...] = ()
     shortfall: str = ""
+    canceling: tuple[str, ...] = ()  # ids of orders with a cancellation on its way
 
     def taken_over(self) -> OrdersState:
         """Return the orders for a run that continues another one."""
@@ -133,6 +109,7 @@ class OrdersState(Struct, frozen=True, array_like=True):
             order=None if self.order is None else _taken_over(self.order),
             others=tuple(map(_taken_over, self.others)),
             before_quotes=tuple(map(_taken_over, self.before_quotes)),
+            canceling=tuple(map(taken_over_id, self.canceling)),
         )
 
 
@@ -158,7 +135,7 @@ class RestingOrders:
         instrument: Instrument,
         settings: BrokerSettings,
         *,
-        book: Book | None = None,
+        book: Totals | None = None,
         net: RestingOrders | None = None,
     ) -> None:
         """Hold the orders of *book*; for an owner's share, *net* are those of the whole position.
@@ -173,8 +150,8 @@ class RestingOrders:
         self._costs = costs
         self._latency, self._fill_within_ms = settings.latency, settings.fill_within_ms
         self._cancel_ms = self._latency.fixed_ms if settings.execution is FillModel.BOOK else 0
-        self.canceling: frozenset[str] = frozenset()  # ids of orders with a cancellation on its way
-        self.journal = Journal() if book is None else book.account.journal
+        self.canceling: tuple[str, ...] = ()  # ids of orders with a cancellation on its way
+        self.journal = Journal() if book is None else book.journal
         self._side = None if book is None else book.side
         self._owner = "" if book is None else book.owner
         self._net = net
@@ -182,8 +159,6 @@ class RestingOrders:
         self.others: tuple[Order, ...] = ()
         # Orders that quotes moved or triggered, in their state at the newest bar not missed.
         self.before_quotes: tuple[Order, ...] = ()
-        self.trail = 0  # distance of the trailing stop to the price; 0 without one
-        self.is_guarded = False  # an exit plan is active, or an entry waits for another signal
         self.target = 0  # the last decided target, whether or not it could be reached
         self.reason = ""  # of the target
         self.shortfall = ""  # why less than the target was ordered or filled
@@ -265,7 +240,8 @@ class RestingOrders:
                 other for other in self.before_quotes if other.order_id != order.order_id
             )
         if self.canceling:
-            self.canceling &= {other.order_id for other in self.others}
+            resting = {other.order_id for other in self.others}
+            self.canceling = tuple(key for key in self.canceling if key in resting)
 
     def move(self, order: Order, moved: Order) -> Order:
         """Replace *order* by *moved*, its state after a quote moved or triggered it.
@@ -515,7 +491,7 @@ class RestingOrders:
             if sent_ms and self._cancel_ms:
                 arrives_ms = sent_ms + self._cancel_ms
                 until_ms = min(arrives_ms, order.until_ms or arrives_ms)
-                self.canceling |= {order.order_id}
+                self.canceling += (order.order_id,)
                 self.note(after(order, OrderEvent.REPLACE, until_ms=until_ms, reason=reason))
             elif not (opening_only and order.reduce_only):
                 self.end(order, reason)

@@ -1,35 +1,58 @@
-"""Adjust the targets, resting orders and exit orders of an account to a split.
+"""Splits and dividends: what they change of a position, its shares and their orders.
 
-The rules are docs/stocks.md, K19 and K20.
+The rules are docs/stocks.md, K16 to K25.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker.exit_plans import Level, Plan
+from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.broker.orders import OrderEvent, after
-from tracepaper.strategies.corporate_actions import adjusted_price, whole_steps
+from tracepaper.strategies.corporate_actions import (
+    adjusted_price,
+    entitlement,
+    entitlement_parts,
+    whole_steps,
+)
 from tracepaper.strategies.types.decisions import OrderRole
 from tracepaper.strategies.types.market import CorporateAction
 from tracepaper.strategies.units import divide_half_even
-
-if TYPE_CHECKING:
-    from tracepaper.daemon.broker.line import Line
 
 SPLIT: Final = "split"
 """The reason on an order that a split cancels."""
 
 
-def adjust_orders(line: Line, action: CorporateAction, before: int) -> None:
+def apply_action(line: Line, action: CorporateAction) -> None:
+    """Book a split or a dividend on the position at the close before it, and adjust orders.
+
+    Cash in lieu and dividends count as realized profit. After a split the mark is the adjusted
+    close. Each owner's share gets its part.
+    """
+    lines = (line, *line.shares)
+    total, *parts = [(each.held, each.holding.entry_notional) for each in lines]
+    entitled = entitlement(action, *total, line.terms)
+    entitled_parts = entitlement_parts(action, entitled, parts, line.terms)
+    for each, due in zip(lines, (entitled, *entitled_parts), strict=True):
+        each.book.move(*each.holding.act(action, due), each.key)
+        if action.is_split:
+            each.mark = adjusted_price(action, action.close)
+        each.post_holding()
+    if action.is_split:
+        for each, (before, _) in zip((*line.shares, line), (*parts, total), strict=True):
+            _adjust_orders(each, action, before)
+
+
+def _adjust_orders(line: Line, action: CorporateAction, before: int) -> None:
     """Adjust the orders of *line* to a split, which is already applied to its position.
 
     *before* is the signed quantity before the split. The order by signal leads to the adjusted
     target. Exit orders move to the adjusted prices. Orders by list are canceled.
     """
-    resting, protector, instrument, held = line.orders, line.protector, line.item, line.held
+    resting, instrument, held = line.orders, line.item, line.held
     target = whole_steps(action, resting.target, instrument.quantity_step)
     if line.shares:
         line.sum_share_targets()
@@ -57,12 +80,14 @@ def adjust_orders(line: Line, action: CorporateAction, before: int) -> None:
             trigger=_price(action, order.trigger, instrument.tick_size),
         )
         resting.note(amended)
-    state = protector.state
-    protector.state = replace(
-        state,
-        plan=_plan(state.plan, action),
-        trail=_price(action, state.trail or None, instrument.tick_size) or 0,
-        next_plan=_plan(state.next_plan, action),
+    state = line.protection
+    line.protect_by(
+        replace(
+            state,
+            plan=_plan(state.plan, action),
+            trail=_price(action, state.trail or None, instrument.tick_size) or 0,
+            next_plan=_plan(state.next_plan, action),
+        )
     )
 
 

@@ -18,13 +18,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import astuple, replace
 
-from tracepaper.daemon.broker.account import (
-    ENTRIES,
-    Intent,
-    Ownership,
-    PaperAccount,
-    intent_for_side,
-)
+from tracepaper.daemon.broker.account import ENTRIES, Intent, PaperAccount, intent_for_side
 from tracepaper.daemon.broker.broker import (
     NO_OWNER_INTENTS,
     NOTHING_FILLED,
@@ -34,7 +28,9 @@ from tracepaper.daemon.broker.broker import (
     Refusals,
     Save,
 )
+from tracepaper.daemon.broker.exit_orders import on_signal
 from tracepaper.daemon.broker.line import Line
+from tracepaper.daemon.broker.settings import Ownership
 from tracepaper.daemon.engine.history import InstrumentState, Lookback
 from tracepaper.daemon.engine.instrument_state import MemberState, checked_prediction
 from tracepaper.daemon.engine.member import (
@@ -49,17 +45,9 @@ from tracepaper.daemon.engine.member import (
 )
 from tracepaper.daemon.engine.price_checks import Price
 from tracepaper.daemon.engine.risk import RiskWatch
-from tracepaper.daemon.engine.state import (
-    HELD,
-    INTEGRITY,
-    LIMITED,
-    WITHOUT,
-    EngineState,
-    MemberTerms,
-    ModelTerms,
-    Shadows,
-    SharesState,
-)
+from tracepaper.daemon.engine.settings import INTEGRITY, MemberTerms, ModelTerms
+from tracepaper.daemon.engine.shadows import Shadows
+from tracepaper.daemon.engine.state import HELD, LIMITED, WITHOUT, EngineState, SharesState
 from tracepaper.daemon.engine.units import UnitQueue
 from tracepaper.strategies.api.columns import ColumnRecord
 from tracepaper.strategies.api.context import Orders, Signal
@@ -192,7 +180,9 @@ class Engine:
             key: MemberState(market, account, self.risk) for key, market in self.markets.items()
         }
         """The account's strategy on each instrument: the only one, or the net of several."""
-        self.members = tuple(Member(terms, self.markets) for terms in members)
+        self.members = tuple(
+            Member(terms, self.markets, place) for place, terms in enumerate(members, 1)
+        )
         self._portfolios = [
             owner
             for member in (None, *self.members)
@@ -251,6 +241,11 @@ class Engine:
         self._members_on = {
             key: [(member, member.states[key]) for member in self.members] for key in self.states
         }
+        self._deciders = {
+            key: [state, *(member.states[key] for member in self.members)]
+            for key, state in self.states.items()
+        }
+        """By instrument: the account's state, then those of its members."""
         self._columns = self._declared_columns()
         self._raised: Exception | None = None  # the error of a strategy at a bar before its step
         self._by_quotes = settings.broker.execution is FillModel.QUOTE
@@ -263,7 +258,7 @@ class Engine:
             or settings.calendar
             or (self.members and (self.broker.shadows or self.broker.account.sides))
         ) and all(
-            decider.may_repeat for market in self.markets.values() for decider in market.deciders
+            decider.may_repeat for deciders in self._deciders.values() for decider in deciders
         )
         # By the model's hash and by member; the account has an empty name.
         self._prepared: dict[str, Mapping[str, ModelTerms]] = {}
@@ -354,8 +349,8 @@ class Engine:
     def _declared_columns(self) -> dict[str, list[ColumnRecord]]:
         """Return the columns that the strategies on each instrument declare."""
         declared: dict[str, list[ColumnRecord]] = {}
-        for key, market in self.markets.items():
-            for decider in market.deciders:
+        for key, deciders in self._deciders.items():
+            for decider in deciders:
                 if (columns := decider.lookback.record.columns) is not None:
                     declared.setdefault(key, []).append(columns)
         return declared
@@ -402,7 +397,7 @@ class Engine:
                 return self._step_of_funding(event)
             case CorporateAction():
                 if event.is_split:
-                    self.markets[event.instrument].adjust(event)
+                    self.adjust_bars(event)
                 self.broker.on_action(event)
                 return self._finish(event, event.instrument)
             case Command():
@@ -556,7 +551,7 @@ class Engine:
             deciders = [state for _, state in self._members_on[key]] or [self.states[key]]
             plans = [decider.look_ahead(closes, repeat) for decider in deciders]
             take = market.follow_at_once([observe for observe, _ in plans if observe])
-            most = min(decider.gates.evaluator.plausible_limit for decider in market.deciders)
+            most = min(decider.gates.evaluator.plausible_limit for decider in self._deciders[key])
             takes.append((place, take, most))
             asks += [(place, ask) for _, ask in plans]
         while room >= width and type(unit) is kind:
@@ -582,7 +577,7 @@ class Engine:
                 self._raised, is_repeated = error, False
             if not is_repeated:
                 for bar in bars:
-                    for decider in markets[bar.instrument].deciders:
+                    for decider in self._deciders[bar.instrument]:
                         decider.ahead = bar
                 break
             every_bar.extend(bars)
@@ -623,7 +618,7 @@ class Engine:
             return None
         (line,) = self.broker.account.books[0].lines.values()
         (state,) = self.states.values()
-        if line.orders.is_guarded:
+        if line.is_guarded:
             return None  # even a refused signal may end the wait after an exit
         if line.held and state.strategy.horizon is not None:
             return None  # the position may outlive its horizon
@@ -700,12 +695,12 @@ class Engine:
             state.observe(bar)
         for member, member_state in self._members_on[key]:
             if not member.failed:
-                member.observe(member_state, bar)
+                member_state.observe_guarded(bar)
 
     def recall(self, bar: Bar) -> None:
         """Observe a bar that only warms up, and reset declared states to their stored values."""
         self._show(bar)
-        declared = [decider.declared for decider in self.markets[bar.instrument].deciders]
+        declared = [decider.declared for decider in self._deciders[bar.instrument]]
         for state in (*(owner.declared for owner in self._portfolios), *declared):
             if state is not None:
                 state.restore(state.encoded)
@@ -886,7 +881,7 @@ class Engine:
             for book in account.owners[name].books:
                 line = book.lines[key]
                 if isinstance(signal, Signal):
-                    line.protector.on_signal(signal.action)
+                    on_signal(line, signal.action)
                 if member.closed:
                     line.orders.cancel_listed("", member.closed)
                 target = before = line.orders.target
@@ -1087,9 +1082,17 @@ class Engine:
             if (bar := market.last_bar) is not None
         }
 
+    def adjust_bars(self, action: CorporateAction) -> None:
+        """Adjust the known bars, sizers and strategies of an instrument to a split."""
+        self.markets[action.instrument].adjust(action)
+        for decider in self._deciders[action.instrument]:
+            decider.adjust(action)
+
     def _change_instrument(self, instrument: Instrument) -> None:
         """Use the exchange's new filters from now on."""
-        self.markets[instrument.id].change(instrument)
+        self.markets[instrument.id].instrument = instrument  # decimals never change within a run
+        for decider in self._deciders[instrument.id]:
+            decider.change(instrument)
         self.broker.change(instrument)
         # A restart sets new filters and has no marks: every change must value positions alike.
         self.mark_at_closes()

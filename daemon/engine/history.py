@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker.execution import RANGE_BARS, MeanRange
-from tracepaper.daemon.engine.price_checks import PriceBelief
-from tracepaper.daemon.engine.state import EngineSettings, MemberTerms, ModelTerms
+from tracepaper.daemon.engine.price_checks import KnownBars, PriceBelief
+from tracepaper.daemon.engine.settings import EngineSettings, MemberTerms, ModelTerms
 from tracepaper.strategies.api.columns import ColumnRecord
 from tracepaper.strategies.api.context import BarRecord
 from tracepaper.strategies.api.strategy import decision_bars
@@ -24,7 +24,6 @@ from tracepaper.strategies.api.timeframes import (
 from tracepaper.strategies.corporate_actions import adjusted_bar
 from tracepaper.strategies.gates.declared import plausible
 from tracepaper.strategies.gates.evaluator import (
-    YARDSTICK_MEMORY,
     GateEvaluator,
     Plausibility,
 )
@@ -47,9 +46,6 @@ from tracepaper.strategies.types.market import (
     Quote,
 )
 from tracepaper.strategies.units import DAY_MS, interval_start
-
-if TYPE_CHECKING:
-    from tracepaper.daemon.engine.instrument_state import MemberState
 
 OUTCOMES_KEPT: Final = 64
 """The most outcomes to remember: a strategy with ever new reasons must not fill the memory."""
@@ -109,7 +105,7 @@ class Lookback:
         return bars if bars < needed else needed  # noqa: FURB136 - faster than min, at every bar
 
 
-class InstrumentState:
+class InstrumentState(KnownBars):
     """The bars, prices and regime of one instrument, shared by all strategies on it.
 
     It keeps the bars, candles of higher timeframes and order books on which decisions depend. That
@@ -126,23 +122,21 @@ class InstrumentState:
         account, models = every[0], [terms.settings.model for terms in every]
         settings, books = account.settings, account.strategies[instrument.id].books
         self._base_ms, self._calendar = settings.interval_ms, settings.calendar
-        self.instrument, self.lookbacks = instrument, lookbacks
+        super().__init__(instrument, settings.interval_ms)
+        self.lookbacks = lookbacks
         self.first_ms = settings.period_start_ms
         """The open time of the first bar that is decided; the bars before it only warm up."""
-        self.deciders: list[MemberState] = []
         self.regimes = RegimeTracker(models, settings.hysteresis)
         self.quote: Quote | None = None  # the newest, believed or not
         self.belief = PriceBelief(
             self, ranges=settings.usual_ranges, agree_ms=settings.agree_within_ms
         )
-        self.last_bar: Bar | None = None
         self._needed = max(lookback.needed for lookback in lookbacks)
         self.bars = 0
         self._records = tuple(lookback.record for lookback in lookbacks if lookback.writes_record)
         self.books = OrderBookHistory(books) if books else None
         self.frames = self._new_frames()
         self._splits = SplitWatch() if instrument.category is Category.STOCK else None
-        self.day_range = MeanRange.of_day(settings.interval_ms)  # for distances in volatility
         self.remembered = max(
             *(lookback.remembered for lookback in lookbacks),
             0 if self._splits is None else watched_bars(settings),
@@ -188,14 +182,6 @@ class InstrumentState:
         for bar in bars:
             self._take_bar(bar)
         self.day_range.adjust(action)
-        for decider in self.deciders:
-            decider.adjust(action)
-
-    def change(self, instrument: Instrument) -> None:
-        """Use the exchange's new filters; decimals never change within a run."""
-        self.instrument = instrument
-        for decider in self.deciders:
-            decider.change(instrument)
 
     def forget_passing(self) -> None:
         """Forget what a restart loses: prices and order books."""
@@ -327,18 +313,6 @@ class InstrumentState:
         bars_ms = now_ms + (self._needed - self.bars) * self._base_ms
         frames = (frame.warm_at(now_ms) for frame in self.frames.values() if not frame.is_warm)
         return max([bars_ms, *frames])
-
-    def usual_range(self) -> int | None:
-        """Return twice the median of the last 60 positive true ranges; None under ten bars.
-
-        Without the gate ``plausible`` it is computed from the bars of the day's mean range.
-        """
-        if self.plausibility is not None:
-            return self.plausibility.doubled_median
-        yardstick = Plausibility()
-        for bar in reversed(self.day_range.last(YARDSTICK_MEMORY)):
-            yardstick.add(bar, self.instrument.tick_size)
-        return yardstick.doubled_median
 
     # ------------------------------------------------------------ bars that a start feeds again
 

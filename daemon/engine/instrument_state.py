@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import nan
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from msgspec.structs import replace
 
@@ -20,13 +21,8 @@ from tracepaper.daemon.engine.history import (
     InstrumentState,
 )
 from tracepaper.daemon.engine.risk import GateJudgement, RiskWatch
-from tracepaper.daemon.engine.state import (
-    INTEGRITY,
-    JUDGEMENT,
-    RANDOM_GATE,
-    MemberTerms,
-    ModelTerms,
-)
+from tracepaper.daemon.engine.settings import INTEGRITY, JUDGEMENT, MemberTerms, ModelTerms
+from tracepaper.daemon.engine.state import RANDOM_GATE
 from tracepaper.strategies.api.context import (
     AccountView,
     BarContext,
@@ -59,11 +55,9 @@ from tracepaper.strategies.types.market import (
     Side,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from tracepaper.daemon.engine.member import Member
-
+NO_EQUITY: Final = "its sub-account has no equity left"
+_FOLDER: Final = re.compile(r"(?<!\S)(?:[A-Za-z]:)?(?:[/\\][^\s/\\]+)*[/\\](?=[^\s/\\]+:\d)")
+_SENTENCE_MOST: Final = 300
 HORIZON: Final = "horizon"
 ONE_WAY: Final = (
     "The strategy names a position_side, but the account is in one-way mode; set "
@@ -74,6 +68,33 @@ NO_SIDE: Final = (
     "buy() and sell() position_side=PositionSide.LONG or SHORT."
 )
 _COLD: Final = Signal(Action.HOLD, "fewer bars than the warm-up")
+
+
+class MemberStatus:
+    """Whether one of several strategies is still active."""
+
+    def __init__(self) -> None:
+        self.failed = ""  # why it failed; empty if it did not
+        self.is_empty = False  # its sub-account has no equity
+        self.closed = ""  # why it is closed and has no positions; empty while it is active
+
+    def set_status(self, *, failed: str | None = None, is_empty: bool | None = None) -> None:
+        """Set whether it failed, or whether its sub-account is empty; None leaves that."""
+        self.failed = self.failed if failed is None else failed
+        self.is_empty = self.is_empty if is_empty is None else is_empty
+        self.closed = self.failed or (NO_EQUITY if self.is_empty else "")
+
+    def fail(self, reason: str) -> None:
+        """Set it aside for the rest of this run; its next decision closes its positions."""
+        if not self.failed:
+            portable = _FOLDER.sub("", reason)  # the same on every machine that derives it again
+            line = " ".join(portable.split())[:_SENTENCE_MOST]
+            # A lone surrogate, from a file name for instance, could not be stored.
+            text = "".join(
+                character if character.isprintable() else repr(character)[1:-1]
+                for character in line
+            )
+            self.set_status(failed=f"set aside: {text}")
 
 
 class MemberState:
@@ -89,14 +110,17 @@ class MemberState:
         market: InstrumentState,
         terms: MemberTerms,
         risk: RiskWatch,
-        member: Member | None = None,
+        member: MemberStatus | None = None,
+        place: int = 0,
     ) -> None:
-        """Decide on *market* by *terms*, for the account or for one *member* of several."""
+        """Decide on *market* by *terms*, for the account or for one *member* of several.
+
+        *place* is that of its lookback in the *market*: first the account's, then the members'.
+        """
         instrument, settings = market.instrument, terms.settings
         key = instrument.id
         strategy, sizer = terms.strategies[key], terms.sizers[key]
-        self.lookback = lookback = market.lookbacks[len(market.deciders)]
-        market.deciders.append(self)  # first the account's, then those of its members
+        self.lookback = lookback = market.lookbacks[place]
         self.market, self.member = market, member
         self.regimes = market.regimes
         self.strategy = strategy
@@ -142,6 +166,26 @@ class MemberState:
             if self.member is None:
                 raise
             self.member.fail(str(error))
+
+    # ------------------------------------------------------------ one of several strategies
+
+    def observe_guarded(self, bar: Bar) -> None:
+        """Show *bar* to the strategy of a member; set the member aside if that fails."""
+        assert self.member is not None
+        try:
+            self.observe(bar)
+        except StrategyFailed as error:
+            self.member.fail(str(error))
+
+    def ask_guarded(self, context: BarContext) -> Signal | Orders:
+        """Return the answer of a member's strategy; FLAT if the member is closed or fails."""
+        assert self.member is not None
+        if not self.member.closed:
+            try:
+                return self.as_allowed(self.strategy.decide(context))
+            except StrategyFailed as error:
+                self.member.fail(str(error))
+        return Signal(Action.FLAT, self.member.closed)
 
     # ------------------------------------------------------------ a bar, from top to bottom
 
@@ -430,7 +474,7 @@ class MemberState:
             or not isinstance(signal, Signal)
             or (self.member is not None and signal.note is not None)  # each bar stores it anew
             or (self._wants_protection and signal.action in ENTRIES)
-            or ((orders.others or orders.is_guarded) and signal.action is not Action.HOLD)
+            or ((orders.others or line.is_guarded) and signal.action is not Action.HOLD)
             or not self.market.is_full
         ):
             return None
@@ -458,8 +502,8 @@ class MemberState:
         outcome, standing = last.outcome, last.target_quantity or 0
         observe = self._observer
         if member is not None:
-            observe = None if member.failed else partial(member.observe, self)
-        decide = strategy.decide if member is None else partial(member.ask, self)
+            observe = None if member.failed else self.observe_guarded
+        decide = strategy.decide if member is None else self.ask_guarded
         lowest, highest = closes
         least, most = (1, 0) if signal.action in ENTRIES and not sizer.follows_signal else closes
         grows = sizer.falls_with_price(signal)
@@ -599,7 +643,7 @@ class MemberState:
             return self.as_allowed(_COLD)
         strategy, member = self.strategy, self.member
         if member is not None:
-            return member.ask(self, context)
+            return self.ask_guarded(context)
         return self.as_allowed(strategy.decide(context))
 
     @property
@@ -642,7 +686,7 @@ class MemberState:
             sizing = SizingAccount(equity, account.gross_of_others(bar.instrument))
             if self._sizer.by_stop:
                 expected, day_range = self._expected(forecast), self.market.day_range
-                stop = line.protector.planner.distance(signal, bar.close, day_range, expected)
+                stop = line.planner.distance(signal, bar.close, day_range, expected)
                 sizing = sizing._replace(stop=stop)
         target = self._sizer.target(
             signal, bar, forecast, standing=standing, account=sizing, is_full=is_full
@@ -652,7 +696,7 @@ class MemberState:
         if target == standing:
             # A gap in price cut the order to what equity pays: that is no shortfall to order again.
             return (line.held or target) if line.orders.shortfall else target
-        return line.affordable(target, bar.close)
+        return account.affordable(bar.instrument, target, bar.close)
 
     def _see_signal(
         self,

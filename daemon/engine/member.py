@@ -5,17 +5,16 @@ The rules are docs/one_account.md, J8 to J18.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 from tracepaper.daemon.broker.book import Holdings
 from tracepaper.daemon.engine.history import InstrumentState
-from tracepaper.daemon.engine.instrument_state import MemberState
+from tracepaper.daemon.engine.instrument_state import MemberState, MemberStatus
 from tracepaper.daemon.engine.risk import RiskWatch
-from tracepaper.daemon.engine.state import INTEGRITY, MemberTerms
-from tracepaper.strategies.api.context import BarContext, Orders, Signal
+from tracepaper.daemon.engine.settings import INTEGRITY, MemberTerms
+from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.sizing import Sizer, Sizing, SizingMode
 from tracepaper.strategies.api.strategy import (
     NOT_NAMED,
@@ -33,64 +32,28 @@ from tracepaper.strategies.types.decisions import (
     PositionSide,
     StrategyDecision,
 )
-from tracepaper.strategies.types.market import Bar, Instrument
+from tracepaper.strategies.types.market import Instrument
 from tracepaper.strategies.units import DAY_MS
 
 NEVER: Final = "never"
-NO_EQUITY: Final = "its sub-account has no equity left"
 UNCHANGED: Final = Signal(Action.HOLD, "no strategy changed its target")
-_FOLDER: Final = re.compile(r"(?<!\S)(?:[A-Za-z]:)?(?:[/\\][^\s/\\]+)*[/\\](?=[^\s/\\]+:\d)")
-_SENTENCE_MOST: Final = 300
 
 
-class Member:
+class Member(MemberStatus):
     """One of several strategies: whether it is still active, and its state for each instrument."""
 
-    def __init__(self, terms: MemberTerms, markets: Mapping[str, InstrumentState]) -> None:
+    def __init__(
+        self, terms: MemberTerms, markets: Mapping[str, InstrumentState], place: int
+    ) -> None:
+        """Decide on *markets* by *terms*; *place* is that of its lookback, after the account's."""
+        super().__init__()
         self.name = terms.name
-        self.failed = ""  # why it failed; empty if it did not
-        self.is_empty = False  # its sub-account has no equity
-        self.closed = ""  # why it is closed and has no positions; empty while it is active
         self.account: Holdings  # its sub-account
         self.decided: dict[str, StrategyDecision] = {}  # by instrument, as in its newest step
         risk = RiskWatch({})
         self.states = {
-            key: MemberState(market, terms, risk, self) for key, market in markets.items()
+            key: MemberState(market, terms, risk, self, place) for key, market in markets.items()
         }
-
-    def set_status(self, *, failed: str | None = None, is_empty: bool | None = None) -> None:
-        """Set whether it failed, or whether its sub-account is empty; None leaves that."""
-        self.failed = self.failed if failed is None else failed
-        self.is_empty = self.is_empty if is_empty is None else is_empty
-        self.closed = self.failed or (NO_EQUITY if self.is_empty else "")
-
-    def fail(self, reason: str) -> None:
-        """Set it aside for the rest of this run; its next decision closes its positions."""
-        if not self.failed:
-            portable = _FOLDER.sub("", reason)  # the same on every machine that derives it again
-            line = " ".join(portable.split())[:_SENTENCE_MOST]
-            # A lone surrogate, from a file name for instance, could not be stored.
-            text = "".join(
-                character if character.isprintable() else repr(character)[1:-1]
-                for character in line
-            )
-            self.set_status(failed=f"set aside: {text}")
-
-    def observe(self, state: MemberState, bar: Bar) -> None:
-        """Show *bar* to its strategy in *state*; set it aside if that fails."""
-        try:
-            state.observe(bar)
-        except StrategyFailed as error:
-            self.fail(str(error))
-
-    def ask(self, state: MemberState, context: BarContext) -> Signal | Orders:
-        """Return the answer of its strategy in *state*; FLAT if it is closed or fails."""
-        if not self.closed:
-            try:
-                return state.as_allowed(state.strategy.decide(context))
-            except StrategyFailed as error:
-                self.fail(str(error))
-        return Signal(Action.FLAT, self.closed)
 
     def has_declared(self, instrument: str) -> bool:
         """Return whether its declared state changed; set it aside if that cannot be stored."""

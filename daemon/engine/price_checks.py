@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from math import sqrt
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
+from tracepaper.daemon.broker.execution import MeanRange
 from tracepaper.daemon.broker.rules import ASSUMED_LEVERAGE
+from tracepaper.strategies.gates.evaluator import YARDSTICK_MEMORY, Plausibility
+from tracepaper.strategies.order_book import Books, OrderBookHistory
 from tracepaper.strategies.types.market import (
     LEVERAGE_DECIMALS,
     Bar,
@@ -32,10 +35,6 @@ from tracepaper.strategies.units import (
     percent,
     unscaled,
 )
-
-if TYPE_CHECKING:
-    from tracepaper.daemon.engine.history import InstrumentState
-    from tracepaper.strategies.order_book import Books, OrderBookHistory
 
 USUAL_RANGES: Final = 30.0
 """``execution.plausible``: 62 of 1.5 million minutes of eight perpetuals went further."""
@@ -76,6 +75,28 @@ class _SourcePrice(NamedTuple):
     doubled: int  # twice the price
 
 
+class KnownBars:
+    """What is known of the bars of one instrument, by which its prices are judged."""
+
+    def __init__(self, instrument: Instrument, interval_ms: int) -> None:
+        self.instrument = instrument
+        self.last_bar: Bar | None = None
+        self.day_range = MeanRange.of_day(interval_ms)  # for distances in volatility
+        self.plausibility: Plausibility | None = None  # of the bars; None if no gate judges them
+
+    def usual_range(self) -> int | None:
+        """Return twice the median of the last 60 positive true ranges; None under ten bars.
+
+        Without the gate ``plausible`` it is computed from the bars of the day's mean range.
+        """
+        if self.plausibility is not None:
+            return self.plausibility.doubled_median
+        yardstick = Plausibility()
+        for bar in reversed(self.day_range.last(YARDSTICK_MEMORY)):
+            yardstick.add(bar, self.instrument.tick_size)
+        return yardstick.doubled_median
+
+
 class PriceBelief:
     """Decides which prices of one instrument are believed.
 
@@ -85,7 +106,7 @@ class PriceBelief:
     *agree_ms* apart.
     """
 
-    def __init__(self, state: InstrumentState, *, ranges: float, agree_ms: int) -> None:
+    def __init__(self, state: KnownBars, *, ranges: float, agree_ms: int) -> None:
         self._state = state
         self._ranges = ranges
         self._agree_ms = agree_ms

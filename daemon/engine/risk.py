@@ -6,11 +6,14 @@ The rules are docs/decisions.md, G15 and G22 to G26, and docs/money.md, M22.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from tracepaper.daemon.broker.book import Holdings
+from tracepaper.daemon.engine.history import InstrumentState, RegimeTracker
+from tracepaper.daemon.engine.settings import EngineSettings, ModelTerms
 from tracepaper.strategies.gates.declared import (
     risk_cooldown,
     risk_daily_loss,
@@ -41,11 +44,6 @@ from tracepaper.strategies.types.decisions import (
 )
 from tracepaper.strategies.types.market import Bar, Instrument, Quote
 from tracepaper.strategies.units import DAY_MS, HOUR_MS, MONEY_SCALE
-
-if TYPE_CHECKING:
-    from tracepaper.daemon.broker.book import Holdings
-    from tracepaper.daemon.engine.history import InstrumentState, RegimeTracker
-    from tracepaper.daemon.engine.state import EngineSettings, ModelTerms
 
 TRADING: Final = "Trading"
 """The exchange's status of a symbol that accepts orders."""

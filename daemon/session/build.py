@@ -9,25 +9,19 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.account import BrokerSettings
 from tracepaper.daemon.broker.book_fills import QueueRules
 from tracepaper.daemon.broker.execution import RANGE_BARS, ExecutionCosts, MeanRange
 from tracepaper.daemon.broker.exit_plans import Exits
-from tracepaper.daemon.broker.orders import Latency
 from tracepaper.daemon.broker.rules import MarginRules, tiers_of
+from tracepaper.daemon.broker.settings import BrokerSettings, Latency
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.sections import GateSection, RegimeSection
 from tracepaper.daemon.config.several import account_of, each_changed, members_of, shares_of
 from tracepaper.daemon.config.values import ASKS
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.member import NetStrategy
-from tracepaper.daemon.engine.state import (
-    SIZED_BY_FORECAST,
-    UNCORRELATED,
-    EngineSettings,
-    MemberTerms,
-    ModelTerms,
-)
+from tracepaper.daemon.engine.settings import EngineSettings, MemberTerms, ModelTerms
+from tracepaper.daemon.engine.state import SIZED_BY_FORECAST, UNCORRELATED
 from tracepaper.daemon.session.combinations import Trait, reject_combination, traits_of
 from tracepaper.daemon.session.models import (
     make_orderbook,

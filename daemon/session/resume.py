@@ -17,16 +17,12 @@ from msgspec.structs import replace
 from tracepaper.daemon.broker.account import posting_account
 from tracepaper.daemon.broker.book import AccountState
 from tracepaper.daemon.broker.broker import Save
+from tracepaper.daemon.broker.splits import apply_action
 from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.config.several import strategy_name
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.state import (
-    EngineState,
-    Restart,
-    decode_state,
-    resting_orders,
-    sides_of,
-)
+from tracepaper.daemon.engine.restart import Restart
+from tracepaper.daemon.engine.state import EngineState, decode_state, resting_orders, sides_of
 from tracepaper.daemon.feed.client import FeedStart
 from tracepaper.daemon.feed.maintenance import rescaled
 from tracepaper.daemon.log import Logger
@@ -537,7 +533,7 @@ def check_fills(
         if sequence > after:
             for fill in reader.fills(run.run_id, after=after, until=sequence):
                 posted[fill.position_side].line(fill.instrument).post(fill)
-            posted[None].line(action.instrument).apply_action(action)
+            apply_action(posted[None].line(action.instrument), action)
             after = sequence
     for fill in reader.fills(run.run_id, after=after, until=until):
         posted[fill.position_side].line(fill.instrument).post(fill)

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.config.several import members_of
-from tracepaper.daemon.engine.state import MemberTerms
+from tracepaper.daemon.engine.settings import MemberTerms
 from tracepaper.daemon.session.build import Strategies, engine_terms
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import ConfigInvalid

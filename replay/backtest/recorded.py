@@ -20,7 +20,8 @@ from msgspec.structs import replace
 from tracepaper.daemon.commands.options import located
 from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.state import Restart, decode_state
+from tracepaper.daemon.engine.restart import Restart
+from tracepaper.daemon.engine.state import decode_state
 from tracepaper.daemon.session.build import needs_forecaster, terms_for
 from tracepaper.daemon.session.loop import (
     BarHistory,

@@ -37,7 +37,7 @@ def check_account(account: PaperAccount, opened: int | None = None) -> None:
             balance.realized_pnl + balance.unrealized_pnl
         )
     bound = sum(line.holding.margin for line in positions)  # I5
-    assert account.available == account.cash - bound
+    assert account.ledger.available == account.cash - bound
     ids = [
         order.order_id
         for book in account.every_book

@@ -20,10 +20,10 @@ from records import check_record
 
 from tracepaper.daemon.broker.book import Holdings
 from tracepaper.daemon.broker.book_fills import BookLevel, BookMoves, Move, pack_moves
-from tracepaper.daemon.broker.margin import CrossMargin, balance_of
+from tracepaper.daemon.broker.margin import CrossMargin, IsolatedMargin, balance_of
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.state import Restart
+from tracepaper.daemon.engine.restart import Restart
 from tracepaper.daemon.session.build import resolved
 from tracepaper.daemon.session.resume import Opening, open_run
 from tracepaper.storage.audit import SqlAuditLog
@@ -614,7 +614,7 @@ class History:
                 continue  # a bar of the other symbol may have closed the position before
             paid = account.subtotal().funding_paid - self._money[name][1]
             owed = sum(self._owed(name, *settlement, by_date=by_candles) for settlement in due)
-            if account.policy.is_isolated:  # it never pays more than it has
+            if isinstance(account.policy, IsolatedMargin):  # it never pays more than it has
                 assert paid <= owed
             else:
                 assert paid == owed, (name, due)

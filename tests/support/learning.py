@@ -15,12 +15,11 @@ from tracepaper.replay.archive import Candles
 from tracepaper.replay.learning.boosting import BoostingOptions
 from tracepaper.replay.learning.dataset import close_by_close
 from tracepaper.replay.learning.estimators.tabular import RowKeys
-from tracepaper.replay.learning.holdouts import Holdout
 from tracepaper.replay.learning.judge.forecasts import Forecasts
 from tracepaper.replay.learning.judge.gates import Judgement
 from tracepaper.replay.learning.judge.judge import judge_model
 from tracepaper.replay.learning.recipe import Recipe, kind_of, kinds, recipe_of
-from tracepaper.replay.learning.splits import Panel, Segment, Split, segments_of
+from tracepaper.replay.learning.splits import Holdout, Panel, Segment, Split, segments_of
 from tracepaper.storage.checkpoints import Checkpoint, dump
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.features.rows import schema

@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 from builders import bar, instrument, present
 from msgspec import structs
 
-from tracepaper.daemon.broker.account import BrokerSettings
 from tracepaper.daemon.broker.book_fills import QueueModel, QueuePlace, QueueRules
 from tracepaper.daemon.broker.broker import NO_OWNER_INTENTS, Broker
 from tracepaper.daemon.broker.execution import ExecutionCosts
-from tracepaper.daemon.broker.orders import Latency
+from tracepaper.daemon.broker.settings import BrokerSettings, Latency
 from tracepaper.replay.archive.events import EventsWriter
 from tracepaper.replay.archive.recordings import RecordingHeader
 from tracepaper.replay.backtest.book_feed import BookFeed, EventsSource, FillSource
@@ -160,7 +159,7 @@ class ScriptResult:
     @property
     def places(self) -> list[QueuePlace]:
         """Return the places of the account's limits, as they are in the end."""
-        queues = present(self.broker.account.positions[KEY].queues)
+        queues = present(self.broker.account.line(KEY).queues)
         return [*queues.places.values()]
 
     @property

@@ -86,17 +86,17 @@ def test_a_changed_row_names_its_law(tmp_path: Path, law: str, statement: str, k
     ("law", "kind", "change"),
     [
         ("fees", "plain", ("ExecutionCosts.fee", "notional * rate", "notional * (rate - 9)")),
-        ("settlements", "plain", ("Positions.settle", "funding.rate", "-funding.rate")),
+        ("settlements", "plain", ("Market.settle", "rate = funding.rate", "rate = -funding.rate")),
         (
             "fills",
             "plain",
-            ("MarketPass.match_open", "bar.open, at_ms, FillModel", "bar.close, at_ms, FillModel"),
+            ("Market._match_open", "bar.open, at_ms, FillModel", "bar.close, at_ms, FillModel"),
         ),
         (
             "stops",
             "exits",
             (
-                "MarketPass._match",
+                "Market._match",
                 "self._take_all(order, price, at_ms)",
                 "self._take_all(order, price + self._executor.tick, at_ms)",
             ),
@@ -105,8 +105,8 @@ def test_a_changed_row_names_its_law(tmp_path: Path, law: str, statement: str, k
             "limits",
             "limits",
             (
-                "MarketPass.arrive",
-                "not arrives and _is_through(order, price)",
+                "Market._arrive",
+                "not arrives and is_through(order, price)",
                 "not arrives and order.price is not None",
             ),
         ),

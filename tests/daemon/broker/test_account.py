@@ -8,12 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.account import BrokerSettings, PaperAccount
+from tracepaper.daemon.broker.account import PaperAccount
 from tracepaper.daemon.broker.book import AccountState, Book
 from tracepaper.daemon.broker.execution import ExecutionCosts, Executor
 from tracepaper.daemon.broker.line import LineState
-from tracepaper.daemon.broker.orders import Latency, OrderContext, OrdersState
+from tracepaper.daemon.broker.orders import OrderContext, OrdersState
 from tracepaper.daemon.broker.rules import MarginRules
+from tracepaper.daemon.broker.settings import BrokerSettings, Latency
 from tracepaper.daemon.config.loading import load
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.holding import Holding
@@ -132,7 +133,7 @@ def test_what_is_taken_over_without_margin_binds_no_more_than_there_is(
     held = LineState(Holding(1_000, 100 * 10**8), OrdersState())
     ledger.restore(AccountState(cash, {item.id: held}), {}, taken_over=True)
     assert ledger.position(item.id).margin == bound * 10**8
-    assert ledger.available == cash - bound * 10**8
+    assert ledger.ledger.available == cash - bound * 10**8
 
 
 def test_what_is_taken_over_is_worth_its_entry_until_a_price_comes() -> None:
@@ -196,7 +197,8 @@ def test_a_balance_that_is_exactly_the_margin_and_the_fee_bears_the_fill(
     rules = MarginRules(item, 1_000, TERMS.taker_fee)
     cash = rules.required(entry.notional) + entry.fee - missing
     settings = replace(SETTINGS, cash=cash, leverage=1_000)
-    refusal = PaperAccount([item], settings).line(item.id).refusal(entry)
+    opened = PaperAccount([item], settings)
+    refusal = opened.policy.refusal(opened.line(item.id), entry)
     assert refusal is None if refused_with is None else (refusal or "").startswith(refused_with)
 
 
@@ -216,8 +218,8 @@ def test_an_account_in_rupiah_buys_bitcoins_and_pays_rates_of_ten_decimals() -> 
     terms = ExecutionCosts(taker_fee=5_500_001)
     paper = PaperAccount([item], BrokerSettings(FillModel.NEXT_OPEN, terms, cash, Latency(0)))
     line = paper.line(item.id)
-    line.submit(10_000, "why", OrderContext(0, 0, price, 0))
-    paper.positions[item.id].match_bar(bar(open_=price, instrument_id=item.id))
+    paper.policy.submit(line, 10_000, "why", OrderContext(0, 0, price, 0))
+    paper.markets[item.id].match_bar(bar(open_=price, instrument_id=item.id))
     (bought,) = paper.journal.take().fills
     assert Decimal(bought.notional).scaleb(-8) == 17_000_000_000
     assert Decimal(bought.fee).scaleb(-8) == Decimal("9350001.7")

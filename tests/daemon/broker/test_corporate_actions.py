@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.account import BrokerSettings, PaperAccount
+from tracepaper.daemon.broker.account import PaperAccount
 from tracepaper.daemon.broker.execution import RANGE_BARS, ExecutionCosts, MeanRange
-from tracepaper.daemon.broker.orders import Latency
+from tracepaper.daemon.broker.settings import BrokerSettings, Latency
+from tracepaper.daemon.broker.splits import apply_action
 from tracepaper.strategies.api.sizing import VolatilityKind, WindowedVolatility
 from tracepaper.strategies.corporate_actions import (
     ShareTerms,
@@ -93,10 +94,10 @@ def test_any_sequence_leaves_what_fractions_leave(decimals: int, moves: list[Any
             ledger.line("stock:ACME").post(fill(Side.SELL, sold, price, decimals, fee))
             reference.sell(Fraction(sold, scale), at, Fraction(fee, UNIT))
         elif what == "split":
-            ledger.line("stock:ACME").apply_action(action("split", size[0], size[1], close=price))
+            apply_action(ledger.line("stock:ACME"), action("split", size[0], size[1], close=price))
             reference.split(Fraction(*size), at)
         elif what == "dividend":
-            ledger.line("stock:ACME").apply_action(action("dividend", amount=size, close=price))
+            apply_action(ledger.line("stock:ACME"), action("dividend", amount=size, close=price))
             reference.dividend(Fraction(size, RATE))
         ledger.line("stock:ACME").mark_to(price)
         account, position = ledger.balance(), ledger.position("stock:ACME")
@@ -109,10 +110,12 @@ def test_any_sequence_leaves_what_fractions_leave(decimals: int, moves: list[Any
         # K10: cash = start + realized profit - fees - cost of the held shares.
         cost = position.entry_notional
         assert account.cash == CASH + account.realized_pnl - account.fees_paid - cost
-    assert ledger.entries is not None
-    moved = [(entry.kind.value, Fraction(entry.amount, UNIT)) for entry in ledger.entries[1:]]
+    assert ledger.ledger.entries is not None
+    moved = [
+        (entry.kind.value, Fraction(entry.amount, UNIT)) for entry in ledger.ledger.entries[1:]
+    ]
     assert moved == reference.moves
-    assert sum(entry.amount for entry in ledger.entries) == ledger.cash
+    assert sum(entry.amount for entry in ledger.ledger.entries) == ledger.cash
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)

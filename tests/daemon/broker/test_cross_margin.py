@@ -173,7 +173,8 @@ def test_an_order_is_paid_from_what_no_other_position_binds_and_a_reversal_from_
     others = 100 + Fraction("0.605")  # a tenth, and the fee of closing where that is lost
     bound = 200 + Fraction("0.99")
     for is_reversal, left in ((True, money - others), (False, money - others - bound)):
-        assert account.spendable(account.line(BTC), is_reversal=is_reversal) == left * MONEY_SCALE
+        spendable = account.policy.spendable(account.line(BTC), is_reversal=is_reversal)
+        assert spendable == left * MONEY_SCALE
 
 
 def first_call(desk: Desk, key: str, price: int) -> int:
@@ -624,7 +625,7 @@ def test_the_first_price_of_a_path_that_liquidates_is_that_of_counting() -> None
                 prices = [*range(start, end, towards), end]
                 due = next((price for price in prices if is_called(price, key)), None)
                 due = due if is_called(end, key) else None
-                cross = account.positions[key].cross
-                assert present(cross).first_liquidation(account.positions[key], start, end) == due
+                cross = account.markets[key].cross
+                assert present(cross).first_liquidation(account.line(key), start, end) == due
                 spans += due is not None
     assert spans > 50

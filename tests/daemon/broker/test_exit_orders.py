@@ -30,7 +30,7 @@ from msgspec.structs import replace
 from tracepaper.daemon.broker.execution import MeanRange
 from tracepaper.daemon.broker.exit_plans import NO_VOLATILITY
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.state import Restart
+from tracepaper.daemon.engine.restart import Restart
 from tracepaper.strategies.api.context import Percent, Signal, Volatility
 from tracepaper.strategies.types.decisions import (
     Action,

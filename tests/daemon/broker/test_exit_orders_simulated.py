@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from reference_protection import ReferenceFill, ReferenceProtection
 
-from tracepaper.daemon.broker import matching
+from tracepaper.daemon.broker import broker, exit_orders, matching
 from tracepaper.daemon.broker.execution import Executor
-from tracepaper.daemon.broker.exit_orders import Protector
+from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.broker.orders import PROTECTIVE, RestingOrders
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.state import Restart, decode_state
+from tracepaper.daemon.engine.restart import Restart
+from tracepaper.daemon.engine.state import decode_state
 from tracepaper.strategies.api.context import BarContext, Percent, Signal, Volatility
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import InvariantBroken
@@ -270,16 +271,16 @@ def _always(_honest: Any) -> Any:
 
 
 def _at_entry(honest: Any) -> Any:
-    def arm(self: Protector, *given: Any, is_nearer: bool | None = None, **named: Any) -> Any:
-        return honest(self, *given, is_nearer=None if is_nearer else is_nearer, **named)
+    def arm(line: Line, *given: Any, is_nearer: bool | None = None, **named: Any) -> Any:
+        return honest(line, *given, is_nearer=None if is_nearer else is_nearer, **named)
 
     return arm
 
 
 def _at_once(honest: Any) -> Any:
-    def leave(self: Protector, reason: str) -> None:
-        self.state = replace(self.state, plan=None, trail=0, next_plan=None)
-        self.cancel_protection(reason)
+    def leave(line: Line, reason: str) -> None:
+        line.protect_by(replace(line.protection, plan=None, trail=0, next_plan=None))
+        exit_orders.cancel_protection(line, reason)
 
     del honest
     return leave
@@ -301,10 +302,10 @@ def _at_the_open(honest: Any) -> Any:
 
 
 PLANTED: list[tuple[Any, str, Callable[[Any], Any], FillModel]] = [
-    (matching, "_trailed", _back_too, FillModel.NEXT_OPEN),
-    (Protector, "_is_nearer", _always, FillModel.NEXT_OPEN),
-    (Protector, "_place", _at_entry, FillModel.NEXT_OPEN),
-    (Protector, "leave", _at_once, FillModel.NEXT_OPEN),
+    (matching, "trailed_to", _back_too, FillModel.NEXT_OPEN),
+    (exit_orders, "_is_nearer", _always, FillModel.NEXT_OPEN),
+    (exit_orders, "_place", _at_entry, FillModel.NEXT_OPEN),
+    (broker, "leave", _at_once, FillModel.NEXT_OPEN),
     (RestingOrders, "_close_first", _canceled, FillModel.QUOTE),
     (Executor, "fill_resting", _at_the_open, FillModel.QUOTE),
 ]

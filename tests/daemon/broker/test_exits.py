@@ -32,11 +32,19 @@ from programs import ROOT
 
 import tracepaper
 from tracepaper.daemon.broker.execution import MeanRange
-from tracepaper.daemon.broker.exit_orders import ProtectionState
-from tracepaper.daemon.broker.exit_plans import Exits, ExpectedReturn, HeldPosition, Plan, Planner
+from tracepaper.daemon.broker.exit_orders import due_from_ms
+from tracepaper.daemon.broker.exit_plans import (
+    Exits,
+    ExpectedReturn,
+    HeldPosition,
+    Plan,
+    Planner,
+    ProtectionState,
+)
 from tracepaper.daemon.config.loading import load, restore
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.state import Restart, decode_state
+from tracepaper.daemon.engine.restart import Restart
+from tracepaper.daemon.engine.state import decode_state
 from tracepaper.daemon.session.build import warmup_bars
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import RunViews
@@ -251,7 +259,7 @@ def test_a_signal_that_takes_its_exit_back_keeps_the_exits() -> None:
     signals = {0: long(), 2: FLAT, 3: long()}
     events = [*flat_bars(1), quoted(10_000, 1), *flat_bars(4)[1:]]
     engine, _ = at_quotes(signals, events, exits={"stop_loss": "2%"})
-    assert engine.broker.account.line(KEY).protector.state.next_plan is None
+    assert engine.broker.account.line(KEY).protection.next_plan is None
     assert [order.role for order in others(engine)] == [OrderRole.STOP]
 
 
@@ -337,7 +345,7 @@ def test_a_reversal_starts_its_own_age() -> None:
     engine = machine({0: long(), 1: FLAT}, exits={"time_limit": "3m"})
     flat = steps_of(engine, flat_bars(6))
     assert [held(step) for step in flat] == [0, 1_000, 0, 0, 0, 0]
-    assert engine.broker.account.line(KEY).protector.state == ProtectionState()
+    assert engine.broker.account.line(KEY).protection == ProtectionState()
 
 
 def test_quotes_are_asked_for_from_the_time_at_which_the_target_or_the_position_changes() -> None:
@@ -373,8 +381,8 @@ def test_an_entry_that_no_quote_filled_has_no_age() -> None:
     events: list[Any] = [*flat_bars(1), bar(10_000, index=1)]
     engine, steps = at_quotes({0: long()}, events, exits={"time_limit": "1m"})
     assert steps[1].orders[0].status is OrderStatus.CANCELED
-    assert engine.broker.account.line(KEY).protector.is_active
-    assert engine.broker.account.line(KEY).protector.matters_from(quoted(10_000, 90)) is None
+    assert engine.broker.account.line(KEY).protection.plan is not None
+    assert due_from_ms(engine.broker.account.line(KEY), quoted(10_000, 90)) is None
 
 
 def test_exits_survive_a_restart_at_any_bar() -> None:

@@ -9,11 +9,13 @@ import pytest
 from builders import START_MS, bar, instrument, quote
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker import matching
-from tracepaper.daemon.broker.account import BrokerSettings, PaperAccount
+from tracepaper.daemon.broker.account import PaperAccount
 from tracepaper.daemon.broker.execution import ExecutionCosts
+from tracepaper.daemon.broker.exit_orders import cancel_protection, place_protection
 from tracepaper.daemon.broker.line import Line
-from tracepaper.daemon.broker.orders import RESTING_MOST, Latency, OrderContext
+from tracepaper.daemon.broker.order_prices import matters_from
+from tracepaper.daemon.broker.orders import RESTING_MOST, OrderContext
+from tracepaper.daemon.broker.settings import BrokerSettings, Latency
 from tracepaper.strategies.api.context import Cancel, OrderRequest, Orders, buy, sell
 from tracepaper.strategies.types.decisions import (
     FillModel,
@@ -55,7 +57,7 @@ class Desk:
     def aim(self, target: int, at_ms: int) -> tuple[Order, ...]:
         """Submit *target* as a signal does."""
         now = OrderContext(at_ms, 0, CLOSE, self.held)
-        self.line.submit(target, "why", now)
+        self.account.policy.submit(self.line, target, "why", now)
         return self.account.journal.take().orders
 
     @property
@@ -67,27 +69,27 @@ class Desk:
         self.account.journal.sequence += 1
         candle = bar(close, instrument_id=self.item.id)
         orders = Orders(requests, "listed")
-        self.line.send(orders, candle, candle.close_time_ms)
+        self.account.policy.send(self.line, orders, candle, candle.close_time_ms)
         return self.account.journal.take().orders
 
     def arm(self, role: OrderRole, **given: Any) -> Any:
-        self.line.protector.place_protection(role, START_MS, "why", **given)
+        place_protection(self.line, role, START_MS, "why", **given)
         return self.account.journal.take().orders
 
     def disarm(self, reason: str, *roles: Any) -> Any:
-        self.line.protector.cancel_protection(reason, *roles)
+        cancel_protection(self.line, reason, *roles)
         return self.account.journal.take().orders
 
     def quote(self, bid: int, ask: int, *, size: int = 10_000, after_ms: int = 100) -> Any:
         at_ms = START_MS + 60_000 + after_ms
         level = quote(bid, ask, size=size, at_ms=at_ms, instrument_id=self.item.id)
         self.account.journal.take()
-        self.account.positions[self.item.id].match_quote(level)
+        self.account.markets[self.item.id].match_quote(level)
         return self.account.journal.take()
 
     def bar(self, open_: int, high: int, low: int, close: int) -> Any:
         self.account.journal.take()
-        self.account.positions[self.item.id].match_bar(self.next_bar(open_, high, low, close))
+        self.account.markets[self.item.id].match_bar(self.next_bar(open_, high, low, close))
         return self.account.journal.take()
 
     def next_bar(self, open_: int, high: int, low: int, close: int) -> Bar:
@@ -327,7 +329,7 @@ def test_a_stop_limit_that_a_quote_triggered_takes_no_price_of_a_missed_bar_befo
         late = desk.next_bar(10_000, 10_570, 10_000, 10_560)
         late = replace(late, open_time_ms=START_MS + 60_000)
         desk.account.journal.take()
-        desk.account.positions[desk.item.id].match_bar(late, is_missed=is_missed)
+        desk.account.markets[desk.item.id].match_bar(late, is_missed=is_missed)
         met = desk.account.journal.take()
         assert [fill.price for fill in met.fills] == prices
 
@@ -384,7 +386,7 @@ def test_a_quote_at_the_time_of_an_order_ends_it() -> None:
     (order,) = desk.resting
     for at_ms, from_ms in ((end_ms - 1, None), (end_ms, end_ms)):
         level = quote(9_990, 10_000, size=1_000, at_ms=at_ms, instrument_id=desk.item.id)
-        assert matching.matters_from(order, level) == from_ms
+        assert matters_from(order, level) == from_ms
 
 
 # ---------------------------------------------------------------- bars
@@ -413,7 +415,7 @@ def test_a_gap_fills_what_had_rested_at_its_own_price_and_a_stop_at_the_open() -
     desk.bar(10_000, 10_010, 9_990, 10_000)  # both have arrived, and rest
     opened = desk.next_bar(9_800, 9_850, 9_750, 9_800)
     desk.account.journal.take()
-    desk.account.positions[desk.item.id].match_bar(opened)
+    desk.account.markets[desk.item.id].match_bar(opened)
     (through,) = desk.account.journal.take().fills
     assert (through.price, through.liquidity) == (9_900, Liquidity.MAKER)
     assert (through.reference_price, through.filled_ms) == (9_900, opened.open_time_ms)
@@ -681,7 +683,7 @@ def test_a_trailing_stop_follows_at_whole_ticks_and_no_nearer_than_asked() -> No
         desk.quote(9_990, 10_000)
         first = 9_900 if signed > 0 else 10_100
         desk.arm(OrderRole.TRAILING, trigger=first)
-        desk.line.orders.trail = 100
+        desk.line.protect_by(replace(desk.line.protection, trail=100))
         desk.quote(bid, ask)  # of a tick that the exchange no longer has
         assert [order.trigger for order in desk.resting] == [trigger]
 

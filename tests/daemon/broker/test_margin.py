@@ -15,15 +15,17 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from reference_ledger import ReferenceLedger
 
-from tracepaper.daemon.broker.account import BrokerSettings, PaperAccount
+from tracepaper.daemon.broker.account import PaperAccount
 from tracepaper.daemon.broker.book import AccountState
 from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.daemon.broker.line import LineState
-from tracepaper.daemon.broker.orders import Latency, OrderContext, OrdersState
+from tracepaper.daemon.broker.orders import OrderContext, OrdersState
 from tracepaper.daemon.broker.rules import MarginRules, tiers_of
+from tracepaper.daemon.broker.settings import BrokerSettings, Latency
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.state import Restart, decode_state
+from tracepaper.daemon.engine.restart import Restart
+from tracepaper.daemon.engine.state import decode_state
 from tracepaper.daemon.session.build import margin_rules, margin_warnings
 from tracepaper.strategies.api.context import BarContext, Orders, Percent, Signal, buy, sell
 from tracepaper.strategies.api.strategy import CORE_GATES, Strategy
@@ -292,11 +294,11 @@ def test_a_mark_price_liquidates_a_position_that_was_taken_over() -> None:
 
 def test_an_order_that_closes_at_the_bankruptcy_price_is_filled_there() -> None:
     account = taken_over(item())
-    account.line(KEY).protector.set_liquidation_price(START_MS)
+    account.line(KEY).set_liquidation_price(START_MS)
     now = OrderContext(START_MS, 0, 95_000, account.held(KEY))
-    account.line(KEY).submit(0, "out", now)
+    account.policy.submit(account.line(KEY), 0, "out", now)
     account.journal.take()
-    account.positions[KEY].match_quote(quote(90_000, 90_010, at_ms=START_MS + 1))
+    account.markets[KEY].match_quote(quote(90_000, 90_010, at_ms=START_MS + 1))
     (fill,) = account.journal.take().fills
     assert (fill.price, fill.model, account.held(KEY)) == (90_000, FillModel.QUOTE, 0)
 
@@ -305,15 +307,15 @@ def test_a_reversal_may_use_the_margin_that_it_frees() -> None:
     account = taken_over(item(), cash=105)
     account.line(KEY).mark_to(100_000)
     now = OrderContext(START_MS, 0, 100_000, account.held(KEY))
-    assert account.line(KEY).submit(2_000, "go", now) is not None
-    assert account.line(KEY).submit(-1_000, "go", now) is None
+    assert account.policy.submit(account.line(KEY), 2_000, "go", now) is not None
+    assert account.policy.submit(account.line(KEY), -1_000, "go", now) is None
 
 
 def test_a_reversal_needs_margin_for_the_whole_of_its_new_side() -> None:
     account = taken_over(item(), cash=105)
     account.line(KEY).mark_to(100_000)
     now = OrderContext(START_MS, 0, 100_000, account.held(KEY))
-    assert account.line(KEY).submit(-2_000, "go", now) is not None
+    assert account.policy.submit(account.line(KEY), -2_000, "go", now) is not None
 
 
 def test_a_target_that_is_not_reached_counts_to_the_gross_of_the_others() -> None:
@@ -322,7 +324,7 @@ def test_a_target_that_is_not_reached_counts_to_the_gross_of_the_others() -> Non
     account.line(second.id).mark_to(100_000)
     assert account.gross_of_others(first.id) == 1_000 * MONEY_SCALE
     now = OrderContext(START_MS, 0, 100_000, account.held(second.id))
-    account.line(second.id).submit(2_000, "more", now)
+    account.policy.submit(account.line(second.id), 2_000, "more", now)
     assert account.gross_of_others(first.id) == 2_000 * MONEY_SCALE
 
 
@@ -330,7 +332,7 @@ def test_the_exchanges_own_orders_of_one_step_have_ids_of_their_own() -> None:
     items = item(), replace(instrument("ETHUSDT"), tick_size=1)
     account = taken_over(*items)
     for named in items:
-        account.line(named.id).protector.set_liquidation_price(START_MS)
+        account.line(named.id).set_liquidation_price(START_MS)
     orders = account.journal.take().orders
     assert len({order.order_id for order in orders}) == len(items)
 
@@ -460,7 +462,7 @@ def test_a_balance_below_zero_counts_as_none_where_funding_is_paid(
     ledger.restore(AccountState(98 * unit, {KEY: held}), {})
     line = ledger.line(KEY)
     line.mark_to(100_000)  # worth 1,000
-    assert ledger.available == -2 * unit
+    assert ledger.ledger.available == -2 * unit
     assert line.pay_funding(rate * RATE_SCALE // 1_000) == paid * unit
     assert line.holding.margin == left * unit
     assert ledger.cash == (98 - paid) * unit

@@ -6,17 +6,10 @@ from typing import Any
 import pytest
 from builders import instrument
 
-from tracepaper.daemon.broker.account import BrokerSettings
 from tracepaper.daemon.broker.execution import ExecutionCosts, Executor
-from tracepaper.daemon.broker.orders import (
-    NEXT,
-    Latency,
-    OrderContext,
-    OrderEvent,
-    RestingOrders,
-    advance,
-)
+from tracepaper.daemon.broker.orders import NEXT, OrderContext, OrderEvent, RestingOrders, advance
 from tracepaper.daemon.broker.rules import NOTIONAL_MOST
+from tracepaper.daemon.broker.settings import BrokerSettings, Latency
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types.decisions import FillModel, Order, OrderStatus
 from tracepaper.strategies.types.market import Category, Side

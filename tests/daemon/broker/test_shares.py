@@ -10,9 +10,10 @@ from engines import engine_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracepaper.daemon.broker.account import BrokerSettings, PaperAccount
+from tracepaper.daemon.broker.account import PaperAccount
 from tracepaper.daemon.broker.execution import ExecutionCosts
-from tracepaper.daemon.broker.orders import Latency, OrderContext
+from tracepaper.daemon.broker.orders import OrderContext
+from tracepaper.daemon.broker.settings import BrokerSettings, Latency
 from tracepaper.strategies.types.decisions import FillModel
 from tracepaper.strategies.types.market import Category
 from tracepaper.strategies.units import MONEY_DECIMALS, RATE_DECIMALS, unscaled
@@ -46,7 +47,7 @@ KEY = "stock:ACME"
 
 def order(of: PaperAccount, target: int, price: int, number: int) -> str | None:
     now = OrderContext(0, 0, price, of.held(KEY))
-    return of.line(KEY).submit(target, "why", now)
+    return of.policy.submit(of.line(KEY), target, "why", now)
 
 
 def money(value: int) -> Decimal:
@@ -70,7 +71,7 @@ def test_every_cent_equals_an_independent_decimal_ledger(
         price = Decimal(cents).scaleb(-2)
         if order(paper, target, cents, number) is not None:
             continue
-        paper.positions[KEY].match_bar(bar(open_=cents, instrument_id=KEY))
+        paper.markets[KEY].match_bar(bar(open_=cents, instrument_id=KEY))
         filled = paper.journal.take()
         wanted = Decimal(target).scaleb(-decimals)
         if not filled.fills:
@@ -122,7 +123,7 @@ def test_a_gap_leaves_a_buy_of_shares_with_what_cash_covers_with_its_fee() -> No
     paper = account(costs(minimum="1"))
     assert order(paper, 999, 100_00, 1) is None
     paper.journal.take()
-    paper.positions[KEY].match_bar(bar(125_00, open_=125_00, instrument_id=KEY))
+    paper.markets[KEY].match_bar(bar(125_00, open_=125_00, instrument_id=KEY))
     met = paper.journal.take()
     assert [fill.quantity for fill in met.fills] == [799]  # 800 leave nothing for the fee
     assert money(paper.cash) == 100_000 - 799 * 125 - 1
@@ -143,7 +144,7 @@ def test_a_fee_by_the_share_is_a_price() -> None:
 def test_no_funding_is_settled_on_shares() -> None:
     paper = account(costs())
     assert order(paper, 10, 100_00, 1) is None
-    paper.positions[KEY].match_bar(bar(open_=100_00, instrument_id=KEY))
+    paper.markets[KEY].match_bar(bar(open_=100_00, instrument_id=KEY))
     assert paper.line(KEY).pay_funding(10**8) == 0
 
 

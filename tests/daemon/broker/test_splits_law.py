@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import random
 from fractions import Fraction
+from functools import partial
 from math import floor
 from typing import Final
 
 from builders import START_MS, instrument, quote
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.account import BrokerSettings, Ownership, PaperAccount
+from tracepaper.daemon.broker.account import PaperAccount
 from tracepaper.daemon.broker.execution import ExecutionCosts
+from tracepaper.daemon.broker.exit_orders import place_protection
 from tracepaper.daemon.broker.exit_plans import Level, Plan
 from tracepaper.daemon.broker.line import Line
-from tracepaper.daemon.broker.orders import Latency, OrderContext
+from tracepaper.daemon.broker.orders import OrderContext
+from tracepaper.daemon.broker.settings import BrokerSettings, Latency, Ownership
+from tracepaper.daemon.broker.splits import apply_action
 from tracepaper.strategies.types.decisions import FillModel, Order, OrderRole, OrderStatus
 from tracepaper.strategies.types.market import Category, CorporateAction, CorporateActionKind
 from tracepaper.strategies.units import RATE_SCALE
@@ -58,17 +62,19 @@ class Drawn:
         self.account.journal.sequence += 1
         aims = zip(self.parts, targets, strict=True) if self.line.shares else ()
         for part, target in (*aims, (self.line, sum(targets))):
-            part.submit(target, "why", OrderContext(START_MS, 0, 1_000, part.held))
+            self.account.policy.submit(
+                part, target, "why", OrderContext(START_MS, 0, 1_000, part.held)
+            )
 
     def _fill(self, size: int) -> None:
         level = quote(1_000, 1_000, at_ms=START_MS + 1, size=size, instrument_id=KEY)
-        self.account.positions[KEY].match_quote(level)
+        self.account.markets[KEY].match_quote(level)
 
     def _price(self) -> int:
         return self.tick * self.rng.randint(1, 600)
 
     def _protect(self, part: Line) -> None:
-        place, rng = part.protector.place_protection, self.rng
+        place, rng = partial(place_protection, part), self.rng
         if part.held and rng.random() < 0.7:
             place(OrderRole.STOP, START_MS, "why", trigger=self._price())
         if part.held and rng.random() < 0.7:
@@ -80,9 +86,7 @@ class Drawn:
         stop, target, trailing = rng.sample(levels, 3)
         plans = [rng.choice((None, Plan(1, stop, target, trailing))) for _ in range(2)]
         trail = rng.choice((0, self._price()))
-        part.protector.state = replace(
-            part.protector.state, plan=plans[0], next_plan=plans[1], trail=trail
-        )
+        part.protect_by(replace(part.protection, plan=plans[0], next_plan=plans[1], trail=trail))
 
     # ------------------------------------------------------------ what the rules say
 
@@ -121,14 +125,13 @@ def test_a_split_moves_targets_orders_and_plans_as_fractions_do() -> None:
         drawn = Drawn(seed)
         line, parts = drawn.line, drawn.parts
         before = [
-            (part.held, part.orders.target, part.orders.others, part.protector.state)
-            for part in parts
+            (part.held, part.orders.target, part.orders.others, part.protection) for part in parts
         ]
         signal, held = line.orders.order, line.held
         drawn.account.journal.take()
         given = 0, 1_000, START_MS + 9, START_MS + 9
         kind = CorporateActionKind.SPLIT
-        line.apply_action(CorporateAction(KEY, kind, drawn.new, drawn.old, *given))
+        apply_action(line, CorporateAction(KEY, kind, drawn.new, drawn.old, *given))
         assert line.held == drawn.quantity(held) == sum(part.held for part in parts)
         for part, (had, target, others, state) in zip(parts, before, strict=True):
             assert part.orders.target == drawn.target(target, had, part.held)
@@ -140,7 +143,7 @@ def test_a_split_moves_targets_orders_and_plans_as_fractions_do() -> None:
                 prices = zip((order.price, order.trigger), (was.price, was.trigger), strict=True)
                 assert all(is_ == (of and drawn.price(of)) for is_, of in prices)
                 counted["exit"] += 1
-            after = part.protector.state
+            after = part.protection
             assert after.plan == drawn.plan(state.plan)
             assert after.next_plan == drawn.plan(state.next_plan)
             assert after.trail == (drawn.price(state.trail) if state.trail else 0)

@@ -14,7 +14,8 @@ from msgspec.structs import replace
 from tracepaper.daemon.broker.exit_orders import NO_NEXT_PLAN
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.state import Restart, decode_state
+from tracepaper.daemon.engine.restart import Restart
+from tracepaper.daemon.engine.state import decode_state
 from tracepaper.daemon.session.build import model_terms
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import SmaCross

@@ -10,7 +10,7 @@ from depth_cases import depth
 from engines import engine_of
 
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.state import Restart
+from tracepaper.daemon.engine.restart import Restart
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import CORE_GATES, Strategy
 from tracepaper.strategies.order_book import books_of, packed_books

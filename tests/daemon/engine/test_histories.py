@@ -16,7 +16,7 @@ import pytest
 from histories import KINDS, History, events_of, played
 
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.state import Restart
+from tracepaper.daemon.engine.restart import Restart
 from tracepaper.strategies.types.decisions import Step
 
 GOLDEN: Final = Path(__file__).parents[2] / "data/golden_histories.json"

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from engine_laws import WORLDS, Laws, World, examine
 
-from tracepaper.daemon.broker import matching
+from tracepaper.daemon.broker import matching, order_prices
 from tracepaper.daemon.broker.account import PaperAccount
 from tracepaper.daemon.broker.line import Line
-from tracepaper.daemon.broker.orders import Latency, OrdersState, RestingOrders
+from tracepaper.daemon.broker.orders import OrdersState, RestingOrders
 from tracepaper.daemon.broker.rules import Filters
+from tracepaper.daemon.broker.settings import Latency
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.instrument_state import MemberState
 from tracepaper.strategies.errors import InvariantBroken
@@ -83,11 +84,11 @@ def _says_nothing(_honest: Callable[..., Any]) -> Callable[..., Decision]:
 
 PLANTED: list[tuple[World, Any, str, Callable[..., Any]]] = [
     (SPOT_BY_BARS, Line, "post", _loses_a_unit),
-    (MARGIN_BY_BARS, matching, "touched", _only_beyond),
+    (MARGIN_BY_BARS, order_prices, "touched", _only_beyond),
     (TWO_BY_QUOTES, RestingOrders, "restore", _forgets),
     (MARGIN_BY_QUOTES, Latency, "of", _at_once),
     (MARGIN_BY_QUOTES, RestingOrders, "resize", _nothing),
-    (SPOT_BY_BARS, Line, "refusal", _never),
+    (SPOT_BY_BARS, Line, "unpaid", _never),
     (SPOT_BY_BARS, Filters, "refusal", _never),
     (TWO_BY_QUOTES, PaperAccount, "match_mark", _never),
     (TWO_BY_QUOTES, Engine, "forget_passing", _never),

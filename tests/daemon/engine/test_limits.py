@@ -16,7 +16,7 @@ from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.config.values import SizeBy
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.state import Restart
+from tracepaper.daemon.engine.restart import Restart
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import FillModel
 from tracepaper.strategies.types.market import Command, CommandKind, InstrumentChange

@@ -8,7 +8,7 @@ from engines import Says, engine_of
 from msgspec.structs import replace
 
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.state import Restart
+from tracepaper.daemon.engine.restart import Restart
 from tracepaper.strategies.api.context import (
     Cancel,
     OrderRequest,

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from several_strategies import SCRIPTED, configured
 
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.member import NO_EQUITY
+from tracepaper.daemon.engine.instrument_state import NO_EQUITY
 from tracepaper.daemon.session.build import build_engine
 from tracepaper.strategies.types.decisions import FillModel, OrderRole, OrderStatus
 from tracepaper.strategies.types.market import Bar, Instrument, Mark, RiskTier

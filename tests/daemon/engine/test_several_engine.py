@@ -24,7 +24,7 @@ from several_strategies import (
 
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.member import NO_EQUITY
+from tracepaper.daemon.engine.instrument_state import NO_EQUITY
 from tracepaper.daemon.session.build import build_engine, resolved
 from tracepaper.strategies.api.context import BarContext, Orders, Signal
 from tracepaper.strategies.api.strategy import PortfolioStrategy

@@ -17,14 +17,9 @@ from msgspec.structs import replace
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.config.values import SHADOW_NAMES, RegimeName
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.state import (
-    SHADOWS,
-    WITHOUT,
-    Restart,
-    ShadowBasis,
-    decode_state,
-    shadow_signal,
-)
+from tracepaper.daemon.engine.restart import Restart
+from tracepaper.daemon.engine.shadows import shadow_signal
+from tracepaper.daemon.engine.state import SHADOWS, WITHOUT, ShadowBasis, decode_state
 from tracepaper.daemon.session.build import build_engine, coverage_warnings
 from tracepaper.strategies.api.context import Signal
 from tracepaper.strategies.errors import ConfigInvalid

@@ -32,7 +32,8 @@ from msgspec.structs import replace
 from recordings import crossing, record
 from records import prune, rows
 
-from tracepaper.daemon.engine.state import Restart, decode_state
+from tracepaper.daemon.engine.restart import Restart
+from tracepaper.daemon.engine.state import decode_state
 from tracepaper.replay.archive import FundingRates
 from tracepaper.replay.backtest.recorded import open_recorded
 from tracepaper.storage.audit import SqlAuditLog

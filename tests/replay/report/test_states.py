@@ -17,7 +17,7 @@ from forging import verified
 from records import prune, rows, tamper
 
 from tracepaper.daemon.config.loading import load
-from tracepaper.daemon.engine.state import Restart
+from tracepaper.daemon.engine.restart import Restart
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run import Tally, predictor_over, run_events

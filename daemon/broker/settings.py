@@ -1,0 +1,76 @@
+"""The settings of a broker: accounts, costs, latency and fills.
+
+The rules are docs/money.md, M6 to M21.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from hashlib import sha256
+from math import log
+from typing import Final, NamedTuple
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from tracepaper.daemon.broker.book_fills import QueueRules
+from tracepaper.daemon.broker.execution import ExecutionCosts
+from tracepaper.daemon.broker.exit_plans import Exits
+from tracepaper.strategies.types.decisions import FillModel
+
+FILL_WITHIN_MS: Final = 10_000
+
+
+class Latency(Struct, frozen=True):
+    """Milliseconds from a decision to the exchange: a constant plus exponential jitter.
+
+    The jitter is a function of (seed, instrument, open time of the deciding bar, ordinal). The
+    ordinal counts the orders that a step creates for the instrument in one book.
+    """
+
+    fixed_ms: int
+    mean_jitter_ms: int = 0
+    seed: int = 0
+
+    def of(self, instrument: str, opened_ms: int, ordinal: int) -> int:
+        """Return the latency of one order."""
+        if not self.mean_jitter_ms:
+            return self.fixed_ms
+        identity = f"{self.seed}|{instrument}|{opened_ms}|{ordinal}".encode()
+        share = int.from_bytes(sha256(identity).digest()[:6], "big") / 2**48
+        return self.fixed_ms + int(-log(1.0 - share) * self.mean_jitter_ms)
+
+
+class BrokerSettings(Struct, frozen=True):
+    """Settings of accounts, costs and fills; money in 10⁻⁸, times in milliseconds."""
+
+    execution: FillModel
+    costs: ExecutionCosts
+    cash: int
+    latency: Latency
+    fill_within_ms: int = FILL_WITHIN_MS
+    costs_of: Mapping[str, ExecutionCosts] = {}  # by instrument id, where costs differ
+    leverage: int | None = None  # of linear positions, in 10⁻²; None: no margin
+    is_cross: bool = False  # whether one balance is the margin of all linear positions
+    is_hedged: bool = False  # whether each symbol has a long and a short position
+    exits: Exits | None = None  # for every position that a signal enters
+    queue: QueueRules = QueueRules()  # for limits that rest at an order book
+
+    def costs_for(self, instrument: str) -> ExecutionCosts:
+        """Return the costs of trading *instrument*: those set for it, or the default."""
+        return self.costs_of.get(instrument, self.costs)
+
+    @property
+    def of_fills(self) -> BrokerSettings:
+        """These settings without the latency if bars fill orders: there it only dates them."""
+        if self.execution is not FillModel.NEXT_OPEN:
+            return self
+        return replace(self, latency=Latency(0))
+
+
+class Ownership(NamedTuple):
+    """The share that one of several strategies has of an account."""
+
+    settings: BrokerSettings  # with the strategy's exits
+    share: int  # 10⁻¹⁰ of the account
+    reports_fills: Iterable[str] = ()  # the instruments whose fills the strategy sees

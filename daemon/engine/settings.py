@@ -1,0 +1,70 @@
+"""The settings of an engine, of a model, and of each of several strategies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+from msgspec import Struct
+
+from tracepaper.daemon.broker.settings import BrokerSettings
+from tracepaper.daemon.engine.price_checks import AGREE_WITHIN_MS, USUAL_RANGES
+from tracepaper.strategies.api.sizing import Sizer
+from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.gates.evaluator import GateEvaluator, RegimeBounds
+from tracepaper.strategies.gates.gate import GateKind, gate_order
+from tracepaper.strategies.sessions import Calendar
+from tracepaper.strategies.types.calibration import FittedConfidence, RegimeCells
+from tracepaper.strategies.types.decisions import (
+    Regime,
+)
+
+INTEGRITY: Final = frozenset(gate_order(GateKind.INTEGRITY))
+JUDGEMENT: Final = frozenset(gate_order(GateKind.JUDGEMENT))
+LIMITS: Final = frozenset(gate_order(GateKind.RISK))
+
+
+class EngineSettings(Struct, frozen=True):
+    """The settings of an engine; times in milliseconds of market time."""
+
+    broker: BrokerSettings
+    interval_ms: int
+    period_start_ms: int
+    model: ModelTerms  # of the first model
+    flat_on_refusal: bool = False
+    regimes: frozenset[Regime] = frozenset()
+    learned_regimes: frozenset[int] = frozenset()
+    hysteresis: float = 0.1  # the distance beyond its bounds at which a cell is left
+    risk: dict[str, float] = {}  # limits by gate
+    flatten_on_breach: bool = False
+    calendar: Calendar | None = None  # counts bars within its sessions; None: every interval
+    closes_outside: bool = False  # whether positions in symbols that left the universe are closed
+    usual_ranges: float = USUAL_RANGES  # a jump beyond this waits for another source
+    agree_within_ms: int = AGREE_WITHIN_MS
+
+
+class ModelTerms(Struct, frozen=True):
+    """The engine's settings from a model's card, which a promotion changes."""
+
+    gates: dict[str, GateEvaluator]  # by instrument
+    horizon_index: int
+    slope: float
+    bounds: RegimeBounds | None
+    cells: RegimeCells | None  # the card's learned regimes
+    fitted: FittedConfidence | None
+    passing: dict[str, float]  # by instrument: the share of bars that passed on the card's slice
+
+    @property
+    def sizing_slope(self) -> float:
+        """The slope that scales sizes: a card may shrink a mean return but not raise it."""
+        return min(self.slope, 1.0)
+
+
+class MemberTerms(NamedTuple):
+    """Strategies, sizers and settings of an account, or of one of several strategies on it."""
+
+    name: str  # empty for the account
+    share: int  # 10⁻¹⁰ of the account
+    strategies: Mapping[str, Strategy]  # by instrument id
+    sizers: Mapping[str, Sizer]  # by instrument id
+    settings: EngineSettings  # for a member as if it traded alone, without limits

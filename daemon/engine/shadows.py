@@ -1,0 +1,220 @@
+"""The intents of shadow accounts at a decision of the run.
+
+The rules are docs/decisions.md, G18.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from msgspec.structs import replace
+
+from tracepaper.daemon.broker.account import Intent, intent_for_side
+from tracepaper.daemon.broker.book import Book, Holdings
+from tracepaper.daemon.engine.instrument_state import MemberState
+from tracepaper.daemon.engine.settings import INTEGRITY, JUDGEMENT, LIMITS
+from tracepaper.daemon.engine.state import (
+    BASED_ON_RUN,
+    FIXED_BAND,
+    FULL_SIZE,
+    HELD,
+    LIMITED,
+    RANDOM_GATE,
+    SIZED_BY_FORECAST,
+    UNCORRELATED,
+    WITHOUT,
+    ShadowBasis,
+)
+from tracepaper.strategies.api.context import Orders, Signal
+from tracepaper.strategies.gates.declared import risk_universe, warm
+from tracepaper.strategies.types.decisions import (
+    Action,
+    Decision,
+    Fill,
+    Forecast,
+    Position,
+    Prediction,
+    ShadowStep,
+    Step,
+    StrategyDecision,
+)
+from tracepaper.strategies.types.market import (
+    Bar,
+)
+
+
+class Shadows:
+    """Computes the intents of shadow accounts, and counts the run's bars on which they depend.
+
+    Each of several strategies has one of these, for its shares in all shadow accounts.
+    """
+
+    def __init__(self, shadows: Mapping[str, Sequence[str]], passing: Mapping[str, float]) -> None:
+        """Take the names of *shadows*, and the card's share of *passing* bars, by instrument."""
+        self.names = {name for names in shadows.values() for name in names}
+        self.passing = passing
+        self.bases: dict[str, ShadowBasis] = {}
+        if not BASED_ON_RUN.isdisjoint(self.names):
+            self.bases = {key: ShadowBasis() for key in shadows}
+        self._random = [key for key, names in shadows.items() if RANDOM_GATE in names]
+
+    @property
+    def random_shares(self) -> list[float]:
+        """The card's shares of passing bars by which ``random_gate`` draws."""
+        return [self.passing[key] for key in self._random if key in self.passing]
+
+    @property
+    def counts(self) -> bool:
+        """Whether a shadow account depends on the run's bars: see :meth:`count`."""
+        return bool(self.bases)
+
+    def intent(
+        self,
+        name: str,
+        state: MemberState,
+        bar: Bar,
+        prediction: Prediction,
+        decision: Decision,
+        account: Holdings,
+    ) -> Intent | Orders | None:
+        """Return the intent of *account*, the shadow account *name*, at a *decision*.
+
+        Integrity gates apply to all. Judgement gates and limits apply only to the accounts that
+        differ from the run in one thing.
+        """
+        if decision.refused_by in INTEGRITY:
+            return None
+        key, signal = bar.instrument, state.signal
+        forecast = prediction if isinstance(prediction, Forecast) else None
+        passes = name != RANDOM_GATE or self.bases[key].passes(
+            key, bar.open_time_ms, self.passing.get(key)
+        )
+        if name == HELD:
+            return state.hold(bar, account, self.bases[key].usual_exposure)
+        if name in LIMITED:
+            gates = state.gates
+            refused = gates.evaluator.first_failed(
+                decision.passed, reduces=gates.inputs.reduces, without=WITHOUT.get(name)
+            )
+            return _limited_intent(
+                state, bar, forecast, account, refused, is_full=name == FULL_SIZE
+            )
+        if state.gates.inputs.is_outside:
+            return _limited_intent(state, bar, forecast, account, risk_universe.name, is_full=False)
+        if isinstance(signal, Orders):
+            return signal if passes else None
+        assert signal is not None  # the bar was decided
+        refused = None if passes else RANDOM_GATE
+        return state.follow(shadow_signal(name, signal), bar, forecast, account, refused)
+
+    def count(self, step: Step, name: str, state: MemberState) -> bool:
+        """Add the bar of *step* to the totals; return whether it counts.
+
+        *name* is one of several strategies, or empty. Only bars after the warm-up count. A start
+        calls this for the steps after the stored state.
+        """
+        bar, position, account = step.event, step.position, step.account
+        decision: Decision | StrategyDecision | None = step.decision
+        if name and decision is not None:
+            (shadow,) = (shadow for shadow in step.shadows if shadow.shadow == name)
+            position, account, decision = shadow.position, shadow.account, shadow.decided
+        if not isinstance(bar, Bar) or decision is None or position is None:
+            return False
+        refused = decision.outcome.refused_by
+        if refused == warm.name:
+            return False  # no position was possible yet
+        before = self.bases[bar.instrument]
+        size = state.value_of(bar.close, position.quantity)
+        value = size if position.quantity > 0 else -size
+        judged = refused not in INTEGRITY
+        equity = account.equity
+        self.bases[bar.instrument] = ShadowBasis(
+            before.bars + 1,
+            before.judged + judged,
+            before.passed + (judged and refused not in JUDGEMENT),
+            before.exposure + (value / equity if equity > 0 else 0.0),
+        )
+        return True
+
+    @staticmethod
+    def steps(
+        accounts: Mapping[str, Holdings],
+        instrument: str,
+        fills: Mapping[str, tuple[Fill, ...]],
+        decided_ms: int = -1,
+        positions: Mapping[str | None, Position] | None = None,
+    ) -> tuple[ShadowStep, ...]:
+        """Return the part of each of *accounts* in a step; *decided_ms* is the decided bar's time.
+
+        *positions* are given if a later bar of the same close may already have changed them.
+        """
+        return tuple(
+            [
+                ShadowStep(
+                    name,
+                    positions[name] if positions else account.position(instrument),
+                    account.subtotal(),
+                    fills.get(name, ()) if fills else (),
+                    account.confirmed_ms(instrument) == decided_ms,
+                )
+                for name, account in accounts.items()
+            ]
+        )
+
+
+def _limited_intent(
+    state: MemberState,
+    bar: Bar,
+    forecast: Forecast | None,
+    account: Holdings,
+    refused: str | None,
+    *,
+    is_full: bool,
+) -> Intent | Orders | None:
+    """Return the intent or orders of a shadow account to which the gate *refused* applies.
+
+    None if the gate refuses. Limits were measured on the run's target, so a limit does not refuse
+    what leaves *account* less exposure.
+    """
+    signal = state.signal
+    assert signal is not None  # the bar was decided
+    if (closing := state.closing(refused)) is not None:
+        return closing
+    intent: Intent | Orders
+    if isinstance(signal, Orders):
+        intent = state.allowed_of(signal, bar, account, refused)
+    else:
+        if refused in LIMITS:
+            ungated = state.follow(signal, bar, forecast, account, None, is_full=is_full)
+            if all(
+                _only_reduces(intent_for_side(ungated, book.side), book, bar)
+                for book in account.books
+            ):
+                refused = None
+        intent = state.follow(signal, bar, forecast, account, refused, is_full=is_full)
+    is_held = refused is not None and isinstance(intent, Intent) and intent.action is Action.HOLD
+    return None if is_held else intent
+
+
+def _only_reduces(intent: Intent | Orders | None, book: Book, bar: Bar) -> bool:
+    """Return whether *intent* does not increase the position of *book*."""
+    if not isinstance(intent, Intent):
+        return True
+    held = book.held(bar.instrument)
+    return abs(intent.target) <= abs(held) and intent.target * held >= 0
+
+
+def shadow_signal(name: str, signal: Signal) -> Signal:
+    """Return the signal of the shadow account *name* for the run's *signal*."""
+    if name == FIXED_BAND and signal.band is not None:
+        return replace(signal, band=None)
+    if name == SIZED_BY_FORECAST and signal.by_forecast is not None and signal.strength > 0:
+        # The band scales with the target to the power of two thirds (``NoTradeBand``).
+        share = signal.by_forecast / signal.strength
+        band = None if signal.band is None else signal.band * math.cbrt(share * share)
+        return replace(signal, strength=signal.by_forecast, band=band)
+    if name == UNCORRELATED and signal.uncorrelated is not None:
+        action = Action.LONG if signal.uncorrelated else Action.FLAT
+        return replace(signal, action=action, strength=signal.uncorrelated)
+    return signal
