@@ -23,8 +23,8 @@ from tracepaper.replay.document.terminal import show
 from tracepaper.replay.document.values import Found, Paragraph, Table, TitledParts
 from tracepaper.replay.learning.card import card_tables, seeds_table
 from tracepaper.replay.learning.fit import Observe
-from tracepaper.replay.learning.fitted import DataRequest, FitRun, Say, read_dataset
-from tracepaper.replay.learning.holdouts import Holdout, read_holdouts
+from tracepaper.replay.learning.fitted import FitRun, Say
+from tracepaper.replay.learning.holdouts import read_holdouts
 from tracepaper.replay.learning.inspection.inspections import read_inspections
 from tracepaper.replay.learning.judge.judge import ModelReader, judge_named, source_of, untrained
 from tracepaper.replay.learning.judge.tables import found_of
@@ -38,7 +38,9 @@ from tracepaper.replay.learning.recipe import (
     recipe_of,
     with_settings,
 )
+from tracepaper.replay.learning.recipe_data import DataRequest, read_dataset
 from tracepaper.replay.learning.side_inputs import SideFiles
+from tracepaper.replay.learning.splits import Holdout
 from tracepaper.replay.learning.training import FitView, described, draws_by_seed, train_seeds
 from tracepaper.replay.page.export import write_document_page
 from tracepaper.replay.sweep.places import each_on

@@ -52,7 +52,7 @@ from tracepaper.strategies.types.market import Category
 from tracepaper.strategies.units import INTERVALS, MINUTE_MS, bars_in, interval_text, iso, time_of
 
 if TYPE_CHECKING:
-    from tracepaper.replay.learning.holdouts import Holdout
+    from tracepaper.replay.learning.splits import Holdout
 
 
 NO_BASELINES: Final = (

@@ -12,12 +12,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Protocol, Self, TypeVar
 
+from numpy.typing import NDArray
 from torch import Tensor
 
-from tracepaper.replay.archive.read import CandleInput
 from tracepaper.replay.learning import card as cards
-from tracepaper.replay.learning.baselines import save_judged, stored_baselines, unfitted
-from tracepaper.replay.learning.dataset import Dataset, close_by_close, intervals_of
+from tracepaper.replay.learning.baselines import save_judged
 from tracepaper.replay.learning.fit import Fit, Observe
 from tracepaper.replay.learning.judge.forecasts import OF_MODEL, Forecasts
 from tracepaper.replay.learning.judge.gates import (
@@ -33,18 +32,11 @@ from tracepaper.replay.learning.judge.heads import (
     correlations_of,
 )
 from tracepaper.replay.learning.judge.metrics import TAILS, figures, paired_figures, tail_factors
-from tracepaper.replay.learning.order_books import read_books
-from tracepaper.replay.learning.recipe import Recipe
-from tracepaper.replay.learning.side_inputs import OtherInputs, SideInputs, inputs_of
-from tracepaper.replay.learning.splits import Part, Segment, Split, split_by, split_of
+from tracepaper.replay.learning.splits import Part
 from tracepaper.storage.checkpoints import Checkpoint
-from tracepaper.strategies.api.model import DataSource
-from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.features.rows import schema_of, wider
-from tracepaper.strategies.other_symbol import OTHER
+from tracepaper.strategies.features.rolling import Array
 
 if TYPE_CHECKING:
-    from tracepaper.replay.learning.inspection.model import Mix
     from tracepaper.strategies.api.strategy import Forecaster
     from tracepaper.strategies.forecasters.tabular import TrainedRows
 
@@ -112,12 +104,15 @@ class FitRun(NamedTuple):
             self.say(fit.progress.stopped)
 
 
-class DataRequest(NamedTuple):
-    """The candles that a model is fitted to, with the options of reading them."""
+class Mix(NamedTuple):
+    """How an ensemble mixes its members, [horizon] each: see ``EnsembleForecaster``."""
 
-    data: Sequence[CandleInput]  # for order books: paths
-    inputs: SideInputs | None = None
-    columns: Sequence[str] = ()
+    shares: Array
+    spread: Array
+
+    def log_variance(self, network: NDArray[Any], rows: NDArray[Any]) -> NDArray[Any]:
+        """Return the ensemble's log variance from those of its members [.., horizon]."""
+        return self.shares * network + (1.0 - self.shares) * rows
 
 
 @dataclass(frozen=True)
@@ -275,80 +270,3 @@ class FittedModel(ABC):
     def save(self, folder: Path, data: Any) -> Checkpoint:  # noqa: ANN401
         """Write the checkpoint with its baselines; return it."""
         return save_judged(folder, self.tensors, self.card, data.fitted)
-
-
-def card_of(
-    data: Any,  # noqa: ANN401 - what the recipe's kind reads
-    recipe: Recipe,
-    run: FitRun,
-    *,
-    architecture: Mapping[str, Any],
-    training: Mapping[str, Any],
-    calibration: Mapping[str, Any] = {},
-) -> dict[str, Any]:
-    """Return the card of a model that is not calibrated yet."""
-    return {
-        "model": cards.model_section(recipe.kind.name, run.name, run.created_ms),
-        "architecture": architecture,
-        **data.card,
-        "training": training,
-        "calibration": {**calibration, **({"horizon": recipe.horizon} if recipe.horizon else {})},
-        "versions": cards.versions_section(),
-    }
-
-
-def read_dataset(
-    recipe: Recipe,
-    request: DataRequest,
-    card: Mapping[str, Any] | None = None,
-    *,
-    folder: Path | None = None,
-) -> Dataset:
-    """Return the data of *recipe*, read as its kind needs.
-
-    A model's *card* determines the split and the side inputs. *folder* is given to judge the model
-    rather than refit it: the baselines stored there are used.
-    """
-    source, horizons = recipe.kind.model.source, recipe.horizons
-    if source is DataSource.ORDER_BOOKS:
-        if request.columns:
-            raise ConfigInvalid("Order books have no columns to choose; leave --columns out.")
-        paths = [item for item in request.data if isinstance(item, str)]
-        if len(paths) < len(request.data):
-            raise ConfigInvalid(
-                "Order books come from files of `tracepaper data record`; name those."
-            )
-        return read_books(paths, horizons, card)
-    other = getattr(recipe.architecture, OTHER, "")
-    if recipe.members and other:
-        raise ConfigInvalid(
-            f"An ensemble reads bars of one symbol; leave {OTHER} out, or train no ensemble."
-        )
-    plain = OtherInputs(other) if other else request.inputs
-
-    def read(schema_id: str, split: Callable[[Sequence[Segment]], Split]) -> Dataset:
-        return Dataset.read(
-            request.data,
-            split,
-            horizons,
-            schema_id,
-            intervals=intervals_of(recipe.intervals),
-            calendar=recipe.calendar,
-            columns=request.columns,
-            stored=None if card is None or folder is None else stored_baselines(folder, card),
-            vectors=plain if card is None else inputs_of(card, request.inputs),
-        )
-
-    def split(segments: Sequence[Segment]) -> Split:
-        return split_by(recipe.split, horizons)(segments) if card is None else split_of(card)
-
-    data = read(card["features"]["schema_id"] if card and folder else recipe.schema_id, split)
-    if source is DataSource.CLOSES:
-        return close_by_close(data, split)
-    if not recipe.members or folder:
-        return data
-    schemas = (schema_of(member.schema_id, data.interval_ms) for member in recipe.members)
-    if (wide := wider(*schemas).schema_id) == data.schema.schema_id:
-        return data
-    # The baselines of the narrow data are never used.
-    return replace(read(wide, lambda _: data.split), narrow=replace(data, stored=unfitted()))

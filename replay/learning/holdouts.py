@@ -8,39 +8,18 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
+from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.recipe import recipe_of
-from tracepaper.replay.learning.splits import date_ms, date_of
+from tracepaper.replay.learning.splits import WHOLE, Holdout, date_ms
 from tracepaper.storage.checkpoints import BUNDLED, dump
 from tracepaper.storage.covariates import write_whole
 from tracepaper.storage.sweeps import registry_path
 from tracepaper.strategies.errors import ConfigInvalid, shown
 from tracepaper.strategies.units import iso
 
-if TYPE_CHECKING:
-    from tracepaper.replay.learning.dataset import Dataset
-
 FILE_NAME: Final = "holdout_uses.toml"
-
-
-class Holdout(NamedTuple):
-    """Start (inclusive) and end (exclusive) in UTC milliseconds; None for no limit."""
-
-    name: str
-    from_ms: int | None
-    until_ms: int | None
-
-    @property
-    def text(self) -> str:
-        """The name, and the dates if there are any, as in ``--holdout``."""
-        if self.from_ms is None and self.until_ms is None:
-            return self.name
-        start, until = ("" if ms is None else date_of(ms) for ms in (self.from_ms, self.until_ms))
-        return f"{self.name} {start}:{until}".strip()
-
-
-WHOLE: Final = Holdout("untouched", None, None)
 
 
 def read_holdouts(

@@ -21,6 +21,7 @@ from msgspec import Meta
 
 from tracepaper.replay.learning.boosting import BoostingOptions
 from tracepaper.replay.learning.dataset import in_bars, intervals_of, own_interval
+from tracepaper.replay.learning.fitted import FitRun, FittedModel
 from tracepaper.storage.checkpoints import dump
 from tracepaper.strategies.api.model import DataSource, ModelKind, Registry, no_network
 from tracepaper.strategies.errors import ConfigInvalid
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tracepaper.replay.learning.fit import Fit
-    from tracepaper.replay.learning.fitted import FitRun, FittedModel
 
 
 Document = Mapping[str, Any]

@@ -33,12 +33,13 @@ from tracepaper.daemon.session.run_row import preflight_engine
 from tracepaper.replay.archive.candle_file import Lines, file_name, lines_of, write_lines
 from tracepaper.replay.learning.baselines import unfitted
 from tracepaper.replay.learning.dataset import Dataset, read_files
-from tracepaper.replay.learning.fitted import DataRequest, FitRun
+from tracepaper.replay.learning.fitted import FitRun
 from tracepaper.replay.learning.holdouts import HoldoutUse, count_use, uses_path
 from tracepaper.replay.learning.judge.forecasts import Forecasts, forecasts_of
 from tracepaper.replay.learning.judge.judge import answers_of
 from tracepaper.replay.learning.judge.metrics import LOSSES, compare
 from tracepaper.replay.learning.recipe import as_recipe, over, read_recipe, recipe_of
+from tracepaper.replay.learning.recipe_data import DataRequest
 from tracepaper.replay.learning.splits import split_of
 from tracepaper.replay.learning.training import FitView, train_seeds
 from tracepaper.storage import checkpoints

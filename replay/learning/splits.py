@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -319,3 +319,22 @@ def date_ms(text: str) -> int:
 def date_of(ms: int) -> str:
     """Return UTC milliseconds as a date, with the time unless it is midnight."""
     return iso(ms).removesuffix("T00:00:00Z")
+
+
+class Holdout(NamedTuple):
+    """Start (inclusive) and end (exclusive) in UTC milliseconds; None for no limit."""
+
+    name: str
+    from_ms: int | None
+    until_ms: int | None
+
+    @property
+    def text(self) -> str:
+        """The name, and the dates if there are any, as in ``--holdout``."""
+        if self.from_ms is None and self.until_ms is None:
+            return self.name
+        start, until = ("" if ms is None else date_of(ms) for ms in (self.from_ms, self.until_ms))
+        return f"{self.name} {start}:{until}".strip()
+
+
+WHOLE: Final = Holdout("untouched", None, None)

@@ -29,9 +29,10 @@ from tracepaper.replay.learning.baselines import FILE_NAME
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.fit import Progress as FitProgress
 from tracepaper.replay.learning.fit import use_threads
-from tracepaper.replay.learning.fitted import DataRequest, Each, FitRun, Say, read_dataset
+from tracepaper.replay.learning.fitted import Each, FitRun, Say
 from tracepaper.replay.learning.holdouts import count_training
 from tracepaper.replay.learning.recipe import Recipe, recipe_of
+from tracepaper.replay.learning.recipe_data import DataRequest, read_dataset
 from tracepaper.replay.learning.splits import Part
 from tracepaper.storage.checkpoints import Checkpoint, is_checkpoint, load, save
 from tracepaper.strategies.features.rows import schema_of

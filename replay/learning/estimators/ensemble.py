@@ -27,8 +27,7 @@ from tracepaper.replay.learning.estimators.tabular import (
     spread,
     spreading,
 )
-from tracepaper.replay.learning.fitted import FitRun, FittedModel
-from tracepaper.replay.learning.inspection.model import Mix
+from tracepaper.replay.learning.fitted import FitRun, FittedModel, Mix
 from tracepaper.replay.learning.judge.forecasts import MODEL, NORMAL, OF_MODEL, Forecasts
 from tracepaper.replay.learning.judge.gates import Judgement
 from tracepaper.replay.learning.judge.metrics import LOSSES, TAILS, compare, tail_factors

@@ -15,7 +15,7 @@ import torch
 from tracepaper.replay.learning import card as cards
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.fit import Fit, FitOptions, device_called, heads_fit
-from tracepaper.replay.learning.fitted import EXPLAINED_BARS, FitRun, FittedModel, card_of
+from tracepaper.replay.learning.fitted import EXPLAINED_BARS, FitRun, FittedModel
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts, SegmentFields, forecasts_of
 from tracepaper.replay.learning.judge.gates import Judgement
 from tracepaper.replay.learning.judge.heads import (
@@ -28,6 +28,7 @@ from tracepaper.replay.learning.judge.heads import (
 )
 from tracepaper.replay.learning.judge.metrics import TAILS, tail_factors
 from tracepaper.replay.learning.recipe import DROPOUT, Chosen, Kind, Recipe, register
+from tracepaper.replay.learning.recipe_data import card_of
 from tracepaper.replay.learning.samples import EVERY_HEAD
 from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.windows import judged_rows, no_context, predict

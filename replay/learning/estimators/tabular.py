@@ -26,7 +26,7 @@ from tracepaper.replay.learning.boosting import (
     import_lightgbm,
 )
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.fitted import EXPLAINED_BARS, FitRun, FittedModel, card_of
+from tracepaper.replay.learning.fitted import EXPLAINED_BARS, FitRun, FittedModel
 from tracepaper.replay.learning.judge.forecasts import (
     MODEL,
     NORMAL,
@@ -37,6 +37,7 @@ from tracepaper.replay.learning.judge.forecasts import (
 from tracepaper.replay.learning.judge.gates import Judgement
 from tracepaper.replay.learning.judge.metrics import TAILS, tail_factors
 from tracepaper.replay.learning.recipe import Kind, Recipe, register
+from tracepaper.replay.learning.recipe_data import card_of
 from tracepaper.replay.learning.samples import Fields, Samples
 from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.statistics import COVERAGE, VARIANCE_FLOOR

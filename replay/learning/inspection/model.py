@@ -24,7 +24,7 @@ from tracepaper.replay.archive.columns import instant
 from tracepaper.replay.archive.read import CandleInput, NamedFrame, is_frame, read_candles
 from tracepaper.replay.learning.dataset import Dataset, joined_to
 from tracepaper.replay.learning.estimators.tabular import row_fields
-from tracepaper.replay.learning.fitted import FittedModel
+from tracepaper.replay.learning.fitted import FittedModel, Mix
 from tracepaper.replay.learning.samples import Fields, Samples
 from tracepaper.replay.learning.side_inputs import OtherInputs, SideFiles, SideInputs, source_for
 from tracepaper.replay.learning.splits import Part, Segment, segments_of
@@ -82,17 +82,6 @@ class DecidedBar(NamedTuple):
         """Return the absolute numbers of these bars."""
         first = first_position(self.samples.segment, self.row) - count + 1
         return torch.arange(first, first + count)
-
-
-class Mix(NamedTuple):
-    """How an ensemble mixes its members, [horizon] each: see ``EnsembleForecaster``."""
-
-    shares: Array
-    spread: Array
-
-    def log_variance(self, network: NDArray[Any], rows: NDArray[Any]) -> NDArray[Any]:
-        """Return the ensemble's log variance from those of its members [.., horizon]."""
-        return self.shares * network + (1.0 - self.shares) * rows
 
 
 @dataclass(frozen=True)

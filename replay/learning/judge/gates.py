@@ -32,7 +32,6 @@ from tracepaper.replay.learning.card import (
     quantiles,
     rounded,
 )
-from tracepaper.replay.learning.holdouts import WHOLE, Holdout
 from tracepaper.replay.learning.judge.forecasts import (
     MODEL,
     Forecasts,
@@ -49,6 +48,7 @@ from tracepaper.replay.learning.judge.metrics import (
     curve_of,
 )
 from tracepaper.replay.learning.samples import Samples
+from tracepaper.replay.learning.splits import WHOLE, Holdout
 from tracepaper.replay.learning.statistics import (
     COVERAGE,
     DailyEstimate,

@@ -22,8 +22,8 @@ from tracepaper.replay.document.values import Table
 from tracepaper.replay.learning.card import NO_ATTENTION
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.fit import use_threads
-from tracepaper.replay.learning.fitted import DataRequest, FittedModel, read_dataset
-from tracepaper.replay.learning.holdouts import WHOLE, Holdout, HoldoutUse, count_use, uses_path
+from tracepaper.replay.learning.fitted import FittedModel
+from tracepaper.replay.learning.holdouts import HoldoutUse, count_use, uses_path
 from tracepaper.replay.learning.inspection.inspections import examined
 from tracepaper.replay.learning.inspection.model import Subject
 from tracepaper.replay.learning.judge.forecasts import (
@@ -33,8 +33,9 @@ from tracepaper.replay.learning.judge.forecasts import (
 )
 from tracepaper.replay.learning.judge.gates import Judgement
 from tracepaper.replay.learning.recipe import kind_of, recipe_of
+from tracepaper.replay.learning.recipe_data import DataRequest, read_dataset
 from tracepaper.replay.learning.side_inputs import SideFiles, SideInputs, source_for
-from tracepaper.replay.learning.splits import Part, Segment, Split, date_ms
+from tracepaper.replay.learning.splits import WHOLE, Holdout, Part, Segment, Split, date_ms
 from tracepaper.replay.report.honesty import compared_sentences, few_days
 from tracepaper.storage.checkpoints import Checkpoint, is_checkpoint, locate, read_card
 from tracepaper.storage.checkpoints import load as load_checkpoint

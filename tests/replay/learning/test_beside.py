@@ -31,13 +31,13 @@ from tracepaper.replay.learning import statistics as figures
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.fit import FitOptions
 from tracepaper.replay.learning.fitted import FitRun
-from tracepaper.replay.learning.holdouts import FILE_NAME, Holdout, read_uses
+from tracepaper.replay.learning.holdouts import FILE_NAME, read_uses
 from tracepaper.replay.learning.judge.forecasts import MODEL
 from tracepaper.replay.learning.judge.gates import Judgement
 from tracepaper.replay.learning.judge.metrics import LOSSES, compare
 from tracepaper.replay.learning.judge.tables import tables_across, tables_of
 from tracepaper.replay.learning.recipe import Recipe, kinds, recipe_of
-from tracepaper.replay.learning.splits import Split
+from tracepaper.replay.learning.splits import Holdout, Split
 from tracepaper.replay.learning.statistics import DayDifference, difference, holm
 from tracepaper.replay.learning.training import train
 from tracepaper.storage.checkpoints import load

@@ -24,9 +24,10 @@ from tracepaper.daemon.cli import invoke
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.fit import FitOptions
 from tracepaper.replay.learning.fitted import FitRun
-from tracepaper.replay.learning.holdouts import FILE_NAME, Holdout, read_uses
+from tracepaper.replay.learning.holdouts import FILE_NAME, read_uses
 from tracepaper.replay.learning.judge.gates import Judgement
 from tracepaper.replay.learning.recipe import Recipe, kinds, recipe_of
+from tracepaper.replay.learning.splits import Holdout
 from tracepaper.replay.learning.training import train
 from tracepaper.storage.checkpoints import Checkpoint
 from tracepaper.strategies.units import iso

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tracepaper.replay.document.values import Table
 from tracepaper.replay.learning.dataset import Dataset, alone
+from tracepaper.replay.learning.fitted import Mix
 from tracepaper.replay.learning.inspection import inspections
 from tracepaper.replay.learning.inspection.inspections import (
     WeightedLinear,
@@ -25,7 +26,7 @@ from tracepaper.replay.learning.inspection.inspections import (
     interval_width,
     methods,
 )
-from tracepaper.replay.learning.inspection.model import Mix, Subject
+from tracepaper.replay.learning.inspection.model import Subject
 from tracepaper.replay.learning.samples import targets
 from tracepaper.replay.learning.splits import Part, Segment
 from tracepaper.replay.learning.windows import predict

@@ -9,7 +9,6 @@ import pytest
 
 from tracepaper.replay.learning.holdouts import (
     FILE_NAME,
-    WHOLE,
     HoldoutUse,
     count_use,
     read_holdouts,
@@ -17,7 +16,7 @@ from tracepaper.replay.learning.holdouts import (
     uses_path,
 )
 from tracepaper.replay.learning.recipe import recipe_of
-from tracepaper.replay.learning.splits import date_ms
+from tracepaper.replay.learning.splits import WHOLE, date_ms
 from tracepaper.storage.checkpoints import DEFAULT_CHECKPOINT, read_card
 from tracepaper.storage.sweeps import REGISTRY_VARIABLE
 from tracepaper.strategies.errors import ConfigInvalid

@@ -23,14 +23,15 @@ from pages import said_in
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.archive.columns import instant
-from tracepaper.replay.learning.fitted import DataRequest, FitRun, read_dataset
-from tracepaper.replay.learning.holdouts import FILE_NAME, Holdout, read_uses
+from tracepaper.replay.learning.fitted import FitRun
+from tracepaper.replay.learning.holdouts import FILE_NAME, read_uses
 from tracepaper.replay.learning.judge.forecasts import MODEL
 from tracepaper.replay.learning.judge.metrics import BOOKS, FEW, MetricView, verdict_of
 from tracepaper.replay.learning.judge.tables import tables_of
 from tracepaper.replay.learning.order_books import BookDataset
 from tracepaper.replay.learning.recipe import recipe_of
-from tracepaper.replay.learning.splits import Part, Span, Split
+from tracepaper.replay.learning.recipe_data import DataRequest, read_dataset
+from tracepaper.replay.learning.splits import Holdout, Part, Span, Split
 from tracepaper.replay.learning.statistics import DayDifference, difference
 from tracepaper.storage.checkpoints import load
 from tracepaper.strategies.order_book import books_of

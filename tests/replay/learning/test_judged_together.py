@@ -39,7 +39,7 @@ from tracepaper.replay.learning.estimators.cross_sectional import (
 )
 from tracepaper.replay.learning.fit import FitOptions, Policy, Progress, policy_of
 from tracepaper.replay.learning.fitted import FitRun
-from tracepaper.replay.learning.holdouts import FILE_NAME, Holdout, read_uses
+from tracepaper.replay.learning.holdouts import FILE_NAME, read_uses
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts
 from tracepaper.replay.learning.judge.gates import Judgement
 from tracepaper.replay.learning.judge.metrics import (
@@ -53,7 +53,7 @@ from tracepaper.replay.learning.judge.metrics import (
 from tracepaper.replay.learning.judge.tables import tables_of
 from tracepaper.replay.learning.recipe import Recipe, kinds, recipe_of
 from tracepaper.replay.learning.samples import EVERY_HEAD, FLAT_BAND
-from tracepaper.replay.learning.splits import Part, Segment, Split
+from tracepaper.replay.learning.splits import Holdout, Part, Segment, Split
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR, DayDifference, difference
 from tracepaper.replay.learning.training import train
 from tracepaper.replay.report.honesty import FEW_DAYS

@@ -14,8 +14,9 @@ from tracepaper.daemon import cli
 from tracepaper.replay.learning.boosting import BoostingOptions
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.estimators.tabular import RowsModel, table_of
-from tracepaper.replay.learning.fitted import DataRequest, FitRun
+from tracepaper.replay.learning.fitted import FitRun
 from tracepaper.replay.learning.recipe import recipe_of
+from tracepaper.replay.learning.recipe_data import DataRequest
 from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.training import train, train_seeds
 from tracepaper.storage.checkpoints import Checkpoint, load, save

@@ -52,8 +52,8 @@ from tracepaper.replay.backtest.predictors import ScanPredictor
 from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.learning.dataset import Dataset, joined_to, read_files
-from tracepaper.replay.learning.fitted import DataRequest, read_dataset
 from tracepaper.replay.learning.recipe import kind_of, recipe_of
+from tracepaper.replay.learning.recipe_data import DataRequest, read_dataset
 from tracepaper.replay.learning.side_inputs import BookInputs, CovariateInputs
 from tracepaper.replay.learning.splits import Part, Split, segments_of
 from tracepaper.storage.audit import SqlAuditLog
