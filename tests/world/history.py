@@ -322,7 +322,9 @@ class History:
                 # It was mended, and no run began since: the last one is derived by its own class.
                 (self.folder / "raising_drawn.py").write_text(RAISING)
             truth = self._truth()
-            runs = in_child(lambda: _column(self.database, "SELECT run_id FROM runs"))
+            runs = in_child(
+                lambda: _column(self.database, "SELECT run_id FROM runs ORDER BY run_key")
+            )
             if self._failed_run and self._failed_run == runs[-1]:  # no mended class ran
                 (self.folder / "raising_drawn.py").write_text(CLASSES["raising"])
             broken, self.outcome.totals = in_child(
