@@ -70,7 +70,7 @@ class Sessions(Struct, frozen=True):
             msgspec.msgpack.encode((*parts, steps, starts, lengths, self.offsets)), 9
         )
 
-    def later(self, weeks: int) -> Sessions:
+    def shifted(self, weeks: int) -> Sessions:
         """Return the same sessions *weeks* weeks later."""
         days, minutes = weeks * WEEK_MS // DAY_MS, weeks * WEEK_MS // MINUTE_MS
         return msgspec.structs.replace(

@@ -180,7 +180,7 @@ def check(
     """Build every part of a run, without the network, and say whether it can start."""
     from tracepaper.daemon.config.loading import load, with_settings
     from tracepaper.daemon.config.several import strategy_name
-    from tracepaper.daemon.http.entrance import tokens_of
+    from tracepaper.daemon.http.access import tokens_of
     from tracepaper.daemon.session.bundled_bars import asked_over_bundled_bars
     from tracepaper.daemon.session.messenger import check_notify
     from tracepaper.daemon.session.run_row import preflight

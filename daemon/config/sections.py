@@ -31,9 +31,9 @@ from tracepaper.daemon.config.values import (
     NO_MODEL,
     NOTIONAL_MAX,
     ORDERBOOK,
+    PORTFOLIO_STRATEGIES,
     SHADOW_NAMES,
     SQLITE,
-    TOGETHER,
     TREND_WINDOWS,
     WINDOWS_MAX,
     DroppedGates,
@@ -446,7 +446,7 @@ STRATEGIES_OF: Final[Mapping[str, tuple[str, ...]]] = {
     "trend_volatility": (TREND,),
     "trend_sized_by": (TREND,),
     "trend_risk_aversion": (TREND,),
-    "options": (*TOGETHER, ORDERBOOK, CUSTOM),
+    "options": (*PORTFOLIO_STRATEGIES, ORDERBOOK, CUSTOM),
 }
 """Keys of [strategy] that only some strategies read."""
 CHOSEN_BY: Final = {"sizing": ("mode", MODES_OF), "strategy": ("name", STRATEGIES_OF)}

@@ -522,17 +522,17 @@ SQLITE: Final = "sqlite:///"
 STOCK: Final = "stock"
 TREND_WINDOWS: Final = ("8d", "16d", "32d", "64d")
 """The default windows of a trend."""
-TOGETHER: Final = ("crossasset", "portfolio")
+PORTFOLIO_STRATEGIES: Final = ("crossasset", "portfolio")
 """Strategies that trade all symbols of a close, each with a checkpoint of the kind of its name."""
 ORDERBOOK: Final = "orderbook"
 """The strategy that trades one symbol by order books; its options name a checkpoint."""
-ASKS: Final[Mapping[str, DataSource]] = {
+MODEL_INPUTS: Final[Mapping[str, DataSource]] = {
     "attention": DataSource.BARS,
-    **dict.fromkeys(TOGETHER, DataSource.CLOSES),
+    **dict.fromkeys(PORTFOLIO_STRATEGIES, DataSource.CLOSES),
     ORDERBOOK: DataSource.ORDER_BOOKS,
 }
 """The model's input for each built-in strategy that requires a model."""
-BUILT_IN: Final = ("attention", TREND, *TOGETHER, ORDERBOOK, "persistence", "sma_cross")
+BUILT_IN: Final = ("attention", TREND, *PORTFOLIO_STRATEGIES, ORDERBOOK, "persistence", "sma_cross")
 """Built-in strategies; any other name is a user's class."""
 WINDOWS_MAX: Final = 8
 """Most windows of a trend; each adds a note to every decision."""

@@ -27,8 +27,8 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from tracepaper.daemon.config.sections import HttpSection
 from tracepaper.daemon.config.values import host_and_port, is_loopback
-from tracepaper.daemon.http.entrance import (
-    Entrance,
+from tracepaper.daemon.http.access import (
+    AccessControl,
     answered,
     is_own_site,
     label_of,
@@ -305,10 +305,10 @@ class HttpServer:
                 self.metrics_url = await stack.enter_async_context(listener)
                 log.info("metrics served", url=self.metrics_url)
             if section.page is not None:
-                entrance = Entrance(self._tokens, section.hosts)
-                shown.append(web.post("/session", entrance.sign_in))
+                access = AccessControl(self._tokens, section.hosts)
+                shown.append(web.post("/session", access.sign_in))
                 at = host_and_port(section.page)
-                listener = listening(shown, entrance.middleware, at=at, key="[http] page")
+                listener = listening(shown, access.middleware, at=at, key="[http] page")
                 self.page_url = await stack.enter_async_context(listener)
                 log.info("page served to who has a token", url=self.page_url)
             self._stack = stack.pop_all()

@@ -17,7 +17,7 @@ from tracepaper.daemon.broker.settings import BrokerSettings, Latency
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.sections import GateSection, RegimeSection
 from tracepaper.daemon.config.several import account_of, each_changed, members_of, shares_of
-from tracepaper.daemon.config.values import ASKS
+from tracepaper.daemon.config.values import MODEL_INPUTS
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.member import NetStrategy
 from tracepaper.daemon.engine.settings import EngineSettings, MemberTerms, ModelTerms
@@ -100,7 +100,7 @@ def uses_forecaster(config: Config) -> bool:
     Raises ``ConfigInvalid`` if it needs a model and none is configured.
     """
     name, has_model = config.strategy.name, config.model.is_given
-    needs_model = ASKS.get(name) in (DataSource.BARS, DataSource.CLOSES)
+    needs_model = MODEL_INPUTS.get(name) in (DataSource.BARS, DataSource.CLOSES)
     needs_model = needs_model or (":" in name and user_class(name).needs_forecast)
     if needs_model and not has_model:
         raise ConfigInvalid(
@@ -207,7 +207,7 @@ def _network_strategies(
 ) -> dict[str, Strategy] | None:
     """Return the strategies of an order book or cross-asset network; None for a user's class."""
     symbols = config.market.symbols
-    match ASKS.get(config.strategy.name):
+    match MODEL_INPUTS.get(config.strategy.name):
         case DataSource.ORDER_BOOKS:
             return {symbol: make_orderbook(config) for symbol in symbols}
         case DataSource.CLOSES:

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.sections import ExplanationSection
-from tracepaper.daemon.config.values import ASKS, STOCK
+from tracepaper.daemon.config.values import MODEL_INPUTS, STOCK
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.book_features import reading_of
 from tracepaper.strategies.builtin import TREND
@@ -190,7 +190,7 @@ def traits_of(
             Trait.SIZED_BY_VOLATILITY: mode == "volatility",
             Trait.SIZED_BY_STOP: mode == "risk",
             Trait.NO_STOP: ":" not in chosen.name and not config.exits.has_stop,
-            Trait.TRADES_CLOSES: ASKS.get(chosen.name) is DataSource.CLOSES,
+            Trait.TRADES_CLOSES: MODEL_INPUTS.get(chosen.name) is DataSource.CLOSES,
         }
     if card is not None:
         from tracepaper.strategies.forecasters.build import known_kind

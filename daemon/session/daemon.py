@@ -28,8 +28,8 @@ from tracepaper.daemon.feed.book_follower import live_book
 from tracepaper.daemon.feed.client import Cooldown, MarketDataClient
 from tracepaper.daemon.feed.feed import LiveFeed
 from tracepaper.daemon.feed.maintenance import CLOSED, ServerTimeReader, delisted
+from tracepaper.daemon.http.access import tokens_of
 from tracepaper.daemon.http.client import token_file, write_token
-from tracepaper.daemon.http.entrance import tokens_of
 from tracepaper.daemon.http.metrics import registry_of
 from tracepaper.daemon.http.monitor import Monitor
 from tracepaper.daemon.http.server import (

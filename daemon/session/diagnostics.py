@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.several import strategy_name
-from tracepaper.daemon.http.entrance import tokens_of
+from tracepaper.daemon.http.access import tokens_of
 from tracepaper.strategies.errors import ConfigInvalid, FeedLost, TracepaperError
 
 DISK_LOW_BYTES: Final = 100 * 1024**2

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.sections import ExplanationSection
 from tracepaper.daemon.config.several import members_of, strategy_name
-from tracepaper.daemon.config.values import ASKS
+from tracepaper.daemon.config.values import MODEL_INPUTS
 from tracepaper.daemon.engine.state import FULL_SIZE, WITHOUT
 from tracepaper.daemon.session.combinations import reject_combination, traits_of
 from tracepaper.daemon.session.covariates import (
@@ -88,14 +88,14 @@ def reject_other_strategy(config: Config, card: Mapping[str, Any]) -> None:
     from tracepaper.strategies.forecasters.build import known_kind
 
     name, kind, model_kind = config.strategy.name, str(card["model"].get("kind")), known_kind(card)
-    if ASKS.get(name) is DataSource.CLOSES and kind != name:
+    if MODEL_INPUTS.get(name) is DataSource.CLOSES and kind != name:
         raise ConfigInvalid(
             f"strategy.name '{name}' needs a checkpoint of that kind, and model.checkpoint "
             f"{config.model.checkpoint} is of the kind {kind}; name another, or train one by "
             f"`tracepaper train --set model.kind={name}`."
         )
     serves_close = model_kind is not None and model_kind.source is DataSource.CLOSES
-    if serves_close and (name == TREND or ASKS.get(name) is DataSource.BARS):
+    if serves_close and (name == TREND or MODEL_INPUTS.get(name) is DataSource.BARS):
         raise ConfigInvalid(
             f"A {kind} checkpoint forecasts all symbols of a close together; set strategy.name to "
             f"'{kind}', which is '{name}'."

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.several import members_of, strategy_name
-from tracepaper.daemon.config.values import ASKS, plain
+from tracepaper.daemon.config.values import MODEL_INPUTS, plain
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import (
     Strategies,
@@ -227,7 +227,7 @@ def strategy_sha256(config: Config) -> str:
         text = json.dumps(ids, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest() if any(ids.values()) else ""
     name = config.strategy.name
-    if ASKS.get(name) is DataSource.ORDER_BOOKS:
+    if MODEL_INPUTS.get(name) is DataSource.ORDER_BOOKS:
         return checkpoint_sha256(config)
     return class_sha256(user_class(name)) if ":" in name else ""
 

@@ -124,15 +124,15 @@ class Candles:
         """The number of candles missing in holes."""
         return int((self.steps - 1).sum())
 
-    def later(self, weeks: int) -> Candles:
+    def shifted(self, weeks: int) -> Candles:
         """Return the candles and their sessions moved by *weeks* weeks."""
         calendar = self.calendar
         if calendar is not None:
-            calendar = Calendar(calendar.sessions.later(weeks), self.interval_ms)
+            calendar = Calendar(calendar.sessions.shifted(weeks), self.interval_ms)
         times = self.open_time_ms + weeks * WEEK_MS
         return replace(self, open_time_ms=times, calendar=calendar)
 
-    def dearer(self, factor: int) -> Candles:
+    def with_prices_times(self, factor: int) -> Candles:
         """Return the candles with prices and turnover times *factor*."""
         prices = {name: getattr(self, name) * factor for name in ("open", "high", "low", "close")}
         turnover = None if self.turnover is None else self.turnover * factor

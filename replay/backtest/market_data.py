@@ -189,8 +189,8 @@ SOURCES: Final[Mapping[str, MarketSource]] = {
         read=lambda given, reading: [_candles(item, reading, None) for item in given],
         tracks=frame_tracks,
         until=_frames_until,
-        shift=Candles.later,
-        scale=Candles.dearer,
+        shift=Candles.shifted,
+        scale=Candles.with_prices_times,
         digest=attrgetter("sha256"),
     ),
     "depth": MarketSource(
@@ -205,8 +205,8 @@ SOURCES: Final[Mapping[str, MarketSource]] = {
         read=_read_candles,
         tracks=candle_tracks,
         until=_candles_until,
-        shift=Candles.later,
-        scale=Candles.dearer,
+        shift=Candles.shifted,
+        scale=Candles.with_prices_times,
         digest=attrgetter("sha256"),
     ),
     "funding": MarketSource(

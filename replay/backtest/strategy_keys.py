@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from typing import Any, Final
 
 from tracepaper.daemon.config.loading import Given, load
-from tracepaper.daemon.config.values import ASKS
+from tracepaper.daemon.config.values import MODEL_INPUTS
 from tracepaper.daemon.session.user_class import is_importable, known_class
 from tracepaper.daemon.session.user_code import has_source
 from tracepaper.strategies.api.model import DataSource
@@ -36,7 +36,7 @@ def strategy_name(strategy: object) -> str | None:
 
 def has_options(name: str) -> bool:
     """Return whether the params of strategy *name* belong into its ``options`` table."""
-    return ":" in name or ASKS.get(name) in (DataSource.CLOSES, DataSource.ORDER_BOOKS)
+    return ":" in name or MODEL_INPUTS.get(name) in (DataSource.CLOSES, DataSource.ORDER_BOOKS)
 
 
 def strategy_keys(name: str, params: Mapping[str, Any] | None, config: Given) -> dict[str, Any]:

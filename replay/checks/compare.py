@@ -131,7 +131,7 @@ class CheckFinding:
     probes: int = 0  # probes done
     compared: int = 0  # decisions
     differences: list[Difference] = field(default_factory=list)
-    because: str = ""  # the cause that the first difference indicates
+    cause: str = ""  # the cause that the first difference indicates
     given: int = 0  # bars of all instruments
     bars: int = 0  # replayed bars
     without_later: int = 0  # bars decided before the next bar was passed on
@@ -161,7 +161,7 @@ class CheckFinding:
     def sentence(self) -> str:
         """Return the verdict as one sentence, with how much was probed."""
         if self.differences:
-            return f"moved: {self.differences[0].sentence()}: {self.because}."
+            return f"moved: {self.differences[0].sentence()}: {self.cause}."
         counted = f"{self.compared:,} decisions compared, {self.verdict}"
         if self.check == RECURSIVE:
             counted = f"{self.probes} later starts over {self.bars:,} bars, {counted}"

@@ -239,7 +239,7 @@ class _Check:
         if difference is None:
             return
         if trial.is_refused:
-            finding.because = trial.cause
+            finding.cause = trial.cause
             finding.differences.append(difference)
         else:
             at = f"{difference.instrument} bar {iso(difference.open_time_ms)}"
@@ -389,7 +389,7 @@ def function_lookahead(
         if not same.all():
             row = int(np.argmin(same))
             texts = str(first[row]), str(second[row])
-            finding.because = cause
+            finding.cause = cause
             finding.differences.append(Difference("function", 0, f"row {row}", *texts))
             break
     return finding

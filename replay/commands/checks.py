@@ -406,7 +406,7 @@ def _verdict(finding: CheckFinding) -> CommandAnswer:
 
 def _preloaded(config: Config) -> list[str]:
     """Return the slow modules of the model, which the fork server loads once."""
-    from tracepaper.daemon.config.values import ASKS
+    from tracepaper.daemon.config.values import MODEL_INPUTS
     from tracepaper.daemon.session.build import needs_forecaster
     from tracepaper.daemon.session.user_code import packages_of
     from tracepaper.daemon.session.user_model import model_class
@@ -414,7 +414,7 @@ def _preloaded(config: Config) -> list[str]:
 
     if name := config.model.custom_class:
         return packages_of(model_class(name))
-    needs_torch = needs_forecaster(config) or config.strategy.name in ASKS
+    needs_torch = needs_forecaster(config) or config.strategy.name in MODEL_INPUTS
     return [MODEL] if needs_torch else []
 
 

@@ -92,7 +92,7 @@ def links(config: Path | None) -> list[str]:
 
     from tracepaper.daemon.config.loading import load
     from tracepaper.daemon.config.values import host_and_port
-    from tracepaper.daemon.http.entrance import tokens_of
+    from tracepaper.daemon.http.access import tokens_of
 
     section = load(config).http
     if section.page is None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tracepaper.daemon.config.values import ASKS
+from tracepaper.daemon.config.values import MODEL_INPUTS
 from tracepaper.replay.explain.liquidations import Liquidation, liquidations_of
 from tracepaper.replay.explain.place import no_such_decision
 from tracepaper.replay.explain.position import orders_after, positions_text
@@ -81,7 +81,7 @@ class StoredDecision:
     @property
     def _asks(self) -> DataSource | None:
         """The data that the strategy gives its model; None if it needs no model."""
-        return ASKS.get(self.run["strategy"])
+        return MODEL_INPUTS.get(self.run["strategy"])
 
     @property
     def trend(self) -> str | None:
@@ -354,7 +354,7 @@ class ForecastSide:
 
 
 @dataclass(frozen=True)
-class Flips:
+class Counterfactuals:
     """The changes that would have led to the other verdict.
 
     A refusal needs every gate of ``must_pass`` to pass; an allowed decision needs one gate to fail.
@@ -384,7 +384,7 @@ FindNearest = Callable[[Path, str, int], tuple[NearestChange, ...]]
 """Maps database, run id and sequence to the smallest changes that would have traded."""
 
 
-def flips_of(stored: StoredDecision) -> Flips:
+def counterfactuals_of(stored: StoredDecision) -> Counterfactuals:
     """Return the distances of one decision from the other verdict and from the other side."""
     gates = tuple(_margin(row) for row in stored.gates)
     allowed = bool(stored.decision["allowed"])
@@ -393,7 +393,7 @@ def flips_of(stored: StoredDecision) -> Flips:
     nearest = min(near, key=lambda gate: abs(gate.share or 0.0), default=None)
     is_exit = stored.decision["action"] == Action.FLAT and verdict_of(stored.decision)[1]
     carried_out = " The FLAT was carried out anyway." if is_exit else ""
-    return Flips(
+    return Counterfactuals(
         allowed,
         tuple(gate.gate for gate in failed),
         None if nearest is None else nearest.gate,

@@ -28,11 +28,11 @@ from tracepaper.replay.document.values import (
     table_of,
 )
 from tracepaper.replay.explain.decision import (
-    Flips,
+    Counterfactuals,
     GateMargin,
     NearestChange,
     StoredDecision,
-    flips_of,
+    counterfactuals_of,
     gates_text,
     missed_text,
     stored_decision,
@@ -98,16 +98,16 @@ def decision_document(columns: RunColumns, stored: StoredDecision) -> TitledPart
     before = _held(columns, stored, sequence)
     filled = [fill["sequence"] for history in sent for fill in history.fills]
     after = _held(columns, stored, max(filled)) if filled else before
-    flips = flips_of(stored)
-    kept = _flip(stored, flips, before, base)
+    counterfactuals = counterfactuals_of(stored)
+    kept = _flip(stored, counterfactuals, before, base)
     parts: list[Part] = [Paragraph(each.sentence, "strong") for each in stored.liquidations]
     if reasons := f"{_reasons(stored, close_ms, before, base)} {kept}".strip():
         parts.append(Paragraph(reasons))
     if stored.position != FLAT:
         parts.append(Paragraph(f"After this close: {stored.position}."))
-    parts += [Paragraph(sentence, "detail") for sentence in _details(stored, flips)]
+    parts += [Paragraph(sentence, "detail") for sentence in _details(stored, counterfactuals)]
     parts += [history.table for history in orders]
-    gates = table("gates", "Gates", _GATES, flips.gates)
+    gates = table("gates", "Gates", _GATES, counterfactuals.gates)
     parts.append(replace(gates, look="gauges", whole=True))
     if row["horizon"] is not None and row["mean_return"] is not None:
         parts.append(_forecast(row, realised(columns, row), close_ms))
@@ -118,7 +118,9 @@ def decision_document(columns: RunColumns, stored: StoredDecision) -> TitledPart
     if stored.notes:
         noted = table_of("notes", "Noted", PAIR, map(_noted, stored.notes))
         parts.append(replace(noted, look="pairs"))
-    title = _title(stored, flips, [history.order for history in sent], (before, after), base)
+    title = _title(
+        stored, counterfactuals, [history.order for history in sent], (before, after), base
+    )
     return TitledParts(title, tuple(parts))
 
 
@@ -224,7 +226,7 @@ def _signed(held: str, base: str) -> str:
 
 def _title(
     stored: StoredDecision,
-    flips: Flips,
+    counterfactuals: Counterfactuals,
     orders: list[Row],
     held: tuple[PositionText, PositionText],
     base: str,
@@ -241,7 +243,7 @@ def _title(
             return f"{traded}, from {before.words(base)} to {after.words(base)}"
         return f"{traded}: {filled[0]['reason']}"
     if (refused_by := stored.decision["refused_by"]) is not None:
-        return _refused(refused_by, flips)
+        return _refused(refused_by, counterfactuals)
     if sent:
         order = sent[0]
         verb = "buy" if order["side"] == Side.BUY else "sell"
@@ -266,8 +268,8 @@ def _liquidated(fill: Row) -> str:
     return f"{side} {without_zeros(fill['quantity_text'])} {symbol} at {fill['price_text']}"
 
 
-def _refused(name: str, flips: Flips) -> str:
-    gate = next(flip for flip in flips.gates if flip.gate == name)
+def _refused(name: str, counterfactuals: Counterfactuals) -> str:
+    gate = next(flip for flip in counterfactuals.gates if flip.gate == name)
     if name == warm.name and gate.measure is not None:
         return f"Warming up: {gate.measure:,.0f} of {gate.threshold:,.0f} bars"
     return ", ".join(filter(None, (f"Refused by {name}", missed_text(name, gate.margin))))
@@ -336,19 +338,21 @@ def _strategy_text(strategy: Row, base: str) -> str:
     return f"{strategy['strategy']} {text}: {reason} ({gates_text(strategy)})."
 
 
-def _flip(stored: StoredDecision, flips: Flips, held: PositionText, base: str) -> str:
+def _flip(
+    stored: StoredDecision, counterfactuals: Counterfactuals, held: PositionText, base: str
+) -> str:
     """Return what would have flipped the verdict, and the position that a refusal kept."""
     kept = held.words(base)
-    if flips.allowed or kept == "flat" or stored.decision["action"] == Action.FLAT:
-        return flips.sentence
-    return f"{flips.sentence} {capital(kept)} was kept.".lstrip()
+    if counterfactuals.allowed or kept == "flat" or stored.decision["action"] == Action.FLAT:
+        return counterfactuals.sentence
+    return f"{counterfactuals.sentence} {capital(kept)} was kept.".lstrip()
 
 
-def _details(stored: StoredDecision, flips: Flips) -> Iterator[str]:
+def _details(stored: StoredDecision, counterfactuals: Counterfactuals) -> Iterator[str]:
     """Yield the numbers behind the decision, one sentence each."""
     if stored.trend is not None:
         yield stored.trend
-    elif (side := flips.side) is not None:
+    elif (side := counterfactuals.side) is not None:
         pointed = {
             "LONG": "The forecast pointed up",
             "SHORT": "The forecast pointed down",

@@ -22,7 +22,7 @@ from tracepaper.replay.explain.decision import (
     FindNearest,
     NearestChange,
     StoredDecision,
-    flips_of,
+    counterfactuals_of,
 )
 from tracepaper.replay.explain.decision_document import decision_title, read_decision, stored_parts
 from tracepaper.replay.explain.options import ModelRequest
@@ -121,8 +121,8 @@ def document(
     nearest: Sequence[NearestChange],
 ) -> dict[str, Any]:
     """Return everything about one decision as plain values; returns are log returns."""
-    flips = asdict(flips_of(stored))
-    margins = flips.pop("gates")
+    counterfactuals = asdict(counterfactuals_of(stored))
+    margins = counterfactuals.pop("gates")
     return {
         "run": {name: stored.run[name] for name in ("run_id", "kind", "strategy", "interval")},
         "states": [asdict(state) for state in stored.states],
@@ -147,7 +147,7 @@ def document(
         "orders": listed(stored.orders, title="").documents(),
         "queues": {order_id: place._asdict() for order_id, place in stored.queues.items()},
         "gates": margins,
-        "flips": flips,
+        "counterfactuals": counterfactuals,
         "nearest_changes": [asdict(change) for change in nearest],
         "method": stored.explained["method"],
         "buckets": stored.buckets,

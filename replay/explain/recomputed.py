@@ -11,7 +11,7 @@ import numpy as np
 from msgspec import structs
 from rich.console import Console
 
-from tracepaper.daemon.config.values import ASKS
+from tracepaper.daemon.config.values import MODEL_INPUTS
 from tracepaper.daemon.session.user_model import user_model
 from tracepaper.replay.document.charts import (
     BarLayer,
@@ -87,7 +87,7 @@ def ask_again(
     Raises as :func:`explain_decision` does.
     """
     method, other = request.method, request.other
-    asks = None if other else ASKS.get(stored.run["strategy"])
+    asks = None if other else MODEL_INPUTS.get(stored.run["strategy"])
     if asks is DataSource.CLOSES:
         return [influence(path, run_id, sequence, method)]
     if asks is DataSource.ORDER_BOOKS and not method:

@@ -14,7 +14,7 @@ import numpy as np
 from tracepaper.replay.document.charts import rounded
 from tracepaper.replay.document.values import TitledParts, as_document
 from tracepaper.replay.page import lists, runs
-from tracepaper.replay.page.databases import Databases, ShownRun
+from tracepaper.replay.page.databases import Databases, OpenRun
 from tracepaper.replay.page.export import PAGE_START, DecisionBlock, one_file, packed
 from tracepaper.replay.page.records import ROWS_MAX
 from tracepaper.replay.page.rollups import numbers_of
@@ -89,7 +89,7 @@ def contents_of(
             asked.hold(f"/decisions/{sequence}")
     blocks = list(_blocks(asked, chosen, progress)) if full else []
     # The file lists this run alone, and no run for a comparison.
-    listed = runs.runs(asked.shelf)
+    listed = runs.runs(asked.databases)
     rows = [row for row in listed.runs if row.run_id == run_id]
     listed = msgspec.structs.replace(listed, runs=rows, sweeps=[])
     comparison = runs.with_warnings(shown, lists.beside_document(shown, listed))
@@ -128,13 +128,13 @@ class _RunAnswers:
 
     def __init__(self, database: Path, run_id: str) -> None:
         self.answers: Answer = {}
-        self.path, self.shelf = f"/runs/{run_id}", Databases([database])
-        self.shown = self.shelf.find(run_id)
+        self.path, self.databases = f"/runs/{run_id}", Databases([database])
+        self.shown = self.databases.find(run_id)
 
     def answer(self, rest: str, **query: str | float) -> Any:  # noqa: ANN401 - plain values
         """Return the answer of the path *rest* below the run's path."""
         call = match(self.path + rest, {name: str(value) for name, value in query.items()})
-        return msgspec.to_builtins(call.respond(self.shelf, lambda _share, _doing: None))
+        return msgspec.to_builtins(call.respond(self.databases, lambda _share, _doing: None))
 
     def hold(self, rest: str, answer: Any = None) -> Any:  # noqa: ANN401 - plain values
         """Store *answer* under the path *rest* below the run's path; None: its own answer."""
@@ -197,7 +197,7 @@ def _blocks(
         yield DecisionBlock(block[0], block[-1], text)
 
 
-def _chosen(shown: ShownRun, run: Answer, candles: list[Answer]) -> list[int]:
+def _chosen(shown: OpenRun, run: Answer, candles: list[Answer]) -> list[int]:
     """Return the decisions that are stored completely."""
     views, first = shown.views, run["first_sequence"] or 0
     picked = {run["first_sequence"], run["warm_sequence"], run["last_sequence"]}

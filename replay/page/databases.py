@@ -36,7 +36,7 @@ class HttpRefusal(TracepaperError):
         self.status = status
 
 
-class ShownRun(NamedTuple):
+class OpenRun(NamedTuple):
     """A run with its reader and roll-ups."""
 
     database: Path
@@ -137,7 +137,7 @@ class Databases:
         self._opened[path] = _OpenDatabase(identity, reader)
         return reader
 
-    def find(self, run_id: str) -> ShownRun:
+    def find(self, run_id: str) -> OpenRun:
         """Return the run *run_id*; raise ``HttpRefusal`` if no database has it."""
         unread: Exception | None = None
         for path in self.paths:
@@ -155,7 +155,7 @@ class Databases:
             raise HttpRefusal(404, "This run is not open here: open it from Fleet.")
         raise HttpRefusal(404, "There is no such run; /api/v1/runs lists all.")
 
-    def listed(self, path: Path, run_id: str) -> ShownRun:
+    def listed(self, path: Path, run_id: str) -> OpenRun:
         """Return the run of one database for a list, without evicting another run."""
         return self._shown(path, run_id, self.reader(path), is_listed=True)
 
@@ -173,7 +173,7 @@ class Databases:
 
     def _shown(
         self, path: Path, run_id: str, reader: Reader, *, is_listed: bool = False
-    ) -> ShownRun:
+    ) -> OpenRun:
         key = (path, run_id)
         rollups = self._rollups.get(key)
         if rollups is None:
@@ -186,7 +186,7 @@ class Databases:
             rollups.refresh()
             if not is_listed:
                 self._rollups.move_to_end(key)
-        return ShownRun(path, run_id, reader, rollups)
+        return OpenRun(path, run_id, reader, rollups)
 
     def _forget(self, path: Path) -> None:
         if (opened := self._opened.pop(path, None)) is not None:

@@ -6,12 +6,12 @@ from tracepaper.replay.document.values import as_parts
 from tracepaper.replay.explain.decision import StoredDecision, stored_decision
 from tracepaper.replay.explain.decision_document import decision_document, realised
 from tracepaper.replay.page import answers
-from tracepaper.replay.page.databases import HttpRefusal, ShownRun, as_number
+from tracepaper.replay.page.databases import HttpRefusal, OpenRun, as_number
 from tracepaper.storage.database.run_rows import WHOLE
 from tracepaper.strategies.errors import DataInvalid
 
 
-def decision(shown: ShownRun, sequence: int) -> answers.Decision:
+def decision(shown: OpenRun, sequence: int) -> answers.Decision:
     """Return one decision as stored; raise ``HttpRefusal`` if the run has no such decision."""
     stored = decision_at(shown, sequence)
     row, columns = stored.decision, shown.columns
@@ -53,7 +53,7 @@ def decision(shown: ShownRun, sequence: int) -> answers.Decision:
     )
 
 
-def decision_at(shown: ShownRun, sequence: int) -> StoredDecision:
+def decision_at(shown: OpenRun, sequence: int) -> StoredDecision:
     """Return the record of a decision; raise ``HttpRefusal`` where the run has none there."""
     if sequence < (first := shown.columns.span[0]):
         raise HttpRefusal(410, f"Decision {sequence} was pruned; the oldest step left is {first}.")

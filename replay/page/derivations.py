@@ -21,7 +21,7 @@ from tracepaper.replay.document.values import (
     table_of,
 )
 from tracepaper.replay.page import answers
-from tracepaper.replay.page.databases import Databases, HttpRefusal, ShownRun
+from tracepaper.replay.page.databases import Databases, HttpRefusal, OpenRun
 from tracepaper.replay.page.decisions import decision_at
 from tracepaper.replay.page.records import seconds_text
 from tracepaper.replay.page.runs import parity_state
@@ -35,20 +35,20 @@ Report = Callable[[float, str], None]
 FEATURES_SHOWN: Final = 5
 
 
-def load_libraries(shelf: Databases) -> None:
-    """Load the libraries for the decisions of *shelf*; torch alone takes a second or two."""
+def load_libraries(databases: Databases) -> None:
+    """Load the libraries for the decisions of *databases*; torch alone takes a second or two."""
     has_model = False
-    for path in shelf.paths:
+    for path in databases.paths:
         with contextlib.suppress(TracepaperError, sqlite3.Error):  # the first request reports it
             query = "SELECT 1 FROM v_runs WHERE model_id != ''"
-            has_model |= shelf.reader(path).connection.execute(query).fetchone() is not None
+            has_model |= databases.reader(path).connection.execute(query).fetchone() is not None
     if has_model:
         from tracepaper.strategies.forecasters.build import model_kinds
 
         model_kinds()  # loads the modules of all kinds before the first request
 
 
-def verify_decision(shown: ShownRun, sequence: int, report: Report) -> TitledParts:
+def verify_decision(shown: OpenRun, sequence: int, report: Report) -> TitledParts:
     """Derive one decision again from the record, and compare every stored value of its step."""
     open_ms = decision_at(shown, sequence).decision["open_time_ms"]
     began = time.perf_counter()
@@ -85,7 +85,7 @@ def verify_decision(shown: ShownRun, sequence: int, report: Report) -> TitledPar
     return TitledParts("✓ Same", (Paragraph(text),))
 
 
-def nearest_of(shown: ShownRun, sequence: int) -> TitledParts:
+def nearest_of(shown: OpenRun, sequence: int) -> TitledParts:
     """Return the smallest changes with which a decision that did not trade would have traded."""
     from tracepaper.replay.checks.nearest_change import nearest_changes
     from tracepaper.replay.explain.decision_document import nearest_parts
@@ -95,7 +95,7 @@ def nearest_of(shown: ShownRun, sequence: int) -> TitledParts:
     return TitledParts("What would have traded", tuple(nearest_parts(nearest)))
 
 
-def verify(shown: ShownRun, report: Report) -> answers.ParityState:
+def verify(shown: OpenRun, report: Report) -> answers.ParityState:
     """Derive the whole run again; return the result in the form of the daily replay."""
 
     def progressed(done: int, total: int) -> None:
@@ -110,7 +110,7 @@ def verify(shown: ShownRun, report: Report) -> answers.ParityState:
     return parity_state(check_of_run(shown.reader, verification), at_ms)
 
 
-def report_of(shown: ShownRun) -> TitledParts:
+def report_of(shown: OpenRun) -> TitledParts:
     """Return the report of the run, as in ``report --html``."""
     from tracepaper.replay.report.document import report_document
     from tracepaper.replay.report.report import build_report
@@ -118,7 +118,7 @@ def report_of(shown: ShownRun) -> TitledParts:
     return report_document(build_report(shown.database, shown.run_id))
 
 
-def what_if_of(shown: ShownRun, changes: str, drop: str, from_ms: int | None) -> TitledParts:
+def what_if_of(shown: OpenRun, changes: str, drop: str, from_ms: int | None) -> TitledParts:
     """Return the report of ``whatif`` on the run with a change."""
     from tracepaper.daemon.config.loading import settings_of
     from tracepaper.replay.checks.changed_run import changed_run
@@ -135,7 +135,7 @@ def what_if_of(shown: ShownRun, changes: str, drop: str, from_ms: int | None) ->
     return what_if_document(what_if(changed))
 
 
-def ask(shown: ShownRun, sequence: int, report: Report) -> TitledParts:
+def ask(shown: OpenRun, sequence: int, report: Report) -> TitledParts:
     """Ask the run's model again about one decision; the document has all of ``explain --full``."""
     from tracepaper.replay.explain.options import ModelRequest
     from tracepaper.replay.explain.recomputed import ask_again

@@ -21,7 +21,7 @@ from tracepaper.replay.document.values import (
     table,
 )
 from tracepaper.replay.page import answers, runs
-from tracepaper.replay.page.databases import ShownRun
+from tracepaper.replay.page.databases import OpenRun
 from tracepaper.replay.page.lists import run_name
 from tracepaper.replay.page.records import LISTS, ROWS, RowsPage, view_table
 from tracepaper.replay.page.rollups import OWN
@@ -56,7 +56,7 @@ POSITIONS: Final = (
 )
 
 
-def account(shown: ShownRun, limit: int = ROWS) -> TitledParts:
+def account(shown: OpenRun, limit: int = ROWS) -> TitledParts:
     """Return the run's accounts, curves, positions, lists, and a trader's real fills.
 
     Each list has the newest *limit* rows.
@@ -64,7 +64,7 @@ def account(shown: ShownRun, limit: int = ROWS) -> TitledParts:
     return TitledParts("Account", tuple(_account(shown, limit)))
 
 
-def _account(shown: ShownRun, limit: int) -> Iterator[Part]:
+def _account(shown: OpenRun, limit: int) -> Iterator[Part]:
     figures = runs.accounts(shown)
     stored = [each for each in figures if each.is_stored]
     rows = [*stored, *_reserve(stored), *(each for each in figures if not each.is_stored)]
@@ -95,7 +95,7 @@ def _reserve(stored: list[answers.AccountFigures]) -> Iterator[answers.AccountFi
         yield answers.AccountFigures(RESERVE, RESERVE, "", 0.0, float(left), 0.0)
 
 
-def _curves(shown: ShownRun, figures: list[answers.AccountFigures]) -> Iterator[Part]:
+def _curves(shown: OpenRun, figures: list[answers.AccountFigures]) -> Iterator[Part]:
     """Yield the chart of all accounts since their starts."""
     columns = runs.equity(shown, None, None, POINTS)
     if not columns.time_ms:
@@ -138,7 +138,7 @@ def _lost(equity: Floats, low: Floats) -> Floats:
 # ---------------------------------------------------------------- two runs
 
 
-def compare(left: ShownRun, right: ShownRun) -> TitledParts:
+def compare(left: OpenRun, right: OpenRun) -> TitledParts:
     """Return the bars that two runs decided differently, and the equity of both."""
     both = (left.reader, left.columns), (right.reader, right.columns)
     compared = what_if_document(compare_recorded(*both, (_name(left), _name(right))))
@@ -146,11 +146,11 @@ def compare(left: ShownRun, right: ShownRun) -> TitledParts:
     return TitledParts("Compare", (lead, sentence, _both(left, right), *tables))
 
 
-def _name(run: ShownRun) -> str:
+def _name(run: OpenRun) -> str:
     return run_name(run.views.run()["strategy"], run.run_id)
 
 
-def _both(left: ShownRun, right: ShownRun) -> Part:
+def _both(left: OpenRun, right: OpenRun) -> Part:
     """Draw the equity of both runs over all their times."""
     columns = [runs.equity(run, None, None, POINTS) for run in (left, right)]
     times = np.unique(np.concatenate([np.array(each.time_ms, dtype=np.int64) for each in columns]))

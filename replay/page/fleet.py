@@ -36,9 +36,9 @@ class PulledRun(Struct, frozen=True):
     steps: int
 
 
-def list_fleet(shelf: Databases) -> TitledParts:
+def list_fleet(databases: Databases) -> TitledParts:
     """Return the fleet's runs by its server; its last answer stays if it cannot be reached."""
-    fleet, sentence = _source(shelf), None
+    fleet, sentence = _source(databases), None
     try:
         fleet.runs = overview(fleet.url, needed_by="--fleet")
         fleet.as_of_ms = SystemClock().wall_ms()
@@ -48,7 +48,7 @@ def list_fleet(shelf: Databases) -> TitledParts:
 
 
 def pull_run(
-    shelf: Databases, database_id: str, run_id: str, report: Callable[[float, str], None]
+    databases: Databases, database_id: str, run_id: str, report: Callable[[float, str], None]
 ) -> PulledRun:
     """Pull one run into a new file of the page's folder; it replaces an older file of the run.
 
@@ -56,7 +56,7 @@ def pull_run(
     """
     from tracepaper.storage.fleet.pull import pull  # loads SQLAlchemy, which a file needs not
 
-    fleet = _source(shelf)
+    fleet = _source(databases)
     name = run_id if NAME.fullmatch(run_id) else hashlib.sha256(run_id.encode()).hexdigest()[:16]
     try:
         _remove(fleet, every=lambda other: not list(other.glob("*.db")))  # canceled pulls
@@ -85,15 +85,15 @@ def pull_run(
     except TracepaperError as error:
         raise HttpRefusal(409, str(error).replace(f"{place}/", "")) from None
     _remove(fleet, every=lambda other: other != place and (other / target.name).exists())
-    kept = {path.parent for path in shelf.paths[:KEPT]}
+    kept = {path.parent for path in databases.paths[:KEPT]}
     _remove(fleet, every=lambda other: other not in kept)
     return PulledRun(pulled.run_ids[0], pulled.database_id, pulled.rows["steps"])
 
 
-def _source(shelf: Databases) -> FleetSource:
-    if shelf.fleet is None:
+def _source(databases: Databases) -> FleetSource:
+    if databases.fleet is None:
         raise HttpRefusal(404, "This page shows no fleet; `tracepaper ui --fleet URL` shows one.")
-    return shelf.fleet
+    return databases.fleet
 
 
 def _remove(fleet: FleetSource, *, every: Callable[[Path], bool]) -> None:

@@ -19,7 +19,7 @@ from tracepaper.strategies.units import RATE_SCALE
 
 if TYPE_CHECKING:
     from tracepaper.daemon.broker.execution import ExecutionCosts
-    from tracepaper.replay.page.databases import ShownRun
+    from tracepaper.replay.page.databases import OpenRun
     from tracepaper.replay.run_columns import Floats, Ints
     from tracepaper.storage.database.run_rows import Span
 
@@ -79,7 +79,7 @@ class HoldingAccount:
         return float(self.equity(at, closes)[0])
 
 
-def _units(shown: ShownRun) -> HeldUnits:
+def _units(shown: OpenRun) -> HeldUnits:
     columns, run = shown.columns, shown.views.run()
     config, (_, end) = restore(run["config"]), columns.span
     decided = columns.rows.decided_at(columns.span, newest=False)
@@ -114,7 +114,7 @@ def _units(shown: ShownRun) -> HeldUnits:
 
 
 def _bar_of_settlement(
-    shown: ShownRun, name: str, span: Span, market_ms: int
+    shown: OpenRun, name: str, span: Span, market_ms: int
 ) -> dict[int, tuple[int, int, float] | None]:
     """Return {market_ms: (open of its bar, open of the previous bar, close of the previous bar)}.
 
@@ -134,7 +134,7 @@ def _bar_of_settlement(
     return {market_ms: (within.open_time_ms, before.open_time_ms, float(close[0]))}
 
 
-def _splits(shown: ShownRun) -> dict[str, list[SuspectedSplit]]:
+def _splits(shown: OpenRun) -> dict[str, list[SuspectedSplit]]:
     """Return the splits in the run's warnings and those that were applied, by instrument."""
     columns = shown.columns
     warned = named_splits(json.loads(shown.views.run()["warnings"] or "[]"))
@@ -148,7 +148,7 @@ def _splits(shown: ShownRun) -> dict[str, list[SuspectedSplit]]:
     return splits
 
 
-def _cost_rate(shown: ShownRun, terms: ExecutionCosts) -> float:
+def _cost_rate(shown: OpenRun, terms: ExecutionCosts) -> float:
     """Return the cost of one fill as a fraction of its notional, as ``RunRecord.cost_rate``."""
     rate = terms.round_trip / 2
     if terms.per_share:
@@ -162,7 +162,7 @@ def _cost_rate(shown: ShownRun, terms: ExecutionCosts) -> float:
     return rate
 
 
-def _first_bar(shown: ShownRun, place: int) -> int | None:
+def _first_bar(shown: OpenRun, place: int) -> int | None:
     """Return the sequence of an instrument's bar after its first bar past the warm-up."""
     rows, last = shown.columns.rows, shown.columns.span[1]
     if (since := shown.rollups.warm_sequence()) is None:
@@ -175,19 +175,19 @@ def _first_bar(shown: ShownRun, place: int) -> int | None:
     return None if bar is None else bar.sequence
 
 
-def shadows(shown: ShownRun) -> list[str]:
+def shadows(shown: OpenRun) -> list[str]:
     """Return the names of the shadow accounts, from the rows of the newest step."""
     rows = shown.views.rows("v_shadow_equity", newest=16)
     return sorted({row["shadow"] for row in rows})
 
 
-def mean_exposure(shown: ShownRun) -> float | None:
+def mean_exposure(shown: OpenRun) -> float | None:
     """Return the run's mean exposure over all symbols, with their signs; None if unknown."""
     shares = mean_exposures(shown)
     return None if shares is None else sum(shares.values())
 
 
-def mean_exposures(shown: ShownRun) -> dict[str, float] | None:
+def mean_exposures(shown: OpenRun) -> dict[str, float] | None:
     """Return the run's mean exposure in each symbol, from the first warm bar on.
 
     None without such a bar, if the equity was used up, or if a roll-up is still missing.
@@ -198,7 +198,7 @@ def mean_exposures(shown: ShownRun) -> dict[str, float] | None:
         return None
 
 
-def below_zero_of(shown: ShownRun) -> str:
+def below_zero_of(shown: OpenRun) -> str:
     """Return the sentence on an account that had nothing left; empty while roll-ups are missing."""
     try:
         return shown.rollups.kept_value("below zero", lambda: _below_zero(shown))
@@ -206,7 +206,7 @@ def below_zero_of(shown: ShownRun) -> str:
         return ""
 
 
-def _below_zero(shown: ShownRun) -> str:
+def _below_zero(shown: OpenRun) -> str:
     block = shown.rollups.full_range(ACCOUNTS)
     lowest = block.get(f"low:{OWN}", np.empty(0))
     is_known = ~np.isnan(lowest)
@@ -214,7 +214,7 @@ def _below_zero(shown: ShownRun) -> str:
     return below_zero(closes_ms, lowest[is_known])
 
 
-def _means(shown: ShownRun) -> dict[str, float] | None:
+def _means(shown: OpenRun) -> dict[str, float] | None:
     block = shown.rollups.full_range(ACCOUNTS)
     bars = float(np.sum(block.get("exposed", 0.0)))
     if not bars or np.nanmin(block[f"low:{OWN}"]) <= 0:
@@ -224,7 +224,7 @@ def _means(shown: ShownRun) -> dict[str, float] | None:
     }
 
 
-def held(shown: ShownRun) -> list[HoldingAccount]:
+def held(shown: OpenRun) -> list[HoldingAccount]:
     """Return the accounts that buy and hold: at the run's mean exposure, and with all the money.
 
     The first is left out if the run has the shadow account that holds its exposure so far.
@@ -233,7 +233,7 @@ def held(shown: ShownRun) -> list[HoldingAccount]:
     return shown.rollups.kept_value(f"held {shares}", lambda: _held_by(shown, shares))
 
 
-def _held_by(shown: ShownRun, shares: dict[str, float] | None) -> list[HoldingAccount]:
+def _held_by(shown: OpenRun, shares: dict[str, float] | None) -> list[HoldingAccount]:
     units = _units(shown)
     if not units.bought:
         return []

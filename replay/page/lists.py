@@ -22,7 +22,7 @@ from tracepaper.replay.page import answers
 from tracepaper.strategies.units import count_of, interval_text
 
 if TYPE_CHECKING:
-    from tracepaper.replay.page.databases import FleetSource, ShownRun
+    from tracepaper.replay.page.databases import FleetSource, OpenRun
     from tracepaper.storage.fleet.overview import FleetRun
 
 SYMBOLS_SHOWN: Final = 3
@@ -70,7 +70,7 @@ def runs_document(listed: answers.Runs) -> TitledParts:
     return TitledParts("Runs", tuple(parts))
 
 
-def beside_document(shown: ShownRun, listed: answers.Runs) -> TitledParts:
+def beside_document(shown: OpenRun, listed: answers.Runs) -> TitledParts:
     """Return the runs to compare with a run, each as a link to the comparison."""
     others = [row for row in listed.runs if row.run_id != shown.run_id]
     lead = f"Choose a run to compare with {run_name(shown.views.run()['strategy'], shown.run_id)}."

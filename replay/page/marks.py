@@ -6,7 +6,7 @@ from operator import itemgetter
 from typing import Final
 
 from tracepaper.replay.page import answers
-from tracepaper.replay.page.databases import ShownRun, from_row
+from tracepaper.replay.page.databases import OpenRun, from_row
 from tracepaper.storage.database.run_views import Row
 from tracepaper.storage.database.views import VIEWS
 from tracepaper.strategies.types.market import GapCause
@@ -19,7 +19,7 @@ _RESTING: Final = ("NEW", "ACCEPTED", "PARTIALLY_FILLED")
 
 
 def marks(
-    shown: ShownRun, from_ms: int | None, until_ms: int | None, instrument: str | None = None
+    shown: OpenRun, from_ms: int | None, until_ms: int | None, instrument: str | None = None
 ) -> answers.Marks:
     """Return fills, resting orders and gaps of a range, of one *instrument* or of all.
 

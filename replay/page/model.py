@@ -32,7 +32,7 @@ from tracepaper.replay.document.values import (
 from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.card import card_facts, experimental
 from tracepaper.replay.learning.statistics import RISK_COVERAGES, RankedBars, RiskCurve
-from tracepaper.replay.page.databases import ShownRun
+from tracepaper.replay.page.databases import OpenRun
 from tracepaper.replay.report.honesty import card_sentences
 from tracepaper.replay.report.metrics import BLOCK_DAYS, is_credible
 from tracepaper.storage.checkpoints import kept_folder, read_card
@@ -66,7 +66,7 @@ class RunForecasts:
         return self.open_time_ms // DAY_MS
 
 
-def model_document(shown: ShownRun) -> TitledParts:
+def model_document(shown: OpenRun) -> TitledParts:
     """Return the card of the run's model, and its forecasts compared with the outcomes."""
     model_id = shown.views.run()["model_id"]
     if not model_id:
@@ -79,7 +79,7 @@ def model_document(shown: ShownRun) -> TitledParts:
     return TitledParts(f"Model {model_id} {name}".strip(), tuple(parts))
 
 
-def read_forecasts(shown: ShownRun) -> tuple[RunForecasts, int]:
+def read_forecasts(shown: OpenRun) -> tuple[RunForecasts, int]:
     """Return every forecast of the run whose outcome is recorded, and their horizon in bars."""
     kinds = ("horizon", "mean_return", "stdev_return", "p_up", "p_down", "confidence_entropy")
     decisions = shown.columns.decisions(kinds)

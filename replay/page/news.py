@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct, field
 
 from tracepaper.replay.page import answers, runs
-from tracepaper.replay.page.databases import Databases, HttpRefusal, ShownRun
+from tracepaper.replay.page.databases import Databases, HttpRefusal, OpenRun
 from tracepaper.replay.page.marks import fill_mark
 from tracepaper.replay.page.records import event_text
 from tracepaper.storage.record.rows import HALTED
@@ -51,9 +51,9 @@ class News(Struct, frozen=True):
     steps: list[StreamStep]
 
 
-def since(shelf: Databases, run_id: str, after: int | None) -> News:
+def since(databases: Databases, run_id: str, after: int | None) -> News:
     """Return the steps of *run_id* (if empty, of the served or newest run) after *after*."""
-    shown = shelf.find(run_id or shelf.served or _newest(shelf))
+    shown = databases.find(run_id or databases.served or _newest(databases))
     end = shown.columns.span[1]
     newest = (shown.views.rows("v_events", sequence=end) or [{"market_ms": 0}])[0]
     hello = StreamHello(shown.run_id, end if end >= 0 else None, newest["market_ms"])
@@ -63,13 +63,13 @@ def since(shelf: Databases, run_id: str, after: int | None) -> News:
     return News(hello, _steps(shown, first, end))
 
 
-def _newest(shelf: Databases) -> str:
-    if not (listed := runs.runs(shelf).runs):
+def _newest(databases: Databases) -> str:
+    if not (listed := runs.runs(databases).runs):
         raise HttpRefusal(404, "No database holds a run yet; `tracepaper demo` makes one.")
     return listed[0].run_id
 
 
-def _steps(shown: ShownRun, first: int, last: int) -> list[StreamStep]:
+def _steps(shown: OpenRun, first: int, last: int) -> list[StreamStep]:
     sequences = list(range(first, last + 1))
     bars = dict(_bars(shown, first, last))
     fills: dict[int, list[answers.FillMark]] = {}
@@ -101,7 +101,7 @@ def _steps(shown: ShownRun, first: int, last: int) -> list[StreamStep]:
     return steps
 
 
-def _bars(shown: ShownRun, first: int, last: int) -> Iterator[tuple[int, DecidedBar]]:
+def _bars(shown: OpenRun, first: int, last: int) -> Iterator[tuple[int, DecidedBar]]:
     """Yield the bar of each decision by its sequence."""
     for name in shown.columns.instruments:
         columns = shown.columns.bars(name, (first, last))

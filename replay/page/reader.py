@@ -43,7 +43,7 @@ def main() -> None:
     messages = cast("Iterator[dict[str, Any]]", messages_of(sys.stdin.buffer))
     opening = next(messages)
     fleet = opening["fleet"]
-    shelf = Databases(
+    databases = Databases(
         [Path(path) for path in opening["paths"]],
         served=opening["served"],
         builds=opening["builds"],
@@ -53,19 +53,19 @@ def main() -> None:
     if opening["derives"]:
         from tracepaper.replay.page import derivations  # only this child needs the engine
 
-        derivations.load_libraries(shelf)
+        derivations.load_libraries(databases)
     for request in messages:
-        respond(shelf, request, out)
+        respond(databases, request, out)
 
 
-def respond(shelf: Databases, request: dict[str, Any], out: BinaryIO) -> None:
+def respond(databases: Databases, request: dict[str, Any], out: BinaryIO) -> None:
     """Write the frames of one answer, or an error, to *out*."""
 
     def report(share: float, doing: str) -> None:
         _write(out, ReplyFrame(PROGRESS, 200, msgspec.json.encode(Progress(share, doing))))
 
     try:
-        answer = msgspec.json.encode(_answer(shelf, request, report))
+        answer = msgspec.json.encode(_answer(databases, request, report))
         _write(out, ReplyFrame(ANSWER, 200, answer))
     except RollupMissing:
         _write(out, ReplyFrame(LATER, 200, b""))
@@ -97,14 +97,16 @@ def respond(shelf: Databases, request: dict[str, Any], out: BinaryIO) -> None:
 _NEXT: Final = "run `tracepaper audit verify`, and ask again."
 
 
-def _answer(shelf: Databases, request: dict[str, Any], report: Report) -> Struct | dict[str, Any]:
+def _answer(
+    databases: Databases, request: dict[str, Any], report: Report
+) -> Struct | dict[str, Any]:
     if "news" in request:
-        return news.since(shelf, request["news"], request["after"])
+        return news.since(databases, request["news"], request["after"])
     if request["path"] == "/openapi.json":
         return openapi()
-    shelf.status, shelf.verified = request.get("status"), request.get("verified")
+    databases.status, databases.verified = request.get("status"), request.get("verified")
     call = match(request["path"], request["query"])
-    return call.respond(shelf, report)
+    return call.respond(databases, report)
 
 
 def _reject(out: BinaryIO, status: int, sentence: str) -> None:

@@ -30,7 +30,7 @@ from tracepaper.replay.document.values import (
     table_of,
 )
 from tracepaper.replay.page import answers
-from tracepaper.replay.page.databases import HttpRefusal, ShownRun
+from tracepaper.replay.page.databases import HttpRefusal, OpenRun
 from tracepaper.replay.page.lists import address
 from tracepaper.replay.page.runs import damage_of, halt, newest_parity
 from tracepaper.replay.report.states import command_of, time_text
@@ -85,7 +85,7 @@ class RowsPage(NamedTuple):
     after: str | None = None
 
 
-def view_table(shown: ShownRun, name: str, filters: Mapping[str, str], page: RowsPage) -> Table:
+def view_table(shown: OpenRun, name: str, filters: Mapping[str, str], page: RowsPage) -> Table:
     """Return a page of one view of the run; a view of ``LISTS`` has only the columns listed there.
 
     Raises ``HttpRefusal`` for an unknown view or column.
@@ -134,7 +134,7 @@ def view_table(shown: ShownRun, name: str, filters: Mapping[str, str], page: Row
 
 
 def _condition(
-    shown: ShownRun,
+    shown: OpenRun,
     columns: Mapping[str, ViewColumn],
     filters: Mapping[str, str],
     page: RowsPage,
@@ -157,7 +157,7 @@ def _condition(
     return " AND ".join(where), values
 
 
-def _shown_columns(shown: ShownRun, name: str, columns: Mapping[str, ViewColumn]) -> list[str]:
+def _shown_columns(shown: OpenRun, name: str, columns: Mapping[str, ViewColumn]) -> list[str]:
     """Return the columns of a view that a page shows: all, or for a list the chosen ones."""
     exact = ("_text", "_iso")
     if (chosen := LISTS.get(name)) is None:
@@ -223,7 +223,7 @@ def _offset(after: str | None) -> int:
 # ---------------------------------------------------------------- refusals
 
 
-def refusals(shown: ShownRun) -> TitledParts:
+def refusals(shown: OpenRun) -> TitledParts:
     """Return refusals by day, what each gate saved or cost, and reasons of unfilled targets."""
     from tracepaper.replay.document.charts import Chart
     from tracepaper.replay.report import benchmarks, charts, figures
@@ -267,7 +267,7 @@ _COUNTED: Final = {
 
 
 def health(
-    shown: ShownRun,
+    shown: OpenRun,
     served: str = "",
     status: Mapping[str, Any] | None = None,
     verified: answers.ParityState | None = None,
@@ -307,7 +307,7 @@ def health(
     return TitledParts(f"{verdict} {subject}; {gaps}; {starts}.", parts)
 
 
-def _gaps(shown: ShownRun) -> tuple[str, int]:
+def _gaps(shown: OpenRun) -> tuple[str, int]:
     """Return the run's gaps in words, and the number of absent bars."""
     lost, count = 0, 0
     for gap in shown.views.rows("v_gaps"):
@@ -322,7 +322,7 @@ def _gaps(shown: ShownRun) -> tuple[str, int]:
     return (f"{gaps}, repaired" if count else "no gap"), 0
 
 
-def _standing(shown: ShownRun, served: str, status: Mapping[str, Any] | None) -> str:
+def _standing(shown: OpenRun, served: str, status: Mapping[str, Any] | None) -> str:
     """Return whether the run is running, and its halt: ``ended, halted by operator``."""
     halted_by = None if (held := halt(shown)) is None else held.by
     # The process that holds the file writes one run; any other unfinished run was killed.
@@ -358,7 +358,7 @@ def _parity(parity: answers.ParityState | None) -> Paragraph:
     return Paragraph(f"✗ {text} First difference: {parity.first_difference}".rstrip(), "warning")
 
 
-def _since_start(shown: ShownRun, status: Mapping[str, Any] | None) -> Iterator[Part]:
+def _since_start(shown: OpenRun, status: Mapping[str, Any] | None) -> Iterator[Part]:
     """Yield what the daemon counts, which begins anew at each start, beside the whole run."""
     if status is None:
         return
@@ -422,7 +422,7 @@ _HAPPENINGS: Final = (
 )
 
 
-def happenings(shown: ShownRun) -> list[tuple[Value, ...]]:
+def happenings(shown: OpenRun) -> list[tuple[Value, ...]]:
     """Return the newest events other than data: time, kind, symbol and text of each.
 
     The newest time is first. A gap is dated by its bars, which are older than the step that reports

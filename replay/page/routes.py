@@ -2,7 +2,7 @@
 
 Dispatch, checks of parameters, the OpenAPI document and ``docs/http.md`` are derived from it. A
 route's function gets by name: names in its path, parameters of the query, the run as ``shown``, and
-``shelf``, ``report``, ``filters``, ``query``, ``status`` or ``verified``.
+``databases``, ``report``, ``filters``, ``query``, ``status`` or ``verified``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from msgspec import NODEFAULT, Meta, Struct
 
 from tracepaper.replay.document.values import TitledParts, as_document
 from tracepaper.replay.page import answers, decisions, fleet, lists, marks, records, runs
-from tracepaper.replay.page.databases import Databases, HttpRefusal, ShownRun
+from tracepaper.replay.page.databases import Databases, HttpRefusal, OpenRun
 from tracepaper.replay.page.process import STREAMS
 
 PREFIX: Final = "/api/v1"
@@ -121,7 +121,7 @@ def _parameters(names: str) -> type[Struct]:
     return msgspec.defstruct("Parameters", fields, kw_only=True)
 
 
-def _instrument(shown: ShownRun, name: str | None) -> str | None:
+def _instrument(shown: OpenRun, name: str | None) -> str | None:
     """Return *name*; raise ``HttpRefusal`` if the run has no such instrument."""
     instruments = shown.columns.instruments
     if name is not None and name not in instruments:
@@ -137,7 +137,7 @@ def _sequence(text: str) -> int:
 
 
 def _candles(
-    shown: ShownRun, instrument: str | None, from_ms: int | None, until_ms: int | None, points: int
+    shown: OpenRun, instrument: str | None, from_ms: int | None, until_ms: int | None, points: int
 ) -> Struct:
     if not shown.columns.instruments:
         raise HttpRefusal(409, "The record of this run has lost its instruments; restore a backup.")
@@ -146,10 +146,12 @@ def _candles(
 
 
 def _run(
-    shelf: Databases, shown: ShownRun, verified: answers.ParityState | None, *, counted: bool
+    databases: Databases, shown: OpenRun, verified: answers.ParityState | None, *, counted: bool
 ) -> Struct:
-    pulled_ms = shelf.pulled_ms(shown.database)
-    return runs.run(shown, shelf.served, counted=counted, pulled_ms=pulled_ms, verified=verified)
+    pulled_ms = databases.pulled_ms(shown.database)
+    return runs.run(
+        shown, databases.served, counted=counted, pulled_ms=pulled_ms, verified=verified
+    )
 
 
 def _late(name: str = "derivations") -> ModuleType:
@@ -157,8 +159,8 @@ def _late(name: str = "derivations") -> ModuleType:
     return import_module(f"tracepaper.replay.page.{name}")
 
 
-def _sweep(shelf: Databases, sweep: str) -> Struct:
-    document = shelf.sweep(sweep).document
+def _sweep(databases: Databases, sweep: str) -> Struct:
+    document = databases.sweep(sweep).document
     if document is None:
         raise HttpRefusal(
             409,
@@ -171,7 +173,7 @@ _R, _D = "/runs/{run}", "/runs/{run}/decisions/{sequence}"
 ROUTES: Final = (
     ReadRoute("/runs", "Every run of every database, the newest first.", runs.runs, answers.Runs),
     ReadRoute("/overview", "Every run and sweep, as the page lists them.",
-          lambda shelf, counted: lists.runs_document(runs.runs(shelf, counted=counted)),
+          lambda databases, counted: lists.runs_document(runs.runs(databases, counted=counted)),
           takes="counted"),
     ReadRoute(_R, "One run: its summary, configuration and accounts.",
           _run, answers.Run, "counted"),
@@ -209,11 +211,11 @@ ROUTES: Final = (
           records.refusals),
     ReadRoute(f"{_R}/health", "The health of the run: parity, gaps, restarts.", records.health),
     ReadRoute(f"{_R}/compare", "The runs that this run can be compared with.",
-          lambda shelf, shown, counted: lists.beside_document(
-              shown, runs.runs(shelf, counted=counted)), takes="counted"),
+          lambda databases, shown, counted: lists.beside_document(
+              shown, runs.runs(databases, counted=counted)), takes="counted"),
     ReadRoute("/runs/{left}/compare/{right}", "Two runs compared.",
-          lambda shelf, left, right: _late("documents").compare(
-              shelf.find(left), shelf.find(right))),
+          lambda databases, left, right: _late("documents").compare(
+              databases.find(left), databases.find(right))),
     ReadRoute("/sweeps/{sweep}", "A sweep: its heat map, every run, and the estimate of luck.",
           _sweep),
     ReadRoute("/fleet", "Every run of a fleet: health, lag, equity, positions, last decision and "
@@ -233,14 +235,14 @@ class Call:
     names: Mapping[str, str]  # of the path
     filters: Mapping[str, str]
 
-    def respond(self, shelf: Databases, report: Report) -> Struct:
+    def respond(self, databases: Databases, report: Report) -> Struct:
         """Return the answer."""
-        values: dict[str, Any] = {"shelf": shelf, "report": report, "filters": self.filters}
-        values |= {"query": self.query, "served": shelf.served, **self.query, **self.names}
+        values: dict[str, Any] = {"databases": databases, "report": report, "filters": self.filters}
+        values |= {"query": self.query, "served": databases.served, **self.query, **self.names}
         if (run := self.names.get("run")) is not None:
-            values["shown"] = shown = shelf.find(run)
-            values["status"] = shelf.status if run == shelf.served else None
-            values["verified"] = msgspec.convert(shelf.verified, answers.ParityState | None)
+            values["shown"] = shown = databases.find(run)
+            values["status"] = databases.status if run == databases.served else None
+            values["verified"] = msgspec.convert(databases.verified, answers.ParityState | None)
             if "instrument" in self.query:
                 values["instrument"] = _instrument(shown, self.query["instrument"])
         if "sequence" in self.names:

@@ -25,7 +25,7 @@ from tracepaper.replay.explain.decision import missed_text, stored_decision
 from tracepaper.replay.explain.decision_document import decision_document
 from tracepaper.replay.explain.position import orders_after, row_text
 from tracepaper.replay.page import answers, holding
-from tracepaper.replay.page.databases import Databases, ShownRun, as_number, from_row
+from tracepaper.replay.page.databases import Databases, OpenRun, as_number, from_row
 from tracepaper.replay.page.rollups import ACCOUNTS, OWN, TIME, filled, numbers_of
 from tracepaper.replay.report.states import LastingState, lasting_states, without_fills
 from tracepaper.replay.run_columns import Floats
@@ -43,7 +43,7 @@ from tracepaper.strategies.units import BASE_FEES, DAY_MS, without_zeros
 # ---------------------------------------------------------------- all runs
 
 
-def runs(shelf: Databases, *, counted: bool = False) -> answers.Runs:
+def runs(databases: Databases, *, counted: bool = False) -> answers.Runs:
     """Return all runs of all databases, the newest first; *counted* waits for all counts."""
     rows: list[answers.RunRow] = []
     sweeps: list[answers.SweepRow] = []
@@ -53,9 +53,9 @@ def runs(shelf: Databases, *, counted: bool = False) -> answers.Runs:
     def reject(path: Path, sentence: str) -> None:
         refused.append(answers.UnreadableDatabase(path.name, " ".join(sentence.split())))
 
-    for path in shelf.paths:
+    for path in databases.paths:
         try:
-            ids = shelf.reader(path).run_ids()
+            ids = databases.reader(path).run_ids()
         except (TracepaperError, sqlite3.Error) as error:
             reject(path, str(error))
             continue
@@ -65,15 +65,15 @@ def runs(shelf: Databases, *, counted: bool = False) -> answers.Runs:
                 reject(path, twice)
                 continue
             try:
-                shown = shelf.listed(path, run_id)
+                shown = databases.listed(path, run_id)
                 if counted:
                     shown.rollups.totals()
-                rows.append(run_row(shown, shelf.served))
+                rows.append(run_row(shown, databases.served))
                 shown_in[run_id] = path.name
             except (TracepaperError, sqlite3.Error, ValueError, TypeError, LookupError) as error:
                 reject(path, f"Run {run_id}: {error}")
     rows.sort(key=lambda row: row.started_ms, reverse=True)
-    for path in shelf.sweeps:
+    for path in databases.sweeps:
         try:
             sweep = read_sweep(path)
         except DataInvalid as error:
@@ -88,11 +88,11 @@ def runs(shelf: Databases, *, counted: bool = False) -> answers.Runs:
             database=path.name,
         )
         sweeps.append(row)
-    fleet = None if shelf.fleet is None else shelf.fleet.server
+    fleet = None if databases.fleet is None else databases.fleet.server
     return answers.Runs(rows, refused, sweeps, fleet)
 
 
-def run_row(shown: ShownRun, served: str = "") -> answers.RunRow:
+def run_row(shown: OpenRun, served: str = "") -> answers.RunRow:
     """Return one run as a row of the list."""
     row = shown.views.run()
     first, last = _decided(shown)
@@ -121,7 +121,7 @@ def run_row(shown: ShownRun, served: str = "") -> answers.RunRow:
     )
 
 
-def _state(shown: ShownRun, first: int | None, *, is_counted: bool) -> str:
+def _state(shown: OpenRun, first: int | None, *, is_counted: bool) -> str:
     if is_counted and damage_of(shown):  # the check counts the steps as well
         return "damaged"
     if (held := halt(shown)) is not None:
@@ -131,18 +131,18 @@ def _state(shown: ShownRun, first: int | None, *, is_counted: bool) -> str:
     return "pruned" if shown.columns.span[0] else ""
 
 
-def damage_of(shown: ShownRun) -> str:
+def damage_of(shown: OpenRun) -> str:
     """Return a sentence on the damage of the record, or an empty text."""
     return shown.rollups.kept_value("damage", lambda: shown.reader.damage(shown.run_id))
 
 
-def with_warnings(shown: ShownRun, document: TitledParts) -> TitledParts:
+def with_warnings(shown: OpenRun, document: TitledParts) -> TitledParts:
     """Return a document of the run that begins with the warnings on the run."""
     states = [part for part in _warnings(shown) if part not in document.parts]
     return TitledParts(document.title, (*states, *document.parts))
 
 
-def _warnings(shown: ShownRun) -> Iterator[Paragraph]:
+def _warnings(shown: OpenRun) -> Iterator[Paragraph]:
     if damage := damage_of(shown):
         yield Paragraph(damage, "warning")
     if (held := halt(shown)) is not None:
@@ -154,7 +154,7 @@ def _warnings(shown: ShownRun) -> Iterator[Paragraph]:
         yield Paragraph(since, "note")
 
 
-def _decided(shown: ShownRun) -> tuple[int | None, int | None]:
+def _decided(shown: OpenRun) -> tuple[int | None, int | None]:
     """Return the sequences of the first and the last decision."""
     columns = shown.columns
     first, last = (columns.rows.decided_at(columns.span, newest=newest) for newest in (False, True))
@@ -165,7 +165,7 @@ def _decided(shown: ShownRun) -> tuple[int | None, int | None]:
 
 
 def run(
-    shown: ShownRun,
+    shown: OpenRun,
     served: str = "",
     *,
     counted: bool = False,
@@ -227,7 +227,7 @@ def run(
     )  # fmt: skip
 
 
-def _warming(shown: ShownRun, last: int | None) -> str:
+def _warming(shown: OpenRun, last: int | None) -> str:
     """Return the card's words on the warm-up, by the newest decision; empty once one was warm."""
     if last is None or shown.rollups.warm_sequence() is not None:
         return ""
@@ -248,7 +248,7 @@ def _fees(config: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     return {key: float(execution.get(key) or fee) for key, fee in fees.items()}
 
 
-def _noted_names(shown: ShownRun) -> list[answers.NoteSeries]:
+def _noted_names(shown: OpenRun) -> list[answers.NoteSeries]:
     """Return the names of all series of numbers that the strategy noted."""
     columns, last = shown.columns, shown.columns.span[1]
     until, noted = shown.rollups.followed.get("noted", (-1, {}))
@@ -260,7 +260,7 @@ def _noted_names(shown: ShownRun) -> list[answers.NoteSeries]:
     ]
 
 
-def holdings(shown: ShownRun) -> list[answers.InstrumentPosition]:
+def holdings(shown: OpenRun) -> list[answers.InstrumentPosition]:
     """Return the newest position of every instrument, in hedge mode of both sides."""
     nothing: Row = {"side": "FLAT", "quantity": 0.0, "quantity_text": "0"}
     last = {name: shown.views.last_positions(name) for name in shown.columns.instruments}
@@ -283,7 +283,7 @@ def holdings(shown: ShownRun) -> list[answers.InstrumentPosition]:
     ]
 
 
-def _last_refusal(shown: ShownRun) -> answers.LastRefusal | None:
+def _last_refusal(shown: OpenRun) -> answers.LastRefusal | None:
     stored = shown.columns.rows.outcomes
     keys = [outcome.key for outcome in stored if outcome.refused_by is not None]
     sequence = shown.rollups.newest_of(keys)
@@ -312,17 +312,17 @@ def _last_fill(views: RunViews) -> answers.LastFill | None:
     return None
 
 
-def halt(shown: ShownRun) -> LastingState | None:
+def halt(shown: OpenRun) -> LastingState | None:
     """Return the state that halts the run, the operator's first, or None."""
     return next((state for state in _states(shown) if state.is_halt), None)
 
 
-def _states(shown: ShownRun) -> tuple[LastingState, ...]:
+def _states(shown: OpenRun) -> tuple[LastingState, ...]:
     return shown.rollups.kept_value("states", lambda: lasting_states(shown.columns))
 
 
 def newest_parity(
-    shown: ShownRun, verified: answers.ParityState | None = None
+    shown: OpenRun, verified: answers.ParityState | None = None
 ) -> answers.ParityState | None:
     """Return the newest comparison of the run with its replay, or None.
 
@@ -369,12 +369,12 @@ _TITLES: Final = {
 }
 
 
-def accounts(shown: ShownRun) -> list[answers.AccountFigures]:
+def accounts(shown: OpenRun) -> list[answers.AccountFigures]:
     """Return the run's account, its shadow accounts, and buy and hold."""
     return [*_stored_accounts(shown), *_held_accounts(shown)]
 
 
-def _stored_accounts(shown: ShownRun) -> Iterator[answers.AccountFigures]:
+def _stored_accounts(shown: OpenRun) -> Iterator[answers.AccountFigures]:
     views, names = shown.views, [OWN, *holding.shadows(shown)]
     for place, name in enumerate(names):
         shadow = {"shadow": name} if place else {}
@@ -401,7 +401,7 @@ def _stored_accounts(shown: ShownRun) -> Iterator[answers.AccountFigures]:
             )
 
 
-def _held_accounts(shown: ShownRun) -> Iterator[answers.AccountFigures]:
+def _held_accounts(shown: OpenRun) -> Iterator[answers.AccountFigures]:
     for held in holding.held(shown):
         yield answers.AccountFigures(
             name=held.name,
@@ -420,7 +420,7 @@ def _style(line: LineLayer) -> dict[str, Any]:
     return {"tone": line.role, "width": line.width, "dash": line.dash}
 
 
-def _start(shown: ShownRun, shadow: str = "") -> float:
+def _start(shown: OpenRun, shadow: str = "") -> float:
     """Return an account's first equity, or the configured cash if its first steps are pruned."""
     first, _ = _decided(shown)
     if first is None or shown.columns.span[0]:
@@ -432,7 +432,7 @@ def _start(shown: ShownRun, shadow: str = "") -> float:
 
 
 def candles(
-    shown: ShownRun, instrument: str, from_ms: int | None, until_ms: int | None, points: int
+    shown: OpenRun, instrument: str, from_ms: int | None, until_ms: int | None, points: int
 ) -> answers.Candles:
     """Return candles of one instrument with decisions and notes, at most *points*."""
     cell_ms, block = shown.rollups.cells(instrument, from_ms, until_ms, points)
@@ -476,7 +476,7 @@ def candles(
 
 
 def equity(
-    shown: ShownRun, from_ms: int | None, until_ms: int | None, points: int
+    shown: OpenRun, from_ms: int | None, until_ms: int | None, points: int
 ) -> answers.Equity:
     """Return the equity of every account and of buy and hold, at the end of each cell."""
     cell_ms, block = shown.rollups.cells(ACCOUNTS, from_ms, until_ms, points)

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Final
 import numpy as np
 import numpy.typing as npt
 
-from tracepaper.daemon.config.values import ASKS
+from tracepaper.daemon.config.values import MODEL_INPUTS
 from tracepaper.replay.document.values import (
     Cells,
     Estimate,
@@ -275,7 +275,7 @@ def read_influence(record: RunRecord, trades: Sequence[ClosedTrade] = ()) -> Inf
 
     None if the strategy has no network over several symbols, or no decision noted its attention.
     """
-    if ASKS.get(record.config.strategy.name) is not DataSource.CLOSES:
+    if MODEL_INPUTS.get(record.config.strategy.name) is not DataSource.CLOSES:
         return None
     by_symbol = {
         item.symbol: _noted(record.notes.get(name, {})) for name, item in record.instruments.items()

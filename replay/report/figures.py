@@ -45,7 +45,7 @@ from tracepaper.replay.report.report import (
     Report,
     Stretch,
     account_report,
-    held_alike,
+    buy_and_hold_at_equal_exposure,
     stretches,
 )
 from tracepaper.replay.report.risk_heads import tables_of
@@ -505,7 +505,10 @@ def headline(record: RunRecord, closed: Sequence[ClosedTrade]) -> Headline:
             values[figure.key] = value
             if figure.key in ("mean_day", "sharpe"):
                 values[f"{figure.key}_error"] = None
-    held = {name: metrics.total_return(equity) for name, _, equity, _ in held_alike(record)}
+    held = {
+        name: metrics.total_return(equity)
+        for name, _, equity, _ in buy_and_hold_at_equal_exposure(record)
+    }
     values["buy_and_hold_return"] = held.pop(BUY_AND_HOLD)
     shadow = record.held_shadow
     values["held_return"] = (

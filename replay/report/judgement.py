@@ -12,7 +12,7 @@ from typing import Final
 from tracepaper.replay.document.values import written
 from tracepaper.replay.report import metrics
 from tracepaper.replay.report.record import RunRecord
-from tracepaper.replay.report.report import held_alike
+from tracepaper.replay.report.report import buy_and_hold_at_equal_exposure
 from tracepaper.replay.report.trades import ClosedTrade
 from tracepaper.strategies.units import count_of
 
@@ -33,7 +33,7 @@ def judgement(record: RunRecord, closed: Sequence[ClosedTrade]) -> str:
         return "Was it any good? No: at some time nothing of its equity was left."
     if not account.fills:
         return "Was it any good? It never traded, so there is nothing to judge."
-    shadow, benchmarks = record.held_shadow, held_alike(record)
+    shadow, benchmarks = record.held_shadow, buy_and_hold_at_equal_exposure(record)
     held = benchmarks[0].equity if shadow is None else shadow.equity
     is_alike = shadow is not None or len(benchmarks) > 1
     own_days, held_days = (

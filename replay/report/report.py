@@ -184,7 +184,7 @@ def build_report(
         timeline = read_timeline(reader, record)
     progress("drawing random timings")
     times, marks = _times(record), _marks(record)
-    held = held_alike(record)
+    held = buy_and_hold_at_equal_exposure(record)
     names, counts = np.unique(record.decisions.regime, return_counts=True)
     equity, is_split = record.account.equity, record.holds_over_split(record.account)
     return Report(
@@ -367,7 +367,7 @@ class HoldBenchmark(NamedTuple):
     share: float  # of all symbols, with their signs
 
 
-def held_alike(record: RunRecord) -> list[HoldBenchmark]:
+def buy_and_hold_at_equal_exposure(record: RunRecord) -> list[HoldBenchmark]:
     """Return buy and hold at the run's mean exposure in each symbol, and with all the money.
 
     The first is left out if a shadow account holds the run's exposure so far.

@@ -421,7 +421,7 @@ def verdict(action: Action, refused_by: str | None, reason: str) -> str:
         return refusal(refused_by)
     if reason == refusal(refused_by):
         return f"since {refused_by} refused"
-    return f"{refused_by} refused, which holds up no exit"
+    return f"{refused_by} refused; the exit is executed"
 
 
 def refusal(gate_name: str) -> str:

@@ -195,7 +195,7 @@ def test_what_the_features_declare_is_read_and_stays_unproved(
 def test_a_model_that_draws_is_found(tmp_path: Path, fresh: FreshProcesses) -> None:
     predict = 'import random\n        return {"mean_return": random.random() - 0.5}'
     finding = checked(tmp_path, fresh, "dishonest", {"predict": predict})
-    assert (finding.verdict, finding.because) == ("moved", AGAIN), finding
+    assert (finding.verdict, finding.cause) == ("moved", AGAIN), finding
 
 
 # ---------------------------------------------------------------- an outside service

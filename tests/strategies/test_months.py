@@ -97,7 +97,7 @@ def test_whole_months_between_two_times_are_counted_one_by_one() -> None:
 
 def test_sessions_moved_by_28_years_have_the_same_months() -> None:
     months = month_calendar()
-    moved = Calendar(months.sessions.later(1_461), MONTH_MS)
+    moved = Calendar(months.sessions.shifted(1_461), MONTH_MS)
     lengths = months.closes - months.opens
     inside = slice(0, 12 * 70)  # 2100 is no leap year
     assert (moved.opens[inside] - months.opens[inside] == 1_461 * WEEK_MS).all()

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.bench.replay import replay_of, tiled
-from tracepaper.replay.page.databases import Databases, ShownRun
+from tracepaper.replay.page.databases import Databases, OpenRun
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader
 
 
-def shown_of(database: Path, *, builds: bool = True) -> ShownRun:
+def shown_of(database: Path, *, builds: bool = True) -> OpenRun:
     """Return the newest run of *database*."""
     with Reader.open(database) as reader:
         run_id = reader.find("last")

@@ -133,8 +133,8 @@ class EnsembleModel(NetworkModel):
             for column in range(len(data.horizons))
             for (samples, rows), variance in zip(chosen, variances, strict=True)
         ]
-        table = table.holding(NAMES[0], variance=table.value("variance"))
-        return table.holding(NAMES[1], variance=np.concatenate(labelled))
+        table = table.with_fields(NAMES[0], variance=table.value("variance"))
+        return table.with_fields(NAMES[1], variance=np.concatenate(labelled))
 
     def answers(self, data: Dataset, part: Part) -> Forecasts:
         """Return the mix's forecasts of *part*, with its members' and the baselines'."""
@@ -218,7 +218,7 @@ def _mixed(table: Forecasts, shares: Mapping[str, float]) -> Forecasts:
     network = table.by_row(shares)
     variance = table.mix({NAMES[0]: network, NAMES[1]: 1.0 - network})
     normal = np.full(len(table), NORMAL)
-    return table.holding(MODEL, variance=variance, scale=np.sqrt(variance), dof=normal)
+    return table.with_fields(MODEL, variance=variance, scale=np.sqrt(variance), dof=normal)
 
 
 def _gains(rows: Forecasts) -> dict[str, list[float | None]]:

@@ -158,7 +158,7 @@ class NetworkModel(FittedModel):
         """Return its forecasts of *part* with temperature, slopes and levels of its card."""
         section = self.card["calibration"]
         table = self.answers(data, part).cooled(section["temperature"])
-        table = table.holding(
+        table = table.with_fields(
             "calibrated", size=table.by_row(section["slope"]) * table.value("mean")
         )
         return levelled(table, section.get("further", {}))

@@ -176,7 +176,7 @@ def spread(rows: Forecasts) -> float:
 
 def spreading(table: Forecasts, spreads: Mapping[str, float]) -> Forecasts:
     """Return *table* with the model's scales times *spreads* by horizon."""
-    return table.holding(MODEL, scale=table.value("scale") * table.by_row(spreads))
+    return table.with_fields(MODEL, scale=table.value("scale") * table.by_row(spreads))
 
 
 def row_fields(model: RowModel, rows: NDArray[np.float32]) -> Fields:

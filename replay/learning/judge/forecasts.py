@@ -128,7 +128,7 @@ class Forecasts:
         """Return each horizon with its rows."""
         return [(horizon, self.at(horizon)) for horizon in self.horizons]
 
-    def gives(self, field: str, name: str = MODEL) -> bool:
+    def has(self, field: str, name: str = MODEL) -> bool:
         """Return whether a forecaster has a field, or one that implies it."""
         fields = self.values.get(name, {})
         return any(each in fields for each in (field, *_STRONGER.get(field, ())))
@@ -138,7 +138,7 @@ class Forecasts:
         fields = self.values[name]
         return next(fields[each] for each in (field, *_STRONGER.get(field, ())) if each in fields)
 
-    def holding(self, name: str, **fields: NDArray[Any]) -> Forecasts:
+    def with_fields(self, name: str, **fields: NDArray[Any]) -> Forecasts:
         """Return a copy with more *fields* of the forecaster *name*."""
         values = {**self.values, name: {**self.values.get(name, {}), **fields}}
         return replace(self, values=values)
@@ -150,10 +150,10 @@ class Forecasts:
 
     def cooled(self, temperature: Mapping[str, float]) -> Forecasts:
         """Return a copy with probabilities from the model's logits over each *temperature*."""
-        if not self.gives("logits"):
+        if not self.has("logits"):
             return self
         cooled = self.value("logits") / self.by_row(temperature)[:, None].astype(np.float32)
-        return self.holding(MODEL, probability=softmax(cooled.astype(np.float64), axis=-1))
+        return self.with_fields(MODEL, probability=softmax(cooled.astype(np.float64), axis=-1))
 
     def mix(self, shares: Mapping[str, Array]) -> Array:
         """Return the geometric mean of the forecasters' variances, weighted by *shares* [row]."""
@@ -178,7 +178,7 @@ class Forecasts:
             if power := _UNIT_POWERS.get(key, 0):
                 column *= (ratio**power).reshape(-1, *(1,) * (column.ndim - 1))
             fields[key] = column
-        joined, held = self.holding(name, **fields), self.held
+        joined, held = self.with_fields(name, **fields), self.held
         if held is not None and other.held is not None:
             held = held.join(other.held, name)
         return replace(joined, compared=(*self.compared, name), held=held)
@@ -284,8 +284,8 @@ def forecasts_of(
         rows = concatenated([segment_rows(each, baselines, column, horizon) for each in answers])
         value = rows.labels["returns"]
         rises = np.count_nonzero(value > 0) >= np.count_nonzero(value < 0)
-        rows = rows.holding("random", score=generator.normal(size=len(rows)))
-        parts.append(rows.holding(MAJORITY, sign=np.full(len(rows), 1.0 if rises else -1.0)))
+        rows = rows.with_fields("random", score=generator.normal(size=len(rows)))
+        parts.append(rows.with_fields(MAJORITY, sign=np.full(len(rows), 1.0 if rises else -1.0)))
     return replace(concatenated(parts), levels=tuple(levels))
 
 

@@ -272,7 +272,7 @@ def _with_outcomes(
     candles = samples.segment.candles
     traded = np.log(candles.close[rows + horizon] / candles.open[rows + 1])
     labels = {**table.labels, "traded": traded, "place": rows - rows[0] + place}
-    return replace(table, labels=labels).holding(MODEL, **fields)
+    return replace(table, labels=labels).with_fields(MODEL, **fields)
 
 
 def measures(
@@ -327,16 +327,16 @@ def inputs_of(explained: Forecasts) -> dict[str, Array]:
 def gate_measures(explained: Forecasts) -> dict[str, Array]:
     """Return the measures of every calibrated gate and of the regime, by the card's names."""
     names = [*(gate.calibrated_as for gate in GATES.values()), *REGIME_SHARES]
-    return {name: explained.value(name) for name in names if explained.gives(name)}
+    return {name: explained.value(name) for name in names if explained.has(name)}
 
 
 def selective_gains(rows: Forecasts) -> dict[str, Any]:
     """Return the accuracy gained by each measure of sureness at equal coverage, and its area."""
-    if rows.gives("probability") and not rows.gives("sign"):
+    if rows.has("probability") and not rows.has("sign"):
         down, _, up = rows.value("probability").T
-        rows = rows.holding(MODEL, sign=up - down)
-    if rows.gives("mean") and not rows.gives("scale"):  # then a larger mean is surer
-        rows = rows.holding(MODEL, scale=np.ones(len(rows)))
+        rows = rows.with_fields(MODEL, sign=up - down)
+    if rows.has("mean") and not rows.has("scale"):  # then a larger mean is surer
+        rows = rows.with_fields(MODEL, scale=np.ones(len(rows)))
     curves = {name: curve_of(rows, "sign", name) for name in MEASURES}
     return {name: curve.gained() for name, curve in curves.items() if curve is not None}
 
@@ -383,7 +383,7 @@ def with_rules(explained: Forecasts, thresholds: Mapping[str, float]) -> Forecas
     with_all = explained
     for rule, chosen in zip(RULES, (np.ones_like(is_edge), largest, is_edge, gated), strict=True):
         opened = opened_trades(chosen, explained.labels["place"], explained.horizons[0])
-        with_all = with_all.holding(rule, chosen=chosen, net=np.where(opened, net, np.nan))
+        with_all = with_all.with_fields(rule, chosen=chosen, net=np.where(opened, net, np.nan))
     return with_all
 
 
@@ -573,7 +573,7 @@ def fit_confidence(explained: Forecasts) -> tuple[FittedConfidence | None, dict[
 def _gains(rows: Forecasts, calibrated: Array) -> dict[str, RiskCurve]:
     """Return each confidence's gain in accuracy over chance, averaged over coverages."""
     measures = {CALIBRATED: calibrated, MARGIN: rows.value("margin")}
-    if rows.gives("confidence_entropy"):
+    if rows.has("confidence_entropy"):
         measures[ENTROPY] = rows.value("confidence_entropy")
     names = [name for name in CONFIDENCES if name in measures]
     return {name: gain_curve(rows, "sign", measures[name]) for name in names}
@@ -705,7 +705,7 @@ def fit_cells(explained: Forecasts, count: int = REGIME_COUNT) -> RegimeCells | 
     Cells are ordered by realised over forecast variance. None where rows or days are too few, or
     attention gives no such measures.
     """
-    if not 2 <= count <= MAX_REGIMES or not all(map(explained.gives, REGIME_MEASURES)):
+    if not 2 <= count <= MAX_REGIMES or not all(map(explained.has, REGIME_MEASURES)):
         return None
     measures = np.stack([explained.value(name) for name in REGIME_MEASURES], axis=1)
     usable = np.isfinite(measures.sum(axis=1))
@@ -796,7 +796,7 @@ def gates_section(explained: Forecasts, section: Mapping[str, Any]) -> dict[str,
     fitted, evidence = fit_confidence(explained)
     if fitted is not None:
         name = confidence_calibrated.calibrated_as
-        explained = explained.holding(MODEL, **{name: probabilities_by(fitted.sign, explained)})
+        explained = explained.with_fields(MODEL, **{name: probabilities_by(fitted.sign, explained)})
         percentiles[name] = list(quantiles(explained.value(name)))
         section |= {"confidence": msgspec.to_builtins(fitted), "cross_fitted": evidence}
     if (cells := fit_cells(explained)) is not None:
@@ -821,9 +821,9 @@ def judged_gates(
     gains, trades = selective_gains(explained), trade_results(explained)
     figures = {"selective": gains, "traded": trades, **figures}
     place = table.places(explained)
-    for name in filter(explained.gives, ("confidence_entropy", *REGIME_SHARES)):  # NaN elsewhere
+    for name in filter(explained.has, ("confidence_entropy", *REGIME_SHARES)):  # NaN elsewhere
         values = np.where(place >= 0, explained.value(name)[place], np.nan)
-        table = table.holding(MODEL, **{name: values})
+        table = table.with_fields(MODEL, **{name: values})
     return Judgement(table, figures, sentences, explained, section)
 
 
@@ -885,8 +885,8 @@ def coverage(explained: Forecasts, section: Mapping[str, Any]) -> list[dict[str,
     a run with default thresholds rejects that.
     """
     shares: list[dict[str, Any]] = []
-    inside = _in_default_regimes(explained, section) if explained.gives(RECENT_MASS) else None
-    if explained.gives(RECENT_MASS) and inside is None:
+    inside = _in_default_regimes(explained, section) if explained.has(RECENT_MASS) else None
+    if explained.has(RECENT_MASS) and inside is None:
         return shares
     for strict in (True, False):
         thresholds = default_thresholds(section, strict=strict)

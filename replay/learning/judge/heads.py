@@ -71,7 +71,7 @@ _INSIDE: Final = PATH_LEVELS[-1] - PATH_LEVELS[0]
 
 def heads_of(rows: Forecasts) -> list[str]:
     """Return the heads that the judged model has."""
-    return sorted(head for head in HEAD_LOSSES if rows.gives(head))
+    return sorted(head for head in HEAD_LOSSES if rows.has(head))
 
 
 # --- factors of the calibration slice
@@ -140,8 +140,8 @@ def levelled(table: Forecasts, levels: Levels) -> Forecasts:
         constants = levels_for("ewma", levels, fields, horizon)
         ewma = rows.labels["ewma"]
         scaled = {head: np.multiply.outer(ewma, each) for head, each in constants.items()}
-        calibrated = rows.holding(MODEL, **with_factors(fields, levels, horizon))
-        parts.append(calibrated.holding(EWMA, **scaled))
+        calibrated = rows.with_fields(MODEL, **with_factors(fields, levels, horizon))
+        parts.append(calibrated.with_fields(EWMA, **scaled))
     return concatenated(parts)
 
 
@@ -418,7 +418,7 @@ def with_head(table: Forecasts, head: Forecasts) -> Forecasts | None:
     if not shared.any():
         return None
     correlation = head.value(CORRELATION)[place[shared]]
-    return table.where(shared).holding(MODEL, **{CORRELATION: correlation})
+    return table.where(shared).with_fields(MODEL, **{CORRELATION: correlation})
 
 
 def _read(section: Mapping[str, Any]) -> tuple[dict[str, float], float, float]:

@@ -131,8 +131,8 @@ def breach_rows(rows: Forecasts, tails: Array) -> Iterator[dict[str, Any]]:
                 "share": share,
                 "realised": statistics.mean(breached.astype(np.float64), rows.day),
                 "bars": len(independent),
-                "often": metrics.kupiec(int(tested.sum()), len(tested), share),
-                "apart": christoffersen(tested, adjacent),
+                "kupiec_p": metrics.kupiec(int(tested.sum()), len(tested), share),
+                "christoffersen_p": christoffersen(tested, adjacent),
                 "shortfall": statistics.mean(ratio[breached], rows.day[breached])
                 if breached.any()
                 else None,
@@ -145,8 +145,8 @@ BREACHES: Final = (
     of_row("share", "forecast", "measure"),
     of_row("realised", "realised", "measure"),
     of_row("bars", "independent bars", "count"),
-    of_row("often", "p, Kupiec", "measure"),
-    of_row("apart", "p, Christoffersen", "measure"),
+    of_row("kupiec_p", "p, Kupiec", "measure"),
+    of_row("christoffersen_p", "p, Christoffersen", "measure"),
     of_row("shortfall", "loss of breaches ÷ forecast", "measure"),
 )
 """``often`` is the p of Kupiec's test and ``apart`` that of Christoffersen's, on ``bars`` with no
@@ -255,17 +255,17 @@ def views(
 
     By default they are the judged model, the baselines and the references.
     """
-    if not all(rows.gives(field) for field in metric.of_model):
+    if not all(rows.has(field) for field in metric.of_model):
         return {}
     chosen = [name for name in rows.values if name not in rows.compared] if names is None else names
     if metric.is_alone:
         chosen = [name for name in chosen if name == MODEL]
-    able = [name for name in chosen if all(rows.gives(field, name) for field in metric.needs)]
+    able = [name for name in chosen if all(rows.has(field, name) for field in metric.needs)]
     by_name = {name: MetricView(rows, name) for name in able}
     if names is None and (by_name or not metric.is_alone):
         for name, reference in metric.references.items():
             if fields := reference(MetricView(rows)):
-                by_name[name] = MetricView(rows.holding(name, **fields), name)
+                by_name[name] = MetricView(rows.with_fields(name, **fields), name)
     return by_name
 
 
@@ -535,7 +535,7 @@ METRICS: Final = named(
 RANKS: Final = METRICS["relative_rank_ic"]._replace(
     # Relative returns where the model forecasts them, else its mean.
     terms=lambda view: ranks(
-        view, view[RELATIVE if view.rows.gives(RELATIVE, view.name) else "score"]
+        view, view[RELATIVE if view.rows.has(RELATIVE, view.name) else "score"]
     ),
     references={},
     of_model=(),
@@ -656,7 +656,7 @@ def compared_by(rows: Forecasts) -> dict[str, Metric]:
     if "decisions" in rows.labels:
         return {"weights": PORTFOLIOS["net"]}
     metrics = {key: LOSSES[key] for key in COMPARED}
-    if any(rows.gives(RELATIVE, name) for name in (MODEL, *rows.compared)):
+    if any(rows.has(RELATIVE, name) for name in (MODEL, *rows.compared)):
         metrics["across"] = RANKS
     return metrics
 
@@ -710,7 +710,7 @@ HEAD_LOSSES: Final[Mapping[str, Metric]] = {
 
 def _law_of_ewma(view: MetricView) -> Mapping[str, Array]:
     """Return a normal distribution with mean 0 and the volatility of EWMA."""
-    if not view.rows.gives("variance", "ewma"):
+    if not view.rows.has("variance", "ewma"):
         return {}
     scale = np.sqrt(view.rows.value("variance", "ewma"))
     return {"mean": np.zeros(len(scale)), "scale": scale, "dof": np.full(len(scale), 1e8)}
@@ -741,7 +741,7 @@ def pinball(level: float) -> Metric:
 
     def terms(view: MetricView) -> Array:
         points, rows = view.points, view.rows
-        if rows.levels and rows.gives("quantiles", view.name):
+        if rows.levels and rows.has("quantiles", view.name):
             quantile = points * view["quantiles"][:, rows.levels.index(level)]
         else:
             quantile = points * (view["mean"] + view["scale"] * stdtrit(view["dof"], level))

@@ -120,7 +120,7 @@ def risk_coverage(curves: Mapping[tuple[str, str], RiskCurve]) -> ChartPanel | N
 def bins_of(judgement: Judgement) -> list[dict[str, float]]:
     """Return forecast and realised probability of the top direction, over all horizons."""
     rows = judgement.forecasts
-    if not rows.gives("probability"):
+    if not rows.has("probability"):
         return []
     probability = rows.value("probability")
     top, hit = probability.max(axis=1), probability.argmax(axis=1) == rows.labels["direction"]
@@ -152,7 +152,7 @@ def reliability(judgement: Judgement) -> ChartPanel | None:
 
 def has_law(rows: Forecasts) -> bool:
     """Return whether the judged model forecasts a whole distribution of the return."""
-    return rows.gives("mean") and rows.gives("scale")
+    return rows.has("mean") and rows.has("scale")
 
 
 def coverage_by_week(judgement: Judgement) -> ChartPanel | None:
@@ -281,7 +281,7 @@ def density_tables(judgement: Judgement) -> Iterable[Table]:
     the forecasters compared with it, is twice the mean pinball loss at these levels.
     """
     rows = judgement.forecasts
-    if not has_law(rows) or not rows.gives("variance", "ewma"):
+    if not has_law(rows) or not rows.has("variance", "ewma"):
         return
     crps = {"exact": CRPS}
     if rows.levels:
@@ -344,7 +344,7 @@ def _scores(judgement: Judgement) -> Iterable[Table]:
 def _scores_of(rows: Forecasts) -> Iterable[Table]:
     """Yield tables of forecasters of books, or of forecasters that rank or weight assets."""
     metrics = BOOKS if "move" in rows.labels else {}
-    if rows.gives(RELATIVE):
+    if rows.has(RELATIVE):
         metrics = {"across": RANKS}
     for key, metric in metrics.items():
         yield forecaster_table(key, metric.title, rows, metric)

@@ -13,7 +13,7 @@ from waiting import deadline_s
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.config.sections import HttpSection
-from tracepaper.daemon.http.entrance import GUESSES_MOST, tokens_of
+from tracepaper.daemon.http.access import GUESSES_MOST, tokens_of
 from tracepaper.daemon.http.server import Caller, CommandRequest, HttpServer
 from tracepaper.strategies.errors import ConfigInvalid
 

@@ -23,7 +23,7 @@ from tracepaper.replay.backtest.build import build, configuration
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run_spec import RunSpec
 from tracepaper.replay.page import holding
-from tracepaper.replay.report.report import held_alike
+from tracepaper.replay.report.report import buy_and_hold_at_equal_exposure
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.context import Orders, Signal, buy
 from tracepaper.strategies.api.strategy import Strategy
@@ -407,7 +407,7 @@ def test_buy_and_hold_of_the_page_is_that_of_the_report(interval_ms: int) -> Non
     actions(SPLIT, "ACME,2014-12-04,dividend,0.47", "ACME,2014-12-02,dividend,7")
     assert replayed("--actions", "actions.csv") == 0
     run = shown_of(Path("run.db"))
-    expected = held_alike(build_report_of(run.database).record)
+    expected = buy_and_hold_at_equal_exposure(build_report_of(run.database).record)
     by_share = {held.share: held for held in holding.held(run)}
     assert len(by_share) == len(expected) > 0
     for held in expected:

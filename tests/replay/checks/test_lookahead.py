@@ -410,7 +410,7 @@ def test_lookahead_judges_a_planted_class(checks: Checks, name: str) -> None:
         }
         allow = planted.allow.replace("{here}", here)
         finding = checks.lookahead(bodies, data_of(planted.symbols, 160), allow)
-    assert (finding.verdict, finding.because) == (planted.verdict, planted.cause), finding
+    assert (finding.verdict, finding.cause) == (planted.verdict, planted.cause), finding
     assert finding.passes is (planted.verdict == PASSES)
     assert bool(finding.opened) is (planted.verdict == READ)
     if finding.passes:
@@ -421,7 +421,7 @@ def test_lookahead_judges_a_planted_class(checks: Checks, name: str) -> None:
 def test_recursive_judges_a_planted_class(checks: Checks, name: str) -> None:
     planted = RECURSIVE[name]
     finding = checks.recursive(planted.bodies, data_of(planted.symbols, 300))
-    assert (finding.verdict, finding.because) == (planted.verdict, planted.cause), finding
+    assert (finding.verdict, finding.cause) == (planted.verdict, planted.cause), finding
     if finding.passes:
         assert finding.probes == 4
         assert finding.compared > 300
@@ -515,13 +515,13 @@ def test_a_strategy_looks_ahead_if_and_only_if_it_was_made_so(checks: Checks, se
     assert finding.passes, (causal, finding.sentence())
     ahead = rng.choice(LOOKS_AHEAD).replace("{}", f"({causal} + 7.5 * close)")
     finding = checked(ahead)
-    assert (finding.verdict, finding.because) == (MOVED, CUT), ahead
+    assert (finding.verdict, finding.cause) == (MOVED, CUT), ahead
 
 
 def test_a_function_that_draws_or_has_no_value_a_row_is_refused() -> None:
     columns = {"close": np.arange(50.0)}
     draws = function_lookahead(lambda given: np.random.default_rng().random(50), columns)
-    assert (draws.verdict, draws.because) == (MOVED, AGAIN)
+    assert (draws.verdict, draws.cause) == (MOVED, AGAIN)
     with pytest.raises(DataInvalid, match="one value a row"):
         function_lookahead(lambda given: given["close"][1:], columns)
     with pytest.raises(DataInvalid, match="give more"):
@@ -579,7 +579,7 @@ def test_a_feed_that_hands_books_on_too_early_is_found(checks: Checks, tmp_path:
     data, more, bodies = with_books(tmp_path)
     checks.limits = Limits(probes=12)
     finding = checks.lookahead({**bodies, "top": EARLY}, data, **more)
-    assert (finding.verdict, finding.because) in {(MOVED, CUT), (MOVED, CHANGED)}
+    assert (finding.verdict, finding.cause) in {(MOVED, CUT), (MOVED, CHANGED)}
 
 
 def test_a_model_with_covariates_passes(tmp_path: Path) -> None:

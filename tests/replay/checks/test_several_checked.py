@@ -51,7 +51,7 @@ def test_what_the_account_became_by_another_symbol_is_no_lookahead(fresh: FreshP
     config = configured({**CROSS, "slow": 11}, PAIR)
     finding = lookahead(config, MarketData(PAIR), fresh, Limits(probes=2))
     assert finding.differences == []
-    assert not finding.because
+    assert not finding.cause
 
 
 SHARED = {

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from tracepaper.replay.explain.decision import StoredDecision, flips_of
+from tracepaper.replay.explain.decision import StoredDecision, counterfactuals_of
 from tracepaper.strategies.gates.gate import GATES, gate_order
 
 Row = dict[str, Any]
@@ -49,7 +49,7 @@ def stored(*gates: Row, **forecast: Any) -> StoredDecision:
 def test_a_margin_is_negative_exactly_where_the_gate_failed(
     which: str, measure: float, threshold: float
 ) -> None:
-    (gate_flip,) = flips_of(stored(gate(which, measure, threshold))).gates
+    (gate_flip,) = counterfactuals_of(stored(gate(which, measure, threshold))).gates
     assert gate_flip.margin is not None
     assert (gate_flip.margin >= 0) is gate_flip.passed
     assert abs(gate_flip.margin) == abs(measure - threshold)
@@ -60,34 +60,36 @@ def test_the_nearest_of_the_failed_gates_has_the_smallest_share(
     threshold: float, confidence: float, edge: float
 ) -> None:
     assume(abs(confidence - edge) > 1e-9)
-    flips = flips_of(
+    counterfactuals = counterfactuals_of(
         stored(
             gate("confidence_entropy", confidence, 1.0),
             gate("shifted", 0.04, 0.05),
             gate("edge", edge * threshold, threshold),
         )
     )
-    assert flips.must_pass == ("confidence_entropy", "edge")
-    assert flips.nearest == ("confidence_entropy" if confidence > edge else "edge")
+    assert counterfactuals.must_pass == ("confidence_entropy", "edge")
+    assert counterfactuals.nearest == ("confidence_entropy" if confidence > edge else "edge")
 
 
 def test_a_refusal_by_one_gate_says_what_it_was_short_by() -> None:
-    flips = flips_of(stored(gate("confidence_entropy", 0.3, 0.2), gate("edge", 0.75, 1.0)))
-    assert not flips.allowed
-    assert flips.must_pass == ("edge",)
-    assert flips.sentence == "It would have passed, had edge been .25 more."
+    counterfactuals = counterfactuals_of(
+        stored(gate("confidence_entropy", 0.3, 0.2), gate("edge", 0.75, 1.0))
+    )
+    assert not counterfactuals.allowed
+    assert counterfactuals.must_pass == ("edge",)
+    assert counterfactuals.sentence == "It would have passed, had edge been .25 more."
 
 
 def test_a_refusal_by_several_names_all_and_the_nearest() -> None:
-    flips = flips_of(
+    counterfactuals = counterfactuals_of(
         stored(gate("shifted", 0.06, 0.05), gate("direction", 0.518, 0.52), gate("edge", 0.1, 1.0))
     )
-    assert flips.sentence == "All of shifted, direction, edge would have had to pass."
-    assert flips.nearest == "direction"
+    assert counterfactuals.sentence == "All of shifted, direction, edge would have had to pass."
+    assert counterfactuals.nearest == "direction"
 
 
 def test_the_share_of_direction_begins_where_its_measure_does() -> None:
-    near, never = flips_of(
+    near, never = counterfactuals_of(
         stored(gate("direction", 0.501, 0.52), gate("direction", 0.501, 0.5))
     ).gates
     assert near.share == pytest.approx(-0.95)
@@ -95,7 +97,7 @@ def test_the_share_of_direction_begins_where_its_measure_does() -> None:
 
 
 def test_an_allowed_decision_names_the_gate_that_was_nearest_to_refusing() -> None:
-    flips = flips_of(
+    counterfactuals = counterfactuals_of(
         stored(
             gate("operator", 1.0, 1.0),
             gate("warm", 590.0, 590.0),
@@ -104,8 +106,12 @@ def test_an_allowed_decision_names_the_gate_that_was_nearest_to_refusing() -> No
             gate("edge", 1.05, 1.0),
         )
     )
-    assert (flips.allowed, flips.must_pass, flips.nearest) == (True, (), "edge")
-    assert flips.sentence == "Every gate passed; nearest edge, with .050 to spare."
+    assert (counterfactuals.allowed, counterfactuals.must_pass, counterfactuals.nearest) == (
+        True,
+        (),
+        "edge",
+    )
+    assert counterfactuals.sentence == "Every gate passed; nearest edge, with .050 to spare."
 
 
 @pytest.mark.parametrize(
@@ -120,9 +126,9 @@ def test_an_allowed_decision_names_the_gate_that_was_nearest_to_refusing() -> No
     ],
 )
 def test_a_gate_without_a_share_still_says_why(row: Row, words: str) -> None:
-    flips = flips_of(stored(row))
-    assert flips.sentence == words
-    assert flips.nearest is None
+    counterfactuals = counterfactuals_of(stored(row))
+    assert counterfactuals.sentence == words
+    assert counterfactuals.nearest is None
 
 
 @pytest.mark.parametrize(
@@ -138,7 +144,7 @@ def test_the_side_is_where_mean_and_classes_agree(
     mean: float, up: float, down: float, side: str
 ) -> None:
     changed = {**FORECAST, "mean_return": mean, "p_up": up, "p_down": down}
-    forecast_side = flips_of(stored(**changed)).side
+    forecast_side = counterfactuals_of(stored(**changed)).side
     assert forecast_side is not None
     assert forecast_side.side == side
     assert forecast_side.lean == up - down

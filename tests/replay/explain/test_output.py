@@ -65,8 +65,8 @@ def test_json_is_one_document_with_everything(database: Path, cli: Cli) -> None:
     document, complaint = document_of(cli, database, LAST, "--full")
     assert complaint == ""
     assert document["decision"]["sequence"] == LAST
-    assert document["flips"]["must_pass"] == ["edge"]
-    assert document["flips"]["nearest"] == "edge"
+    assert document["counterfactuals"]["must_pass"] == ["edge"]
+    assert document["counterfactuals"]["nearest"] == "edge"
     (edge,) = [row for row in document["gates"] if row["gate"] == "edge"]
     assert edge["margin"] == edge["measure"] - edge["threshold"] < 0
     assert sum(row["weight"] for row in document["buckets"]) == pytest.approx(1.0, abs=1e-6)

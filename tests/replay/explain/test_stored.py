@@ -18,7 +18,7 @@ from rich.console import Console
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.document.terminal import show
 from tracepaper.replay.document.values import BAR_CELLS
-from tracepaper.replay.explain.decision import StoredDecision, flips_of
+from tracepaper.replay.explain.decision import StoredDecision, counterfactuals_of
 from tracepaper.replay.explain.decision_document import attention_table, read_decision, stored_parts
 from tracepaper.replay.explain.place import locate
 from tracepaper.replay.report.honesty import entropy_sentence
@@ -112,7 +112,7 @@ def test_silence_has_a_reason(
     [
         ("HOLD", "refused by edge", "HOLD (refused by edge)\n", False),
         ("FLAT", "refused by edge", "FLAT (since edge refused)\n", False),
-        ("FLAT", "no trend up", "FLAT (edge refused, which holds up no exit), no trend up\n", True),
+        ("FLAT", "no trend up", "FLAT (edge refused; the exit is executed), no trend up\n", True),
     ],
 )
 def test_an_exit_that_a_gate_refused_is_said_to_have_gone_on(
@@ -137,7 +137,7 @@ def test_what_a_higher_time_frame_lacks_is_not_called_a_bar(database: Path) -> N
     def sentence_at(bars: int) -> str:
         cold = {**warm, "measure": float(bars), "threshold": 991.0, "passed": False}
         decision = {**stored.decision, "allowed": False, "refused_by": "warm"}
-        return flips_of(replace(stored, decision=decision, gates=(cold,))).sentence
+        return counterfactuals_of(replace(stored, decision=decision, gates=(cold,))).sentence
 
     assert sentence_at(990) == "It needs one more bar, or candles of a higher timeframe."
     assert sentence_at(900) == "It needs 91 more bars."

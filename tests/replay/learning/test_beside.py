@@ -205,7 +205,7 @@ def test_what_is_the_same_is_level_and_what_knows_the_future_is_better(
 ) -> None:
     judgement = judged(first, candles, SPANS[0])
     rows = judgement.forecasts
-    oracle = rows.holding(MODEL, variance=np.maximum(rows.labels["variance"], 0.01))
+    oracle = rows.with_fields(MODEL, variance=np.maximum(rows.labels["variance"], 0.01))
     first_alone = judgement.compared_with("oracle", oracle)
     planted = first_alone.compared_with("same", rows)
 

@@ -223,7 +223,7 @@ def test_regimes_are_the_planted_ones_in_the_order_of_what_followed() -> None:
     bars = replaced(
         base,
         labels={**base.labels, "variance": realised},
-    ).holding(MODEL, **measures)
+    ).with_fields(MODEL, **measures)
     cells = fit_cells(bars, 3)
     assert cells is not None
     assert cells.ratio == pytest.approx((0.5, 1.0, 3.0))
@@ -256,6 +256,6 @@ def test_the_card_says_what_all_gates_let_through_together() -> None:
     assert len(sentences) == 3
     assert sentences[1].startswith("On the calibration slice, the measures of attention added")
     assert sentences[2].startswith("Realised ÷ forecast variance by the card's own regimes: ")
-    still = bars.holding(MODEL, recent_mass=np.ones(ROWS))
+    still = bars.with_fields(MODEL, recent_mass=np.ones(ROWS))
     assert gates_section(still, {})["coverage"] == []
     assert judged_section(rows(), {"quantiles": {}}) == ({"quantiles": {}}, {}, [])

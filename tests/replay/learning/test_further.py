@@ -294,7 +294,7 @@ def test_the_tails_follow_a_planted_volatility(judged: Forecasts) -> None:
     # One that ignores the hour is passed too often where it is wild: the same test says so.
     rows = judged.where(is_wild)
     flat = np.full_like(rows.value("tails"), np.median(five) * 0.7)
-    assert [row["often"] < 0.01 for row in breach_rows(rows, flat)][1]
+    assert [row["kupiec_p"] < 0.01 for row in breach_rows(rows, flat)][1]
 
 
 def test_drawdown_and_path_cover_what_came(judged: Forecasts) -> None:
@@ -314,7 +314,7 @@ def test_regimes_tell_planted_calm_from_wild(judged: Forecasts) -> None:
     variance = judged.labels["variance"]
     assert variance[~calm].mean() > 2 * variance[calm].mean()
     terms = HEAD_LOSSES["regimes"].terms
-    usual = judged.holding(MODEL, **average_odds(MetricView(judged)))
+    usual = judged.with_fields(MODEL, **average_odds(MetricView(judged)))
     assert terms(MetricView(judged)).mean() < terms(MetricView(usual)).mean() - 0.1
 
 

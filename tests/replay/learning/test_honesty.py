@@ -42,7 +42,7 @@ def forecasts(*, better: float = 0.0, days: int = 60, rises: float = 0.5) -> For
         "unit": np.ones(rows),
     }
     noisy = table(np.arange(rows) * PACE_MS, labels, values, horizon=16, interval_ms=PACE_MS)
-    return noisy.holding(MAJORITY, sign=np.full(rows, most)).cooled({})
+    return noisy.with_fields(MAJORITY, sign=np.full(rows, most)).cooled({})
 
 
 def paired(judged: Forecasts) -> dict[str, Any]:
@@ -115,6 +115,6 @@ def test_the_majority_sign_and_climatology_are_the_best_constants() -> None:
     assert 0 < less[1] < 0.02
     # What climatology would have said costs nothing beside it.
     logits = np.log(np.broadcast_to([falls, 1e-12, 1 - falls], (len(falling), 3)))
-    usual = falling.holding(MODEL, logits=logits.astype(np.float32)).cooled({})
+    usual = falling.with_fields(MODEL, logits=logits.astype(np.float32)).cooled({})
     same = figures(usual)["16"]["direction"]
     assert same["brier_less_climatology"][0] == pytest.approx(0.0, abs=1e-5)

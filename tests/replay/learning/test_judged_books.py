@@ -188,7 +188,7 @@ def test_a_difference_is_that_of_the_losses_and_few_days_say_nothing(good: str, 
     full = judgement.forecasts.at(1)
     rows = rng.permutation(len(full))[:100]
     other = full.where(rows)
-    other = other.holding(MODEL, log_probability=other.value("log_probability") - 0.25)
+    other = other.with_fields(MODEL, log_probability=other.value("log_probability") - 0.25)
     both = judgement.compared_with("other", other)
     [losses] = [table for table in tables_of(both) if table.key == "beside_log_loss"]
     row = by_forecaster(losses.documents(), 1)["other"]

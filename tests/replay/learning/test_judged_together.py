@@ -234,7 +234,7 @@ def test_ranks_are_those_of_scipy_and_an_oracle_has_all(judged: Judgement) -> No
         expected.append(spearmanr(*pair).statistic)
     np.testing.assert_allclose(values[:50], expected, atol=1e-12)
     shuffled = np.random.default_rng(0).permutation(len(forecasts))  # in any order of its rows
-    oracle = forecasts.holding(MODEL, relative=value).where(shuffled)
+    oracle = forecasts.with_fields(MODEL, relative=value).where(shuffled)
     against = ranked(judged.compared_with("oracle", oracle))
     less = by_forecaster(against, HORIZONS[1])["oracle"]["difference"]
     assert less["value"] == pytest.approx(values.mean() - 1.0)

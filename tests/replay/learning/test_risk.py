@@ -76,14 +76,14 @@ def test_right_tails_are_believed_and_wrong_ones_are_not() -> None:
         assert breach.often > 0.01
         assert breach.shortfall.value == pytest.approx(1.0, abs=4 * breach.shortfall.error)
         assert breach.bars == DAYS * A_DAY
-    narrow = breaches(right.holding(MODEL, scale=0.7 * right.value("scale")))
+    narrow = breaches(right.with_fields(MODEL, scale=0.7 * right.value("scale")))
     assert [(breach.tail, breach.share) for breach in narrow] == [
         (f"of a {side} position", share) for side in SIDES for share in SHARES
     ]
     for breach in narrow:
         assert breach.often < 1e-4
         assert breach.realised.value > breach.share
-    thin = breaches(right.holding(MODEL, dof=np.full(len(right), 200.0)))
+    thin = breaches(right.with_fields(MODEL, dof=np.full(len(right), 200.0)))
     assert all(breach.shortfall.value > 1.15 for breach in thin)
 
 
@@ -94,7 +94,7 @@ def test_tails_that_are_too_thin_are_right_once_calibrated(dof: float) -> None:
         right = forecasts(dof=dof, seed=seed)
         wide = stats.t.ppf(0.95, dof) / stats.norm.ppf(0.95)
         normal = np.full(len(right), 1e6)
-        return right.holding(MODEL, scale=wide * right.value("scale"), dof=normal)
+        return right.with_fields(MODEL, scale=wide * right.value("scale"), dof=normal)
 
     factors = tail_factors(thin(1))
     other = thin(2)
@@ -174,12 +174,12 @@ def test_a_law_that_is_right_beats_a_normal_one_in_basis_points_and_a_wrong_one_
     right = forecasts()
     wide = np.full(len(right), 2.0)  # t of 4 has a variance of 2
     labels = {**right.labels, "unit": np.full(len(right), 0.002)}
-    right = replace(right, labels=labels).holding("ewma", variance=wide)
+    right = replace(right, labels=labels).with_fields("ewma", variance=wide)
     levels = (0.05, 0.5, 0.95)
     mean, scale, dof = (right.value(name) for name in ("mean", "scale", "dof"))
     value = right.labels["returns"]
     heads = np.stack([mean + scale * stats.t.ppf(at, 4.0) for at in levels], axis=1)
-    scores = densities(replace(right.holding(MODEL, quantiles=heads), levels=levels))
+    scores = densities(replace(right.with_fields(MODEL, quantiles=heads), levels=levels))
     crps = {(row["CRPS"], row["forecaster"]): row for row in scores["crps"]}
     kinds = {"exact": ("model", "EWMA"), "at 3 levels": ("model", "its own Student t", "EWMA")}
     assert set(crps) == {(of, name) for of, names in kinds.items() for name in names}
@@ -196,7 +196,7 @@ def test_a_law_that_is_right_beats_a_normal_one_in_basis_points_and_a_wrong_one_
     pinball = np.maximum(0.05 * (value - heads[:, 0]), -0.95 * (value - heads[:, 0]))
     assert lowest["value"]["value"] == pytest.approx(20 * pinball.mean(), rel=1e-6)
     assert len(scores["pinball"]) == 9
-    shifted = replace(right.holding(MODEL, quantiles=heads + 3.0), levels=levels)
+    shifted = replace(right.with_fields(MODEL, quantiles=heads + 3.0), levels=levels)
     assert {row["verdict"] for row in densities(shifted)["crps"][3:]} == {"worse"}
     bare = densities(right)
     assert len(bare["crps"]) == 2

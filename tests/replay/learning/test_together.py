@@ -393,7 +393,7 @@ def test_no_later_bar_and_no_order_of_symbols_moves_it(trained: Callable[..., Pa
             fresh,
             Limits(probes=1),
         )
-    assert finding.passes, finding.because
+    assert finding.passes, finding.cause
 
 
 def test_a_decision_says_which_asset_and_which_of_its_bars(

@@ -12,7 +12,7 @@ from browser import browsing, chromium
 from page_cases import shown_of
 from report_cases import BTC, SAMPLE, SOL, STRICT, cross, replayed
 
-from tracepaper.replay.page.databases import ShownRun
+from tracepaper.replay.page.databases import OpenRun
 from tracepaper.replay.page.server import serving
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def run(cross_database: Path) -> ShownRun:
+def run(cross_database: Path) -> OpenRun:
     return shown_of(cross_database)
 
 

@@ -35,7 +35,7 @@ from tracepaper.replay.page import (
     rollups,
     runs,
 )
-from tracepaper.replay.page.databases import Databases, HttpRefusal, ShownRun
+from tracepaper.replay.page.databases import Databases, HttpRefusal, OpenRun
 from tracepaper.replay.page.routes import ROUTES, match
 from tracepaper.replay.report.document import report_document
 from tracepaper.replay.report.report import build_report
@@ -64,14 +64,14 @@ class StopEveryTenBars(Strategy):
 
 
 @pytest.fixture(scope="module")
-def rested(tmp_path_factory: pytest.TempPathFactory) -> ShownRun:
+def rested(tmp_path_factory: pytest.TempPathFactory) -> OpenRun:
     """Replay the strategy with stops."""
     named = f'"{__name__}:{StopEveryTenBars.__name__}"\n[sizing]'
     config = re.sub(r'"sma_cross".*?\[sizing\]', named, cross(), flags=re.DOTALL)
     return shown_of(replayed(tmp_path_factory.mktemp("rested"), config, "--data", BTC))
 
 
-def test_a_run_says_what_its_views_say(run: ShownRun) -> None:
+def test_a_run_says_what_its_views_say(run: OpenRun) -> None:
     answer = runs.run(run)
     (last,) = run.views.rows("v_equity", newest=1)
     assert answer.row.decisions == run.views.count("v_decisions")
@@ -85,7 +85,7 @@ def test_a_run_says_what_its_views_say(run: ShownRun) -> None:
     assert warmed["refused_by"] != "warm"
 
 
-def test_candles_of_every_length_hold_the_same_bars(run: ShownRun) -> None:
+def test_candles_of_every_length_hold_the_same_bars(run: OpenRun) -> None:
     name = next(iter(run.columns.instruments))
     whole = runs.candles(run, name, None, None, 20_000)
     assert whole.interval_ms == 60_000
@@ -98,7 +98,7 @@ def test_candles_of_every_length_hold_the_same_bars(run: ShownRun) -> None:
     assert all(at % wide.interval_ms == 0 for at in wide.open_time_ms)
 
 
-def test_cells_count_each_failed_gate_once(run: ShownRun) -> None:
+def test_cells_count_each_failed_gate_once(run: OpenRun) -> None:
     name = next(iter(run.columns.instruments))
     candles = runs.candles(run, name, None, None, 60)
     for gate, counts in candles.failed.items():
@@ -110,7 +110,7 @@ def test_cells_count_each_failed_gate_once(run: ShownRun) -> None:
         assert spare[gate][-1] == pytest.approx(share), gate
 
 
-def test_a_range_is_the_part_of_the_whole(run: ShownRun) -> None:
+def test_a_range_is_the_part_of_the_whole(run: OpenRun) -> None:
     name = next(iter(run.columns.instruments))
     whole = runs.candles(run, name, None, None, 20_000)
     low, high = whole.open_time_ms[100], whole.open_time_ms[200]
@@ -119,7 +119,7 @@ def test_a_range_is_the_part_of_the_whole(run: ShownRun) -> None:
     assert part.sequence == whole.sequence[100:200]
 
 
-def test_equity_ends_where_the_account_does(run: ShownRun) -> None:
+def test_equity_ends_where_the_account_does(run: OpenRun) -> None:
     curves = runs.equity(run, None, None, 50)
     (last,) = run.views.rows("v_equity", newest=1)
     assert curves.equity["this run"][-1] == last["equity"]
@@ -127,7 +127,7 @@ def test_equity_ends_where_the_account_does(run: ShownRun) -> None:
     assert all(len(curve) == len(curves.time_ms) for curve in curves.equity.values())
 
 
-def test_every_fill_is_marked_with_its_decision(run: ShownRun) -> None:
+def test_every_fill_is_marked_with_its_decision(run: OpenRun) -> None:
     marked = marks.marks(run, None, None)
     rows = run.views.rows("v_fills")
     assert [fill.order_id for fill in marked.fills] == [row["order_id"] for row in rows]
@@ -135,7 +135,7 @@ def test_every_fill_is_marked_with_its_decision(run: ShownRun) -> None:
 
 
 def test_an_old_range_has_its_fills_and_each_list_its_own_bound(
-    run: ShownRun, monkeypatch: pytest.MonkeyPatch
+    run: OpenRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     every = marks.marks(run, None, None).fills
     monkeypatch.setattr(marks, "MARKS_MAX", len(every) // 4)
@@ -148,7 +148,7 @@ def test_an_old_range_has_its_fills_and_each_list_its_own_bound(
     assert newest.is_cut
 
 
-def test_orders_that_rested_are_those_of_the_views(rested: ShownRun) -> None:
+def test_orders_that_rested_are_those_of_the_views(rested: OpenRun) -> None:
     rows = [
         row
         for row in rested.views.rows("v_orders")
@@ -162,7 +162,7 @@ def test_orders_that_rested_are_those_of_the_views(rested: ShownRun) -> None:
     assert [order.order_id for order in marks.marks(rested, None, middle).orders] == before
 
 
-def test_the_account_is_a_document_whose_curves_end_at_its_figures(run: ShownRun) -> None:
+def test_the_account_is_a_document_whose_curves_end_at_its_figures(run: OpenRun) -> None:
     parts = as_parts(documents.account(run).parts)
     accounts = runs.accounts(run)
     table, chart = (
@@ -190,7 +190,7 @@ def test_a_symbol_has_its_own_marks(pair_database: Path) -> None:
         call.respond(Databases([pair_database]), lambda *_: None)
 
 
-def test_a_decision_says_its_gates_and_its_way_to_the_fill(run: ShownRun) -> None:
+def test_a_decision_says_its_gates_and_its_way_to_the_fill(run: OpenRun) -> None:
     fill = run.views.rows("v_fills")[0]
     card = decisions.decision(run, fill["decision_sequence"])
     way, gates = (next(part for part in card.parts if part.get("look") == look)
@@ -205,7 +205,7 @@ def test_a_decision_says_its_gates_and_its_way_to_the_fill(run: ShownRun) -> Non
     assert decisions.decision(run, card.following).previous == card.sequence
 
 
-def test_a_cold_decision_says_how_many_bars_it_lacks(run: ShownRun) -> None:
+def test_a_cold_decision_says_how_many_bars_it_lacks(run: OpenRun) -> None:
     first = runs.run(run).first_sequence
     assert first is not None
     card = decisions.decision(run, first)
@@ -231,19 +231,19 @@ def test_a_bar_is_found_by_when_it_opened_among_those_of_other_symbols(pair_data
             assert run.columns.sequence_at(name, absent) is None
 
 
-def test_each_account_is_measured_from_its_own_beginning(run: ShownRun) -> None:
+def test_each_account_is_measured_from_its_own_beginning(run: OpenRun) -> None:
     for account in runs.run(run).accounts:
         if account.is_stored and account.name != "this run":
             first, *_ = run.views.rows("v_shadow_equity", shadow=account.name)
             assert account.total_return == pytest.approx(account.equity / first["equity"] - 1)
 
 
-def page_of(run: ShownRun, view: str, filters: dict[str, str], **page: Any) -> tuple[Table, Pages]:
+def page_of(run: OpenRun, view: str, filters: dict[str, str], **page: Any) -> tuple[Table, Pages]:
     table = records.view_table(run, view, filters, records.RowsPage(**page))
     return table, present(table.pages)
 
 
-def test_rows_are_filtered_sorted_and_paged(run: ShownRun) -> None:
+def test_rows_are_filtered_sorted_and_paged(run: OpenRun) -> None:
     first, pages = page_of(run, "decisions", {"allowed": "0"}, limit=10)
     refused = [row["sequence"] for row in run.views.rows("v_decisions", allowed=0)]
     assert pages.total == len(refused)
@@ -272,7 +272,7 @@ def test_rows_are_filtered_sorted_and_paged(run: ShownRun) -> None:
             page_of(run, view, filters, limit=10)
 
 
-def test_the_report_is_the_document_that_the_command_writes(run: ShownRun) -> None:
+def test_the_report_is_the_document_that_the_command_writes(run: OpenRun) -> None:
     answer = match(f"/runs/{run.run_id}/report", {}).respond(
         Databases([run.database]), lambda *_: None
     )
@@ -283,7 +283,7 @@ def test_the_report_is_the_document_that_the_command_writes(run: ShownRun) -> No
     assert len(msgspec.json.encode(answer)) < 2_000_000
 
 
-def test_progress_of_a_whole_run_is_the_share_of_its_steps(run: ShownRun) -> None:
+def test_progress_of_a_whole_run_is_the_share_of_its_steps(run: OpenRun) -> None:
     calls: list[tuple[float, str]] = []
     verification = derivations.verify(run, lambda share, doing: calls.append((share, doing)))
     assert verification.identical == verification.decisions > 0
@@ -323,7 +323,7 @@ def test_the_model_says_again_what_explain_full_says(tmp_path: Path) -> None:
     assert {name: cell["sort"] for name, cell in features["rows"][: len(moved)]} == moved
 
 
-def test_refusals_by_day_are_all_refusals(run: ShownRun) -> None:
+def test_refusals_by_day_are_all_refusals(run: OpenRun) -> None:
     _, days, _, refused = as_parts(records.refusals(run).parts)
     counted = sum(map(sum, days["panels"][0]["layers"][0]["rows"]))
     assert counted == run.views.count("v_decisions", allowed=0)
@@ -406,11 +406,11 @@ def unusual_run(state: str, folder: Path) -> Path:
 def test_what_is_unusual_of_a_run_begins_each_of_its_documents(
     tmp_path: Path, state: str, sentence: str
 ) -> None:
-    shelf = Databases([unusual_run(state, tmp_path)])
-    table = lists.runs_document(runs.runs(shelf)).parts[0]
+    databases = Databases([unusual_run(state, tmp_path)])
+    table = lists.runs_document(runs.runs(databases)).parts[0]
     assert isinstance(table, Table)
     assert table.rows[0][1] == f"replay, {state}"
-    run = shown_of(*shelf.paths).run_id
+    run = shown_of(*databases.paths).run_id
     said = 0
     for route in ROUTES:
         if route.answer is not answers.Document or route.places != ["run"] or route.is_within:
@@ -418,9 +418,9 @@ def test_what_is_unusual_of_a_run_begins_each_of_its_documents(
         call = match(route.path.format(run=run), {})
         if state == "no bar yet" and route.path.endswith("/report"):  # as its command says
             with pytest.raises(TracepaperError, match="has decided no bar yet"):
-                call.respond(shelf, lambda *_: None)
+                call.respond(databases, lambda *_: None)
             continue
-        document = call.respond(shelf, lambda *_: None)
+        document = call.respond(databases, lambda *_: None)
         assert isinstance(document, answers.Document)
         assert document.parts[0]["text"].startswith(sentence), route.path
         assert sum(part.get("text") == document.parts[0]["text"] for part in document.parts) == 1
@@ -433,9 +433,9 @@ def test_what_is_unusual_of_a_run_begins_each_of_its_documents(
             texts = " ".join(part.get("text", "") for part in document.parts).lower()
             assert all(name in texts for name in records.LISTS)
     assert said == 6 - (state == "no bar yet")
-    (listed,) = as_parts([page_of(shelf.find(run), "fills", {})[0]])
+    (listed,) = as_parts([page_of(databases.find(run), "fills", {})[0]])
     assert listed["rows"] or listed["notes"]
-    title = records.health(shelf.find(run)).title
+    title = records.health(databases.find(run)).title
     assert (state in title) is state.startswith("halted")
 
 
@@ -449,12 +449,12 @@ def test_of_the_runs_of_a_file_that_is_held_the_newest_is_running(
     newer = shown_of(database).run_id
     with closing(sqlite3.connect(database)) as connection, connection:
         connection.execute("DELETE FROM events WHERE kind = 'end'")
-    shelf = Databases([database])
+    databases = Databases([database])
     lock = InstanceLock.acquire(database)
     try:
-        titles = [records.health(shelf.find(run_id)).title for run_id in (older, newer)]
+        titles = [records.health(databases.find(run_id)).title for run_id in (older, newer)]
         assert ["run, killed;" in titles[0], "run, running;" in titles[1]] == [True, True]
-        assert "run, running;" in records.health(shelf.find(older), older).title
+        assert "run, running;" in records.health(databases.find(older), older).title
     finally:
         lock.release()
 
@@ -478,7 +478,7 @@ def test_what_was_noted_early_alone_is_listed(tmp_path: Path) -> None:
     assert [note.name for note in runs.run(shown_of(path)).notes] == ["early"]
 
 
-def test_what_is_counted_since_this_start_stands_beside_the_whole_run(run: ShownRun) -> None:
+def test_what_is_counted_since_this_start_stands_beside_the_whole_run(run: OpenRun) -> None:
     monitor = Monitor(run=run.columns.run, clock=ManualClock(1_746_100_800_000))
     (fills,) = run.reader.connection.execute("SELECT count(*) FROM v_fills").fetchone()
     assert fills > 0
@@ -494,7 +494,7 @@ def test_what_is_counted_since_this_start_stands_beside_the_whole_run(run: Shown
 
 
 def test_a_refusal_by_warm_is_the_last_refusal_of_a_run_that_was_refused_by_nothing_else(
-    run: ShownRun,
+    run: OpenRun,
 ) -> None:
     query = "SELECT max(sequence) FROM v_decisions WHERE refused_by = 'warm'"
     (last,) = run.reader.connection.execute(query).fetchone()

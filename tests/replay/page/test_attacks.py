@@ -462,10 +462,10 @@ def refusal(path: str, status: int, document: Any) -> dict[str, str]:
 def every_answer(database: Path, run: str) -> dict[str, str]:
     """Request every address in this process; return the refusals."""
     refused: dict[str, str] = {}
-    shelf = Databases([database])
+    databases = Databases([database])
     for route in ROUTES:
         out, path = BytesIO(), address(route, run)
-        reader.respond(shelf, {"path": path, "query": {}}, out)
+        reader.respond(databases, {"path": path, "query": {}}, out)
         out.seek(0)
         frames = [convert(frame, process.ReplyFrame) for frame in messages_of(out)]
         assert frames[-1].kind in {process.ANSWER, process.REFUSED}, path
@@ -477,12 +477,12 @@ def every_answer(database: Path, run: str) -> dict[str, str]:
 def test_the_page_reads_nothing_after_an_answer(cross_database: Path, tmp_path: Path) -> None:
     """A transaction that stays open would keep a daemon from its start (docs/storage.md, S3)."""
     copy, run = copied(cross_database, tmp_path), shown_of(cross_database).run_id
-    writer, shelf = open_writer(copy), Databases([copy])
+    writer, databases = open_writer(copy), Databases([copy])
     writer.driver.execute("PRAGMA busy_timeout = 1")
     for route in (*ROUTES, *ROUTES):
         writer.driver.execute("UPDATE databases SET database_id = 'another'")
         out = BytesIO()
-        reader.respond(shelf, {"path": address(route, run), "query": {}}, out)
+        reader.respond(databases, {"path": address(route, run), "query": {}}, out)
         emptied = writer.driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         assert emptied == (0, 0, 0), route.path
     writer.close()

@@ -203,18 +203,18 @@ def test_a_folder_that_cannot_be_written_is_said_without_its_place(
     source: FleetSource, tmp_path: Path
 ) -> None:
     path = shipped(tmp_path, source.url, steps=2000)
-    shelf = Databases([], fleet=source)
+    databases = Databases([], fleet=source)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, before[1]))
     try:
         with pytest.raises(HttpRefusal, match=r"^r-1\.db cannot be reached on its disk"):
-            pull_run(shelf, database_id(path), "r-1", ignore)
+            pull_run(databases, database_id(path), "r-1", ignore)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert shelf.paths == ()
+    assert databases.paths == ()
     shutil.rmtree(source.folder)
     with pytest.raises(HttpRefusal, match=r"temporary folder cannot be written \(No such file"):
-        pull_run(shelf, database_id(path), "r-1", ignore)
+        pull_run(databases, database_id(path), "r-1", ignore)
 
 
 def test_two_databases_that_hold_one_run_are_shown_one_after_the_other(
@@ -225,12 +225,12 @@ def test_two_databases_that_hold_one_run_are_shown_one_after_the_other(
     shutil.copy(path, other)
     grown(other, 50, seed=1, since=40)
     invoke(["db", "ship", "--once", "--new-id", "--to", source.url, "--db", str(other)])
-    shelf = Databases([], fleet=source)
+    databases = Databases([], fleet=source)
     for file, steps in ((path, 40), (other, 50), (path, 40)):
-        assert pull_run(shelf, database_id(file), "r-1", ignore).steps == steps
-        run = shelf.find("r-1")
+        assert pull_run(databases, database_id(file), "r-1", ignore).steps == steps
+        run = databases.find("r-1")
         assert len(run.views.rows("v_decisions")) == steps
-        assert len(shelf.paths) == 1
+        assert len(databases.paths) == 1
 
 
 def test_a_file_is_named_by_its_run_and_by_nothing_that_is_a_path(
@@ -239,12 +239,12 @@ def test_a_file_is_named_by_its_run_and_by_nothing_that_is_a_path(
     path = shipped(tmp_path, source.url)
     hostile = "../../../tmp/x\n<b>"
     postgres.sql(source.url, f"UPDATE runs SET run_id = '{hostile}'")
-    shelf = Databases([], fleet=source)
-    assert pull_run(shelf, database_id(path), hostile, ignore).run_id == hostile
-    (file,) = shelf.paths
+    databases = Databases([], fleet=source)
+    assert pull_run(databases, database_id(path), hostile, ignore).run_id == hostile
+    (file,) = databases.paths
     assert file.parent.parent == source.folder
     assert file.stem.isalnum()
-    assert shelf.find(hostile).run_id == hostile
+    assert databases.find(hostile).run_id == hostile
 
 
 def test_the_oldest_files_and_those_of_a_pull_that_was_given_up_are_removed(
@@ -252,7 +252,7 @@ def test_the_oldest_files_and_those_of_a_pull_that_was_given_up_are_removed(
 ) -> None:
     monkeypatch.setattr(fleet_of_page, "KEPT", 2)
     path = shipped(tmp_path, source.url)
-    shelf = Databases([], fleet=source)
+    databases = Databases([], fleet=source)
     (source.folder / "run-given-up").mkdir()
     (source.folder / "run-given-up" / "r-1.db.partial").write_bytes(b"half")
     for place in range(3):
@@ -260,10 +260,10 @@ def test_the_oldest_files_and_those_of_a_pull_that_was_given_up_are_removed(
         copy = source.folder / f"run-{place}" / f"old-{place}.db"
         shutil.copy(path, copy)
         os.utime(copy, (place, place))
-    held = shelf.reader(shelf.paths[-1])
-    pull_run(shelf, database_id(path), "r-1", ignore)
-    assert [path.name for path in shelf.paths] == ["r-1.db", "old-2.db"]
-    assert {path.parent for path in shelf.paths} == set(source.folder.iterdir())
+    held = databases.reader(databases.paths[-1])
+    pull_run(databases, database_id(path), "r-1", ignore)
+    assert [path.name for path in databases.paths] == ["r-1.db", "old-2.db"]
+    assert {path.parent for path in databases.paths} == set(source.folder.iterdir())
     with pytest.raises(Exception, match="closed"):
         held.run_ids()
 

@@ -19,8 +19,8 @@ from tracepaper.replay.archive.series import archive_instrument
 from tracepaper.replay.bench.live import closes_of, live_config, live_parts, quote_of
 from tracepaper.replay.bench.replay import tiled
 from tracepaper.replay.page import holding, rollups, runs
-from tracepaper.replay.page.databases import ShownRun
-from tracepaper.replay.report.report import held_alike
+from tracepaper.replay.page.databases import OpenRun
+from tracepaper.replay.report.report import buy_and_hold_at_equal_exposure
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.types.decisions import Action
@@ -74,10 +74,10 @@ def events(bars: int, most: int, *, seed: int) -> list[Event]:
     return stream
 
 
-def check(run: ShownRun) -> None:
+def check(run: OpenRun) -> None:
     """Compare buy and hold on the page with the report."""
     report = build_report_of(run.database).record
-    expected = {f"{held.share:.9f}": held for held in held_alike(report)}
+    expected = {f"{held.share:.9f}": held for held in buy_and_hold_at_equal_exposure(report)}
     by_share = {f"{held.share:.9f}": held for held in holding.held(run)}
     assert by_share.keys() == expected.keys()
     curves = runs.equity(run, None, None, 20_000)

@@ -19,7 +19,7 @@ from tracepaper.replay.archive.series import archive_instrument
 from tracepaper.replay.bench.live import live_config, live_parts
 from tracepaper.replay.bench.replay import tiled
 from tracepaper.replay.page import rollups, runs
-from tracepaper.replay.page.databases import Databases, ShownRun
+from tracepaper.replay.page.databases import Databases, OpenRun
 from tracepaper.replay.page.server import serving
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import Strategy
@@ -45,7 +45,7 @@ class Dice(Strategy):
         return Signal(action, f"the dice showed {self._draw.randrange(6)}")
 
 
-def spent(shelf: Databases) -> int:
+def spent(databases: Databases) -> int:
     """List the runs; return the number of SQLite instructions that took, in hundreds."""
     counted = [0]
 
@@ -53,9 +53,9 @@ def spent(shelf: Databases) -> int:
         counted[0] += 1
         return 0
 
-    (path,) = shelf.paths
-    shelf.reader(path).connection.set_progress_handler(tick, 100)
-    runs.runs(shelf)
+    (path,) = databases.paths
+    databases.reader(path).connection.set_progress_handler(tick, 100)
+    runs.runs(databases)
     return counted[0]
 
 
@@ -121,7 +121,7 @@ async def _append(parts: Any, events: list[Any]) -> None:
     await parts.audit.append(*(parts.engine.step(event, None) for event in events))
 
 
-def check(of_run: ShownRun, database: Path) -> None:
+def check(of_run: OpenRun, database: Path) -> None:
     """Compare every count with the stored rows."""
     run = runs.run(of_run)
     query = "SELECT refused_by, sequence FROM v_decisions ORDER BY sequence"

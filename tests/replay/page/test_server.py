@@ -58,7 +58,7 @@ async def test_every_quick_address_answers(
         ("/runs/RUN/candles?points=9&points=10", 400),
         ("/runs/RUN/decisions/99999999", 404),
         ("/runs/RUN/views/decisions?sequence=99999999999999999999", 400),
-        ("/runs/RUN/views/fills?shelf=1", 400),
+        ("/runs/RUN/views/fills?databases=1", 400),
         ("/runs/RUN/views/fills?parameters=1", 400),
         ("/runs/RUN/views/fills?price%3D1%3B--=1", 400),
         ("/stream", 400),

@@ -12,7 +12,7 @@ from stock_files import HOUR_MS, date_alone, opens, write
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.page import holding, runs
-from tracepaper.replay.report.report import held_alike
+from tracepaper.replay.report.report import buy_and_hold_at_equal_exposure
 
 SHARES = """
 [market]
@@ -46,7 +46,9 @@ def test_holding_costs_what_it_does_in_the_report(database: Path) -> None:
     run, record = shown_of(database), build_report_of(database).record
     curves = runs.equity(run, None, None, 20_000)
     shown_curves = {held.share: curves.equity[held.name] for held in holding.held(run)}
-    expected = {held.share: held.equity[1:].tolist() for held in held_alike(record)}
+    expected = {
+        held.share: held.equity[1:].tolist() for held in buy_and_hold_at_equal_exposure(record)
+    }
     assert sorted(shown_curves) == pytest.approx(sorted(expected))
     for here, there in zip(sorted(shown_curves), sorted(expected), strict=True):
         assert shown_curves[here] == pytest.approx(expected[there])

@@ -19,7 +19,7 @@ import tracepaper
 from tracepaper.replay.document.charts import Chart
 from tracepaper.replay.document.values import Table, as_parts
 from tracepaper.replay.page import documents, model, routes, runs
-from tracepaper.replay.page.databases import Databases, HttpRefusal, ShownRun
+from tracepaper.replay.page.databases import Databases, HttpRefusal, OpenRun
 from tracepaper.storage.sweeps import SweepFile, is_sweep, read_sweep
 
 HEADER = {"strategy": "sma_cross", "objective": "sharpe"}
@@ -36,13 +36,13 @@ def swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_sweep_is_listed_and_is_the_document_of_its_command(swept: Path) -> None:
-    shelf = Databases([swept])
-    listed = runs.runs(shelf)
+    databases = Databases([swept])
+    listed = runs.runs(databases)
     assert (listed.runs, listed.refused) == ([], [])
     (row,) = listed.sweeps
     assert (row.strategy, row.objective, row.cells) == ("sma_cross", "return", 2)
     assert row.is_whole
-    answer = routes.match(f"/sweeps/{row.sweep_id}", {}).respond(shelf, lambda *_: None)
+    answer = routes.match(f"/sweeps/{row.sweep_id}", {}).respond(databases, lambda *_: None)
     document = msgspec.to_builtins(answer)
     assert document["title"] == "Sweep of sma_cross"
     texts = [part.get("text") for part in document["parts"]]
@@ -51,7 +51,7 @@ def test_a_sweep_is_listed_and_is_the_document_of_its_command(swept: Path) -> No
     assert len(runs_table["rows"]) == 2
     assert sorted(cell["tint"] for cell in heat["rows"][0][1:]) == [-1.0, 1.0]
     with pytest.raises(HttpRefusal, match="no such sweep"):
-        shelf.sweep("0" * 16)
+        databases.sweep("0" * 16)
 
 
 def test_a_sweep_in_the_making_is_not_waited_for(
@@ -78,11 +78,11 @@ def test_a_sweep_that_is_not_whole_says_how_to_go_on(tmp_path: Path) -> None:
         held.store((0, "whole", 0), {"value": 1.0})
         (being_made,) = runs.runs(Databases([path])).refused
         assert "it is being made" in being_made.error
-    shelf = Databases([path])
-    (row,) = runs.runs(shelf).sweeps
+    databases = Databases([path])
+    (row,) = runs.runs(databases).sweeps
     assert (row.cells, row.is_whole) == (1, False)
     with pytest.raises(HttpRefusal, match="run its command again"):
-        routes.match(f"/sweeps/{row.sweep_id}", {}).respond(shelf, lambda *_: None)
+        routes.match(f"/sweeps/{row.sweep_id}", {}).respond(databases, lambda *_: None)
 
 
 def test_a_damaged_sweep_is_one_sentence(swept: Path, tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ _DECIDED = ("action", "refused_by", "target_quantity")
 
 
 def test_two_runs_differ_where_their_views_do(
-    run: ShownRun, pair_database: Path, tmp_path: Path
+    run: OpenRun, pair_database: Path, tmp_path: Path
 ) -> None:
     pair = shown_of(pair_database)
     longs = shown_of(replayed(tmp_path, cross(long_only=True), "--data", BTC))
@@ -202,7 +202,7 @@ def test_confidence_that_helps_is_said_to_and_chance_is_not() -> None:
     assert "is the same as for random ones" in caption_of(shuffled)
 
 
-def test_outcomes_are_the_closes_that_came(tmp_path: Path, run: ShownRun) -> None:
+def test_outcomes_are_the_closes_that_came(tmp_path: Path, run: OpenRun) -> None:
     """Forecasts planted in the rows of a run are compared with the closes of its bars."""
     bars = run.views.rows("v_bars")
     times = np.array([bar["open_time_ms"] for bar in bars])

@@ -287,5 +287,5 @@ def test_the_verdict_says_whether_a_refusal_held_anything_up() -> None:
     assert verdict(Action.LONG, None, "trend up") == "allowed"
     assert verdict(Action.HOLD, "edge", "refused by edge") == "refused by edge"
     assert verdict(Action.FLAT, "edge", "refused by edge") == "since edge refused"
-    assert verdict(Action.FLAT, "edge", "no trend up") == "edge refused, which holds up no exit"
-    assert verdict(Action.FLAT, "edge", "horizon") == "edge refused, which holds up no exit"
+    assert verdict(Action.FLAT, "edge", "no trend up") == "edge refused; the exit is executed"
+    assert verdict(Action.FLAT, "edge", "horizon") == "edge refused; the exit is executed"

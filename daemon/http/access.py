@@ -169,7 +169,7 @@ def unauthorized() -> web.Response:
     return answer
 
 
-class Entrance:
+class AccessControl:
     """Admits a request for one of *hosts* that has one of *tokens*, from any address.
 
     Client addresses mean nothing in a container's network, where every request comes from the
