@@ -263,11 +263,9 @@ def test_what_cannot_be_trained_is_refused_in_the_sentence_of_the_command(
         ({}, FRAME.head(20), {}, "No candles have 480 bars"),
         ({}, FRAME, {"holdout": "A=2023-11-23"}, "--holdout is 'A=2023-11-23'"),
         ({}, FRAME, {"start": "2023-11-15"}, "begins before 2023-11-23"),
-        ({}, FRAME, {"folds": "walk:2", "holdout": SPANS}, "and leave out holdouts"),
-        ({}, FRAME, {"ablate": "horizons=5"}, "--ablate is fitted anew on folds"),
         ({}, FRAME, {"inspect": "context"}, "needs a model that sees several bars"),
     ],
-    ids=["schema", "baselines", "column", "bars", "dates", "early", "folds", "ablate", "inspect"],
+    ids=["schema", "baselines", "column", "bars", "dates", "early", "inspect"],
 )
 def test_what_cannot_be_judged_is_refused_in_the_sentence_of_the_command(
     features: dict[str, str],

@@ -91,7 +91,8 @@ async def test_the_status_is_drawn_below_the_log_lines_which_stay(
         assert view.is_drawn
     assert not view.is_drawn
     assert sys.stderr is terminal.stream
-    assert "\x1b[2K" in terminal.text[terminal.text.rindex("equity") :]  # the status is erased
+    # The status is erased; what was written reaches the other end of the terminal later.
+    await until(lambda: "\x1b[2K" in terminal.text[terminal.text.rindex("equity") :], poll_s=0.02)
 
 
 async def test_of_many_instruments_each_has_one_line_if_there_is_too_little_room(

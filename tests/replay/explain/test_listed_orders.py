@@ -75,7 +75,7 @@ def test_explain_lists_what_a_list_sent_and_canceled(run: Run[Any]) -> None:
     assert [of["quantity"] for of in second["orders"]] == ["3.000", "1.000"]
 
 
-def test_the_report_lists_them_for_terminal_json_and_page(run: Run[Any], tmp_path: Any) -> None:
+def test_the_report_lists_them_as_json_and_on_the_page(run: Run[Any], tmp_path: Any) -> None:
     page = tmp_path / "run.html"
     report = run.report(html=page)
     assert [of[3] for of in became(report)] == [
@@ -88,5 +88,6 @@ def test_the_report_lists_them_for_terminal_json_and_page(run: Run[Any], tmp_pat
         decided(run, "first"),
         decided(run, "second"),
     }
-    assert "Orders by list, and what became of each" in report.text
-    assert "filled at 99.5 as maker" in said_in(page)
+    said = said_in(page)
+    assert "Orders by list, and what became of each" in said
+    assert "filled at 99.5 as maker" in said

@@ -73,7 +73,7 @@ def test_right_tails_are_believed_and_wrong_ones_are_not() -> None:
     right = forecasts()
     for breach in breaches(right):
         assert breach.realised.value == pytest.approx(breach.share, abs=4 * breach.realised.error)
-        assert breach.often > 0.01
+        assert breach.kupiec_p > 0.01
         assert breach.shortfall.value == pytest.approx(1.0, abs=4 * breach.shortfall.error)
         assert breach.bars == DAYS * A_DAY
     narrow = breaches(right.with_fields(MODEL, scale=0.7 * right.value("scale")))
@@ -81,7 +81,7 @@ def test_right_tails_are_believed_and_wrong_ones_are_not() -> None:
         (f"of a {side} position", share) for side in SIDES for share in SHARES
     ]
     for breach in narrow:
-        assert breach.often < 1e-4
+        assert breach.kupiec_p < 1e-4
         assert breach.realised.value > breach.share
     thin = breaches(right.with_fields(MODEL, dof=np.full(len(right), 200.0)))
     assert all(breach.shortfall.value > 1.15 for breach in thin)
