@@ -706,7 +706,8 @@ class _Books:
             for order in self.news.get(sequence, []):
                 self._check_grid(order)
             for row in decisions.get(sequence, []):
-                self._check_known(row)
+                # A late bar is decided long after its close.
+                self._check_known(row["instrument"], bars[sequence][0]["seen_ms"])
                 self._check_order(row)
             for row in positions.get(sequence, []):
                 self._check_position(row)
@@ -759,9 +760,8 @@ class _Books:
             if price is not None and price % tick:
                 self.judge.breach("filters", f"{order.order_id} at {price} lies on no {tick}")
 
-    def _check_known(self, bar: sqlite3.Row) -> None:
-        """Check that the filters at a decision on *bar* were read a day ago at most."""
-        key, at = bar["instrument"], bar["open_time_ms"]
+    def _check_known(self, key: str, at: int) -> None:
+        """Check that the filters of a decision at the time *at* were read a day before at most."""
         if key in self.judge.truth.ticks:
             late_ms = DAY_MS + LATE_BARS * self.judge.truth.instruments[key].interval_ms
             if self.rules[key].tick not in self._ticks(key, at - late_ms, at):
