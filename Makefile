@@ -32,14 +32,14 @@ test-all: $(STAMP)
 	@$(PYTEST) -n 2 --dist worksteal -m "not long"
 
 # The tests that open a socket or start a process, beside four busy loops and each other; any failure is a fault.
-# Those of a group share a worker: the pages are walked once.
+# Those of a file share a worker: what a file needs is made once.
 ROUNDS ?= 1
 busy: $(STAMP)
 	@for loop in 1 2 3 4; do (while :; do :; done) & loops="$$loops $$!"; done; trap 'kill $$loops' EXIT; \
 	for round in $$(seq $(ROUNDS)); do $(MAKE) --no-print-directory busy-round || exit 1; done
 
 busy-round:
-	@$(PYTEST) -n 6 --dist loadgroup -m "real_time and not long" \
+	@$(PYTEST) -n 6 --dist loadfile -m "real_time and not long" \
 		$$(awk -F '\t|::' '$$NF == "real_time" {print $$2}' tests/data/costs.tsv | sort -u)
 
 # An hour: every test once, and the table of what each costs.

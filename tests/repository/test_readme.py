@@ -33,7 +33,7 @@ BLOCKS = [
     if block.language == "sh"
 ]
 # Pages that were changed since they were last walked; the campaign walks all.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600), pytest.mark.xdist_group("readme")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 WORDS_AT_MOST = 900
 WITHIN = 0.01
 """How far a number may be from the one shown: forecasts differ a little between processors."""
