@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tracepaper.strategies.types.decisions import BLOCK_BARS
+from tracepaper.strategies.types.decisions import BLOCK_BARS, WEIGHT_UNITS
 
 OLDER: Final = 0
 """The column for everything before the oldest bucket."""
@@ -103,6 +103,22 @@ def rows_by_age(
     by_age.reshape(-1)[first + np.where(reported, ages, buckets)] = rows
     by_age[..., -1] = np.where(reported, 0.0, rows).sum(axis=-1)
     return by_age
+
+
+def units_of(rows: NDArray[np.floating]) -> list[bytes]:
+    """Return each of *rows* [bar, bucket] as ``Explanation.buckets``.
+
+    The running sum is rounded, so that a weight is off by at most one unit and their sum by half.
+    """
+    sums = np.rint(np.cumsum(rows, axis=1, dtype=np.float64) * WEIGHT_UNITS)
+    finite = np.isfinite(sums[:, -1])  # a sum carries what is not finite to its end
+    units = np.diff(np.where(finite[:, None], sums, 0.0), axis=1, prepend=0.0).astype("<i4")
+    return [row.tobytes() if known else b"" for row, known in zip(units, finite, strict=True)]
+
+
+def weights_of(buckets: bytes) -> NDArray[np.float64]:
+    """Return the weights [bucket] of ``Explanation.buckets``."""
+    return np.frombuffer(buckets, "<i4") / WEIGHT_UNITS
 
 
 # --- figures by age

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -20,6 +21,7 @@ from tracepaper.daemon.session.loop import BarHistory, events_of, warm
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.covariates import run_source
 from tracepaper.strategies.errors import InvariantBroken
+from tracepaper.strategies.time_buckets import weights_of
 from tracepaper.strategies.types.decisions import (
     Decision,
     Forecast,
@@ -61,7 +63,7 @@ EXPLANATION_FIELDS: Final = (
     *("confidence_entropy", "rollout_entropy", "content_free", "recent_mass", "event_focus"),
     *("older_mass", "shift", "l1_error", "entropy", "buckets"),
 )
-"""Fields of an explanation with the tolerance ``SHARES``; the last two are float32 arrays."""
+"""Fields of an explanation with the tolerance ``SHARES``; the last two are arrays."""
 
 
 def near(first: float | None, second: float | None, bound: float) -> bool:
@@ -109,7 +111,8 @@ def field_agrees(name: str, first: Forecast, second: Forecast) -> bool:
         if not isinstance(values, bytes):
             return near(values, others, SHARES)
         # Compare arrays up to the shorter length.
-        arrays = (np.frombuffer(of, "<f4", len(of) // 4).tolist() for of in (values, others))
+        read = weights_of if name == "buckets" else partial(np.frombuffer, dtype="<f4")
+        arrays = (read(of).tolist() for of in (values, others))
         return all(near(share, other, SHARES) for share, other in zip(*arrays, strict=False))
     values, others = getattr(first, name), getattr(second, name)
     bounds = [SHARES] * len(values)

@@ -24,6 +24,7 @@ from tracepaper.strategies.forecasters.base import Attribution
 from tracepaper.strategies.forecasters.outputs import head_forecasts
 from tracepaper.strategies.forecasters.passes import RelevancePasses
 from tracepaper.strategies.networks.architecture import AttendedPart
+from tracepaper.strategies.time_buckets import weights_of
 from tracepaper.strategies.types.decisions import BLOCK_BARS, Explanation
 from tracepaper.strategies.types.market import Bar
 from tracepaper.strategies.units import interval_text, iso
@@ -237,7 +238,7 @@ def _difference(
     """
     if stored is None or stored.older_mass is None:
         return 0.0
-    kept = np.append(np.frombuffer(stored.buckets, "<f4").astype(np.float64), stored.older_mass)
+    kept = np.append(weights_of(stored.buckets), stored.older_mass)
     blocks = np.array(attribution.open_time_ms) // (decided.interval_ms * BLOCK_BARS)
     at = np.minimum(blocks[-1] - blocks, len(kept) - 1)
     weights = np.array(attribution.weights) if weights is None else weights

@@ -34,7 +34,7 @@ from tracepaper.replay.run_columns import Floats, Ints, NoteColumns
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.api.strategy import SHARE_OF
-from tracepaper.strategies.time_buckets import cells_by_age
+from tracepaper.strategies.time_buckets import cells_by_age, weights_of
 from tracepaper.strategies.units import DAY_MS
 
 COLUMNS_MAX: Final = 240
@@ -156,10 +156,10 @@ def stacked(
     sizes = [len(buckets) + len(entropy) for _, buckets, _, entropy in batch]
     same = [row for row, size in zip(batch, sizes, strict=True) if size == sizes[0]]
     sequences, buckets, older, entropy = zip(*same, strict=True)
-    rollout = np.frombuffer(b"".join(buckets), "<f4").reshape(len(same), -1)
+    rollout = weights_of(b"".join(buckets)).reshape(len(same), -1)
     return (
         np.array(sequences, dtype=np.int64),
-        np.abs(np.column_stack((rollout, np.array(older, dtype=np.float32)))),
+        np.abs(np.column_stack((rollout, older)), dtype=np.float32),
         np.frombuffer(b"".join(entropy), "<f4").reshape(len(same), -1),
     )
 

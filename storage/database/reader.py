@@ -32,7 +32,14 @@ from tracepaper.storage.database.chunks import (
 )
 from tracepaper.storage.database.connection import open_reader
 from tracepaper.storage.record.columns import stored_columns
-from tracepaper.storage.record.decode import BAR_READ, EVENT, FILL, StepDecoder, StoredRows
+from tracepaper.storage.record.decode import (
+    BAR_READ,
+    EVENT,
+    FILL,
+    StepDecoder,
+    StoredRows,
+    buckets_of,
+)
 from tracepaper.storage.record.rows import (
     EVENT_KINDS,
     OF_A_RUN,
@@ -349,11 +356,11 @@ class Reader:
         """
         cursor = self.connection.execute(
             "SELECT sequence, buckets, older_mass, entropy FROM answers "
-            f"WHERE {WITHIN} AND length(buckets) > 0 ORDER BY sequence",
+            f"WHERE {WITHIN} AND buckets IS NOT NULL ORDER BY sequence",
             run_span(self.stored_run(run_id).run_key),
         )
         while rows := cursor.fetchmany(CHUNK_STEPS):
-            yield rows
+            yield [(at, buckets_of(text), *others) for at, text, *others in rows]
 
     def bars(
         self,

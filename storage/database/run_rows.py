@@ -272,7 +272,7 @@ class RunRows:
     def is_attributed(self, span: Span) -> bool:
         """Return whether the newest forecast within *span* says where the model looked."""
         query = (
-            f"SELECT length(buckets) > 0 FROM answers WHERE {WITHIN} AND horizon IS NOT NULL "
+            f"SELECT buckets IS NOT NULL FROM answers WHERE {WITHIN} AND horizon IS NOT NULL "
             "ORDER BY sequence DESC LIMIT 1"
         )
         row = self._connection.execute(query, (self._run_key, *span)).fetchone()

@@ -43,7 +43,7 @@ from tracepaper.storage.record.columns import (
 )
 from tracepaper.storage.record.rows import EVENT_TYPES, HALTED, INDEXED_KINDS, SCHEMA, number_of
 from tracepaper.strategies.months import MONTH_MS
-from tracepaper.strategies.types.decisions import BLOCK_BARS
+from tracepaper.strategies.types.decisions import BLOCK_BARS, WEIGHT_UNITS
 from tracepaper.strategies.types.market import CommandKind, CommandOrigin, GapCause, Source
 from tracepaper.strategies.units import DAY_MS, MINUTE_MS, WEEK_MS, any_of
 
@@ -317,13 +317,10 @@ V_GATES: Final = View(
     "JOIN gate_sets g ON g.run_key = r.run_key AND g.gate_set = o.gate_set "
     f"LEFT JOIN answers a ON {at_step('a')}",
 )
-# One row more than there are buckets: '00' x n becomes the JSON array '[0,0,…]'.
-_PLACES: Final = (
-    "json_each('[' || substr(replace(hex(zeroblob(length(a.buckets) / 4 + 1)), '00', ',0'), 2) "
-    "|| ']')"
-)
+# The buckets of a decision, and one row more for what is older.
+_PLACES: Final = "json_each(json_insert(a.buckets, '$[#]', 'older'))"
 _BLOCK_MS: Final = f"({BLOCK_BARS} * r.interval_ms)"
-_IS_BUCKET: Final = "n.key < length(a.buckets) / 4"
+_IS_BUCKET: Final = "n.type = 'integer'"
 _FROM_MS: Final = (
     f"CASE WHEN {_IS_BUCKET} THEN (s.open_time_ms / {_BLOCK_MS} - n.key) * {_BLOCK_MS} END"
 )
@@ -332,24 +329,6 @@ _UNTIL_MS: Final = (
     f"ELSE (s.open_time_ms / {_BLOCK_MS} - n.key + 1) * {_BLOCK_MS} END"
 )
 
-
-def _byte(place: int) -> str:
-    """Return the SQL of byte *place* of bucket ``n`` as a number."""
-    byte = f"hex(substr(a.buckets, n.key * 4 + {place + 1}, 1))"
-    high, low = (f"instr('123456789ABCDEF', substr({byte}, {at}, 1))" for at in (1, 2))
-    return f"({high} * 16 + {low})"
-
-
-# A little-endian float32, read with integers alone: mantissa / 2^shift. Weights are not negative.
-# SQLite gives <<, >>, & and | one precedence, so every pair has its parentheses.
-_EXPONENT: Final = f"((({_byte(3)} & 127) << 1) | ({_byte(2)} >> 7))"
-_MANTISSA: Final = f"((({_byte(2)} & 127) << 16) | ({_byte(1)} << 8) | {_byte(0)})"
-_SHIFT: Final = f"(150 - max({_EXPONENT}, 1))"
-_WEIGHT: Final = (
-    f"({_MANTISSA} + CASE WHEN {_EXPONENT} > 0 THEN 8388608 ELSE 0 END) * 1.0 "
-    f"/ (1 << min({_SHIFT}, 60)) / (1 << max(min({_SHIFT} - 60, 60), 0)) "
-    f"/ (1 << max({_SHIFT} - 120, 0))"
-)
 
 V_EXPLANATIONS: Final = View(
     "v_explanations",
@@ -365,7 +344,7 @@ V_EXPLANATIONS: Final = View(
         *moment("until_open_time_ms", _UNTIL_MS, "the first open time after it"),
         ViewColumn(
             "weight",
-            f"CASE WHEN {_IS_BUCKET} THEN {_WEIGHT} ELSE a.older_mass END",
+            f"CASE WHEN {_IS_BUCKET} THEN n.value / {WEIGHT_UNITS}.0 ELSE a.older_mass END",
             "share of the rollout, or signed share of relevance; absolute values sum to 1 within "
             "`l1_error`",
             "REAL",

@@ -355,7 +355,7 @@ _ANSWERS = (
     _real("shift", "Jensen-Shannon distance from the last bar's rollout"),
     _real("l1_error", "bound on the difference of the weights' sum from 1"),
     _blob("entropy", null=True),  # little-endian float32, layer-major
-    _blob("buckets", null=True),  # little-endian float32, newest first
+    Column(name="buckets", kind=TEXT, null=True),  # JSON of ``Explanation.buckets``, newest first
     *_measures(ANSWER_GATES),
     _blob("heads", null=True),  # msgpack of ``HeadForecasts``
     _real(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from functools import lru_cache
@@ -68,7 +69,7 @@ SOURCES: Final = {code: source for source, code in SOURCE_CODES.items()}
 
 
 _FORECAST: Final = gather("answers", *FORECAST_COLUMNS)
-_EXPLANATION: Final = gather("answers", *EXPLANATION_COLUMNS)
+_EXPLANATION: Final = gather("answers", *EXPLANATION_COLUMNS[:-1])
 _ANSWER_MEASURES: Final = gather("answers", *map(measure_name, ANSWER_GATES))
 _FINITE: Final[int] = getattr(ANSWER, measure_name("finite"))
 BAR_READ: Final = (
@@ -131,6 +132,16 @@ class InternedRows(NamedTuple):
 def heads_of(packed: bytes | None) -> HeadForecasts | None:
     """Read the column ``answers.heads``."""
     return None if packed is None else msgspec.msgpack.decode(packed, type=HeadForecasts)
+
+
+def buckets_of(text: str | None) -> bytes:
+    """Read the column ``answers.buckets``."""
+    return b"" if text is None else array("i", msgspec.json.decode(text)).tobytes()
+
+
+def _explanation(row: Sequence[Any]) -> Explanation:
+    fields = (*_EXPLANATION(row), buckets_of(row[ANSWER.buckets]))
+    return Explanation(*fields)
 
 
 def _noted(text: str | None) -> dict[str, float | str | None] | None:
@@ -297,7 +308,7 @@ class StepDecoder:
         return Forecast(
             horizons, mean, stdev, down, flat, up, volatility,
             self._model_id if model_id is None else model_id,
-            None if row[ANSWER.entropy] is None else Explanation(*_EXPLANATION(row)),
+            None if row[ANSWER.entropy] is None else _explanation(row),
             row[ANSWER.members] or b"",
             heads_of(row[ANSWER.heads]),
         )  # fmt: skip

@@ -39,7 +39,7 @@ from tracepaper.storage.record.hashing import (
     sealed,
     trimmed,
 )
-from tracepaper.storage.record.interning import HeldRows, Outcomes, Rows, json_text
+from tracepaper.storage.record.interning import HeldRows, Outcomes, Rows, buckets_text, json_text
 from tracepaper.storage.record.rows import (
     CHAINED_TABLES,
     EVENT_KINDS,
@@ -431,7 +431,7 @@ class StepEncoder:
             forecast = _forecast_columns(prediction, self._horizon)
             if (explanation := prediction.explanation) is not None:
                 figures = all_finite(_OF_EXPLANATION(explanation))
-                explained = (*figures, explanation.entropy, explanation.buckets)
+                explained = (*figures, explanation.entropy, buckets_text(explanation.buckets))
             model_id = None if prediction.model_id == self._model_id else prediction.model_id
             if prediction.heads is not None or model_id is not None:
                 rare = (*self._head_columns(prediction), None, model_id)

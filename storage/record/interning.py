@@ -98,6 +98,11 @@ def json_text(values: Mapping[str, float | str | None] | None) -> str | None:
     return None if values is None else msgspec.json.encode(values).decode()
 
 
+def buckets_text(buckets: bytes) -> str | None:
+    """Return ``Explanation.buckets`` as JSON; None where there are none."""
+    return msgspec.json.encode(memoryview(buckets).cast("i").tolist()).decode() if buckets else None
+
+
 StoredOutcome = tuple["DecisionOutcome", GateSetPlan, int]
 """An outcome, the plan of its gate set, and the sequence of its row."""
 

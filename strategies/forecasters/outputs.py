@@ -16,7 +16,13 @@ from tracepaper.strategies.errors import CheckpointMismatch
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.features.rows import FeatureSchema
 from tracepaper.strategies.networks.architecture import Network, Outputs
-from tracepaper.strategies.time_buckets import event_focus, recent_mass, row_entropy, shift
+from tracepaper.strategies.time_buckets import (
+    event_focus,
+    recent_mass,
+    row_entropy,
+    shift,
+    units_of,
+)
 from tracepaper.strategies.types.calibration import Calibration
 from tracepaper.strategies.types.decisions import (
     DRAWDOWN_LEVELS,
@@ -208,7 +214,7 @@ def explained_rows(
         shifts,
         errors,
         packed(heads),
-        packed(rows[:, :-1]),
+        units_of(rows[:, :-1]),
     )
     return list(map(Explanation, *columns))
 

@@ -26,6 +26,7 @@ from tracepaper.strategies.forecasters.base import (
 )
 from tracepaper.strategies.forecasters.outputs import TrainedModel
 from tracepaper.strategies.networks.architecture import Network
+from tracepaper.strategies.time_buckets import units_of
 from tracepaper.strategies.types.decisions import Forecast, HeadForecasts
 
 DROPOUT_SPREAD: Final = "dropout_spread"
@@ -96,7 +97,7 @@ class RelevancePasses(RowPasses):
         shares = (blocks / _size(blocks)).astype("<f4")
         explanation = replace(
             answer.explanation,
-            buckets=shares[:-1].tobytes(),
+            buckets=units_of(shares[None, :-1])[0],
             older_mass=float(shares[-1]),
             l1_error=abs(1.0 - float(np.abs(shares).sum(dtype=np.float64))),
         )

@@ -21,6 +21,8 @@ from tracepaper.strategies.types.market import Bar, CloseStart, Event, Instrumen
 
 BLOCK_BARS: Final = 64
 """Bars per absolute block of time: the unit of window hashes and of rollout buckets."""
+WEIGHT_UNITS: Final = 1 << 24
+"""Units of a weight of 1: buckets are integers, which SQL reads as they are stored."""
 
 # ---------------------------------------------------------------- what the model says
 
@@ -29,9 +31,10 @@ class Explanation(Struct, frozen=True, gc=False):
     """Where the model's attention went for one decision (not why the price will move).
 
     ``buckets`` is the rollout row summed over absolute 64-bar blocks of time, newest first, as
-    little-endian float32; bucket i covers block ``open_time_ms // (64 * interval_ms) - i``.
-    ``older_mass`` is everything before the oldest bucket. Together they sum to 1 within
-    ``l1_error``; in a run by relevance they are signed shares whose absolute values sum to 1.
+    little-endian int32 in ``WEIGHT_UNITS``; bucket i covers block
+    ``open_time_ms // (64 * interval_ms) - i``. ``older_mass`` is everything before the oldest
+    bucket. Together they sum to 1 within ``l1_error`` and one unit; in a run by relevance they are
+    signed shares whose absolute values sum to 1. They are empty where a weight is not finite.
     ``entropy`` holds the confidence of each layer and head (layer-major, little-endian float32).
 
     A custom model fills in the measures that it declares; the others are None or empty.

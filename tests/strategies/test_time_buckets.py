@@ -6,7 +6,14 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracepaper.strategies.time_buckets import OLDER, BlockColumns, rows_by_age
+from tracepaper.strategies.time_buckets import (
+    OLDER,
+    BlockColumns,
+    rows_by_age,
+    units_of,
+    weights_of,
+)
+from tracepaper.strategies.types.decisions import WEIGHT_UNITS
 
 
 @given(steps=st.lists(st.integers(0, 5), min_size=1, max_size=60), data=st.data())
@@ -69,3 +76,18 @@ def test_streams_are_put_by_age_together_as_each_alone() -> None:
                 if 0 <= (age := int(blocks[place, bar]) - int(block)) < 6:
                     assert together[place, bar, age] == column
     np.testing.assert_allclose(together.sum(-1), rows.sum(-1), rtol=1e-6)
+
+
+@given(row=st.lists(st.floats(-1.0, 1.0, width=32), min_size=1, max_size=300))
+def test_a_weight_is_stored_to_one_unit_and_a_sum_to_half_a_unit(row: list[float]) -> None:
+    [packed] = units_of(np.array([row], dtype=np.float32))
+    stored = weights_of(packed)
+    assert np.abs(stored - row).max() * WEIGHT_UNITS < 1.0 + 1e-6
+    assert abs(stored.sum() - sum(row)) * WEIGHT_UNITS < 0.5 + 1e-6
+
+
+def test_a_row_that_is_not_finite_is_not_stored() -> None:
+    rows = np.array([[0.5, 0.5], [np.nan, 0.5], [0.5, np.inf]])
+    first, *others = units_of(rows)
+    assert weights_of(first).tolist() == [0.5, 0.5]
+    assert others == [b"", b""]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import struct
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -169,7 +170,7 @@ def explanation(
         shift,
         0.0,
         bytes.fromhex("cdcc4c3e"),
-        bytes.fromhex("0000003f0000803e"),
+        struct.pack("<2i", 1 << 23, 1 << 22),
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 from builders import MINUTE, START_MS, bar, bars, instrument, quote
 from hypothesis import strategies as st
 
@@ -15,6 +16,7 @@ from tracepaper.storage.chain.starting_point import Rebuilding, RunLookback
 from tracepaper.storage.database.chunks import CarriedState
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.gates.gate import gate_order
+from tracepaper.strategies.time_buckets import units_of
 from tracepaper.strategies.types.decisions import (
     Account,
     Action,
@@ -274,7 +276,7 @@ def _marked(position: Position, unrealized: int) -> Position:
 def model_explanation(number: int) -> Explanation:
     """Return an explanation of three buckets and older mass that sum to 1 in float32."""
     weights = (0.5, 0.25, 0.125)
-    buckets = b"".join(_float32(weight) for weight in weights)
+    buckets = units_of(np.array([weights]))[0]
     entropy = _float32(0.25) + _float32(0.5)
     return Explanation(
         0.3 + number % 7 / 100, 0.9, 0.0, 0.6, 0.2, 0.125, 0.01, 1e-7, entropy, buckets

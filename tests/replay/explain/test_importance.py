@@ -37,11 +37,11 @@ def test_bars_shares_are_the_means_of_what_decisions_stored(database: Path) -> N
         stored = db.execute(
             "SELECT d.instrument, d.open_time_ms, a.buckets, a.older_mass FROM v_decisions d "
             "JOIN answers a ON a.sequence = d.sequence "
-            "WHERE length(a.buckets) > 0"
+            "WHERE a.buckets IS NOT NULL"
         ).fetchall()
     spans: dict[tuple[str, int], list[tuple[float, float, float]]] = {}
     for name, time, packed, older in stored:
-        buckets = np.frombuffer(packed, "<f4").astype(np.float64)
+        buckets = np.array(json.loads(packed)) / 2**24
         open_share = (time // 60_000 % 64 + 1) / 64  # of the newest block of 64 bars
         youngest = buckets[0] + (1 - open_share) * buckets[1]
         owner = (name, time // (SPAN * 60_000) * SPAN * 60_000)

@@ -7,7 +7,6 @@ import sqlite3
 from pathlib import Path
 
 import explained_runs
-import numpy as np
 import pytest
 from builders import present
 from explained_runs import LAST
@@ -28,6 +27,7 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.attention.methods import Rollout
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.networks.flash import FlashConfig
+from tracepaper.strategies.time_buckets import weights_of
 
 NORM = '[model.explanation]\nmethod = "norm"\nresidual = "0.25"\n'
 
@@ -112,10 +112,11 @@ def test_a_run_by_relevance_is_derived_again_and_says_so(
         verification = verify_run(reader, database, run_id)
     assert verification.exact
     assert verification.agreed == verification.decisions > 0
-    assert min(min(np.frombuffer(buckets, "<f4")) for _, buckets, *_ in rows) < 0
+    assert min(min(weights_of(buckets)) for _, buckets, *_ in rows) < 0
     stored = read_decision(database, run_id, LAST)[0]
     weights = [row["weight"] for row in stored.buckets]
     assert sum(map(abs, weights)) == pytest.approx(1.0, abs=1e-6)
+    assert min(weights) < 0
     assert stored.content_share is None
     difference = attribute(open_past(database, run_id, LAST)).largest_bucket_difference
     assert difference is not None

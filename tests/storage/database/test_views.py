@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import struct
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -222,38 +221,6 @@ def test_explanations_sum_to_one_and_cover_time_without_a_hole(
             assert row["rollout_entropy"] == looks.rollout_entropy
             assert row["confidence_entropy"] == looks.confidence_entropy
         assert rows[0]["from_open_time_ms"] % (64 * step.event.interval_ms) == 0
-
-
-@pytest.mark.slow
-@settings(max_examples=60, deadline=None)
-@given(
-    weights=st.lists(
-        st.floats(min_value=0.0, max_value=1.0, width=32, allow_subnormal=True),
-        min_size=1,
-        max_size=40,
-    )
-)
-def test_every_float32_weight_is_read_exactly_by_sql(
-    weights: list[float], tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    step = next(step for step in RICH if isinstance(step.prediction, Forecast))
-    prediction = step.prediction
-    assert isinstance(prediction, Forecast)
-    assert prediction.explanation is not None
-    packed = struct.pack(f"<{len(weights)}f", *weights)
-    explained = replace(
-        step,
-        sequence=0,
-        prediction=replace(prediction, explanation=replace(prediction.explanation, buckets=packed)),
-    )
-    path = tmp_path_factory.mktemp("weights") / "a.db"
-    cases.write_run(path, [explained])
-    connection = open_reader(path)
-    rows = connection.execute(
-        "SELECT weight FROM v_explanations WHERE bucket <> 'older' ORDER BY CAST(bucket AS INTEGER)"
-    ).fetchall()
-    connection.close()
-    assert [weight for (weight,) in rows] == weights
 
 
 def money(steps: list[Step], database: sqlite3.Connection, run_id: str) -> None:

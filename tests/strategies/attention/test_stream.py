@@ -29,7 +29,7 @@ from tracepaper.strategies.networks.stream import (
     StreamState,
     stream_bytes,
 )
-from tracepaper.strategies.time_buckets import bucket_count
+from tracepaper.strategies.time_buckets import bucket_count, weights_of
 
 START = 29_000_017  # a position in the middle of a block
 HEADS = ((1.0, 0.0), (0.25, 0.75), (0.5, 0.5))
@@ -357,7 +357,7 @@ def test_the_attribution_of_a_decision_sums_to_what_is_stored(named: str) -> Non
     assert sum(attribution.weights) == pytest.approx(1.0, abs=1e-6)
     blocks = np.array(attribution.open_time_ms) // (60_000 * 64)
     sums = np.bincount(blocks[-1] - blocks, weights=attribution.weights)
-    kept = np.frombuffer(answer.explanation.buckets, "<f4")[: len(sums)]
+    kept = weights_of(answer.explanation.buckets)[: len(sums)]
     np.testing.assert_allclose(sums, kept, rtol=0, atol=1e-6)
     usual = made_forecaster(Rollout())
     usual.warm(NAME, bars[:-1])

@@ -17,6 +17,7 @@ from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.forecasters.build import build
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.forecasters.tabular import EnsembleForecaster
+from tracepaper.strategies.time_buckets import weights_of
 from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.types.market import Bar
 
@@ -110,4 +111,4 @@ def test_the_attribution_of_a_real_decision_adds_up(
         np.array(attribution.weights)[block == block[-1] - age].sum()
         for age in range(len(explanation.buckets) // 4)
     ]
-    np.testing.assert_allclose(summed, np.frombuffer(explanation.buckets, "<f4"), atol=1e-5)
+    np.testing.assert_allclose(summed, weights_of(explanation.buckets), atol=1e-5)

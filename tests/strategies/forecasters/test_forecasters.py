@@ -26,6 +26,7 @@ from tracepaper.strategies.networks.flash import FlashConfig
 from tracepaper.strategies.networks.informer import InformerConfig
 from tracepaper.strategies.networks.lstm import LstmConfig
 from tracepaper.strategies.networks.timeframes import CrossConfig
+from tracepaper.strategies.time_buckets import weights_of
 from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.types.market import Bar
 
@@ -74,7 +75,7 @@ def numbers(answers: Sequence[Forecast | None]) -> NDArray[np.float64]:
                 getattr(looks, name) or 0.0
                 for name in ("confidence_entropy", "recent_mass", "shift")
             ]
-            row += [*np.frombuffer(looks.entropy, "<f4"), *np.frombuffer(looks.buckets, "<f4")]
+            row += [*np.frombuffer(looks.entropy, "<f4"), *weights_of(looks.buckets)]
         rows.append(row)
     return np.array(rows)
 
@@ -190,7 +191,7 @@ def test_where_it_looked_adds_up_bar_by_bar(kind: str) -> None:
         assert answer.explanation is not None
         looks = answer.explanation
         assert None not in (looks.older_mass, looks.l1_error, looks.recent_mass)
-        buckets, heads = (np.frombuffer(part, "<f4") for part in (looks.buckets, looks.entropy))
+        buckets, heads = weights_of(looks.buckets), np.frombuffer(looks.entropy, "<f4")
         assert buckets.sum() + (looks.older_mass or 0) == pytest.approx(1.0, abs=1e-5)
         assert looks.confidence_entropy == pytest.approx(float(heads.mean()), abs=1e-6)
         if kind != "stream":  # it follows rows that nothing was asked of

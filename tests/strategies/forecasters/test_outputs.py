@@ -11,6 +11,7 @@ from scipy import stats
 
 from tracepaper.strategies.forecasters.outputs import explanations, forecasts
 from tracepaper.strategies.networks.architecture import Outputs
+from tracepaper.strategies.time_buckets import weights_of
 from tracepaper.strategies.types.decisions import Explanation, Forecast
 
 HORIZONS = (4, 9)
@@ -69,7 +70,7 @@ def test_an_unknown_sigma_makes_every_return_unknown_and_no_odds() -> None:
 
 def test_an_explanation_carries_the_rows_as_little_endian_floats() -> None:
     explanation = explanation_of()
-    assert np.frombuffer(explanation.buckets, "<f4").tolist() == [0.25, 0.25, 0.25]
+    assert weights_of(explanation.buckets).tolist() == [0.25, 0.25, 0.25]
     assert np.frombuffer(explanation.entropy, "<f4").tolist() == [0.5] * 6
     assert explanation.older_mass == 0.25
     assert explanation.confidence_entropy == 0.5

@@ -18,6 +18,7 @@ from tracepaper.strategies.forecasters.build import RunOptions, build
 from tracepaper.strategies.networks.flash import FlashConfig
 from tracepaper.strategies.networks.informer import InformerConfig
 from tracepaper.strategies.networks.lstm import LstmConfig
+from tracepaper.strategies.time_buckets import weights_of
 from tracepaper.strategies.types.decisions import BLOCK_BARS, Explanation, Forecast
 
 torch.set_num_threads(1)
@@ -69,7 +70,7 @@ def test_shares_are_what_the_bars_of_a_block_add_with_its_sign(name: str) -> Non
     model = forecaster(name)
     bars = BARS[: model.context]
     (row,) = explanations([model.step(bar) for bar in bars])
-    shares = np.append(np.frombuffer(row.buckets, "<f4"), row.older_mass or 0.0)
+    shares = np.append(weights_of(row.buckets), row.older_mass or 0.0)
     assert np.abs(shares).sum() == pytest.approx(1.0, abs=1e-6)
     network = attending(model)
     assert network is not None

@@ -19,6 +19,7 @@ from tracepaper.strategies.features import rows as features
 from tracepaper.strategies.features.rows import FeatureRows, FeatureStreams
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.networks.flash import FlashConfig
+from tracepaper.strategies.time_buckets import weights_of
 from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.types.market import Bar
 
@@ -52,7 +53,7 @@ def numbers(answer: Forecast) -> NDArray[np.float64]:
             [x for name in ODDS for x in getattr(answer, name)],
             [getattr(explanation, name) for name in MEASURES],
             np.frombuffer(explanation.entropy, "<f4"),
-            np.frombuffer(explanation.buckets, "<f4"),
+            weights_of(explanation.buckets),
         ]
     )
 

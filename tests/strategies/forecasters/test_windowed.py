@@ -19,6 +19,7 @@ from tracepaper.strategies.forecasters.outputs import TrainedModel
 from tracepaper.strategies.forecasters.windowed import WindowedForecaster
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
+from tracepaper.strategies.time_buckets import weights_of
 from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.types.market import Bar
 
@@ -91,7 +92,7 @@ def test_another_explanation_is_stored_beside_the_same_forecast(kind: str, metho
     attention = Probe(other, bars, horizon=5).attended(method).weights[0, 0].double().numpy()
     positions = np.array([bar.open_time_ms for bar in bars[-WINDOW:]]) // (60_000 * 64)
     sums = np.bincount(positions[-1] - positions, weights=attention)
-    kept = np.frombuffer(two.explanation.buckets, "<f4")[: len(sums)]
+    kept = weights_of(two.explanation.buckets)[: len(sums)]
     np.testing.assert_allclose(kept, sums, rtol=0, atol=1e-6)
     assert other.explain(NAME).weights == pytest.approx(attention.tolist(), abs=1e-6)
 
