@@ -195,8 +195,8 @@ class Engine:
         # A portfolio strategy has one state for all instruments.
         declared |= {owner.name: owner.declared for owner in self._portfolios}
         self.declared = {key: state for key, state in declared.items() if state is not None}
-        self.beliefs = {key: market.belief for key, market in self.markets.items()}
-        """The belief in prices of each instrument; a feed asks it in which order to show them."""
+        self.accepted_prices = {key: market.accepted_prices for key, market in self.markets.items()}
+        """The accepted prices of each instrument; a feed asks in which order to show them."""
         shadows = {item.id: strategies[item.id].shadows for item in instruments}
         self.shadows = {
             terms.name: Shadows(shadows, terms.settings.model.passing)
@@ -355,12 +355,12 @@ class Engine:
                     declared.setdefault(key, []).append(columns)
         return declared
 
-    def foresee(self, events: Iterable[Event]) -> None:
+    def precompute_columns(self, events: Iterable[Event]) -> None:
         """Pass the bars among coming *events* to declared columns, which compute in blocks."""
         for event in events:
             if type(event) is Bar:
                 for columns in self._columns.get(event.instrument, ()):
-                    columns.foresee(event)
+                    columns.precompute_columns(event)
 
     @property
     def has_columns(self) -> bool:
@@ -416,8 +416,10 @@ class Engine:
             case FrameBar() | Depths():
                 market = self.markets[event.instrument]
                 is_part = market.take(event)
-                belief = market.doubt_of(event) if isinstance(event, Depths) else None
-                return self._finish(event, event.instrument, accepted=is_part, belief=belief)
+                price_verdict = market.doubt_of(event) if isinstance(event, Depths) else None
+                return self._finish(
+                    event, event.instrument, accepted=is_part, price_verdict=price_verdict
+                )
             case (
                 CloseStart()
                 | RunEnd()
@@ -733,7 +735,7 @@ class Engine:
                 state = owner.states[bar.instrument]
                 regime, cell = state.regimes.regime, state.regimes.cell
                 account = self.broker.account if owner.member is None else owner.member.account
-                context = state.ask_with(bar, forecast, account, is_finite=is_finite)
+                context = state.portfolio_context(bar, forecast, account, is_finite=is_finite)
                 if state.regimes.regime is not regime or state.regimes.cell != cell:
                     self.broker.save = Save.NOW
                 if state.lookback.is_warm(state.market):
@@ -944,7 +946,7 @@ class Engine:
     def _reducing(self, bar: Bar, owner_intents: OwnerIntents, decision: Decision) -> OwnerIntents:
         """Return *owner_intents* reduced to the lists that pass although *decision* was refused."""
         allowed = {
-            member.name: state.allowed_of(orders, bar, member.account, decision.refused_by)
+            member.name: state.reducing_part(orders, bar, member.account, decision.refused_by)
             for member, state in self._members_on[bar.instrument]
             if isinstance(orders := owner_intents.intents.get(member.name), Orders)
         }
@@ -1015,7 +1017,7 @@ class Engine:
     def _step_of_price(self, price: Price) -> Step:
         """Apply *price* if it is believed, and the held prices that it confirms."""
         key = price.instrument
-        verdict = self.markets[key].belief.take(price)
+        verdict = self.markets[key].accepted_prices.take(price)
         if verdict.is_believed:
             self._apply_price(price)
         elif isinstance(price, Quote):
@@ -1023,7 +1025,7 @@ class Engine:
             self.broker.expire(key, price.market_ms)
         for held in verdict.released:
             self._apply_price(held)
-        return self._finish(price, key, belief=verdict.words)
+        return self._finish(price, key, price_verdict=verdict.words)
 
     def _apply_price(self, price: Price | BookUpdate) -> None:
         """Match a quote or book, or mark and liquidate by a mark; a trade is only evidence."""
@@ -1041,16 +1043,16 @@ class Engine:
         A settlement that is not newer than the last, or whose rate is not believed, is only
         recorded.
         """
-        key, belief = funding.instrument, self.beliefs[funding.instrument]
-        if funding.market_ms <= belief.settled_ms:
+        key, prices = funding.instrument, self.accepted_prices[funding.instrument]
+        if funding.market_ms <= prices.settled_ms:
             return self._finish(funding, key, accepted=False)
-        is_believed, words = belief.belief_in_rate(funding)
+        is_believed, words = prices.verdict_on_rate(funding)
         if not is_believed:
-            return self._finish(funding, key, accepted=False, belief=words)
-        belief.settled_ms = funding.market_ms
+            return self._finish(funding, key, accepted=False, price_verdict=words)
+        prices.settled_ms = funding.market_ms
         last = self.markets[key].last_bar
         self.broker.on_funding(funding, -1 if last is None else last.close_time_ms)
-        return self._finish(funding, key, belief=words)
+        return self._finish(funding, key, price_verdict=words)
 
     # ------------------------------------------------------------ commands and changes
 
@@ -1108,7 +1110,7 @@ class Engine:
         """Apply a start or another model; a promotion keeps quotes, marks and books."""
         terms = self._prepared.pop(change.model_sha256, None)
         if terms is None or change.warm_from:
-            self.forget_passing()
+            self.clear_transient()
         if terms is not None:
             for name, model_terms in terms.items():
                 for state in self.states_of(name).values():
@@ -1119,10 +1121,10 @@ class Engine:
                 shadows.passing = terms[name].passing if name in terms else shadows.passing
             self.broker.save = Save.NOW  # the regimes were reset
 
-    def forget_passing(self) -> None:
+    def clear_transient(self) -> None:
         """Forget what a restart loses, so that a replay of the record has the same state."""
         for market in self.markets.values():
-            market.forget_passing()
+            market.clear_transient()
         self.broker.forget()
         self.mark_at_closes()
 
@@ -1141,7 +1143,7 @@ class Engine:
         outcome: BarOutcome = NOT_DECIDED,
         *,
         accepted: bool = True,
-        belief: str | None = None,
+        price_verdict: str | None = None,
         saves: bool = True,
     ) -> Step:
         """Return the step of *event*.
@@ -1176,7 +1178,7 @@ class Engine:
         return Step(
             sequence, event, accepted, outcome.decision, outcome.prediction,
             _newest_states(filled.orders, orders) if orders else filled.orders,
-            filled.fills, position, account, shadows, state, entries, belief, halted,
+            filled.fills, position, account, shadows, state, entries, price_verdict, halted,
         )  # fmt: skip
 
     def _has_declared(self, instrument: str) -> bool:
@@ -1200,9 +1202,9 @@ class Engine:
             self.risk.state,
             *self.broker.state(),
             {
-                key: belief.settled_ms
-                for key, belief in self.beliefs.items()
-                if belief.settled_ms >= 0
+                key: prices.settled_ms
+                for key, prices in self.accepted_prices.items()
+                if prices.settled_ms >= 0
             },
             {
                 f"{name}/{key}" if name else key: basis
@@ -1216,7 +1218,11 @@ class Engine:
             if self.members
             else None,
             # In the order of the instruments, as after a restart, whichever was settled first.
-            {key: waits for key in self.beliefs if (waits := self.broker.unsettled.get(key))},
+            {
+                key: waits
+                for key in self.accepted_prices
+                if (waits := self.broker.unsettled.get(key))
+            },
             {key: at for key, at in self.first_ms.items() if at != self._period_start_ms},
         )
 

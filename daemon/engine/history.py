@@ -10,7 +10,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker.execution import RANGE_BARS, MeanRange
-from tracepaper.daemon.engine.price_checks import KnownBars, PriceBelief
+from tracepaper.daemon.engine.price_checks import AcceptedPrices, KnownBars
 from tracepaper.daemon.engine.settings import EngineSettings, MemberTerms, ModelTerms
 from tracepaper.strategies.api.columns import ColumnRecord
 from tracepaper.strategies.api.context import BarRecord
@@ -128,7 +128,7 @@ class InstrumentState(KnownBars):
         """The open time of the first bar that is decided; the bars before it only warm up."""
         self.regimes = RegimeTracker(models, settings.hysteresis)
         self.quote: Quote | None = None  # the newest, believed or not
-        self.belief = PriceBelief(
+        self.accepted_prices = AcceptedPrices(
             self, ranges=settings.usual_ranges, agree_ms=settings.agree_within_ms
         )
         self._needed = max(lookback.needed for lookback in lookbacks)
@@ -183,16 +183,20 @@ class InstrumentState(KnownBars):
             self._take_bar(bar)
         self.day_range.adjust(action)
 
-    def forget_passing(self) -> None:
+    def clear_transient(self) -> None:
         """Forget what a restart loses: prices and order books."""
         self.quote = None
-        self.belief.forget()
+        self.accepted_prices.forget()
         if self.books is not None:
             self.books.forget()
 
     def doubt_of(self, depths: Depths) -> str | None:
         """Return which order books of *depths* are not believed yet, in words, or None."""
-        return None if self.books is None else self.belief.doubt_of(self.books.books_of(depths))
+        return (
+            None
+            if self.books is None
+            else self.accepted_prices.doubt_of(self.books.books_of(depths))
+        )
 
     # ------------------------------------------------------------ a bar
 
@@ -201,7 +205,7 @@ class InstrumentState(KnownBars):
         before = self.last_bar
         self._take_bar(bar)
         if self.books is not None:
-            self.belief.hide_false(self.books, bar, before)
+            self.accepted_prices.hide_false(self.books, bar, before)
         self.day_range.push(bar)
 
     def _take_bar(self, bar: Bar) -> None:

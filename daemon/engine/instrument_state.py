@@ -195,7 +195,7 @@ class MemberState:
             self._sizer.observe(bar)
         self.strategy.observe(bar)
 
-    def ask_with(
+    def portfolio_context(
         self, bar: Bar, prediction: Prediction, account: Holdings, *, is_finite: bool | None
     ) -> BarContext:
         """Return a portfolio's context at the close of *bar*, before :meth:`decide`."""
@@ -219,7 +219,7 @@ class MemberState:
         """
         self._owner_intents = owner_intents
         bars = self.lookback.warm_bars(self.market)
-        self.gates.see_bar(bar, bars, self.market, is_running=is_running)
+        self.gates.update(bar, bars, self.market, is_running=is_running)
         prepared, self._context = self._context, None
         context = prepared or self._make_context(bar, prediction, account, is_finite=is_finite)
         return self._judge(self._answer_to(context), bar, context.forecast, account)
@@ -247,7 +247,7 @@ class MemberState:
         if isinstance(signal, Signal):
             intent = self.closing(refused) or self.follow(signal, bar, forecast, account, refused)
         else:
-            intent = self.allowed_of(signal, bar, account, refused)
+            intent = self.reducing_part(signal, bar, account, refused)
         action, target, factor = Action.ORDERS, None, None
         reason = intent.reason if refused is None else refusal(refused)
         if isinstance(intent, Intent):
@@ -264,7 +264,7 @@ class MemberState:
         decision = self.outcomes.newest = Decision(outcome, target, measures, note)
         return decision
 
-    def allowed_of(
+    def reducing_part(
         self, orders: Orders, bar: Bar, account: Holdings, refused: str | None
     ) -> Orders | Intent:
         """Return the part of *orders* that the gate *refused* allows, or an intent instead."""

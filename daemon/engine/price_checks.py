@@ -97,7 +97,7 @@ class KnownBars:
         return yardstick.doubled_median
 
 
-class PriceBelief:
+class AcceptedPrices:
     """Decides which prices of one instrument are believed.
 
     The reference is the newest bar's close, or a believed price since then that jumped. A lagging
@@ -138,7 +138,7 @@ class PriceBelief:
     def doubts(self, price: Quote | Mark | Funding) -> bool:
         """Return whether *price* would not be believed alone, so other sources should go first."""
         if isinstance(price, Funding):
-            return not self.belief_in_rate(price)[0]
+            return not self.verdict_on_rate(price)[0]
         doubled = _doubled(price)
         self._follow_bars()
         return not self._low <= doubled <= self._high and self._jumps(doubled, price.market_ms)
@@ -207,7 +207,7 @@ class PriceBelief:
             words = release if words is None else f"{words}; {release}"
         return PriceVerdict(is_believed, words, released)
 
-    def belief_in_rate(self, funding: Funding) -> tuple[bool, str | None]:
+    def verdict_on_rate(self, funding: Funding) -> tuple[bool, str | None]:
         """Return whether the rate of a settlement is believed, and why; None for a usual rate."""
         most = largest_rate(self._state.instrument)
         if abs(funding.rate) <= most:

@@ -57,7 +57,7 @@ class Restart:
         engine = self._engine
         engine.halted = state.halted
         for key, market in engine.markets.items():
-            market.belief.settled_ms = state.settled.get(key, -1)
+            market.accepted_prices.settled_ms = state.settled.get(key, -1)
             market.regimes.regime = state.regimes.get(key, Regime.UNKNOWN)
             market.regimes.cell = state.cells.get(key)
             market.first_ms = state.first_ms.get(key, market.first_ms)
@@ -157,7 +157,7 @@ class Restart:
             case Gap():
                 engine.broker.on_gap(event)
             case ModelChange():
-                engine.forget_passing()
+                engine.clear_transient()
             case InstrumentChange():
                 engine.mark_at_closes()
             case CorporateAction() if event.is_split:
@@ -169,7 +169,7 @@ class Restart:
     def _repeat_price(self, price: Price) -> None:
         """Remember a quote, believed or not, and value positions at believed mark prices."""
         engine, market = self._engine, self._engine.markets[price.instrument]
-        verdict = market.belief.take(price)
+        verdict = market.accepted_prices.take(price)
         for tick in (price, *verdict.released):
             if isinstance(tick, Quote):
                 market.quote = tick

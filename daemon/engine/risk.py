@@ -261,7 +261,7 @@ class GateJudgement:
         self.inputs.horizon_index, self.inputs.slope = terms.horizon_index, terms.slope
         self.inputs.fitted = terms.fitted
 
-    def see_bar(
+    def update(
         self,
         bar: Bar,
         bars: int,

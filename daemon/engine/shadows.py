@@ -183,7 +183,7 @@ def _limited_intent(
         return closing
     intent: Intent | Orders
     if isinstance(signal, Orders):
-        intent = state.allowed_of(signal, bar, account, refused)
+        intent = state.reducing_part(signal, bar, account, refused)
     else:
         if refused in LIMITS:
             ungated = state.follow(signal, bar, forecast, account, None, is_full=is_full)

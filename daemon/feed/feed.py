@@ -11,7 +11,7 @@ from msgspec import structs
 
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.sections import ExchangeSection
-from tracepaper.daemon.engine.price_checks import PriceBelief
+from tracepaper.daemon.engine.price_checks import AcceptedPrices
 from tracepaper.daemon.feed.book_follower import ReadFrame
 from tracepaper.daemon.feed.client import (
     BackfillPage,
@@ -78,9 +78,9 @@ class LiveFeed:
 
     *quote_from_ms* returns the earliest market time at which a quote can change an order, None if
     it cannot. *liquidates* returns whether a mark price liquidates a position. Such a mark is an
-    event at once, after the newest marks of all instruments if *marks_together* is set. *beliefs*
-    judge prices that jump (M36). ``counters`` are for /metrics. Raises ``ConfigInvalid`` if the
-    exchange does not fit the run; recoverable errors are waited out.
+    event at once, after the newest marks of all instruments if *marks_together* is set.
+    *accepted_prices* judge prices that jump (M36). ``counters`` are for /metrics. Raises
+    ``ConfigInvalid`` if the exchange does not fit the run; recoverable errors are waited out.
     """
 
     def __init__(  # noqa: PLR0913 - a feed connects many parts
@@ -94,7 +94,7 @@ class LiveFeed:
         quote_from_ms: Callable[[Quote], int | None],
         liquidates: Callable[[Mark], bool] = lambda _: False,
         marks_together: bool = False,
-        beliefs: Mapping[str, PriceBelief] = MappingProxyType({}),
+        accepted_prices: Mapping[str, AcceptedPrices] = MappingProxyType({}),
         queue_limit: int = QUEUE_LIMIT,
     ) -> None:
         self.counters = client.counters  # of streams and REST together
@@ -105,7 +105,7 @@ class LiveFeed:
         self._quote_from_ms = quote_from_ms
         self._liquidates = liquidates
         self._marks_together = marks_together
-        self._beliefs = beliefs
+        self._accepted_prices = accepted_prices
         self._queue: EventQueue[Item] = EventQueue(queue_limit)
         self._states = {item.id: _feed_state(item, exchange, start) for item in instruments}
         self._start = start
@@ -199,8 +199,8 @@ class LiveFeed:
         """Note that *settlement* was delivered, and whether the engine booked it."""
         funding = self._states[settlement.instrument].funding
         funding.queued_ms.discard(settlement.market_ms)
-        if belief := self._beliefs.get(settlement.instrument):
-            is_booked = belief.settled_ms >= settlement.market_ms
+        if prices := self._accepted_prices.get(settlement.instrument):
+            is_booked = prices.settled_ms >= settlement.market_ms
             funding.learn(settlement, is_booked=is_booked)
 
     def is_behind(self) -> bool:
@@ -366,18 +366,18 @@ class LiveFeed:
         return structs.replace(update, seen_ms=max(update.market_ms, self._clock.market_ms()))
 
     def _doubts(self, price: Quote | Mark | Funding) -> bool:
-        belief = self._beliefs.get(price.instrument)
-        return belief is not None and belief.doubts(price)
+        prices = self._accepted_prices.get(price.instrument)
+        return prices is not None and prices.doubts(price)
 
     def _is_event(self, item: Price) -> bool:
         """Keep *item*; return whether it is an event at once instead of before the next bar."""
-        state, belief = self._states[item.instrument], self._beliefs.get(item.instrument)
-        matters = belief is not None and belief.is_evidence(item)
-        if not matters and not isinstance(item, Trade) and not (belief and belief.repeats(item)):
+        state, prices = self._states[item.instrument], self._accepted_prices.get(item.instrument)
+        matters = prices is not None and prices.is_evidence(item)
+        if not matters and not isinstance(item, Trade) and not (prices and prices.repeats(item)):
             if isinstance(item, Mark):
                 matters = self._liquidates(item)
             elif (from_ms := self._quote_from_ms(item)) is not None:
-                again = belief is not None and belief.holds_quote
+                again = prices is not None and prices.holds_quote
                 matters = state.may_fill(item, from_ms, again=again)
         return state.keep(item, matters=matters)
 
@@ -393,11 +393,11 @@ class LiveFeed:
 
         They are needed to judge a doubted *item*, or a doubted price that *item* may confirm.
         """
-        if (belief := self._beliefs.get(item.instrument)) is None:
+        if (prices := self._accepted_prices.get(item.instrument)) is None:
             return [item]
-        is_doubted = not isinstance(item, Trade) and belief.doubts(item)
+        is_doubted = not isinstance(item, Trade) and prices.doubts(item)
         self.counters["doubted_prices"] += is_doubted
-        if not is_doubted and not belief.is_evidence(item):
+        if not is_doubted and not prices.is_evidence(item):
             return [item]
         kinds = [kind for kind in (Quote, Mark, Trade) if not isinstance(item, kind)]
         return [*self._states[item.instrument].deliver(*kinds), item]

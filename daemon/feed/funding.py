@@ -88,7 +88,7 @@ class FundingSchedule:
         return new
 
     def learn(self, settlement: Funding, *, is_booked: bool) -> None:
-        """Note whether the engine booked *settlement*: a ticker may have changed its belief.
+        """Note whether the engine booked *settlement*: a ticker may have changed its verdict.
 
         A settlement that it did not book stays due, unless a later one was delivered.
         """

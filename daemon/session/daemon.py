@@ -469,7 +469,7 @@ class Daemon:
             quote_from_ms=engine.broker.quote_from_ms,
             liquidates=engine.broker.liquidates,
             marks_together=engine.broker.is_cross,
-            beliefs=engine.beliefs,
+            accepted_prices=engine.accepted_prices,
         )
 
     def _warm_at(self, engine: Engine, feed: LiveFeed, instrument: str) -> int | None:

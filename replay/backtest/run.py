@@ -195,10 +195,10 @@ def predictor_over(replay: Replay, *, in_blocks: bool = True) -> ReplayPredictor
 
 
 def _foreseen(events: Iterable[Event], engine: Engine) -> Iterator[Event]:
-    """Yield *events* after passing each chunk of them to ``Engine.foresee``."""
+    """Yield *events* after passing each chunk of them to ``Engine.precompute_columns``."""
     remaining = iter(events)
     while chunk := [*islice(remaining, CHUNK_EVENTS)]:
-        engine.foresee(chunk)
+        engine.precompute_columns(chunk)
         yield from chunk
 
 

@@ -211,7 +211,7 @@ _OF_STEPS: Final = ", ".join(
         _SEEN_MS,
         f"CAST({iso(_SEEN_MS)} AS TEXT)",
         f"CAST(coalesce(e.content, {_CONTENT}) AS TEXT)",
-        "CAST(e.belief AS TEXT)",
+        "CAST(e.price_verdict AS TEXT)",
     )
 )
 # A halt is a row beside the event that caused it.
@@ -244,7 +244,7 @@ V_EVENTS: Final = View(
             any_of((*EVENT_TYPES, HALTED)),
         ),
         ViewColumn("instrument", "i.instrument_id", "`category:SYMBOL`; null if it has none"),
-        *shown("e", "events", "market_ms", "seen_ms", "content", "belief"),
+        *shown("e", "events", "market_ms", "seen_ms", "content", "price_verdict"),
     ),
     # Events that a prune kept have no step any more; all others are found by their step.
     "FROM runs r JOIN prunes p ON p.run_key = r.run_key JOIN events e "

@@ -325,7 +325,7 @@ _EVENTS = (
     _text("content", "JSON of its other fields, with numbers as stored"),
     _blob("books", null=True),  # packed books of a ``depth`` or ``book`` event
     _text(
-        "belief",
+        "price_verdict",
         "why a price or rate that jumped was accepted or not; null if none jumped",
         null=True,
     ),

@@ -220,7 +220,7 @@ class StepDecoder:
             ledger=tuple(
                 LedgerEntry(**self._named(_ENTRY, row)) for row in rows.sparse.get("ledger", ())
             ),
-            belief=None if event_row is None else event_row[EVENT.belief],
+            price_verdict=None if event_row is None else event_row[EVENT.price_verdict],
             halted=None
             if (halt := rows.row("halts")) is None
             else LimitBreach(*halt[HALT.breached :]),

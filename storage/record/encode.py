@@ -207,7 +207,7 @@ class StepEncoder:
         self.due = sequence + 1
         key, rows = (self._run_key, sequence), self._rows
         event, decision, account = step.event, step.decision, step.account
-        place, bar, turnover, delays = self._event_columns(event, key, step.belief)
+        place, bar, turnover, delays = self._event_columns(event, key, step.price_verdict)
         outcome = target = note = shadows = plausible = measures = None
         answered: Row = ()
         if decision is not None:
@@ -355,18 +355,18 @@ class StepEncoder:
     # ------------------------------------------------------------ events
 
     def _event_columns(
-        self, event: Event, key: tuple[int, int], belief: str | None
+        self, event: Event, key: tuple[int, int], price_verdict: str | None
     ) -> tuple[int | None, Row, int | None, Row]:
         """Return the index of the event's instrument, and its columns of ``steps``.
 
-        If they cannot hold the event, or it has a *belief*, its row of ``events`` is added.
+        If they cannot hold the event, or it has a *price_verdict*, its row of ``events`` is added.
         """
         if type(event) is Bar:
             place = self._place(event.instrument)
             return place, (place, *_OF_BAR(event)), event.turnover, self._seen(event)
-        if type(event) is CloseStart and belief is None and self._is_whole(event):
+        if type(event) is CloseStart and price_verdict is None and self._is_whole(event):
             return None, (None, event.open_time_ms, *_NO_BAR[2:]), None, self._seen(event)
-        return self._add_event(event, key, belief), _NO_BAR, None, _SEEN_AT_CLOSE
+        return self._add_event(event, key, price_verdict), _NO_BAR, None, _SEEN_AT_CLOSE
 
     def _is_whole(self, closed: CloseStart) -> bool:
         """Return whether a bar of every instrument follows; such a close needs no event row."""
@@ -391,8 +391,10 @@ class StepEncoder:
             raise InvariantBroken(f"{instrument} is not an instrument of this run.")
         return place
 
-    def _add_event(self, event: Event, key: tuple[int, int], belief: str | None) -> int | None:
-        """Add the row of *event*, with its *belief*; return the index of its instrument."""
+    def _add_event(
+        self, event: Event, key: tuple[int, int], price_verdict: str | None
+    ) -> int | None:
+        """Add the row of *event*, with its *price_verdict*; return the index of its instrument."""
         content = msgspec.to_builtins(event)
         place: int | None = None
         if isinstance(event, InstrumentChange):
@@ -413,7 +415,7 @@ class StepEncoder:
             books = event.books
         text = msgspec.json.encode(content).decode()
         kind = EVENT_KINDS[type(event)]
-        row = (*key, kind, place, market_ms, seen_ms, text, books, belief)
+        row = (*key, kind, place, market_ms, seen_ms, text, books, price_verdict)
         self._rows["events"].append(row)
         if isinstance(event, CorporateAction):
             self._trades.act(event)

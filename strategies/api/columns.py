@@ -48,7 +48,7 @@ class ColumnRecord:
         self._bars: Sequence[Bar] = ()  # of the computed block, and the lookback before it
         self._at = -1  # index of the newest bar in ``_bars``
         self._values: Mapping[str, Column] = {}
-        self.foresee = self._coming.append
+        self.precompute_columns = self._coming.append
         """Add a bar that a replay expects later."""
 
     def clear(self) -> None:

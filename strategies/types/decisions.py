@@ -528,7 +528,7 @@ class Step(Struct, frozen=True, gc=False):
     shadows: tuple[ShadowStep, ...]
     state: bytes | None  # the engine's carried state (msgpack); None if unchanged
     ledger: tuple[LedgerEntry, ...] = ()  # cash movements since the previous step
-    belief: str | None = None  # why a price that jumped was believed, or not
+    price_verdict: str | None = None  # why a price that jumped was believed, or not
     halted: LimitBreach | None = None  # breached in this step, or already when the run began
 
     @property

@@ -13,7 +13,7 @@ from builders import instrument
 from bybit_server import MINUTE, START_MS, ScriptedServer, SteppedClock, exchange_section, kline
 
 from tracepaper.daemon.bybit.client import BybitClient
-from tracepaper.daemon.engine.price_checks import PriceBelief
+from tracepaper.daemon.engine.price_checks import AcceptedPrices
 from tracepaper.daemon.feed.client import EventQueue, FeedStart
 from tracepaper.daemon.feed.feed import LiveFeed
 from tracepaper.daemon.feed.maintenance import FeedMaintenance
@@ -141,7 +141,7 @@ async def live(
     instruments: tuple[Instrument, ...] = (BITCOIN,),
     queue_limit: int = 1_000,
     time_scale: float = 1.0,
-    beliefs: Mapping[str, PriceBelief] = MappingProxyType({}),
+    accepted_prices: Mapping[str, AcceptedPrices] = MappingProxyType({}),
     liquidates: Callable[[Mark], bool] = lambda _: False,
     marks_together: bool = False,
     clock: SteppedClock | None = None,
@@ -171,7 +171,7 @@ async def live(
             queue_limit=queue_limit,
             start=start or FeedStart(interval_ms=MINUTE, period_start_ms=START_MS, warmup_bars=0),
             quote_from_ms=quote_from_ms,
-            beliefs=beliefs,
+            accepted_prices=accepted_prices,
             liquidates=liquidates,
             marks_together=marks_together,
         ) as feed,

@@ -254,14 +254,17 @@ class Book:
 
     def _believed(self, step: Step) -> Event | None:
         """Return what the step acts on: its event, a quote that waited for it, or nothing (M34)."""
-        event, belief = step.event, step.belief or ""
+        event, price_verdict = step.event, step.price_verdict or ""
         if isinstance(event, Quote):
             self.waiting.pop(event.instrument, None)
-            if belief.startswith("not believed"):
+            if price_verdict.startswith("not believed"):
                 self.waiting[event.instrument] = event
                 self.met["a quote waited"] += 1
                 return None
-        elif isinstance(event, Mark) and "the quote before it is believed on this one" in belief:
+        elif (
+            isinstance(event, Mark)
+            and "the quote before it is believed on this one" in price_verdict
+        ):
             self.met["a quote was believed later"] += 1
             waited = self.waiting.pop(event.instrument)
             return replace(waited, market_ms=max(waited.market_ms, event.market_ms))  # M37

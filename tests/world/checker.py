@@ -730,7 +730,7 @@ class _Books:
                 self._mark(event)
             elif event["kind"] == "instrument_change":
                 self._change_tick(event)
-            elif event["kind"] == "funding" and event["belief"] is None:
+            elif event["kind"] == "funding" and event["price_verdict"] is None:
                 is_ignored = event["sequence"] in self.ignored
                 self.settlements.add(event, self.positions, is_ignored=is_ignored)
         for bar in bars:

@@ -82,7 +82,7 @@ async def fed(
             server,
             start=start,
             instruments=(replace(BITCOIN, funding_interval_minutes=480),),
-            beliefs=engine.beliefs,
+            accepted_prices=engine.accepted_prices,
             liquidates=engine.broker.liquidates,
             data_watchdog_s=3_600.0,
         ) as running:
@@ -204,7 +204,7 @@ EIGHT_MS = TODAY_MS + 8 * HOUR_MS
 
 
 async def test_a_settlement_that_is_doubted_on_its_way_is_asked_for_again() -> None:
-    """The feed asked the engine while the ticker that changed its belief was in the queue."""
+    """The feed asked the engine while the ticker that changed its verdict was in the queue."""
 
     def announcing(rate: str) -> dict[str, Any]:
         frame = mark(1_000.0)
@@ -228,10 +228,10 @@ async def test_a_settlement_that_is_doubted_on_its_way_is_asked_for_again() -> N
         await run.expect(lambda: run.feed.counters["resyncs"] > 2)
         run.gate.set()
         await run.expect(settled)
-        assert engine.beliefs[BITCOIN.id].settled_ms == -1
+        assert engine.accepted_prices[BITCOIN.id].settled_ms == -1
         await stream.server.send(announcing("0.15"))
         await run.expect(lambda: len(settled()) > 1)
-        assert engine.beliefs[BITCOIN.id].settled_ms == EIGHT_MS
+        assert engine.accepted_prices[BITCOIN.id].settled_ms == EIGHT_MS
         await run.expect(lambda: run.feed.counters["resyncs"] > 5)
         assert len(settled()) == 2
 

@@ -82,8 +82,10 @@ def test_of_a_false_book_and_those_before_it_none_is_seen(false: int, at: int) -
     mids[at] = false
     step, _ = steps(engine, [books(mids), minute(BARS)])
     assert looks.saw == (list(range(58 - at, -1, -1)) or None)
-    assert step.belief is not None
-    assert step.belief.startswith("not believed unless their bar goes there: 1 of 60 order books")
+    assert step.price_verdict is not None
+    assert step.price_verdict.startswith(
+        "not believed unless their bar goes there: 1 of 60 order books"
+    )
     # It stays unseen; what comes after it is seen.
     steps(engine, [books([PRICE] * 60, index=BARS + 1), minute(BARS + 1)])
     assert looks.saw == list(range(59, -1, -1))
@@ -101,7 +103,7 @@ def test_where_the_last_book_before_the_close_is_false_none_is_seen() -> None:
 def test_true_books_are_seen_and_nothing_is_said_of_them() -> None:
     engine, looks = machine()
     step, _ = steps(engine, [books([PRICE + place for place in range(60)]), minute(BARS)])
-    assert step.belief is None
+    assert step.price_verdict is None
     assert looks.saw == list(range(59, -1, -1))
 
 
@@ -109,8 +111,10 @@ def test_books_of_a_crash_that_their_bar_shows_are_seen() -> None:
     engine, looks = machine()
     fall = [PRICE] * 20 + [DOWN] * 40
     step, _ = steps(engine, [books(fall), minute(BARS, DOWN, open_=PRICE)])
-    assert step.belief is not None
-    assert step.belief.startswith("not believed unless their bar goes there: 40 of 60 order books")
+    assert step.price_verdict is not None
+    assert step.price_verdict.startswith(
+        "not believed unless their bar goes there: 40 of 60 order books"
+    )
     assert looks.saw == list(range(59, -1, -1))
 
 
@@ -120,7 +124,7 @@ def test_books_before_a_crash_are_usual_where_quotes_showed_it_already() -> None
     fall = [PRICE] * 20 + [DOWN] * 40
     marks = (Mark(KEY, DOWN + 60, at - 100, at, index=DOWN), Mark(KEY, DOWN, at, at))
     *_, step, _ = steps(engine, [*marks, books(fall), minute(BARS, DOWN, open_=PRICE)])
-    assert step.belief is None
+    assert step.price_verdict is None
     assert looks.saw == list(range(59, -1, -1))
 
 
@@ -172,5 +176,5 @@ def test_what_is_recalled_hides_the_same() -> None:
 def test_before_ten_bars_every_book_is_believed() -> None:
     engine, looks = machine(bars=0)
     step, _ = steps(engine, [books([DOWN] * 60, index=0), minute(0)])
-    assert step.belief is None
+    assert step.price_verdict is None
     assert looks.saw == list(range(59, -1, -1))

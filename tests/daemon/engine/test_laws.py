@@ -91,7 +91,7 @@ PLANTED: list[tuple[World, Any, str, Callable[..., Any]]] = [
     (SPOT_BY_BARS, Line, "unpaid", _never),
     (SPOT_BY_BARS, Filters, "refusal", _never),
     (TWO_BY_QUOTES, PaperAccount, "match_mark", _never),
-    (TWO_BY_QUOTES, Engine, "forget_passing", _never),
+    (TWO_BY_QUOTES, Engine, "clear_transient", _never),
     (MARGIN_BY_QUOTES, RestingOrders, "expire", _nothing),
     (SPOT_BY_BARS, MemberState, "unfilled", _says_nothing),
     (MARGIN_BY_BARS, matching, "passes", _always),

@@ -124,7 +124,7 @@ def test_what_was_entered_is_held() -> None:
     engine = held(machine(LONG, margin=True))
     step = engine.step(mark(PRICE, T0), None)
     assert present(step.position).quantity == 1_000
-    assert step.belief is None
+    assert step.price_verdict is None
 
 
 # ---------------------------------------------------------------- one false frame
@@ -152,11 +152,11 @@ def test_one_false_frame_fills_and_liquidates_nothing(
     engine = held(machine(signal, margin=margin))
     before = engine.step(mark(PRICE + 1, T0 - 500, index=PRICE, last=PRICE), None)
     assert fills(engine, book(PRICE, T0 - 400)) == []
-    assert engine.beliefs[KEY].doubts(frame)
+    assert engine.accepted_prices[KEY].doubts(frame)
     step = engine.step(frame, None)
     assert step.fills == ()
     assert step.position == before.position  # nor is it valued at such a price
-    assert present(step.belief).startswith("not believed: ")
+    assert present(step.price_verdict).startswith("not believed: ")
     # What was true before goes on, and the false frame has left nothing behind.
     for place in range(1, 8):
         at = T0 + place * 500
@@ -221,19 +221,19 @@ def test_a_mark_that_another_source_shows_liquidates(other: str, sign: int) -> N
     (fill,) = step.fills
     assert fill.model is FillModel.LIQUIDATION
     name = other.removesuffix(" of the ticker before")
-    assert present(step.belief).startswith(f"believed on the {name} {price // 100}")
+    assert present(step.price_verdict).startswith(f"believed on the {name} {price // 100}")
 
 
 def test_a_mark_that_waits_liquidates_in_the_step_of_what_shows_it() -> None:
     engine = held(machine(LONG, margin=True))
     assert fills(engine, mark(DOWN, T0)) == []
     shows = book(DOWN + 20, T0 + 700)
-    assert engine.beliefs[KEY].is_evidence(shows)
+    assert engine.accepted_prices[KEY].is_evidence(shows)
     step = engine.step(shows, None)
     (fill,) = step.fills
     assert (fill.model, fill.reference_price) == (FillModel.LIQUIDATION, DOWN)
     assert fill.filled_ms == T0 + 700
-    assert present(step.belief).endswith("; the mark before it is believed on this one")
+    assert present(step.price_verdict).endswith("; the mark before it is believed on this one")
 
 
 @pytest.mark.parametrize(
@@ -248,18 +248,18 @@ def test_a_mark_that_waits_liquidates_in_the_step_of_what_shows_it() -> None:
 def test_a_book_that_waits_fills_a_stop_in_the_step_of_what_shows_it(other: Mark | Trade) -> None:
     engine = held(machine(STOPPED))
     assert fills(engine, book(DOWN, T0)) == []
-    assert engine.beliefs[KEY].holds_quote
-    assert engine.beliefs[KEY].is_evidence(other)
+    assert engine.accepted_prices[KEY].holds_quote
+    assert engine.accepted_prices[KEY].is_evidence(other)
     (fill,) = fills(engine, other)
     assert (fill.price, fill.model, fill.filled_ms) == (DOWN - 5, FillModel.QUOTE, T0 + 200)
-    assert not engine.beliefs[KEY].holds_quote
+    assert not engine.accepted_prices[KEY].holds_quote
 
 
 def test_another_source_counts_only_within_the_stated_time() -> None:
     engine = held(machine(LONG, margin=True, agree_within_ms=2_000))
     late = trade(DOWN, T0 + 2_001)
     assert fills(engine, mark(DOWN, T0)) == []
-    assert not engine.beliefs[KEY].is_evidence(late)
+    assert not engine.accepted_prices[KEY].is_evidence(late)
     assert fills(engine, late) == []
     assert len(fills(engine, mark(DOWN - 1, T0 + 4_001))) == 1  # the trade is as old, just
 
@@ -350,9 +350,9 @@ def test_a_source_that_lags_goes_on_from_its_own_last_price() -> None:
     engine.step(mark(PRICE, T0), None)
     assert fills(engine, book(DOWN, T0 + 100), trade(DOWN, T0 + 200)) == []  # believed by now
     far = T0 + 20_000
-    assert engine.step(book(DOWN - 10, far), None).belief is None
-    assert engine.step(mark(PRICE - 50, far), None).belief is None
-    assert engine.step(mark(PRICE - 10_000, far + 9_000), None).belief is not None
+    assert engine.step(book(DOWN - 10, far), None).price_verdict is None
+    assert engine.step(mark(PRICE - 50, far), None).price_verdict is None
+    assert engine.step(mark(PRICE - 10_000, far + 9_000), None).price_verdict is not None
 
 
 @pytest.mark.parametrize("late_ms", [0, 1])
@@ -362,33 +362,33 @@ def test_a_source_goes_on_from_its_own_price_of_two_minutes_before(late_ms: int)
     assert fills(engine, book(DOWN, T0 + 100), trade(DOWN, T0 + 200)) == []  # believed by now
     at = T0 + SOURCE_MEMORY_MS + late_ms
     engine.step(book(DOWN, at - 50), None)
-    assert (engine.step(mark(PRICE - 50, at), None).belief is None) is (late_ms == 0)
+    assert (engine.step(mark(PRICE - 50, at), None).price_verdict is None) is (late_ms == 0)
 
 
 def test_a_slow_way_is_no_jump() -> None:
     """What is usual grows with the root of the time: 1 % a minute, and 2 % in four of them."""
     engine = held(machine(LONG))
     usual = 30 * 100  # ranges of 1.00
-    assert not engine.beliefs[KEY].doubts(mark(PRICE - usual, HELD_MS + MINUTE))
-    assert engine.beliefs[KEY].doubts(mark(PRICE - usual - 1, HELD_MS + MINUTE))
-    assert not engine.beliefs[KEY].doubts(mark(PRICE - 2 * usual, HELD_MS + 4 * MINUTE))
-    assert engine.beliefs[KEY].doubts(mark(PRICE - 2 * usual - 1, HELD_MS + 4 * MINUTE))
+    assert not engine.accepted_prices[KEY].doubts(mark(PRICE - usual, HELD_MS + MINUTE))
+    assert engine.accepted_prices[KEY].doubts(mark(PRICE - usual - 1, HELD_MS + MINUTE))
+    assert not engine.accepted_prices[KEY].doubts(mark(PRICE - 2 * usual, HELD_MS + 4 * MINUTE))
+    assert engine.accepted_prices[KEY].doubts(mark(PRICE - 2 * usual - 1, HELD_MS + 4 * MINUTE))
 
 
 def test_the_least_jump_is_a_hundredth_and_its_key_is_in_usual_ranges() -> None:
     for ranges, most in ((30.0, 3_000), (1.0, 1_000), (20.0, 2_000)):
         engine = held(machine(LONG, plausible=ranges))
-        assert not engine.beliefs[KEY].doubts(book(PRICE + most, T0))
-        assert engine.beliefs[KEY].doubts(book(PRICE + most + 1, T0))
+        assert not engine.accepted_prices[KEY].doubts(book(PRICE + most, T0))
+        assert engine.accepted_prices[KEY].doubts(book(PRICE + most + 1, T0))
 
 
 def test_nothing_is_doubted_before_ten_bars() -> None:
     engine = machine(LONG)
     for index in range(9):
         engine.step(bar(PRICE, index=index, high=PRICE + 50, low=PRICE - 50), None)
-        assert not engine.beliefs[KEY].doubts(mark(1, START_MS + (index + 1) * MINUTE))
+        assert not engine.accepted_prices[KEY].doubts(mark(1, START_MS + (index + 1) * MINUTE))
     engine.step(bar(PRICE, index=9), None)
-    assert engine.beliefs[KEY].doubts(mark(1, START_MS + 10 * MINUTE))
+    assert engine.accepted_prices[KEY].doubts(mark(1, START_MS + 10 * MINUTE))
 
 
 @pytest.mark.parametrize("other", ["mark", "book"])
@@ -407,13 +407,13 @@ def test_bars_without_a_range_doubt_a_price_as_well() -> None:
     engine.step(book(PRICE, HELD_MS + 500), None)
     step = engine.step(book(DOWN, T0), None)
     assert not step.fills
-    assert step.belief is not None
+    assert step.price_verdict is not None
 
 
 def test_a_wide_book_about_the_price_is_believed() -> None:
     engine = held(machine(LONG))
-    assert not engine.beliefs[KEY].doubts(quote(PRICE - 20_000, PRICE + 20_000, at_ms=T0))
-    assert engine.beliefs[KEY].doubts(quote(PRICE - 20_000, PRICE, at_ms=T0))
+    assert not engine.accepted_prices[KEY].doubts(quote(PRICE - 20_000, PRICE + 20_000, at_ms=T0))
+    assert engine.accepted_prices[KEY].doubts(quote(PRICE - 20_000, PRICE, at_ms=T0))
 
 
 def test_a_start_forgets_what_waited() -> None:
@@ -421,7 +421,7 @@ def test_a_start_forgets_what_waited() -> None:
     engine.step(mark(DOWN, T0), None)
     start = ModelChange("", "", "0", "step", "cpu", "", 1, (), T0 + 50, T0 + 50)
     engine.step(start, None)
-    assert not engine.beliefs[KEY].is_evidence(trade(DOWN, T0 + 100))
+    assert not engine.accepted_prices[KEY].is_evidence(trade(DOWN, T0 + 100))
     assert fills(engine, trade(DOWN, T0 + 100)) == []
 
 
@@ -455,10 +455,10 @@ def test_what_a_feed_asks_moves_no_step(frames: list[tuple[str, int, int]]) -> N
             others = {"index": price, "last": price} if kind == "ticker" else {}
             event = mark(price, at, **others)
         if isinstance(event, Quote | Mark):
-            questioned.beliefs[KEY].doubts(event)
-            questioned.beliefs[KEY].repeats(event)
+            questioned.accepted_prices[KEY].doubts(event)
+            questioned.accepted_prices[KEY].repeats(event)
         if isinstance(event, Quote | Mark | Trade):
-            questioned.beliefs[KEY].is_evidence(event)
+            questioned.accepted_prices[KEY].is_evidence(event)
         assert questioned.step(event, None) == silent.step(event, None)
 
 
@@ -479,7 +479,7 @@ def test_an_absurd_rate_moves_nothing(rate: int) -> None:
     step = settled(engine, rate)
     assert not step.accepted
     assert step.account == before.account
-    assert present(step.belief).startswith("not believed: a funding rate of ")
+    assert present(step.price_verdict).startswith("not believed: a funding rate of ")
     later = settled(engine, PERCENT // 100)  # the true one of the same time comes after it
     assert later.accepted
     assert [entry.kind for entry in later.ledger] == ["funding"]
@@ -490,7 +490,7 @@ def test_a_rate_that_the_ticker_announced_is_booked() -> None:
     engine.step(mark(PRICE, T0 - 500, funding_rate=12 * PERCENT), None)
     step = settled(engine, 12 * PERCENT)
     assert step.accepted
-    assert present(step.belief).startswith("believed on the ticker's 12 %: ")
+    assert present(step.price_verdict).startswith("believed on the ticker's 12 %: ")
 
 
 @pytest.mark.parametrize("early_ms", [HOUR_MS, HOUR_MS + 1])
@@ -505,7 +505,7 @@ def test_an_absurd_rate_is_announced_again_from_half_an_hour_on() -> None:
     rate, half = largest_rate(instrument()) * 2, HOUR_MS // 2
     engine.step(mark(PRICE, T0, funding_rate=rate), None)
     late = [mark(PRICE, T0 + at, funding_rate=rate) for at in (half - 1, half)]
-    assert [engine.beliefs[KEY].is_evidence(price) for price in late] == [False, True]
+    assert [engine.accepted_prices[KEY].is_evidence(price) for price in late] == [False, True]
 
 
 def test_a_feed_hands_on_what_announces_an_absurd_rate() -> None:
@@ -514,11 +514,11 @@ def test_a_feed_hands_on_what_announces_an_absurd_rate() -> None:
     announcing = [mark(PRICE, T0 + at, funding_rate=rate) for at in (0, 100, HOUR_MS, HOUR_MS)]
     answers = []
     for price in announcing:
-        answers.append(engine.beliefs[KEY].is_evidence(price))
+        answers.append(engine.accepted_prices[KEY].is_evidence(price))
         engine.step(price, None)
     assert answers == [True, False, True, False]
-    assert engine.beliefs[KEY].is_evidence(replace(announcing[-1], funding_rate=-rate))
-    assert not engine.beliefs[KEY].is_evidence(mark(PRICE, T0 + HOUR_MS))
+    assert engine.accepted_prices[KEY].is_evidence(replace(announcing[-1], funding_rate=-rate))
+    assert not engine.accepted_prices[KEY].is_evidence(mark(PRICE, T0 + HOUR_MS))
 
 
 def test_the_largest_rate_is_the_least_initial_margin() -> None:

@@ -26,7 +26,7 @@ from structlog.testing import capture_logs
 from waiting import deadline, until
 
 from tracepaper.daemon.bybit.client import BybitClient
-from tracepaper.daemon.engine.price_checks import PriceBelief
+from tracepaper.daemon.engine.price_checks import AcceptedPrices
 from tracepaper.daemon.feed import feed
 from tracepaper.daemon.feed.book_follower import ReadFrame
 from tracepaper.daemon.feed.client import EventQueue, FeedStart
@@ -675,7 +675,7 @@ async def test_the_warm_up_is_a_yardstick_and_its_own_closes_are_asked_again() -
             assert run.bars()[20].close == 1005
 
 
-class Wary(PriceBelief):
+class Wary(AcceptedPrices):
     """Doubts quotes below 50, for which marks below 50 are evidence."""
 
     def __init__(self) -> None:
@@ -699,7 +699,10 @@ SCALE = 10**BITCOIN.price_decimals
 
 
 async def test_a_doubted_quote_comes_behind_the_newest_mark_and_before_what_shows_it() -> None:
-    async with ScriptedServer() as server, live(server, beliefs={BITCOIN.id: Wary()}) as run:
+    async with (
+        ScriptedServer() as server,
+        live(server, accepted_prices={BITCOIN.id: Wary()}) as run,
+    ):
         await until(lambda: len(server.subscribed()) == 3)
         run.quotes_from = START_MS
         at = server.server_ms

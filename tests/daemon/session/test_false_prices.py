@@ -58,8 +58,8 @@ def fills(live: Live) -> list[Fill]:
     return [fill for step in live.steps for fill in step.fills]
 
 
-def beliefs(live: Live) -> list[str]:
-    return [step.belief for step in live.steps if step.belief is not None]
+def price_verdicts(live: Live) -> list[str]:
+    return [step.price_verdict for step in live.steps if step.price_verdict is not None]
 
 
 async def passes(exchange: EmbeddedExchange, seconds: int) -> None:
@@ -100,14 +100,14 @@ async def test_one_false_frame_takes_no_position_away(tmp_path: Path, kind: str)
         await entered(live)
         exchange.arm(kind)
         await passes(exchange, 20)
-        await live.until(lambda: beliefs(live))
+        await live.until(lambda: price_verdicts(live))
         for _ in range(2):
             await live.close_bar({"BTCUSDT"})
         assert exchange.faults.tally(kind).fired == 1
         assert len(fills(live)) == 1
-        doubted = [step for step in live.steps if step.belief is not None]
+        doubted = [step for step in live.steps if step.price_verdict is not None]
         assert {type(step.event) for step in doubted} == {type_}
-        assert all(belief.startswith("not believed: ") for belief in beliefs(live))
+        assert all(verdict.startswith("not believed: ") for verdict in price_verdicts(live))
         assert all(abs(step.account.equity - 10**14) < 10**12 for step in live.steps)
     check_record(path)
 
@@ -145,7 +145,7 @@ async def test_a_crash_that_is_true_takes_it_within_its_minute(
         _, sold, *_ = fills(live)
         assert sold.filled_ms < crash_ms + MINUTE
         assert sold.model is (FillModel.LIQUIDATION if margin else FillModel.QUOTE)
-        texts = beliefs(live)
+        texts = price_verdicts(live)
         assert any(
             text.startswith("believed on the ") or "is believed on" in text for text in texts
         )

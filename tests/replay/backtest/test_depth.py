@@ -152,8 +152,10 @@ def test_a_false_book_of_a_file_is_said_and_moves_no_decision(
     path = tmp_path / "a.db"
     replayed(path, tmp_path / "false.depth", checkpoint)
     with closing(sqlite3.connect(path)) as database:
-        beliefs = [text for (text,) in database.execute("SELECT belief FROM v_events") if text]
-    assert [text.partition(", the last")[0] for text in beliefs] == [
+        price_verdicts = [
+            text for (text,) in database.execute("SELECT price_verdict FROM v_events") if text
+        ]
+    assert [text.partition(", the last")[0] for text in price_verdicts] == [
         "not believed unless their bar goes there: 1 of 60 order books"
     ] * 2
     assert reasons(path)[12].startswith("the mid is expected")  # it looks at what came after it

@@ -254,7 +254,8 @@ GHOSTS = {
     "a step without its bar": [f"UPDATE steps SET open_time_ms = NULL WHERE sequence = {LAST}"],
     "a step with a bar and another event": [
         (f"INSERT INTO events SELECT run_key, {LAST}, kind, instrument, market_ms, seen_ms, "
-        "content, books, belief FROM events WHERE sequence = (SELECT min(sequence) FROM events)"),
+        "content, books, price_verdict FROM events "
+        "WHERE sequence = (SELECT min(sequence) FROM events)"),
     ],
     "a gate set": [("INSERT INTO gate_sets SELECT run_key, 1, 0, gate, threshold, sequence "
                    "FROM gate_sets WHERE ordinal = 0")],

@@ -61,7 +61,7 @@ def test_bars_that_are_known_ahead_and_a_later_start_give_equal_bits() -> None:
     calls: list[int] = []
     ahead = record(calls)
     for each in BARS:
-        ahead.foresee(each)
+        ahead.precompute_columns(each)
     assert rows_at(ahead, BARS) == live
     assert len(calls) < len(BARS) / 10 < len(live_calls)
     started = 130
@@ -76,7 +76,7 @@ def test_a_foreseen_bar_that_does_not_come_is_in_no_value() -> None:
     without = [each for place, each in enumerate(BARS) if place != 50]
     ahead = record()
     for each in BARS:
-        ahead.foresee(each)
+        ahead.precompute_columns(each)
     assert rows_at(ahead, without) == rows_at(record(), without)
 
 
