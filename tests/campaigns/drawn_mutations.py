@@ -1,4 +1,4 @@
-"""Mutations drawn at random from every function of the product."""
+"""Mutations of every function of the product: drawn at random, or each of its branches deleted."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ class _Text:
         for line in self.content.splitlines(keepends=True):
             self._lines.append(self._lines[-1] + len(line))
 
-    def begin(self, node: ast.expr | ast.stmt) -> int:
+    def begin(self, node: ast.expr | ast.stmt | ast.pattern) -> int:
         return self._lines[node.lineno - 1] + node.col_offset
 
-    def end(self, node: ast.expr | ast.stmt) -> int:
+    def end(self, node: ast.expr | ast.stmt | ast.pattern) -> int:
         return self._lines[(node.end_lineno or 0) - 1] + (node.end_col_offset or 0)
 
-    def replaced(self, node: ast.expr | ast.stmt, new: str) -> _Edit:
+    def replaced(self, node: ast.expr | ast.stmt | ast.pattern, new: str) -> _Edit:
         return _Edit(self.begin(node), self.end(node), new.encode())
 
     def between(self, left: ast.expr, right: ast.expr, operator: ast.AST) -> Iterator[_Edit]:
@@ -109,6 +109,19 @@ class _Text:
                 kept = self.content[self.begin(operand) : self.end(operand)].decode()
                 yield self.replaced(node, f"({kept})")
 
+    def deletions(self, node: ast.AST) -> Iterator[_Edit]:
+        """Yield the edits that delete the branches of *node*; conditions are still evaluated."""
+        match node:
+            case ast.If(test=test) | ast.IfExp(test=test) | ast.While(test=test):
+                kept = self.content[self.begin(test) : self.end(test)].decode()
+                yield self.replaced(test, f"(({kept}) and False)")
+            case ast.Match(cases=cases):
+                for case in cases[:-1]:
+                    guard = case.guard or case.pattern
+                    words = "" if case.guard else " if False"
+                    kept = self.content[self.begin(guard) : self.end(guard)].decode()
+                    yield self.replaced(guard, f"{kept}{words}" if words else "False")
+
 
 def _is_text(node: ast.expr) -> bool:
     return isinstance(node, ast.JoinedStr) or (
@@ -134,9 +147,13 @@ def _bodies(node: ast.AST) -> Iterator[ast.AST]:
             yield from _bodies(child)
 
 
-def edits(source: str) -> Iterator[tuple[str, _Edit]]:
-    """Yield the dotted name of every function of the module *source*, and an edit of it."""
+def edits(source: str, *, deletes: bool = False) -> Iterator[tuple[str, _Edit]]:
+    """Yield the dotted name of every function of the module *source*, and an edit of it.
+
+    With *deletes*, an edit deletes a branch.
+    """
     text = _Text(source)
+    of_node = text.deletions if deletes else text.edits
 
     def walk(tree: ast.AST, prefix: str) -> Iterator[tuple[str, _Edit]]:
         for child in ast.iter_child_nodes(tree):
@@ -148,7 +165,7 @@ def edits(source: str) -> Iterator[tuple[str, _Edit]]:
                 for statement in child.body:
                     if not isinstance(statement, _DEFINITIONS):
                         for node in (statement, *_bodies(statement)):
-                            yield from ((name, edit) for edit in text.edits(node))
+                            yield from ((name, edit) for edit in of_node(node))
             yield from walk(child, f"{name}.")
 
     yield from walk(ast.parse(source), "")
@@ -159,6 +176,15 @@ def _changed(path: Path, name: str, content: bytes, edit: _Edit) -> Change:
     line = content.count(b"\n", 0, edit.begin) + 1
     old = " ".join(content[edit.begin : edit.end].decode().split())
     return Change(path, name, line, old, edit.new.decode(), mutated.decode())
+
+
+def deleted(sources: Mapping[Path, str]) -> list[Change]:
+    """Return one change for each branch of every function: it is never taken."""
+    return [
+        _changed(path, name, source.encode(), edit)
+        for path, source in sources.items()
+        for name, edit in edits(source, deletes=True)
+    ]
 
 
 def drawn(sources: Mapping[Path, str], number: int, seed: int) -> list[Change]:
