@@ -49,6 +49,10 @@ _OPENED: Final = (
     f"SELECT min(open_time_ms), max(open_time_ms) FROM steps WHERE {WITHIN} AND ignored IS NULL"
 )
 _ANSWER: Final = At("answers")
+_TAKEN_OVER: Final = (
+    "SELECT state FROM states JOIN runs USING (run_key) "
+    "WHERE run_key = ? AND parent_run_id IS NOT NULL ORDER BY sequence LIMIT 1"
+)
 _NEWEST_CLOSE: Final = (
     "SELECT max(s.open_time_ms) + r.interval_ms FROM steps s, runs r "
     "WHERE s.run_key = ? AND r.run_key = s.run_key"
@@ -269,6 +273,10 @@ def _start_after(
 ) -> tuple[bytes, bytes]:
     """Return the engine's state at *point*, and the rest with which a derivation begins there."""
     pruned = prune_point(raw, run_key)
+    if pruned is None:
+        (opened,) = raw.execute(_TAKEN_OVER, (run_key,)).fetchone() or (b"",)
+    else:
+        opened = pruned.kept_start().opened
     if pruned is None or point.fed_from > pruned.until_sequence:
         fed = fed_rows(raw, (run_key, point.fed_from, point.after))
     else:
@@ -284,5 +292,6 @@ def _start_after(
         carried.since,
         carried.is_unsaved,
         fed._replace(answers=late),
+        opened,
     )
     return carried.state, msgspec.msgpack.encode(start)

@@ -51,7 +51,7 @@ from tracepaper.strategies.covariates import run_source
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.gates.evaluator import YARDSTICK_MEMORY
 from tracepaper.strategies.other_symbol import RunOtherBars
-from tracepaper.strategies.types.decisions import Confirmation, FillModel, Order, RunRow
+from tracepaper.strategies.types.decisions import Confirmation, Fill, FillModel, Order, RunRow
 from tracepaper.strategies.types.market import (
     Bar,
     CovariatesRead,
@@ -529,14 +529,19 @@ def check_fills(
     books = sides_of(state) or {None: state.account}
     before = sides_of(opened) or {None: opened.account}
     posted = {side: posting_account(run.instruments, before.get(side)) for side in books}
+
+    def post(fills: Iterable[Fill]) -> None:
+        for fill in fills:
+            if fill.position_side not in posted:
+                raise _broken(run, f"fill of order {fill.order_id} is of no side of the account")
+            posted[fill.position_side].line(fill.instrument).post(fill)
+
     for sequence, action in reader.actions(run.run_id, until=until):
         if sequence > after:
-            for fill in reader.fills(run.run_id, after=after, until=sequence):
-                posted[fill.position_side].line(fill.instrument).post(fill)
+            post(reader.fills(run.run_id, after=after, until=sequence))
             apply_action(posted[None].line(action.instrument), action)
             after = sequence
-    for fill in reader.fills(run.run_id, after=after, until=until):
-        posted[fill.position_side].line(fill.instrument).post(fill)
+    post(reader.fills(run.run_id, after=after, until=until))
     cash, funding = opened.account.cash + sum(account.cash for account in posted.values()), 0
     held = [(side, *entry) for side, book in books.items() for entry in book.holdings.items()]
     for side, key, holding in held:

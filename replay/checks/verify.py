@@ -20,7 +20,7 @@ from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.several import members_of, strategy_name
 from tracepaper.daemon.engine.state import decode_state
 from tracepaper.daemon.session.loop import gathered, steps_of
-from tracepaper.daemon.session.resume import check_state
+from tracepaper.daemon.session.resume import check_state, engine_of
 from tracepaper.daemon.session.retraining import is_better, level_of, one_sided, with_verdict
 from tracepaper.daemon.session.run_row import (
     ENVIRONMENT_FIELDS,
@@ -39,6 +39,7 @@ from tracepaper.replay.backtest.recorded import (
 )
 from tracepaper.replay.checks.compare import Difference, RowCheck, differences_of, shown
 from tracepaper.replay.checks.diagnosis import Cause, diagnose
+from tracepaper.replay.checks.kept_rows import first_contradiction
 from tracepaper.replay.checks.universe import ChoiceCheck, Unlike
 from tracepaper.storage.chain.verify import ChainProblem, verify_chain
 from tracepaper.storage.database.chunks import StoredRun, commit_at
@@ -154,6 +155,8 @@ def verify_run(  # noqa: PLR0913 - the options of verify
     if beginning is not None or begin is not None:
         first_compared = max(first_compared, begin or 0)
         _judge_state(verification, reader, recorded, first_compared)
+        if (unlike := kept_contradiction(reader, recorded)) is not None:
+            verification.add(verification.from_ms or 0, *unlike)
     verification.from_step = first_compared
     if end is not None:
         total = max(end, recorded.first)
@@ -235,26 +238,32 @@ def _judge_state(
 ) -> None:
     """Check the recorded state against fills and ledger, and note where the comparison begins.
 
-    Only the chain covers what is stored before step *first*.
+    Only the chain covers what is stored before step *first*, and the broker what a prune kept.
     """
     run_id, run = recorded.run.run_id, recorded.run
     run_key = reader.stored_run(run_id).run_key
     verification.from_ms, verification.chained = reader.decided_before(run_key, first)
     if recorded.beginning is None:
         return
-    states = [reader.state_at(run_id, until=recorded.beginning.after)]
-    if (pruned := reader.pruned(run_key)) is not None and pruned.state is not None:
-        states.append((pruned.state, pruned.until_sequence))
-    for stored in states:
-        assert stored is not None, "an engine was given it"
-        state, step = stored
-        if verification.state_step is None:
-            verification.state_step = step
-        try:
-            check_state(reader, run, decode_state(state), step)
-        except InvariantBroken as error:
-            what = f"states.state (step {step})"
-            verification.add(verification.from_ms or 0, what, "another", error)
+    stored = reader.state_at(run_id, until=recorded.beginning.after)
+    assert stored is not None, "an engine was given it"
+    state, verification.state_step = stored
+    try:
+        check_state(reader, run, decode_state(state), verification.state_step)
+    except InvariantBroken as error:
+        what = f"states.state (step {verification.state_step})"
+        verification.add(verification.from_ms or 0, what, "another", error)
+
+
+def kept_contradiction(reader: Reader, recorded: RecordedRun) -> Unlike | None:
+    """Return the first row of a dropped step that does not follow from the rows a prune kept."""
+    run, config = recorded.run, recorded.config
+    stored = reader.stored_run(run.run_id)
+    if (pruned := reader.pruned(stored.run_key)) is None:
+        return None
+    engine = engine_of(run, config, recorded.forecaster, run.instruments)
+    resets = config.strategies.reset != "never"
+    return first_contradiction(reader, stored, engine, pruned, resets=resets)
 
 
 def _judge_run(

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import MsgspecError, Struct
 
-from tracepaper.storage.chain.trades import check_closed, check_terms, check_trades
 from tracepaper.storage.chain.verify import ChainProblem, ChainReport, verify_chain
 from tracepaper.storage.checkpoints import ID_DIGITS, Identity
 from tracepaper.storage.database.chunks import select, snapshot
@@ -116,14 +115,7 @@ def audit_runs(
                 with snapshot(connection):
                     cash = _Cash(connection, run_id)
                     report = verify_chain(connection, run_id, head=head, take=cash.take)
-                    first_problem = (
-                        report.problem
-                        or check_cash(connection, run_id, cash.changes)
-                        or check_terms(connection, run_id)
-                        or check_closed(connection, run_id)
-                    )
-                    if first_problem is None and report.pruned_until is not None:
-                        first_problem = check_trades(connection, run_id)
+                    first_problem = report.problem or check_cash(connection, run_id, cash.changes)
             except _UNREADABLE as error:
                 first_problem = _damaged(str(error))
         audits.append(AuditResult(report, first_problem, warnings))

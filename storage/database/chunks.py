@@ -322,6 +322,7 @@ class KeptStart(Struct, frozen=True, array_like=True):
     since: dict[str, LastDecision]
     is_unsaved: bool
     run_in: FedRows  # of the steps from ``fed_from`` on
+    opened: bytes = b""  # the engine's state after the first step of a run that took over another
 
 
 class PrunePoint(NamedTuple):

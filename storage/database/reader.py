@@ -128,7 +128,7 @@ _STORED: Final = "SELECT count(*) FROM steps WHERE run_key = ?"
 _BALANCE: Final = (
     f"SELECT balance FROM ledger WHERE {WITHIN} ORDER BY sequence DESC, ordinal DESC LIMIT 1"
 )
-_OPEN: Final = (OrderStatus.NEW, OrderStatus.ACCEPTED, OrderStatus.PARTIALLY_FILLED)
+OPEN_STATUSES: Final = (OrderStatus.NEW, OrderStatus.ACCEPTED, OrderStatus.PARTIALLY_FILLED)
 
 
 def resolve(path: Path | None, spec: str) -> RunLocation:
@@ -410,7 +410,7 @@ class Reader:
     def open_orders(self, run_id: str, *, until: int | None = None) -> tuple[Order, ...]:
         """Return the orders that rest after step *until* (default: the last), oldest first."""
         latest = self.changed_orders(run_id, after=-1, until=until)
-        return tuple(order for order in latest.values() if order.status in _OPEN)
+        return tuple(order for order in latest.values() if order.status in OPEN_STATUSES)
 
     def changed_orders(
         self, run_id: str, *, after: int, until: int | None = None

@@ -217,9 +217,7 @@ class StepDecoder:
             account=account,
             shadows=tuple(self._shadow(row, core, fills) for row in self.shadow_rows(core)),
             state=rows.state,
-            ledger=tuple(
-                LedgerEntry(**self._named(_ENTRY, row)) for row in rows.sparse.get("ledger", ())
-            ),
+            ledger=tuple(map(self.entry, rows.sparse.get("ledger", ()))),
             price_verdict=None if event_row is None else event_row[EVENT.price_verdict],
             halted=None
             if (halt := rows.row("halts")) is None
@@ -321,16 +319,23 @@ class StepDecoder:
         """Return the fill of a ``fills`` row."""
         return Fill(**self._named(_FILL, row))
 
+    def entry(self, row: Sequence[Any]) -> LedgerEntry:
+        """Return the movement of cash of a ``ledger`` row."""
+        return LedgerEntry(**self._named(_ENTRY, row))
+
     def _fills(self, rows: Sequence[Sequence[Any]], book: int) -> tuple[Fill, ...]:
         return tuple(self.fill(row) for row in rows if row[FILL.book] == book)
 
     def _named(self, fields: Sequence[_Field], row: Sequence[Any]) -> dict[str, Any]:
         """Return the fields of a row by name, without nulls, which stand for the default."""
-        named: dict[str, Any] = {
-            name: row[at] if convert is None else convert(row[at])
-            for name, at, convert in fields
-            if row[at] is not None
-        }
+        try:
+            named: dict[str, Any] = {
+                name: row[at] if convert is None else convert(row[at])
+                for name, at, convert in fields
+                if row[at] is not None
+            }
+        except ValueError as error:  # a word that no run writes
+            raise _damaged(row[FILL.sequence], error) from error
         if "instrument" in named:
             named["instrument"] = self._instruments[named["instrument"]]
         return named

@@ -29,7 +29,6 @@ from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.replay.page.databases import Databases
 from tracepaper.replay.page.runs import holdings
 from tracepaper.replay.report.terminal import summary_document
-from tracepaper.storage.chain.trades import check_terms, check_trades
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import FillModel
 from tracepaper.strategies.types.market import Funding, Mark
@@ -124,41 +123,6 @@ def test_a_one_way_run_shows_the_side_by_its_sign(tmp_path: Path) -> None:
         for table in ("orders", "fills", "ledger"):
             query = f"SELECT count(*) FROM {table} WHERE position_side IS NOT NULL"
             assert connection.execute(query).fetchone() == (0,)
-
-
-FORGED = [
-    ("UPDATE fills SET position_side = 'SHORT' WHERE book = 0 AND position_side = 'LONG'", "fills"),
-    ("UPDATE fills SET position_side = NULL WHERE book = 0", "fills"),
-    ("UPDATE fills SET fee = fee + 1 WHERE book = 1", "fills"),
-    ("DELETE FROM fills WHERE book = 2", "fills"),
-    ("UPDATE fills SET shadow = 'SHORT' WHERE book = 1", "fills"),
-    ("DELETE FROM fills WHERE book = 0 AND position_side = 'SHORT'", "fills"),
-]
-FORGED_POSITIONS = [
-    "UPDATE holdings SET quantity = quantity + 1 WHERE shadow = 'LONG' AND quantity > 0",
-    "UPDATE holdings SET quantity = quantity + 1 WHERE shadow IS NULL AND quantity IS NOT NULL",
-    "UPDATE holdings SET realized_pnl = realized_pnl + 1 WHERE shadow = 'SHORT'",
-    "UPDATE ledger SET position_side = 'SHORT' WHERE position_side = 'LONG' AND kind = 'fee'",
-    "DELETE FROM fills WHERE book = 0 AND position_side = 'SHORT'",
-]
-
-
-def test_a_forged_row_of_a_side_is_found_by_the_rows_beside_it(tmp_path: Path) -> None:
-    path = tmp_path / "run.db"
-    run_id = recorded(path).opened.run.run_id
-    with closing(sqlite3.connect(path)) as connection:
-        assert check_terms(connection, run_id) is None
-        for statement, table in FORGED:
-            connection.execute(statement)
-            problem = check_terms(connection, run_id)
-            assert problem is not None, statement
-            assert problem.tables == (table,)
-            connection.rollback()
-        for statement in FORGED_POSITIONS:
-            connection.execute(statement)
-            assert check_trades(connection, run_id) is not None, statement
-            connection.rollback()
-        assert check_trades(connection, run_id) is None
 
 
 def test_the_mode_is_switched_without_positions_and_orders_alone(tmp_path: Path) -> None:

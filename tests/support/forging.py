@@ -14,10 +14,13 @@ from typing import Any, Final
 import msgspec
 from msgspec.structs import replace
 
+from tracepaper.daemon.engine.restart import Restart
+from tracepaper.daemon.engine.state import decode_state
 from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.replay.backtest.recorded import RecordedPredictor, open_recorded
 from tracepaper.replay.checks.compare import RowCheck
 from tracepaper.replay.checks.verify import Verification, verify_run
+from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.integrity import audit
 from tracepaper.storage.chain.verify import kept_until
 from tracepaper.storage.checkpoints import kept_folder
@@ -30,6 +33,7 @@ from tracepaper.storage.database.chunks import (
 )
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.schema import metadata
+from tracepaper.storage.database.trade_rows import trades_until
 from tracepaper.storage.record.columns import stored_columns
 from tracepaper.storage.record.decode import BAR_READ
 from tracepaper.storage.record.hashing import ChainHead, opened_digest, sealed
@@ -318,3 +322,32 @@ def forged(path: Path, target: Path, *statements: str, hide: bool = True) -> Pat
     if hide:
         rechain(target)
     return target
+
+
+def close_again(path: Path) -> None:
+    """Compute the closed trades in *path* from its changed rows, and the chain."""
+    with Reader.open(path) as reader:
+        stored = reader.stored_run(reader.find("last"))
+        closed = trades_until(reader.connection, stored.run_key, stored.run)[1]
+    with closing(sqlite3.connect(path)) as raw:
+        raw.execute("DELETE FROM trades")
+        marks = ", ".join("?" * len(closed[0]))
+        raw.executemany(f"INSERT INTO trades VALUES ({marks})", closed)
+        raw.commit()
+    rechain(path)
+
+
+def with_child(path: Path) -> None:
+    """Add a run to *path* that takes over the account of its last one, and sees its bars again."""
+    with Reader.open(path) as reader:
+        parent = reader.find("last")
+        recorded, state = open_recorded(reader, path, parent), reader.state_at(parent)
+        events = [event for _, _, event, _ in reader.events(parent)]
+    assert state is not None
+    Restart(recorded.engine).restore(decode_state(state[0]), next_sequence=0, taken_over=True)
+    log = SqlAuditLog.open(path, group_steps=1)
+    child = replace(recorded.run, run_id="child", parent_run_id=parent)
+    log.begin(child, recorded.engine.gate_sets)
+    for event in events[:-1]:
+        log.append_now(recorded.engine.step(event, None))
+    log.close()

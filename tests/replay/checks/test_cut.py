@@ -16,7 +16,7 @@ from exchange_client import walk_rows
 from forging import rechain, verified
 from msgspec.structs import replace
 from recordings import copied, recorded
-from records import prune, rows, run_again, tamper
+from records import prune, run_again, tamper
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.history import InstrumentState
@@ -25,8 +25,6 @@ from tracepaper.replay.checks.diagnosis import Cause
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage import maintenance
 from tracepaper.storage.chain.integrity import audit
-from tracepaper.storage.chain.trades import check_trades
-from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.chunks import KeptStart, commit_at
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.record.decode import BAR_READ
@@ -191,152 +189,6 @@ def richer(state: bytes) -> bytes:
     fields = msgspec.msgpack.decode(state)
     fields[3][0] += 1
     return msgspec.msgpack.encode(fields)
-
-
-TAKEN_OUT = {
-    "losing fills": ("fills", "DELETE FROM fills WHERE {old} AND order_id IN ({losing})"),
-    "losing fills and their orders": (
-        "fills",
-        "DELETE FROM fills WHERE {old} AND order_id IN ({losing})",
-        "DELETE FROM orders WHERE {old} AND order_id IN ({losing})",
-    ),
-    "losses in the ledger": ("ledger", "DELETE FROM ledger WHERE {old} AND amount < 0"),
-    "a fill without its entries": (
-        "ledger",
-        "DELETE FROM ledger WHERE sequence = (SELECT min(sequence) FROM fills)",
-    ),
-    "another amount": (
-        "ledger",
-        "UPDATE ledger SET amount = amount + 5 WHERE kind = 'fee' AND {old}",
-        "UPDATE ledger SET amount = amount - 5 WHERE kind = 'realized' AND {old}",
-    ),
-    "another fee": ("holdings", "UPDATE fills SET fee = fee - 1 WHERE {old}"),
-    "another side": ("holdings", "UPDATE fills SET side = 'BUY' WHERE {old}"),
-    "an order that was filled less": (
-        "orders",
-        "UPDATE orders SET filled = filled - 1 WHERE filled > 0 AND {old}",
-    ),
-    "an order of which nothing is known": (
-        "orders",
-        "DELETE FROM orders WHERE {old} AND order_id IN (SELECT order_id FROM fills WHERE {old})",
-    ),
-}
-
-
-@pytest.mark.parametrize("what", TAKEN_OUT)
-def test_what_a_prune_left_of_trades_is_held_together(tmp_path: Path, what: str) -> None:
-    path = tmp_path / "run.db"
-    replayed(path, "stops")
-    old = f"sequence <= {prune(path, keep_days=3).until_sequence}"
-    losing = "SELECT order_id FROM ledger WHERE kind = 'realized' AND amount < 0"
-    assert not audited(path)
-    _, *statements = TAKEN_OUT[what]
-    with closing(sqlite3.connect(path)) as raw:
-        (lost,) = raw.execute(f"SELECT count(*) FROM fills WHERE {old} AND order_id IN ({losing})")
-    assert lost > (5,)
-    forge(path, *(statement.format(old=old, losing=losing) for statement in statements))
-    problem = audited(path)
-    assert problem
-    with Reader.open(path) as reader:
-        assert verify_chain(reader.connection, reader.find("last")).passes, "it was made to fit"
-
-
-CONTRADICTS = {
-    "a price": ("stops", "notional of a fill", "UPDATE fills SET price = price + 1 WHERE {at}"),
-    "a rebate": (
-        "orders that rest",
-        "fee of a fill",
-        "UPDATE fills SET liquidity = 'TAKER' WHERE liquidity = 'MAKER' AND {old}",
-    ),
-    "a fee, with all that follows from it": (
-        "crossing",
-        "fee of a fill",
-        "UPDATE fills SET fee = fee - 1 WHERE {at}",
-        "UPDATE ledger SET amount = amount + 1 WHERE kind = 'fee' AND {at}",
-        (
-            "UPDATE ledger SET balance = balance + 1 "
-            "WHERE sequence > {step} OR (kind = 'fee' AND {at})"
-        ),
-        "UPDATE holdings SET cash = cash + 1, fees_paid = fees_paid - 1 WHERE sequence >= {step}",
-        "UPDATE holdings SET account_fees_paid = account_fees_paid - 1 WHERE sequence >= {step}",
-    ),
-    "a fee in base": (
-        "spot",
-        "fee of a fill",
-        "UPDATE fills SET fee_base = fee_base - 1 WHERE {at}",
-    ),
-    "a stop that is a limit": (
-        "stops",
-        "kind of an order",
-        "UPDATE orders SET kind = 'LIMIT' WHERE kind = 'STOP' AND {old}",
-    ),
-    "a market order that is a stop": (
-        "crossing",
-        "kind of an order",
-        "UPDATE orders SET kind = 'STOP' WHERE kind IS NULL AND {old}",
-    ),
-    "a limit that is a market order": (
-        "orders that rest",
-        "kind of an order",
-        "UPDATE orders SET kind = NULL WHERE kind = 'LIMIT' AND {old}",
-    ),
-    "an order that is filled in part": (
-        "stops",
-        "status of an order",
-        "UPDATE orders SET quantity = quantity + 1 WHERE status = 'FILLED' AND {old}",
-    ),
-    "an order that waits, filled in full": (
-        "stops",
-        "status of an order",
-        "UPDATE orders SET status = 'ACCEPTED' WHERE status = 'FILLED' AND {old}",
-    ),
-    "an order of the other side": (
-        "stops",
-        "fill has no order",
-        "UPDATE orders SET side = iif(side = 'BUY', 'SELL', 'BUY') WHERE {old}",
-    ),
-    "a limit whose price is gone": (
-        "orders that rest",
-        "kind of an order",
-        "UPDATE orders SET price = NULL WHERE kind = 'LIMIT' AND {old}",
-    ),
-}
-"""The kind of run, what is said, and what a forger changes in it before a cut."""
-
-
-@pytest.mark.parametrize("is_pruned", [False, True], ids=["whole", "pruned"])
-@pytest.mark.parametrize("what", CONTRADICTS)
-def test_an_order_or_a_fill_that_contradicts_itself_is_found(
-    tmp_path: Path, what: str, *, is_pruned: bool
-) -> None:
-    of, sentence, *statements = CONTRADICTS[what]
-    path = tmp_path / "run.db"
-    replayed(path, of)
-    until = prune(path, keep_days=3).until_sequence if is_pruned else 100
-    (step,) = rows(path, "SELECT min(sequence) FROM fills")[0]
-    assert step < until
-    assert not audited(path)
-    old, at = f"sequence <= {until}", f"sequence = {step}"
-    forge(path, *(statement.format(old=old, at=at, step=step) for statement in statements))
-    assert sentence in audited(path)
-
-
-@pytest.mark.usefixtures("short_days")
-def test_the_fills_of_a_pruned_shadow_account_are_held_to_its_positions(tmp_path: Path) -> None:
-    path = explained_runs.replayed(tmp_path, bars=3 * explained_runs.CONTEXT)
-    done = prune(path, keep_days=3)
-    assert not audited(path)
-    pruned = f"book > 0 AND sequence <= {done.until_sequence}"
-    shadow = f"UPDATE fills SET notional = notional + 1 WHERE {pruned}"
-    (first,) = rows(path, "SELECT min(sequence) FROM fills WHERE book > 0")[0]
-    assert first <= done.until_sequence
-    forge(path, shadow)
-    with Reader.open(path) as reader:
-        problem = present(audit(reader.connection, reader.find("last")).problem)
-        assert problem.tables == ("fills",)
-        chain_problem = check_trades(reader.connection, reader.find("last"))
-    assert chain_problem is not None
-    assert chain_problem.tables == ("holdings", "fills")
 
 
 @pytest.mark.parametrize("kind", KINDS)

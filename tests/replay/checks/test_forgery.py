@@ -22,24 +22,22 @@ from forging import (
     TAKEN_AS_TOLD,
     audited,
     believed,
+    close_again,
     forged,
     plantings,
     rechain,
     unequal,
     verified,
+    with_child,
 )
-from msgspec.structs import replace
 from recordings import crossing, record
 from records import prune, rows
 
-from tracepaper.daemon.engine.restart import Restart
-from tracepaper.daemon.engine.state import decode_state
 from tracepaper.replay.archive import FundingRates
 from tracepaper.replay.backtest.recorded import open_recorded
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.reader import Reader
-from tracepaper.storage.database.trade_rows import trades_until
 from tracepaper.storage.record.columns import stored_columns
 
 HOUR = 3_600_000
@@ -164,38 +162,14 @@ def test_funding_of_strategies_that_a_prune_keeps_adds_up_to_the_accounts(tmp_pa
         ((first.format(7), second.format(-7)), True),
     ):
         copy = forged(path, tmp_path / "forged.db", *changes)
-        assert not audited(copy), "the closed trades tell"
+        assert not believed(copy), "the closed trades tell"
         close_again(copy)
         assert believed(copy) is passes
 
 
-def close_again(path: Path) -> None:
-    """Compute the closed trades in *path* from its changed rows, and the chain."""
-    with Reader.open(path) as reader:
-        stored = reader.stored_run(reader.find("last"))
-        closed = trades_until(reader.connection, stored.run_key, stored.run)[1]
-    with closing(sqlite3.connect(path)) as raw:
-        raw.execute("DELETE FROM trades")
-        marks = ", ".join("?" * len(closed[0]))
-        raw.executemany(f"INSERT INTO trades VALUES ({marks})", closed)
-        raw.commit()
-    rechain(path)
-
-
 def test_a_parent_may_have_another_name_and_cannot_be_denied(plain: Path, tmp_path: Path) -> None:
     path = Path(shutil.copy(plain, tmp_path / "two.db"))
-    with Reader.open(path) as reader:
-        parent = reader.find("last")
-        recorded, state = open_recorded(reader, path, parent), reader.state_at(parent)
-        events = [event for _, _, event, _ in reader.events(parent)]
-    assert state is not None
-    Restart(recorded.engine).restore(decode_state(state[0]), next_sequence=0, taken_over=True)
-    log = SqlAuditLog.open(path)
-    child = replace(recorded.run, run_id="child", parent_run_id=parent)
-    log.begin(child, recorded.engine.gate_sets)
-    for event in events[:-1]:
-        log.append_now(recorded.engine.step(event, None))
-    log.close()
+    with_child(path)
     assert believed(path)
     change = "UPDATE runs SET parent_run_id = {} WHERE run_id = 'child'"
     assert believed(forged(path, tmp_path / "named.db", change.format("'another'")))

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from exchange_client import FIRST_MS, walk_rows
 from exchange_client import candles as made_candles
 from recordings import crossing, record
-from report_cases import BTC
 
-from tracepaper import backtest
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.archive import FundingRates
 from tracepaper.replay.checks.parity import check_funding
 from tracepaper.replay.report.report import build_report
-from tracepaper.storage.chain.trades import check_trades
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import RunViews
 from tracepaper.strategies.errors import DataInvalid
@@ -143,38 +137,3 @@ def test_the_command_says_which_settlement_differs(
     file.write_text("\n".join(("funding_time,funding_rate", *lines)) + "\n", encoding="utf-8")
     assert invoke(words) == 0
     assert "23 of 23 published settlements" in capsys.readouterr().out
-
-
-# ---------------------------------------------------------------- balances
-
-
-CROSS = {"name": "sma_cross", "slow": 20}
-RUNS: dict[str, dict[str, Any]] = {
-    "strategies": {
-        "strategies": {
-            "a": {**CROSS, "fast": 5, "share": "0.7"},
-            "b": {**CROSS, "fast": 8, "share": "0.2"},
-        }
-    },
-    "shadow": {"strategy": {**CROSS, "fast": 5, "shadows": ["ungated"]}},
-}
-FORGED = (
-    "cash = cash + (book * 2 - 3) * 300000000000",  # 3,000 of one to the other, from the start
-    "cash = cash + 10, account_realized_pnl = account_realized_pnl + 10",
-)
-
-
-@pytest.mark.parametrize("which", RUNS)
-def test_cash_that_was_moved_between_accounts_is_named(tmp_path: Path, which: str) -> None:
-    path = tmp_path / "a.db"
-    config = {"sizing": {"mode": "fixed", "quantity": "0.1"}, **RUNS[which]}
-    with backtest(None, BTC, config=config, db=path, end="2025-05-04T21:00") as run:
-        run_id = run.run_id
-    with closing(sqlite3.connect(path)) as connection:
-        assert check_trades(connection, run_id) is None
-        for change in FORGED:
-            connection.execute(f"UPDATE holdings SET {change} WHERE shadow IS NOT NULL")
-            problem = check_trades(connection, run_id)
-            assert problem is not None
-            assert problem.tables == ("holdings",)
-            connection.rollback()
