@@ -182,12 +182,12 @@ def check(
     from tracepaper.daemon.config.several import strategy_name
     from tracepaper.daemon.http.access import tokens_of
     from tracepaper.daemon.session.bundled_bars import asked_over_bundled_bars
-    from tracepaper.daemon.session.messenger import check_notify
+    from tracepaper.daemon.session.messenger import services_of
     from tracepaper.daemon.session.run_row import preflight
 
     loaded = load(with_settings(_one_of(file, config), settings))
     tokens_of(loaded.http)
-    check_notify(loaded.notify)
+    services_of(loaded.notify)
     preflight(loaded, loaded.storage.path)
     market = loaded.market
     asked = asked_over_bundled_bars(loaded)

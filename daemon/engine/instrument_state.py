@@ -59,6 +59,8 @@ NO_EQUITY: Final = "its sub-account has no equity left"
 _FOLDER: Final = re.compile(r"(?<!\S)(?:[A-Za-z]:)?(?:[/\\][^\s/\\]+)*[/\\](?=[^\s/\\]+:\d)")
 _SENTENCE_MOST: Final = 300
 HORIZON: Final = "horizon"
+SET_ASIDE: Final = "set aside: "
+"""Begins the reason of each decision of a strategy of several that failed."""
 ONE_WAY: Final = (
     "The strategy names a position_side, but the account is in one-way mode; set "
     'account.position_mode to "hedge", or name none.'
@@ -94,7 +96,7 @@ class MemberStatus:
                 character if character.isprintable() else repr(character)[1:-1]
                 for character in line
             )
-            self.set_status(failed=f"set aside: {text}")
+            self.set_status(failed=f"{SET_ASIDE}{text}")
 
 
 class MemberState:

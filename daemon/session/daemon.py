@@ -22,6 +22,7 @@ from msgspec.structs import replace
 from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.daemon.clock import Clock, SystemClock
 from tracepaper.daemon.config.loading import Config
+from tracepaper.daemon.config.notify import NotifySection
 from tracepaper.daemon.config.secrets import FILE_LABEL
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.feed.book_follower import live_book
@@ -44,7 +45,7 @@ from tracepaper.daemon.session.child import ChildProcess, Companion, StartProces
 from tracepaper.daemon.session.combinations import reject_combination, traits_of
 from tracepaper.daemon.session.covariates import CovariateReader, covariate_reader
 from tracepaper.daemon.session.loop import Worker, WorkerPredictor, drive, no_forecast, nothing_new
-from tracepaper.daemon.session.messenger import Messenger, check_notify
+from tracepaper.daemon.session.messenger import AppriseSender, Messenger, Send
 from tracepaper.daemon.session.models import forecaster_of, load_forecaster
 from tracepaper.daemon.session.parity import OFF, DailyParity
 from tracepaper.daemon.session.processes import (
@@ -114,7 +115,8 @@ class Daemon:
     *opened* is called with the run once it is open, *listening* with the address of the HTTP
     server, and *watch* with every stored step. The daemon stops in order when *watch* returns
     False. All that a machine decides comes in by *clock*, *rng* (pauses between requests),
-    *entropy* (ids and tokens) and *start_process* (processes beside it).
+    *entropy* (ids and tokens), *start_process* (processes beside it) and *sender*, which makes what
+    sends the notices.
     """
 
     def __init__(  # noqa: PLR0913 - what a machine decides comes in by arguments
@@ -130,6 +132,7 @@ class Daemon:
         rng: random.Random | None = None,
         entropy: Callable[[int], bytes] = secrets.token_bytes,
         start_process: StartProcess = ChildProcess,
+        sender: Callable[[NotifySection], Send] = AppriseSender,
     ) -> None:
         reject_combination(traits_of(config, live=True))
         self._config = resolved(config, live_execution(config))
@@ -141,6 +144,8 @@ class Daemon:
         self._clock = clock or SystemClock(config.exchange.time_scale)
         self._rng = rng or random.Random()  # noqa: S311 - jitter between retries, never stored
         self._entropy, self._start_process = entropy, start_process
+        self._sender = sender
+        self._send: Send | None = None
         self._supervisor = Supervisor(clock=self._clock, pulse=lambda: self._progress())  # noqa: PLW0108 - replaced later
         self._configured_sha256 = ""  # of the model that [model] checkpoint names
         self._submitted: dict[int, asyncio.Future[int]] = {}
@@ -180,7 +185,8 @@ class Daemon:
             config = self._config = with_symbols(config, candidates)
         # Reject wrong usage before the first request to the network.
         with usage_errors():
-            check_notify(config.notify)
+            if config.notify.addresses:
+                self._send = self._sender(config.notify)
             tokens_of(config.http)
             check_recording(config)
             require("psycopg", "[storage] ship_to", config.storage.ship_to)
@@ -425,16 +431,8 @@ class Daemon:
             yield DailyParity(
                 config.parity, database, run, submit, clock, start_process=self._start_process
             )
-        if config.notify.addresses:
-            yield Messenger(
-                config,
-                run,
-                clock,
-                breach=lambda: engine.risk.breach,
-                set_aside=lambda: engine.set_aside,
-                frame_age_s=monitor.frame_age_s,
-                start_process=self._start_process,
-            )
+        if self._send is not None:
+            yield Messenger(config, run, clock, self._send, frame_age_s=monitor.frame_age_s)
         if (url := config.storage.ship_to) is not None:
             yield ShippingProcess(url, database, clock, self._start_process)
         if (folder := folder_of(config)) is not None:

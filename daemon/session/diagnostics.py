@@ -125,9 +125,9 @@ def _tokens(config: Config) -> Finding:
 
 
 def _notify(config: Config) -> Finding:
-    from tracepaper.daemon.session.messenger import check_notify
+    from tracepaper.daemon.session.messenger import services_of
 
-    check_notify(config.notify)
+    services_of(config.notify)
     addresses = ", ".join(config.notify.addresses)
     return Verdict.OK, f"{addresses}; `tracepaper notify test` sends one message"
 

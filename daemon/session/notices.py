@@ -6,33 +6,18 @@ A notice is a kind and the fields of its template (``daemon/config/notify.py``),
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from types import MappingProxyType
 from typing import Final
 
 from msgspec import Struct
 
 from tracepaper.daemon.broker.account import SIDES
+from tracepaper.daemon.broker.line import signed_quantity
 from tracepaper.daemon.config.notify import NoticeKind, NotifySection
+from tracepaper.daemon.engine.instrument_state import SET_ASIDE
 from tracepaper.strategies.gates.declared import deadline, late, risk_daily_loss, risk_drawdown
 from tracepaper.strategies.position_text import stored_position_text
-from tracepaper.strategies.types.decisions import (
-    Decision,
-    Fill,
-    OrderRole,
-    Position,
-    PositionSide,
-    RunRow,
-    Step,
-)
-from tracepaper.strategies.types.market import (
-    Bar,
-    Command,
-    CommandKind,
-    Gap,
-    GapCause,
-    ParityCheck,
-    Side,
-)
+from tracepaper.strategies.types.decisions import Fill, OrderRole, Position, RunRow, Step
+from tracepaper.strategies.types.market import Bar, Command, Gap, GapCause, ParityCheck, Side
 from tracepaper.strategies.units import (
     DAY_MS,
     MONEY_SCALE,
@@ -52,19 +37,16 @@ from tracepaper.strategies.without_fills import DecisionCounts
 
 TEXT_MOST: Final = 300
 """Most characters of a text from a user, an operator or a strategy."""
-_LATE: Final = frozenset({late.name, deadline.name})
 _BREACHES: Final = frozenset({risk_drawdown.name, risk_daily_loss.name})
 _PLAIN_ROLES: Final = frozenset({OrderRole.SIGNAL, OrderRole.LIST, OrderRole.COMMAND})
-_COMMANDS: Final = {
-    CommandKind.HALT: "no new exposure until RESUME",
-    CommandKind.RESUME: "new exposure is allowed",
-    CommandKind.FLATTEN: "all positions are closed, and no new exposure until RESUME",
-}
-_ACTIONS: Final = {
-    "halt": "no new exposure until RESUME",
-    "flatten": "all positions are closed, and no new exposure until RESUME",
+_HALTED: Final = "no new exposure until RESUME"
+_CONSEQUENCES: Final = {
+    "halt": _HALTED,
+    "flatten": f"all positions are closed, and {_HALTED}",
+    "resume": "new exposure is allowed",
     "refuse": "no new exposure while it lasts",
 }
+"""What follows from a command, and from a breach by ``risk.on_breach``."""
 
 
 class Notice(Struct, frozen=True):
@@ -86,49 +68,38 @@ class Notices:
         self._instruments = {item.id: item for item in run.instruments}
         self._on_breach = on_breach
         self._start_ms = run.period_start_ms
-        self._breach = ""
+        self._refused = ""  # the newest day and limit that only refuses
         self._late: set[str] = set()  # instruments whose newest decision was late
-        self._late_count = 0
-        self._set_aside: set[str] = set()  # failed strategies of several that were reported
+        self._set_aside: set[str] = set()  # strategies whose failure was told
         self._is_lost = False
-        self._held: dict[tuple[str, PositionSide | None], Position] = {}
-        self._refusals = _Digest(time_of(section.refusals_every) or DAY_MS, 0)
-        self._daily = _Digest(DAY_MS, time_of_day_ms(section.daily_at))
+        self._held: dict[tuple[str, str | None], Position] = {}  # by instrument and hedge side
+        self._refusals = _Period(time_of(section.refusals_every) or DAY_MS, 0)
+        self._daily = _Period(DAY_MS, time_of_day_ms(section.daily_at))
 
-    def of_step(
-        self, step: Step, breach: str, set_aside: Mapping[str, str] = MappingProxyType({})
-    ) -> list[Notice]:
-        """Return the notices of a stored *step*; *breach* is the limit that halts the run, if any.
-
-        *set_aside* has the error of each strategy that failed. The cost does not grow with the run,
-        and is negligible for a step without fills and decisions.
-        """
-        notices: list[Notice] = []
-        if step.fills:
-            self._daily.fills += len(step.fills)
-            notices += self._fills(step)
-        self._remember(step)
+    def of_step(self, step: Step) -> list[Notice]:
+        """Return the notices of a stored *step*. The cost does not grow with the run."""
+        notices = [*self._fills(step)]
+        self._daily.fills += len(step.fills)
+        if limit := self._breached(step):
+            action, equity = _CONSEQUENCES[self._on_breach], _money(step.account.equity)
+            notices.append(_notice("limits", step, limit=limit, equity=equity, action=action))
         match step.event:
-            case Bar() as bar if step.accepted:
-                notices += self._failures(set_aside, step)
-                self._bar(bar, step, breach, notices)
-            case Command() as command:
-                self._breach = self._breach if breach else ""
-                note = _shortened(command.note)
-                note = f"{_COMMANDS[command.kind]} ({note})" if note else _COMMANDS[command.kind]
-                notices.append(
-                    _notice(
-                        "halt", step, command=command.kind.value, note=note, giver=command.giver
-                    )
+            case Bar() as bar if step.accepted and bar.open_time_ms >= self._start_ms:
+                notices += self._bar(bar, step)
+            case Command(kind=kind, note=note, giver=giver):
+                text = _CONSEQUENCES[kind.value.lower()] + (
+                    f" ({_shortened(note)})" if note else ""
                 )
-            case ParityCheck() as check:
-                result = _shortened(check.reason)
-                notices.append(_notice("parity", step, outcome=check.outcome.value, result=result))
+                notices.append(_notice("halt", step, command=kind.value, note=text, giver=giver))
+            case ParityCheck(outcome=outcome, reason=reason):
+                result = _shortened(reason)
+                notices.append(_notice("parity", step, outcome=outcome.value, result=result))
             case Gap(repaired_by="") as gap:
                 notices.append(self._hole(gap, step))
             case _:
                 pass
-        return [notice for notice in notices if notice.kind in self._kinds] if notices else notices
+        self._held |= _positions(step)
+        return [notice for notice in notices if notice.kind in self._kinds]
 
     def of_feed(self, age_s: float, lost_s: float, market_ms: int) -> list[Notice]:
         """Return the notice that the feed is lost, or back; *age_s* is its newest frame's age."""
@@ -136,21 +107,23 @@ class Notices:
         if is_lost is self._is_lost or "feed" not in self._kinds:
             return []
         self._is_lost = is_lost
+        state, words = "back", "data arrive again; REST is asked for the missing bars"
         if is_lost:
+            state = "lost"
             words = f"no data for {duration(age_s * 1000)}; the daemon reconnects by itself"
-            return [_feed("lost", words, market_ms)]
-        return [_feed("back", "data arrive again; REST is asked for the missing bars", market_ms)]
+        return [Notice("feed", market_ms, {"state": state, "words": words, "symbol": ""})]
 
     # ------------------------------------------------------------ of one step
 
     def _fills(self, step: Step) -> Iterator[Notice]:
         """Yield one notice for each fill; the last one that closes has the profit of the step."""
-        for at, fill in enumerate(step.fills):
+        positions = _positions(step)
+        last = {(fill.instrument, fill.position_side): fill for fill in step.fills}
+        for fill in step.fills:
             key = fill.instrument, fill.position_side
-            before, after = self._held.get(key), _position_of(fill, step)
-            is_last = key not in {(f.instrument, f.position_side) for f in step.fills[at + 1 :]}
-            profit = ""
-            if is_last and before is not None and after is not None and _closes(fill, before):
+            before, after, profit = self._held.get(key, Position()), positions.get(key), ""
+            is_closing = before.quantity * signed_quantity(fill) < 0
+            if is_closing and after is not None and last[key] is fill:
                 realized = _money(after.realized_pnl - before.realized_pnl, signed=True)
                 profit = f", profit {realized} before fees"
             yield self._fill(fill, after, profit, step)
@@ -179,75 +152,46 @@ class Notices:
             equity=_money(step.account.equity),
         )
 
-    def _remember(self, step: Step) -> None:
-        """Keep the position of the step's instrument, from which the next fill's profit follows."""
-        if step.position is not None and (name := getattr(step.event, "instrument", "")):
-            self._held[name, None] = step.position
-            for shadow in step.shadows:
-                if shadow.shadow in SIDES:
-                    self._held[name, PositionSide(shadow.shadow)] = shadow.position
+    def _bar(self, bar: Bar, step: Step) -> Iterator[Notice]:
+        for member in step.strategies:
+            reason, name = member.outcome.reason, member.strategy
+            if reason.startswith(SET_ASIDE) and name not in self._set_aside:
+                self._set_aside.add(name)
+                yield _notice("halt", step, command=f"strategy {name}", note=_shortened(reason))
+        yield from self._lateness(bar, step)
+        for period in (self._refusals, self._daily):
+            period.add(bar, step)
+        if bar.close_time_ms >= self._refusals.until_ms:
+            yield from _refusals(self._refusals, step)
+            self._refusals.begin(bar, step)
+        if bar.close_time_ms >= self._daily.until_ms:
+            yield _summary(self._daily, step)
+            self._daily.begin(bar, step)
 
-    def _bar(self, bar: Bar, step: Step, breach: str, notices: list[Notice]) -> None:
-        if bar.open_time_ms < self._start_ms:
-            return  # a bar before the run began
-        refusals, daily = self._refusals, self._daily
-        if daily.first is None:
-            refusals.begin(bar, step)
-            daily.begin(bar, step)
-        if (decision := step.decision) is not None:
-            refusals.count(bar, decision)
-            daily.count(bar, decision)
-            self._limit(decision, step, breach, notices)
-            is_late = decision.refused_by in _LATE
-            self._late_count += is_late
-            if is_late is not (bar.instrument in self._late):
-                self._lateness(bar, decision, step, notices)
-        if bar.close_time_ms >= refusals.until_ms:
-            if refusals.counts.refused:
-                notices.append(_refusals(refusals, step))
-            refusals.begin(bar, step)
-        if bar.close_time_ms >= daily.until_ms:
-            notices.append(_summary(daily, step))
-            daily.begin(bar, step)
+    def _breached(self, step: Step) -> str:
+        """Return the limit that the step newly breached; one that only refuses is new each day."""
+        if step.halted is not None:
+            return step.halted.limit
+        refused_by = "" if step.decision is None else step.decision.refused_by or ""
+        if self._on_breach != "refuse" or refused_by not in _BREACHES:
+            return ""
+        before, self._refused = self._refused, f"{day_text(step.event.market_ms)} {refused_by}"
+        return "" if before == self._refused else refused_by
 
-    def _failures(self, set_aside: Mapping[str, str], step: Step) -> Iterator[Notice]:
-        """Yield one notice for each newly failed strategy."""
-        for name in set_aside.keys() - self._set_aside:
-            self._set_aside.add(name)
-            note = _shortened(set_aside[name])
-            yield _notice("halt", step, command=f"strategy {name}", note=note)
-
-    def _limit(self, decision: Decision, step: Step, breach: str, notices: list[Notice]) -> None:
-        """Add a notice when a limit is breached; at most daily where a breach only refuses."""
-        if self._on_breach == "refuse":
-            breach = decision.refused_by or ""
-            breach = breach if breach in _BREACHES else ""
-            day = day_text(step.event.market_ms)
-            if not breach or f"{day} {breach}" == self._breach:
-                return
-            self._breach = f"{day} {breach}"
-        elif breach == self._breach:
+    def _lateness(self, bar: Bar, step: Step) -> Iterator[Notice]:
+        """Yield that decisions became late, or that those on all instruments are in time again."""
+        if step.decision is None:
             return
-        else:
-            self._breach = breach
-        if breach:
-            equity, action = _money(step.account.equity), _ACTIONS[self._on_breach]
-            notices.append(_notice("limits", step, limit=breach, equity=equity, action=action))
-
-    def _lateness(self, bar: Bar, decision: Decision, step: Step, notices: list[Notice]) -> None:
-        """Note that decisions on the bar's instrument became late, or are in time again."""
-        symbol = self._instruments[bar.instrument].symbol
-        if bar.instrument not in self._late:
-            if not self._late:
-                words = f"{symbol} is held: {_shortened(decision.reason)}"
-                notices.append(_notice("late", step, state="late", words=words, symbol=symbol))
+        symbol, before = self._instruments[bar.instrument].symbol, bool(self._late)
+        is_late = step.decision.refused_by in {late.name, deadline.name}
+        if is_late:
             self._late.add(bar.instrument)
-            return
-        self._late.discard(bar.instrument)
-        if not self._late:
-            count, self._late_count = self._late_count, 0
-            words = f"after {count} that {'was' if count == 1 else 'were'} late"
-            notices.append(_notice("late", step, state="in time again", words=words, symbol=symbol))
+        else:
+            self._late.discard(bar.instrument)
+        if bool(self._late) is not before:
+            state = "late" if is_late else "in time again"
+            words = f"{symbol} is held: {_shortened(step.decision.reason)}" if is_late else symbol
+            yield _notice("late", step, state=state, words=words, symbol=symbol)
 
     def _hole(self, gap: Gap, step: Step) -> Notice:
         symbol = self._instruments[gap.instrument].symbol
@@ -260,98 +204,87 @@ class Notices:
         return _notice("feed", step, state="absent", words=words, symbol=symbol)
 
 
-class _Digest:
-    """Counts decisions, refusals and fills over periods of market time."""
+class _Period:
+    """Decisions and fills of a period, which ends at a multiple of its length plus an offset."""
 
-    def __init__(self, every_ms: int, at_ms: int) -> None:
-        self._every_ms, self._at_ms = every_ms, at_ms
-        self.until_ms = 0
-        self.first: Step | None = None  # the first step of the period
-        self.counts = DecisionCounts()
+    def __init__(self, length_ms: int, offset_ms: int) -> None:
+        self._length_ms, self._offset_ms = length_ms, offset_ms
+        self.first: Step | None = None
         self.fills = 0
-
-    def count(self, bar: Bar, decision: Decision) -> None:
-        """Count the decision on *bar*."""
-        self.counts.add(
-            decision.action,
-            decision.refused_by,
-            decision.reason,
-            decision.unfilled_reason,
-            open_ms=bar.open_time_ms,
-        )
 
     def begin(self, bar: Bar, step: Step) -> None:
-        """Begin a period with the step of *bar*; it ends at the next multiple of its length."""
-        past_ms = (bar.close_time_ms - self._at_ms) % self._every_ms
-        self.until_ms = bar.close_time_ms - past_ms + self._every_ms
-        self.first = step
-        self.fills = 0
-        self.counts = DecisionCounts()
+        """Begin a period with the step of *bar*."""
+        past_ms = (bar.close_time_ms - self._offset_ms) % self._length_ms
+        self.until_ms = bar.close_time_ms - past_ms + self._length_ms
+        self.first, self.fills, self.counts = step, 0, DecisionCounts()
 
-    def since(self) -> str:
-        """Return the market time at which the period began, as text."""
-        return NOTHING if self.first is None else minute_text(self.first.event.market_ms)
+    def add(self, bar: Bar, step: Step) -> None:
+        """Count the decision on *bar*; the first bar begins the first period."""
+        if self.first is None:
+            self.begin(bar, step)
+        if (decision := step.decision) is not None:
+            self.counts.add(
+                decision.action,
+                decision.refused_by,
+                decision.reason,
+                decision.unfilled_reason,
+                open_ms=bar.open_time_ms,
+            )
+
+    def fields(self) -> dict[str, str]:
+        """Return what the notices of both periods say."""
+        return {
+            "refused": str(self.counts.refused.total()),
+            "decisions": count_of(self.counts.bars, "decision"),
+            "since": NOTHING if self.first is None else minute_text(self.first.event.market_ms),
+        }
 
 
-def _refusals(digest: _Digest, step: Step) -> Notice:
-    gates = ", ".join(f"{gate} {count}" for gate, count in digest.counts.refused.most_common())
-    return _notice(
-        "refusals",
-        step,
-        refused=str(digest.counts.refused.total()),
-        decisions=count_of(digest.counts.bars, "decision"),
-        since=digest.since(),
-        gates=gates,
-    )
+def _refusals(period: _Period, step: Step) -> Iterator[Notice]:
+    refused = period.counts.refused
+    if refused:
+        gates = ", ".join(f"{gate} {count}" for gate, count in refused.most_common())
+        yield _notice("refusals", step, **period.fields(), gates=gates)
 
 
-def _summary(digest: _Digest, step: Step) -> Notice:
-    first = step if digest.first is None else digest.first
-    why = "" if digest.fills else digest.counts.why_no_fill()
+def _summary(period: _Period, step: Step) -> Notice:
+    first = period.first or step
     before, after = first.account, step.account
-    equity_before = {shadow.shadow: shadow.account.equity for shadow in first.shadows}
-    shadows = "".join(
-        f"; {shadow.shadow} {_percent(equity_before[shadow.shadow], shadow.account.equity)}"
-        for shadow in step.shadows
-        if shadow.shadow in equity_before
-    )
+    equities = {shadow.shadow: shadow.account.equity for shadow in first.shadows}
+    why = "" if period.fills else period.counts.why_no_fill()
     return _notice(
         "daily",
         step,
+        **period.fields(),
         equity=_money(after.equity),
         change=_money(after.equity - before.equity, signed=True),
         percent=_percent(before.equity, after.equity),
-        since=digest.since(),
-        fills=count_of(digest.fills, "fill"),
+        fills=count_of(period.fills, "fill"),
         fees=_money(after.fees_paid - before.fees_paid),
         funding=_money(after.funding_paid - before.funding_paid),
-        refused=str(digest.counts.refused.total()),
-        decisions=count_of(digest.counts.bars, "decision"),
-        shadows=shadows,
+        shadows="".join(
+            f"; {shadow.shadow} {_percent(equities[shadow.shadow], shadow.account.equity)}"
+            for shadow in step.shadows
+            if shadow.shadow in equities
+        ),
         without_fills=f". {_shortened(why)}" if why else "",
     )
 
 
-def _position_of(fill: Fill, step: Step) -> Position | None:
-    """Return the position that *fill* changed, after the step; None if the step lacks it."""
-    if getattr(step.event, "instrument", "") != fill.instrument:
-        return None
-    if fill.position_side is None:
-        return step.position
-    return next(each.position for each in step.shadows if each.shadow == fill.position_side)
-
-
-def _closes(fill: Fill, before: Position) -> bool:
-    """Return whether *fill* makes the position *before* smaller, or turns it."""
-    return before.quantity * (1 if fill.side is Side.BUY else -1) < 0
+def _positions(step: Step) -> dict[tuple[str, str | None], Position]:
+    """Return the positions after *step* in its instrument, by instrument and side in hedge mode."""
+    name = getattr(step.event, "instrument", "")
+    if step.position is None or not name:
+        return {}
+    positions: dict[tuple[str, str | None], Position] = {(name, None): step.position}
+    for each in step.shadows:
+        if each.shadow in SIDES:
+            positions[name, each.shadow] = each.position
+    return positions
 
 
 def _notice(kind: NoticeKind, step: Step, **fields: str) -> Notice:
     return Notice(kind, step.event.market_ms, fields)
-
-
-def _feed(state: str, words: str, market_ms: int) -> Notice:
-    return Notice("feed", market_ms, {"state": state, "words": words, "symbol": ""})
 
 
 def _money(value: int, *, signed: bool = False) -> str:

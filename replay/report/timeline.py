@@ -6,20 +6,19 @@ Digests (``refusals`` and ``daily``) follow from the clock and are left out.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 import numpy as np
 
 from tracepaper.daemon.config.notify import NoticeKind
+from tracepaper.daemon.engine.instrument_state import SET_ASIDE
 from tracepaper.daemon.session.notices import Notices
 from tracepaper.replay.report.record import RunRecord
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_rows import WHOLE
 from tracepaper.storage.database.run_views import RunViews
 from tracepaper.strategies.gates.declared import deadline, late, risk_daily_loss, risk_drawdown
-from tracepaper.strategies.types.market import Command, CommandKind
 
 LABELS: Final[dict[NoticeKind, str]] = {
     "fills": "order filled",
@@ -33,7 +32,6 @@ LABELS: Final[dict[NoticeKind, str]] = {
 """The kinds of notices that events send, and their words in the timeline, in its order."""
 STEPS_MOST: Final = 5_000
 """Most steps that are read again; a run with more shows its newest."""
-_SET_ASIDE: Final = "set aside: "
 _ALWAYS: Final = ("command", "parity", "gap")
 """Kinds of events that may send a notice themselves."""
 
@@ -57,15 +55,12 @@ def read_timeline(reader: Reader, record: RunRecord) -> Timeline:
     """Return the notices that the events of the run of *record* would send."""
     run_id = record.run["run_id"]
     run, section = reader.run(run_id), record.config.notify
-    breaches, failures = _Breaches(reader, run_id), _failures(reader, run_id)
-    sequences = _sequences(reader, record, breaches, failures)
+    sequences = _sequences(reader, record)
     chosen = sequences[-STEPS_MOST:]
     notices = Notices(section, run, on_breach=record.config.risk.on_breach)
     events = list[TimelineEvent]()
     for step in reader.steps_at(run_id, chosen):
-        at = step.sequence
-        failed = {name: why for name, (since, why) in failures.items() if since <= at}
-        for notice in notices.of_step(step, breaches.at(at), failed):
+        for notice in notices.of_step(step):
             if notice.kind in LABELS:
                 fields = {"time": "", "run": run_id, "strategy": run.strategy, **notice.fields}
                 text = section.wording(notice.kind).format_map(fields)
@@ -73,60 +68,31 @@ def read_timeline(reader: Reader, record: RunRecord) -> Timeline:
     return Timeline(tuple(events), len(sequences) - len(chosen))
 
 
-class _Breaches:
-    """The limit that halted the run after a step."""
-
-    def __init__(self, reader: Reader, run_id: str) -> None:
-        stored = reader.stored_run(run_id)
-        halts = reader.run_rows(stored.run_key).halts(WHOLE)
-        self.sequences = [halt.sequence for halt in halts]
-        commands = RunViews(reader.connection, run_id).rows("v_events", kind="command")
-        resumed = [
-            row["sequence"]
-            for row in commands
-            if isinstance(command := reader.step(run_id, row["sequence"]).event, Command)
-            and command.kind is CommandKind.RESUME
-        ]
-        changes = [(halt.sequence, halt.limit) for halt in halts]
-        self._changes = sorted([*changes, *((sequence, "") for sequence in resumed)])
-
-    def at(self, sequence: int) -> str:
-        """Return the limit that halts the run after step *sequence*; empty without one."""
-        place = bisect_right(self._changes, sequence, key=lambda change: change[0])
-        return self._changes[place - 1][1] if place else ""
-
-
-def _failures(reader: Reader, run_id: str) -> dict[str, tuple[int, str]]:
-    """Return the step at which each failed strategy of several was set aside, and why."""
-    views = RunViews(reader.connection, run_id)
-    failures: dict[str, tuple[int, str]] = {}
-    for reason, _ in views.counts("v_strategy_decisions", "reason"):
-        if reason.startswith(_SET_ASIDE):
-            for row in views.rows("v_strategy_decisions", reason=reason):
-                failures.setdefault(row["strategy"], (row["sequence"], reason))
-    return failures
-
-
-def _sequences(
-    reader: Reader,
-    record: RunRecord,
-    breaches: _Breaches,
-    failures: dict[str, tuple[int, str]],
-) -> list[int]:
+def _sequences(reader: Reader, record: RunRecord) -> list[int]:
     """Return the kept steps that may send a notice, in order."""
     run_id = record.run["run_id"]
     views, decisions = RunViews(reader.connection, run_id), record.decisions
     chosen = {row["sequence"] for row in views.rows("v_events", kind=_ALWAYS)}
     chosen |= {fill["sequence"] for fill in record.account.fills}
-    chosen |= {since for since, _ in failures.values()}
-    for halted in breaches.sequences:
-        place = np.searchsorted(decisions.sequence, halted)
-        chosen |= {*decisions.sequence[place : place + 1].tolist()}
+    chosen |= {*_failures(views)}
+    halts = reader.run_rows(reader.stored_run(run_id).run_key).halts(WHOLE)
+    chosen |= {halt.sequence for halt in halts}
     limits = np.isin(decisions.refused_by, (risk_drawdown.name, risk_daily_loss.name))
     chosen |= {*decisions.sequence[limits].tolist()}
     chosen |= {*_late_steps(record)}
     first = reader.first_kept(run_id)
     return sorted(sequence for sequence in chosen if sequence >= first)
+
+
+def _failures(views: RunViews) -> Iterator[int]:
+    """Yield the step of each decision by a strategy that was set aside, the first of each."""
+    told = set[str]()
+    for reason, _ in views.counts("v_strategy_decisions", "reason"):
+        if reason.startswith(SET_ASIDE):
+            for row in views.rows("v_strategy_decisions", reason=reason):
+                if row["strategy"] not in told:
+                    told.add(row["strategy"])
+                    yield row["sequence"]
 
 
 def _late_steps(record: RunRecord) -> Iterator[int]:

@@ -290,14 +290,14 @@ def a_decision_that_no_record_explains() -> None:
 
 def a_notice_told_twice() -> None:
     """Keep the notices that were sent."""
-    deliver = Messenger._deliver  # noqa: SLF001 - what is broken is private
+    send = Messenger._send_waiting  # noqa: SLF001 - what is broken is private
 
     async def again(self: Messenger) -> None:
         waiting = list(self._queue)
-        await deliver(self)
+        await send(self)
         self._queue.extend(waiting[:1])
 
-    _replace(Messenger, "_deliver", again)
+    _replace(Messenger, "_send_waiting", again)
 
 
 def a_new_run_that_begins_now() -> None:

@@ -175,7 +175,7 @@ def test_status_page_and_notices_show_both_sides(tmp_path: Path) -> None:
     process = recorded(path, count=40)
     config = hedged(FillModel.NEXT_OPEN, notify={"kinds": ["fills"]})
     notices = Notices(config.notify, process.opened.run, on_breach="halt")
-    noted = [(step, notice) for step in process.steps for notice in notices.of_step(step, "")]
+    noted = [(step, notice) for step in process.steps for notice in notices.of_step(step)]
     assert noted
     for step, notice in noted:
         held = {

@@ -15,8 +15,10 @@ from waiting import deadline, until
 
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.config.notify import NotifySection
 from tracepaper.daemon.session.child import ChildProcess, StartProcess
 from tracepaper.daemon.session.daemon import Daemon
+from tracepaper.daemon.session.messenger import AppriseSender, Send
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.reader import Reader
@@ -161,6 +163,7 @@ async def daemon(
     database: Path,
     *,
     start_process: StartProcess = ChildProcess,
+    sender: Callable[[NotifySection], Send] = AppriseSender,
     **sections: Mapping[str, Any],
 ) -> AsyncIterator[RunningDaemon]:
     """Run a daemon until the block ends, then stop it in good order."""
@@ -179,6 +182,7 @@ async def daemon(
         watch=watch,
         clock=clock,
         start_process=start_process,
+        sender=sender,
     )
     running = RunningDaemon(server, asyncio.create_task(daemon.run()), clock)
     holder.append(running)

@@ -8,7 +8,6 @@ from asyncio import StreamWriter as Writer
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-TEMPERS = ("takes", "slow", "refuses", "hangs", "drips", "closes")
 SLOW_S = 0.3
 
 

@@ -33,7 +33,7 @@ import msgspec
 from world.bomb import Bomb
 from world.disk import FULL, IOERR, KILLED, Faults, Operation, install
 from world.loop import Stuck, VirtualLoop, guard
-from world.processes import FAULT_SHARE, StandIn, in_child, replayed
+from world.processes import FAULT_SHARE, WORK_S, StandIn, in_child, replayed
 from world.processes import FAULTS as PROCESS_FAULTS
 from world.proxy import Proxy
 from world.spec import ADDRESS, RENAMED, SYMBOLS, TICKS, Spec, version_of
@@ -42,9 +42,9 @@ import tracepaper.daemon.clock as clock_module
 import tracepaper.daemon.session.run_row as run_row_module
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.http.client import read_token
-from tracepaper.daemon.session.apprise_worker import Delivery, Message
 from tracepaper.daemon.session.child import ChildProcess, TimeLimits
 from tracepaper.daemon.session.daemon import Daemon
+from tracepaper.daemon.session.messenger import Message
 from tracepaper.replay.exchange.fault_kinds import FAULTS, Stage
 from tracepaper.replay.exchange.market import SimulatedMarket
 from tracepaper.replay.exchange.server import EmbeddedExchange
@@ -197,7 +197,7 @@ class Life:
         self._positions: dict[str, int] = {}
         self._orders: set[object] = set()
         self._stop_asked_s = 0.0
-        self._rng = random.Random(f"{self.seed}:life")
+        self._send_rng = random.Random(f"{self.seed}:send")
         self._disk = _LifeDisk(self._acknowledge)
 
     # ------------------------------------------------------------ a life
@@ -474,39 +474,41 @@ class Life:
     # ------------------------------------------------------------ processes beside the daemon
 
     def _start_process(
-        self, name: str, command: Sequence[str], limits: TimeLimits, **options: Any
+        self, name: str, command: Sequence[str], limits: TimeLimits, **_options: Any
     ) -> ChildProcess:
         """Return what stands for a process of the daemon."""
         self._processes += 1
         stream = self._stream(f"process:{name}:{self._processes}")
-        is_faulty = "process" in self.spec.host and self.begin_ms < self.spec.calm_ms
-
-        def fault() -> str:
-            struck = stream.choice(PROCESS_FAULTS) if stream.random() < FAULT_SHARE else ""
-            if not is_faulty or not struck:
-                return ""
-            self._counts["fault process"] += 1
-            self._note(f"process:{struck}", self.loop.now_s)
-            return struck
 
         def begun() -> Sequence[object]:
-            if name == "sending":
-                return []
             return [in_child(lambda: self._aside(lambda: replayed(command)))]
 
         return StandIn(
-            name, command, limits,
-            rng=stream, begun=begun, told=self._send, fault=fault, opening=options.get("opening"),
-        )  # fmt: skip
+            name, command, limits, rng=stream, begun=begun, fault=lambda: self._fault_of(stream)
+        )
 
-    def _send(self, message: object) -> Sequence[object]:
-        """Do what the process that sends does, and note which commands it told."""
-        if not isinstance(message, Message):
-            return ["ready"]
+    def _fault_of(self, stream: random.Random) -> str:
+        """Draw what becomes of an answer of a process or a service: nothing, or a fault."""
+        struck = stream.choice(PROCESS_FAULTS) if stream.random() < FAULT_SHARE else ""
+        if not struck or "process" not in self.spec.host or self.begin_ms >= self.spec.calm_ms:
+            return ""
+        self._counts["fault process"] += 1
+        self._note(f"process:{struck}", self.loop.now_s)
+        return struck
+
+    async def _send(self, address: str, message: Message) -> str:
+        """Send as a service does, or hang, or fail; note which commands were told."""
+        assert address == ADDRESS
+        fault = self._fault_of(self._send_rng)
+        await asyncio.sleep(self._send_rng.uniform(*WORK_S))
+        if fault == "silent":
+            await asyncio.Event().wait()  # for ever, as a thread may
+        if fault:
+            return fault
         for note in NOTE.findall(message.body):
             self._write("told", note)
             self._untold.discard(note)
-        return [Delivery(ADDRESS)]
+        return ""
 
     def _explain(self, seconds: float) -> None:
         """Note that nothing may be decided for *seconds*, by what was just drawn."""
@@ -651,6 +653,7 @@ class Life:
             rng=self._stream("jitter"),
             entropy=self._stream("entropy").randbytes,
             start_process=self._start_process,
+            sender=lambda _section: self._send,
         )
 
     def _note_run(self, run: RunRow) -> None:

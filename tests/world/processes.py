@@ -58,8 +58,8 @@ def in_child(work: Callable[[], A]) -> A:
 class StandIn(ChildProcess):
     """Stands for the process that runs *command*.
 
-    *begun* returns its first messages, *told* those that answer a message, also the opening one;
-    *fault* draws what happens to them instead: nothing, or one of ``FAULTS``.
+    *begun* returns its messages; *fault* draws what happens to them instead: nothing, or one of
+    ``FAULTS``.
     """
 
     def __init__(
@@ -70,53 +70,42 @@ class StandIn(ChildProcess):
         *,
         rng: random.Random,
         begun: Callable[[], Sequence[object]],
-        told: Callable[[Any], Sequence[object]],
         fault: Callable[[], str],
-        opening: object = None,
     ) -> None:
-        super().__init__(name, command, limits, opening=opening)
-        self._rng, self._begun, self._told, self._fault = rng, begun, told, fault
+        super().__init__(name, command, limits)
+        self._rng, self._begun, self._fault = rng, begun, fault
         self._is_running = False
-        self._answers: set[asyncio.TimerHandle] = set()
-
-    def write(self, message: object) -> None:
-        """Answer *message* later."""
-        if not self._is_running:
-            raise EOFError
-        self._later(lambda: self._told(message))
+        self._answer: asyncio.TimerHandle | None = None
 
     async def _spawn(self) -> None:
         self._process = _Running(self)  # type: ignore[assignment]  # what ``exchange`` asks of one
         self._reader, self._is_running = asyncio.StreamReader(), True
-        self._later(self._begun)
+        self._answer_later()
 
     async def stop(self) -> None:
         """End the process; what it has not answered yet it never does."""
         self._process, self._is_running = None, False
-        for answer in self._answers:
-            answer.cancel()
-        self._answers.clear()
+        if self._answer is not None:
+            self._answer.cancel()
 
     async def _cause(self) -> str:
         return f"the {self._name} process was ended by SIGKILL; the machine may lack memory"
 
-    def _later(self, work: Callable[[], Sequence[object]]) -> None:
-        """Do *work* and write its messages a drawn time later, or meet a fault."""
+    def _answer_later(self) -> None:
+        """Write the messages a drawn time later, or meet a fault."""
         loop, fault = asyncio.get_running_loop(), self._fault()
 
         def answer() -> None:
-            self._answers.discard(handle)
             if fault == "garbage":
                 self._reader.feed_data(frame_of("no result"))
             elif fault == "killed":
                 self._is_running = False
                 self._reader.feed_eof()
             elif not fault:
-                for message in work():
+                for message in self._begun():
                     self._reader.feed_data(frame_of(message))
 
-        handle = loop.call_later(self._rng.uniform(*WORK_S), answer)
-        self._answers.add(handle)
+        self._answer = loop.call_later(self._rng.uniform(*WORK_S), answer)
 
 
 class _Running:

@@ -15,6 +15,7 @@ from tracepaper.daemon.session.notices import Notice, Notices
 from tracepaper.strategies.types.decisions import (
     Action,
     Decision,
+    LimitBreach,
     Order,
     OrderKind,
     OrderRole,
@@ -55,9 +56,9 @@ def closed(at_ms: int, decided: Decision | None = WELL, symbol: str = "BTCUSDT",
     return builders.step(bar, decided=decided, **of)
 
 
-def told_of(notifier: Notices, *steps: Step, breach: str = "") -> list[tuple[str, str]]:
+def told_of(notifier: Notices, *steps: Step) -> list[tuple[str, str]]:
     """Return kind and text of each notice of *steps*."""
-    return [words(notice) for step in steps for notice in notifier.of_step(step, breach)]
+    return [words(notice) for step in steps for notice in notifier.of_step(step)]
 
 
 def words(notice: Notice) -> tuple[str, str]:
@@ -110,16 +111,16 @@ def test_what_others_wrote_stays_one_line_without_control_characters() -> None:
 @pytest.mark.parametrize(
     ("on_breach", "action"), [("halt", "no new"), ("flatten", "all positions")]
 )
-def test_a_breach_is_told_once_until_it_is_lifted(on_breach: str, action: str) -> None:
+def test_each_breach_that_a_step_records_is_told(on_breach: str, action: str) -> None:
+    """A step records a breach once; the first of a run that takes over one is of any kind."""
     notifier = notices(on_breach)
     steps = [closed(START_MS + minute * MINUTE) for minute in range(3)]
     assert told_of(notifier, *steps) == []
-    ((kind, text),) = told_of(notifier, *steps, breach="risk.drawdown")
+    ((kind, text),) = told_of(notifier, breached(steps[0]), *steps)
     assert kind == "limits"
     assert text.startswith(f"risk.drawdown breached at equity 100,000.00: {action}")
     resume = builders.step(Command(CommandKind.RESUME, "", START_MS, START_MS))
-    assert [kind for kind, _ in told_of(notifier, resume, *steps)] == ["halt"]
-    assert len(told_of(notifier, *steps, breach="risk.drawdown")) == 1
+    assert [kind for kind, _ in told_of(notifier, breached(resume))] == ["limits", "halt"]
 
 
 def test_a_limit_that_only_refuses_is_told_once_a_day() -> None:
@@ -127,7 +128,7 @@ def test_a_limit_that_only_refuses_is_told_once_a_day() -> None:
     over = builders.decision(measures=(("risk.daily_loss", 9.0, 5.0, False),))
     day = [closed(MIDNIGHT_MS + minute * MINUTE, of) for minute, of in enumerate((over, WELL) * 3)]
     following = closed(MIDNIGHT_MS + DAY_MS, over)
-    found_in_all = told_of(notifier, *day, following, breach="risk.daily_loss")
+    found_in_all = told_of(notifier, *day, following)
     assert len(found_in_all) == 2
     assert found_in_all[0][1].endswith("no new exposure while it lasts")
 
@@ -178,7 +179,7 @@ def test_late_decisions_are_told_when_they_begin_and_end() -> None:
     assert told_of(notifier, *steps) == [("late", "decisions late: BTCUSDT is held: late by 4 s")]
     assert told_of(
         notifier, closed(START_MS, WELL, "ETHUSDT"), closed(START_MS, WELL, "ETHUSDT")
-    ) == [("late", "decisions in time again: after 3 that were late")]
+    ) == [("late", "decisions in time again: ETHUSDT")]
 
 
 def test_each_parity_result_is_told() -> None:
@@ -240,12 +241,18 @@ def test_a_day_without_a_fill_is_summed_up_with_its_cause() -> None:
 # ---------------------------------------------------------------- kinds and fields
 
 
+def breached(step: Step) -> Step:
+    """Return *step* as the one that records a breach."""
+    breach = LimitBreach("risk.drawdown", 0.2, 0.1, START_MS)
+    return msgspec.structs.replace(step, halted=breach)
+
+
 def everything() -> list[Step]:
-    """Return steps that make every kind of notice, and the breached limit."""
+    """Return steps that make every kind of notice."""
     check = ParityCheck(ParityOutcome.FAILED, "x", 0, 1, 0, 0, 0)
     return [
         closed(START_MS, LATE),
-        filled(OrderRole.SIGNAL),
+        breached(filled(OrderRole.SIGNAL)),
         filled(OrderRole.STOP),
         builders.step(Command(CommandKind.HALT, "", START_MS, START_MS)),
         builders.step(check),
@@ -256,8 +263,8 @@ def everything() -> list[Step]:
 
 def test_every_kind_has_the_fields_that_its_template_may_name_and_no_other() -> None:
     notifier, by_kind = notices(), {}
-    for index, step in enumerate(everything()):
-        for notice in notifier.of_step(step, "risk.drawdown" if index else ""):
+    for step in everything():
+        for notice in notifier.of_step(step):
             by_kind[notice.kind] = notice
     assert set(by_kind) == set(KINDS)
     for kind, notice in by_kind.items():
@@ -273,11 +280,7 @@ def test_every_kind_has_the_fields_that_its_template_may_name_and_no_other() -> 
 def test_each_kind_can_be_off(kind: str) -> None:
     others = tuple(name for name in KINDS if name != kind)
     notifier = notices(kinds=others)
-    told_kinds = {
-        notice.kind
-        for index, step in enumerate(everything())
-        for notice in notifier.of_step(step, "risk.drawdown" if index else "")
-    }
+    told_kinds = {notice.kind for step in everything() for notice in notifier.of_step(step)}
     assert told_kinds == set(others)
 
 
@@ -286,15 +289,13 @@ def test_a_revision_of_a_bar_tells_nothing() -> None:
     assert told_of(notices(), closed(START_MS), revised) == []
 
 
-def test_a_failed_strategy_is_told_once_and_not_by_the_words_of_a_reason() -> None:
+def test_a_failed_strategy_is_told_once() -> None:
     notifier = notices()
-    outcome = msgspec.structs.replace(WELL.outcome, reason="set aside: not yet")
-    answered = StrategyDecision("a", outcome, 0)
-    part = ShadowStep("a", Position(0), builders.account(), (), False, answered)
-    step = closed(START_MS, shadows=(part,))
-    assert told_of(notifier, step) == []
-    failed = [notifier.of_step(step, "", {"b": "it failed"}) for _ in range(2)]
-    assert [[notice.fields["command"] for notice in each] for each in failed] == [
-        ["strategy b"],
-        [],
-    ]
+
+    def answered(name: str, reason: str) -> ShadowStep:
+        outcome = msgspec.structs.replace(WELL.outcome, reason=reason)
+        decided = StrategyDecision(name, outcome, 0)
+        return ShadowStep(name, Position(0), builders.account(), (), False, decided)
+
+    step = closed(START_MS, shadows=(answered("a", "up"), answered("b", "set aside: it failed")))
+    assert told_of(notifier, step, step) == [("halt", "strategy b: set aside: it failed")]

@@ -30,7 +30,7 @@ def test_notices_and_status_say_what_protects_a_position_and_what_its_end_brough
         held.append(monitor.instrument(KEY)["position"])
         texts += [
             WORDINGS[notice.kind].template.format_map(notice.fields)
-            for notice in notices.of_step(step, "")
+            for notice in notices.of_step(step)
         ]
     entered = "long 1 BTC from 100, stop 99.7, target 104, +0.00 %"
     assert held[2] == entered

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 import sqlite3
-import sys
 import tomllib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from apprise.plugins.telegram import NotifyTelegram
 from bybit_server import ScriptedServer
 from daemon_under_test import daemon
 from programs import ROOT
@@ -21,16 +21,9 @@ from readme import blocks
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.http.client import ask
-from tracepaper.daemon.session import messenger
 
 pytestmark = pytest.mark.sockets
 
-PLUGIN = """
-from apprise.plugins.telegram import NotifyTelegram
-from tracepaper.daemon.session import apprise_worker
-NotifyTelegram.notify_url = "{url}/bot"
-apprise_worker.main()
-"""
 CLOSINGS = """
 SELECT price, amount FROM v_fills JOIN v_ledger USING (run_id, sequence, order_id)
 WHERE v_fills.reason LIKE 'exits%' AND v_ledger.kind = 'realized'
@@ -55,7 +48,7 @@ class TelegramServer:
 
 @asynccontextmanager
 async def telegram(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[TelegramServer]:
-    """Serve bots, and let the process that sends notices take them for Telegram's."""
+    """Serve bots, and let Apprise take them for Telegram's."""
     server, application = TelegramServer(), web.Application()
     application.router.add_post("/{path:.*}", server.answer)
     runner = web.AppRunner(application, shutdown_timeout=0.1)
@@ -63,8 +56,7 @@ async def telegram(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[TelegramSer
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         host, port = runner.addresses[0]
-        program = PLUGIN.format(url=f"http://{host}:{port}")
-        monkeypatch.setattr(messenger, "PROGRAM", (sys.executable, "-c", program))
+        monkeypatch.setattr(NotifyTelegram, "notify_url", f"http://{host}:{port}/bot")
         yield server
     finally:
         await runner.cleanup()

@@ -63,9 +63,9 @@ class WatchedLog(SqlAuditLog):
 
     def append_now(self, *steps: Step) -> None:
         super().append_now(*steps)
-        engine, section = self.replay.engine, self.replay.config.notify
+        section = self.replay.config.notify
         for step in steps:
-            for notice in self.notices.of_step(step, engine.risk.breach, engine.set_aside):
+            for notice in self.notices.of_step(step):
                 if notice.kind in LABELS:
                     text = section.wording(notice.kind).format_map(notice.fields)
                     self.made.append((notice.market_ms, notice.kind, text))
