@@ -35,9 +35,9 @@ OF_MODEL: Final = "model"
 SIZED: Final = ("ridge", "persistence")
 """Baselines that forecast the size of the mean, not only its sign and order."""
 _STRONGER: Final[Mapping[str, tuple[str, ...]]] = {
-    "size": ("mean",), "score": ("mean",), "sign": ("score", "mean")
+    "score": ("mean",), "sign": ("score", "mean")
 }  # fmt: skip
-"""Fields that imply a field: a score has the sign and order of a mean, and a mean has its size."""
+"""Fields that imply a field: a mean is a score, and a score has a sign."""
 _UNIT_POWERS: Final = {
     "mean": 1, "score": 1, "scale": 1, "quantiles": 1, "relative": 1, "tails": 1, "variance": 2
 }  # fmt: skip

@@ -29,7 +29,6 @@ from tracepaper.replay.learning.losses import AUXILIARY_LOSSES
 from tracepaper.replay.learning.splits import SYMBOL_BITS
 from tracepaper.replay.learning.statistics import (
     COVERAGE,
-    VARIANCE_FLOOR,
     DailyEstimate,
     DayDifference,
     RankedBars,
@@ -325,21 +324,6 @@ def _moments(first: Array, second: Array) -> Array:
     return np.stack([np.ones_like(a), a, b, a * a, b * b, a * b])
 
 
-def _explained(sums: Array) -> Array:
-    missed, whole = sums.T
-    return 1.0 - np.divide(missed, whole, out=np.full(len(sums), np.nan), where=whole > 0)
-
-
-def _r_squared(view: MetricView) -> Array:
-    value = view.labels["returns"]
-    return np.stack([(value - view["size"]) ** 2, value * value])
-
-
-def _missed(view: MetricView) -> Array:
-    """Return the return minus its forecast mean, in basis points."""
-    return view.points * view.labels["returns"] - view.points * view["mean"]
-
-
 _STILL: Final[Mapping[str, Reference]] = {
     "no_move": lambda view: {"mean": np.zeros(len(view.rows))}
 }
@@ -349,23 +333,6 @@ _STILL: Final[Mapping[str, Reference]] = {
 
 def _qlike(view: MetricView) -> Array:
     return statistics.qlike_of(view["variance"], view.labels["variance"])
-
-
-def _log_variance(view: MetricView) -> Array:
-    """Return the terms of R²; each series is centred, as the log of a mean is biased."""
-    value, forecast = (
-        logs - logs.mean()
-        for logs in (
-            np.log(view.labels["variance"]),
-            np.log(np.maximum(view["variance"], VARIANCE_FLOOR)),
-        )
-    )
-    return np.stack([(value - forecast) ** 2, value * value])
-
-
-def _volatility_error(view: MetricView) -> Array:
-    moves = view.points * np.sqrt(np.maximum(view["variance"], 0.0))
-    return np.abs(view.points * np.sqrt(view.labels["variance"]) - moves)
 
 
 # --- the distribution
@@ -391,23 +358,6 @@ def interval(share: float) -> Metric:
 _ODDS: Final = ("probability",)
 
 
-def _top(view: MetricView) -> NDArray[np.int64]:
-    return view["probability"].argmax(axis=1)
-
-
-def _accuracy(view: MetricView) -> Array:
-    return (_top(view) == view.labels["direction"]).astype(np.float64)
-
-
-def _f1(view: MetricView) -> Array:
-    """Return the terms of macro F1: by class, hits, then forecasts plus occurrences."""
-    top, classes, terms = _top(view), view.labels["direction"], []
-    for kind in range(view["probability"].shape[1]):
-        forecast, realised = top == kind, classes == kind
-        terms += [forecast & realised, forecast.astype(np.int64) + realised]
-    return np.stack(terms).astype(np.float64)
-
-
 def climatology(view: MetricView) -> Mapping[str, Array]:
     """Return a constant forecast: each class's share of all rows as its probability."""
     classes, kinds = view.labels["direction"], view["probability"].shape[1]
@@ -426,8 +376,8 @@ def _log_loss(view: MetricView) -> Array:
 
 def _calibration_error(view: MetricView) -> Array:
     """Return the terms of the top class's calibration error by equal bins (Guo, 2017)."""
-    top, count = _top(view), statistics.ECE_BINS
-    sure = view["probability"][np.arange(len(top)), top]
+    probability, count = view["probability"], statistics.ECE_BINS
+    top, sure = probability.argmax(axis=1), probability.max(axis=1)
     hit = (top == view.labels["direction"]).astype(np.float64)
     bins = np.minimum((sure * count).astype(np.int64), count - 1)
     rows = [np.where(bins == at, hit - sure, 0.0) for at in range(count)]
@@ -490,36 +440,12 @@ METRICS: Final = named(
         lambda view: _moments(view["score"], view.labels["returns"]), _pearson,
     ),
     Metric(
-        "rank_ic", "Rank information coefficient", ("score",),
-        lambda view: _moments(rankdata(view["score"]), rankdata(view.labels["returns"])), _pearson,
-    ),
-    Metric(
-        "r_squared", "R² of the return, against a forecast of no move", ("size",), _r_squared,
-        _explained,
-    ),
-    Metric(
         "mae", "Mean absolute error of the return, in basis points (less is better)", ("mean",),
-        lambda view: np.abs(_missed(view)), references=_STILL,
-    ),
-    Metric(
-        "mse", "Mean squared error of the return, in squared basis points (less is better)",
-        ("mean",), lambda view: _missed(view) ** 2, references=_STILL,
+        lambda view: np.abs(view.points * (view.labels["returns"] - view["mean"])),
+        references=_STILL,
     ),
     Metric("qlike", "QLIKE of the volatility (less is better)", ("variance",), _qlike),
-    Metric(
-        "log_variance_r_squared", "R² of log variance", ("variance",), _log_variance, _explained
-    ),
-    Metric(
-        "volatility_mae", "Mean absolute error of the volatility, in basis points (less is better)",
-        ("variance",), _volatility_error,
-    ),
     interval(COVERAGE),
-    Metric("direction.accuracy", "", _ODDS, _accuracy, is_alone=True, less_is_better=False),
-    Metric(
-        "direction.f1", "", _ODDS, _f1,
-        lambda sums: (2 * sums[:, ::2] / np.maximum(sums[:, 1::2], 1.0)).mean(axis=1),
-        is_alone=True, less_is_better=False,
-    ),
     *(metric._replace(name=f"direction.{metric.name}", title="") for metric in _SCORES),
     Metric(
         "direction.ece", "", _ODDS, _calibration_error,

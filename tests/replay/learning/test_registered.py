@@ -116,6 +116,4 @@ def test_a_baseline_is_one_function() -> None:
         show(Console(width=160, file=page), tables_of(judgement))
         assert "zero" in page.getvalue()
         assert "Mean absolute error of the return" in page.getvalue()
-        assert "Mean squared error of the return" in page.getvalue()
-        assert "Mean absolute error of the volatility" in page.getvalue()
         assert "calm" in page.getvalue()
