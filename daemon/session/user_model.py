@@ -206,7 +206,7 @@ _DECLARATIONS: Final[tuple[Declaration, ...]] = (
      f"name some of: {', '.join(sorted(MEASURES))}"),
     ("trained_until", _is_date, "write a date such as 2025-05-31"),
     ("calibration", lambda value: isinstance(value, Calibration | None),
-     "give a tracepaper.strategies.types.Calibration, or None"),
+     "give a tracepaper.strategies.types.calibration.Calibration, or None"),
 )  # fmt: skip
 
 

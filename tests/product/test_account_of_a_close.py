@@ -175,7 +175,7 @@ def test_a_position_is_as_old_as_the_fill_that_opened_or_turned_it(changes: list
 SEES = """
 from tracepaper.strategies.api.context import Signal
 from tracepaper.strategies.api.strategy import Strategy
-from tracepaper.strategies.types import Action
+from tracepaper.strategies.types.decisions import Action
 
 class Seer(Strategy):
     sees_account = True

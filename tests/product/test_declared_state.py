@@ -27,7 +27,7 @@ COUNTS = """
 from msgspec import Struct
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.api.context import Signal
-from tracepaper.strategies.types import Action
+from tracepaper.strategies.types.decisions import Action
 
 class Memory(Struct):
     held: int = 0

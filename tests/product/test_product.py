@@ -235,7 +235,8 @@ import os, signal
 from tracepaper.strategies.api.context import BarContext
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.api.context import Signal
-from tracepaper.strategies.types import Action, Bar
+from tracepaper.strategies.types.decisions import Action
+from tracepaper.strategies.types.market import Bar
 
 class Restless(Strategy):
     warmup = 2

@@ -142,7 +142,7 @@ def test_a_changed_configuration_opens_a_new_run_that_takes_over_the_account(
 COUNTS = """
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.api.context import Signal
-from tracepaper.strategies.types import Action
+from tracepaper.strategies.types.decisions import Action
 
 class Counts(Strategy):
     files = ("counts.csv",)
@@ -226,7 +226,7 @@ def test_an_order_that_a_new_run_takes_over_keeps_an_id_of_its_own(counts: Path)
 SINCE = """
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.api.context import Signal
-from tracepaper.strategies.types import Action
+from tracepaper.strategies.types.decisions import Action
 
 class Counts(Strategy):
     def __init__(self, options):
@@ -262,7 +262,7 @@ def test_state_that_no_bar_rebuilds_is_called_that_after_a_restart(
 LOOKS_BACK = """
 from tracepaper.strategies.api.context import Signal
 from tracepaper.strategies.api.strategy import Strategy
-from tracepaper.strategies.types import Action
+from tracepaper.strategies.types.decisions import Action
 
 class Counts(Strategy):
     warmup = 9

@@ -23,7 +23,7 @@ from tracepaper.strategies.api.context import (
 )
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.examples.pair import Pair
-from tracepaper.strategies.types import Action
+from tracepaper.strategies.types.decisions import Action
 from tracepaper.strategies.units import to_tick
 
 SIDES = (Action.LONG, Action.LONG, Action.SHORT, Action.HOLD, Action.SHORT, Action.FLAT)

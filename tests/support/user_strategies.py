@@ -10,7 +10,7 @@ from pathlib import Path
 HEAD = """
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.api.context import Signal
-from tracepaper.strategies.types import Action
+from tracepaper.strategies.types.decisions import Action
 
 def by(rises):
     return Signal(Action.LONG if rises else Action.FLAT, "as it says")

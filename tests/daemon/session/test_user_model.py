@@ -149,7 +149,7 @@ def test_prices_are_prices_and_the_past_is_its_own_to_keep(folder: Path) -> None
         (PLAIN.replace(":features", ":Mine"), "feature_row"),
         ("    def __init__(self):\n        pass\n" + PLAIN, "options, files"),
         (
-            "    from tracepaper.strategies.types import Calibration\n"
+            "    from tracepaper.strategies.types.calibration import Calibration\n"
             "    calibration = Calibration({{'direction': (1.0,)}}, {{}}, 0.0)\n" + PLAIN,
             "99 numbers",
         ),

@@ -52,7 +52,7 @@ fee_minimum = "1"
 ALTERNATE = """
 from tracepaper.strategies.api.context import Signal
 from tracepaper.strategies.api.strategy import Strategy
-from tracepaper.strategies.types import Action
+from tracepaper.strategies.types.decisions import Action
 
 
 class Once(Strategy):
@@ -388,7 +388,7 @@ def test_a_crash_by_three_tenths_is_believed(interval_ms: int) -> None:
 DAYS = """
 from tracepaper.strategies.api.context import Signal
 from tracepaper.strategies.api.strategy import Strategy
-from tracepaper.strategies.types import Action
+from tracepaper.strategies.types.decisions import Action
 
 
 class Days(Strategy):
