@@ -89,7 +89,7 @@ def main() -> None:
     # A collection visits every imported object, half a million with a model.
     gc.set_threshold(NEW_OBJECTS)
     interrupt_on_signals()
-    _open_streams()
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a character without an encoding raises nothing
             stream.reconfigure(errors="replace")
@@ -109,13 +109,10 @@ def invoke(arguments: Sequence[str]) -> int:
         code = _run(arguments)
         sys.stdout.flush()
     except OSError as error:
-        if error.errno not in _NO_READER or error.filename is not None:
+        if error.errno != errno.EPIPE or error.filename is not None:
             return _explain(error)
         # Nobody reads the output, so the rest of the buffer goes to /dev/null at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if error.errno == errno.EBADF:
-            sentence = "stdout is closed: redirect it to a file or to /dev/null, and try again."
-            typer.echo(sentence, err=True)
         return FAILED
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
@@ -131,23 +128,24 @@ def invoke(arguments: Sequence[str]) -> int:
     return code
 
 
-_NO_READER: Final = frozenset({errno.EPIPE, errno.EBADF})
+# ---------------------------------------------------------------- a machine that lacks something
 
 
-def _open_streams() -> None:
-    """Open closed standard streams, so that no other file gets their descriptors.
+def _open_closed_streams() -> None:
+    """Open closed standard streams on /dev/null, so that no database gets their descriptors."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor
+            setattr(sys, name, io.TextIOWrapper(io.FileIO(number, "r+", closefd=False)))
 
-    A stdout that was closed is opened for reading: a write to it fails instead of being lost.
-    """
-    for number, mode in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, mode)  # takes the lowest free descriptor
-    if sys.stdout is None:
-        sys.stdout = io.TextIOWrapper(io.BufferedWriter(io.FileIO(1, "w", closefd=False)))
-    if sys.stderr is None:
-        sys.stderr = io.TextIOWrapper(io.BufferedWriter(io.FileIO(2, "w", closefd=False)))
+
+def _shortage(error: BaseException) -> str:
+    """Return what the machine lacks and what to do, if *error* says that; else ''."""
+    if isinstance(error, MemoryError):
+        return "The machine has no memory left for this; give it less at once."
+    if "start new thread" in str(error) or getattr(error, "errno", None) == errno.EAGAIN:
+        return "The machine starts no more threads or processes; raise their limit, and try again."
+    return ""
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -230,17 +228,6 @@ def tracepaper(
     """Paper trading on Bybit whose every decision can be traced, re-run and believed."""
 
 
-def _is_thread_limit(error: BaseException) -> bool:
-    """Return whether *error* means that no thread could start; Python has no class for this."""
-    return isinstance(error, RuntimeError) and "start new thread" in str(error)
-
-
-_NO_PROCESS: Final = (
-    "The machine starts no more threads or processes; raise TasksMax of the unit or the "
-    "container's limit of processes, and start again."
-)
-
-
 def _explain(error: BaseException) -> int:
     """Print *error* as one sentence on stderr and return its exit code; re-raise a bug."""
     match error:
@@ -248,9 +235,7 @@ def _explain(error: BaseException) -> int:
             sentence = str(error)
             code = WRONG_USAGE if isinstance(error, ConfigInvalid) else FAILED
         case BaseExceptionGroup():
-            explained, _ = error.split(
-                lambda inner: isinstance(inner, TracepaperError) or _is_thread_limit(inner)
-            )
+            explained = error.subgroup(TracepaperError)
             if explained is None:
                 raise error
             return _explain(explained.exceptions[0])
@@ -260,17 +245,10 @@ def _explain(error: BaseException) -> int:
             from tracepaper.storage.database.remedies import unusable
 
             sentence, code = unusable("The database", error), FAILED
-        case MemoryError():
-            sentence, code = (
-                "The machine has no memory left for this; give it less at once.",
-                FAILED,
-            )
-        case OSError() if error.errno == errno.EAGAIN and error.filename is None:
-            sentence, code = _NO_PROCESS, FAILED
+        case _ if lacking := _shortage(error):
+            sentence, code = lacking, FAILED
         case OSError():
             sentence, code = _file_problem(error)
-        case RuntimeError() if _is_thread_limit(error):
-            sentence, code = _NO_PROCESS, FAILED
         case _:
             raise error
     typer.echo(visible(sentence), err=True)
