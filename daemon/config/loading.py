@@ -53,10 +53,10 @@ from tracepaper.daemon.config.values import (
     TREND_WINDOWS,
     ExitsSection,
     Section,
-    allowed,
     canonical,
     description,
     interval_name,
+    limits,
     merged,
     nested,
     table_of,
@@ -508,15 +508,11 @@ def _first_fault(error: ValidationError, origins: Origins, file: str) -> str:
         if (advice := ELSEWHERE.get(key.lower().replace("_", ""))) is not None:
             return f"{origin}: [{section}] has no key {key!r}: {advice}."
         return f"{origin}: [{section}] has no key {key!r}{suggested}; correct it."
-    reason = first["msg"].removeprefix("Value error, ")
+    reason = first["msg"].removeprefix("Value error, ").replace("Input should", "it should")
     if not key:
         return f"{origin}: {reason}."
-    if first["type"] not in {"value_error", "type_error"}:
-        field = model.model_fields[key]
-        words = allowed(field.annotation, field.metadata)
-        if first["type"] == "string_pattern_mismatch":
-            words = (description(model, key) or words).rstrip(".")
-        reason = f"write {words}"
+    if first["type"] == "string_pattern_mismatch":  # a regular expression tells a reader little
+        reason = f"write {description(model, key)}".rstrip(".")
     given = "…" if (section, key) == TOKENS else _shortened(first["input"])
     return f"{origin}: [{section}] {key} = {given} cannot be used; {reason}."
 
@@ -632,13 +628,10 @@ def _toml(value: object) -> str:
 
 def _further_limits(field: FieldInfo, text: str) -> str:
     """Return the limits of *field* that the description *text* does not mention."""
-    words = allowed(field.annotation, field.metadata)
-    for start in (" from ", " above ", "one of "):
-        _, separator, rest = words.partition(start)
-        is_described = all(name in text for name in rest.split(", "))
-        if separator and not is_described:
-            return f"{start.strip().capitalize()} {rest}."
-    return ""
+    words = limits(field.annotation, field.metadata)
+    _, _, rest = words.removeprefix("one ").partition(" ")
+    is_described = all(name in text for name in rest.split(", "))
+    return "" if is_described else f"{words[0].upper()}{words[1:]}."
 
 
 def _comment(text: str) -> list[str]:

@@ -388,29 +388,16 @@ def table_of(annotation: object) -> type[BaseModel] | None:
     return next(filter(is_table, parts), None)
 
 
-def allowed(annotation: object, metadata: Iterable[object] = ()) -> str:
-    """Describe the values that a field accepts, such as ``a whole number from 0 to 65535``."""
+def limits(annotation: object, metadata: Iterable[object] = ()) -> str:
+    """Describe the bounds or choices of a field, such as ``from 0 to 65535``; '' without any."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return allowed(arguments[0], [*arguments[1:], *metadata])
+        return limits(arguments[0], [*arguments[1:], *metadata])
     if origin in {Union, UnionType}:
-        return allowed(next(item for item in arguments if item is not NoneType), metadata)
+        return limits(next(item for item in arguments if item is not NoneType), metadata)
     if origin is Literal:
         return f"one of {', '.join(arguments)}"
-    if origin is tuple:
-        return f"a list of {allowed(arguments[0])}"
-    if is_table(annotation):
-        return f"a table with the keys {', '.join(annotation.model_fields)}"
-    return _KINDS.get(annotation, "a value of another kind") + _range(metadata)
-
-
-_KINDS: Final[dict[object, str]] = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    Decimal: "a decimal number as text",
-}
+    return limits(arguments[0]) if origin is tuple else _range(metadata)
 
 
 def _range(metadata: Iterable[object]) -> str:
@@ -423,7 +410,7 @@ def _range(metadata: Iterable[object]) -> str:
                 if (limit := getattr(part, name, None)) is not None:
                     bounds.setdefault(name, limit)
     words = {"ge": "from {}", "gt": "above {}", "le": "to {}", "lt": "below {}"}
-    return "".join(" " + words[name].format(bounds[name]) for name in words if name in bounds)
+    return " ".join(words[name].format(bounds[name]) for name in words if name in bounds)
 
 
 class Section(BaseModel):

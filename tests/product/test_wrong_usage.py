@@ -103,7 +103,7 @@ CASES = [
     ("replay --data BTCUSDT.csv --resume last --db run.db --set a.b=1", 2, "leave --set out"),
     ("evaluate --data BTCUSDT.csv --set strategy.fast=2", 2, "leave it out, or name a class"),
     ("replay --data run.db#last --from 2025-01-01", 2, "leave --from out"),
-    ("replay --data BTCUSDT.csv --category futures", 2, "write one of linear, spot, stock"),
+    ("replay --data BTCUSDT.csv --category futures", 2, "'linear', 'spot' or 'stock'"),
     ("replay --data BTCUSDT.csv --from 2030-01-01", 1, "choose a period inside it"),
     ("replay --data BTCUSDT.csv --resume last", 2, "name the database that holds it"),
     ("replay --data BTCUSDT.csv --resume last --db new.db", 2, "leave --resume out to begin it"),
