@@ -28,6 +28,7 @@ from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask, MaskKind, shown_table
 from tracepaper.strategies.attention.methods import confidence, rollout, rollout_buckets
+from tracepaper.strategies.attention.passage_shares import passages
 from tracepaper.strategies.attention.propagation import relevance, relevance_rules
 from tracepaper.strategies.attention.reads import Read
 from tracepaper.strategies.errors import ConfigInvalid
@@ -45,6 +46,7 @@ DENSE_MAX: Final = 4_096
 """Most bars for stored matrices."""
 PRODUCTS_MAX: Final = 2_048
 """Most bars for the time of their products, which grows with N³: 4,096 bars take 10 s each time."""
+PASSAGES: Final = 8
 EVERY_MAX: Final = 8_192
 """Most bars for the buckets of every row; beyond, only the stream keeps them, for windows."""
 WINDOW: Final = 1_088
@@ -172,6 +174,9 @@ def explanation_row(
         routes["without loops"] = partial(explain, layers, "tiles")
     if bars <= EVERY_MAX:
         routes["every bar"] = partial(explain_every, layers)
+        size = bars // PASSAGES
+        spans = {str(at): range(at * size, (at + 1) * size) for at in range(PASSAGES)}
+        routes[f"{PASSAGES} passages"] = partial(passages, layers, spans)
     if bars <= PRODUCTS_MAX:
         routes["stored matrices"] = partial(dense, inputs, mask)
     routes |= {name: partial(function, inputs, mask) for name, function in functions.items()}

@@ -20,6 +20,8 @@ from tracepaper.strategies.attention.methods import flow as flow
 from tracepaper.strategies.attention.methods import rollout as rollout
 from tracepaper.strategies.attention.methods import rollout_buckets as rollout_buckets
 from tracepaper.strategies.attention.methods import trained_entropy as trained_entropy
+from tracepaper.strategies.attention.passage_shares import Passages as Passages
+from tracepaper.strategies.attention.passage_shares import passages as passages
 from tracepaper.strategies.attention.probsparse import MapRead as MapRead
 from tracepaper.strategies.attention.probsparse import SparseRead as SparseRead
 from tracepaper.strategies.attention.propagation import relevance as relevance

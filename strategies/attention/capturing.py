@@ -12,13 +12,10 @@ The rule is docs/attention.md, A37.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
-from functools import lru_cache
-from inspect import signature
-from types import ModuleType, TracebackType
+from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
 import torch
@@ -30,10 +27,15 @@ from tracepaper.strategies.attention.checks import AXES, check_module, check_row
 from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask, check_tensor
 from tracepaper.strategies.attention.methods import PLAIN, AttendedTokens, Rollout, rollout
+from tracepaper.strategies.attention.passage_shares import Passages, Span, passages
+from tracepaper.strategies.attention.replacing import (
+    EAGER,
+    HEADS,
+    homes_of_formulas,
+    replaced,
+)
 from tracepaper.strategies.errors import AttentionInvalid
 
-EAGER: Final = "eager_attention_forward"
-"""The function that modules of transformers call if no kernel is chosen."""
 _HELP: Final = (
     "call the model inside the block, in eval mode, as modules and no traced graph, and with "
     "attn_implementation 'sdpa' or 'eager'"
@@ -41,8 +43,6 @@ _HELP: Final = (
 _TWO_SEQUENCES: Final = (
     "One sequence reads another here; capture the part that reads itself, such as model.encoder."
 )
-_ATTEND: Final = functional.scaled_dot_product_attention
-_HEADS: Final = signature(functional.multi_head_attention_forward)
 _FLASH: Final = SDPBackend.FLASH_ATTENTION.value
 _TOLERANCE: Final = {torch.float64: 1e-5, torch.float32: 1e-5}
 """How closely a layer must reproduce a formula's output, by type; half types: 1e-2."""
@@ -86,7 +86,7 @@ class capture:  # noqa: N801 - it is called as a function is
             return self._attend(attend, *args, **options)
 
         def without_weights(query: Tensor, key: Tensor, *args: Any, **options: Any) -> Any:
-            given = _HEADS.bind(query, key, *args, **options).arguments
+            given = HEADS.bind(query, key, *args, **options).arguments
             if self._is_running and query.data_ptr() != key.data_ptr():
                 raise AttentionInvalid(_TWO_SEQUENCES)
             if self._is_running and (given["bias_k"] is not None or given["add_zero_attn"]):
@@ -149,6 +149,28 @@ class capture:  # noqa: N801 - it is called as a function is
                 "are joined; capture a part in which each layer reads what the one below it gave."
             )
         return rollout(reads, check_rows(queries, count, from_end=True), method)
+
+    def passages(
+        self,
+        spans: Mapping[str, Span],
+        method: Rollout = PLAIN,
+        *,
+        special: Span = (),
+        attention_mask: Tensor | None = None,
+    ) -> Passages:
+        """Return every token's shares by the passages *spans*, sets of token positions.
+
+        *special* tokens and those where *attention_mask* [batch, token] is 0 stand apart. Raises
+        ``AttentionInvalid`` for passages that are empty, overlap or are out of range.
+        """
+        return passages(
+            self.reads,
+            spans,
+            method,
+            special=special,
+            attention_mask=attention_mask,
+            model=self._model,
+        )
 
     def gradient(self, output: Tensor) -> None:
         """Store in each layer the gradient of the scalar *output*, for ``fusion="gradient"``.
@@ -300,53 +322,6 @@ class capture:  # noqa: N801 - it is called as a function is
             return result
 
         return attended
-
-
-def _places(function: object) -> list[tuple[ModuleType, str]]:
-    """Return the Python modules that have *function*, each with its name there."""
-    # The compiler finds torch's own functions by their modules.
-    homes = [functional] + [
-        home
-        for name, home in list(sys.modules.items())
-        if type(home) is ModuleType and not name.startswith("torch.")
-    ]
-    return [(home, name) for home in homes for name, has in vars(home).items() if has is function]
-
-
-@lru_cache(maxsize=1)
-def _cached_places(function: object, _modules: int) -> list[tuple[ModuleType, str]]:
-    """Return ``_places`` of *function*, cached while the number of modules stays."""
-    return _places(function)
-
-
-@contextmanager
-def replaced(attend: Callable[..., Tensor], by: Callable[..., Tensor]) -> Iterator[None]:
-    """Let Python modules call *by* in place of *attend*, whatever its name is there.
-
-    Fast paths around it are off, and compiled code runs eagerly.
-    """
-    is_torch = attend is _ATTEND
-    places = _cached_places(_ATTEND, len(sys.modules)) if is_torch else _places(attend)
-    named = [(home, name) for home, name in places if getattr(home, name, None) is attend]
-    was_fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        for home, name in named:
-            setattr(home, name, by)
-        # If it is not loaded nothing is compiled, and loading takes a second and 150 MB.
-        has_compiler = "torch._dynamo" in sys.modules
-        with torch.compiler.set_stance("force_eager") if has_compiler else nullcontext():
-            yield
-    finally:
-        for home, name in named:
-            setattr(home, name, attend)
-        torch.backends.mha.set_fastpath_enabled(was_fast)
-
-
-def homes_of_formulas(model: nn.Module) -> list[ModuleType]:
-    """Return the Python modules whose attention in plain operations *model* may call."""
-    homes = sorted({type(module).__module__ for module in model.modules()})
-    return [sys.modules[home] for home in homes if hasattr(sys.modules.get(home), EAGER)]
 
 
 def _require_no_dropout(share: float) -> None:

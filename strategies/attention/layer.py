@@ -227,14 +227,14 @@ class Layer(Read):
     def _advance_mean(self, weights: Tensor, fuse: Fuse) -> CarriedRows:
         """Return *weights* below the heads' mean, each head's mass checked."""
         product, mass = self._product(weights, fuse)
-        if self._lost is not None:
+        if self.lost is not None:
             is_unused = (weights == 0).all(dim=1)[:, None]
-            mass = mass + self._lost.masked_fill(is_unused, 0.0) @ weights.mT
+            mass = mass + self.lost.masked_fill(is_unused, 0.0) @ weights.mT
         tolerance = mass_tolerance(self.operand.kind, self.largest)
         check_mass(mass, tolerance, weights.sum(dim=-1)[:, None])
-        if self._blind is None:
+        if self.blind is None:
             return CarriedRows(weights, product)
-        blind = self._blind.to(product.dtype)
+        blind = self.blind.to(product.dtype)
         kept = torch.einsum("h,bhq->bq", self._shares(fuse), blind)[:, None]
         return CarriedRows(weights, product, weights * kept)
 
@@ -273,7 +273,7 @@ class Layer(Read):
         return fuse.shares.to(self.query.device, kind)
 
     @cached_property
-    def _blind(self) -> Tensor | None:
+    def blind(self) -> Tensor | None:
         """The queries that see nothing, boolean [batch, head, query]; None for none."""
         mask, (_, _, queries, keys) = self.mask, self.shape
         if mask.kind is MaskKind.FULL or (mask.kind is not MaskKind.OTHER and queries == keys):
@@ -282,12 +282,12 @@ class Layer(Read):
         return blind if bool(blind.any()) else None
 
     @cached_property
-    def _lost(self) -> Tensor | None:
+    def lost(self) -> Tensor | None:
         """The mass of each query that no key gets [batch, head, query], None for none.
 
         It is 1 for a query that sees nothing, and otherwise the share of the sink.
         """
-        logsumexp, blind = self.operand.logsumexp, self._blind
+        logsumexp, blind = self.operand.logsumexp, self.blind
         lost = None if blind is None else blind.to(logsumexp.dtype)
         if self.sinks is None:
             return lost
@@ -365,8 +365,8 @@ class Layer(Read):
 
     def _check_ones(self, mass: Tensor, rows: Tensor | None) -> None:
         """Raise ``AttentionInvalid`` unless each row's mass is 1, including its sink's."""
-        if self._lost is not None:
-            mass = mass + (self._lost if rows is None else self._lost[:, :, rows])
+        if self.lost is not None:
+            mass = mass + (self.lost if rows is None else self.lost[:, :, rows])
         check_mass(mass, mass_tolerance(self.operand.kind, self.largest))
 
     # --- variants of the layer

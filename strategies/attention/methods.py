@@ -458,7 +458,7 @@ def _rolled(
         layer, rho = layers[number], method.residual_weight
         bars = (bucket_bars, lead, _reach(mask, depth, time) if is_whole_ring else None)
         below = values.to(layer.operand.kind)
-        values = _mean_of_all_rows(layer, below, shares[number], rho, bars, backend)
+        values = mean_of_all_rows(layer, below, shares[number], rho, bars=bars, backend=backend)
     return values, bucket
 
 
@@ -473,25 +473,34 @@ def _reach(mask: Mask, depth: int, time: int) -> int | None:
             return None if depth else 0
 
 
-def _mean_of_all_rows(
+def mean_of_all_rows(
     layer: Layer,
     values: Tensor,
     shares: Tensor,
     rho: float,
-    bars: tuple[int, int, int | None],
-    backend: str,
+    *,
+    bars: tuple[int, int, int | None] = (1, 0, None),
+    backend: str = "auto",
 ) -> Tensor:
-    """Return ``ρ·R + (1-ρ)·Σ_h shares_h A_h·R``, a tile of all heads at a time."""
+    """Return ``ρ·R + (1-ρ)·Σ_h shares_h A_h·R``, a tile of all heads at a time.
+
+    R are *values* [batch, time, column]. A row that sees nothing keeps its own; the share of a sink
+    is dropped. *bars* are the length of a bucket, the bars before the first, and how far a row can
+    reach, None without a limit.
+    """
     operand = layer.operand
     shares = (1.0 - rho) * shares.to(values.dtype)
     tolerance = mass_tolerance(operand.kind, layer.largest)
-    loops = compiled.choose(operand) if backend == "auto" else None
+    is_plain = layer.mask.kind is not MaskKind.OTHER and layer.lost is None
+    loops = compiled.choose(operand) if backend == "auto" and is_plain else None
     if loops is not None and operand.group == 1 and operand.softcap is None:
         mixed, masses = compiled.bucket_rows(operand, values, shares, rho, loops)
         check_mass(masses, tolerance)
         return mixed
     result = rho * values
-    mass = values.new_zeros(layer.shape[:3])
+    if layer.blind is not None:
+        result += torch.einsum("h,bhq->bq", shares, layer.blind.to(shares))[..., None] * values
+    mass = values.new_zeros(layer.shape[:3]) if layer.lost is None else layer.lost.clone()
     for tile in operand.entries(whole=True):
         mass[tile.batch, :, tile.rows] += tile.values.sum(dim=-1)
         columns = _columns(tile.keys.start, tile.keys.stop, bars)

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
-from tracepaper.strategies.attention.capturing import EAGER, homes_of_formulas, replaced
 from tracepaper.strategies.attention.checks import RULES, check_module
 from tracepaper.strategies.attention.masks import check_tensor
+from tracepaper.strategies.attention.replacing import EAGER, homes_of_formulas, replaced
 from tracepaper.strategies.errors import AttentionInvalid
 
 _HOMES: Final = ("torch.nn.modules.activation", "transformers.activations")

@@ -14,6 +14,7 @@ _repr_html_  # notebooks
 _repr_png_  # notebooks
 best_run  # of a sweep, from Python
 attention_map  # of a checkpoint, from Python
+larger  # of a hidden passage, from Python
 rollout_entropy  # stored by its column's name
 function_lookahead  # for functions over columns, from Python
 frame_data  # an argument of backtest and sweep, handed on by name

@@ -36,6 +36,7 @@ from tracepaper.strategies.attention import (
     flow,
     kernels,
     linear,
+    passages,
     probsparse,
     relevance,
     relevance_rules,
@@ -208,7 +209,8 @@ def bucketed(given: list[Tensor], lay: Layout) -> list[Tensor]:
     total = sums(given[0], given[1], Mask.window(7), lay)
     layer = [Layer(given[0], given[1], None, total, Mask.window(7))]
     every = (rollout_buckets(layer, bucket_bars=4, by_age=by_age) for by_age in (False, True))
-    return [bucket.weights["bars"] for bucket in every]
+    shares = passages(layer, {"first": range(9)}).shares
+    return [shares, *(bucket.weights["bars"] for bucket in every)]
 
 
 def captured(given: list[Tensor], _lay: Layout) -> list[Tensor]:
@@ -333,11 +335,19 @@ def test_gradients_are_those_of_stored_matrices_and_second_ones_are_refused(mask
 
 
 def test_every_public_call_is_asked_here() -> None:
-    kinds = {"Attention", "AttendedTokens", "LinearRead", "MapRead", "Mask", "SparseRead"}
+    kinds = {
+        "Attention",
+        "AttendedTokens",
+        "LinearRead",
+        "MapRead",
+        "Mask",
+        "Passages",
+        "SparseRead",
+    }
     public = {
         name
         for name, value in vars(attention).items()
         if not name.startswith("_") and not isinstance(value, ModuleType)
     }
-    assert len(public) == 25
+    assert len(public) == 27
     assert public - kinds <= set(globals())

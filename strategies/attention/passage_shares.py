@@ -1,0 +1,224 @@
+"""Shares of every token by labelled passage, in one pass: ``captured.passages({...})``.
+
+``R_l = ρ·R_{l-1} + (1-ρ)·mean_h A_l,h·R_{l-1}`` with a column of R for each passage. It is the
+rollout of every row with its keys summed by passage, in O(N · passages) memory, for any mask.
+A share says where a token looked, and not what would change without it: ``without`` measures that.
+
+The rule is docs/attention.md, A39.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import torch
+
+from tracepaper.strategies.attention.checks import check_shares, check_start, explanation
+from tracepaper.strategies.attention.layer import Layer
+from tracepaper.strategies.attention.masks import whole
+from tracepaper.strategies.attention.methods import PLAIN, Rollout, mean_of_all_rows
+from tracepaper.strategies.attention.replacing import hidden_keys
+from tracepaper.strategies.errors import AttentionInvalid
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+OTHER: Final = "other"
+SPECIAL: Final = "special"
+PADDING: Final = "padding"
+Span = range | slice | Sequence[int]
+
+
+class Control(NamedTuple):
+    """What hiding a passage changes, beside hiding random spans of its length."""
+
+    change: Tensor  # of the score: with the passage hidden, minus with nothing hidden
+    of_spans: Tensor  # [span, …], of spans that are disjoint from the passage
+
+    @property
+    def larger(self) -> Tensor:
+        """The share of the spans that change the score at least as much; small is telling."""
+        return (self.of_spans.abs() >= self.change.abs()).double().mean(dim=0)
+
+
+@dataclass(frozen=True, eq=False)
+class Passages:
+    """Every token's shares by passage."""
+
+    names: tuple[str, ...]
+    """The passages as given, then ``special``, ``padding`` and ``other`` where there are any."""
+    shares: Tensor
+    """[batch, token, passage]; a row sums to 1."""
+    l1_error: Tensor
+    """The mass [batch, token] that was missing before normalisation: rounding, and sinks."""
+    _labels: Tensor = field(repr=False)
+    _content_free: Callable[[], Tensor] = field(repr=False)
+    _model: nn.Module | None = field(repr=False)
+
+    def of(self, name: str) -> Tensor:
+        """Return the share of passage *name* of each token, [batch, token]."""
+        return self.shares[..., self._place(name)]
+
+    @cached_property
+    def content_free(self) -> Tensor:
+        """The shares [batch, token, passage] that mask and positions alone would give.
+
+        It takes a second pass.
+        """
+        return self._content_free()
+
+    @property
+    def content_share(self) -> Tensor:
+        """The total variation [batch, token] from ``content_free``, 0 to 1."""
+        return 0.5 * (self.shares - self.content_free).abs().sum(dim=-1)
+
+    def without(
+        self, name: str, score: Callable[[], Tensor], *, spans: int = 20, seed: int = 0
+    ) -> Control:
+        """Return what hiding passage *name* changes in *score*, beside as long random *spans*.
+
+        *score* runs the model and returns numbers, such as log probabilities. Hidden keys are
+        masked for all other tokens; positions stay. It runs 2 + *spans* times. Spans hold no
+        special token and no padding. Raises ``AttentionInvalid`` if fewer than two fit.
+        """
+        labels = self._labels[0]
+        if not bool((self._labels == labels).all()):
+            raise AttentionInvalid("The passages differ by sequence; capture one sequence.")
+        hidden = labels == self._place(name)
+        apart = [self.names.index(each) for each in (SPECIAL, PADDING) if each in self.names]
+        free = ~(hidden | torch.isin(labels, torch.tensor(apart, device=labels.device)))
+        length = int(hidden.sum())
+        starts = free.long().unfold(0, length, 1).sum(dim=-1).eq(length).nonzero()[:, 0]
+        if len(starts) < 2:
+            raise AttentionInvalid(
+                f"No two other spans of {length} tokens are as long as {name!r}, so there is "
+                "nothing to compare it with; give a longer text or a shorter passage."
+            )
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randint(len(starts), (spans,), generator=generator)
+        with torch.no_grad():
+            before = score()
+            changes = []
+            place = torch.arange(len(labels), device=labels.device)
+            others = [(place >= at) & (place < at + length) for at in starts[drawn].tolist()]
+            for keys in (hidden, *others):
+                with hidden_keys(self._model, keys):
+                    changes.append(score() - before)
+        return Control(changes[0], torch.stack(changes[1:]))
+
+    def _place(self, name: str) -> int:
+        if name not in self.names:
+            raise AttentionInvalid(
+                f"There is no passage {name!r}; choose one of {', '.join(self.names)}."
+            )
+        return self.names.index(name)
+
+
+@explanation
+def passages(
+    layers: Sequence[Layer],
+    spans: Mapping[str, Span],
+    method: Rollout = PLAIN,
+    *,
+    special: Span = (),
+    attention_mask: Tensor | None = None,
+    model: nn.Module | None = None,
+) -> Passages:
+    """Return every token's rollout summed by the passages *spans*, sets of token positions.
+
+    The *layers* have as many queries as keys; their heads are fused by the mean. *special* tokens
+    and those where *attention_mask* [batch, token] is 0 stand apart; the rest is ``other``.
+    ``without`` needs the *model* if it attends by eager formulas. Raises ``AttentionInvalid`` for
+    passages that are empty, overlap or are out of range.
+    """
+    if method.fusion != "mean" or method.discard_ratio:
+        raise AttentionInvalid(
+            "Passages are rolled out by the heads' mean without discarding; use rollout."
+        )
+    batch, heads, time, _ = layers[0].shape
+    if any(layer.shape != (batch, heads, time, time) for layer in layers):
+        raise AttentionInvalid(
+            "Passages need layers of one batch, with as many heads, and as many queries as keys; "
+            "capture the whole generation in one block."
+        )
+    names, labels = _labelled(spans, special, attention_mask, batch, time)
+    labels = labels.to(layers[0].query.device)
+    used = range(check_start(method.start_layer, len(layers)), len(layers))
+    shares = check_shares(method.head_weights, (len(layers), heads), like=layers[0].logsumexp)
+
+    def rolled(layers: Sequence[Layer]) -> Tensor:
+        values = torch.nn.functional.one_hot(labels, len(names)).to(layers[0].operand.kind)
+        for number in used:
+            layer = layers[number]
+            below = values.to(layer.operand.kind)
+            values = mean_of_all_rows(layer, below, shares[number], method.residual_weight)
+        return values
+
+    values = rolled(layers)
+    total = values.sum(dim=-1)
+
+    def content_free() -> Tensor:
+        with torch.no_grad():
+            empty = rolled([layer.content_free() for layer in layers])
+            return empty / empty.sum(dim=-1, keepdim=True)
+
+    error = (1.0 - total).clamp_min(0.0)
+    return Passages(names, values / total[..., None], error, labels, content_free, model)
+
+
+def _labelled(
+    spans: Mapping[str, Span], special: Span, attention_mask: Tensor | None, batch: int, time: int
+) -> tuple[tuple[str, ...], Tensor]:
+    """Return the names in use, and the index among them of each token, int64 [batch, time]."""
+    if not spans:
+        raise AttentionInvalid('No passage is given; name some, as {"question": range(4, 20)}.')
+    for name in (OTHER, SPECIAL, PADDING):
+        if name in spans:
+            raise AttentionInvalid(
+                f"{name!r} is the name of the rest; name that passage otherwise."
+            )
+    names = [*spans, SPECIAL, PADDING, OTHER]
+    labels = torch.full((time,), len(names) - 1)
+    for place, (name, span) in enumerate({**spans, SPECIAL: special}.items()):
+        positions = _positions(name, span, time)
+        if not positions and name != SPECIAL:
+            raise AttentionInvalid(f"The passage {name!r} has no token; leave it out.")
+        taken = labels[positions].ne(len(names) - 1).nonzero()[:, 0].tolist()
+        if taken or len({*positions}) < len(positions):
+            other = names[int(labels[positions][taken[0]])] if taken else name
+            raise AttentionInvalid(
+                f"The passages {name!r} and {other!r} share a token; give each token one passage."
+            )
+        labels[positions] = place
+    labels = labels.expand(batch, -1).clone()
+    if attention_mask is not None:
+        if attention_mask.shape != labels.shape:
+            raise AttentionInvalid(
+                f"The attention mask is {list(attention_mask.shape)} and the tokens are "
+                f"{list(labels.shape)}; give the mask [batch, token] of the model's call."
+            )
+        labels[attention_mask.to(labels.device) == 0] = len(spans) + 1
+    used = [place for place in range(len(names)) if place < len(spans) or (labels == place).any()]
+    index = torch.zeros(len(names), dtype=torch.int64)
+    index[used] = torch.arange(len(used))
+    return tuple(names[place] for place in used), index[labels]
+
+
+def _positions(name: str, span: Span, time: int) -> list[int]:
+    if isinstance(span, slice):
+        return list(range(time))[span]
+    try:
+        positions = [whole(position, f"A position of {name!r}") for position in span]
+    except TypeError:
+        raise AttentionInvalid(
+            f"The passage {name!r} is a {type(span).__name__}; give positions, as range(4, 20)."
+        ) from None
+    if positions and not (min(positions) >= 0 and max(positions) < time):
+        raise AttentionInvalid(
+            f"The passage {name!r} has tokens from {min(positions)} to {max(positions)}, and there "
+            f"are {time} tokens, from 0; correct it."
+        )
+    return positions
