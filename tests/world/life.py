@@ -726,8 +726,12 @@ class Life:
                     self._counts[f"command {type(error).__name__}"] += 1
 
     def _write(self, name: str, line: str) -> None:
+        """Write a *line* for the judge, even where a class has left the life no file to open."""
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, self._files_limit)
         with (self.folder / name).open("a") as file:
             file.write(f"{line}\n")
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
 
 
 def renamed(exchange: EmbeddedExchange) -> SimulatedMarket:
