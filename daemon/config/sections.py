@@ -299,8 +299,6 @@ class RetrainSection(Section):
     """Wall time after which a training is stopped as failed."""
     memory_mb: int | None = Field(default=None, ge=256, le=4_000_000, examples=[1_500])
     """Memory limit of that process (MB); no limit if absent."""
-    keep: int = Field(default=3, ge=0, le=1_000)
-    """How many refused candidates are kept; promoted ones are kept beside the database for ever."""
     folder: str | None = Field(default=None, min_length=1, examples=["/var/lib/tracepaper/retrain"])
     """Working folder; if absent, the database's path with .retrain added."""
 

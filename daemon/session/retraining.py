@@ -152,8 +152,7 @@ def retrain_folder(config: Config, database: Path) -> Path:
 def remove_temporary_files(folder: Path) -> None:
     """Remove the temporary files of a retraining from *folder*, whether it succeeded or not.
 
-    The database needs the disk space: a full disk ends the daemon. The next retraining removes
-    files that could not be removed now.
+    The database needs the disk space: a full disk ends the daemon.
     """
     for pattern in (f"{CANDIDATE}.training", f".{CANDIDATE}-*", BARS):
         for path in folder.glob(pattern):
@@ -185,9 +184,6 @@ PROGRAM = (sys.executable, "-m", "tracepaper.daemon.cli", "retrain")
 """The process that trains and judges: the same command that a user may run."""
 CONFIG_FILE: Final = "config.toml"
 LOG_FILE: Final = "log.txt"
-MARK_FILE: Final = "began"
-"""Holds the market time at which the current training began."""
-REFUSED: Final = "refused"
 _JUDGED: Final = frozenset({RetrainOutcome.PROMOTED, RetrainOutcome.REFUSED})
 
 log = Logger("retrain")
@@ -236,7 +232,6 @@ class Retrainer(ScheduledJob):
             self.outcomes[event.outcome] += 1
         self._tests = count_judgements(past)
         self.last: RetrainingEnd | None = past[-1] if past else None
-        self._cut_off_ms = self._read_mark()
         self.due_ms = self._next_due(_first_start_ms(database, run, symbols))
 
     def status(self) -> dict[str, object]:
@@ -251,38 +246,25 @@ class Retrainer(ScheduledJob):
     def _next_due(self, since_ms: int) -> int:
         """Return when the next retraining is due: one interval after the last, else *since_ms*.
 
-        A failed or interrupted one is retried after a day, if that is sooner.
+        One that failed or was skipped is retried after a day, if that is sooner.
         """
         wait_ms = self._every_ms
         if (last := self.last) is not None:
             since_ms = last.began_ms
             if last.outcome not in _JUDGED:
                 wait_ms = min(wait_ms, DAY_MS)
-        if self._cut_off_ms is not None and self._cut_off_ms >= since_ms:
-            return 0  # store the failure of the interrupted training at once
-        return _at(self._config.retrain.at, since_ms + wait_ms)
-
-    def _read_mark(self) -> int | None:
-        """Return when an interrupted training began: one without an event; None without one."""
-        try:
-            began_ms = int((self._folder / MARK_FILE).read_text(encoding="ascii"))
-        except (OSError, ValueError):
-            return None
-        return None if self.last is not None and self.last.began_ms >= began_ms else began_ms
+        due_ms = since_ms + wait_ms
+        if (at := self._config.retrain.at) is not None:
+            due_ms += (time_of_day_ms(at) - due_ms) % DAY_MS
+        return due_ms
 
     async def _run_job(self) -> None:
-        if self._cut_off_ms is not None:
-            began_ms, self._cut_off_ms = self._cut_off_ms, None
-            await self._store(
-                self._failed("the daemon was ended while the model was trained"), began_ms
-            )
-        else:
-            await self.retrain()
+        await self._retrain()
         self.due_ms = self._next_due(0)
 
     # ------------------------------------------------------------ one retraining
 
-    async def retrain(self) -> None:
+    async def _retrain(self) -> None:
         """Train and judge a candidate, promote or refuse it, and store the outcome as an event."""
         began_ms = self._clock.market_ms()
         self.is_training = True
@@ -290,7 +272,8 @@ class Retrainer(ScheduledJob):
         try:
             judged, candidate = await self._decide(await self._judge(began_ms))
         except ChildFailed as error:
-            judged, candidate = self._failed(str(error)), None
+            judged = not_judged(str(error), self.running.model_sha256, RetrainOutcome.FAILED)
+            candidate = None
             await self._worker.submit(remove_temporary_files, self._folder)
         finally:
             self.is_training = False
@@ -302,9 +285,6 @@ class Retrainer(ScheduledJob):
             await self._submit(start_event(candidate, warm_from=(), market_ms=now_ms))
             self.running = candidate
             log.info("model changed", model_id=candidate.model_id)
-
-    def _failed(self, reason: str) -> CandidateJudgement:
-        return not_judged(reason, self.running.model_sha256, RetrainOutcome.FAILED)
 
     async def _store(self, judged: CandidateJudgement, began_ms: int) -> None:
         now_ms = self._clock.market_ms()
@@ -332,14 +312,13 @@ class Retrainer(ScheduledJob):
         alpha = float(self._config.retrain.alpha)
         judged = with_verdict(judged, test=self._tests + 1, alpha=alpha)
         if judged.outcome is RetrainOutcome.REFUSED:
-            await self._worker.submit(self._keep_refused, Path(judged.candidate))
             return judged, None
         try:
             candidate = await self._worker.submit(self._load, judged)
             terms = terms_for(self._config, self._engine, candidate, self._run)
         except (CheckpointMismatch, ConfigInvalid, DataInvalid, OSError) as error:
             # It was judged, so its significance level is used up.
-            reason = f"{judged.reason}; but it cannot be promoted: {_reason(error)}"
+            reason = f"{judged.reason}; but it cannot be promoted: {str(error).rstrip('.')}"
             return replace(judged, outcome=RetrainOutcome.FAILED, reason=reason), None
         self._engine.prepare(candidate.model_sha256, terms)
         self._predictor.prepare(candidate)
@@ -355,18 +334,6 @@ class Retrainer(ScheduledJob):
             raise ConfigInvalid(f"{reason}.")
         return candidate
 
-    def _keep_refused(self, folder: Path) -> None:
-        """Keep the ``retrain.keep`` newest refused candidates; remove the others."""
-        refused = self._folder / REFUSED
-        try:
-            refused.mkdir(exist_ok=True)
-            folder.rename(refused / f"{self._clock.market_ms()}")
-            newest_first = sorted(refused.iterdir(), key=lambda folder: folder.name, reverse=True)
-            for old in newest_first[self._config.retrain.keep :]:
-                shutil.rmtree(old, ignore_errors=True)
-        except OSError as error:
-            log.warning("candidate not kept", error=_reason(error))
-
     # ------------------------------------------------------------ the process that trains
 
     async def _judge(self, began_ms: int) -> CandidateJudgement:
@@ -381,20 +348,19 @@ class Retrainer(ScheduledJob):
         environment = {"OMP_NUM_THREADS": str(self._config.retrain.threads)}
         try:
             # The worker opens and writes files: a slow disk must not stall the event loop.
-            with await self._worker.submit(self._begin_folder, began_ms) as log_file:
+            with await self._worker.submit(self._begin_folder) as log_file:
                 child = self._start_process(
                     "training", command, limits, errors=log_file, environment=environment
                 )
                 async with child:
                     return await child.ask(CandidateJudgement)
         except OSError as error:
-            reason = f"it could not begin in {self._folder} ({_reason(error)})"
+            reason = f"it could not begin in {self._folder} ({error})"
             raise ChildFailed(reason) from None
 
-    def _begin_folder(self, began_ms: int) -> BinaryIO:
-        """Write the configuration and the mark of a training; return its open log file."""
+    def _begin_folder(self) -> BinaryIO:
+        """Write the configuration of a training; return its open log file."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        (self._folder / MARK_FILE).write_text(str(began_ms), encoding="ascii")
         (self._folder / CONFIG_FILE).write_text(render(self._config), encoding="utf-8")
         return (self._folder / LOG_FILE).open("w+b")
 
@@ -409,17 +375,3 @@ def _first_start_ms(database: Path, run: RunRow, symbols: Sequence[str]) -> int:
         if past.kind is run.kind and {item.symbol for item in past.instruments} == set(symbols)
     ]
     return min([*starts, run.period_start_ms])
-
-
-def _at(clock_time: str | None, due_ms: int) -> int:
-    """Return *due_ms*, or the first *clock_time* (UTC) from it on, if one is given."""
-    if clock_time is None:
-        return due_ms
-    return due_ms + (time_of_day_ms(clock_time) - due_ms) % DAY_MS
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror}"
-    return str(error).rstrip(".")

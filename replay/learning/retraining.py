@@ -80,57 +80,57 @@ class Retraining:
     candidate: Path | None = None
 
 
+class _NotJudged(Exception):
+    """Why no candidate was judged; no error, and without a full stop."""
+
+
 def retrain(retraining: Retraining, *, say: Say) -> CandidateJudgement:
     """Return the judgement of the candidate.
 
     Raises ``DataInvalid``, ``ConfigInvalid`` or ``CheckpointMismatch`` if reading or training
     fails. A candidate that cannot be judged is no error: the judgement has a reason.
     """
+    folder, running = retraining.folder, checkpoints.load(retraining.running)
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder / CANDIDATE, ignore_errors=True)
+    remove_temporary_files(folder)  # of a training that was killed
+    results: dict[str, object] = {}
+    reason = ""
+    try:
+        _train_and_judge(retraining, running, results, say)
+    except _NotJudged as error:
+        reason = str(error)
+    finally:
+        remove_temporary_files(folder)
+    return msgspec.structs.replace(not_judged(reason, running.sha256), **results)
+
+
+def _train_and_judge(
+    retraining: Retraining, running: checkpoints.Checkpoint, results: dict[str, object], say: Say
+) -> None:
+    """Write what is found about a candidate into *results*; raise ``_NotJudged`` without one."""
     with Reader.open(retraining.database) as reader:
         run = reader.run(retraining.run_id)
-    clear(retraining.folder)
-    try:
-        return _retrained(retraining, run, say)
-    finally:
-        remove_temporary_files(retraining.folder)
-
-
-def _retrained(retraining: Retraining, run: RunRow, say: Say) -> CandidateJudgement:
-    with Reader.open(retraining.database) as reader:
         paths = [*_recorded_bars(reader, run, retraining), *retraining.data]
-    running = checkpoints.load(retraining.running)
-    for card in (
-        running.card,
-        checkpoints.read_card(retraining.candidate) if retraining.candidate else {},
-    ):
+    given = [] if retraining.candidate is None else [checkpoints.read_card(retraining.candidate)]
+    for card in (running.card, *given):
         if symbol := other_of(card):
             raise ConfigInvalid(
                 f"A model that reads another symbol, {symbol}, is not retrained in service; train "
                 "one by `tracepaper train`, and start the run with it."
             )
-    judgement = not_judged("", running.sha256)
     times = _times(paths, run, retraining.until_ms)
-    until_ms = max(
-        (int(opened_ms[-1]) + run.interval_ms for opened_ms in times.values() if len(opened_ms)),
-        default=0,
-    )
+    last_ms = [int(opened_ms[-1]) for opened_ms in times.values() if len(opened_ms)]
+    until_ms = max(last_ms) + run.interval_ms if last_ms else 0
     from_ms = max(until_ms - retraining.judge_ms, split_of(running.card).calibration_until_ms)
-    judgement = msgspec.structs.replace(judgement, from_ms=from_ms, until_ms=until_ms)
-    if reason := _too_few(retraining, times, judgement):
-        return msgspec.structs.replace(judgement, reason=reason)
+    results |= {"from_ms": from_ms, "until_ms": until_ms}
+    _require_enough(retraining, times, from_ms, until_ms)
     folder = retraining.candidate
     if folder is None:
         folder = retraining.folder / CANDIDATE
         say(f"Training on {len(paths)} series until {iso(from_ms)}.")
-        _train(retraining, paths, times, judgement)
-    return _judged(retraining, run, folder, paths, judgement, say)
-
-
-def clear(folder: Path) -> None:
-    """Make *folder*, and remove the files of an earlier retraining from it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(folder / CANDIDATE, ignore_errors=True)
-    remove_temporary_files(folder)
+        _train(retraining, paths, times, from_ms)
+    _judge(retraining, run, folder, paths, results, say, from_ms=from_ms, until_ms=until_ms)
 
 
 # --- the bars
@@ -185,39 +185,34 @@ def _times(paths: Sequence[str], run: RunRow, until_ms: int | None) -> dict[str,
     return times
 
 
-def _too_few(
-    retraining: Retraining, times: Mapping[str, Times], judgement: CandidateJudgement
-) -> str:
-    """Return why there are too few bars to train and judge a model; empty if there are enough."""
+def _require_enough(
+    retraining: Retraining, times: Mapping[str, Times], from_ms: int, until_ms: int
+) -> None:
+    """Raise ``_NotJudged`` if there are too few bars to train and judge a model."""
     for symbol, opened_ms in times.items():
-        before = int((opened_ms < judgement.from_ms).sum())
+        before = int((opened_ms < from_ms).sum())
         if before < retraining.min_bars:
-            return (
+            raise _NotJudged(
                 f"{symbol} has {before:,} bars before the judged time and retrain.min_bars is "
                 f"{retraining.min_bars:,}; wait, or name a file in retrain.data"
             )
-    days = (judgement.until_ms - judgement.from_ms) / DAY_MS
+    days = max((until_ms - from_ms) / DAY_MS, 0)
     if days < retraining.min_days:
-        return (
-            f"the running model was trained on data until {iso(judgement.from_ms)}, so "
-            f"{max(days, 0):.1f} days are untouched, and retrain.min_days is "
-            f"{retraining.min_days}; wait"
+        raise _NotJudged(
+            f"the running model was trained on data until {iso(from_ms)}, so {days:.1f} days are "
+            f"untouched, and retrain.min_days is {retraining.min_days}; wait"
         )
-    return ""
 
 
 # --- the candidate
 
 
 def _train(
-    retraining: Retraining,
-    paths: Sequence[str],
-    times: Mapping[str, Times],
-    judgement: CandidateJudgement,
+    retraining: Retraining, paths: Sequence[str], times: Mapping[str, Times], from_ms: int
 ) -> None:
     """Train the candidate on the bars before the judged time, as ``tracepaper train`` does."""
     opened_ms = np.sort(np.concatenate(list(times.values())))
-    before = opened_ms[opened_ms < judgement.from_ms]
+    before = opened_ms[opened_ms < from_ms]
     train_until, validate_until = (int(before[int(share * len(before))]) for share in SHARES)
     path = retraining.recipe or retraining.running / checkpoints.CARD_NAME
     document = over(
@@ -226,7 +221,7 @@ def _train(
             "split": {
                 "train_until": iso(train_until),
                 "validation_until": iso(validate_until),
-                "calibration_until": iso(judgement.from_ms),
+                "calibration_until": iso(from_ms),
             },
             "training": {"threads": retraining.threads},
         },
@@ -243,39 +238,33 @@ def _train(
 # --- the judgement
 
 
-def _judged(
+def _judge(
     retraining: Retraining,
     run: RunRow,
     folder: Path,
     paths: Sequence[str],
-    judgement: CandidateJudgement,
+    results: dict[str, object],
     say: Say,
-) -> CandidateJudgement:
-    config = restore(run.config)
-    checkpoint, horizon = checkpoints.load(folder), config.gate.horizon
-    judgement = msgspec.structs.replace(
-        judgement,
-        candidate=str(folder),
-        candidate_sha256=checkpoint.sha256,
-        recipe=recipe_of(checkpoint.card).hash,
-        horizon=horizon,
-    )
-    split = split_of(checkpoint.card)
-    if split.calibration_until_ms > judgement.from_ms:
-        reason = (
+    *,
+    from_ms: int,
+    until_ms: int,
+) -> None:
+    """Compare the candidate in *folder* with the running model from *from_ms* to *until_ms*."""
+    config, checkpoint = restore(run.config), checkpoints.load(folder)
+    horizon, split = config.gate.horizon, split_of(checkpoint.card)
+    recipe = recipe_of(checkpoint.card).hash
+    results |= {"candidate": str(folder), "candidate_sha256": checkpoint.sha256}
+    results |= {"recipe": recipe, "horizon": horizon}
+    if split.calibration_until_ms > from_ms:
+        raise _NotJudged(
             f"the candidate was trained on data until {iso(split.calibration_until_ms)}, inside "
             "the judged time; name an earlier one, or train one"
         )
-        return msgspec.structs.replace(judgement, reason=reason)
-    models = _both(config, retraining.running, folder)
-    if isinstance(models, str):
-        return msgspec.structs.replace(judgement, reason=models)
+    models = _candidate_and_running(config, folder, retraining.running)
     say("Judging both models on untouched time.")
     material = Dataset.read(
         paths,
-        lambda _: replace(
-            split, calibration_until_ms=judgement.from_ms, test_until_ms=judgement.until_ms
-        ),
+        lambda _: replace(split, calibration_until_ms=from_ms, test_until_ms=until_ms),
         (horizon,),
         checkpoint.card["features"]["schema_id"],
         intervals=(run.interval_ms,),
@@ -285,39 +274,36 @@ def _judged(
     both = candidate.join(before, _RUNNING)
     shared = np.isfinite(both.value("variance", _RUNNING))
     days = len(np.unique(both.day[shared]))
-    judgement = msgspec.structs.replace(judgement, bars=int(shared.sum()), days=days)
+    results |= {"bars": int(shared.sum()), "days": days}
     if days < retraining.min_days:
-        reason = (
+        raise _NotJudged(
             f"both models forecast bars on {days} days, and retrain.min_days is "
             f"{retraining.min_days}; wait"
         )
-        return msgspec.structs.replace(judgement, reason=reason)
     if retraining.candidate is not None:  # ``train_seeds`` counts the use of a trained one
         symbols = tuple(item.symbol for item in run.instruments)
-        use = HoldoutUse(
-            judgement.recipe, checkpoint.id, symbols, judgement.from_ms, judgement.until_ms
-        )
+        use = HoldoutUse(recipe, checkpoint.id, symbols, from_ms, until_ms)
         if warning := count_use(uses_path(folder), use)[1]:
             say(warning)
     difference = compare(both, LOSSES["qlike"], others=(_RUNNING,))[_RUNNING]
     p = one_sided(difference.value, difference.p)
-    return msgspec.structs.replace(
-        judgement, difference=difference.value, error=difference.standard_error, p=p
-    )
+    results |= {"difference": difference.value, "error": difference.standard_error, "p": p}
 
 
-def _both(config: Config, running: Path, folder: Path) -> tuple[Forecaster, Forecaster] | str:
-    """Return candidate and running model, or why the candidate cannot replace the other."""
+def _candidate_and_running(
+    config: Config, folder: Path, running: Path
+) -> tuple[Forecaster, Forecaster]:
+    """Return both models; raise ``_NotJudged`` if the candidate cannot replace the running one."""
     before = forecaster_of(running, config, mode="scan")
     try:
         candidate = forecaster_of(folder, config, mode="scan")
         if reason := incompatibility(candidate, before):
-            return reason
+            raise _NotJudged(reason)
         preflight_engine(config, candidate)
     except (ConfigInvalid, CheckpointMismatch) as error:
-        return f"the candidate cannot run: {str(error).rstrip('.')}"
+        raise _NotJudged(f"the candidate cannot run: {str(error).rstrip('.')}") from None
     if "volatility" not in candidate.measures:
-        return "the models forecast no volatility, which the judgement compares"
+        raise _NotJudged("the models forecast no volatility, which the judgement compares")
     return candidate, before
 
 
