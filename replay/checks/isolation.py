@@ -15,8 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, Concatenate, Final, ParamSpec, Self
 
@@ -83,15 +82,14 @@ class FreshProcesses:
             self._others[hash_seed] = other.__enter__()
         return self._others[hash_seed]
 
-    @contextmanager
-    def child(self, job: Job[P], *given: P.args, **named: P.kwargs) -> Iterator[Child]:
-        """Run ``job(connection, *given, **named)`` in a new process; yield our end of it."""
+    def child(self, job: Job[P], *given: P.args, **named: P.kwargs) -> Child:
+        """Run ``job(connection, *given, **named)`` in a new process; return our end of it."""
         ours, theirs = socket.socketpair()
         with theirs:
             socket.send_fds(self._requests, [b"."], [theirs.fileno()])
-        with Connection(ours.detach()) as connection:
-            connection.send((sys.path, job, given, named))
-            yield Child(connection)
+        child = Child(Connection(ours.detach()))
+        child.send((sys.path, job, given, named))
+        return child
 
 
 class Child:
@@ -100,9 +98,11 @@ class Child:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def fileno(self) -> int:
-        """Return the descriptor, so that a caller can wait for several children at once."""
-        return self._connection.fileno()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._connection.close()
 
     def send(self, value: object) -> None:
         """Send *value* to the child."""
@@ -125,11 +125,6 @@ class Child:
         if isinstance(value, TracepaperError):
             raise value
         return value
-
-    def ask(self, value: object) -> Any:  # noqa: ANN401 - whatever the job sends
-        """Send *value* and return the answer."""
-        self.send(value)
-        return self.receive()
 
 
 def serve(descriptor: int, preload: tuple[str, ...]) -> None:

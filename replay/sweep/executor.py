@@ -18,14 +18,14 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import connection
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Final, Generic, NamedTuple, ParamSpec, Self, TypeVar
+from typing import Any, Final, Generic, ParamSpec, Self, TypeVar
 
 from tracepaper.daemon.session.run_row import code_version, libraries
-from tracepaper.replay.checks.isolation import Child, FreshProcesses
+from tracepaper.replay.checks.isolation import Child, FreshProcesses, Overdue
 from tracepaper.strategies.errors import (
     StrategyFailed,
     TracepaperError,
@@ -200,15 +200,7 @@ class Workers(Executor, ABC, Generic[W]):
         self._threads.shutdown(wait)
 
 
-class LocalWorker(NamedTuple):
-    """One process: its id, our end of the connection, and the context that closes it."""
-
-    pid: int
-    child: Child
-    context: AbstractContextManager[Child]
-
-
-class LocalProcesses(Workers[LocalWorker]):
+class LocalProcesses(Workers[tuple[Child, int]]):
     """*jobs* processes on this machine.
 
     A fork server started by ``exec`` creates them, so they share no memory with this process. A
@@ -225,38 +217,38 @@ class LocalProcesses(Workers[LocalWorker]):
         self._fresh = FreshProcesses(*work.preload).__enter__()
         self._first_message = work, None if self.limit_s is None else self.limit_s + GRACE_S
 
-    def begin(self) -> LocalWorker:
-        """Start a process."""
+    def begin(self) -> tuple[Child, int]:
+        """Start a process; return our end of it, and its id."""
         assert self._fresh is not None
-        context = self._fresh.child(serve)
-        child = context.__enter__()
-        worker = LocalWorker(child.receive(), child, context)
+        child = self._fresh.child(serve)
+        pid = child.receive()
         child.send(self._first_message)
-        return worker
+        return child, pid
 
-    def ask(self, worker: LocalWorker, unit: object) -> Any:  # noqa: ANN401 - the type depends on the work
+    def ask(self, worker: tuple[Child, int], unit: object) -> Any:  # noqa: ANN401 - the type depends on the work
         """Return the answer of a process."""
-        worker.child.send(unit)
+        child, pid = worker
+        child.send(unit)
         try:
-            if connection.wait([worker.child.fileno()], self.limit_s):
-                return pickle.loads(worker.child.receive())  # noqa: S301 - our own process
+            return pickle.loads(child.receive(self.limit_s))  # noqa: S301 - our own process
+        except Overdue:
             reason = too_long(self.limit_s or 0.0)
         except StrategyFailed:
             reason = ENDED
         with contextlib.suppress(ProcessLookupError):
-            os.kill(worker.pid, signal.SIGKILL)
-        worker.context.__exit__(None, None, None)
+            os.kill(pid, signal.SIGKILL)
+        child.__exit__()
         raise UnitFailed(reason)
 
     def close(self) -> None:
         """End the server, and every process with it."""
         if self._fresh is not None:
             self._fresh.__exit__()
-        for worker in self.idle:
-            worker.context.__exit__(None, None, None)
+        for child, _ in self.idle:
+            child.__exit__()
 
 
-def serve(line: connection.Connection) -> None:
+def serve(line: Connection) -> None:
     """Run the units that arrive until the connection is closed: the body of one process."""
     line.send(os.getpid())
     work: UnitWork
