@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import sys
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -509,6 +510,7 @@ def _first_fault(error: ValidationError, origins: Origins, file: str) -> str:
             return f"{origin}: [{section}] has no key {key!r}: {advice}."
         return f"{origin}: [{section}] has no key {key!r}{suggested}; correct it."
     reason = first["msg"].removeprefix("Value error, ").replace("Input should", "it should")
+    reason = re.sub(r"Decimal\('(.*?)'\)", r"\1", reason)  # the type of a bound
     if not key:
         return f"{origin}: {reason}."
     if first["type"] == "string_pattern_mismatch":  # a regular expression tells a reader little

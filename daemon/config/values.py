@@ -93,28 +93,10 @@ def plain(value: Decimal) -> str:
 
 
 def _exact(value: object) -> object:
-    """Parse a decimal number from text; reject a float, which has lost the written digits."""
+    """Reject a float, which has lost the written digits; pydantic would accept it."""
     if isinstance(value, float):
         fault = f'write it as text, "{value!r}", for a binary float is not exact'
         raise ValueError(fault)  # noqa: TRY004 - pydantic converts only ValueError
-    if isinstance(value, str):
-        try:
-            value = Decimal(value.strip())
-        except InvalidOperation:
-            raise ValueError(f"write a decimal number as text instead of {value!r}") from None
-    if isinstance(value, Decimal):
-        if not value.is_finite():
-            raise ValueError("write a finite number")
-        _bounded(value)
-        if len(plain(value).partition(".")[2]) > RATE_DECIMALS:
-            raise ValueError(f"write at most {RATE_DECIMALS} decimals")
-    return value
-
-
-def _money(value: Decimal) -> Decimal:
-    """Reject an amount of money with more than ``MONEY_DECIMALS`` decimals."""
-    if len(plain(value).partition(".")[2]) > MONEY_DECIMALS:
-        raise ValueError(f"write at most {MONEY_DECIMALS} decimals")
     return value
 
 
@@ -353,8 +335,9 @@ def _has_host(url: str) -> bool:
 ServerAddress = Annotated[str, AfterValidator(server_address)]
 Duration = Annotated[str, BeforeValidator(_duration)]
 ExitDistance = Annotated[str, BeforeValidator(_exit_distance)]
-Exact = Annotated[Decimal, BeforeValidator(_exact)]
-Money = Annotated[Exact, AfterValidator(_money)]
+_Digits = Annotated[Decimal, Field(max_digits=DIGITS_MAX, decimal_places=RATE_DECIMALS)]
+Exact = Annotated[_Digits, BeforeValidator(_exact)]
+Money = Annotated[Exact, Field(decimal_places=MONEY_DECIMALS)]
 Positive = Annotated[Exact, Field(gt=0, le=MONEY_MAX)]
 Fraction = Annotated[Exact, Field(ge=0, le=1)]
 Threshold = Annotated[str, BeforeValidator(_threshold)]
