@@ -29,7 +29,14 @@ from tracepaper.strategies.attention.checks import (
     working_type,
 )
 from tracepaper.strategies.attention.kernels import attend
-from tracepaper.strategies.attention.masks import CAUSAL, Mask, MaskKind, first_of, whole
+from tracepaper.strategies.attention.masks import (
+    CAUSAL,
+    Mask,
+    MaskKind,
+    first_of,
+    shown_table,
+    whole,
+)
 from tracepaper.strategies.attention.reads import (
     MEAN,
     CarriedRows,
@@ -55,6 +62,8 @@ from tracepaper.strategies.errors import AttentionInvalid
 
 BACKENDS: Final = ("tiles", "triton", *compiled.NAMES)
 """Backends that carry the heads' mean: torch, Triton on CUDA, or compiled loops on the CPU."""
+_UNDERFLOW: Final = 750.0
+"""The exponential of minus this is 0 in every type."""
 T = TypeVar("T")
 
 
@@ -124,7 +133,7 @@ class Layer(Read):
         return float(self.query.shape[-1] ** -0.5) if self.scale is None else self.scale
 
     @cached_property
-    def largest(self) -> float:
+    def _norms_bound(self) -> float:
         """The largest |score| that the norms of query and key allow (Cauchy and Schwarz)."""
         kind = working_type(self.query)
         lengths = [
@@ -141,13 +150,41 @@ class Layer(Read):
                 f"query and key are so large that their products can overflow {kind}; scale them "
                 "down."
             )
-        if self.softcap is not None:
-            size = min(size, self.softcap)
-        dense = self.mask.dense
-        if dense is not None and dense.is_floating_point():
-            added = dense.detach().abs()
-            size += float(added.masked_fill(torch.isinf(added), 0.0).max())
-        return size
+        return size if self.softcap is None else min(size, self.softcap)
+
+    @cached_property
+    def _shown(self) -> Mask:
+        """The mask, with -inf for each stored number that hides its key from a query.
+
+        That is the lowest number of its type, and one so far below the largest of its row that no
+        score makes its weight more than 0: models also hide by -1e4 and -1e9.
+        """
+        dense, (_, _, queries, keys) = self.mask.dense, self.shape
+        if dense is None or not dense.is_floating_point():
+            return self.mask
+        dense = dense.detach()
+        if replace(self.mask, dense=None).kind is not MaskKind.FULL:
+            reached = shown_table(self.mask, queries, keys, dense.device)[:, None]
+            dense = dense.masked_fill(~reached, -torch.inf)
+        top = dense.amax(dim=-1, keepdim=True).double()
+        hides = dense < top - 2.0 * self._norms_bound - _UNDERFLOW
+        hides |= dense <= torch.finfo(dense.dtype).min
+        return replace(self.mask, dense=dense.masked_fill(hides, -torch.inf))
+
+    @cached_property
+    def _added(self) -> tuple[Tensor, Tensor]:
+        """What the mask adds to each row's scores: the largest |number|, and their spread."""
+        dense = self._shown.dense
+        if dense is None or not dense.is_floating_point():
+            return (torch.zeros(1, device="cpu"),) * 2  # a GPU is not synchronised for it
+        hides = torch.isinf(dense)
+        spread = dense.amax(dim=-1) - dense.masked_fill(hides, torch.inf).amin(dim=-1)
+        return dense.abs().masked_fill(hides, 0.0).amax(dim=-1), spread.clamp_min(0.0)
+
+    @cached_property
+    def largest(self) -> float:
+        """The largest |score| of a visible key: what norms allow, and what the mask adds."""
+        return self._norms_bound + float(self._added[0].amax())
 
     @cached_property
     def operand(self) -> Operand:
@@ -165,7 +202,8 @@ class Layer(Read):
         true = self.natural_logsumexp(torch.float64)
         error = (true - given).abs()
         error = error.masked_fill(torch.isneginf(true) & torch.isneginf(given), 0.0)
-        if not float(error.amax()) <= SLACK * eps * (FLOOR + self.largest):
+        size = FLOOR + self._norms_bound + self._added[0].to(error)
+        if not bool((error <= SLACK * eps * size).all()):
             raise AttentionInvalid(
                 "The logsumexp is not that of this query, key, mask and scale; give the kernel's "
                 "own, in natural logarithms."
@@ -177,7 +215,7 @@ class Layer(Read):
         if kind == torch.float64:
             query, key = query.double(), key.double()
         return Operand(
-            query, key, logsumexp.detach(), self.mask, scale=self.factor, softcap=self.softcap
+            query, key, logsumexp.detach(), self._shown, scale=self.factor, softcap=self.softcap
         )
 
     def natural_logsumexp(self, kind: torch.dtype) -> Tensor:
@@ -308,13 +346,19 @@ class Layer(Read):
         return weights.to(working_type(self.query))
 
     def _counts(self) -> Tensor:
-        return self.operand.visible()
+        return self._unscaled.visible()
 
     @explanation
     def visible(self, queries: Sequence[int] | None = None) -> Tensor:
         """Return how many keys each query sees: int64 [batch, row]."""
         rows = None if queries is None else check_rows(queries, self.shape[2])
-        return self.operand.visible(rows)
+        return self._unscaled.visible(rows)
+
+    @cached_property
+    def _unscaled(self) -> Operand:
+        """The scores alone: a kernel's logsumexp of a query that sees nothing is any number."""
+        kind = working_type(self.query)
+        return self._operand(kind, torch.zeros_like(self.logsumexp, dtype=kind))
 
     @explanation
     def entropy(self, queries: Sequence[int] | None = None, *, backend: str = "auto") -> Tensor:
@@ -427,7 +471,7 @@ class Layer(Read):
         self._check_ones(mass, rows)
 
     def _slack(self) -> float:
-        return tie_slack(self.largest)
+        return tie_slack(self._norms_bound + float(self._added[1].amax()))
 
     def _fuse_tile(self, fuse: Fuse) -> FuseTile:
         if fuse.fusion == "norm":

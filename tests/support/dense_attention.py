@@ -95,15 +95,17 @@ def fuse(matrix: Tensor, fusion: str, shares: Tensor | None = None) -> Tensor:
     return torch.einsum("h,bhij->bij", shares, matrix)
 
 
-def discard(fused: Tensor, mask: Mask, ratio: float, *, slack: float) -> Tensor:
-    """Return *fused* without the lowest ``ratio`` of its visible entries.
+def discard(fused: Tensor, mask: Mask | Tensor, ratio: float, *, slack: float) -> Tensor:
+    """Return *fused* without the lowest ``ratio`` of the entries that *mask* or a table shows.
 
     Entries within a relative *slack* of the last one to go stay, so that ties stay together, and
     over ``FADE`` slacks more they fade out.
     """
     if ratio == 0.0:
         return fused
-    shown = visible(fused.shape[-1], mask, device=fused.device)
+    shown = mask
+    if isinstance(shown, Mask):
+        shown = visible(fused.shape[-1], shown, device=fused.device)
     kept = []
     for matrix in fused:
         ordered = matrix[shown].sort().values

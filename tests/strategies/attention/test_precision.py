@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import dense_attention as reference
 import pytest
 import torch
@@ -15,7 +17,8 @@ from tracepaper.strategies.attention.checks import finite_layers
 from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask
-from tracepaper.strategies.attention.tiles import check_mass
+from tracepaper.strategies.attention.methods import Rollout, rollout
+from tracepaper.strategies.attention.tiles import check_mass, tie_slack
 from tracepaper.strategies.errors import AttentionInvalid
 
 torch.set_num_threads(1)
@@ -77,6 +80,58 @@ def test_a_rollout_of_fewer_digits_is_beyond_the_bound_of_float32(digits: int) -
     ]
     with pytest.raises(AssertionError, match="not close"):
         sample.hold(weights(rough), wanted)
+
+
+LOWEST = {f"lowest of {kind}": torch.finfo(kind).min for kind in (torch.float32, torch.bfloat16)}
+
+
+@pytest.mark.parametrize("hides", [*LOWEST.values(), -1e4, -1e9], ids=[*LOWEST, "-1e4", "-1e9"])
+def test_a_number_that_hides_is_minus_infinity_to_all_that_follows_from_scores(
+    hides: float,
+) -> None:
+    """A bias by distance hides the later keys and a padded one, as ALiBi and T5 write it."""
+    base = layer_of(Mask.full())
+    bias = -0.1 * (torch.arange(70)[:, None] - torch.arange(70)).abs()
+    hidden = torch.ones(70, 70, dtype=torch.bool).triu(1)
+    hidden[:, 5] = True
+    hidden[0] = False  # a row that sees all
+    layer, wanted = (
+        Layer.of(base.query, base.key, None, Mask(causal=False, dense=table))
+        for table in (
+            (bias + hides * hidden).float(),
+            bias.double().masked_fill(hidden, -torch.inf),
+        )
+    )
+    matrix, _ = reference.layer_matrix(wanted)
+    assert layer.largest == pytest.approx(wanted.largest)
+    assert torch.equal(layer.visible(), wanted.visible())
+    torch.testing.assert_close(layer.confidence(range(70)), wanted.confidence(range(70)))
+    slack = tie_slack(wanted.largest)
+    kept = reference.discard(matrix.mean(dim=1), ~hidden, 0.5, slack=slack)
+    mixed = 0.5 * torch.eye(70) + 0.5 * kept
+    mixed = mixed / mixed.sum(dim=-1, keepdim=True)
+    weights = rollout([layer], range(70), Rollout(discard_ratio=0.5)).weights["bars"]
+    assert (weights - mixed).abs().max() < 1e-4  # within the soft edge
+    with pytest.raises(AttentionInvalid, match="logsumexp"):
+        rollout([replace(layer, logsumexp=layer.logsumexp + 0.1)], [69])
+
+
+@pytest.mark.parametrize("hides", [torch.finfo(torch.float32).min, -1e9])
+def test_a_row_in_which_all_is_as_low(hides: float) -> None:
+    """The lowest number shows such a row nothing; any other number is as 0 there."""
+    base = layer_of(Mask.full())
+    table = torch.randn(70, 70, generator=torch.Generator().manual_seed(1))
+    alone = Layer.of(base.query, base.key, None, Mask(causal=False, dense=table))
+    table = table.clone()
+    table[3] = hides
+    layer = Layer.of(base.query, base.key, None, Mask(causal=False, dense=table))
+    row = layer.rows([3])
+    matrix, _ = reference.layer_matrix(base)
+    wanted = torch.zeros(70) if hides < -1e30 else matrix[:, :, 3:4]
+    torch.testing.assert_close(row, wanted.expand_as(row).float(), rtol=0, atol=1e-6)
+    for read in (layer, replace(layer, logsumexp=alone.logsumexp + 0.1)):
+        with pytest.raises(AttentionInvalid, match="logsumexp"):
+            rollout([replace(read, logsumexp=read.logsumexp + 0.1)], [0])
 
 
 @pytest.mark.parametrize("value", [0.9, 1.1, float("nan"), float("inf")])
