@@ -268,7 +268,8 @@ def _carried(
     shares = None
     if method.head_weights is not None:
         heads = attending[0][1].shape[1]
-        shares = check_shares(method.head_weights, (len(numbers), heads), like=torch.empty(0))
+        like = torch.empty(0, dtype=torch.float64)  # each layer rounds to its own type
+        shares = check_shares(method.head_weights, (len(numbers), heads), like=like)
     held = dict(first)
     for step in reversed(steps):
         used = [(n, r) for n, r in step if not r.residual or n >= method.start_layer]

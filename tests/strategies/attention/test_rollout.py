@@ -135,6 +135,16 @@ def test_head_weights_weigh_each_layers_heads() -> None:
     drawn.hold(result.weights, wanted)
 
 
+def test_head_weights_have_the_digits_of_the_layers() -> None:
+    """Weights that float32 rounds: a layer of float64 gets all of their digits."""
+    drawn = case(Mask(), heads=3, dtype=torch.float64)
+    shares = torch.tensor([0.1, 0.2, 0.7], dtype=torch.float64)
+    wanted = reference.rollout(drawn.matrices, drawn.mask, shares=shares.expand(3, -1))[:, [39]]
+    for weights in ([0.1, 0.2, 0.7], shares):
+        weighed = rolled(drawn.layers, [39], Rollout(head_weights=weights)).weights
+        assert (weighed - wanted).abs().max() < 1e-14
+
+
 def test_half_inputs_are_explained_in_float32() -> None:
     drawn = case(Mask(), time=60, dtype=torch.bfloat16)
     # A kernel of half types rounds the scores in its logsumexp as they do; this is float32's own.
