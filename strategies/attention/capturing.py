@@ -366,14 +366,24 @@ def _layer(
 
 @explanation
 def _reproduces(layer: Layer, output: Tensor) -> bool:
-    """Return whether *layer* reproduces the last row of *output* [batch, query, head, dim]."""
+    """Return whether *layer* reproduces a row of each sequence of *output*.
+
+    That is [batch, query, head, dim], and its row that of the last query that sees a key: a padded
+    query outside its window sees none, and formulas give it any mean.
+    """
     assert layer.value is not None
-    weights = layer.rows([layer.shape[2] - 1])[:, :, 0]  # [batch, head, key]
+    sees = (layer.visible() > 0).to(output.device)  # [batch, query]
+    count = torch.arange(1, sees.shape[1] + 1, device=output.device)
+    last = (sees * count).argmax(dim=1)
+    rows, row_of = last.unique(return_inverse=True)
+    element = torch.arange(len(last), device=output.device)
+    weights = layer.rows(rows)[element, :, row_of]  # [batch, head, key]
     groups = layer.shape[1] // layer.value.shape[1]
     values = layer.value.repeat_interleave(groups, dim=1).to(weights.dtype)
     again = torch.einsum("bhk,bhkd->bhd", weights, values)
+    wanted = output.detach()[element, last].to(again.dtype)
     limit = _TOLERANCE.get(output.dtype, 1e-2) * max(1.0, float(values.abs().amax()))
-    return bool((again - output.detach()[:, -1].to(again.dtype)).abs().amax() <= limit)
+    return bool(((again - wanted)[sees.any(dim=1)].abs() <= limit).all())
 
 
 def _mask_of(query: Tensor, key: Tensor, table: Tensor | None, *, is_causal: bool) -> Mask:

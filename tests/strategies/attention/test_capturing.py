@@ -37,6 +37,24 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
         "GptOssForCausalLM",
         {**GROUPED, "sliding_window": 6, "num_local_experts": 2, "num_experts_per_tok": 1},
     ),
+    "Gemma3": ("Gemma3ForCausalLM", {**GROUPED, "sliding_window": 6}),
+    "Llama4": (
+        "Llama4ForCausalLM",
+        {
+            **GROUPED,
+            "attention_chunk_size": 6,
+            "num_local_experts": 2,
+            "intermediate_size_mlp": 48,
+        },
+    ),
+    "ModernBert": (
+        "ModernBertModel",
+        {
+            **COMMON,
+            "local_attention": 6,
+            **dict.fromkeys(("pad_token_id", "cls_token_id", "sep_token_id"), 0),
+        },
+    ),
     "GPTNeoX": ("GPTNeoXForCausalLM", COMMON),
     "GPT2": ("GPT2LMHeadModel", {"vocab_size": WORDS, "n_embd": WIDTH, "n_layer": 2, "n_head": 4}),
     "Bert": ("BertModel", COMMON),
@@ -101,6 +119,31 @@ def test_a_model_is_explained_as_its_stored_matrices_are(
         heads = entropy(captured.reads, [-1 % stored[-1].shape[-1]])[-1][..., 0]
         last = stored[-1][:, :, -1].double()
         assert (heads - torch.special.entr(last).sum(dim=-1)).abs().max() < 1e-5
+
+
+WINDOWS = ("Mistral", "Gemma2", "Gemma3", "Llama4", "ModernBert", "GptOss")
+
+
+@pytest.mark.parametrize("form", WINDOWS)
+def test_padding_on_the_right_of_a_window_is_explained_as_the_stored_matrices_are(
+    form: str,
+) -> None:
+    """The last queries see padding alone, and some none of it: theirs are no rows to compare."""
+    model, given = model_of(form, "eager"), inputs_of(form, padded=True)
+    given["attention_mask"] = given["attention_mask"].flip(-1)
+    given["attention_mask"][1, 9:] = 0
+    with capture(model) as captured:
+        model(**given)
+    stored = list(model(**given, output_attentions=True).attentions)
+    weights = captured.rollout(range(TOKENS)).weights["bars"].double()
+    unit = torch.eye(TOKENS, dtype=torch.float64)
+    matrix = unit.expand(2, -1, -1)
+    for each in stored:
+        matrix = (0.5 * unit + 0.5 * each.double().mean(dim=1)) @ matrix
+    matrix = matrix / matrix.sum(dim=-1, keepdim=True)
+    for element, count in enumerate((TOKENS, 9)):
+        difference = weights[element, :count] - matrix[element, :count]
+        assert difference.abs().max() < 1e-6
 
 
 class Plain(nn.Module):
