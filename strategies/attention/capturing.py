@@ -67,7 +67,7 @@ class capture:  # noqa: N801 - it is called as a function is
     def __init__(self, model: nn.Module | None = None, *, backward: bool = False) -> None:
         if model is not None:
             check_module(model)
-        if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        if model is not None and _has_decoder(model):
             raise AttentionInvalid(_TWO_SEQUENCES)
         self.missed: list[str] = []
         """Modules of attention that ran and were not captured."""
@@ -308,11 +308,14 @@ class capture:  # noqa: N801 - it is called as a function is
             if self._is_running and not args:
                 if module.training:
                     _require_no_dropout(options.get("dropout") or 0.0)
+                table, bias = attention_mask, options.get("position_bias")  # T5 has both
+                if bias is not None:
+                    table = bias if table is None else table + bias
                 layer = _layer(
                     query,
                     key,
                     value,
-                    _mask_of(query, key, attention_mask, is_causal=False),
+                    _mask_of(query, key, table, is_causal=False),
                     scale=options.get("scaling"),
                     softcap=options.get("softcap"),
                     sinks=getattr(module, "sinks", None),
@@ -322,6 +325,17 @@ class capture:  # noqa: N801 - it is called as a function is
             return result
 
         return attended
+
+
+def _has_decoder(model: nn.Module) -> bool:
+    """Return whether *model* has the decoder of a Hugging Face encoder–decoder.
+
+    Its encoder has the same configuration, so the parts tell.
+    """
+    return getattr(getattr(model, "config", None), "is_encoder_decoder", False) and any(
+        getattr(part, "is_decoder", False) or "Decoder" in type(part).__name__
+        for part in model.modules()
+    )
 
 
 def _require_no_dropout(share: float) -> None:

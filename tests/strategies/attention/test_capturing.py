@@ -146,6 +146,52 @@ def test_padding_on_the_right_of_a_window_is_explained_as_the_stored_matrices_ar
         assert difference.abs().max() < 1e-6
 
 
+BOTH: dict[str, Any] = {
+    "d_model": WIDTH,
+    **dict.fromkeys(("encoder_layers", "decoder_layers"), LAYERS),
+    **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), HEADS),
+    **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 48),
+}
+SERIES = {"prediction_length": 4, "context_length": TOKENS, "lags_sequence": [1], "distil": False}
+TWO_PARTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "Bart": ("BartModel", {**BOTH, "vocab_size": WORDS}),
+    "T5": ("T5Model", {"vocab_size": WORDS, "d_model": WIDTH, "d_kv": 8, "num_heads": HEADS}),
+    "Whisper": (
+        "WhisperModel",
+        {**BOTH, "vocab_size": WORDS, "num_mel_bins": 8, "max_source_positions": TOKENS}
+        | dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 0),
+    ),
+    "Informer": ("InformerModel", {**BOTH, **SERIES, "attention_type": "full"}),
+}
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+@pytest.mark.parametrize("form", TWO_PARTS)
+def test_an_encoder_is_explained_and_what_reads_it_is_refused(form: str, kernel: str) -> None:
+    name, options = TWO_PARTS[form]
+    kind = getattr(transformers, name)
+    model = kind(kind.config_class(**options, num_layers=LAYERS)).eval().requires_grad_(False)
+    if form != "Informer":  # which has the formula alone
+        model.set_attn_implementation(kernel)
+    padding = torch.ones(2, TOKENS, dtype=torch.long)
+    padding[1, -5:] = 0
+    given = {"input_ids": torch.randint(3, WORDS, (2, TOKENS)), "attention_mask": padding}
+    if form == "Whisper":
+        given = {"input_features": torch.randn(2, 8, 2 * TOKENS)}
+    elif form == "Informer":
+        given = {"inputs_embeds": torch.randn(2, TOKENS, model.config.feature_size)}
+    with capture(model.encoder) as captured:
+        model.encoder(**given)
+    model.set_attn_implementation("eager")
+    stored = list(model.encoder(**given, output_attentions=True).attentions)
+    assert len(stored) == LAYERS
+    weights = captured.rollout().weights["bars"][:, 0]
+    assert (weights.double() - rolled(stored)).abs().max() < 1e-6
+    for part in (model, model.decoder):
+        with pytest.raises(AttentionInvalid, match=r"capture the part .* model\.encoder"):
+            capture(part)
+
+
 class Plain(nn.Module):
     """Two layers that call torch's function themselves, by the name that this module gave it."""
 
