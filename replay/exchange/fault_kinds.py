@@ -1,8 +1,8 @@
-"""Every kind of fault: its name, its target and its effect, a pure function.
+"""Every kind of fault: its name, where it acts, and its forms; their effects are pure functions.
 
-A kind acts at a ``Stage``, which defines the arguments and the result of its effect. A new kind is
-one row of ``FAULTS``: the command's listing, the control calls, the seeded schedule and the stage
-find it there. A seed's schedule depends on the order of the rows.
+A kind acts at a ``Stage``, which defines the arguments and the result of an effect. A new kind is
+one row of ``FAULTS``, and a new form one row of a kind: the command's listing, the control calls,
+the seeded schedule and the stage find it there. A seed's schedule depends on the order of the rows.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ CANDLES: Final = "kline."
 BOOKS: Final = "orderbook."
 TICKERS: Final = "tickers."
 TRADES: Final = "publicTrade."
+STREAMS: Final = (CANDLES, BOOKS, TICKERS, TRADES)
 
 Message = dict[str, Any]
 Row = list[str]
@@ -35,9 +36,10 @@ encode: Final = msgspec.json.encode
 
 
 class Fault(Struct, frozen=True, forbid_unknown_fields=True):
-    """One armed fault; ``ms``, ``status`` and ``code`` of 0 mean the kind's default."""
+    """One armed fault; an empty ``form`` is the kind's first, and 0 the form's default."""
 
     kind: str
+    form: str = ""
     topic: str = ""
     ms: int = 0
     seconds: Annotated[float, Meta(ge=0)] = 5.0
@@ -50,15 +52,32 @@ class Fault(Struct, frozen=True, forbid_unknown_fields=True):
         """Reject what the fields' bounds let pass; msgspec turns the error into its own."""
         if self.kind not in FAULTS:
             raise ValueError(f"there is no kind {self.kind!r}")
+        if self.form and self.form not in FAULTS[self.kind].forms:
+            raise ValueError(f"{self.kind} has no form {self.form!r}")
         if self.ms < 0 and not FAULTS[self.kind].is_signed:
             raise ValueError(f"ms is negative, which it may not be for {self.kind}")
         if 0 < self.status < STATUS_MIN:
             raise ValueError(f"status is below {STATUS_MIN}")
 
     @property
+    def strikes(self) -> Form:
+        """The form in which it strikes."""
+        forms = FAULTS[self.kind].forms
+        return forms[self.form] if self.form else next(iter(forms.values()))
+
+    @property
     def delay_ms(self) -> int:
         """The delay or shift of this fault in market milliseconds."""
-        return self.ms or FAULTS[self.kind].default_ms
+        return self.ms or self.strikes.default_ms
+
+    @property
+    def is_provoked(self) -> bool:
+        """Whether the schedule also cuts the stream.
+
+        A client whose stream works requests only settlements over REST.
+        """
+        is_of_rest = FAULTS[self.kind].stage in {"answer", "body", "time", "rows"}
+        return is_of_rest and self.strikes.default_topic != FUNDING_PATH
 
 
 class Hit(NamedTuple):
@@ -83,29 +102,29 @@ Stage = Literal[
 """Where a fault acts; its effect takes these arguments and then the hit -> its result."""
 
 
-class FaultKind(NamedTuple):
-    """A row of ``FAULTS``.
+class Form(NamedTuple):
+    """A form of a fault.
 
-    ``meaning`` describes it, with its parameters besides ``kind`` in parentheses. ``aim`` is the
-    default prefix of the topics or paths that it hits. ``dealt`` returns the schedule's parameters
-    for a drawn number.
+    ``meaning`` describes it, with its parameters besides ``kind`` and ``form`` in parentheses.
+    ``default_topic`` is the prefix of the topics or paths that it hits by default.
+    """
+
+    meaning: str
+    effect: Callable[..., Any]
+    default_topic: str | tuple[str, ...] = ""
+    default_ms: int = 0
+
+
+class FaultKind(NamedTuple):
+    """A row of ``FAULTS``: where it acts, and its forms by name.
+
+    ``scheduled`` returns the schedule's parameters for a drawn number.
     """
 
     stage: Stage
-    meaning: str
-    effect: Callable[..., Any]
-    aim: str | tuple[str, ...] = ""
-    default_ms: int = 0
-    dealt: Callable[[int], dict[str, Any]] = lambda _number: {}
+    forms: Mapping[str, Form]
+    scheduled: Callable[[int], dict[str, Any]] = lambda _number: {}
     is_signed: bool = False
-
-    @property
-    def is_provoked(self) -> bool:
-        """Whether the schedule also cuts the stream.
-
-        A client whose stream works requests only settlements over REST.
-        """
-        return self.stage in {"answer", "body", "time", "rows"} and self.aim != FUNDING_PATH
 
 
 class FaultEffect(NamedTuple):
@@ -327,11 +346,12 @@ FORBIDDEN: Final = HttpReply(
     "text/html",
 )
 """The ban, which the network in front of the exchange answers as HTML."""
-TOO_MANY_VISITS: Final = ExchangeError(10006, "Too many visits. Exceeded the API Rate Limit.")
+REDIRECTED: Final = HttpReply(302, "", location="/v5/elsewhere")
+"""A redirection to a path that does not exist."""
 DEFAULT_STATUS: Final = 500
 DEFAULT_CODE: Final = 10016
 STATUSES: Final = (
-    *(201, 202, 204, 205, 206, 300, 304),
+    *(201, 202, 204, 205, 206, 300, 302, 304),
     *(400, 401, 402, 404, 405, 406, 408, 409, 410, 413, 414, 418),
     *(421, 422, 425, 426, 428, 429, 431, 451),
     *(500, 501, 502, 503, 504, 520, 522, 530, 599),
@@ -342,7 +362,7 @@ RETCODES: Final = (
     *(10016, 10017, 10018, 10019, 10024, 10027, 10028, 10029, 110001, 131001, 170130, 2**31),
 )
 """The retCodes that the schedule draws from."""
-LIES_MS: Final = (HOUR_MS, -HOUR_MS, 10 * DAY_MS, -10 * DAY_MS, 2**62, -(2**62))
+TIME_ERRORS_MS: Final = (HOUR_MS, -HOUR_MS, 10 * DAY_MS, -10 * DAY_MS, 2**62, -(2**62))
 """The errors of the server's time that the schedule draws from."""
 
 
@@ -350,6 +370,15 @@ FOREIGN_PRICE: Final = "0.5"
 YEAR_MS: Final = 52 * WEEK_MS
 CLOSE_COLUMN: Final = 4
 HIGH_COLUMN: Final = 2
+
+
+def _answer_by_status(hit: Hit) -> HttpReply:
+    status = hit.fault.status or DEFAULT_STATUS
+    if status == FORBIDDEN.status:
+        return FORBIDDEN
+    if status == REDIRECTED.status:
+        return REDIRECTED
+    return HttpReply(status, "refused")
 
 
 def _malformed_body(body: bytes, hit: Hit) -> bytes:
@@ -365,17 +394,17 @@ def _malformed_body(body: bytes, hit: Hit) -> bytes:
     return broken[hit.turn % len(broken)]
 
 
-def _dealt_lie(number: int) -> dict[str, Any]:
+def _time_error(number: int) -> dict[str, Any]:
     """Draw the error of the time; half of the errors are on a page of candles."""
     path = KLINE_PATH if number % 2 else ""
-    return {"ms": LIES_MS[number // 2 % len(LIES_MS)], "topic": path}
+    return {"ms": TIME_ERRORS_MS[number // 2 % len(TIME_ERRORS_MS)], "topic": path}
 
 
-def _lying_time(server_ms: int, path: str, result: Message, hit: Hit) -> tuple[int, Message]:
-    lie_ms = server_ms + hit.fault.delay_ms
+def _wrong_time(server_ms: int, path: str, result: Message, hit: Hit) -> tuple[int, Message]:
+    wrong_ms = server_ms + hit.fault.delay_ms
     if path == TIME_PATH:
-        result = {"timeSecond": str(lie_ms // 1_000), "timeNano": str(lie_ms * 1_000_000)}
-    return lie_ms, result
+        result = {"timeSecond": str(wrong_ms // 1_000), "timeNano": str(wrong_ms * 1_000_000)}
+    return wrong_ms, result
 
 
 def _foreign_page(rows: list[Row], result: Message, _hit: Hit) -> list[Row]:
@@ -396,250 +425,245 @@ def _implausible_page(rows: list[Row], _result: Message, _hit: Hit) -> list[Row]
 # ------------------------------------------------------------ the table
 
 FAULTS: Final[Mapping[str, FaultKind]] = {
-    "drop": FaultKind(
+    "delivery": FaultKind(
         "frame",
-        "one data frame is never sent (topic)",
-        lambda _body, _hit: FaultEffect(),
-        dealt=_half_at_candles,
-    ),
-    "delay": FaultKind(
-        "frame",
-        "one data frame is sent late by ms of market time, after newer ones (topic, ms)",
-        lambda body, hit: FaultEffect(later=((hit.fault.delay_ms, body),)),
-        default_ms=3_000,
-        dealt=_half_at_candles,
-    ),
-    "duplicate": FaultKind(
-        "frame",
-        "one data frame is sent twice (topic)",
-        lambda body, _hit: FaultEffect((body, body)),
-        dealt=_half_at_candles,
-    ),
-    "reorder": FaultKind(
-        "frame",
-        "one data frame is sent after the next one (topic)",
-        lambda body, _hit: FaultEffect(after_next=(body,)),
-        dealt=_half_at_candles,
+        {
+            "drop": Form("one data frame is never sent (topic)", lambda _body, _hit: FaultEffect()),
+            "delay": Form(
+                "one data frame is sent late by ms of market time, after newer ones (topic, ms)",
+                lambda body, hit: FaultEffect(later=((hit.fault.delay_ms, body),)),
+                default_ms=3_000,
+            ),
+            "duplicate": Form(
+                "one data frame is sent twice (topic)",
+                lambda body, _hit: FaultEffect((body, body)),
+            ),
+            "reorder": Form(
+                "one data frame is sent after the next one (topic)",
+                lambda body, _hit: FaultEffect(after_next=(body,)),
+            ),
+        },
+        scheduled=_half_at_candles,
     ),
     "malformed": FaultKind(
         "frame",
-        "one data frame is replaced by malformed text (topic)",
-        _malformed,
-        dealt=_half_at_candles,
+        {"": Form("one data frame is replaced by malformed text (topic)", _malformed)},
+        scheduled=_half_at_candles,
     ),
     "stall": FaultKind(
         "connection",
-        "the open connections get no data for the given seconds; pongs go on (seconds)",
-        lambda hub, hit: hub.stall(hit.fault.seconds),
+        {
+            "": Form(
+                "the open connections get no data for the given seconds; pongs go on (seconds)",
+                lambda hub, hit: hub.stall(hit.fault.seconds),
+            )
+        },
     ),
     "disconnect": FaultKind(
         "connection",
-        "every stream connection is cut without a closing handshake",
-        lambda hub, _hit: hub.cut_all(),
+        {
+            "": Form(
+                "every stream connection is cut without a closing handshake",
+                lambda hub, _hit: hub.cut_all(),
+            )
+        },
     ),
     "refuse": FaultKind(
         "handshake",
-        "like disconnect, and the next count connections are refused (count)",
-        lambda _hit: HttpReply(503, "refused"),
-    ),
-    "retcode_10006": FaultKind(
-        "answer",
-        "the next count REST calls are answered with retCode 10006 (count)",
-        lambda _hit: TOO_MANY_VISITS,
-    ),
-    "http_403": FaultKind(
-        "answer",
-        "the next count REST calls are answered with HTTP 403 and HTML (count)",
-        lambda _hit: FORBIDDEN,
-    ),
-    "missing_close": FaultKind(
-        "close",
-        "one closed candle is never sent; REST has it (topic)",
-        lambda _closing, _hit: FaultEffect(),
-    ),
-    "revised_close": FaultKind(
-        "close", "one closed candle is sent again with values that differ from REST", _revised_close
-    ),
-    "late_close": FaultKind(
-        "close",
-        "one closed candle is sent late by ms of market time (topic, ms)",
-        lambda closing, hit: FaultEffect(later=((hit.fault.delay_ms, closing.element),)),
-        default_ms=8_000,
+        {
+            "": Form(
+                "like disconnect, and the next count connections are refused (count)",
+                lambda _hit: HttpReply(503, "refused"),
+            )
+        },
     ),
     "early_confirm": FaultKind(
         "push",
-        "one open candle is marked closed, at least two seconds too soon",
-        lambda element, _hit: element | {"confirm": True},
+        {
+            "": Form(
+                "one open candle is marked closed, at least two seconds too soon",
+                lambda element, _hit: element | {"confirm": True},
+            )
+        },
     ),
-    "off_grid": FaultKind(
+    "wrong_close": FaultKind(
         "close",
-        "one closed candle is sent with a start that is off the grid by ms (ms)",
-        _off_grid,
-        default_ms=7_000,
+        {
+            "missing": Form(
+                "one closed candle is never sent; REST has it (topic)",
+                lambda _closing, _hit: FaultEffect(),
+            ),
+            "revised": Form(
+                "one closed candle is sent again with values that differ from REST", _revised_close
+            ),
+            "late": Form(
+                "one closed candle is sent late by ms of market time (topic, ms)",
+                lambda closing, hit: FaultEffect(later=((hit.fault.delay_ms, closing.element),)),
+                default_ms=8_000,
+            ),
+            "off_grid": Form(
+                "one closed candle is sent with a start that is off the grid by ms (ms)",
+                _off_grid,
+                default_ms=7_000,
+            ),
+            "double": Form(
+                "one closed candle is sent twice in one frame, with different closes",
+                _double_close,
+            ),
+            "implausible": Form(
+                "one closed candle is sent with its close times 1,000", _implausible_close
+            ),
+            "hollow": Form(
+                "one closed candle is sent with a price range and no volume", _hollow_close
+            ),
+            "turnover": Form(
+                "one closed candle is sent with at least 1,000 times its turnover",
+                _absurd_turnover,
+            ),
+        },
     ),
-    "double_close": FaultKind(
-        "close",
-        "one closed candle is sent twice in one frame, with different closes",
-        _double_close,
-    ),
-    "implausible_close": FaultKind(
-        "close", "one closed candle is sent with its close times 1,000", _implausible_close
-    ),
-    "ahead_candle": FaultKind(
+    "ahead": FaultKind(
         "frame",
-        "a closed candle that is dated ms ahead is sent before a candle frame (ms)",
-        _date_ahead,
-        aim=CANDLES,
+        {
+            "": Form(
+                "a copy with twice the price, dated ms ahead, is sent before a frame (topic, ms)",
+                _date_ahead,
+                CANDLES,
+            )
+        },
+        scheduled=lambda number: {"topic": STREAMS[number % len(STREAMS)]},
     ),
-    "ahead_book": FaultKind(
+    "wrong_frame": FaultKind(
         "frame",
-        "a book with twice the price, dated ms ahead, is sent before a book (ms)",
-        _date_ahead,
-        aim=BOOKS,
-    ),
-    "ahead_ticker": FaultKind(
-        "frame",
-        "a ticker that is dated ms ahead is sent before a ticker (ms)",
-        _date_ahead,
-        aim=TICKERS,
-    ),
-    "ahead_trade": FaultKind(
-        "frame",
-        "trades that are dated ms ahead are sent before trades (ms)",
-        _date_ahead,
-        aim=TRADES,
-    ),
-    "foreign_frame": FaultKind(
-        "frame",
-        "the data in one book, ticker or trade frame name another symbol",
-        _foreign_frame,
-        aim=(BOOKS, TICKERS, TRADES),
-    ),
-    "crossed_book": FaultKind(
-        "frame",
-        "a book whose bid lies above its ask is sent before a book",
-        _before(_swapped_book, "snapshot"),
-        aim=BOOKS,
-    ),
-    "deep_book": FaultKind(
-        "frame",
-        "a delta of 1,500 bids is sent before a book",
-        _before(_deep_book, "delta"),
-        aim=BOOKS,
+        {
+            "foreign": Form(
+                "the data in one book, ticker or trade frame name another symbol",
+                _foreign_frame,
+                (BOOKS, TICKERS, TRADES),
+            ),
+            "crossed": Form(
+                "a book whose bid lies above its ask is sent before a book",
+                _before(_swapped_book, "snapshot"),
+                BOOKS,
+            ),
+            "deep": Form(
+                "a delta of 1,500 bids is sent before a book", _before(_deep_book, "delta"), BOOKS
+            ),
+            "low": Form(
+                "one book of depth 1 is a third too low", _in_data(_lower_book), "orderbook.1."
+            ),
+            "mark": Form(
+                "the mark price of one ticker is 26 % too high",
+                _in_data(lambda data: {"markPrice": _moved(_mark_of(data), FALSE_MARK)}),
+                TICKERS,
+            ),
+            "mark_of_one": Form(
+                "the mark price of one ticker is 1",
+                _in_data(lambda _data: {"markPrice": "1"}),
+                TICKERS,
+            ),
+            "ticker": Form(
+                "all prices of one ticker, also its mark, are 26 % too high",
+                _in_data(_dearer_ticker),
+                TICKERS,
+            ),
+            "rate": Form(
+                "the funding rate in one ticker is -40 %",
+                _in_data(lambda _data: {"fundingRate": ANNOUNCED_RATE}),
+                TICKERS,
+            ),
+        },
     ),
     "http_status": FaultKind(
         "answer",
-        "the next count REST calls are answered by HTTP status (status, count)",
-        lambda hit: HttpReply(hit.fault.status or DEFAULT_STATUS, "refused"),
-        dealt=lambda number: {"status": STATUSES[number % len(STATUSES)]},
+        {
+            "": Form(
+                "the next count REST calls are answered by HTTP status; 302 leads nowhere, and 403 "
+                "is the ban (status, count)",
+                _answer_by_status,
+            )
+        },
+        scheduled=lambda number: {"status": STATUSES[number % len(STATUSES)]},
     ),
     "retcode": FaultKind(
         "answer",
-        "the next count REST calls are answered with retCode code (code, count)",
-        lambda hit: ExchangeError(hit.fault.code or DEFAULT_CODE, "as the fault asks"),
-        dealt=lambda number: {"code": RETCODES[number % len(RETCODES)]},
-    ),
-    "redirect": FaultKind(
-        "answer",
-        "one REST call is redirected (HTTP 302) to a path that does not exist (topic)",
-        lambda _hit: HttpReply(302, "", location="/v5/elsewhere"),
+        {
+            "": Form(
+                "the next count REST calls are answered with retCode code (code, count)",
+                lambda hit: ExchangeError(hit.fault.code or DEFAULT_CODE, "as the fault asks"),
+            )
+        },
+        scheduled=lambda number: {"code": RETCODES[number % len(RETCODES)]},
     ),
     "hang": FaultKind(
         "answer",
-        "one REST call hangs for the given seconds and is never answered (topic, seconds)",
-        lambda hit: HttpReply(504, "too late", wait_s=hit.fault.seconds),
+        {
+            "": Form(
+                "one REST call hangs for the given seconds and is never answered (topic, seconds)",
+                lambda hit: HttpReply(504, "too late", wait_s=hit.fault.seconds),
+            )
+        },
     ),
     "malformed_body": FaultKind(
         "body",
-        "one REST body is broken: cut off, null, text for numbers, or not an object",
-        _malformed_body,
+        {
+            "": Form(
+                "one REST body is broken: cut off, null, text for numbers, or not an object",
+                _malformed_body,
+            )
+        },
     ),
-    "lying_time": FaultKind(
+    "wrong_time": FaultKind(
         "time",
-        "the server's time in one answer is wrong by ms, past or future (topic, ms)",
-        _lying_time,
-        aim=TIME_PATH,
-        default_ms=HOUR_MS,
-        dealt=_dealt_lie,
+        {
+            "": Form(
+                "the server's time in one answer is wrong by ms, past or future (topic, ms)",
+                _wrong_time,
+                TIME_PATH,
+                HOUR_MS,
+            )
+        },
+        scheduled=_time_error,
         is_signed=True,
     ),
-    "empty_page": FaultKind(
-        "rows", "one page of candles is empty", lambda _rows, _result, _hit: [], aim=KLINE_PATH
-    ),
-    "short_page": FaultKind(
+    "wrong_page": FaultKind(
         "rows",
-        "one page of candles lacks its newer half",
-        lambda rows, _result, _hit: rows[(len(rows) + 1) // 2 :],
-        aim=KLINE_PATH,
-    ),
-    "foreign_page": FaultKind(
-        "rows",
-        "one page of candles is of another symbol, at other prices",
-        _foreign_page,
-        aim=KLINE_PATH,
-    ),
-    "foreign_window": FaultKind(
-        "rows",
-        "one page of candles is of a time range that was not requested",
-        lambda rows, _result, _hit: _later(rows, -YEAR_MS),
-        aim=KLINE_PATH,
-    ),
-    "off_grid_page": FaultKind(
-        "rows",
-        "one page of candles is off the grid by ms (ms)",
-        lambda rows, _result, hit: _later(rows, hit.fault.delay_ms),
-        aim=KLINE_PATH,
-        default_ms=7_000,
-    ),
-    "implausible_page": FaultKind(
-        "rows",
-        "one page of candles has its newest close times 1,001",
-        _implausible_page,
-        aim=KLINE_PATH,
-    ),
-    "false_mark": FaultKind(
-        "frame",
-        "the mark price of one ticker is 26 % too high",
-        _in_data(lambda data: {"markPrice": _moved(_mark_of(data), FALSE_MARK)}),
-        aim=TICKERS,
-    ),
-    "mark_of_one": FaultKind(
-        "frame",
-        "the mark price of one ticker is 1",
-        _in_data(lambda _data: {"markPrice": "1"}),
-        aim=TICKERS,
-    ),
-    "false_ticker": FaultKind(
-        "frame",
-        "all prices of one ticker, also its mark, are 26 % too high",
-        _in_data(_dearer_ticker),
-        aim=TICKERS,
-    ),
-    "absurd_rate": FaultKind(
-        "frame",
-        "the funding rate in one ticker is -40 %",
-        _in_data(lambda _data: {"fundingRate": ANNOUNCED_RATE}),
-        aim=TICKERS,
-    ),
-    "false_book": FaultKind(
-        "frame",
-        "one book of depth 1 is a third too low",
-        _in_data(_lower_book),
-        aim="orderbook.1.",
-    ),
-    "absurd_settlement": FaultKind(
-        "rows",
-        "the newest settlement in one answer has a rate of 25 %",
-        lambda rows, _result, _hit: [rows[0] | {"fundingRate": ABSURD_RATE}, *rows[1:]],
-        aim=FUNDING_PATH,
-    ),
-    "hollow_close": FaultKind(
-        "close", "one closed candle is sent with a price range and no volume", _hollow_close
-    ),
-    "absurd_turnover": FaultKind(
-        "close",
-        "one closed candle is sent with at least 1,000 times its turnover",
-        _absurd_turnover,
+        {
+            "empty": Form(
+                "one page of candles is empty", lambda _rows, _result, _hit: [], KLINE_PATH
+            ),
+            "short": Form(
+                "one page of candles lacks its newer half",
+                lambda rows, _result, _hit: rows[(len(rows) + 1) // 2 :],
+                KLINE_PATH,
+            ),
+            "foreign": Form(
+                "one page of candles is of another symbol, at other prices",
+                _foreign_page,
+                KLINE_PATH,
+            ),
+            "window": Form(
+                "one page of candles is of a time range that was not requested",
+                lambda rows, _result, _hit: _later(rows, -YEAR_MS),
+                KLINE_PATH,
+            ),
+            "off_grid": Form(
+                "one page of candles is off the grid by ms (ms)",
+                lambda rows, _result, hit: _later(rows, hit.fault.delay_ms),
+                KLINE_PATH,
+                7_000,
+            ),
+            "implausible": Form(
+                "one page of candles has its newest close times 1,001",
+                _implausible_page,
+                KLINE_PATH,
+            ),
+            "settlement": Form(
+                "the newest settlement in one answer has a rate of 25 %",
+                lambda rows, _result, _hit: [rows[0] | {"fundingRate": ABSURD_RATE}, *rows[1:]],
+                FUNDING_PATH,
+            ),
+        },
     ),
 }
 """Every kind by its name."""

@@ -17,6 +17,7 @@ from typing import Annotated, Any, NamedTuple
 
 import msgspec
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from tracepaper.replay.exchange.candles import draws, key
 from tracepaper.replay.exchange.fault_kinds import FAULTS, PENDING_LIMIT, Fault, Hit, Stage
@@ -29,8 +30,8 @@ def fault_from(request: Mapping[str, Any]) -> Fault:
         return msgspec.convert(dict(request), Fault)
     except msgspec.ValidationError as error:
         raise ConfigInvalid(
-            f"This is no fault ({error}): give a kind of {', '.join(FAULTS)}, and of topic, "
-            "ms, seconds, count, status, code and provoke what it needs."
+            f"This is no fault ({error}): give a kind of {', '.join(FAULTS)}, and of form, "
+            "topic, ms, seconds, count, status, code and provoke what it needs."
         ) from None
 
 
@@ -74,21 +75,23 @@ class Faults:
         The effect takes the arguments of its ``Stage``; the hit is bound already.
         """
         for place, fault in enumerate(self._armed):
-            kind = FAULTS[fault.kind]
-            aims = (fault.topic, kind.aim) if stage == "rows" else (fault.topic or kind.aim,)
-            if kind.stage == stage and all(map(topic.startswith, aims)):
+            form = fault.strikes
+            default = form.default_topic
+            aims = (fault.topic, default) if stage == "rows" else (fault.topic or default,)
+            if FAULTS[fault.kind].stage == stage and all(map(topic.startswith, aims)):
                 del self._armed[place]
                 tally = self.tally(fault.kind)
                 tally.fired += 1
                 tally.times.append(now_ms)
                 hit = Hit(fault, tally.fired, self._speed)
-                return lambda *arguments: kind.effect(*arguments, hit)
+                return lambda *arguments: form.effect(*arguments, hit)
         return None
 
     def report(self) -> dict[str, dict[str, Any]]:
         """Return the tallies as the control call answers them."""
         return {
-            name: {"meaning": kind.meaning} | asdict(self.tally(name))
+            name: {"forms": {form: each.meaning for form, each in kind.forms.items()}}
+            | asdict(self.tally(name))
             for name, kind in FAULTS.items()
         }
 
@@ -112,9 +115,10 @@ class ListedFault(Fault, frozen=True, forbid_unknown_fields=True):
 class FaultPlan(Struct, frozen=True, forbid_unknown_fields=True):
     """The faults to arm and when, counted from the first subscription; the keys of a faults file.
 
-    The seeded schedule runs in rounds: each arms every one of *kinds* (None: all kinds) once, in a
-    shuffled order, with gaps of 0.5 to 1.5 times *every_s*. The exchange waits for a client, and
-    for each fault to hit before it arms the next, so that every kind fires while a client runs.
+    The seeded schedule runs in rounds: each arms every one of *kinds* (None: all kinds) once, its
+    forms in turn, in a shuffled order, with gaps of 0.5 to 1.5 times *every_s*. The exchange waits
+    for a client, and for each fault to hit before it arms the next, so that every kind fires while
+    a client runs.
     """
 
     seed: int = 0
@@ -145,7 +149,9 @@ class FaultPlan(Struct, frozen=True, forbid_unknown_fields=True):
             order = sorted(zip(numbers, kinds, strict=False))
             for (_, name), number in zip(order, numbers[len(kinds) :], strict=True):
                 kind = FAULTS[name]
-                fault = Fault(name, provoke=kind.is_provoked, **kind.dealt(number))
+                form = tuple(kind.forms)[turn % len(kind.forms)]
+                fault = Fault(name, form, **kind.scheduled(number))
+                fault = replace(fault, provoke=fault.is_provoked)
                 yield TimedFault(self.every_s * (0.5 + number / 2**32), fault)
             turn += 1
 

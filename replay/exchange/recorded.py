@@ -71,7 +71,11 @@ def listing() -> dict[str, dict[str, str]]:
     return {
         "routes": calls,
         "topics": {entry.form: entry.meaning for entry in TOPICS.values()},
-        "faults": {name: kind.meaning for name, kind in FAULTS.items()},
+        "faults": {
+            f"{name} {form}".strip(): each.meaning
+            for name, kind in FAULTS.items()
+            for form, each in kind.forms.items()
+        },
     }
 
 

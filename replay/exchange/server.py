@@ -11,7 +11,7 @@ A test moves market time itself and never sleeps::
     async with EmbeddedExchange(settings) as exchange:
         ...                                  # connect and subscribe a client
         await exchange.advance(61_000)       # every frame due in 61 s has been written
-        exchange.arm("missing_close")
+        exchange.arm("wrong_close", form="missing")
 
 Time: the clock starts ``start`` bars and 5 s into the data. It jumps over a hole that all symbols
 share, with a warning. It stops 10 s after the last bar, and REST still answers. With ``hold`` it

@@ -75,7 +75,7 @@ def surface_page() -> str:
     notes = {
         "routes": "Parameters in brackets are optional. There are no routes without a caller.",
         "topics": "A client subscribes to a topic with a symbol.",
-        "faults": "The parameters of a fault, beside its kind, are in parentheses.",
+        "faults": "A fault has a kind and may have a form; its parameters are in parentheses.",
     }
     for name, entries in listing().items():
         rows = ["| | |\n|---|---|"] if name == "faults" else ["| | | called by |\n|---|---|---|"]

@@ -269,11 +269,12 @@ async def recording(
 
 
 FAULTS = {
-    "drop": "sequence",
-    "crossed_book": "refused",
+    "delivery drop": "sequence",
+    "wrong_frame crossed": "refused",
     "malformed": "refused",
-    "reorder": "sequence",
+    "delivery reorder": "sequence",
 }
+"""Kind and form of a fault of the exchange, and the cause of the gap that follows."""
 
 
 def recorder(exchange: EmbeddedExchange, out: Path, *what: str) -> Program:

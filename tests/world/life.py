@@ -36,7 +36,7 @@ from world.loop import Stuck, VirtualLoop, guard
 from world.processes import FAULT_SHARE, WORK_S, StandIn, in_child, replayed
 from world.processes import FAULTS as PROCESS_FAULTS
 from world.proxy import Proxy
-from world.spec import ADDRESS, RENAMED, SYMBOLS, TICKS, Spec, version_of
+from world.spec import ADDRESS, EXCHANGE_FAULTS, RENAMED, SYMBOLS, TICKS, Spec, version_of
 
 import tracepaper.daemon.clock as clock_module
 import tracepaper.daemon.session.run_row as run_row_module
@@ -45,7 +45,7 @@ from tracepaper.daemon.http.client import read_token
 from tracepaper.daemon.session.child import ChildProcess, TimeLimits
 from tracepaper.daemon.session.daemon import Daemon
 from tracepaper.daemon.session.messenger import Message
-from tracepaper.replay.exchange.fault_kinds import FAULTS, Stage
+from tracepaper.replay.exchange.fault_kinds import Fault, Stage
 from tracepaper.replay.exchange.market import SimulatedMarket
 from tracepaper.replay.exchange.server import EmbeddedExchange
 from tracepaper.storage.database.lock import FileWatch
@@ -400,9 +400,9 @@ class Life:
             case "bomb":
                 network.tamper = Bomb(loop, PORT, rng, lambda what: self._break("bomb", what))
             case "exchange":
-                options = {"provoke": True} if FAULTS[detail].is_provoked else {}
+                described = EXCHANGE_FAULTS[detail]
                 try:
-                    self.exchange.arm(detail, **options)
+                    self.exchange.arm(**described, provoke=Fault(**described).is_provoked)
                 except TracepaperError:
                     self._counts[f"not armed: {detail}"] += 1
             case _:

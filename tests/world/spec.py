@@ -15,7 +15,6 @@ import msgspec
 import numpy as np
 
 from tracepaper.replay.archive import Candles
-from tracepaper.replay.exchange.fault_kinds import FAULTS
 from tracepaper.strategies.types.market import Category
 
 MINUTE_MS: Final = 60_000
@@ -44,7 +43,54 @@ WORLD_FAULTS: Final = (
     *("reset", "half_open", "slow", "refuse", "hang", "unresolved"),  # network
     *("wall_step", "stopped", "suspended", "busy"),  # time
 )
-"""Faults of the network and of time; those of the exchange are called ``exchange:KIND``."""
+"""Faults of the network and of time; those of the exchange are called ``exchange:NAME``."""
+EXCHANGE_FAULTS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "drop": {"kind": "delivery", "form": "drop"},
+    "delay": {"kind": "delivery", "form": "delay"},
+    "duplicate": {"kind": "delivery", "form": "duplicate"},
+    "reorder": {"kind": "delivery", "form": "reorder"},
+    "malformed": {"kind": "malformed"},
+    "stall": {"kind": "stall"},
+    "disconnect": {"kind": "disconnect"},
+    "refuse": {"kind": "refuse"},
+    "retcode_10006": {"kind": "retcode", "code": 10006},
+    "http_403": {"kind": "http_status", "status": 403},
+    "missing_close": {"kind": "wrong_close", "form": "missing"},
+    "revised_close": {"kind": "wrong_close", "form": "revised"},
+    "late_close": {"kind": "wrong_close", "form": "late"},
+    "early_confirm": {"kind": "early_confirm"},
+    "off_grid": {"kind": "wrong_close", "form": "off_grid"},
+    "double_close": {"kind": "wrong_close", "form": "double"},
+    "implausible_close": {"kind": "wrong_close", "form": "implausible"},
+    "ahead_candle": {"kind": "ahead"},
+    "ahead_book": {"kind": "ahead", "topic": "orderbook."},
+    "ahead_ticker": {"kind": "ahead", "topic": "tickers."},
+    "ahead_trade": {"kind": "ahead", "topic": "publicTrade."},
+    "foreign_frame": {"kind": "wrong_frame", "form": "foreign"},
+    "crossed_book": {"kind": "wrong_frame", "form": "crossed"},
+    "deep_book": {"kind": "wrong_frame", "form": "deep"},
+    "http_status": {"kind": "http_status"},
+    "retcode": {"kind": "retcode"},
+    "redirect": {"kind": "http_status", "status": 302},
+    "hang": {"kind": "hang"},
+    "malformed_body": {"kind": "malformed_body"},
+    "lying_time": {"kind": "wrong_time"},
+    "empty_page": {"kind": "wrong_page", "form": "empty"},
+    "short_page": {"kind": "wrong_page", "form": "short"},
+    "foreign_page": {"kind": "wrong_page", "form": "foreign"},
+    "foreign_window": {"kind": "wrong_page", "form": "window"},
+    "off_grid_page": {"kind": "wrong_page", "form": "off_grid"},
+    "implausible_page": {"kind": "wrong_page", "form": "implausible"},
+    "false_mark": {"kind": "wrong_frame", "form": "mark"},
+    "mark_of_one": {"kind": "wrong_frame", "form": "mark_of_one"},
+    "false_ticker": {"kind": "wrong_frame", "form": "ticker"},
+    "absurd_rate": {"kind": "wrong_frame", "form": "rate"},
+    "false_book": {"kind": "wrong_frame", "form": "low"},
+    "absurd_settlement": {"kind": "wrong_page", "form": "settlement"},
+    "hollow_close": {"kind": "wrong_close", "form": "hollow"},
+    "absurd_turnover": {"kind": "wrong_close", "form": "turnover"},
+}
+"""Faults of the exchange that a history may have, as they are armed, by the name of a stream."""
 BURST: Final = "burst"
 """Thousands of frames at once, and in half of the cases a stop amid them."""
 RATED: Final = (BURST, "second", "bomb")
@@ -323,7 +369,7 @@ def _rates(seed: int) -> dict[str, float]:
         *(name for name in WORLD_FAULTS if random.Random(f"{seed}:{name}").random() < 0.4),
         *(
             name
-            for name in (f"exchange:{kind}" for kind in FAULTS)
+            for name in (f"exchange:{name}" for name in EXCHANGE_FAULTS)
             if random.Random(f"{seed}:{name}").random() < 0.2
         ),
     ]

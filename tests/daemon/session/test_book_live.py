@@ -112,10 +112,10 @@ async def test_a_replay_of_the_recorded_events_fills_what_the_daemon_filled(tmp_
 BOOK = {"topic": "orderbook.200.BTCUSDT"}
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "disconnect": ({}, "disconnected"),
-    "drop": (BOOK, "sequence"),
+    "delivery": (BOOK, "sequence"),
     "malformed": (BOOK, "refused"),
-    "crossed_book": (BOOK, "refused"),
-    "ahead_book": ({**BOOK, "ms": 1_200_000}, "refused"),
+    "wrong_frame": ({**BOOK, "form": "crossed"}, "refused"),
+    "ahead": ({**BOOK, "ms": 1_200_000}, "refused"),
 }
 
 

@@ -84,24 +84,25 @@ async def test_books_are_stored_and_traded_by_and_a_restart_forgets_them(
 BOOKS = {"topic": "orderbook.50.BTCUSDT"}
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "disconnect": ({}, "disconnected"),
-    "drop": (BOOKS, "sequence"),
+    "delivery drop": (BOOKS, "sequence"),
     "malformed": (BOOKS, "refused"),
-    "duplicate": (BOOKS, "sequence"),
-    "delay": (BOOKS, "sequence"),
-    "foreign_frame": (BOOKS, "refused"),
-    "crossed_book": (BOOKS, "refused"),
-    "deep_book": (BOOKS, "refused"),
-    "ahead_book": ({**BOOKS, "ms": 600_000}, "refused"),
+    "delivery duplicate": (BOOKS, "sequence"),
+    "delivery delay": (BOOKS, "sequence"),
+    "wrong_frame foreign": (BOOKS, "refused"),
+    "wrong_frame crossed": (BOOKS, "refused"),
+    "wrong_frame deep": (BOOKS, "refused"),
+    "ahead": ({**BOOKS, "ms": 600_000}, "refused"),
 }
 
 
 @pytest.mark.sockets
-@pytest.mark.parametrize("kind", FAULTS)
+@pytest.mark.parametrize("fault", FAULTS)
 async def test_what_was_not_heard_is_a_gap_that_nothing_reaches_over(
-    tmp_path: Path, checkpoint: Path, kind: str
+    tmp_path: Path, checkpoint: Path, fault: str
 ) -> None:
     """A frame of the book, or the connection, is lost within the third minute."""
-    keys, cause = FAULTS[kind]
+    keys, cause = FAULTS[fault]
+    kind, _, form = fault.partition(" ")
     data = made_candles(walk_rows(400), symbol="BTCUSDT")
     served = ExchangeSettings(candles=(data,), manual=True, start=200, speed=SPEED)
     path = tmp_path / "live.db"
@@ -113,7 +114,7 @@ async def test_what_was_not_heard_is_a_gap_that_nothing_reaches_over(
             await live.close_bar({"BTCUSDT"})
         before = exchange.hub.connections
         lost = set(before)
-        exchange.arm(kind, **keys)
+        exchange.arm(kind, form=form, **keys)
         for _ in range(5):
             await exchange.advance(3_000)
             await asyncio.sleep(0)

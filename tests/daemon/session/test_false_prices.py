@@ -82,28 +82,28 @@ async def entered(live: Live) -> None:
 
 
 FALSE = {
-    "false_mark": ("SHORT", Mark),
+    "mark": ("SHORT", Mark),
     "mark_of_one": ("LONG", Mark),
-    "false_ticker": ("SHORT", Mark),
-    "false_book": ("LONG", Quote),
+    "ticker": ("SHORT", Mark),
+    "low": ("LONG", Quote),
 }
 
 
-@pytest.mark.parametrize("kind", FALSE)
-async def test_one_false_frame_takes_no_position_away(tmp_path: Path, kind: str) -> None:
-    action, type_ = FALSE[kind]
+@pytest.mark.parametrize("form", FALSE)
+async def test_one_false_frame_takes_no_position_away(tmp_path: Path, form: str) -> None:
+    action, type_ = FALSE[form]
     path = tmp_path / "live.db"
     async with (
         EmbeddedExchange(served()) as exchange,
         trading(exchange, path, **sections(action)) as live,
     ):
         await entered(live)
-        exchange.arm(kind)
+        exchange.arm("wrong_frame", form=form)
         await passes(exchange, 20)
         await live.until(lambda: price_verdicts(live))
         for _ in range(2):
             await live.close_bar({"BTCUSDT"})
-        assert exchange.faults.tally(kind).fired == 1
+        assert exchange.faults.tally("wrong_frame").fired == 1
         assert len(fills(live)) == 1
         doubted = [step for step in live.steps if step.price_verdict is not None]
         assert {type(step.event) for step in doubted} == {type_}

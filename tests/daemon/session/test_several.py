@@ -129,7 +129,7 @@ def silence(exchange: EmbeddedExchange, *symbols: str) -> None:
     """Send no more candles of *symbols*."""
     for symbol in symbols:
         for _ in range(200):
-            exchange.arm("drop", topic=f"kline.1.{symbol}")
+            exchange.arm("delivery", form="drop", topic=f"kline.1.{symbol}")
 
 
 def delist(exchange: EmbeddedExchange, symbol: str) -> None:

@@ -113,7 +113,7 @@ async def test_a_close_that_a_bar_misses_holds_all_and_is_followed_when_it_came(
     ):
         await live.listening(9)
         await live.close_bar(set(TOGETHER))
-        exchange.arm("missing_close", topic="kline.1.BBBUSDT")
+        exchange.arm("wrong_close", form="missing", topic="kline.1.BBBUSDT")
         missed, then = [await live.close_bar(OTHERS) for _ in range(2)]
         both = missed, then  # the second closes before REST has answered about the first
         await live.until(lambda: all("BBBUSDT" in live.decided(at) for at in both))

@@ -361,14 +361,16 @@ async def test_live_events_are_the_frames_of_another_client(tmp_path: Path) -> N
     assert (quality.gaps, quality.source, quality.trades > 0) == ((), "loopback", True)
 
 
-@pytest.mark.parametrize("kind", FAULTS)
+@pytest.mark.parametrize("fault", FAULTS)
 async def test_what_goes_wrong_is_a_gap_after_which_books_are_right(
-    tmp_path: Path, kind: str
+    tmp_path: Path, fault: str
 ) -> None:
+    kind, _, form = fault.partition(" ")
+
     async def work(live: Live) -> None:
         await live.exchange.advance(20_000)
-        topic = {} if kind == "crossed_book" else {"topic": TOPICS[0]}
-        live.exchange.arm(kind, **topic)
+        topic = {} if kind == "wrong_frame" else {"topic": TOPICS[0]}
+        live.exchange.arm(kind, form=form, **topic)
         for _ in range(40):
             await live.exchange.advance(1_000)
             # In all less than a subscription is given: a busy machine answers it in many turns.
@@ -378,7 +380,7 @@ async def test_what_goes_wrong_is_a_gap_after_which_books_are_right(
 
     await recording(tmp_path / "a", work, request=REQUEST)
     quality = EventsFile(tmp_path / "a").quality()  # it checks every frame after the gap as well
-    assert FAULTS[kind] in {gap.cause for gap in quality.gaps}
+    assert FAULTS[fault] in {gap.cause for gap in quality.gaps}
     assert quality.frames > 100
 
 

@@ -29,12 +29,13 @@ from tracepaper.replay.commands.replay import exchange as exchange_command
 from tracepaper.replay.exchange.fault_kinds import (
     FAULTS,
     KLINE_PATH,
-    LIES_MS,
     RETCODES,
     STATUSES,
+    TIME_ERRORS_MS,
     Fault,
     FaultEffect,
     FaultKind,
+    Form,
 )
 from tracepaper.replay.exchange.faults import FaultPlan, ListedFault, fault_from, read_plan
 from tracepaper.replay.exchange.server import EmbeddedExchange
@@ -63,16 +64,19 @@ def test_one_seed_gives_one_schedule() -> None:
     assert first != other
 
 
-def test_the_schedule_draws_from_every_status_code_and_lie() -> None:
+def test_the_schedule_draws_from_every_form_status_code_and_error_of_time() -> None:
     dealt = [timed.fault for timed in islice(FaultPlan(every_s=1).scheduled(), 400 * len(FAULTS))]
     drawn = {
         "status": {fault.status for fault in dealt if fault.kind == "http_status"},
         "code": {fault.code for fault in dealt if fault.kind == "retcode"},
-        "lie": {(fault.ms, fault.topic) for fault in dealt if fault.kind == "lying_time"},
+        "error": {(fault.ms, fault.topic) for fault in dealt if fault.kind == "wrong_time"},
+        "form": {(fault.kind, fault.form) for fault in dealt},
     }
-    lies = {(lie_ms, path) for lie_ms in LIES_MS for path in ("", KLINE_PATH)}
-    assert drawn == {"status": set(STATUSES), "code": set(RETCODES), "lie": lies}
-    assert {fault.topic for fault in dealt if fault.kind == "drop"} == {"", "kline."}
+    errors = {(error_ms, path) for error_ms in TIME_ERRORS_MS for path in ("", KLINE_PATH)}
+    forms = {(name, form) for name, kind in FAULTS.items() for form in kind.forms}
+    assert drawn == {"status": set(STATUSES), "code": set(RETCODES), "error": errors, "form": forms}
+    assert {fault.topic for fault in dealt if fault.form == "drop"} == {"", "kline."}
+    assert len({fault.topic for fault in dealt if fault.kind == "ahead"}) == 4
 
 
 def test_a_file_lists_faults_by_time(tmp_path: Path) -> None:
@@ -80,12 +84,12 @@ def test_a_file_lists_faults_by_time(tmp_path: Path) -> None:
     path.write_text(
         "seed = 4\nevery_s = 2.5\nkinds = ['stall']\n"
         "[[faults]]\nafter_s = 5\nkind = 'stall'\nseconds = 3\n"
-        "[[faults]]\nafter_s = 1.5\nkind = 'drop'\ntopic = 'kline.'\n"
+        "[[faults]]\nafter_s = 1.5\nkind = 'delivery'\ntopic = 'kline.'\n"
     )
     plan = read_plan(path)
     assert (plan.seed, plan.every_s, plan.kinds) == (4, 2.5, ("stall",))
     assert [(timed.wait_s, timed.fault.kind) for timed in plan.listed()] == [
-        (1.5, "drop"),
+        (1.5, "delivery"),
         (3.5, "stall"),
     ]
 
@@ -97,7 +101,7 @@ def test_a_file_lists_faults_by_time(tmp_path: Path) -> None:
         "every_s = -1",
         "kinds = ['boom']",
         "[[faults]]\nafter_s = 1",
-        "[[faults]]\nkind = 'drop'\nafter_s = 'soon'",
+        "[[faults]]\nkind = 'delivery'\nafter_s = 'soon'",
     ],
 )
 def test_a_wrong_plan_is_one_sentence(tmp_path: Path, text: str) -> None:
@@ -126,37 +130,38 @@ async def plain_frames(topic: str = KLINE, minutes: int = 3) -> list[str]:
         return stream.texts
 
 
-async def disturbed_frames(kind: str, minutes: int = 3, **parameters: int) -> list[str]:
+async def disturbed_frames(
+    kind: str, minutes: int = 3, *, count: int = 1, **parameters: str | int
+) -> list[str]:
     """Return the texts of the same stream with one fault armed before it."""
     async with serving(candles(ROWS), start=START) as (exchange, client), client.stream() as stream:
         await stream.subscribe(KLINE)
         await stream.drain()
-        exchange.arm(kind, topic="kline.", **parameters)
+        exchange.arm(kind, topic="kline.", count=count, **parameters)
         await exchange.advance(minutes * MINUTE)
         await stream.ask("ping")
         tally = exchange.faults.tally(kind)
-        count = parameters.get("count", 1)
         assert (tally.scheduled, tally.fired, len(tally.times)) == (count, count, count)
         return stream.texts
 
 
 async def test_a_dropped_frame_is_missing_and_no_other() -> None:
-    assert await disturbed_frames("drop") == (await plain_frames())[1:]
+    assert await disturbed_frames("delivery", form="drop") == (await plain_frames())[1:]
 
 
 async def test_a_duplicate_comes_twice() -> None:
     plain = await plain_frames()
-    assert await disturbed_frames("duplicate") == [plain[0], *plain]
+    assert await disturbed_frames("delivery", form="duplicate") == [plain[0], *plain]
 
 
 async def test_a_reordered_frame_comes_after_the_next() -> None:
     plain = await plain_frames()
-    assert await disturbed_frames("reorder") == [plain[1], plain[0], *plain[2:]]
+    assert await disturbed_frames("delivery", form="reorder") == [plain[1], plain[0], *plain[2:]]
 
 
 async def test_a_delayed_frame_comes_behind_later_ones() -> None:
     plain = await plain_frames()
-    texts = await disturbed_frames("delay", ms=20_000)
+    texts = await disturbed_frames("delivery", form="delay", ms=20_000)
     assert sorted(texts) == sorted(plain)
     due_ms = json.loads(plain[0])["ts"] + 20_000
     place = texts.index(plain[0])
@@ -180,7 +185,7 @@ async def test_malformed_frames_are_broken_in_four_ways() -> None:
 async def test_a_missing_close_is_never_sent_but_rest_has_it() -> None:
     async with serving(candles(ROWS), start=START) as (exchange, client), client.stream() as stream:
         await stream.subscribe(KLINE)
-        exchange.arm("missing_close")
+        exchange.arm("wrong_close", form="missing")
         await exchange.advance(3 * MINUTE)
         frames = await stream.drain()
         got = [each["start"] for each in confirmed(frames)]
@@ -194,7 +199,7 @@ async def test_a_missing_close_is_never_sent_but_rest_has_it() -> None:
 async def test_a_revised_close_comes_again_with_other_values_and_rest_keeps_the_first() -> None:
     async with serving(candles(ROWS), start=START) as (exchange, client), client.stream() as stream:
         await stream.subscribe(KLINE)
-        exchange.arm("revised_close")
+        exchange.arm("wrong_close", form="revised")
         await exchange.advance(2 * MINUTE)
         first, second = confirmed(await stream.drain())[:2]
         assert first["start"] == second["start"]
@@ -212,7 +217,7 @@ async def test_a_late_close_is_late_and_true(category: Category) -> None:
     async with serving(data, start=START) as (exchange, client):
         async with client.stream(category.value) as stream:
             await stream.subscribe(KLINE)
-            exchange.arm("late_close", ms=12_000)
+            exchange.arm("wrong_close", form="late", ms=12_000)
             await exchange.advance(3 * MINUTE)
             done = confirmed(await stream.drain())
         lateness = [each["timestamp"] - each["end"] - 1 for each in done]
@@ -278,9 +283,9 @@ async def test_refuse_cuts_the_stream_and_turns_the_next_connections_away() -> N
 
 async def test_rest_faults_answer_10006_and_an_html_403() -> None:
     async with serving(candles(ROWS), start=START) as (exchange, client):
-        exchange.arm("retcode_10006")
+        exchange.arm("retcode", code=10006)
         assert (await client.get("time"))["retCode"] == 10006
-        exchange.arm("http_403")
+        exchange.arm("http_status", status=403)
         async with client.session.get(exchange.rest_url + "/v5/market/time") as response:
             assert response.status == 403
             assert response.content_type == "text/html"
@@ -317,39 +322,39 @@ def read(wire: Wire, texts: list[str]) -> list[Bar]:
 
 TOPICS = (KLINE, "orderbook.1.BTCUSDT", "tickers.BTCUSDT", "publicTrade.BTCUSDT")
 FALSIFIED = {
-    "early_confirm": "early.kline",
-    "off_grid": "off_grid.kline",
-    "double_close": "double.kline",
-    "ahead_candle": "ahead.kline",
-    "ahead_book": "ahead.orderbook",
-    "ahead_ticker": "ahead.tickers",
-    "ahead_trade": "ahead.publicTrade",
-    "crossed_book": "crossed.orderbook",
-    "hollow_close": "untraded.kline",
-    "absurd_turnover": "untraded.kline",
+    "early.kline": {"kind": "early_confirm"},
+    "off_grid.kline": {"kind": "wrong_close", "form": "off_grid"},
+    "double.kline": {"kind": "wrong_close", "form": "double"},
+    "ahead.kline": {"kind": "ahead"},
+    "ahead.orderbook": {"kind": "ahead", "topic": "orderbook."},
+    "ahead.tickers": {"kind": "ahead", "topic": "tickers."},
+    "ahead.publicTrade": {"kind": "ahead", "topic": "publicTrade."},
+    "crossed.orderbook": {"kind": "wrong_frame", "form": "crossed"},
+    "untraded.kline": {"kind": "wrong_close", "form": "hollow"},
+    "untraded.kline by turnover": {"kind": "wrong_close", "form": "turnover"},
 }
 
 
-@pytest.mark.parametrize("kind", FALSIFIED)
-async def test_what_it_falsifies_is_what_the_reader_of_the_daemon_refuses(kind: str) -> None:
+@pytest.mark.parametrize("refusal", FALSIFIED)
+async def test_what_it_falsifies_is_what_the_reader_of_the_daemon_refuses(refusal: str) -> None:
+    fault = FALSIFIED[refusal]
     wire, now = reader()
     async with serving(candles(ROWS), start=START) as (exchange, client), client.stream() as stream:
         await stream.subscribe(*TOPICS)
         now[0] = exchange.clock.now_ms()
         read(wire, [json.dumps(frame) for frame in await stream.drain()])
         assert not wire.counters
-        exchange.arm(kind)
+        exchange.arm(**fault)
         bars = []
         for _ in range(36):
             await exchange.advance(5_000)
             now[0] = exchange.clock.now_ms()
             bars += read(wire, [json.dumps(frame) for frame in await stream.drain()])
-        assert wire.counters == {FALSIFIED[kind]: 1}
-        assert exchange.faults.tally(kind).fired == 1
+        assert wire.counters == {refusal.partition(" ")[0]: 1}
+        assert exchange.faults.tally(fault["kind"]).fired == 1
         result = await client.result("kline", symbol="BTCUSDT", interval="1", limit=4)
         rows = {int(row[0]): row for row in result["list"][1:]}
-        lost = {"off_grid", "double_close", "hollow_close", "absurd_turnover"}
-        assert len(bars) == (2 if kind in lost else 3)
+        assert len(bars) == (2 if fault["kind"] == "wrong_close" else 3)
         assert {bar.open_time_ms for bar in bars} <= set(rows)
         assert all(Decimal(rows[bar.open_time_ms][4]) * 10 == bar.close for bar in bars)
 
@@ -361,13 +366,13 @@ async def test_data_of_another_symbol_stand_in_place_of_a_true_frame() -> None:
         await stream.drain()
         now[0] = exchange.clock.now_ms()
         for topic in TOPICS[1:]:
-            exchange.arm("foreign_frame", topic=topic)
-        exchange.arm("drop", topic="nothing")
+            exchange.arm("wrong_frame", form="foreign", topic=topic)
+        exchange.arm("delivery", form="drop", topic="nothing")
         await exchange.advance(MINUTE)
         read(wire, [json.dumps(frame) for frame in await stream.drain()])
         foreign = {kind for kind in wire.counters if kind.startswith("foreign.")}
         assert foreign == {"foreign.orderbook", "foreign.tickers", "foreign.publicTrade"}
-        assert exchange.faults.tally("foreign_frame").fired == 3
+        assert exchange.faults.tally("wrong_frame").fired == 3
 
 
 async def test_a_book_without_bottom_makes_the_daemon_ask_for_another() -> None:
@@ -376,7 +381,7 @@ async def test_a_book_without_bottom_makes_the_daemon_ask_for_another() -> None:
         await stream.subscribe(TOPICS[1])
         now[0] = exchange.clock.now_ms()
         read(wire, [json.dumps(frame) for frame in await stream.drain()])
-        exchange.arm("deep_book")
+        exchange.arm("wrong_frame", form="deep")
         await exchange.advance(4_000)
         read(wire, [json.dumps(frame) for frame in await stream.drain()][:1])
         assert wire.counters == {"deep.orderbook": 1}
@@ -386,7 +391,7 @@ async def test_a_book_without_bottom_makes_the_daemon_ask_for_another() -> None:
 async def test_an_implausible_close_is_a_thousand_times_the_true_one() -> None:
     async with serving(candles(ROWS), start=START) as (exchange, client), client.stream() as stream:
         await stream.subscribe(KLINE)
-        exchange.arm("implausible_close")
+        exchange.arm("wrong_close", form="implausible")
         await exchange.advance(2 * MINUTE)
         sent = confirmed(await stream.drain())[0]
         result = await client.result(
@@ -396,20 +401,20 @@ async def test_an_implausible_close_is_a_thousand_times_the_true_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "names", "factor"),
+    ("form", "names", "factor"),
     [
-        ("false_mark", ("markPrice",), Decimal("1.26")),
-        ("false_ticker", ("markPrice",), Decimal("1.26")),
+        ("mark", ("markPrice",), Decimal("1.26")),
+        ("ticker", ("markPrice",), Decimal("1.26")),
         ("mark_of_one", ("markPrice",), None),
-        ("absurd_rate", ("fundingRate",), None),
+        ("rate", ("fundingRate",), None),
     ],
 )
 async def test_a_false_ticker_is_one_that_the_next_ones_mend(
-    kind: str, names: tuple[str, ...], factor: Decimal | None
+    form: str, names: tuple[str, ...], factor: Decimal | None
 ) -> None:
     async with serving(candles(ROWS), start=START) as (exchange, client), client.stream() as stream:
         await stream.subscribe("tickers.BTCUSDT")
-        exchange.arm(kind)
+        exchange.arm("wrong_frame", form=form)
         await exchange.advance(MINUTE)
         false, *others = [message for message in await stream.drain() if message["type"] == "delta"]
         result = await client.result("tickers", category="linear", symbol="BTCUSDT")
@@ -427,7 +432,7 @@ async def test_a_false_ticker_is_one_that_the_next_ones_mend(
 async def test_a_false_book_stands_a_third_too_low_once() -> None:
     async with serving(candles(ROWS), start=START) as (exchange, client), client.stream() as stream:
         await stream.subscribe("orderbook.1.BTCUSDT")
-        exchange.arm("false_book")
+        exchange.arm("wrong_frame", form="low")
         await exchange.advance(MINUTE)
         books = [frame["data"] for frame in await stream.drain() if frame.get("type") == "snapshot"]
         bids, asks = ([Decimal(book[side][0][0]) for book in books] for side in "ba")
@@ -437,7 +442,7 @@ async def test_a_false_book_stands_a_third_too_low_once() -> None:
 
 async def test_an_absurd_settlement_is_of_one_answer() -> None:
     async with serving(candles(ROWS), start=START) as (exchange, client):
-        exchange.arm("absurd_settlement")
+        exchange.arm("wrong_page", form="settlement")
         query = {"category": "linear", "symbol": "BTCUSDT"}
         false, true = [(await client.result("funding/history", **query))["list"] for _ in range(2)]
         assert false[0]["fundingRate"] == "0.25"
@@ -449,7 +454,7 @@ async def test_a_frame_is_dated_ahead_by_more_than_a_fast_client_tolerates() -> 
     fast = serving(candles(ROWS), start=START, speed=2_000)
     async with fast as (exchange, client), client.stream() as stream:
         await stream.subscribe(KLINE)
-        exchange.arm("ahead_candle")
+        exchange.arm("ahead")
         await exchange.advance(MINUTE)
         newest_ms = max(frame["ts"] for frame in await stream.drain())
         assert newest_ms - exchange.clock.now_ms() >= 3_000 * 2_000 - MINUTE
@@ -469,14 +474,14 @@ async def test_any_code_a_redirect_and_a_lie_are_answered_on_request() -> None:
     async with serving(candles(ROWS), start=START) as (exchange, client):
         exchange.arm("retcode", code=10029)
         assert (await client.get("time"))["retCode"] == 10029
-        exchange.arm("redirect")
+        exchange.arm("http_status", status=302)
         assert (await client.get("time"))["retMsg"] == "Route not found."
         for lie_ms in (-3_600_000, 2**62):
-            exchange.arm("lying_time", ms=lie_ms)
+            exchange.arm("wrong_time", ms=lie_ms)
             document = await client.get("time")
             assert document["time"] == exchange.clock.now_ms() + lie_ms
             assert document["result"]["timeNano"] == str(document["time"] * 1_000_000)
-        exchange.arm("lying_time", topic="/v5/market/kline")
+        exchange.arm("wrong_time", topic="/v5/market/kline")
         assert (await client.get("time"))["time"] == exchange.clock.now_ms()
         document = await client.get("kline", symbol="BTCUSDT", interval="1", limit=2)
         assert document["time"] == exchange.clock.now_ms() + 3_600_000
@@ -515,8 +520,8 @@ async def test_pages_of_candles_are_disturbed_in_six_ways_each_once() -> None:
         true = await page(client)
         starts = [int(row[0]) for row in true["list"]]
 
-        async def disturbed(kind: str) -> Message:
-            exchange.arm(kind, topic="/v5/market")
+        async def disturbed(form: str) -> Message:
+            exchange.arm("wrong_page", form=form, topic="/v5/market")
             await client.result(
                 "instruments-info", category="linear"
             )  # no page of candles, so it is not hit
@@ -524,16 +529,16 @@ async def test_pages_of_candles_are_disturbed_in_six_ways_each_once() -> None:
             assert await page(client) == true
             return message
 
-        assert (await disturbed("empty_page"))["list"] == []
-        assert (await disturbed("short_page"))["list"] == true["list"][2:]
-        foreign = await disturbed("foreign_page")
+        assert (await disturbed("empty"))["list"] == []
+        assert (await disturbed("short"))["list"] == true["list"][2:]
+        foreign = await disturbed("foreign")
         assert foreign["symbol"] != "BTCUSDT"
         assert {row[4] for row in foreign["list"]} == {"0.5"}
-        elsewhere = await disturbed("foreign_window")
+        elsewhere = await disturbed("window")
         assert max(int(row[0]) for row in elsewhere["list"]) < min(starts)
-        off = await disturbed("off_grid_page")
+        off = await disturbed("off_grid")
         assert [int(row[0]) % MINUTE for row in off["list"]] == [7_000] * 4
-        implausible = (await disturbed("implausible_page"))["list"]
+        implausible = (await disturbed("implausible"))["list"]
         assert Decimal(implausible[0][4]) == 1_001 * Decimal(true["list"][0][4])
         assert implausible[1:] == true["list"][1:]
 
@@ -542,7 +547,7 @@ async def test_a_fault_that_is_declared_once_is_found_everywhere(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     meaning = "one frame is sent in capitals"
-    shout = FaultKind("frame", meaning, lambda body, _: FaultEffect((body.upper(),)))
+    shout = FaultKind("frame", {"": Form(meaning, lambda body, _: FaultEffect((body.upper(),)))})
     monkeypatch.setitem(FAULTS, "shout", shout)
     assert f"| `shout` | {meaning} |" in surface_page()
     plain = await plain_frames()
@@ -565,10 +570,10 @@ async def test_a_fault_that_is_declared_once_is_found_everywhere(
 async def test_an_armed_fault_that_hits_nothing_has_not_fired() -> None:
     async with serving(candles(ROWS), start=START) as (exchange, client), client.stream() as stream:
         await stream.subscribe("publicTrade.BTCUSDT")
-        exchange.arm("missing_close")
-        exchange.arm("drop", topic="kline.")
+        exchange.arm("wrong_close", form="missing")
+        exchange.arm("delivery", form="drop", topic="kline.")
         await exchange.advance(3 * MINUTE)
-        for kind in ("missing_close", "drop"):
+        for kind in ("wrong_close", "delivery"):
             tally = exchange.faults.tally(kind)
             assert (tally.scheduled, tally.fired) == (1, 0)
 
@@ -578,10 +583,11 @@ async def test_an_armed_fault_that_hits_nothing_has_not_fired() -> None:
     [
         {},
         {"kind": "explode"},
-        {"kind": "drop", "speed": 3},
-        {"kind": "drop", "count": "2"},
-        {"kind": "drop", "count": 0},
-        {"kind": "delay", "ms": -1},
+        {"kind": "delivery", "form": "lost"},
+        {"kind": "delivery", "speed": 3},
+        {"kind": "delivery", "count": "2"},
+        {"kind": "delivery", "count": 0},
+        {"kind": "delivery", "form": "delay", "ms": -1},
         {"kind": "http_status", "status": 600},
         {"kind": "http_status", "status": 99},
         {"kind": "retcode", "code": "10001"},
@@ -594,16 +600,16 @@ def test_a_request_that_is_no_fault_is_refused(request_body: Message) -> None:
 
 async def test_faults_that_wait_are_bounded() -> None:
     async with serving(candles(ROWS)) as (exchange, _):
-        exchange.arm("drop", count=1_000)
+        exchange.arm("delivery", form="drop", count=1_000)
         with pytest.raises(ConfigInvalid, match="already wait"):
-            exchange.arm("drop")
+            exchange.arm("delivery", form="drop")
 
 
 async def test_an_armed_provoking_fault_cuts_the_stream_so_that_the_client_asks() -> None:
     async with serving(candles(ROWS), start=START) as (exchange, client):
         async with client.stream() as stream:
             await subscribed(stream)
-            exchange.arm("retcode_10006", provoke=True)
+            exchange.arm("retcode", code=10006, provoke=True)
             await stream.until_cut()
         assert isinstance(exchange, EmbeddedExchange)
         assert (await client.get("time"))["retCode"] == 10006

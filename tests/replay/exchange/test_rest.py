@@ -20,18 +20,18 @@ async def test_a_fault_is_armed_and_reported_with_its_time() -> None:
     async with serving(candles(ROWS)) as (exchange, client), client.stream() as stream:
         await stream.subscribe("kline.1.BTCUSDT")
         control = exchange.control_url
-        request = {"kind": "missing_close"}
+        request = {"kind": "wrong_close", "form": "missing"}
         async with client.session.post(f"{control}/fault", json=request) as response:
             assert await response.json() == {"armed": request}
         await exchange.advance(2 * MINUTE)
         async with client.session.get(f"{control}/faults") as response:
             report = await response.json()
         assert set(report) == set(FAULTS)
-        assert all(row["meaning"] == FAULTS[kind].meaning for kind, row in report.items())
-        assert report["missing_close"]["scheduled"] == report["missing_close"]["fired"] == 1
-        (at_ms,) = report["missing_close"]["times"]
+        assert all(set(row["forms"]) == set(FAULTS[kind].forms) for kind, row in report.items())
+        assert report["wrong_close"]["scheduled"] == report["wrong_close"]["fired"] == 1
+        (at_ms,) = report["wrong_close"]["times"]
         assert exchange.clock.now_ms() - 2 * MINUTE < at_ms <= exchange.clock.now_ms()
-        assert (report["drop"]["scheduled"], report["drop"]["fired"]) == (0, 0)
+        assert (report["delivery"]["scheduled"], report["delivery"]["fired"]) == (0, 0)
 
 
 async def test_nonsense_is_answered_with_a_sentence() -> None:
