@@ -105,6 +105,15 @@ def rows_by_age(
     return by_age
 
 
+def buckets_of(weights: NDArray[np.float64], positions: Ids) -> NDArray[np.float32]:
+    """Return *weights* [bar] over absolute 64-bar blocks, newest first, "older" the last entry."""
+    count = bucket_count(len(positions))
+    block = positions // BLOCK_BARS
+    # With gaps in time some bars lie beyond the last block that an explanation names.
+    at = np.minimum(block[-1] - block, count)
+    return np.bincount(at, weights=weights, minlength=count + 1).astype(np.float32)
+
+
 def units_of(rows: NDArray[np.floating]) -> list[bytes]:
     """Return each of *rows* [bar, bucket] as ``Explanation.buckets``.
 

@@ -350,6 +350,16 @@ def costs_for(config: Config) -> ExecutionCosts:
     )
 
 
+def _lacks_regimes(config: Config, calibration: Calibration | None) -> bool:
+    """Return whether the default thresholds of regimes are quantiles that nobody gave (N5)."""
+    rules, default = config.regime, RegimeSection()
+    known = calibration is not None and "recent_mass" in calibration.quantiles
+    return not known and {rules.momentum, rules.mean_reversion} == {
+        default.momentum,
+        default.mean_reversion,
+    }
+
+
 def _bounds(config: Config, calibration: Calibration | None, has: frozenset[str]) -> RegimeBounds:
     rules = config.regime
     if "event_focus" not in has and rules.event_focus != RegimeSection().event_focus:
@@ -603,6 +613,8 @@ def model_terms(
         )
         if not config.gate.learned_regimes:
             names.discard(learned_regime.name)
+        if _lacks_regimes(config, calibration):
+            names.discard(regime_gate.name)
         names.difference_update(config.gate.drop)
         thresholds = thresholds_of(
             names,

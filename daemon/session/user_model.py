@@ -44,12 +44,14 @@ from tracepaper.daemon.session.user_error import definition
 from tracepaper.storage.checkpoints import Identity, identity
 from tracepaper.strategies.api.arrays import BarArrays, BarColumns
 from tracepaper.strategies.api.model import (
+    OF_ATTENDED,
     AnswerMalformed,
     FeatureFunction,
     Model,
     ModelInput,
     forecast_of,
     forecasts_of,
+    shares_of,
 )
 from tracepaper.strategies.api.strategy import SCANNED_AT_ONCE, Forecaster
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, InvariantBroken, StrategyFailed
@@ -199,11 +201,12 @@ def _is_date(text: str | None) -> bool:
         return False
 
 
+_DECLARED: Final = MEASURES | {"attended"}
 _DECLARATIONS: Final[tuple[Declaration, ...]] = (
     ("context", is_integer(1, CONTEXT_MOST), f"give a whole number from 1 to {CONTEXT_MOST:,}"),
     ("horizons", lambda bars: bool(bars) and all(map(is_integer(1), bars)), "give whole bars"),
-    ("measures", lambda names: not isinstance(names, str) and bool(names) and {*names} <= MEASURES,
-     f"name some of: {', '.join(sorted(MEASURES))}"),
+    ("measures", lambda names: not isinstance(names, str) and bool(names) and {*names} <= _DECLARED,
+     f"name some of: {', '.join(sorted(_DECLARED))}"),
     ("trained_until", _is_date, "write a date such as 2025-05-31"),
     ("calibration", lambda value: isinstance(value, Calibration | None),
      "give a tracepaper.strategies.types.calibration.Calibration, or None"),
@@ -215,6 +218,8 @@ def _check(model: Model) -> None:
     name = type(model).__name__
     model.horizons = tuple(model.horizons)
     check_declarations(model, _DECLARATIONS)
+    if "attended" in model.measures:
+        model.measures = {*model.measures, *OF_ATTENDED}
     if _answers_rows(model) and model.context != 1:
         raise ConfigInvalid(
             f"{name} has predict_rows, which sees one row, and a context of {model.context} rows; "
@@ -282,6 +287,11 @@ class _Past:
     def is_full(self) -> bool:
         """Whether all bars are present on which a forecast depends."""
         return len(self.bars) == self._held
+
+    def positions(self) -> NDArray[np.int64]:
+        """Return the absolute numbers of the last ``context`` bars."""
+        newest = list(self.bars)[-self._context :]
+        return np.array([bar.open_time_ms // bar.interval_ms for bar in newest], dtype=np.int64)
 
     def newest(self) -> BarArrays:
         """Return the last ``context`` bars."""
@@ -426,7 +436,11 @@ class UserForecaster:
         forecast: Forecast | None = self._forecast(
             lambda: self.model.predict(inputs),
             lambda answer: forecast_of(
-                answer, horizons=self.horizons, measures=self.measures, model_id=self.model_id
+                answer,
+                horizons=self.horizons,
+                measures=self.measures,
+                model_id=self.model_id,
+                positions=past.positions(),
             ),
         )
         return forecast
@@ -464,8 +478,8 @@ class UserForecaster:
         if answer is None:
             return None
         try:
-            shares = np.asarray(answer, dtype=np.float64)
-        except (TypeError, ValueError):
+            shares = shares_of(answer)
+        except AnswerMalformed:
             shares = np.zeros(0)
         is_usable = shares.shape == (self.model.context,) and bool((shares >= 0).all())
         if not is_usable or abs(float(shares.sum()) - 1) > SHARES_TOLERANCE:

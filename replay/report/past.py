@@ -187,6 +187,7 @@ def kept_forecaster(database: Path, run: RunRow, model_id: str) -> Forecaster:
         reject_other_model(custom_model, run.model_sha256, run.run_id)
         of_class = type(custom_model.model)
         is_told = of_class.contributions is not Model.contributions
+        is_told |= "attended" in custom_model.measures
         if not is_told and of_class.attended is Model.attended:
             raise DataInvalid(
                 f"The model {config.model.custom_class} is a custom class without contributions; "

@@ -8,6 +8,7 @@ The rules are docs/own_models.md, N1 to N7.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -20,11 +21,20 @@ from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from tracepaper.strategies.api.arrays import BarArrays
 from tracepaper.strategies.api.files import DeclaredFiles
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
+from tracepaper.strategies.time_buckets import (
+    RECENT_SHARE,
+    buckets_of,
+    cells_by_age,
+    event_focus,
+    row_entropy,
+    units_of,
+)
 from tracepaper.strategies.types.calibration import Calibration
 from tracepaper.strategies.types.decisions import Explanation, Forecast
 
@@ -42,8 +52,12 @@ OF_MEASURE: Final[Mapping[str, tuple[str, ...]]] = {
     "recent_mass": ("recent_mass",),
     "event_focus": ("event_focus",),
     "shift": ("shift",),
+    "attended": ("attended",),
 }
 """The names in an answer that each declared measure requires."""
+OF_ATTENDED: Final = ("recent_mass", "event_focus")
+"""Measures that follow from ``attended`` if an answer does not give them."""
+ATTENDED_TOLERANCE: Final = 1e-6
 EXPLAINED: Final = ("confidence_entropy", "content_free", "recent_mass", "event_focus", "shift")
 """Measures with one number per bar instead of one per horizon."""
 _ANSWERED: Final = frozenset(
@@ -76,7 +90,9 @@ class Model:
     """Bars ahead of which it speaks; ``gate.horizon`` must be one of them."""
     measures: Collection[str] = ("mean_return",)
     """What its answers hold: of mean_return, stdev_return, probabilities, volatility,
-    confidence_entropy, content_free, recent_mass, event_focus, shift. Others have no gates."""
+    confidence_entropy, content_free, recent_mass, event_focus, shift. Others have no gates. With
+    ``attended`` an answer holds the share of attention of each of the ``context`` bars, oldest
+    first; it is stored, drawn and verified, and recent_mass and event_focus follow from it."""
     calibration: Calibration | None = None
     """Quantiles of its measures and slopes of its means, where thresholds ``qX`` are wanted."""
     is_outside: bool = False
@@ -111,14 +127,15 @@ class Model:
         """
         return None
 
-    def attended(self, inputs: ModelInput) -> Sequence[float] | Floats | None:  # noqa: ARG002 - to override
+    def attended(self, inputs: ModelInput) -> Sequence[float] | Floats | None:
         """Return the share of attention that each of the ``context`` bars got, oldest first.
 
         The shares are at least 0 and sum to 1, such as those of a rollout of
-        ``attention.capture``. None, the default, means unknown. They are computed when a decision
-        is explained, and not stored.
+        ``attention.capture``. None means unknown. They are computed when a decision is explained.
+        By default they are those of the answer, if it holds them.
         """
-        return None
+        answer = self.predict(inputs) if "attended" in self.measures else None
+        return shares_of(answer["attended"]) if isinstance(answer, Mapping) else None
 
 
 @dataclass(frozen=True)
@@ -153,9 +170,16 @@ class AnswerMalformed(ValueError):
 
 
 def forecast_of(
-    answer: object, *, horizons: tuple[int, ...], measures: Collection[str], model_id: str
+    answer: object,
+    *,
+    horizons: tuple[int, ...],
+    measures: Collection[str],
+    model_id: str,
+    positions: NDArray[np.int64] | None = None,
 ) -> Forecast | None:
     """Return a model's *answer* as a ``Forecast``; non-finite numbers are kept.
+
+    *positions* [context] are the absolute numbers of the bars that ``attended`` names.
 
     Raises ``AnswerMalformed`` for anything that the model does not declare.
     """
@@ -169,11 +193,15 @@ def forecast_of(
         raise AnswerMalformed(
             f"answered {str(unknown[0])!r:.40}; answer only {', '.join(sorted(_ANSWERED))}"
         )
+    looked: Explanation | None = None
+    if "attended" in answer and positions is not None:
+        looked = _looked(answer["attended"], positions)
+        answer = {name: getattr(looked, name) for name in OF_ATTENDED} | dict(answer)
     wanted = {name for measure in measures for name in OF_MEASURE[measure]}
     if missing := sorted(wanted - set(answer)):
         raise AnswerMalformed(f"declares the measure of {missing[0]!r} but answered without it")
-    given = {name: _column(name, answer[name], horizons) for name in answer}
-    if undeclared := sorted(set(given) - wanted - {"p_down", "p_flat"}):
+    given = {name: _column(name, answer[name], horizons) for name in answer if name != "attended"}
+    if undeclared := sorted(set(answer) - wanted - {"p_down", "p_flat"}):
         raise AnswerMalformed(f"answered {undeclared[0]!r}; declare its measure")
     if "probabilities" in measures:
         _complete(given)
@@ -188,7 +216,7 @@ def forecast_of(
         given.get("p_up", ()),
         given.get("volatility", ()),
         model_id,
-        _explanation(given),
+        _explanation(given, looked),
     )
 
 
@@ -267,13 +295,65 @@ def _complete(given: dict[str, tuple[float, ...]]) -> None:
 _MAX_SUM: Final = 1 + 1e-9
 
 
-def _explanation(given: Mapping[str, tuple[float, ...]]) -> Explanation | None:
-    if not any(name in given for name in EXPLAINED):
-        return None
-    confidence, content_free, recent, focus, shift = (
-        given[name][0] if name in given else None for name in EXPLAINED
+def shares_of(attended: object) -> Floats:
+    """Return *attended*, numbers or what ``captured.rollout()`` gives, as shares [bar]."""
+    weights = getattr(attended, "weights", attended)
+    if isinstance(weights, Mapping) and len(weights) == 1:
+        (weights,) = weights.values()
+    detach = getattr(weights, "detach", None)
+    try:
+        shares = np.asarray(weights if detach is None else detach().cpu(), dtype=np.float64)
+    except (TypeError, ValueError):
+        raise AnswerMalformed(
+            f"answered {str(attended)!r:.40} as attended; give one share per bar"
+        ) from None
+    return shares.reshape(-1) if shares.size == max(shares.shape, default=0) else shares
+
+
+def _looked(attended: object, positions: NDArray[np.int64]) -> Explanation:
+    """Return where a model looked, by the shares of the bars at *positions*.
+
+    Its confidence is 1 minus the entropy of the shares as a share of the most.
+    """
+    shares, context = shares_of(attended), len(positions)
+    if shares.shape != (context,):
+        raise AnswerMalformed(
+            f"answered attended of shape {shares.shape} for {context} bars; give one share each, "
+            "oldest first"
+        )
+    total = float(shares.sum())
+    if not (shares >= 0).all() or not abs(total - 1.0) <= ATTENDED_TOLERANCE:
+        least = float(shares.min())
+        raise AnswerMalformed(
+            f"answered attended with a sum of {total:.6g} and a least share of {least:.3g}; give "
+            "shares from 0 on that sum to 1"
+        )
+    row = buckets_of(shares, positions)[None]
+    by_age = cells_by_age(row, positions[-1:])
+    nats = -float((shares * np.log(shares, where=shares > 0, out=np.zeros_like(shares))).sum())
+    return Explanation(
+        1.0 - nats / math.log(context) if context > 1 else 1.0,
+        float(row_entropy(by_age)[0]),
+        None,
+        float(shares[-max(round(context * RECENT_SHARE), 1) :].sum()),
+        float(event_focus(by_age, context)[0]),
+        float(row[0, -1]),
+        None,
+        abs(1.0 - total),
+        b"",
+        units_of(row[:, :-1])[0],
     )
-    return Explanation(confidence, None, content_free, recent, focus, None, shift, None, b"", b"")
+
+
+def _explanation(
+    given: Mapping[str, tuple[float, ...]], looked: Explanation | None
+) -> Explanation | None:
+    numbers = {name: given[name][0] for name in EXPLAINED if name in given}
+    if not numbers and looked is None:
+        return None
+    if looked is None:
+        looked = Explanation(None, None, None, None, None, None, None, None, b"", b"")
+    return replace(looked, **numbers)
 
 
 # ---------------------------------------------------------------- kinds of checkpoints

@@ -26,8 +26,7 @@ from tracepaper.strategies.features.rows import FeatureRows, FeatureSchema, Feat
 from tracepaper.strategies.forecasters.outputs import TrainedModel
 from tracepaper.strategies.networks.architecture import AttendedPart, Outputs
 from tracepaper.strategies.other_symbol import OtherColumns
-from tracepaper.strategies.time_buckets import bucket_count
-from tracepaper.strategies.types.decisions import BLOCK_BARS, Forecast
+from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.types.market import Bar
 
 if TYPE_CHECKING:
@@ -68,15 +67,6 @@ def bars_needed(rows: int, schema: FeatureSchema, wider: FeatureSchema) -> int:
 def positions_of(bars: Sequence[Bar]) -> Ids:
     """Return the absolute number of each of *bars*."""
     return np.array([bar.open_time_ms // bar.interval_ms for bar in bars], dtype=np.int64)
-
-
-def buckets_of(weights: Floats, positions: Ids) -> Rows:
-    """Return *weights* [bar] over absolute 64-bar blocks, newest first, "older" the last entry."""
-    count = bucket_count(len(positions))
-    block = positions // BLOCK_BARS
-    # With gaps in time some bars lie beyond the last block that an explanation names.
-    at = np.minimum(block[-1] - block, count)
-    return np.bincount(at, weights=weights, minlength=count + 1).astype(np.float32)
 
 
 class InstrumentMemory:

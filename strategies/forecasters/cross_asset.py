@@ -33,7 +33,6 @@ from tracepaper.strategies.forecasters.base import (
     CheckpointForecaster,
     FeatureMemory,
     InstrumentMemory,
-    buckets_of,
     feature_windows,
 )
 from tracepaper.strategies.forecasters.build import (
@@ -53,7 +52,7 @@ from tracepaper.strategies.networks.cross_asset import (
     CrossOutputs,
     weights_of,
 )
-from tracepaper.strategies.time_buckets import RECENT_SHARE, cells_by_age, shift
+from tracepaper.strategies.time_buckets import RECENT_SHARE, buckets_of, cells_by_age, shift
 from tracepaper.strategies.types.calibration import Calibration
 from tracepaper.strategies.types.decisions import Explanation, Forecast, HeadForecasts
 from tracepaper.strategies.types.market import Bar

@@ -22,11 +22,10 @@ from tracepaper.strategies.forecasters.base import (
     FeatureWindow,
     RowPasses,
     Rows,
-    buckets_of,
 )
 from tracepaper.strategies.forecasters.outputs import TrainedModel
 from tracepaper.strategies.networks.architecture import Network
-from tracepaper.strategies.time_buckets import units_of
+from tracepaper.strategies.time_buckets import buckets_of, units_of
 from tracepaper.strategies.types.decisions import Forecast, HeadForecasts
 
 DROPOUT_SPREAD: Final = "dropout_spread"

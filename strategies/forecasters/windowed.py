@@ -30,7 +30,6 @@ from tracepaper.strategies.forecasters.base import (
     InstrumentMemory,
     Rows,
     bars_needed,
-    buckets_of,
     feature_windows,
     full_windows,
 )
@@ -42,7 +41,7 @@ from tracepaper.strategies.networks.architecture import (
     Outputs,
     together,
 )
-from tracepaper.strategies.time_buckets import cells_by_age
+from tracepaper.strategies.time_buckets import buckets_of, cells_by_age
 from tracepaper.strategies.types.decisions import Explanation, Forecast
 from tracepaper.strategies.types.market import Bar
 

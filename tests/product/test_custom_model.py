@@ -136,6 +136,41 @@ def test_a_confidence_without_a_place_is_explained_and_shown(tmp_path: Path) -> 
     assert written.code == 0, written.err
 
 
+LOOKS: Final = """
+from tracepaper.strategies.api.model import Model
+
+class Looks(Model):
+    context = 100
+    measures = ("mean_return", "attended")
+
+    def predict(self, inputs):
+        volume = inputs.past.volume + 1e-9
+        return {"mean_return": 0.001, "attended": volume / volume.sum()}
+"""
+
+
+def test_where_it_looked_is_verified_explained_and_drawn(tmp_path: Path) -> None:
+    (tmp_path / "looks.py").write_text(LOOKS, encoding="utf-8")
+    sections = '[strategy]\nname = "attention"\n[model]\nclass = "looks:Looks"\n'
+    (tmp_path / "looks.toml").write_text(sections, encoding="utf-8")
+    span = ["--to", "2025-05-26T12:00", "--db", "run.db"]
+    assert run(["replay", "-c", "looks.toml", "--data", SAMPLE, *span], tmp_path).code == 0
+    with importable(tmp_path):
+        assert verified(tmp_path / "run.db").exact
+    [(sums, buckets)] = rows(
+        tmp_path / "run.db",
+        "SELECT avg(weight), max(buckets) FROM (SELECT sum(weight) AS weight, count(*) AS buckets "
+        "FROM v_explanations GROUP BY sequence)",
+    )
+    assert (sums, buckets) == (pytest.approx(1.0, abs=1e-6), 4)
+    explained = run(["explain", "last:268", "--db", "run.db"], tmp_path)
+    assert (explained.code, "Bar by bar" in explained.out) == (0, True), explained.err
+    written = run(["report", "last", "--html", "run.html", "--db", "run.db"], tmp_path)
+    assert written.code == 0, written.err
+    document = json.loads(run(["explain", "last:268", "--json", "--db", "run.db"], tmp_path).out)
+    assert [block["bucket"] for block in document["buckets"]][-1] == "older"
+
+
 # ---------------------------------------------------------------- looked at with suspicion
 
 MINE: Final = """

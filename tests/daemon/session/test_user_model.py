@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import bars, instrument
+from builders import bars, instrument, present
 from command_line import Cli
 from engines import engine_of
 from msgspec.structs import replace
@@ -21,6 +21,7 @@ from tracepaper.daemon.session.models import load_forecaster
 from tracepaper.daemon.session.user_model import UserForecaster, load_model
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken, StrategyFailed
 from tracepaper.strategies.gates.gate import MEASURES
+from tracepaper.strategies.time_buckets import weights_of
 from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.types.market import Bar
 
@@ -184,6 +185,62 @@ def test_what_is_no_model_or_no_name_is_said(folder: Path) -> None:
 def test_what_it_does_wrong_ends_in_one_sentence(folder: Path, body: str, words: str) -> None:
     with pytest.raises(StrategyFailed, match=words):
         answers(model_of(folder, body), bars(2))
+
+
+ATTENDING = """
+    context = 150
+    measures = ("mean_return", "attended")
+    def predict(self, inputs):
+        import torch
+        from tracepaper import attention
+        shares = inputs.past.volume / inputs.past.volume.sum()
+        return {{"mean_return": 0.001, "attended": {answer}}}
+"""
+
+
+def attending(folder: Path, answer: str) -> UserForecaster:
+    """Return a model whose shares are those of volume, given as *answer*."""
+    return model_of(folder, ATTENDING.replace("{answer}", answer))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["shares", "shares.tolist()", "torch.tensor(shares)[None, None]",
+     "attention.AttendedTokens({{'bars': torch.tensor(shares)[None, None]}}, torch.zeros(1, 1))"],
+)  # fmt: skip
+def test_where_it_looked_is_stored_by_blocks_of_time_and_measured(
+    folder: Path, answer: str
+) -> None:
+    given = bars(220)
+    model = attending(folder, answer)
+    [*_, last] = answers(model, given)
+    volumes = np.array([bar.volume for bar in given[-150:]], dtype=float)
+    shares = volumes / volumes.sum()
+    looked = present(present(last).explanation)
+    blocks = np.array([bar.open_time_ms // bar.interval_ms // 64 for bar in given[-150:]])
+    wanted = np.bincount(blocks[-1] - blocks, shares, minlength=4)[:4]
+    assert weights_of(looked.buckets) == pytest.approx(wanted, abs=2**-23)
+    assert looked.recent_mass == pytest.approx(shares[-38:].sum())
+    assert present(looked.confidence_entropy) == pytest.approx(
+        1 + (shares * np.log(shares)).sum() / np.log(150)
+    )
+    assert {"recent_mass", "event_focus"} < model.measures
+    assert model.attended(given[0].instrument) == pytest.approx(tuple(shares))
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ("shares[1:]", "py:13.*of shape .149,. for 150 bars; give one share each"),
+        ("shares * 0.99", r"a sum of 0.99 and"),
+        ("shares * float('nan')", "a sum of nan and"),
+        ("shares - (np.arange(150) == 0) + (np.arange(150) == 1)", "a least share of -"),
+        ("'all'", "give one share per bar"),
+    ],
+)
+def test_shares_that_are_none_end_at_their_first_bar(folder: Path, answer: str, words: str) -> None:
+    with pytest.raises(StrategyFailed, match=words):
+        answers(attending(folder, answer), bars(160))
 
 
 def test_features_are_held_to_be_pure_of_one_width_and_finite(folder: Path) -> None:
