@@ -413,16 +413,15 @@ class LiveFeed:
     async def _filled(self, until_ms: int | None) -> AsyncIterator[Event]:
         """Fill the holes until *until_ms*, or those that warm up, as far as REST answers.
 
-        If this exchange served the run before, an instrument without an answer delays no other; the
-        background tasks continue to ask.
+        An instrument without an answer delays no other, for the exchange may have taken it from its
+        list; the background tasks continue to ask.
         """
-        is_patient = not self._start.is_served
         exchange = self._exchange
         unanswered_before = len(self._unanswered)
         events = self._sequencer.fill(
             self._answered(),
             until_ms,
-            patience_s=None if is_patient else exchange.certain_s + exchange.connect_timeout_s,
+            patience_s=exchange.certain_s + exchange.connect_timeout_s,
             unanswered=self._unanswered,
         )
         async for event in events:

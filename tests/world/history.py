@@ -295,8 +295,6 @@ class History:
 
     def _hold_recovery(self, number: int, report: Report) -> None:
         """Law: after the last fault the next bar is decided in time; a start counts as one."""
-        if self.spec.gone_bar and not self._has_decided():
-            return  # a symbol is gone in the middle of the first start: an operator has to look
         struck = [(report.start_s, "the start", report.start_s, "starting"), *report.faults]
         ends = [*(at_s for at_s, *_ in struck[1:]), report.now_s]
         for (at_s, name, explained_s, _), until_s in zip(struck, ends, strict=True):
@@ -308,11 +306,6 @@ class History:
             if waited_s > AGAIN_WITHIN_S:
                 sentence = f"nothing was decided for {waited_s:.0f} s after {name} at {at_s:.1f}"
                 self._violate("recovery", f"life {number}: {sentence}")
-
-    def _has_decided(self) -> bool:
-        if not self._acknowledged:
-            return False
-        return bool(in_child(lambda: _column(self.database, "SELECT 1 FROM v_decisions LIMIT 1")))
 
     # ------------------------------------------------------------ the record
 

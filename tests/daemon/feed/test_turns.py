@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,7 +14,9 @@ from bybit_feed import BITCOIN, Live, live
 from bybit_server import MINUTE, START_MS, ScriptedServer, kline
 from held_answers import HeldAnswers
 from msgspec import structs
+from waiting import pass_time
 
+from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.daemon.feed import sequencer
 from tracepaper.daemon.feed.client import FeedStart
 from tracepaper.daemon.feed.maintenance import FILTERS_AGAIN_S
@@ -208,6 +211,33 @@ async def test_a_symbol_that_is_not_listed_any_more_ends_its_turn(answers: HeldA
         answers.limit()
         await run.expect(lambda: run.feed.warm_at(ETHER.id) is None)
         await run.expect(lambda: opens(run, ETHER) == [0])  # of the stream
+
+
+async def test_a_symbol_that_leaves_the_list_during_a_first_start_delays_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    candles, asked = BybitClient.candles, asyncio.Event()
+
+    async def answered(
+        client: BybitClient, item: Instrument, interval_ms: int, start_ms: int, end_ms: int
+    ) -> list[Bar]:
+        if item.id == ETHER.id and start_ms >= START_MS:  # after the bars that warm up
+            asked.set()
+            await asyncio.Event().wait()
+        return await candles(client, item, interval_ms, start_ms, end_ms)
+
+    monkeypatch.setattr(BybitClient, "candles", answered)
+    async with ScriptedServer() as server:
+        serve(server, "BTCUSDT", "ETHUSDT", until=3)
+        server.server_ms = START_MS + 3 * MINUTE + 3_000
+        async with live(server, start=START, instruments=(BITCOIN, ETHER)) as run:
+            await run.expect(asked.is_set)
+            asked_s = run.clock.network_s()
+            await run.expect(lambda: run.clock.network_s() > asked_s + 1)  # the other is answered
+            pass_time(60.0)
+            await run.expect(lambda: run.clock.network_s() > asked_s + 5)
+            assert opens(run, BITCOIN) == list(range(-BEFORE, 3))
+            assert opens(run, ETHER) == list(range(-BEFORE, 0))
 
 
 @pytest.mark.parametrize("is_late", [False, True])
