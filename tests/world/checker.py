@@ -706,8 +706,9 @@ class _Books:
             for order in self.news.get(sequence, []):
                 self._check_grid(order)
             for row in decisions.get(sequence, []):
-                # A late bar is decided long after its close.
-                self._check_known(row["instrument"], bars[sequence][0]["seen_ms"])
+                # What is late orders nothing; it may come before the filters are read again.
+                if row["refused_by"] != "late":
+                    self._check_known(row["instrument"], bars[sequence][0]["seen_ms"])
                 self._check_order(row)
             for row in positions.get(sequence, []):
                 self._check_position(row)

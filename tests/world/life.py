@@ -40,6 +40,7 @@ from world.spec import ADDRESS, EXCHANGE_FAULTS, RENAMED, SYMBOLS, TICKS, Spec, 
 
 import tracepaper.daemon.clock as clock_module
 import tracepaper.daemon.session.run_row as run_row_module
+from tracepaper.daemon.bybit.client import BANNED_STATUS
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.http.client import read_token
 from tracepaper.daemon.session.child import ChildProcess, TimeLimits
@@ -242,7 +243,7 @@ class Life:
         loop.on_tick = self._tick
         self._draw_host()
         install(self._disk)
-        self._note_altered()
+        self._note_strikes()
         self._files = _open_files()
         self._files_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
         if "leaking" in self.spec.traits:
@@ -251,15 +252,27 @@ class Life:
             most = next(itertools.islice(free, SPARE_FILES, None))
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, self._files_limit[1]))
 
-    def _note_altered(self) -> None:
-        """Write the market time of each candle that a fault of the exchange changes."""
+    def _note_strikes(self) -> None:
+        """Note when an armed fault of the exchange strikes, and the time of a candle it changes.
+
+        It may strike long after it was armed: a ban, each time that the client asks again.
+        """
         faults = self.exchange.faults
         hit = faults.hit
 
         def noted(stage: Stage, now_ms: int, topic: str = "") -> Callable[..., Any] | None:
+            armed = [*faults._armed]
             effect = hit(stage, now_ms, topic)
-            if effect is not None and stage in ALTERING:
-                self._write("altered", str(now_ms))
+            if effect is not None:
+                left = [*faults._armed, None]
+                struck = next(
+                    each for each, now in zip(armed, left, strict=True) if each is not now
+                )
+                if struck.status == BANNED_STATUS:
+                    self._explain(self.spec.config["exchange"]["ban_cooldown_s"])
+                self._note(f"exchange:{struck.kind}", self.loop.now_s)
+                if stage in ALTERING:
+                    self._write("altered", str(now_ms))
             return effect
 
         setattr(faults, "hit", noted)  # noqa: B010 - a method may not be assigned to
@@ -436,12 +449,13 @@ class Life:
         """Start another daemon on the record; it must name the first, and change nothing."""
         if self._phase == PHASES[0] or self._stop_asked_s:
             return
-        before = self._record()
-        end = in_child(lambda: self._aside(self._second))
-        if f"in use by process {os.getpid()}" not in end:
-            self._break("second", f"a second instance ended so: {end}")
-        if self._record() != before:
-            self._break("second", "a second instance changed the record")
+        with self._own_files():
+            before = self._record()
+            end = in_child(lambda: self._aside(self._second))
+            if f"in use by process {os.getpid()}" not in end:
+                self._break("second", f"a second instance ended so: {end}")
+            if self._record() != before:
+                self._break("second", "a second instance changed the record")
 
     def _record(self) -> dict[str, bytes]:
         """Return the digests of the record's files; SQLite rebuilds its index."""
@@ -481,7 +495,8 @@ class Life:
         stream = self._stream(f"process:{name}:{self._processes}")
 
         def begun() -> Sequence[object]:
-            return [in_child(lambda: self._aside(lambda: replayed(command)))]
+            with self._own_files():
+                return [in_child(lambda: self._aside(lambda: replayed(command)))]
 
         return StandIn(
             name, command, limits, rng=stream, begun=begun, fault=lambda: self._fault_of(stream)
@@ -699,7 +714,9 @@ class Life:
     async def _operate(self, url: str) -> None:
         """Send commands and ask for pages, as an operator does."""
         rng, bar_s = self._stream("operator"), self.spec.bar_s
-        headers = {"Authorization": f"Bearer {read_token(self.folder / 'run.db')}"}
+        with self._own_files():
+            token = read_token(self.folder / "run.db")
+        headers = {"Authorization": f"Bearer {token}"}
         timeout = aiohttp.ClientTimeout(total=20)
         kind = "RESUME"  # the life before may have ended in between
         async with aiohttp.ClientSession(timeout=timeout, headers=headers) as session:
@@ -727,11 +744,18 @@ class Life:
 
     def _write(self, name: str, line: str) -> None:
         """Write a *line* for the judge, even where a class has left the life no file to open."""
+        with self._own_files(), (self.folder / name).open("a") as file:
+            file.write(f"{line}\n")
+
+    @contextlib.contextmanager
+    def _own_files(self) -> Iterator[None]:
+        """Open files of the world, or of another process: what a class leaks is not theirs."""
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, self._files_limit)
-        with (self.folder / name).open("a") as file:
-            file.write(f"{line}\n")
-        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limit)
 
 
 def renamed(exchange: EmbeddedExchange) -> SimulatedMarket:

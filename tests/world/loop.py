@@ -97,6 +97,37 @@ class _NumberedFuture(asyncio.Future[Any]):
         return self is other
 
 
+class _Thread:
+    """What a thread of *executor* does for *future*."""
+
+    def __init__(
+        self,
+        executor: concurrent.futures.Executor | None,
+        future: asyncio.Future[Any],
+        work: Callable[[], Any],
+    ) -> None:
+        self.executor = executor
+        self._future, self._work = future, work
+
+    def __repr__(self) -> str:
+        return "a thread"
+
+    @property
+    def is_left(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self._future.cancelled()
+
+    def __call__(self) -> None:
+        try:
+            result = self._work()
+        except BaseException as error:  # noqa: BLE001 - given to whoever awaits it
+            if not self._future.done():
+                self._future.set_exception(error)
+        else:
+            if not self._future.done():
+                self._future.set_result(result)
+
+
 class VirtualLoop(asyncio.SelectorEventLoop):
     """A loop that starts at *start_s* and draws all that a machine would vary from *seed*.
 
@@ -158,11 +189,14 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return str(getattr(callback, "__qualname__", type(callback).__name__))
 
     def pending_timers(self) -> list[str]:
-        """Return the callbacks of timers that are set and not cancelled."""
+        """Return the callbacks of timers that are set and not cancelled.
+
+        What a thread does for nobody any more is none: a thread cannot be cancelled.
+        """
         return [
             getattr(each._callback, "__qualname__", repr(each._callback))
             for each in self._scheduled  # type: ignore[attr-defined]  # private
-            if not each.cancelled()
+            if not each.cancelled() and not getattr(each._callback, "is_left", False)
         ]
 
     # ------------------------------------------------------------ threads
@@ -182,19 +216,30 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         end_s = begin_s + self._work_rng.uniform(*(BUSY_S if is_busy else self.work_s))
         if executor is not None:
             self._free_s[executor] = end_s
+        thread = _Thread(executor, future, lambda: func(*args))
+        timer = self.call_at(end_s, thread)
 
-        def work() -> None:
-            try:
-                result = func(*args)
-            except BaseException as error:  # noqa: BLE001 - given to whoever awaits it
-                if not future.done():
-                    future.set_exception(error)
-            else:
-                if not future.done():
-                    future.set_result(result)
+        def leave(_future: asyncio.Future[Any]) -> None:
+            if future.cancelled() and self.now_s <= begin_s:
+                timer.cancel()  # it never begins
 
-        self.call_at(end_s, work)
+        future.add_done_callback(leave)
         return future
+
+    def finish(self, executor: concurrent.futures.Executor) -> None:
+        """Do what waits in *executor*, in its order, while the loop waits: time goes on."""
+        waiting = [
+            each
+            for each in self._scheduled  # type: ignore[attr-defined]  # private
+            if isinstance(each._callback, _Thread)
+            and each._callback.executor is executor
+            and not each.cancelled()
+        ]
+        for timer in sorted(waiting, key=lambda each: each.when()):
+            thread = timer._callback
+            timer.cancel()
+            self.now_s = max(self.now_s, timer.when())
+            thread()
 
     def drive(self, work: Coroutine[Any, Any, T]) -> T:
         """Let the loop go on until *work* is done, from a callback that stands for a thread."""
@@ -267,13 +312,30 @@ class _Inline(concurrent.futures.Future[Any]):
     """The result of work that was done at once."""
 
 
-def _submit(_executor: object, work: Callable[..., Any], /, *args: Any, **named: Any) -> _Inline:
+def _finish(executor: concurrent.futures.Executor) -> None:
+    loop = asyncio._get_running_loop()
+    if isinstance(loop, VirtualLoop):
+        loop.finish(executor)
+
+
+def _submit(
+    executor: concurrent.futures.Executor, work: Callable[..., Any], /, *args: Any, **named: Any
+) -> _Inline:
+    _finish(executor)
     future = _Inline()
     try:
         future.set_result(work(*args, **named))
     except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
         future.set_exception(error)
     return future
+
+
+def _shut_down(
+    executor: concurrent.futures.Executor, *, wait: bool = True, cancel_futures: bool = False
+) -> None:
+    del cancel_futures
+    if wait:
+        _finish(executor)
 
 
 def _refuse(name: str) -> Callable[..., Any]:
@@ -292,10 +354,11 @@ def _start(thread: threading.Thread) -> None:
 def guard() -> None:
     """Refuse every process, thread and connection of the machine, from now on in this process.
 
-    Executors work at once in the thread that asks.
+    Executors work at once in the thread that asks, after what was queued before.
     """
     setattr(threading.Thread, "start", _start)  # noqa: B010 - a method may not be assigned to
     setattr(concurrent.futures.ThreadPoolExecutor, "submit", _submit)  # noqa: B010 - likewise
+    setattr(concurrent.futures.ThreadPoolExecutor, "shutdown", _shut_down)  # noqa: B010 - likewise
     for owner, names in (
         (socket.socket, ("bind", "connect", "connect_ex", "listen", "sendto")),
         (subprocess, ("Popen",)),

@@ -61,10 +61,11 @@ class Hanging(Strategy):
     def decide(self, context):
         at = context.exact.open_time_ms
         rng, mark = random.Random(at), Path(f"hung-{at}")
+        action = rng.choice((Action.LONG, Action.SHORT, Action.FLAT))  # hung or not, as a replay
         if rng.random() < 0.08 and not mark.exists():
             mark.touch()
             time.sleep(rng.choice((1, 5, 15, 10_000)))
-        return Signal(rng.choice((Action.LONG, Action.SHORT, Action.FLAT)), "drawn")
+        return Signal(action, "drawn")
 '''
 LEAKING: Final = '''"""Keeps all that it was given, and closes no file that it opens."""
 
