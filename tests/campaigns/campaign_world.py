@@ -147,15 +147,11 @@ def _shrink(spec: Spec, base: Path, broken: Outcome, without_: str) -> None:
     Then print where the trace of it differs first from that of a history that breaks no law.
     """
     law, left_out = broken.violations[0].law, [name for name in without_.split(",") if name]
-    passing: Spec | None = None
+    needed: list[str] = []
 
     def breaks(trial: Spec) -> bool:
-        nonlocal passing
         outcome = history(trial, base / "shrunk")
-        is_broken = any(each.law == law for each in outcome.violations)
-        if not outcome.violations:
-            passing = trial
-        return is_broken
+        return any(each.law == law for each in outcome.violations)
 
     while spec.bars > 4:
         half = drawn(spec.seed, bars=spec.bars // 2, kind=spec.kind, minutes=spec.minutes)
@@ -166,7 +162,14 @@ def _shrink(spec: Spec, base: Path, broken: Outcome, without_: str) -> None:
         if breaks(trial := without(spec, [name])):
             spec = trial
             left_out.append(name)
+        else:
+            needed.append(name)
     print(f"  smallest: {_command(spec, ','.join(left_out))}", flush=True)
+    # What was left out after it was tried may have changed what it does: it is tried again.
+    nearest = (without(spec, [name]) for name in needed)
+    passing = next(
+        (each for each in nearest if not history(each, base / "shrunk").violations), None
+    )
     if passing is None:
         print("  no smaller one passes", flush=True)
         return
