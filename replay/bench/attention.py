@@ -215,6 +215,7 @@ def foreign_row(setting: Setting, keys: int = FOREIGN_KEYS) -> Row:
     with torch.no_grad(), capture() as captured:
         sdpa()
     [layer] = captured.reads
+    assert isinstance(layer, Layer)
     capped = Layer.of(query, key, value, layer.mask, softcap=30.0)
     whole = torch.full((1, 1, keys), 1.0 / keys, device=setting.device)
     newest = torch.zeros_like(whole)

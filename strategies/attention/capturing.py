@@ -4,8 +4,9 @@ Inside the block ``F.scaled_dot_product_attention`` is replaced in every Python 
 the fast path of ``nn.MultiheadAttention`` is off, a call of it with weights is repeated without
 them, and compiled code runs eagerly. In a Hugging Face model with ``attn_implementation="eager"``
 each module's formula is wrapped, with its soft cap and its sinks. The output is that of the same
-kernel or formula; on the CPU the kernel's logsumexp is kept. Modules that attend in another way
-(another package's kernel, plain products) are named in an error, and nothing is guessed.
+kernel or formula; on the CPU the kernel's logsumexp is kept. A module that multiplies a softmax by
+values is captured by that matrix. Modules that attend in another way (another package's kernel,
+other products) are named in an error with the cause, and nothing is guessed.
 
 The rule is docs/attention.md, A37.
 """
@@ -14,9 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +25,16 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend
 
 from tracepaper.strategies.attention.checks import AXES, check_module, check_rows, explanation
+from tracepaper.strategies.attention.handwritten import (
+    HandwrittenAttention,
+    HandwrittenProduct,
+    matrix_read,
+)
 from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask, check_tensor
 from tracepaper.strategies.attention.methods import PLAIN, AttendedTokens, Rollout, rollout
 from tracepaper.strategies.attention.passage_shares import Passages, Span, passages
+from tracepaper.strategies.attention.reads import MatrixRead
 from tracepaper.strategies.attention.replacing import (
     EAGER,
     HEADS,
@@ -38,7 +45,9 @@ from tracepaper.strategies.errors import AttentionInvalid
 
 _HELP: Final = (
     "call the model inside the block, in eval mode, as modules and no traced graph, and with "
-    "attn_implementation 'sdpa' or 'eager'"
+    "attn_implementation 'sdpa' or 'eager'. Else let the module call "
+    "F.scaled_dot_product_attention, or give a rollout the reads of your hooks: "
+    "Layer.of(query, key, value, mask) or MatrixRead(matrices)"
 )
 _TWO_SEQUENCES: Final = (
     "One sequence reads another here; capture the part that reads itself, such as model.encoder."
@@ -48,12 +57,21 @@ _TOLERANCE: Final = {torch.float64: 1e-5, torch.float32: 1e-5}
 """How closely a layer must reproduce a formula's output, by type; half types: 1e-2."""
 
 
+@dataclass(frozen=True, eq=False)
+class _ModuleCall:
+    """A call of a module that runs, and the tensor that it was given first."""
+
+    name: str
+    tokens: Tensor | None
+
+
 class _Call(NamedTuple):
     """One attention: its layer, and the output [batch, head, query, dim] that its caller got."""
 
-    layer: Layer
+    layer: Layer | MatrixRead
     output: Tensor
-    is_transposed: bool  # the output is [batch, query, head, dim]
+    is_transposed: bool = False  # the output is [batch, query, head, dim]
+    module: _ModuleCall | None = None  # that wrote it out
 
 
 class capture:  # noqa: N801 - it is called as a function is
@@ -71,6 +89,11 @@ class capture:  # noqa: N801 - it is called as a function is
             raise AttentionInvalid(_TWO_SEQUENCES)
         self.missed: list[str] = []
         """Modules of attention that ran and were not captured."""
+        self.skipped: list[str] = []
+        """Layers without attention, as a hybrid has them: the rollout does not pass them."""
+        self._causes: dict[str, str] = {}  # by module: why its softmax is no attention
+        self._running: list[_ModuleCall] = []
+        self._attentions = 0  # of the last call: heads that were joined count too
         self._model, self._backward = model, backward
         self._calls: list[list[_Call]] = []  # by call of the model
         self._is_running = False
@@ -97,7 +120,11 @@ class capture:  # noqa: N801 - it is called as a function is
             if not self._is_running or not given.get("need_weights", True):
                 return heads(query, key, *args, **options)
             output, _ = heads(query, key, *args, **options | {"need_weights": False})
-            result = heads(query, key, *args, **options)
+            self._is_running = False  # torch writes the weights out; they are captured already
+            try:
+                result = heads(query, key, *args, **options)
+            finally:
+                self._is_running = True
             # A gradient has to pass through what was captured.
             return (output, result[1]) if self._backward else result
 
@@ -105,6 +132,8 @@ class capture:  # noqa: N801 - it is called as a function is
         self._replace(functional, "multi_head_attention_forward", without_weights)
         if self._model is not None:
             self._watch(self._model)
+            mode = HandwrittenAttention(self._saw_softmax, self._saw_product)
+            self._stack.enter_context(mode)
         return self
 
     def __exit__(
@@ -120,24 +149,47 @@ class capture:  # noqa: N801 - it is called as a function is
             _ = self.reads
 
     @property
-    def reads(self) -> list[Layer]:
-        """The layers of the model's last call, the lowest first.
+    def reads(self) -> list[Layer | MatrixRead]:
+        """The layers of the model's last call, the lowest first; matrices if written by hand.
 
         Raises ``AttentionInvalid`` if nothing, or only a part, was captured.
         """
         if self.missed:
+            missed = [f"{name}{self._cause(name)}" for name in self.missed[:3]]
             raise AttentionInvalid(
-                f"{', '.join(self.missed[:3])} attended in a way that is not captured; {_HELP}."
+                f"{', '.join(missed)} attended in a way that is not captured; {_HELP}."
             )
         if not self._calls or not self._calls[-1]:
-            raise AttentionInvalid(f"No attention was captured; {_HELP}.")
+            raise AttentionInvalid(f"No attention was captured{self._cause('')}; {_HELP}.")
         return _joined([[call.layer for call in calls] for calls in self._calls])
+
+    @property
+    def _layers(self) -> list[Layer]:
+        """The reads, if each has the query, key and value of its attention."""
+        layers = [read for read in self.reads if isinstance(read, Layer)]
+        if len(layers) < len(self.reads):
+            raise AttentionInvalid(
+                "A module writes its attention out, so only its matrix is captured; for passages "
+                "and gradients let it call F.scaled_dot_product_attention."
+            )
+        return layers
+
+    def _cause(self, name: str) -> str:
+        """Return in brackets why the softmax in the module *name* is no attention, if one ran."""
+        inside = f"{name}." if name else ""
+        causes = [why for at, why in self._causes.items() if at == name or at.startswith(inside)]
+        return f" ({causes[0]})" if causes else ""
 
     def rollout(self, queries: Sequence[int] = (-1,), method: Rollout = PLAIN) -> AttendedTokens:
         """Return the rollout of *queries* of the top layer; negative ones count from the end."""
         reads = self.reads
         tokens, count = reads[-1].shape[3], reads[-1].shape[2]
         others = {read.shape[2:] for read in reads[:-1]}
+        if len({read.shape[0] for read in reads}) > 1:
+            raise AttentionInvalid(
+                "The layers have not all one batch, so they attend in windows of other sizes, as "
+                "Swin does; take the entropy or the rows of each of captured.reads."
+            )
         if count < tokens and others == {(count, tokens)}:
             raise AttentionInvalid(
                 f"The last call has queries of {count} of {tokens} tokens, and its cache does not "
@@ -164,7 +216,7 @@ class capture:  # noqa: N801 - it is called as a function is
         ``AttentionInvalid`` for passages that are empty, overlap or are out of range.
         """
         return passages(
-            self.reads,
+            self._layers,
             spans,
             method,
             special=special,
@@ -179,7 +231,7 @@ class capture:  # noqa: N801 - it is called as a function is
         """
         if not self._backward:
             raise AttentionInvalid("No graph was kept; capture with backward=True.")
-        _ = self.reads  # raises where there are none
+        _ = self._layers
         was_running, self._is_running = self._is_running, False  # a checkpoint computes again
         calls = self._calls[-1]
         try:
@@ -194,7 +246,7 @@ class capture:  # noqa: N801 - it is called as a function is
         self._calls[-1] = [
             call._replace(
                 layer=replace(
-                    call.layer,
+                    cast("Layer", call.layer),
                     gradient=slope.transpose(1, 2) if call.is_transposed else _by_head(slope),
                 )
             )
@@ -212,6 +264,7 @@ class capture:  # noqa: N801 - it is called as a function is
 
         def starts(*_: object) -> None:
             self._calls.append([])
+            self._running.clear()
             self._is_running = True
 
         def ends(*_: object) -> None:
@@ -224,6 +277,14 @@ class capture:  # noqa: N801 - it is called as a function is
             for name, module in model.named_modules()
             if name and "Attention" in type(module).__name__
         }
+        lists: list[str] = []
+        for name, module in model.named_modules():
+            self._follow(name, module)
+            # A list inside a layer, as of T5, holds the layer's parts.
+            inside = any(name.startswith(f"{outer}.") for outer in lists)
+            if isinstance(module, nn.ModuleList) and not inside:
+                lists.append(name)
+                self._compare_layers(name, module)
         for name, module in named.items():
             if not any(other.startswith(f"{name}.") for other in named):
                 self._require_layer(name, module)
@@ -235,22 +296,84 @@ class capture:  # noqa: N801 - it is called as a function is
         before: list[int] = []
 
         def enters(*_: object) -> None:
-            before.append(len(self._calls[-1]))
+            before.append(self._attentions)
 
         def leaves(*_: object) -> None:
-            if before.pop() == len(self._calls[-1]) and name not in self.missed:
+            if before.pop() == self._attentions and name not in self.missed:
                 self.missed.append(name)
 
         self._stack.callback(module.register_forward_pre_hook(enters).remove)
         self._stack.callback(module.register_forward_hook(leaves).remove)
 
+    def _follow(self, name: str, module: nn.Module) -> None:
+        """Keep the calls of modules that run, the innermost last."""
+
+        def enters(_module: nn.Module, args: Any, options: Any) -> None:
+            given = [x for x in (*args, *options.values()) if isinstance(x, Tensor)]
+            self._running.append(_ModuleCall(name, given[0] if given else None))
+
+        def leaves(*_: object) -> None:
+            if self._running:
+                self._running.pop()
+
+        self._stack.callback(module.register_forward_pre_hook(enters, with_kwargs=True).remove)
+        self._stack.callback(module.register_forward_hook(leaves, always_call=True).remove)
+
+    def _compare_layers(self, name: str, layers: nn.ModuleList) -> None:
+        """Add the parts of *layers* that capture nothing to ``skipped``, if others capture any."""
+        counts: dict[str, int] = {}
+
+        def watch(part: str, module: nn.Module) -> None:
+            def enters(*_: object) -> None:
+                counts[part] = -self._attentions
+
+            def leaves(*_: object) -> None:
+                counts[part] += self._attentions
+                if any(counts.values()):
+                    without = [each for each, count in counts.items() if not count]
+                    self.skipped = [*dict.fromkeys([*self.skipped, *without])]
+
+            self._stack.callback(module.register_forward_pre_hook(enters).remove)
+            self._stack.callback(module.register_forward_hook(leaves).remove)
+
+        for number, module in enumerate(layers):
+            watch(f"{name}.{number}", module)
+
     # ------------------------------------------------------------ one attention
+
+    def _saw_softmax(self) -> None:
+        if self._is_running and self._running:
+            cause = "its softmax is no left factor of a product with values"
+            self._causes.setdefault(self._running[-1].name, cause)
+
+    def _saw_product(self, product: HandwrittenProduct) -> None:
+        """Keep the matrix of a softmax that its module multiplies by values."""
+        if not (self._is_running and self._running):
+            return
+        module, calls = self._running[-1], self._calls[-1]
+        read = matrix_read(product, module.tokens)
+        if isinstance(read, str):
+            self._causes[module.name] = read
+            return
+        last = calls[-1].module if calls else None
+        if last is module:
+            raise AttentionInvalid(
+                f"{module.name or 'The model'} writes out several attentions in one call, so "
+                "nothing tells layers from heads; give each layer a module."
+            )
+        if last is not None and last.tokens is module.tokens:
+            # Modules that are given the same tokens are heads of one layer.
+            before = cast("MatrixRead", calls.pop().layer)
+            read = replace(before, matrices=torch.cat((before.matrices, read.matrices), dim=1))
+        calls.append(_Call(read, product.output.detach(), module=module))
+        self._attentions += 1
 
     def _add(self, layer: Layer, output: Tensor, *, is_transposed: bool = False) -> None:
         if not self._calls:
             self._calls.append([])
         kept = output if self._backward else output.detach()
-        self._calls[-1].append(_Call(layer, kept, is_transposed))
+        self._calls[-1].append(_Call(layer, kept, is_transposed=is_transposed))
+        self._attentions += 1
 
     def _attend(
         self,
@@ -304,6 +427,7 @@ class capture:  # noqa: N801 - it is called as a function is
             *args: Any,
             **options: Any,
         ) -> Any:
+            count = len(self._calls[-1]) if self._calls else 0
             result = formula(module, query, key, value, attention_mask, *args, **options)
             if self._is_running and not args:
                 if module.training:
@@ -321,6 +445,8 @@ class capture:  # noqa: N801 - it is called as a function is
                     sinks=getattr(module, "sinks", None),
                 )
                 if _reproduces(layer, result[0]):
+                    if self._calls:
+                        del self._calls[-1][count:]  # the formula's own matrix
                     self._add(layer, result[0], is_transposed=True)
             return result
 
@@ -417,19 +543,22 @@ def _mask_of(query: Tensor, key: Tensor, table: Tensor | None, *, is_causal: boo
     return Mask.from_dense(table)
 
 
-def _joined(calls: Sequence[Sequence[Layer]]) -> list[Layer]:
+def _joined(calls: Sequence[Sequence[Layer | MatrixRead]]) -> list[Layer | MatrixRead]:
     """Return the layers of the last call, joined with the calls whose cache it extends."""
-    last = list(calls[-1])
+    if any(isinstance(read, MatrixRead) for call in calls for read in call):
+        return list(calls[-1])  # matrices hold no keys to compare
+    layers = cast("Sequence[Sequence[Layer]]", calls)
+    last = list(layers[-1])
     queries, keys = last[0].shape[2:]
     parts = [last]
-    for call in reversed(calls[:-1]):
+    for call in reversed(layers[:-1]):
         if queries == keys or len(call) != len(last) or not _is_before(call[0], parts[0][0]):
             break
         parts.insert(0, list(call))
         queries, keys = call[0].shape[2:]
     if len(parts) == 1 or queries != keys:
-        return last
-    return [_lengthened(layers) for layers in zip(*parts, strict=True)]
+        return [*last]
+    return [_lengthened(steps) for steps in zip(*parts, strict=True)]
 
 
 def _is_before(layer: Layer, following: Layer) -> bool:

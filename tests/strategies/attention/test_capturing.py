@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-from tracepaper.strategies.attention import Rollout, capture, entropy, relevance, relevance_rules
+from tracepaper.strategies.attention import (
+    Layer,
+    Rollout,
+    capture,
+    entropy,
+    relevance,
+    relevance_rules,
+)
 from tracepaper.strategies.errors import AttentionInvalid
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -254,7 +261,9 @@ def test_gradients_reach_what_has_no_heads_and_what_gives_its_weights(
     with capture(backward=True) as captured:
         output = part(x, x, x)[0] if with_weights else sdpa(*given) @ part.out_proj.weight.mT
         captured.gradient(output.sum())
-    slope = captured.reads[0].gradient
+    [layer] = captured.reads
+    assert isinstance(layer, Layer)
+    slope = layer.gradient
     assert slope is not None
     torch.testing.assert_close(slope, part.out_proj.weight.sum(dim=0).expand_as(slope))
 
@@ -363,11 +372,12 @@ def test_a_cache_that_drops_what_a_window_left_behind_is_not_joined() -> None:
         captured.rollout()
 
 
-class HandAttention(nn.Module):
-    """Attention by hand."""
+class KernelAttention(nn.Module):
+    """Attention without a softmax, as a kernel of another package has it."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x @ x.transpose(-1, -2)).softmax(dim=-1) @ x
+        shares = (x @ x.transpose(-1, -2)).exp()
+        return shares / shares.sum(dim=-1, keepdim=True) @ x
 
 
 class MixedLayers(nn.Module):
@@ -375,10 +385,10 @@ class MixedLayers(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.plain, self.handmade = nn.MultiheadAttention(WIDTH, HEADS), HandAttention()
+        self.plain, self.other = nn.MultiheadAttention(WIDTH, HEADS), KernelAttention()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.handmade(self.plain(x, x, x)[0])
+        return self.other(self.plain(x, x, x)[0])
 
 
 def dropping() -> nn.Module:
@@ -389,7 +399,7 @@ def dropping() -> nn.Module:
     ("model", "sentence"),
     [
         (lambda: nn.Linear(WIDTH, WIDTH), "No attention was captured"),
-        (MixedLayers, "handmade attended in a way that is not captured"),
+        (MixedLayers, "other attended in a way that is not captured"),
         (dropping, "call model.eval"),
         (lambda: nn.TransformerDecoderLayer(WIDTH, HEADS).eval(), "One sequence reads another"),
         (lambda: nn.MultiheadAttention(WIDTH, HEADS, add_zero_attn=True).eval(), "no token"),
