@@ -9,7 +9,8 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import wraps
-from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
+from numbers import Real
+from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar, cast
 
 import torch
 from torch import nn
@@ -209,14 +210,23 @@ def check_shares(
 # --- the guard against NaN and infinity
 
 
+def check_factor(number: object, name: str) -> float:
+    """Return *number*, also one of NumPy, as a float that is finite and above 0.
+
+    *name* is its name in the message. Raises ``AttentionInvalid`` for anything else.
+    """
+    is_number = isinstance(number, Real) and not isinstance(number, bool)
+    if is_number and 0.0 < float(cast("float", number)) < math.inf:
+        return float(cast("float", number))
+    raise AttentionInvalid(f"{name} is {number!r}; it must be a finite number above 0.")
+
+
 def check_products(query: Tensor, key: Tensor, scale: float, **others: Tensor) -> list[float]:
     """Return the largest absolute value of *query*, *key* and *others*, all of them finite.
 
-    Raises ``AttentionInvalid`` for a value or a scale that is not finite, and where ``scale·q·k``
-    may be beyond the type in which it is summed: a softmax of infinities is NaN, or silently 0.
+    Raises ``AttentionInvalid`` for a value that is not finite, and where ``scale·q·k`` may be
+    beyond the type in which it is summed: a softmax of infinities is NaN, or silently 0.
     """
-    if not isinstance(scale, (int, float)) or not math.isfinite(scale):
-        raise AttentionInvalid(f"The scale is {scale!r}; give a finite number.")
     tensors = {"query": query, "key": key, **others}
     ends = [torch.stack(torch.aminmax(x.detach())).abs().amax() for x in tensors.values()]
     # One transfer for all, because each one synchronises a GPU.
@@ -227,7 +237,7 @@ def check_products(query: Tensor, key: Tensor, scale: float, **others: Tensor) -
                 f"{name} holds a value that is not finite; find the layer or feature it came from."
             )
     kind = working_type(query)
-    if max(1.0, abs(scale)) * query.shape[-1] * largest[0] * largest[1] > torch.finfo(kind).max:
+    if max(1.0, scale) * query.shape[-1] * largest[0] * largest[1] > torch.finfo(kind).max:
         raise AttentionInvalid(
             f"query and key are as large as {largest[0]:.3g} and {largest[1]:.3g}, and their "
             f"products can overflow {kind}; scale them down."

@@ -32,6 +32,7 @@ from tracepaper.strategies.attention.backends import (
 )
 from tracepaper.strategies.attention.checks import (
     check_axes,
+    check_factor,
     check_mask,
     check_products,
     exact,
@@ -302,7 +303,7 @@ def attend(
     """
     check_inputs(query, key, value, mask)
     query, key, value = ruled(query, key, value)
-    factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
+    factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else check_factor(scale, "scale")
     largest = check_products(query, key, factor, value=value)[2] if checked else 0.0
     attended = _attend(query, key, value, mask, factor=factor, backend=backend)
     return reject_overflow(attended, largest, key.shape[2])
@@ -330,7 +331,7 @@ def cross_attend(
         return attend(query, key, value, Mask.full(), scale=scale, backend=backend)
     check_inputs(query, key, value, Mask.full())
     query, key, value = ruled(query, key, value)
-    factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
+    factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else check_factor(scale, "scale")
     if torch.compiler.is_compiling():
         return _written_out(query, key, value, leading_keys.view(-1, query.shape[2]), factor)
     largest = check_products(query, key, factor, value=value)[2]

@@ -22,6 +22,7 @@ from torch import Tensor
 from tracepaper.strategies.attention import compiled, triton_rollout
 from tracepaper.strategies.attention.checks import (
     check_axes,
+    check_factor,
     check_mask,
     check_rows,
     explanation,
@@ -130,7 +131,7 @@ class Layer(Read):
     @property
     def factor(self) -> float:
         """The factor of q·k."""
-        return float(self.query.shape[-1] ** -0.5) if self.scale is None else self.scale
+        return float(self.query.shape[-1] ** -0.5 if self.scale is None else self.scale)
 
     @cached_property
     def _norms_bound(self) -> float:
@@ -144,7 +145,7 @@ class Layer(Read):
         for name, length in (("query", query_length), ("key", key_length)):
             if not math.isfinite(length) and not is_finite(getattr(self, name)):
                 raise AttentionInvalid(f"A layer has a NaN or infinite {name}; find its source.")
-        size = abs(self.factor) * query_length * key_length
+        size = self.factor * query_length * key_length
         if not size <= torch.finfo(kind).max:
             raise AttentionInvalid(
                 f"query and key are so large that their products can overflow {kind}; scale them "
@@ -585,8 +586,8 @@ def _check(layer: Layer) -> None:
         )
     for name in ("scale", "softcap"):
         number = getattr(layer, name)
-        if number is not None and not (isinstance(number, (int, float)) and 0 < number < math.inf):
-            raise AttentionInvalid(f"{name} is {number!r}; it must be a finite number above 0.")
+        if number is not None:
+            check_factor(number, name)
     if layer.sinks is not None and not bool(
         (torch.isfinite(layer.sinks) | torch.isneginf(layer.sinks)).all()
     ):

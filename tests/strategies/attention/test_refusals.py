@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Final
 
 import dense_attention as reference
+import numpy as np
 import pytest
 import torch
 from attention_cases import layers_of, rolled
@@ -105,16 +106,34 @@ def test_scores_of_numbers_that_are_not_finite_are_refused(broken: float) -> Non
     refused(lambda: layer(sums=sums).entropy(), "attention mass")
     refused(lambda: layer().carry(weights), "attention mass")
     refused(lambda: value_norms(query, torch.ones(5, 3 * DIM)), "NaN or infinite number")
-    for scale in (lambda: attend(QUERY, KEY, VALUE, Mask(), scale=broken),
-                  lambda: cross_attend(QUERY, KEY, VALUE, scale=broken)):  # fmt: skip
-        refused(scale, "The scale is (nan|-?inf)")
+
+
+def captured(query: Tensor, key: Tensor, value: Tensor, *, scale: Any) -> None:
+    """Capture a call of torch's function."""
+    with capture():
+        torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=scale)
+
+
+CALLS: Final[dict[str, Callable[..., object]]] = {
+    "attend": partial(attend, mask=Mask()),
+    "cross_attend": partial(cross_attend, leading_keys=torch.full((TIME,), TIME)),
+    "Layer.of": Layer.of,
+    "capture": captured,
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_scale_is_a_finite_number_above_0(call: str) -> None:
+    wrong = (0.0, -0.5, math.nan, math.inf, -math.inf, True)
+    for scale in wrong if call == "capture" else (*wrong, "1"):  # torch refuses text itself
+        refused(partial(CALLS[call], QUERY, KEY, VALUE, scale=scale), "scale is .* above 0")
+    for number in (np.float32(0.5), np.float64(0.5), np.int64(2), 2):
+        CALLS[call](QUERY, KEY, VALUE, scale=number)
 
 
 @pytest.mark.parametrize(
     ("numbers", "words"),
     [
-        ({"scale": 0.0}, "scale is 0.0; it must be a finite number above 0"),
-        ({"scale": math.nan}, "scale is nan; it must be a finite number above 0"),
         ({"softcap": math.inf}, "softcap is inf; it must be a finite number above 0"),
         ({"softcap": "x"}, "softcap is 'x'; it must be a finite number above 0"),
         ({"sinks": torch.tensor([0.0, math.nan, 0.0])}, "A sink is NaN or infinite"),
@@ -201,7 +220,6 @@ SLOPED = replace(layer(), value=VALUE, gradient=torch.full_like(VALUE, math.nan)
         (lambda: rollout([layer()], [7], Rollout(head_weights=[[1.0], []])), "one number a head"),
         (lambda: Mask("window"), "causal is 'window'"),  # type: ignore[arg-type]
         (lambda: GridRead(layer(), (TIME, TIME), 0), "both sizes of the grid"),
-        (lambda: attend(QUERY, KEY, VALUE, Mask(), scale="1"), "The scale is '1'"),  # type: ignore[arg-type]
         (lambda: capture("model"), "The model is a str"),  # type: ignore[arg-type]
         (lambda: rollout([MatrixRead(torch.ones(1, 1, 4, 3))], [0]), "cannot stand at the end"),
         (lambda: attend_linearly(QUERY, KEY, VALUE.int(), Mask()), "value is torch.int32"),
