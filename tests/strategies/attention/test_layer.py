@@ -228,6 +228,17 @@ def test_padding_changes_nothing_of_a_shorter_sequence() -> None:
         assert float(bars.sum()) == pytest.approx(float(bars[..., kept].sum()))
 
 
+def test_a_sink_takes_what_a_query_that_sees_nothing_would_keep() -> None:
+    """Two of four heads have a sink; the other two keep their share of the row."""
+    sinks = torch.tensor([0.0, -torch.inf, 1.0, -torch.inf], dtype=torch.float64)
+    blind = Mask(starts=(3, 3))
+    for sinks_of, lost in ((None, 0.0), (sinks, 0.25), (torch.zeros_like(sinks), 0.5)):
+        row = rollout([drawn(blind, sinks=sinks_of)], [1])
+        unit = torch.eye(6, dtype=torch.float64)[1]
+        same(row.weights["bars"], unit.expand(2, 1, -1))
+        same(row.l1_error, torch.full((2, 1), lost, dtype=torch.float64))
+
+
 def test_content_share_is_the_distance_from_looking_at_all_alike() -> None:
     layer = drawn(Mask(), key_heads=4)
     even = torch.ones(6, 6, dtype=torch.float64).tril()
