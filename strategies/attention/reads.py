@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
@@ -368,32 +368,34 @@ class GridRead(Read):
 
     def rows(self, queries: Sequence[int]) -> Tensor:
         """Return the rows of the tokens *queries*: [1, head, row, token]."""
-        rows = []
-        for token in check_rows(queries, self.shape[2]):
-            place = divmod(token, self.grid[1])
-            line = torch.tensor([place[1 - self.axis]], device="cpu")
-            row = self.along.take(line).rows([place[self.axis]])[0]  # [head, 1, place]
-            every = row.new_zeros(row.shape[0], *self.grid)
-            every.select(2 - self.axis, int(line)).copy_(row[:, 0])
-            rows.append(every.flatten(1))
-        return torch.stack(rows, dim=1)[None]
+        lines, rows = self._of_tokens(queries, lambda along, places: along.rows(places))
+        grids = rows.new_zeros(*rows.shape[:2], *self.grid)  # [row, head, first, second]
+        at = lines[:, None, None, None].to(rows.device)
+        rows = rows.unsqueeze(3 - self.axis)
+        grids.scatter_(3 - self.axis, at.expand_as(rows), rows)
+        return grids.flatten(2).transpose(0, 1)[None]
 
     @explanation
     def entropy(self, queries: Sequence[int] | None = None) -> Tensor:
         """Return the entropy in nats of the tokens *queries*: [1, head, row]."""
-        wanted = check_rows(range(self.shape[2]) if queries is None else queries, self.shape[2])
-        by_line: dict[int, list[tuple[int, int]]] = {}
-        for at, token in enumerate(wanted):
-            place = divmod(token, self.grid[1])
-            by_line.setdefault(place[1 - self.axis], []).append((at, place[self.axis]))
-        entropies: list[Tensor] = [torch.empty(0, device="cpu")] * len(wanted)
-        for line, pairs in by_line.items():
-            of_line = self.along.take(torch.tensor([line], device="cpu")).entropy(
-                [place for _, place in pairs]
-            )
-            for (at, _), entropy in zip(pairs, of_line[0].unbind(-1), strict=True):
-                entropies[at] = entropy
-        return torch.stack(entropies, dim=-1)[None]
+        wanted = range(self.shape[2]) if queries is None else queries
+        _, entropies = self._of_tokens(wanted, lambda along, places: along.entropy(places))
+        return entropies.T[None]
+
+    def _of_tokens(
+        self, queries: Sequence[int], explain: Callable[[Read, list[int]], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the line of each token, and what *explain* gives of it: [row, head, ...].
+
+        It is called once, with all lines and places that any of the tokens has.
+        """
+        tokens = torch.tensor(check_rows(queries, self.shape[2]), device="cpu")
+        places = (tokens // self.grid[1], tokens % self.grid[1])
+        lines, line_of = places[1 - self.axis].unique(return_inverse=True)
+        along, place_of = places[self.axis].unique(return_inverse=True)
+        explained = explain(self.along.take(lines), along.tolist())  # [line, head, place, ...]
+        chosen = explained[line_of.to(explained.device), :, place_of.to(explained.device)]
+        return places[1 - self.axis], chosen
 
     def _counts(self) -> Tensor:
         every = self.along.visible()  # [line, place]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import dense_attention as reference
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tracepaper.strategies.attention import Layer, Mask, Rollout, compiled, rollout
+from tracepaper.strategies.attention import GridRead, Layer, Mask, Rollout, compiled, rollout
 from tracepaper.strategies.attention.reads import Fuse
 from tracepaper.strategies.errors import AttentionInvalid
 
@@ -237,6 +238,38 @@ def test_a_sink_takes_what_a_query_that_sees_nothing_would_keep() -> None:
         unit = torch.eye(6, dtype=torch.float64)[1]
         same(row.weights["bars"], unit.expand(2, 1, -1))
         same(row.l1_error, torch.full((2, 1), lost, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_grid_asks_its_layer_once_for_any_tokens(
+    axis: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tokens' rows are those of the dense matrix in which each line sees itself alone."""
+    layer, (first, second) = drawn(Mask()), ((6, 2), (2, 6))[axis]
+    grid = GridRead(layer, (first, second), axis)
+    matrix, _ = reference.layer_matrix(layer)
+    dense = torch.zeros(4, first, second, first, second, dtype=torch.float64)
+    for line in range(2):
+        if axis == 0:
+            dense[:, :, line, :, line] = matrix[line]
+        else:
+            dense[:, line, :, line] = matrix[line]
+    dense = dense.view(1, 4, 12, 12)
+    calls: list[str] = []
+    for name in ("rows", "entropy"):
+        explain = getattr(Layer, name)
+
+        def counted(*args: Any, _name: str = name, _explain: Any = explain) -> Tensor:
+            calls.append(_name)
+            result: Tensor = _explain(*args)
+            return result
+
+        monkeypatch.setattr(Layer, name, counted)
+    for tokens in ([7, 0, 7, 11], range(12)):
+        chosen = dense[:, :, list(tokens)]
+        same(grid.rows(tokens), chosen)
+        same(grid.entropy(tokens), torch.special.entr(chosen).sum(dim=-1))
+    assert calls == ["rows", "entropy"] * 2
 
 
 def test_content_share_is_the_distance_from_looking_at_all_alike() -> None:
