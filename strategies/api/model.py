@@ -328,6 +328,7 @@ def _looked(attended: object, positions: NDArray[np.int64]) -> Explanation:
             f"answered attended with a sum of {total:.6g} and a least share of {least:.3g}; give "
             "shares from 0 on that sum to 1"
         )
+    shares = shares / total
     row = buckets_of(shares, positions)[None]
     by_age = cells_by_age(row, positions[-1:])
     nats = -float((shares * np.log(shares, where=shares > 0, out=np.zeros_like(shares))).sum())
