@@ -78,7 +78,10 @@ def services_of(
         import apprise
 
         apprise.logger.propagate = False  # its lines may contain secrets
-        secret = read_secret(address, environment) if is_reference(address) else address
+        try:
+            secret = read_secret(address, environment) if is_reference(address) else address
+        except ConfigInvalid as error:
+            raise ConfigInvalid(f"{ADDRESSES}: {error}") from None
         # A limit of Apprise's own would need its thread pool, which the interpreter's end joins.
         service = apprise.Apprise(asset=apprise.AppriseAsset(service_timeout=0))
         if not service.add(secret):

@@ -112,8 +112,8 @@ def test_two_symbols_that_enter_at_one_close_count_each_other() -> None:
     ("settings", "message"),
     [
         ('[sizing]\nmode = "allocation"\nweights = {ETHUSDT = "0.5"}\n', "names ETHUSDT"),
-        ("[risk]\ncooldown = 0\n", "whole number"),
-        ('[sizing]\nfraction = "0"\n', "above 0"),
+        ("[risk]\ncooldown = 0\n", r"\[risk\] cooldown = 0 cannot be used"),
+        ('[sizing]\nfraction = "0"\n', r'\[sizing\] fraction = "0" cannot be used'),
         ("[sizing]\nlookback = 5\n", "22"),
     ],
 )

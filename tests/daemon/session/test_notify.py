@@ -359,7 +359,7 @@ async def test_a_secret_of_a_notice_is_nowhere_but_at_its_receiver(
 def test_a_run_begins_only_where_its_addresses_can_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
     section = NotifySection(addresses=("env:NOTIFY_A",))
     assert [*services_of(section, {"NOTIFY_A": "json://x"})] == ["env:NOTIFY_A"]
-    with pytest.raises(ConfigInvalid, match=r"^env:NOTIFY_A names an environment variable"):
+    with pytest.raises(ConfigInvalid, match=r"^\[notify\] addresses: env:NOTIFY_A names"):
         services_of(section, {})
     with pytest.raises(ConfigInvalid, match="env:NOTIFY_A") as raised:
         services_of(section, {"NOTIFY_A": f"tgrm://{SECRET}/1"})

@@ -57,7 +57,7 @@ def fixed(quantity: str) -> str:
 
 
 REFUSED = {
-    "a size that fills the memory": (fixed("1e999999999"), "at most 40 digits"),
+    "a size that fills the memory": (fixed("1e999999999"), "no more than 40 digits"),
     "more digits than are read": (SMA + f"[gate]\nlate_ms = 1{'0' * 5000}\n", "is not TOML"),
     "a device there is not": ('[model]\ndevice = "cuda:99"\n', r"model\.device|cuda"),
     "a backend there is not": ('[model]\nbackend = "flash_attn"\n', r"model\.backend"),

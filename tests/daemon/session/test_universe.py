@@ -126,8 +126,8 @@ def test_limits_may_meet() -> None:
     ("table", "sentence"),
     [
         ({}, "top"),
-        ({"top": 0}, "a whole number from 1 to 200"),
-        ({"top": 201}, "a whole number from 1 to 200"),
+        ({"top": 0}, "top = 0 cannot be used"),
+        ({"top": 201}, "top = 201 cannot be used"),
         ({"top": 20, "candidates": 10}, "raise candidates or lower top"),
         ({"top": 1, "at": ["24:00"]}, "times of day, UTC"),
         ({"top": 1, "at": []}, "times of day, UTC"),

@@ -23,6 +23,7 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.schema import metadata
 from tracepaper.storage.record.columns import HEAD_COLUMNS
 from tracepaper.strategies.attention import compiled
+from tracepaper.strategies.types.decisions import WEIGHT_UNITS
 
 AT = "sequence = (SELECT max(sequence) - 3 FROM answers)"
 
@@ -154,6 +155,10 @@ def test_each_float_has_its_tolerance(run: Path, name: str, share: float, holds:
                 first, *rest = struct.unpack(layout, value)
                 rest[2] += share * RETURNS * rest[3]
                 row[place] = struct.pack(layout, first, *rest)
+            case str() if name == "answers.buckets":
+                first, *rest = json.loads(value)
+                first += round(share * RETURNS * WEIGHT_UNITS)
+                row[place] = json.dumps([first, *rest], separators=(",", ":"))
             case bytes():
                 first = struct.unpack_from("<f", value)[0] + share * RETURNS
                 row[place] = struct.pack("<f", first) + value[4:]
