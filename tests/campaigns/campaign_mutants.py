@@ -496,6 +496,29 @@ def chosen(
     ]
 
 
+def by_room(
+    changes: Iterable[drawn_mutations.Change], tests: tuple[str, ...]
+) -> tuple[dict[str, Group], dict[Mutation, Mutant]]:
+    """Return the mutations of *changes* by room, which *tests* judge, and the mutant of each.
+
+    A room is a module's folder, or the module itself where it stands beside folders.
+    """
+    mutants = {
+        Mutation(
+            "/".join(change.path.parts[:2]) if len(change.path.parts) > 2 else change.path.parts[0],
+            f"{change.path}:{change.line} {change.definition}",
+            change.old,
+            change.new,
+        ): Mutant(change.path, change.definition, change.source)
+        for change in changes
+    }
+    table = {
+        name: Group(tests, tuple(of_group), NEAREST_S)
+        for name, of_group in groupby(sorted(mutants), key=attrgetter("group"))
+    }
+    return table, mutants
+
+
 def random_groups(
     number: int, seed: int, root: Path, within: Sequence[str] = ()
 ) -> tuple[dict[str, Group], dict[Mutation, Mutant]]:
@@ -509,15 +532,7 @@ def random_groups(
         for path, source in sources(root).items()
         if not within or any(path.is_relative_to(place) for place in within)
     }
-    mutants = {
-        Mutation(
-            of_room(change.path),
-            f"{change.path}:{change.line} {change.definition}",
-            change.old,
-            change.new,
-        ): Mutant(change.path, change.definition, change.source)
-        for change in drawn_mutations.drawn(drawn_from, number, seed)
-    }
+    changes = drawn_mutations.drawn(drawn_from, number, seed)
     folder = root / "tests"
     places = [place.removesuffix(".py") for place in within] + ["replay/backtest"]
     paths = [
@@ -526,16 +541,7 @@ def random_groups(
         for path in (folder / name).rglob("test_*.py")
     ]
     tests = tuple(path.relative_to(folder).with_suffix("").as_posix() for path in paths)
-    table = {
-        name: Group(tests, tuple(of_group), NEAREST_S)
-        for name, of_group in groupby(sorted(mutants), key=attrgetter("group"))
-    }
-    return table, mutants
-
-
-def of_room(path: Path) -> str:
-    """Return the room of the module at *path*: its folder, or itself beside folders."""
-    return "/".join(path.parts[:2]) if len(path.parts) > 2 else path.parts[0]
+    return by_room(changes, tests)
 
 
 def branch_groups(
@@ -547,20 +553,7 @@ def branch_groups(
         for path, source in sources(root).items()
         if any(path.is_relative_to(place) for place in within)
     }
-    mutants = {
-        Mutation(
-            of_room(change.path),
-            f"{change.path}:{change.line} {change.definition}",
-            change.old,
-            change.new,
-        ): Mutant(change.path, change.definition, change.source)
-        for change in drawn_mutations.deleted(chosen_sources)
-    }
-    table = {
-        name: Group(OUTPUTS, tuple(of_group), NEAREST_S)
-        for name, of_group in groupby(sorted(mutants), key=attrgetter("group"))
-    }
-    return table, mutants
+    return by_room(drawn_mutations.deleted(chosen_sources), OUTPUTS)
 
 
 def judge(table: Mapping[str, Group], budget: Budget, marks: str, root: Path) -> int:

@@ -6,10 +6,12 @@ import ast
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent
 
 import campaign_mutants
+import drawn_mutations
 import pytest
 from campaign_mutants import Group, Mutation, MutationLost
 from waiting import deadline_s
@@ -175,3 +177,41 @@ def test_a_part_of_a_name_chooses_mutations() -> None:
     assert campaign_mutants.wanted(table, "rest") == {"rest": table["rest"]}
     assert campaign_mutants.wanted(table, "Purse.pay") == {"purse": Group((), (PAYS,))}
     assert campaign_mutants.wanted(table, "nothing") == {}
+
+
+BRANCHES = """
+def name(number):
+    if number == 1:
+        return "if"
+    elif number == 2:
+        return "elif"
+    while number == 3:
+        return "while"
+    match number:
+        case 4:
+            return "case"
+        case int() if number == 5:
+            return "guard"
+        case _:
+            return "expression" if number == 6 else "rest"
+"""
+
+
+def test_a_deleted_branch_is_never_taken_and_no_other_is_missed() -> None:
+    def names(source: str) -> list[str]:
+        defined: dict[str, Callable[[int], str]] = {}
+        exec(source, defined)
+        return [defined["name"](number) for number in range(1, 8)]
+
+    whole = names(BRANCHES)
+    assert whole == ["if", "elif", "while", "case", "guard", "expression", "rest"]
+    changes = drawn_mutations.deleted({Path("daemon/a.py"): BRANCHES})
+    lost = [
+        [
+            before
+            for before, after in zip(whole, names(change.source), strict=True)
+            if before != after
+        ]
+        for change in changes
+    ]
+    assert lost == [[name] for name in whole[:-1]]
