@@ -36,16 +36,24 @@ LONG: Final[Mapping[str, str]] = {
     "page": "tests/replay/page",
     "checks": "tests/replay/checks",
     "product": "tests/product",
+    "repository": "tests/repository",
+    "replay": "tests/replay",
 }
 """Folders whose long tests are a part each: one that fails does not make the others run again."""
+
+
+def _long(folder: str) -> tuple[str, ...]:
+    """Return the command of the long tests in *folder* that no other part runs."""
+    others = (*LONG.values(), "tests/first_hour")
+    ignored = (f"--ignore={other}" for other in others if other.startswith(f"{folder}/"))
+    return (*_PYTEST, "-m", "long", folder, *ignored)
+
+
 PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "alarms": ("promtool", "test", "rules", "deploy/tracepaper.rules.test.yml"),
     "image": (*_PYTHON, "tests/campaigns/campaign_image.py"),
-    **{f"long_{name}": (*_PYTEST, "-m", "long", folder) for name, folder in LONG.items()},
-    "long_others": (
-        *(*_PYTEST, "-m", "long"),
-        *(f"--ignore={folder}" for folder in (*LONG.values(), "tests/first_hour")),
-    ),
+    **{f"long_{name}": _long(folder) for name, folder in LONG.items()},
+    "long_others": _long("tests"),
     "first_hour": (*_PYTHON, "tests/campaigns/campaign_first_hour.py"),
     "pyright": (*_PYTHON, "-m", "pyright", "--pythonpath", sys.executable),
     "pythons": (*_PYTHON, "tests/campaigns/campaign_pythons.py"),
