@@ -155,6 +155,25 @@ class Holdings:
             if key != instrument or book not in self.books
         )
 
+    def exposure(self, instrument: str) -> int:
+        """Return the signed notional of the position at the mark."""
+        lines = self.lines_of(instrument)
+        return sum(line.value(abs(line.held)) * (1 if line.held > 0 else -1) for line in lines)
+
+    def exposures_of_others(self, instrument: str) -> dict[str, int]:
+        """Return the signed notional of each other position at the marks, by instrument.
+
+        They are the positions of :meth:`gross_of_others`; two sides of one instrument are netted.
+        """
+        exposures: dict[str, int] = {}
+        for book in self.books[0].holder.books:
+            for key, line in book.lines.items():
+                if key != instrument or book not in self.books:
+                    larger = max(line.held, line.orders.target, key=abs)
+                    value = line.value(abs(larger))
+                    exposures[key] = exposures.get(key, 0) + (value if larger > 0 else -value)
+        return exposures
+
     def view(self, instrument: Instrument, *, bars_since: Callable[[int], int]) -> AccountView:
         """Return the strategy's view of the account, and clear the fills that it contains.
 

@@ -65,6 +65,7 @@ from tracepaper.daemon.config.values import (
     sqlite_file,
 )
 from tracepaper.strategies.builtin import TREND
+from tracepaper.strategies.shortfall import DAYS_LEAST
 from tracepaper.strategies.units import BASE_FEES, DAY_MS, interval_text, time_of
 
 
@@ -518,6 +519,11 @@ class RiskSection(RiskThresholds):
     on_breach: Literal["halt", "flatten", "refuse"] = "halt"
     """What happens when a drawdown or daily loss passes its limit. halt: no new exposure until
     RESUME; flatten: also close all positions; refuse: no new exposure while it lasts."""
+    book_days: Annotated[int, Field(ge=DAYS_LEAST, le=2_000)] = 250
+    """Days of returns by which max_book_shortfall judges the book."""
+    book_too_few: Literal["refuse", "allow"] = "refuse"
+    """What max_book_shortfall does about a symbol with fewer than 60 of these days. refuse: no new
+    exposure in a book with it; allow: the limit leaves it out."""
 
 
 class AccountSection(Section):

@@ -31,6 +31,7 @@ from tracepaper.daemon.broker.broker import (
 from tracepaper.daemon.broker.exit_orders import on_signal
 from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.broker.settings import Ownership
+from tracepaper.daemon.engine.book_shortfall import BookShortfall
 from tracepaper.daemon.engine.history import InstrumentState, Lookback
 from tracepaper.daemon.engine.instrument_state import MemberState, checked_prediction
 from tracepaper.daemon.engine.member import (
@@ -161,17 +162,18 @@ class Engine:
         *reset*: never, day, week or month.
         """
         strategies, settings = account.strategies, account.settings
+        self.markets: dict[str, InstrumentState] = {}
         self.risk = RiskWatch(
             settings.risk,
             flattens=settings.flatten_on_breach,
             calendar=settings.calendar,
             closes_outside=settings.closes_outside,
+            book=BookShortfall(self.markets, ignores_few=settings.ignores_few_days),
         )
         self.is_hedged = settings.broker.is_hedged
         lookbacks = {item.id: [Lookback(item, terms) for terms in members] for item in instruments}
         if members:  # each member has its own sizer, and the account takes their net target
             account = account._replace(sizers={item.id: unit_sizer(item) for item in instruments})
-        self.markets: dict[str, InstrumentState] = {}
         for item in instruments:
             members_lookbacks = lookbacks[item.id]
             all_lookbacks = [Lookback(item, account, members_lookbacks), *members_lookbacks]

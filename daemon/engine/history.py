@@ -18,6 +18,7 @@ from tracepaper.strategies.api.strategy import decision_bars
 from tracepaper.strategies.api.timeframes import (
     FrameRange,
     TimeframeAggregator,
+    TimeframeBars,
     frame_bars,
     open_frames_ms,
 )
@@ -47,6 +48,8 @@ from tracepaper.strategies.types.market import (
 )
 from tracepaper.strategies.units import DAY_MS, interval_start
 
+DAY_FRAME: Final = "D"
+"""The timeframe of a day."""
 OUTCOMES_KEPT: Final = 64
 """The most outcomes to remember: a strategy with ever new reasons must not fill the memory."""
 
@@ -135,12 +138,16 @@ class InstrumentState(KnownBars):
         self.bars = 0
         self._records = tuple(lookback.record for lookback in lookbacks if lookback.writes_record)
         self.books = OrderBookHistory(books) if books else None
+        self._book_days = settings.book_days + 1 if settings.book_days else 0
+        self._is_daily = settings.interval_ms == DAY_MS
+        self._days = TimeframeBars((), instrument)  # its bars, if they are days
         self.frames = self._new_frames()
         self._splits = SplitWatch() if instrument.category is Category.STOCK else None
         self.remembered = max(
             *(lookback.remembered for lookback in lookbacks),
             0 if self._splits is None else watched_bars(settings),
             RANGE_BARS + 1 if settings.broker.costs.ranges else 0,
+            self._book_days if self._is_daily else 0,
         )
         reach = (frame.reach for frame in self.frames.values())
         self.reach = max(self.remembered, *reach) if self.frames else self.remembered
@@ -157,7 +164,9 @@ class InstrumentState(KnownBars):
 
     def _new_frames(self) -> dict[str, TimeframeAggregator]:
         """Return an aggregator for each timeframe, with the most candles that a lookback needs."""
-        counts: dict[str, int] = {}
+        counts = dict[str, int]()
+        if self._book_days and not self._is_daily:
+            counts[DAY_FRAME] = self._book_days
         for lookback in self.lookbacks:
             for name, count in lookback.frames.items():
                 counts[name] = max(count, counts.get(name, 0))
@@ -166,6 +175,19 @@ class InstrumentState(KnownBars):
             name: TimeframeAggregator(self.instrument, name, self._base_ms, count, sessions)
             for name, count in counts.items()
         }
+
+    @property
+    def day_candles(self) -> TimeframeBars:
+        """The last closed days by which the limit of the whole book is judged."""
+        return self._days if self._is_daily else self.frames[DAY_FRAME].bars
+
+    def _keep_day(self, bar: Bar) -> None:
+        """Keep *bar*, which is a day, for the limit of the whole book."""
+        opens_ms, calendar = bar.open_time_ms, self._calendar
+        place = opens_ms // DAY_MS if calendar is None else calendar.place(opens_ms)
+        prices = bar.open, bar.high, bar.low, bar.close
+        row = (place, opens_ms, bar.close_time_ms, *prices, bar.volume)
+        self._days = self._days.followed_by(row, self._book_days)
 
     def adjust(self, action: CorporateAction) -> None:
         """Adjust the known bars to a split, as if fed adjusted (docs/stocks.md, K21)."""
@@ -176,6 +198,7 @@ class InstrumentState(KnownBars):
         for record in self._records:
             record.clear()
         self.frames = self._new_frames()
+        self._days = TimeframeBars((), self.instrument)
         self._splits = SplitWatch()
         if self.plausibility is not None:
             self.plausibility = Plausibility()
@@ -222,6 +245,8 @@ class InstrumentState(KnownBars):
                 frame.add(bar)
         if self._recent is not None:
             self._recent.append(bar)
+        if self._book_days and self._is_daily:
+            self._keep_day(bar)
         self.last_bar = bar
         if self.bars < self._needed:
             self.bars += 1
@@ -229,6 +254,8 @@ class InstrumentState(KnownBars):
     def _keepers(self) -> list[Callable[[Bar], None]]:
         """Return the functions that record a bar, except for its plausibility."""
         frames = [frame.add for frame in self.frames.values()]
+        if self._book_days and self._is_daily:
+            frames.append(self._keep_day)
         return [*frames, *(record.append for record in self._records), self.day_range.push]
 
     def follow_at_once(self, observers: Sequence[Callable[[Bar], None]]) -> Callable[[Bar], float]:
@@ -315,7 +342,11 @@ class InstrumentState(KnownBars):
         if self.is_full and self.lookbacks[0].is_warm(self):
             return None
         bars_ms = now_ms + (self._needed - self.bars) * self._base_ms
-        frames = (frame.warm_at(now_ms) for frame in self.frames.values() if not frame.is_warm)
+        frames = (
+            frame.warm_at(now_ms)
+            for name, frame in self.frames.items()
+            if not frame.is_warm and any(name in lookback.frames for lookback in self.lookbacks)
+        )
         return max([bars_ms, *frames])
 
     # ------------------------------------------------------------ bars that a start feeds again

@@ -12,9 +12,11 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker.book import Holdings
+from tracepaper.daemon.engine.book_shortfall import BookShortfall
 from tracepaper.daemon.engine.history import InstrumentState, RegimeTracker
 from tracepaper.daemon.engine.settings import EngineSettings, ModelTerms
 from tracepaper.strategies.gates.declared import (
+    risk_book_shortfall,
     risk_cooldown,
     risk_daily_loss,
     risk_drawdown,
@@ -80,10 +82,12 @@ class RiskWatch:
         flattens: bool = False,
         calendar: Calendar | None = None,
         closes_outside: bool = False,
+        book: BookShortfall | None = None,
     ) -> None:
         """Take the *limits* by gate; with *flattens* a breach closes all positions.
 
-        *closes_outside* also closes positions in symbols that left the universe. A day lasts from
+        *closes_outside* also closes positions in symbols that left the universe. The limit of the
+        whole book measures by *book*. A day lasts from
         the open of a session of *calendar* to the next open; without a calendar it is a UTC day.
         """
         self._day_at = _utc_day if calendar is None else calendar.day_at
@@ -92,6 +96,7 @@ class RiskWatch:
         self.chosen: tuple[str, ...] | None = None  # the universe, best first; None before a choice
         self._has_universe, self._inside = risk_universe.name in limits, frozenset[str]()
         self._closes_outside = closes_outside
+        self.book = book if risk_book_shortfall.name in limits else None
         self.sees_gross = not limits.keys().isdisjoint({risk_exposure.name, risk_leverage.name})
         self.state = RiskState()
         self.halted: LimitBreach | None = None  # a breach that no step has recorded yet
@@ -320,6 +325,13 @@ class GateJudgement:
         inputs.notional, inputs.is_short = notional, target < 0
         if self.risk.sees_gross:
             inputs.gross = notional + account.gross_of_others(bar.instrument)
+        if (book := self.risk.book) is not None:
+            key, others = bar.instrument, account.exposures_of_others(bar.instrument)
+            own, held = others.get(key, 0), account.exposure(key)
+            after = own + (-notional if target < 0 else notional)
+            inputs.book_shortfall = book.measure(
+                {**others, key: after}, {**others, key: own + held}
+            )
         if self._by_quotes and (quote := market.quote) is not None:
             inputs.spread_bp = 20_000 * (quote.ask - quote.bid) / (quote.ask + quote.bid)
         if (plausibility := market.plausibility) is not None:

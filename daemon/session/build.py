@@ -19,6 +19,7 @@ from tracepaper.daemon.config.sections import GateSection, RegimeSection
 from tracepaper.daemon.config.several import account_of, each_changed, members_of, shares_of
 from tracepaper.daemon.config.values import MODEL_INPUTS
 from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.history import DAY_FRAME
 from tracepaper.daemon.engine.member import NetStrategy
 from tracepaper.daemon.engine.settings import EngineSettings, MemberTerms, ModelTerms
 from tracepaper.daemon.engine.state import SIZED_BY_FORECAST, UNCORRELATED
@@ -48,7 +49,12 @@ from tracepaper.strategies.api.strategy import (
 from tracepaper.strategies.api.timeframes import frame_bars, frames_reach, reject_frames
 from tracepaper.strategies.builtin import TREND, ForecastVolatility, SizedBy, TrendStrategy
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.gates.declared import learned_regime, plausible, risk_volatility
+from tracepaper.strategies.gates.declared import (
+    learned_regime,
+    plausible,
+    risk_book_shortfall,
+    risk_volatility,
+)
 from tracepaper.strategies.gates.declared import regime as regime_gate
 from tracepaper.strategies.gates.evaluator import (
     GateEvaluator,
@@ -66,7 +72,9 @@ from tracepaper.strategies.types.decisions import FillModel, Regime, RunRow
 from tracepaper.strategies.types.market import LEVERAGE_DECIMALS, Instrument
 from tracepaper.strategies.units import (
     BASE_FEES,
+    DAY_MS,
     HOUR_MS,
+    INTERVAL_NAMES,
     MONEY_DECIMALS,
     RATE_DECIMALS,
     check_money,
@@ -522,7 +530,12 @@ def _terms(
     by_id = {item.id: strategies[item.symbol] for item in instruments}
     for strategy in by_id.values():
         reject_frames(config.strategy.name, strategy.frames, config.market.interval_ms)
-    risk = risk_thresholds(config.model_dump())
+    risk, days = risk_thresholds(config.model_dump()), book_days(config)
+    if days and config.market.interval_ms > DAY_MS:
+        raise ConfigInvalid(
+            "risk.max_book_shortfall judges days, and a bar of market.interval "
+            f"{INTERVAL_NAMES[config.market.interval_ms]} is longer; leave one of them out."
+        )
     terms = model_terms(config, by_id, forecaster, execution=execution)
     for key, strategy in by_id.items():
         if isinstance(strategy, NetStrategy):
@@ -567,6 +580,8 @@ def _terms(
         ),
         hysteresis=float(config.regime.hysteresis) if has_model else 0.0,
         risk=risk,
+        book_days=days,
+        ignores_few_days=bool(days) and config.risk.book_too_few == "allow",
         flatten_on_breach=config.risk.on_breach == "flatten",
         closes_outside=(rule := config.market.universe) is not None and rule.on_leave == "close",
         calendar=None if sessions is None else Calendar(sessions, config.market.interval_ms),
@@ -691,6 +706,12 @@ def resolved(config: Config, execution: FillModel) -> Config:
     return config.model_copy(update={"execution": section, "strategy": strategy})
 
 
+def book_days(config: Config) -> int:
+    """Return the days of returns that the limit of the whole book looks back; 0 without it."""
+    limits = risk_thresholds(config.model_dump())
+    return config.risk.book_days if risk_book_shortfall.name in limits else 0
+
+
 def warmup_bars(
     strategies: Strategies,
     config: Config,
@@ -707,6 +728,10 @@ def warmup_bars(
     of_day = MeanRange.of_day(config.market.interval_ms).bars + 1 if config.exits.uses_atr else 0
     every = every_of(strategies)
     base_ms, frames = config.market.interval_ms, [frame_bars(strategy) for strategy in every]
+    days, is_daily = book_days(config), base_ms == DAY_MS
+    if days and not is_daily:
+        frames.append({DAY_FRAME: days + 1})
     of_frames = [frames_reach(bars, base_ms, sessions) for bars in frames if makes_frames]
     of_sizes = map(sizing_bars, members_of(config).values() or [config])
-    return max(of_range, of_day, *of_sizes, *of_frames, *map(decision_bars, every))
+    of_book = days + 1 if is_daily else 0
+    return max(of_range, of_day, of_book, *of_sizes, *of_frames, *map(decision_bars, every))

@@ -24,8 +24,10 @@ from tracepaper.daemon.config.market import MarketSection
 from tracepaper.daemon.config.several import members_of, strategy_name, with_members
 from tracepaper.daemon.config.values import STOCK
 from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.history import DAY_FRAME
 from tracepaper.daemon.session.build import (
     Strategies,
+    book_days,
     every_of,
     make_strategies,
     needs_forecaster,
@@ -398,6 +400,8 @@ def _frames_read(config: Config, strategies: Strategies, data: MarketData) -> di
     wanted: dict[str, int] = {}
     for strategy in strategies.values():
         wanted |= frame_bars(strategy)
+    if days := book_days(config):
+        wanted[DAY_FRAME] = max(days + 1, wanted.get(DAY_FRAME, 0))
     if data.frames and config.market.calendar is not None:
         raise ConfigInvalid(
             f"{data.frames[0].path} cannot be used with market.calendar, whose frames are made of "

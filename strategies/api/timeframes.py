@@ -31,6 +31,7 @@ Row = tuple[int, int, int, int, int, int, int, int]
 
 _PLACE: Final = 0
 _CLOSES: Final = 2
+_CLOSE: Final = 6
 _VOLUME: Final = 7
 
 
@@ -138,7 +139,7 @@ class TimeframeBars:
     @property
     def close(self) -> npt.NDArray[np.float64]:
         """Closing prices."""
-        return self._column(6)
+        return self._column(_CLOSE)
 
     @property
     def volume(self) -> npt.NDArray[np.float64]:
@@ -150,10 +151,18 @@ class TimeframeBars:
         """Times at which the bars closed, UTC milliseconds."""
         return self._column(_CLOSES)
 
+    def closes(self) -> list[tuple[int, int]]:
+        """Return the index on the grid and the close in 10⁻ᵏ of each bar."""
+        return [(row[_PLACE], row[_CLOSE]) for row in self._rows]
+
     @property
     def newest(self) -> Row | None:
         """The newest bar in exact integers; None without one."""
         return self._rows[-1] if self._rows else None
+
+    def followed_by(self, row: Row, most: int) -> TimeframeBars:
+        """Return these bars and *row*, of which the newest *most* are kept."""
+        return TimeframeBars((*self._rows, row)[-most:], self._instrument)
 
     def _column(self, place: int) -> npt.NDArray[Any]:
         """Return a read-only column, created on first read."""

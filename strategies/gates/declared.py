@@ -432,6 +432,22 @@ def risk_expected_drawdown(inputs: GateInputs) -> float | None:
     return None if loss is None else inputs.notional * loss / inputs.equity
 
 
+@Gate(
+    RISK,
+    SHARE_OF_EQUITY,
+    at_most(ThresholdKey("max_book_shortfall", SHARE, example="0.05")),
+    unknown="too few days",
+)
+def risk_book_shortfall(inputs: GateInputs) -> float | None:
+    """Mean loss of the whole book in the worst 2.5 % of days ÷ equity; 0 if the target adds none.
+
+    Largest expected shortfall of all positions in a day, as a share of equity, by the last
+    risk.book_days days.
+    """
+    loss = inputs.book_shortfall
+    return None if loss is None or inputs.equity <= 0 else loss / inputs.equity
+
+
 @Gate(RISK, YES_OR_NO, at_most(0.0), only_with=(UNIVERSE,))
 def risk_universe(inputs: GateInputs) -> float | None:
     """Whether market.universe has not chosen the symbol."""

@@ -194,6 +194,7 @@ class GateInputs(Struct, gc=False):
     spread_bp: float | None = None
     range_bp: float | None = None
     is_outside: bool = False  # the symbol is not in the universe
+    book_shortfall: float | None = None  # in money; None with too few days
 
 
 class GateKind(StrEnum):
@@ -280,6 +281,7 @@ class Gate(Struct, frozen=True, eq=False):
     )
     needs: frozenset[str] = frozenset()  # measures of the model without which it is not declared
     chosen_by: str = ""  # the ``gate.confidence_by`` that declares it; "" for other gates
+    unknown: str = ""  # why its measure cannot be computed, in a few words
     name: str = ""
     meaning: str = ""  # of the measure, in one sentence
     measure: Measure = lambda _inputs: None  # None if it cannot be computed; the gate then fails
@@ -389,7 +391,7 @@ def measured(name: str, value: float | None, *, signed: bool = False) -> str:
     Durations include their unit and shares "%"; for other units see :func:`unit_beside`.
     """
     if value is None or not math.isfinite(value):
-        return NOTHING
+        return (GATES[name].unknown if name in GATES and not signed else "") or NOTHING
     unit = unit_of(name)
     if unit == MILLISECONDS:
         return duration(value, signed=signed)

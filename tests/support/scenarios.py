@@ -510,6 +510,28 @@ SCENARIOS: dict[str, Scenario] = {
             "WHERE sequence = (SELECT max(sequence) FROM ledger)"),
         ),
     ),
+    "a limit of the whole book": Scenario(
+        sections=_sections(
+            {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False},
+            *THREE[:2],
+            market={"interval": "720"},
+            risk={"max_book_shortfall": "0.00014", "book_days": 70, "book_too_few": "allow"},
+        ),
+        candles=_walk(170, *THREE[:2], interval_ms=12 * HOUR_MS),
+        shows=(
+            ("SELECT count(*) FROM v_gates WHERE gate = 'risk.book_shortfall' AND measure > 0 "
+            "AND passed = 1"),
+            "SELECT count(*) FROM v_decisions WHERE refused_by = 'risk.book_shortfall'",
+        ),
+        forged=(
+            ("UPDATE answers SET measure_risk_book_shortfall = measure_risk_book_shortfall / 2 "
+            "WHERE measure_risk_book_shortfall > 0"),
+        ),
+        kills=(0.9,),
+        day_ms=12 * HOUR_MS,
+        keep_days=1,
+        is_dear=True,
+    ),
     "spot": Scenario(
         sections=_sections(
             {"name": "sma_cross", "fast": 3, "slow": 7},

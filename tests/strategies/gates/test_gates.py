@@ -152,6 +152,11 @@ PASSES = {
     "risk.hourly_orders": (3, GateInputs(hourly_orders=3), GateInputs(hourly_orders=4)),
     "risk.spread": (5, GateInputs(spread_bp=5), GateInputs(spread_bp=5.1)),
     "risk.volatility": (50, GateInputs(range_bp=50), GateInputs(range_bp=51)),
+    "risk.book_shortfall": (
+        0.05,
+        GateInputs(book_shortfall=50, equity=1_000),
+        GateInputs(book_shortfall=51, equity=1_000),
+    ),
     "risk.universe": (0, GateInputs(), GateInputs(is_outside=True)),
 }
 
@@ -165,6 +170,7 @@ def is_of_what_may_be_absent(gate_inputs: GateInputs) -> bool:
         gate_inputs.quote_age_ms,
         gate_inputs.spread_bp,
         gate_inputs.range_bp,
+        gate_inputs.book_shortfall,
     )
     return any(value is not None for value in answered)
 
