@@ -72,7 +72,7 @@ class Limits:
     seed: int = 0
 
 
-class Trial(NamedTuple):
+class ProbeRun(NamedTuple):
     """Another run, which must decide as the whole run does, or as that over the data *base*."""
 
     name: str
@@ -140,8 +140,10 @@ def recursive(
     check = _Check(RECURSIVE, config, data, fresh, Limits(probes, math.inf), mode, report)
     return check.run(
         lambda: (
-            Trial(f"start {at} of {len(starts)}", NOT_WARM, lambda: data, {"resumed_ms": from_ms},
-                  NOTE, {"from_ms": from_ms})
+            ProbeRun(
+                f"start {at} of {len(starts)}", NOT_WARM, lambda: data, {"resumed_ms": from_ms},
+                NOTE, {"from_ms": from_ms},
+            )
             for at, from_ms in enumerate(starts, 1)
         )
     )  # fmt: skip
@@ -170,7 +172,7 @@ class _Check:
         given = sum(map(len, data.candles))
         self.finding = CheckFinding(name, planned=limits.probes, given=given)
 
-    def run(self, trials: Callable[[], Iterator[Trial]]) -> CheckFinding:
+    def run(self, trials: Callable[[], Iterator[ProbeRun]]) -> CheckFinding:
         """Run the strategy, then *trials* until one differs or the time is over."""
         finding, rest = self.finding, ["the whole run"]
         try:
@@ -222,7 +224,7 @@ class _Check:
         inside = any(Path(item.name).is_relative_to(folder) for folder in folders)
         return item.name in self._allow or (item.what == "file" and inside)
 
-    def _try(self, trial: Trial) -> None:
+    def _try(self, trial: ProbeRun) -> None:
         """Derive the run of *trial*, and note its first difference."""
         finding = self.finding
         base = self.whole if trial.base is None else self._derived(trial.base())
@@ -274,29 +276,29 @@ class _Check:
         left_s = self._until_s - self._clock.network_s()
         return child.receive(None if math.isinf(left_s) else max(0.0, left_s))
 
-    def lookahead_trials(self) -> Iterator[Trial]:
+    def lookahead_trials(self) -> Iterator[ProbeRun]:
         """Yield what no decision may depend on; the last two differences are only noted."""
         data, whole, market = self.data, self.whole, self.config.market
-        yield Trial("the same run again in one process", AGAIN, lambda: data, {"times": 2})
+        yield ProbeRun("the same run again in one process", AGAIN, lambda: data, {"times": 2})
         if self._is_custom and not self.finding.opened:  # else that is the finding
             how = {"hash_seed": 1, "kept": self._allow}  # the first hash seed is random
-            yield Trial("another process", ELSEWHERE, lambda: data, how)
-        yield Trial("bar by bar", CUT, lambda: data, {"one_by_one": True})
+            yield ProbeRun("another process", ELSEWHERE, lambda: data, how)
+        yield ProbeRun("bar by bar", CUT, lambda: data, {"one_by_one": True})
         keys = sorted({key for _, key in whole.decisions})
         if len(keys) > 1 and not whole.is_portfolio and market.universe is None:
             for key in keys:
                 changed = partial(_other_symbols, data, key)
-                yield Trial(f"all but {key} changed", CHANGED, changed, {}, NOTE, {"only": key})
+                yield ProbeRun(f"all but {key} changed", CHANGED, changed, {}, NOTE, {"only": key})
         yield from self._futures()
         if self.config.model.covariates is None:  # their rows would stay
             weeks = MONTHS_LATER if market.interval_ms == MONTH_MS else WEEKS_LATER
             where = {"later_ms": weeks * WEEK_MS}
-            yield Trial(f"{weeks} weeks later", "on the date", lambda: data.shifted(weeks), {},
+            yield ProbeRun(f"{weeks} weeks later", "on the date", lambda: data.shifted(weeks), {},
                         NOTE, where, is_refused=False)  # fmt: skip
-        yield Trial(f"prices times {PRICE_FACTOR}", "on the absolute price",
+        yield ProbeRun(f"prices times {PRICE_FACTOR}", "on the absolute price",
                     lambda: data.scaled(PRICE_FACTOR), {}, SIGNAL, is_refused=False)  # fmt: skip
 
-    def _futures(self) -> Iterator[Trial]:
+    def _futures(self) -> Iterator[ProbeRun]:
         """Yield later data changed or cut off, at bars that are spread over the candles."""
         data, limits, times = self.data, self.limits, self.data.opens_ms
         if times.size < 3:  # one each of past, probe and future
@@ -315,7 +317,7 @@ class _Check:
             at_ms, is_cut = int(times[place]), turn % 2 == 1
             until_ms = at_ms + BARS_AFTER * data.candles[0].interval_ms
             span = int(times[max(0, place - back)]), until_ms
-            yield Trial(
+            yield ProbeRun(
                 f"future {turn + 1} of {len(places)}",
                 CUT if is_cut else CHANGED,
                 partial(_future, data, at_ms, span, is_cut=is_cut),
@@ -324,7 +326,7 @@ class _Check:
             )
 
 
-def _is_probe(trial: Trial) -> bool:
+def _is_probe(trial: ProbeRun) -> bool:
     """Return whether *trial* is one of the futures or later starts, which a finding counts."""
     return not trial.where.keys().isdisjoint({"until_ms", "from_ms"})
 

@@ -84,7 +84,7 @@ class _CellBlock:
 
 
 @dataclass
-class Totals:
+class OutcomeTotals:
     """Counts of a run's decisions up to a sequence."""
 
     after: int = -1
@@ -106,7 +106,7 @@ class Rollups:
         self._kept: dict[str, _CellBlock] = {}
         self._loaded: tuple[int, int] | None = None  # identity of the loaded file
         self._saved: dict[str, int] = {}
-        self._totals = Totals()
+        self._totals = OutcomeTotals()
         self._values: tuple[object, dict[str, Any]] = (None, {})
         self._first = columns.span[0]
         self.followed: dict[str, Any] = {}
@@ -120,7 +120,7 @@ class Rollups:
             self._first = self.span[0]
             self._kept.clear()
             self.followed.clear()
-            self._totals = Totals()
+            self._totals = OutcomeTotals()
         self._load()
 
     @property
@@ -128,7 +128,7 @@ class Rollups:
         """The first and the last stored sequence."""
         return self.columns.span
 
-    def totals(self) -> Totals:
+    def totals(self) -> OutcomeTotals:
         """Return the counts of all decisions; only new decisions are counted.
 
         Raises ``RollupMissing`` if there are too many for this process.
@@ -159,7 +159,7 @@ class Rollups:
             values[name] = make()
         return values[name]
 
-    def known_totals(self) -> Totals | None:
+    def known_totals(self) -> OutcomeTotals | None:
         """Return :meth:`totals`, or None if that needs a missing roll-up."""
         try:
             return self.totals()
@@ -467,7 +467,7 @@ class Rollups:
                 mark, counts = facts["counted"]
                 if self._is_of(mark) and mark["after"] > self._totals.after:
                     outcomes = {key: OutcomeCount(*count) for key, count in counts}
-                    self._totals = Totals(mark["after"], outcomes)
+                    self._totals = OutcomeTotals(mark["after"], outcomes)
                 for place, (name, until_ms, mark) in enumerate(facts["kept"]):
                     if not self._is_of(mark) or mark["after"] <= self._after(name):
                         continue

@@ -32,7 +32,7 @@ PADDING: Final = "padding"
 Span = range | slice | Sequence[int]
 
 
-class Control(NamedTuple):
+class RemovedPassage(NamedTuple):
     """What hiding a passage changes, beside hiding random spans of its length."""
 
     change: Tensor  # of the score: with the passage hidden, minus with nothing hidden
@@ -77,7 +77,7 @@ class Passages:
 
     def without(
         self, name: str, score: Callable[[], Tensor], *, spans: int = 20, seed: int = 0
-    ) -> Control:
+    ) -> RemovedPassage:
         """Return what hiding passage *name* changes in *score*, beside as long random *spans*.
 
         *score* runs the model and returns numbers, such as log probabilities. Hidden keys are
@@ -107,7 +107,7 @@ class Passages:
             for keys in (hidden, *others):
                 with hidden_keys(self._model, keys):
                     changes.append(score() - before)
-        return Control(changes[0], torch.stack(changes[1:]))
+        return RemovedPassage(changes[0], torch.stack(changes[1:]))
 
     def _place(self, name: str) -> int:
         if name not in self.names:
