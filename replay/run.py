@@ -485,6 +485,22 @@ class Run(Generic[Frame]):
         document = what_if_document(result)
         return Text(lambda console: show_document(console, document), as_json(result))
 
+    def stress(self) -> Text:
+        """Return what the result rests on: ``tracepaper report --stress``.
+
+        It removes the best trades and the best day, and runs it again from its record a bar late,
+        at twice the costs and beside each parameter. ``document`` is that of ``--json``; its
+        ``word`` is stands, rests on few trades, or gone.
+        """
+        from tracepaper.replay.checks.fragility import as_json, fragility, fragility_document
+        from tracepaper.replay.document.terminal import show_document
+
+        self._require_open()
+        with self._custom_classes():
+            result = fragility(self.database, self.run_id)
+        document = fragility_document(result)
+        return Text(lambda console: show_document(console, document), as_json(result))
+
     @contextmanager
     def _custom_classes(self) -> Iterator[None]:
         """Let the classes that this process alone knows be found by their names."""

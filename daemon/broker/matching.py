@@ -76,6 +76,7 @@ class Market:
         self.cross = policy if isinstance(policy, CrossMargin) else None
         self.trial: TrialFills | None = None  # the trial that is in progress
         self._younger: set[str] = set()  # ids of orders that are younger than the bar
+        self._delayed = self.lines[0].book.settings.latency.bars > 0
         self._is_quote = False  # whether the event is newer than bars that may still arrive
 
     @property
@@ -277,7 +278,7 @@ class Market:
         for resting in self._orders:
             if is_missed and resting.role in DECIDED:
                 continue
-            if resting.kind is OrderKind.MARKET and not is_younger(resting, bar):
+            if resting.kind is OrderKind.MARKET and not self._is_younger(resting, bar):
                 order = self._find(resting.order_id)
                 if order is not None:
                     self._take_all(self._accepted(order), bar.open, at_ms, FillModel.NEXT_OPEN)
@@ -333,9 +334,13 @@ class Market:
     def _skip_younger(self, bar: Bar) -> None:
         """Skip the orders that began to rest after the open of *bar*.
 
-        They exist if quotes filled an order before a missed bar arrived late.
+        They exist if quotes filled an order before a missed bar arrived late, or if orders reach
+        the exchange bars later.
         """
-        self._younger = {resting.order_id for resting in self._orders if is_younger(resting, bar)}
+        self._younger = {each.order_id for each in self._orders if self._is_younger(each, bar)}
+
+    def _is_younger(self, order: Order, bar: Bar) -> bool:
+        return is_younger(order, bar, delayed=self._delayed)
 
     def _arrive(self, bar: Bar) -> None:
         """Let orders arrive at the open of *bar*, and match those whose price the open passed.

@@ -40,12 +40,15 @@ def touched(order: Order, far: int) -> bool:
     return far >= order.trigger if order.side is Side.BUY else far <= order.trigger
 
 
-def is_younger(order: Order, bar: Bar) -> bool:
+def is_younger(order: Order, bar: Bar, *, delayed: bool = False) -> bool:
     """Return whether *order* began to rest inside *bar*, because of a quote's fill or a command.
 
-    An order by a decision belongs to the close before, even if that bar was observed late.
+    An order by a decision belongs to the close before, even if that bar was observed late. If
+    orders are *delayed* by bars, it begins to rest when it reaches the exchange.
     """
-    return order.role not in DECIDED and order.created_ms > bar.open_time_ms
+    if order.role in DECIDED:
+        return delayed and order.eligible_ms > bar.open_time_ms
+    return order.created_ms > bar.open_time_ms
 
 
 def waits_for_next_bar(order: Order, opened_ms: int) -> bool:

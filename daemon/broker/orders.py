@@ -398,6 +398,7 @@ class RestingOrders:
         role = OrderRole.COMMAND if by_command else OrderRole.SIGNAL
         filters, quantity = self.filters, self._quantity_of(needed)
         placed = self._new_order(_side(needed), quantity, reason, context, role=role)
+        placed = self._in_place_of(order, placed)
         refusal = filters.refusal(placed, price, reduces=target == 0)
         refusal = refusal or filters.tier_refusal(held, target, price)
         is_accepted, shortfall = refusal is None, refusal
@@ -414,6 +415,15 @@ class RestingOrders:
         elif by_command:
             self.journal.note(after(placed, OrderEvent.REJECT, reason=shortfall))
         return shortfall
+
+    def _in_place_of(self, order: Order | None, placed: Order) -> Order:
+        """Return *placed*; one that only changes the size of the delayed *order* is not later.
+
+        Otherwise a target that changes at every bar would never be reached.
+        """
+        if order is None or order.side is not placed.side or not self._latency.bars:
+            return placed
+        return replace(placed, eligible_ms=min(placed.eligible_ms, order.eligible_ms))
 
     def is_reached(self, target: int, held: int) -> bool:
         """Return whether *held* is *target*; on spot within one step, since fees are in base."""
@@ -456,10 +466,12 @@ class RestingOrders:
     ) -> Order:
         """Return a new order of a decision; it reaches the exchange after the latency."""
         order_id, key = self.next_id(), self.filters.instrument.id
-        latency_ms = self._latency.of(key, context.opened_ms, self._orders_of_step[1] - 1)
+        eligible_ms = self._latency.eligible_ms(
+            context.at_ms, key, context.opened_ms, self._orders_of_step[1] - 1
+        )
         return Order(
             order_id, key, side, quantity, 0, OrderStatus.NEW, reason, context.at_ms,
-            context.at_ms + latency_ms, position_side=self._side, **terms,
+            eligible_ms, position_side=self._side, **terms,
         )  # fmt: skip
 
     # ------------------------------------------------------------ by list

@@ -466,6 +466,8 @@ class ExecutionSection(FillKeys):
     latency_jitter_ms: int = Field(default=0, ge=0, le=60_000)
     """Mean milliseconds of an exponential random delay added to latency_ms, drawn for each
     order."""
+    delay_bars: int = Field(default=0, ge=0, le=100)
+    """Bars that an order of a decision waits before the latency begins: 1 fills it a bar late."""
     seed: int = Field(default=0, ge=0, le=2**53)
     """Seed of these draws, together with the instrument, the bar and the order's number."""
     fill_within_ms: int = Field(default=10_000, ge=100, le=DAY_MS)

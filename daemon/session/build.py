@@ -564,7 +564,7 @@ def _terms(
             costs_of={item.id: fees[item.symbol] for item in instruments if item.symbol in fees},
             cash=check_money(cash, name="account.cash"),
             exits=Exits.of(config.exits.model_dump(), forecaster),
-            **_delays(config, execution),
+            **_delays(config, execution, sessions),
         ),
         interval_ms=config.market.interval_ms,
         period_start_ms=period_start_ms,
@@ -590,16 +590,19 @@ def _terms(
     return MemberTerms("", 0, by_id, sizers, settings)
 
 
-def _delays(config: Config, execution: FillModel) -> dict[str, Any]:
+def _delays(config: Config, execution: FillModel, sessions: Sessions | None) -> dict[str, Any]:
     """Return the fields of ``BrokerSettings`` on time and queues that *execution* uses.
 
     A bar leaves no order to expire, and only a book has queues.
     """
-    keys = config.execution
-    jitter_ms = keys.latency_jitter_ms
-    delays: dict[str, Any] = {
-        "latency": Latency(keys.latency_ms, jitter_ms, keys.seed if jitter_ms else 0)
-    }
+    keys, interval_ms = config.execution, config.market.interval_ms
+    jitter_ms, bars = keys.latency_jitter_ms, keys.delay_bars
+    latency = Latency(keys.latency_ms, jitter_ms, keys.seed if jitter_ms else 0)
+    if bars:
+        latency = replace(latency, bars=bars, interval_ms=interval_ms, sessions=sessions)
+        if execution is FillModel.NEXT_OPEN:  # it is filled at the open itself
+            latency = replace(latency, fixed_ms=0, mean_jitter_ms=0, seed=0)
+    delays: dict[str, Any] = {"latency": latency}
     if execution is not FillModel.NEXT_OPEN:
         delays["fill_within_ms"] = round(keys.fill_within_ms * config.exchange.time_scale)
     if execution is FillModel.BOOK:

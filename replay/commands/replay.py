@@ -197,7 +197,10 @@ def sweep(
     seed: Annotated[int, typer.Option(help="Seed of random and tpe (0).", show_default=False)] = 0,
     walk: Annotated[
         str | None,
-        typer.Option(metavar="TRAIN/TEST", help="Walk-forward windows: 90d/30d."),
+        typer.Option(
+            metavar="TRAIN/TEST",
+            help="Walk-forward windows: 90d/30d; with an embargo of two days, 90d/30d/2d.",
+        ),
     ] = None,
     direction: Annotated[str | None, typer.Option(help="maximize or minimize.")] = None,
     jobs: Annotated[

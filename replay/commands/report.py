@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -25,14 +25,19 @@ from tracepaper.daemon.commands.options import (
     reads_record,
     tell,
 )
+from tracepaper.replay.commands.train import JobsOption
 from tracepaper.replay.report import BARS_DRAWN
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.units import count_of
 
 if TYPE_CHECKING:
+    from tracepaper.replay.checks.fragility import Fragility
+    from tracepaper.replay.document.values import TitledParts
     from tracepaper.replay.explain.importance import RunImportance
     from tracepaper.replay.report.attention import InfluenceReport
     from tracepaper.replay.report.heads import HeadReport
     from tracepaper.replay.report.report import Report
+    from tracepaper.replay.report.run_charts import PictureName
     from tracepaper.storage.database.chunks import RunLocation
 
 
@@ -90,6 +95,14 @@ def report(
         int, typer.Option("--last", min=2, help="With --chart: number of newest bars.")
     ] = BARS_DRAWN,
     notes: Annotated[bool, typer.Option("--notes", help="Show caveats.")] = False,
+    stress: Annotated[
+        bool,
+        typer.Option(
+            "--stress",
+            help="What the result rests on: without its best trades, a bar late, at costs × 2.",
+        ),
+    ] = False,
+    jobs: JobsOption = None,
     db: DatabaseOption = None,
     config: ConfigOption = None,
 ) -> CommandAnswer:
@@ -97,21 +110,24 @@ def report(
     from tracepaper.daemon.terminal.console import Terminal
     from tracepaper.replay.document.terminal import show
     from tracepaper.replay.report.report import build_report
-    from tracepaper.replay.report.run_charts import picture_named
     from tracepaper.replay.report.terminal import as_document, show_report
 
-    if chart is not None:
-        from tracepaper.replay.report.charts import check
-
-        check(chart, last)
-    name = picture_named(picture)
-    if chart is None and name != "price":
-        raise ConfigInvalid("--picture is for the file of --chart; give --chart FILE with it.")
-    if full and html is None:
-        raise ConfigInvalid("--full applies to the page of --html; give --html FILE with it.")
-    if samples and not importance:
-        raise ConfigInvalid("--samples is for the spans of --importance; give --importance 1d.")
+    name = _checked_picture(chart, picture, last)
+    _reject(
+        {
+            "--full applies to the page of --html; give --html FILE with it.": full and not html,
+            "--samples is for the spans of --importance; give --importance 1d.": samples
+            and not importance,
+            "--jobs is for the runs of --stress; give --stress with it.": jobs and not stress,
+            "--stress is a document of its own; give --html FILE for a page with both.": stress
+            and not html
+            and (heads or importance or chart),
+        }
+    )
     place = located(run, db, config)
+    fragile = _fragility(place, jobs) if stress else None
+    if fragile is not None and html is None:
+        return _stress_answer(fragile)
     with _progress() as progress:
         series = _importance(place, importance, samples, progress) if importance else None
         run_report = build_report(place.path, place.run_id, progress=progress)
@@ -121,10 +137,11 @@ def report(
             from tracepaper.replay.page.export import write_page
             from tracepaper.replay.report.document import report_document
 
+            document = report_document(run_report, analysis)
             page = run_page(
                 place.path,
                 place.run_id,
-                document=report_document(run_report, analysis),
+                document=document if fragile is None else _with_stress(document, fragile),
                 full=full,
                 progress=progress,
             )
@@ -143,8 +160,66 @@ def report(
         if series is not None:
             show(Terminal(), series.series)
 
-    document = as_document(run_report, analysis)
-    return CommandAnswer(document | ({} if series is None else series.document()), print_report)
+    values = as_document(run_report, analysis)
+    return CommandAnswer(values | ({} if series is None else series.document()), print_report)
+
+
+def _checked_picture(chart: Path | None, picture: str, last: int) -> PictureName:
+    """Return the name of the *picture*; raise ``ConfigInvalid`` if it cannot be drawn."""
+    from tracepaper.replay.report.run_charts import picture_named
+
+    if chart is not None:
+        from tracepaper.replay.report.charts import check
+
+        check(chart, last)
+    name = picture_named(picture)
+    if chart is None and name != "price":
+        raise ConfigInvalid("--picture is for the file of --chart; give --chart FILE with it.")
+    return name
+
+
+def _reject(wrong: Mapping[str, object]) -> None:
+    """Raise ``ConfigInvalid`` with the first message whose condition is true."""
+    for message, is_wrong in wrong.items():
+        if is_wrong:
+            raise ConfigInvalid(message)
+
+
+def _stress_answer(result: Fragility) -> CommandAnswer:
+    from tracepaper.daemon.terminal.console import Terminal
+    from tracepaper.replay.checks.fragility import as_json, fragility_document
+    from tracepaper.replay.document.terminal import show_document
+
+    document = fragility_document(result)
+    return CommandAnswer(as_json(result), lambda: show_document(Terminal(), document))
+
+
+def _fragility(place: RunLocation, jobs: int | None) -> Fragility:
+    """Return what the run's result rests on; its runs again are counted before they begin."""
+    from tracepaper.replay.checks.fragility import fragility
+    from tracepaper.replay.sweep.places import each_on
+
+    def begins(count: int) -> None:
+        tell(f"{count_of(count, 'run')} again from the record, each of all its bars.")
+
+    if (spread := each_on(None, jobs)) is None:
+        return fragility(place.path, place.run_id, begins=begins)
+    return fragility(
+        place.path,
+        place.run_id,
+        each=lambda function, units: spread(function, units, lambda _sentence: None),
+        begins=begins,
+    )
+
+
+def _with_stress(document: TitledParts, result: Fragility) -> TitledParts:
+    """Return the report's *document* with the parts of *result* at its end."""
+    from tracepaper.replay.checks.fragility import fragility_document
+    from tracepaper.replay.document.values import Paragraph, TitledParts
+
+    heading = Paragraph("What the result rests on", "heading")
+    parts = (*document.parts, heading, *fragility_document(result).parts)
+    return TitledParts(document.title, parts)
 
 
 def _analysis(report: Report, progress: Callable[[str], None]) -> HeadReport | InfluenceReport:

@@ -195,7 +195,7 @@ class Sweep:
         settings = work.spec.settings
         if best is None or not (axes or settings):
             return ()
-        from_ms, until_ms, _ = self.request.spans[best.span]
+        from_ms, until_ms, *_ = self.request.spans[best.span]
         with known_class(work.local_class):
             spec = spec_at(work, best.point, from_ms, until_ms)
             others = {

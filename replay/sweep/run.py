@@ -87,7 +87,8 @@ def sweep(  # noqa: PLR0913 - the options of a sweep
     step), or a dictionary with low, high, and step or log. *objective* is a figure's key
     (``sharpe``, ``return``, ``mean_day``, ``max_drawdown`` ...) or a function of the run. *sampler*
     is grid, random or tpe; the last two draw *trials* points by *seed*. *windows*, ``"90d/30d"``,
-    chooses on 90 days, tests on the next 30, and moves on by 30. *direction* is maximize or
+    chooses on 90 days, tests on the next 30, and moves on by 30; ``"90d/30d/2d"`` leaves two days
+    between them out. *direction* is maximize or
     minimize, by default as the figure needs. A run may take *limit_s* seconds. *state* is a file
     from which an interrupted sweep continues. *on* is local (processes) or ray; another *executor*
     of ``concurrent.futures`` gets *jobs* runs at once. *frames* is the library of the result's
@@ -205,7 +206,7 @@ class _Runner:
                 tried = [cell for cell in self._cells.values() if cell.key[:2] == (place, TRAIN)]
                 best = best_of(tried, maximize=request.maximize)
                 if best is not None:
-                    test = Cell(place, TEST, 0, best.point, span.until_ms, span.test_ms)
+                    test = Cell(place, TEST, 0, best.point, span.tested_ms, span.test_ms)
                     for _, result in self._results([test]):
                         self._store(test, result, None)
         return sorted(

@@ -312,13 +312,15 @@ def _distribution(library: Any, axis: Axis) -> Any:  # noqa: ANN401 - one of Opt
 
 
 class Span(NamedTuple):
-    """UTC milliseconds: the search uses *from_ms* to *until_ms*, the test *until_ms* to *test_ms*.
+    """UTC milliseconds: of the search until *until_ms*, of the test *tested_ms* to *test_ms*.
 
-    A bound of None is the start or end of the data; without a test *test_ms* is None.
+    The embargo lies between *until_ms* and *tested_ms*. A bound of None is the start or end of the
+    data; without a test *test_ms* is None.
     """
 
     from_ms: int | None
     until_ms: int | None
+    tested_ms: int | None = None
     test_ms: int | None = None
 
 
@@ -334,13 +336,15 @@ def bounds(data: MarketData, start: int | None, end: int | None) -> tuple[int, i
 def walk(given: object, first: int, last: int) -> list[Span]:
     """Return the walk-forward windows of *given*, such as ``90d/30d``, from *first* to *last*.
 
-    The tests are contiguous; the last may be shorter, but not under half.
+    The tests are contiguous; the last may be shorter, but not under half. A third time, as in
+    ``90d/30d/2d``, is an embargo: so long after the training nothing is tested, because positions
+    and windows of features reach over its end.
     """
-    train, test = _lengths(given)
+    train, test, embargo = _lengths(given)
     spans, begin = [], first
-    while begin + train + test // 2 <= last:
+    while begin + train + embargo + test // 2 <= last:
         until = begin + train
-        spans.append(Span(begin, until, min(until + test, last)))
+        spans.append(Span(begin, until, until + embargo, min(until + embargo + test, last)))
         begin += test
     if not spans:
         raise ConfigInvalid(
@@ -350,13 +354,16 @@ def walk(given: object, first: int, last: int) -> list[Span]:
     return spans
 
 
-def _lengths(given: object) -> tuple[int, int]:
+def _lengths(given: object) -> tuple[int, int, int]:
     lengths = [time_of(part) for part in given.split("/")] if isinstance(given, str) else []
     match lengths:
         case [int(train), int(test)] if train and test:
-            return train, test
+            return train, test, 0
+        case [int(train), int(test), int(embargo)] if train and test:
+            return train, test, embargo
     raise ConfigInvalid(
-        f"The windows are {shown(given)}; give times to train and to test, such as 90d/30d."
+        f"The windows are {shown(given)}; give times to train and to test, such as 90d/30d, and "
+        "an embargo between them, such as 90d/30d/2d."
     )
 
 

@@ -366,6 +366,7 @@ def _counts(*tables: str) -> tuple[str, ...]:
 
 LIQUIDATED = "SELECT count(*) FROM v_fills WHERE model = 'liquidation'"
 LATEST = "WHERE sequence = (SELECT max(sequence) FROM fills)"
+FILLED_ORDERS = "FROM v_fills f JOIN v_orders o USING (order_id) WHERE"
 SCENARIOS: dict[str, Scenario] = {
     "crossing": Scenario(
         sections=_sections(
@@ -386,6 +387,19 @@ SCENARIOS: dict[str, Scenario] = {
             "UPDATE events SET content = json_set(content, '$.rate', 7) WHERE kind = 'funding'",
             "UPDATE fills SET fee = fee - 1 WHERE book > 0",
         ),
+    ),
+    "a bar late": Scenario(
+        sections=_sections(
+            {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False},
+            sizing={"mode": "equity", "fraction": "0.5"},
+            execution={"delay_bars": 1},
+        ),
+        candles=_walk(),
+        shows=(
+            f"SELECT count(*) {FILLED_ORDERS} f.filled_ms = o.created_ms + 3600000",
+            f"SELECT count(*) = 0 {FILLED_ORDERS} f.filled_ms != o.eligible_ms",
+        ),
+        forged=(f"UPDATE orders SET eligible_ms = eligible_ms - 1 {LATEST}",),
     ),
     "exits": Scenario(
         sections=_sections(

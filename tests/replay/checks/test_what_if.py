@@ -127,6 +127,7 @@ def rows_of(log: MemoryLog, until: int | None = None) -> Rows:
         (MODEL, {"gate": {"direction": "0.52"}}, (), 0),
         (MODEL, {"gate": {"drop": ("shifted",)}}, ("direction",), 0),
         (MODEL, FEE, (), 0),
+        (MODEL, {"execution": {"delay_bars": 1}}, (), 0),
         (MODEL, EVENTS, (), 0),
         (MODEL, {"sizing": {"mode": "equity", "fraction": "0.3"}}, (), 0),
         ("a model with gates", FEE, (), 0.9),

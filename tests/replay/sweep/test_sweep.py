@@ -41,6 +41,7 @@ from tracepaper.replay.sweep.result import Sweep, heat_chart
 from tracepaper.replay.sweep.space import objective_text
 from tracepaper.replay.sweep.trial import Cell, overrides_of, read_request
 from tracepaper.storage.sweeps import SweepFile, TrialRegistry, Trials
+from tracepaper.strategies.units import DAY_MS
 
 SPACE = {"fast": [3, 5, 9], "slow": [12, 20, 40]}
 SIZED = {"sizing": {"mode": "fixed", "quantity": "0.1"}}
@@ -210,6 +211,21 @@ def test_windows_choose_on_train_and_report_on_test(days: Path) -> None:
     text = " ".join(repr(swept).split())
     assert "Out of sample, in 3 tests after their windows" in text
     assert swept.trials.number == 4  # windows of one configuration are one trial
+
+
+def test_an_embargo_lies_between_a_window_and_its_test(days: Path) -> None:
+    swept = here(days, {"fast": [2, 8], "slow": [30]}, windows="20d/8d/2d")
+    two_days = 2 * DAY_MS
+    for span in swept.request.spans:
+        assert present(span.tested_ms) - present(span.until_ms) == two_days
+        assert present(span.test_ms) - present(span.tested_ms) <= 8 * DAY_MS
+    test = next(cell for cell in swept.cells if cell.part == "test")
+    span = swept.request.spans[0]
+    with backtest("sma_cross", days, params=test.point, config=SIZED,
+                  start=span.tested_ms, end=span.test_ms) as alone:  # fmt: skip
+        assert test.value == alone.summary["return"]
+    with pytest.raises(ConfigInvalid, match="an embargo between them, such as 90d/30d/2d"):
+        here(days, windows="20d/8d/2d/1d")
 
 
 def test_data_too_short_for_a_window_or_a_year_say_so(candles: Path, days: Path) -> None:

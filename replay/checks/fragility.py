@@ -1,0 +1,515 @@
+"""How fragile a result is: what is left without the best trades, a bar late, at twice the costs.
+
+What the trades and days give is arithmetic over the record. The rest are runs again from the record
+(``changed_run``). The rule is docs/python.md, Y22.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from statistics import median
+from typing import Any, Final, Literal, NamedTuple
+
+import numpy as np
+
+from tracepaper.daemon.config.loading import Config, Sections
+from tracepaper.daemon.config.sections import STRATEGIES_OF, is_read
+from tracepaper.daemon.session.build import costs_for
+from tracepaper.replay.checks.changed_run import ChangedRun, changed_run
+from tracepaper.replay.checks.decision_log import DecisionLog, Verdict
+from tracepaper.replay.checks.waiting import waiting_of
+from tracepaper.replay.document.charts import (
+    Chart,
+    ChartAxis,
+    ChartPanel,
+    MarkLayer,
+    RuleLayer,
+    category_axis,
+    rounded,
+)
+from tracepaper.replay.document.values import (
+    TOO_FEW_DAYS,
+    Estimate,
+    Figure,
+    Paragraph,
+    Table,
+    TitledParts,
+    documents,
+    of_field,
+    signed_estimate,
+    table,
+)
+from tracepaper.replay.report import metrics
+from tracepaper.replay.report.judgement import TRADES_TO_JUDGE
+from tracepaper.replay.report.record import RunRecord, read_record
+from tracepaper.replay.report.trades import ClosedTrade, closed_trades
+from tracepaper.replay.run_columns import Floats, Ints, RunColumns
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.errors import DataInvalid, TracepaperError
+from tracepaper.strategies.units import MONEY_SCALE, RATE_SCALE, count_of, time_of
+
+BEST: Final = (1, 5, 10)
+"""Numbers of the best trades that are removed."""
+FEW: Final = 5
+"""A result that so many trades make rests on few."""
+STEP: Final = 0.1
+"""The share by which a parameter's neighbours differ from it."""
+Word = Literal["stands", "rests on few trades", "gone"]
+_COSTS: Final = ("slippage_bp", "spread_bp", "spread_slippage", "fee_per_share", "fee_minimum")
+_NUMBER: Final = re.compile(r"(\d+(?:\.\d+)?)(.*)", re.DOTALL)
+LATE, DEAR = "one bar late", "costs × 2"
+
+
+class Days(NamedTuple):
+    """The simple returns of days, and the days, counted from 1970-01-01."""
+
+    returns: Floats
+    days: Ints
+
+    @property
+    def mean(self) -> Estimate | None:
+        """The mean with its error by blocks of days; None if the returns are not defined."""
+        return metrics.mean_by_day(*self)
+
+
+@dataclass(frozen=True)
+class Left:
+    """What is left of the result, and where; ``error`` is why nothing is known."""
+
+    group: str
+    name: str
+    profit: float | None = None
+    mean_day: Estimate | None = None
+    count: int | None = None  # trades or days without removed ones, or fills
+    error: str = ""
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether nothing of a profit is left."""
+        return self.profit is not None and self.profit <= 0.0
+
+
+class Rerun(NamedTuple):
+    """A run again from its record: *changes* of its configuration, under a name in a group."""
+
+    database: Path
+    run_id: str
+    group: str
+    name: str
+    changes: Sections
+
+
+Each = Callable[[Callable[[Rerun, Callable[[str], None]], Left], Sequence[Rerun]], list[Left]]
+"""Calls a function for each run again: here in order, by ``Spread`` in processes."""
+
+
+@dataclass(frozen=True)
+class Fragility:
+    """What a result rests on; ``word`` and ``sentence`` answer the question."""
+
+    run_id: str
+    word: Word
+    sentence: str
+    too_few: bool  # the days are too few for an error
+    whole: Left
+    removed: tuple[Left, ...]
+    reruns: tuple[Left, ...]
+    parts: tuple[Left, ...]  # months, and days by volatility
+
+
+# ---------------------------------------------------------------- arithmetic over the record
+
+
+def removals(record: RunRecord, closed: Sequence[ClosedTrade]) -> tuple[Left, list[Left]]:
+    """Return the whole result, and what is left without the best trades and the best day.
+
+    A trade's profit is taken from the day on which it was closed. Raises ``DataInvalid`` for a run
+    whose equity is not meaningful.
+    """
+    if record.holds_over_split(record.account):
+        raise DataInvalid(
+            "The run held over an unadjusted split, so its return is unknown; give its splits by "
+            "--actions FILE."
+        )
+    equity, times = record.account.equity, record.times_ms
+    earned, days = float(equity[-1] - equity[0]), days_of(record)
+    whole = Left("", "as recorded", earned, days.mean, len(closed))
+    if not days.returns.size:
+        return whole, []
+    ends = metrics.day_ends(times, record.bar_times.calendar)
+    before = np.concatenate((equity[:1], equity[1:][ends[:-1]]))
+    best = sorted(closed, key=lambda trade: -trade.profit)
+    left = []
+    for count in (count for count in BEST if count < len(best)):
+        gone = best[:count]
+        places = np.searchsorted(times[ends], [trade.closed_ms for trade in gone])
+        places, profits = np.minimum(places, ends.size - 1), np.array([t.profit for t in gone])
+        values = days.returns.copy()
+        np.subtract.at(values, places, profits / before[places])
+        name = f"without the best {f'{count} trades' if count > 1 else 'trade'}"
+        mean = Days(values, days.days).mean
+        left.append(Left("trades", name, earned - float(profits.sum()), mean, len(best) - count))
+    at = int(days.returns.argmax())
+    values, gain = days.returns.copy(), float(days.returns[at] * before[at])
+    values[at] = 0.0
+    mean = Days(values, days.days).mean
+    left.append(Left("days", "without the best day", earned - gain, mean, values.size - 1))
+    return whole, left
+
+
+def days_of(record: RunRecord) -> Days:
+    """Return the days of the run's account."""
+    times, calendar = record.times_ms, record.bar_times.calendar
+    returns = metrics.daily_returns(times, record.account.equity, calendar)
+    return Days(returns, metrics.return_days(times, calendar)[: returns.size])
+
+
+def parts_of(record: RunRecord) -> list[Left]:
+    """Return the result by month, and by tercile of the days' volatility."""
+    (returns, days), equity = days_of(record), record.account.equity
+    if not returns.size:
+        return []
+    ends = metrics.day_ends(record.times_ms, record.bar_times.calendar)
+    money = np.diff(np.concatenate((equity[:1], equity[1:][ends])))
+    months = days.astype("datetime64[D]").astype("datetime64[M]")
+    groups = [("month", str(month), months == month) for month in np.unique(months)]
+    volatility = _volatility(record, record.times_ms[ends])
+    if returns.size >= len(_TERCILES):
+        tercile = np.searchsorted(np.quantile(volatility, (1 / 3, 2 / 3)), volatility, side="left")
+        groups += [("volatility", name, tercile == at) for at, name in enumerate(_TERCILES)]
+    return [
+        Left(
+            group,
+            name,
+            float(money[chosen].sum()),
+            Days(returns[chosen], days[chosen]).mean,
+            int(chosen.sum()),
+        )
+        for group, name, chosen in groups
+    ]
+
+
+_TERCILES: Final = ("calm days", "days between", "wild days")
+
+
+def _volatility(record: RunRecord, ends_ms: Ints) -> Floats:
+    """Return the realised volatility of each day that ends at *ends_ms*, by all instruments."""
+    total = np.zeros(ends_ms.size)
+    for name in record.bars:
+        bars = record.adjusted(name)
+        closes = np.concatenate((bars.open[:1], bars.close))
+        places = np.searchsorted(ends_ms, record.bar_times.closes_of(bars.open_time_ms))
+        squares = np.diff(np.log(closes)) ** 2
+        total += np.bincount(np.minimum(places, ends_ms.size - 1), squares, ends_ms.size)
+    volatility: Floats = np.sqrt(total / len(record.bars))
+    return volatility
+
+
+# ---------------------------------------------------------------- runs again
+
+
+def changes_of(config: Config) -> Iterator[tuple[str, str, Sections]]:
+    """Yield the group, the name and the keys of each change that is tried on a run of *config*."""
+    execution, costs = config.execution, costs_for(config)
+    yield "execution", LATE, {"execution": {"delay_bars": execution.delay_bars + 1}}
+    doubled: dict[str, Any] = {
+        key: str(2 * value) for key in _COSTS if (value := getattr(execution, key))
+    }
+    for key, rate in (("taker_fee", costs.taker_fee), ("maker_fee", costs.maker_fee)):
+        if rate > 0:
+            doubled[key] = str(2 * Decimal(rate) / RATE_SCALE)
+    if execution.fees:
+        doubled["fees"] = {
+            symbol: {key: str(2 * fee) for key, fee in fees.model_dump().items() if fee is not None}
+            for symbol, fees in execution.fees.items()
+        }
+    if doubled:
+        yield "execution", DEAR, {"execution": doubled}
+    if config.strategies.named:
+        return  # each has parameters of its own, which whatif changes by name
+    tables, interval_ms = config.settings(), config.market.interval_ms
+    name, gate = config.strategy.name, type(config.gate)()
+    numbers: list[tuple[str, str, Mapping[str, Any]]] = [
+        ("strategy", "", {
+            key: value for key, value in tables["strategy"].items()
+            if key in STRATEGIES_OF and is_read(STRATEGIES_OF, key, (name,)) and key != "options"
+        }),
+        ("strategy", "options", config.strategy.options),
+        ("exits", "", tables["exits"]),
+        ("gate", "", {
+            key: value for key, value in tables["gate"].items()
+            if getattr(config.gate, key) != getattr(gate, key)
+        }),
+    ]  # fmt: skip
+    for section, inner, values in numbers:
+        for key, value in values.items():
+            for factor in (1 - STEP, 1 + STEP):
+                near = neighbour(value, factor, interval_ms)
+                if near is None or near == value:
+                    continue
+                changes = {inner: {**values, key: near}} if inner else {key: near}
+                yield "neighbours", f"{section}.{key} = {_shown(near)}", {section: changes}
+
+
+def _shown(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def neighbour(  # noqa: PLR0911 - one return a type
+    value: object, factor: float, interval_ms: int
+) -> Any:  # noqa: ANN401 - like value
+    """Return *value* times *factor*; whole numbers and times move by at least one; else None.
+
+    Times are rounded to whole bars. The values of a list are multiplied together.
+    """
+    match value:
+        case bool() | None:
+            return None
+        case int():
+            step = max(1, round(abs(value) * abs(factor - 1)))
+            return value + step if factor > 1 else value - step
+        case float() | Decimal():
+            return type(value)(f"{float(value) * factor:.6g}")
+        case list() | tuple() if value:
+            near = [neighbour(each, factor, interval_ms) for each in value]
+            return None if None in near else near
+        case str():
+            if (length_ms := time_of(value)) is not None:
+                bars = neighbour(max(1, length_ms // interval_ms), factor, interval_ms)
+                return f"{bars * interval_ms // 60_000}m"
+            if (parts := _NUMBER.fullmatch(value.strip())) is not None:
+                return f"{float(parts[1]) * factor:.6g}{parts[2]}"
+    return None
+
+
+def reruns_of(reader: Reader, database: Path, run_id: str, config: Config) -> list[Rerun]:
+    """Return the runs again that tell something: those whose change has an effect."""
+    reruns = []
+    for group, name, changes in changes_of(config):
+        try:
+            changed = changed_run(reader, database, run_id, changes=changes)
+        except DataInvalid:
+            pass  # its row says why
+        except TracepaperError:
+            continue  # the configuration cannot have that value
+        else:
+            if changed.without_effect:
+                continue
+        reruns.append(Rerun(database, run_id, group, name, changes))
+    return reruns
+
+
+def run_again(rerun: Rerun, _say: Callable[[str], None] = lambda _text: None) -> Left:
+    """Return the result of *rerun*, or why there is none."""
+    group, name = rerun.group, rerun.name
+    try:
+        with Reader.open(rerun.database) as reader:
+            changed = changed_run(reader, rerun.database, rerun.run_id, changes=rerun.changes)
+            closes, equity, fills = derived(changed)
+            calendar = RunColumns(reader, rerun.run_id).times.calendar
+    except TracepaperError as error:
+        return Left(group, name, error=str(error))
+    returns = metrics.daily_returns(closes, equity, calendar)
+    days = metrics.return_days(closes, calendar)[: returns.size]
+    return Left(group, name, float(equity[-1] - equity[0]), Days(returns, days).mean, fills)
+
+
+def derived(changed: ChangedRun) -> tuple[Ints, Floats, int]:
+    """Derive *changed*; return the closes of its decisions, its equity and its number of fills.
+
+    The equity has its value before the first decision, then one at each close.
+    """
+    codes: dict[Verdict, int] = {}
+    log = DecisionLog(cash := float(changed.config.account.cash), codes)
+    columns = RunColumns(changed.reader, changed.stored.run.run_id)
+    wait = None
+    if changed.engine.may_wait:  # only then are the record's decisions of use
+        wait = waiting_of(changed, columns, columns.rows.decided(), log)
+    changed.derive(log, wait)
+    decided = log.decided()
+    closes = columns.times.closes_of(decided.rows["open_time_ms"])
+    if not closes.size:
+        raise DataInvalid("The changed run decides no bar of the record.")
+    _, _, fills = decided.account(0, -1)
+    return closes, np.concatenate(([cash], decided.rows["equity"] / MONEY_SCALE)), fills
+
+
+# ---------------------------------------------------------------- the answer
+
+
+def _one_by_one(
+    function: Callable[[Rerun, Callable[[str], None]], Left], reruns: Sequence[Rerun]
+) -> list[Left]:
+    return [function(rerun, lambda _text: None) for rerun in reruns]
+
+
+def fragility(
+    database: Path,
+    run_id: str,
+    *,
+    each: Each = _one_by_one,
+    begins: Callable[[int], None] = lambda _count: None,
+) -> Fragility:
+    """Return what the result of *run_id* rests on.
+
+    *begins* is called with the number of runs again before the first of them, which *each* makes.
+    Raises ``DataInvalid`` for a run without a decision, or whose equity is not meaningful.
+    """
+    with Reader.open(database) as reader:
+        record = read_record(reader, database, run_id)
+        closed = closed_trades(record.account)
+        whole, removed = removals(record, closed)
+        reruns = reruns_of(reader, database, run_id, record.config) if record.account.fills else []
+    begins(len(reruns))
+    again = each(run_again, reruns)
+    word, sentence = judged(record, closed, whole, removed, again)
+    return Fragility(
+        run_id,
+        word,
+        sentence,
+        whole.mean_day is None or whole.mean_day[1] is None,
+        whole,
+        tuple(removed),
+        tuple(again),
+        tuple(parts_of(record)),
+    )
+
+
+def judged(  # noqa: PLR0911 - one return an answer
+    record: RunRecord,
+    closed: Sequence[ClosedTrade],
+    whole: Left,
+    removed: Sequence[Left],
+    again: Sequence[Left],
+) -> tuple[Word, str]:
+    """Return the word on a result, and the sentence that says what it rests on."""
+    if not record.account.fills:
+        return "gone", "it never traded, so there is nothing."
+    if whole.mean_day is None:
+        return "gone", "at some time nothing of its equity was left."
+    mean, error = whole.mean_day
+    bars = record.bar_times
+    days = metrics.days_of(record.times_ms, bars.interval_ms, bars.calendar)
+    if error is None:
+        return "gone", f"{days:,.1f} days are too few to show that anything is there."
+    a_day = f"{signed_estimate(mean, error, '.1f', 1e4)} bp a day"
+    if mean <= 0.0 or not metrics.is_credible(mean, error):
+        return "gone", f"{a_day} over {days:,.1f} days is what chance makes of nothing."
+    if where := _lost(again):
+        return "gone", f"of {a_day} nothing is left {where}."
+    if len(closed) < TRADES_TO_JUDGE:
+        return "rests on few trades", f"{a_day} come of {count_of(len(closed), 'closed trade')}."
+    if where := _lost_without_few(len(closed), removed):
+        return "rests on few trades", f"of {a_day} nothing is left {where}."
+    tried = [left for left in (*removed, *again) if left.group in ("trades", "days", "execution")]
+    least = min((left for left in tried if left.mean_day is not None), key=_value)
+    worst = f"at worst {1e4 * _value(least):+.1f} bp are left, {least.name}"
+    return "stands", f"of {a_day} over {days:,.1f} days {worst}."
+
+
+def _lost(again: Sequence[Left]) -> str:
+    """Return which run again left nothing; empty if each left some."""
+    for left in again:
+        if left.group == "execution" and left.is_lost:
+            return left.name
+    near = [left.profit for left in again if left.group == "neighbours" and left.profit is not None]
+    return "beside its parameters" if near and median(near) <= 0.0 else ""
+
+
+def _lost_without_few(trades: int, removed: Sequence[Left]) -> str:
+    """Return which removal of a day or of few of the *trades* left nothing."""
+    for left in removed:
+        is_few = left.group == "days" or trades - (left.count or 0) <= FEW
+        if is_few and left.is_lost:
+            return left.name
+    return ""
+
+
+def _value(left: Left) -> float:
+    assert left.mean_day is not None
+    return left.mean_day[0]
+
+
+# ---------------------------------------------------------------- the document
+
+_LEFT: Final = (
+    of_field("group", "what", "text"),
+    of_field("name", "", "text"),
+    of_field("profit", "profit", "gain"),
+    of_field("mean_day", "bp a day ± error", "gain bp"),
+)
+_REMOVED: Final = (*_LEFT[1:], of_field("count", "trades or days", "count"))
+_AGAIN: Final = (
+    *_LEFT,
+    of_field("count", "fills", "count"),
+    of_field("why", "why not", "text", "error"),
+)
+_PARTS: Final = (*_LEFT, of_field("count", "days", "count"))
+_NOTE: Final = (
+    "A trade's profit is taken from the day that closed it. ± is an error, by blocks of at least "
+    "five days; chance exceeds two in one of twenty runs."
+)
+
+
+def tables(result: Fragility) -> tuple[Table, ...]:
+    """Return the tables: removals, runs again, parts of the time."""
+    removed = (result.whole, *result.removed)
+    return (
+        table("removed", "Without the best", _REMOVED, removed, notes=(_NOTE,)),
+        table("reruns", "Run again", _again(result), result.reruns),
+        table("parts", "By month and by volatility", _PARTS, result.parts),
+    )
+
+
+def _again(result: Fragility) -> tuple[Figure[Left], ...]:
+    has_errors = any(left.error for left in result.reruns)
+    return _AGAIN if has_errors else _AGAIN[:-1]
+
+
+def chart(result: Fragility) -> Chart | None:
+    """Draw the mean day of everything that was tried; None without an error of any."""
+    drawn = [
+        (left.name, *left.mean_day)
+        for left in (result.whole, *result.removed, *result.reruns, *result.parts)
+        if left.mean_day is not None and left.mean_day[1] is not None
+    ]
+    if not drawn:
+        return None
+    names, means, errors = zip(*drawn, strict=True)
+    values, half = 1e4 * np.array(means), 1e4 * metrics.credible_bound(np.array(errors))
+    marks = MarkLayer(
+        "mean day, 95 %",
+        rounded(values),
+        list(range(len(drawn))),
+        roles=["gain" if value > 0 else "loss" for value in values.tolist()],
+        errors=rounded(half),
+    )
+    panel = ChartPanel(
+        [marks, RuleLayer(0.0, "x")],
+        ChartAxis("bp a day", unit=" bp", digits=1, has_zero=True),
+        category_axis(names, is_reversed=True),
+        50 + 24 * len(drawn),
+    )
+    caption = "A result that stands keeps its marks right of zero."
+    return Chart("What is left", caption, [panel])
+
+
+def fragility_document(result: Fragility) -> TitledParts:
+    """Return the document, which begins with the word and its sentence."""
+    parts = [
+        Paragraph(f"{result.word.capitalize()}: {result.sentence}", "lead"),
+        *([Paragraph(f"Errors are absent: {TOO_FEW_DAYS}.", "warning")] * result.too_few),
+        *(each for each in (chart(result), *tables(result)) if each is not None),
+    ]
+    shown = [part for part in parts if not isinstance(part, Table) or part.rows]
+    return TitledParts(f"run {result.run_id} · stress", tuple(shown))
+
+
+def as_json(result: Fragility) -> dict[str, Any]:
+    """Return the document as plain values."""
+    names = ("run_id", "word", "sentence", "too_few")
+    return {name: getattr(result, name) for name in names} | documents(tables(result))
