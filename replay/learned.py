@@ -41,7 +41,14 @@ from tracepaper.replay.learning.recipe import (
 from tracepaper.replay.learning.recipe_data import DataRequest, read_dataset
 from tracepaper.replay.learning.side_inputs import SideFiles
 from tracepaper.replay.learning.splits import Holdout
-from tracepaper.replay.learning.training import FitView, described, draws_by_seed, train_seeds
+from tracepaper.replay.learning.training import (
+    FitView,
+    check_replaceable,
+    described,
+    draws_by_seed,
+    seed_folders,
+    train_seeds,
+)
 from tracepaper.replay.page.export import write_document_page
 from tracepaper.replay.sweep.places import each_on
 from tracepaper.storage.checkpoints import Checkpoint
@@ -86,6 +93,7 @@ def train(  # noqa: PLR0913 - the options of the command
     depth: str | Path | Sequence[str | Path] = (),
     columns: Mapping[str, str | None] | Sequence[str] | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     frames: Library | None = None,
     progress: bool | None = None,
 ) -> Findings:
@@ -97,7 +105,8 @@ def train(  # noqa: PLR0913 - the options of the command
     the tables ``files`` and ``labels`` show the data. The table ``figures`` has a row for each
     horizon, figure and forecaster, ``card`` one for each other key, ``seeds`` the means over
     *seeds*. *covariates* are a file or a frame, *depth* files of order books. *jobs* and *on* say
-    where seeds are trained, *resume* continues an unfinished training. *frames* is the library of
+    where seeds are trained, *resume* continues an unfinished training, and *overwrite* replaces a
+    finished checkpoint. *frames* is the library of
     frames. A notebook shows a bar unless *progress* is False; with True a terminal does too.
 
     Raises ``ConfigInvalid`` or ``DataInvalid``, with the sentence of the command.
@@ -121,6 +130,8 @@ def train(  # noqa: PLR0913 - the options of the command
     recipes = [
         recipe_of(over(document, {"training": {"seed": first + nth}})) for nth in range(seeds or 0)
     ]
+    if not resume:
+        check_replaceable(seed_folders(recipes or [chosen], Path(out)), overwrite=overwrite)
     notes: list[str] = []
     with _shown(chosen, notes, progress=progress) as (observe, say):
         run = FitRun(Path(out), "", SystemClock().wall_ms(), observe, say, resume)

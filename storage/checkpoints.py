@@ -44,7 +44,11 @@ CardTable = Mapping[str, object]
 
 DERIVED: Final = ("id", "sha256")
 """Keys of ``[model]`` that are computed from the weights and the rest of the card."""
+_UNIDENTIFIED: Final = frozenset({*DERIVED, "name", "created"})
+"""Keys of ``[model]`` and of its parts that change no forecast: equal trainings have one id."""
 ID_DIGITS: Final = 12
+KEPT_SUFFIX: Final = ".checkpoints"
+"""A database's file name with this is the folder of the checkpoints that it used."""
 
 
 class Identity(NamedTuple):
@@ -52,7 +56,7 @@ class Identity(NamedTuple):
 
     sha256: str
     weights_sha256: str
-    card: str  # canonical: JSON with sorted keys, without the keys ``DERIVED``
+    card: str  # canonical: JSON with sorted keys, without derived keys, name and time
 
     @property
     def id(self) -> str:
@@ -66,13 +70,22 @@ class Identity(NamedTuple):
 
 
 def identity(weights_sha256: str, card: CardTable) -> Identity:
-    """Return the identity of weights with that hash and *card*; an id in the card is ignored."""
-    model = card.get("model")
-    rest = (
-        {k: v for k, v in model.items() if k not in DERIVED} if isinstance(model, Mapping) else {}
-    )
-    text = json.dumps({**card, "model": rest}, sort_keys=True, ensure_ascii=False, default=str)
+    """Return the identity of weights with that hash and *card*.
+
+    Its name, the time when it was made and an id in it do not count.
+    """
+    text = json.dumps(_identified(card), sort_keys=True, ensure_ascii=False, default=str)
     return Identity(_hashed(weights_sha256, text), weights_sha256, text)
+
+
+def _identified(card: CardTable) -> dict[str, object]:
+    """Return *card* and the cards of its parts without what does not identify a model."""
+    kept = dict(card)
+    if isinstance(model := card.get("model"), Mapping):
+        kept["model"] = {key: model[key] for key in model if key not in _UNIDENTIFIED}
+    if isinstance(parts := card.get("parts"), Mapping):
+        kept["parts"] = {name: _identified(part) for name, part in parts.items()}
+    return kept
 
 
 def _hashed(weights_sha256: str, card: str) -> str:
@@ -509,7 +522,7 @@ def kept_folder(database: Path, model_id: str) -> Path:
 
 def kept_checkpoints(database: Path) -> Path:
     """Return the folder with every checkpoint that *database* used."""
-    return database.with_name(database.name + ".checkpoints")
+    return database.with_name(database.name + KEPT_SUFFIX)
 
 
 def find_bundled(model_id: str) -> Path | None:

@@ -109,7 +109,7 @@ def load_model(config: Config, *, mode: str = "step") -> UserForecaster:
     schema, schema_id = _schema(config, model)
     sources_sha256 = _sources_sha256(cls, schema)
     card = {
-        "model": {"kind": CLASS, "name": name, "weights_sha256": sources_sha256},
+        "model": {"kind": CLASS, "class": name, "name": name, "weights_sha256": sources_sha256},
         "architecture": {"context": model.context, "horizons": list(model.horizons)},
         "features": {"schema_id": schema_id},
         "market": {},

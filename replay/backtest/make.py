@@ -40,7 +40,7 @@ from tracepaper.replay.backtest.run import (
 )
 from tracepaper.replay.backtest.run_spec import Consumer, RunSpec, names_a_run, reject_unused
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.checkpoints import identity
+from tracepaper.storage.checkpoints import identity, kept_checkpoints
 from tracepaper.storage.covariates import kept_covariates
 from tracepaper.storage.database.lock import lock_file
 from tracepaper.storage.database.reader import Reader
@@ -208,7 +208,7 @@ def _without_effect(
 
 def _kept(database: Path) -> dict[Path, list[Path]]:
     """Return the folders of checkpoints and covariates beside *database*, with their contents."""
-    folders = database.with_name(database.name + ".checkpoints"), kept_covariates(database)
+    folders = kept_checkpoints(database), kept_covariates(database)
     return {folder: [*folder.iterdir()] if folder.is_dir() else [] for folder in folders}
 
 

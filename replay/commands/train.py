@@ -66,6 +66,9 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an unfinished training.")
     ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a finished checkpoint in FOLDER.")
+    ] = False,
     init: Annotated[
         str | None,
         typer.Option(

@@ -34,7 +34,8 @@ from tracepaper.replay.learning.holdouts import count_training
 from tracepaper.replay.learning.recipe import Recipe, recipe_of
 from tracepaper.replay.learning.recipe_data import DataRequest, read_dataset
 from tracepaper.replay.learning.splits import Part
-from tracepaper.storage.checkpoints import Checkpoint, is_checkpoint, load, save
+from tracepaper.storage.checkpoints import KEPT_SUFFIX, Checkpoint, is_checkpoint, load, save
+from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rows import schema_of
 from tracepaper.strategies.units import DAY_MS, interval_text, iso
 
@@ -95,9 +96,7 @@ def train_seeds(
     first = recipes[0]
     use_threads(first.threads)
     data = read_dataset(first, request)
-    folders = [run.folder]
-    if len(recipes) > 1:
-        folders = [run.folder / f"seed-{recipe.options.seed}" for recipe in recipes]
+    folders = seed_folders(recipes, run.folder)
     places = list(zip(recipes, folders, strict=True))
     if each is None:
         for recipe, seed_folder in places:
@@ -118,6 +117,28 @@ def train_seeds(
         if warning := count_training(seed_folder, checkpoint.card, data):
             run.say(warning)
     return list(zip(folders, checkpoints, strict=True))
+
+
+def seed_folders(recipes: Sequence[Recipe], folder: Path) -> list[Path]:
+    """Return the folder of each recipe's checkpoint: *folder*, or its ``seed-N`` of several."""
+    if len(recipes) == 1:
+        return [folder]
+    return [folder / f"seed-{recipe.options.seed}" for recipe in recipes]
+
+
+def check_replaceable(folders: Sequence[Path], *, overwrite: bool) -> None:
+    """Raise ``ConfigInvalid`` for a folder with a checkpoint that a training must not replace.
+
+    One that a record keeps is never replaced, any other with *overwrite*.
+    """
+    for folder in filter(is_checkpoint, folders):
+        if folder.resolve().parent.name.endswith(KEPT_SUFFIX):
+            raise ConfigInvalid(f"{folder} is kept by a record; choose another --out.")
+        if not overwrite:
+            raise ConfigInvalid(
+                f"{folder} holds a finished checkpoint; choose another --out, or replace it with "
+                "--overwrite."
+            )
 
 
 def draws_by_seed(card: Mapping[str, Any]) -> bool:

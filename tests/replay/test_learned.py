@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,7 @@ def test_a_frame_is_trained_on_and_judged_as_the_file_of_it(
     out = folder / "command"
     text = cli.out("train", folder / "glm.toml", "--data", file, "--out", out)
     command, python = load(out), load(folder / "python")
+    assert command.id == python.id  # name and time differ
     assert command.card["model"]["weights_sha256"] == python.card["model"]["weights_sha256"]
     assert command.card["figures"] == trained["card"]["figures"] == python.card["figures"]
     assert trained["id"] == python.id
@@ -86,6 +88,20 @@ def test_a_frame_is_trained_on_and_judged_as_the_file_of_it(
     assert paired.holdout.tolist() == ["A"] * (len(rows) // 2) + ["B"] * (len(rows) // 2)
     with pytest.raises(ConfigInvalid, match="no table nonsense; choose from sign_accuracy, "):
         judged.table("nonsense")
+
+
+def test_a_finished_checkpoint_is_replaced_on_demand_and_a_kept_one_never(
+    folder: Path, trained: Findings, cli: Cli
+) -> None:
+    del trained
+    words = ("train", folder / "glm.toml", "--data", folder / "AAAUSDT_1m.csv.gz", "--out")
+    before = load(folder / "python").id
+    assert "--overwrite" in cli.err(*words, folder / "python", code=2)
+    cli.out(*words, folder / "python", "--set", "features.schema_id=v2", "--overwrite")
+    assert load(folder / "python").id != before
+    kept = folder / "run.db.checkpoints" / before
+    shutil.copytree(folder / "python", kept)
+    assert "is kept by a record" in cli.err(*words, kept, "--overwrite", code=2)
 
 
 def test_the_card_is_a_frame_and_its_figures_another(trained: Findings) -> None:

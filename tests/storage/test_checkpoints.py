@@ -72,9 +72,25 @@ def test_equal_weights_have_equal_ids_and_others_do_not(tmp_path: Path) -> None:
     assert save(tmp_path / "d", tensors(), other).id != first.id
 
 
+def test_an_id_does_not_depend_on_name_and_time(tmp_path: Path) -> None:
+    def of(name: str, created: str) -> dict[str, Any]:
+        model = {"kind": "flash", "name": name, "created": created}
+        part = {"rows": {**card(), "model": model}}
+        return {**card(), "model": model, "parts": part}
+
+    first, second = (
+        save(tmp_path / name, tensors(), of(name, created)).id
+        for name, created in (("a", "2026-01-01T00:00:00Z"), ("b", "2026-01-02T00:00:00Z"))
+    )
+    assert first == second
+    other = of("a", "2026-01-01T00:00:00Z")
+    other["parts"]["rows"]["model"]["kind"] = "lstm"
+    assert save(tmp_path / "c", tensors(), other).id != first
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
-    [("dim = 8", "dim = 9"), ('"tiny"', '"huge"'), ("content_free = 0.0", "content_free = 0.5")],
+    [("dim = 8", "dim = 9"), ('"flash"', '"lstm"'), ("content_free = 0.0", "content_free = 0.5")],
 )
 def test_an_edited_card_is_refused(tmp_path: Path, before: str, after: str) -> None:
     save(tmp_path / "a", tensors(), card())
