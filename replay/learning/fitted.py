@@ -31,7 +31,12 @@ from tracepaper.replay.learning.judge.heads import (
     correlation_sentences,
     correlations_of,
 )
-from tracepaper.replay.learning.judge.metrics import TAILS, figures, paired_figures, tail_factors
+from tracepaper.replay.learning.judge.metrics import (
+    TAILS,
+    figures,
+    paired_figures,
+    standardized_tails,
+)
 from tracepaper.replay.learning.splits import Part
 from tracepaper.storage.checkpoints import Checkpoint
 from tracepaper.strategies.features.rolling import Array
@@ -248,7 +253,7 @@ class FittedModel(ABC):
             return dict(self.card["calibration"][TAILS])
         if not data.has(Part.CALIBRATION):
             return {}
-        return tail_factors(self.calibrated_forecasts(data, Part.CALIBRATION))
+        return standardized_tails(self.calibrated_forecasts(data, Part.CALIBRATION))
 
     def evaluated(self, data: Any, *, bars: int | None = None) -> Self:  # noqa: ANN401
         """Return a copy with figures and sentences of the test part.

@@ -26,7 +26,6 @@ from tracepaper.replay.learning.judge.heads import (
     levelled,
     levels_of,
 )
-from tracepaper.replay.learning.judge.metrics import TAILS, tail_factors
 from tracepaper.replay.learning.recipe import DROPOUT, Chosen, Kind, Recipe, register
 from tracepaper.replay.learning.recipe_data import card_of
 from tracepaper.replay.learning.samples import EVERY_HEAD
@@ -164,14 +163,14 @@ class NetworkModel(FittedModel):
         return levelled(table, section.get("further", {}))
 
     def scaled(self, data: Dataset) -> Self:
-        """Return a copy with temperature, slopes and tails of the calibration slice."""
+        """Return a copy with temperature and slopes of the calibration slice."""
         table = self.answers(data, Part.CALIBRATION)
         temperature, slope = {}, {}
         for horizon, rows in table.by_horizon():
             logits, classes = rows.value("logits"), rows.labels["direction"]
             temperature[str(horizon)] = cards.temperature(logits, classes)
             slope[str(horizon)] = cards.slope(rows.value("mean"), rows.labels["returns"])
-        scales = {"temperature": temperature, "slope": slope, TAILS: tail_factors(table)}
+        scales = {"temperature": temperature, "slope": slope}
         section = {**self.card["calibration"], **scales}
         if heads_of(table):
             section["further"] = levels_of(table)

@@ -66,8 +66,9 @@ from tracepaper.replay.learning.judge.metrics import (
     estimate,
     forecaster_table,
     interval,
+    is_normal,
+    measured_tails,
     pinball,
-    scaled_tails,
     student_tails,
     verdict_of,
     views,
@@ -316,19 +317,20 @@ def _risk(judgement: Judgement) -> Iterable[Table]:
         "often, Christoffersen whether these breaches cluster, on bars without a common future. "
         "Symbols that breach together make both p too small."
     )
-    notes = [note, *([] if judgement.tails else [_UNCALIBRATED])]
+    is_missing = is_normal(judgement.forecasts) and not judgement.tails
+    notes = [note, *([_UNCALIBRATED] if is_missing else [])]
     title = "Value at risk and expected shortfall"
     breaches = [row for _, rows in horizons for row in breach_rows(rows, student_tails(rows))]
     yield table("risk", title, BREACHES, breaches, notes=notes)
-    scaled = [
+    measured = [
         row
         for horizon, rows in horizons
-        if (factors := judgement.tails.get(str(horizon)))
-        for row in breach_rows(rows, scaled_tails(rows, factors))
+        if (standardized := judgement.tails.get(str(horizon)))
+        for row in breach_rows(rows, measured_tails(rows, standardized))
     ]
-    if scaled:
-        title = f"{title}, scaled by the calibration slice"
-        yield table("risk_calibrated", title, BREACHES, scaled, notes=[note])
+    if measured:
+        title = f"{title}, by the tails of the calibration slice"
+        yield table("risk_calibrated", title, BREACHES, measured, notes=[note])
 
 
 def _scores(judgement: Judgement) -> Iterable[Table]:

@@ -126,3 +126,30 @@ def test_har_beats_a_constant_where_volatility_lasts() -> None:
         return float((ratio - np.log(ratio) - 1).mean())
 
     assert loss(base.variances_of(fitted, rows)) < loss(np.full_like(labels, labels.mean()))
+
+
+@pytest.mark.parametrize("horizon", [5, 240])
+def test_a_rolling_har_is_fitted_each_day_on_labels_that_ended_before_it(
+    horizon: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "ROLLING_DAYS", 4)
+    known, changed = (segment(7 * DAY_BARS) for _ in range(2))
+    last = 6 * DAY_BARS + 100
+    changed.close[last + 1 :] *= 1.5
+    values, other = (base.rolling_har(each, horizon) for each in (known, changed))
+    np.testing.assert_array_equal(values[600 : last + 1], other[600 : last + 1])
+    assert not np.array_equal(values[last + 1 :], other[last + 1 :])
+
+    monkeypatch.setattr(base, "RIDGE", base.ROLLING_RIDGE)
+    past = base.past_variances(known)
+    labels = targets(alone([known])[0], (horizon,))["variance"][0].astype(float)
+    for day in (5, 6):
+        begin, used = (
+            day * DAY_BARS,
+            slice((day - 4) * DAY_BARS - horizon, day * DAY_BARS - horizon),
+        )
+        fitted = base.log_variance([base.log_rows(past[:, used])], [labels[used]])
+        expected = base.variances_of(fitted, base.log_rows(past[:, begin : begin + 50]))[:, 0]
+        np.testing.assert_allclose(values[begin : begin + 50], expected, rtol=1e-6)
+    first = slice(600, 2 * DAY_BARS)
+    np.testing.assert_array_equal(values[first], past[-1][first])

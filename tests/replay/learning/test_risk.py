@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 from scipy import integrate, stats
 
 from tracepaper.replay.learning import statistics
-from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts
+from tracepaper.replay.learning.judge.forecasts import MODEL, NORMAL, Forecasts
 from tracepaper.replay.learning.judge.gates import Judgement
 from tracepaper.replay.learning.judge.metrics import (
     SIDES,
     breach_rows,
     christoffersen,
     follows,
-    scaled_tails,
+    measured_tails,
+    standardized_tails,
     student_tails,
-    tail_factors,
     value_at_risk,
     without_overlap,
 )
@@ -63,9 +63,9 @@ def test_the_shortfall_is_the_mean_of_what_lies_beyond(dof: float, share: float)
     assert expected[0] == pytest.approx(beyond / share, rel=1e-6)
 
 
-def breaches(rows: Forecasts, factors: dict[str, Any] | None = None) -> list[Any]:
-    """Return the tests of the Student t tails, calibrated by *factors*."""
-    tails = student_tails(rows) if factors is None else scaled_tails(rows, factors["1"])
+def breaches(rows: Forecasts, standardized: dict[str, Any] | None = None) -> list[Any]:
+    """Return the tests of the Student t tails, or those of a card."""
+    tails = student_tails(rows) if standardized is None else measured_tails(rows, standardized["1"])
     return [SimpleNamespace(**row) for row in breach_rows(rows, tails)]
 
 
@@ -96,22 +96,24 @@ def test_tails_that_are_too_thin_are_right_once_calibrated(dof: float) -> None:
         normal = np.full(len(right), 1e6)
         return right.with_fields(MODEL, scale=wide * right.value("scale"), dof=normal)
 
-    factors = tail_factors(thin(1))
+    standardized = standardized_tails(thin(1))
     other = thin(2)
-    for before, after in zip(breaches(other), breaches(other, factors), strict=True):
+    for before, after in zip(breaches(other), breaches(other, standardized), strict=True):
         assert after.realised.value == pytest.approx(after.share, abs=4 * after.realised.error)
         assert after.shortfall.value == pytest.approx(1.0, abs=4 * after.shortfall.error)
         if before.share == 0.01:
             assert before.realised.value > before.share + 2 * before.realised.error
 
 
-def test_few_losses_calibrate_no_tail() -> None:
-    right = forecasts()
+def test_few_losses_and_a_law_with_its_own_tails_calibrate_no_tail() -> None:
+    assert standardized_tails(forecasts()) == {}
+    right = forecasts(dof=NORMAL)
     few = right.where(slice(0, 99))
-    as_it_was = {side: [[1.0, 1.0]] * 2 for side in ("long", "short")}
-    assert tail_factors(few)["1"] == as_it_was
+    normal = [[2.326348, 2.665214], [1.644854, 2.062713]]
+    as_it_was = dict.fromkeys(("long", "short"), normal)
+    assert standardized_tails(few)["1"] == as_it_was
     # Bars that share their future are one loss, however many there are.
-    far = tail_factors(forecasts(horizon=len(right) // 99))
+    far = standardized_tails(forecasts(horizon=len(right) // 99, dof=NORMAL))
     assert list(far.values()) == [as_it_was]
 
 
