@@ -250,14 +250,6 @@ def test_what_is_given_twice_or_in_the_wrong_place_is_said(
     sentences = {
         ("replay", "--data", "a.db#last", *depth, "--db", "b.db"): "leave --depth out",
         (*REPLAY, *depth, *depth, "--db", "b.db"): "--depth names two files of linear:BTCUSDT",
-        (
-            "replay",
-            "btc.depth",
-            "--symbol",
-            "BTCUSDT",
-            "--db",
-            "b.db",
-        ): "give it by --depth or --events beside",
         (*REPLAY, *depth, "--from", "2025-01-01T00:50:00Z", "--db", "b.db"): "No bar opens from",
         (*REPLAY, "--db", "b.db"): "by_books:Mine reads order books, and market.depth is 0",
     }
