@@ -17,36 +17,17 @@ import struct
 import subprocess
 import sys
 import threading
-from abc import ABC, abstractmethod
-from collections.abc import (
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Coroutine,
-    Iterator,
-    Mapping,
-    Sequence,
-)
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import IO, BinaryIO, ClassVar, Final, NamedTuple, NoReturn, Self, TypeVar
+from typing import IO, BinaryIO, Final, NamedTuple, NoReturn, Self, TypeVar
 
 import msgspec
 
-from tracepaper.daemon.clock import Clock
-from tracepaper.strategies.types.decisions import Step
-from tracepaper.strategies.types.market import Bar
-
-PAUSE_S: Final = (1.0, 300.0)
-"""The first and the longest pause after a fault; each fault doubles the pause."""
-HEALTHY_S: Final = 60.0
-"""A fault after this many seconds of work is followed by the first pause again."""
-START_S: Final = 30.0
-"""Wall seconds within which a process has to answer its opening message."""
 END_S: Final = 2.0
 """Wall seconds to wait for the end of a killed process; an orderly stop has seven in total."""
-MESSAGE_BYTES: Final = 1 << 20
-"""Most bytes of a message; the messages of our processes have a few hundred."""
+MESSAGE_BYTES: Final = 512 << 20
+"""Most bytes of a message. The length that any four letters would announce is more."""
 TAIL_BYTES: Final = 4_096
 POLL_S: Final = 0.01
 
@@ -72,9 +53,9 @@ class TimeLimits(NamedTuple):
 class ChildProcess:
     """A process that runs *command*; it is started when needed, and again after it has ended.
 
-    *name* stands for it in error messages. *opening* is sent to each new process, which answers
-    with any message when it is ready. *errors* receives its standard error, whose tail is kept in
-    memory by default. *environment* extends the daemon's. *most_bytes* limits an answer.
+    *name* stands for it in error messages. *opening* is the first message to each new process.
+    *errors* receives its standard error, whose tail is kept in memory by default. *environment*
+    extends the daemon's.
     """
 
     def __init__(
@@ -84,14 +65,12 @@ class ChildProcess:
         limits: TimeLimits,
         *,
         opening: object = None,
-        errors: int | BinaryIO = subprocess.PIPE,
+        errors: BinaryIO | None = None,
         environment: Mapping[str, str] | None = None,
-        most_bytes: int = MESSAGE_BYTES,
     ) -> None:
-        self._most_bytes = most_bytes
         self._name, self._command, self._limits = name, tuple(command), limits
         self._opening, self._errors = opening, errors
-        self._environment = {**os.environ, **(environment or {}), "PYTHONPATH": import_path()}
+        self._environment = environment_of(environment or {})
         self.fault = ""  # why the last process did not end in order when it was stopped
         self._process: subprocess.Popen[bytes] | None = None
         self._transports: list[asyncio.ReadTransport] = []
@@ -134,7 +113,9 @@ class ChildProcess:
             try:
                 if self._process is None or self._process.poll() is not None:
                     await self.stop()
-                    await self._begin()
+                    await self._spawn()
+                    if self._opening is not None:
+                        self.write(self._opening)
                 async with asyncio.timeout(self._limits.answer_s):
                     yield
             except TimeoutError:
@@ -150,11 +131,11 @@ class ChildProcess:
         if (process := self._process) is None:  # it was stopped
             raise EOFError
         assert process.stdin is not None
-        frame, written = frame_of(message), 0
+        frame = frame_of(message)
         try:
             written = os.write(process.stdin.fileno(), frame)
         except BlockingIOError:
-            pass
+            written = 0
         except OSError:  # the process has closed its end
             raise EOFError from None
         if written < len(frame):
@@ -164,21 +145,11 @@ class ChildProcess:
         """Return the next message within an ``exchange``, decoded as *kind*."""
         (size,) = LENGTH.unpack(await self._reader.readexactly(LENGTH.size))
         with contextlib.suppress(msgspec.MsgspecError):
-            if size <= self._most_bytes:
+            if size <= MESSAGE_BYTES:
                 return msgspec.msgpack.decode(await self._reader.readexactly(size), type=kind)
         raise ChildFailed(f"the answer of the {self._name} process is no result")
 
     # ------------------------------------------------------------ start and end
-
-    async def _begin(self) -> None:
-        await self._spawn()
-        if self._opening is not None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(START_S):
-                    self.write(self._opening)
-                    await self.read(object)
-                    return
-            raise ChildFailed(f"the {self._name} process was not ready within {START_S:g} s")
 
     async def _spawn(self) -> None:
         try:
@@ -188,7 +159,7 @@ class ChildProcess:
                 bufsize=0,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=self._errors,
+                stderr=subprocess.PIPE if self._errors is None else self._errors,
                 env=self._environment,
                 start_new_session=True,
             )
@@ -221,11 +192,10 @@ class ChildProcess:
         if code < 0:
             name = signal.Signals(-code).name
             return f"the {self._name} process was ended by {name}; the machine may lack memory"
-        if process.stderr is not None:
-            self._tail.read_rest(process.stderr)
-        elif not isinstance(self._errors, int):
+        if self._errors is not None:
             self._errors.seek(max(self._errors.seek(0, os.SEEK_END) - TAIL_BYTES, 0))
-            self._tail.read_rest(self._errors)
+        if (errors := self._errors or process.stderr) is not None:
+            self._tail.read_rest(errors)
         lines = self._tail.bytes.decode(errors="replace").split("\n")
         last = next(filter(None, map(str.strip, reversed(lines))), "it said nothing").rstrip(".")
         return f"the {self._name} ended with {code}: {last}"
@@ -301,104 +271,10 @@ async def _kill(process: subprocess.Popen[bytes]) -> None:
     await _wait_for_end(process, END_S)
 
 
-def import_path() -> str:
-    """Return the import path of this process as a value of ``PYTHONPATH``."""
-    return os.pathsep.join(folder for folder in sys.path if folder)
-
-
-# ---------------------------------------------------------------- work in the background
-
-
-async def repeat(
-    work: Callable[[], Awaitable[None]],
-    clock: Clock,
-    failed: Callable[[Exception, float], None],
-) -> None:
-    """Do *work* again and again; after an error call *failed* with it and the coming pause."""
-    first_s, longest_s = PAUSE_S
-    pause_s = first_s
-    while True:
-        started_s = clock.network_s()
-        try:
-            await work()
-        except Exception as error:  # noqa: BLE001 - an error in work beside a run never ends it
-            if clock.network_s() - started_s >= HEALTHY_S:
-                pause_s = first_s
-            failed(error, pause_s)
-            await clock.sleep(pause_s)
-            pause_s = min(2 * pause_s, longest_s)
-        else:
-            pause_s = first_s
-
-
-@asynccontextmanager
-async def background_task(
-    work: Coroutine[None, None, None], name: str, failed: Callable[[], object]
-) -> AsyncIterator[None]:
-    """Do *work* as a task while the block runs; call *failed* if an error ends it.
-
-    That error is raised when the block ends; *failed* may have cancelled the block.
-    """
-
-    def ended(task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and task.exception() is not None:
-            failed()
-
-    task = asyncio.create_task(work, name=name)
-    task.add_done_callback(ended)
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
-        if not task.cancelled() and (error := task.exception()) is not None:
-            raise error
-
-
-class Companion(ABC):
-    """Work beside a run, done while the block of ``in_background`` runs.
-
-    ``key`` is the key of its ``status`` in the daemon's status; empty if it has none.
-    """
-
-    key: ClassVar[str] = ""
-
-    def status(self) -> Mapping[str, object]:
-        """Return the state of the work as plain values."""
-        return {}
-
-    def observe(self, step: Step) -> None:  # noqa: B027 - most companions need no steps
-        """Take in *step*, which was just stored."""
-
-    @abstractmethod
-    async def _work(self) -> None: ...
-
-    def in_background(self, failed: Callable[[], object]) -> AbstractAsyncContextManager[None]:
-        """Work while the block runs; call *failed* if an error ends the work."""
-        return background_task(self._work(), type(self).__name__, failed)
-
-
-class ScheduledJob(Companion):
-    """Runs a job each time a stored bar reaches ``due_ms``, market time; one job at a time."""
-
-    due_ms: int
-
-    def __init__(self) -> None:
-        self._is_due = asyncio.Event()
-
-    def observe(self, step: Step) -> None:
-        """Start the job once the stored bar closed at ``due_ms`` or later."""
-        if isinstance(step.event, Bar) and step.accepted and step.event.market_ms >= self.due_ms:
-            self._is_due.set()
-
-    @abstractmethod
-    async def _run_job(self) -> None: ...
-
-    async def _work(self) -> None:
-        while True:
-            await self._is_due.wait()
-            await self._run_job()
-            self._is_due.clear()  # only now: meanwhile bars were compared with the old due_ms
+def environment_of(extra: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a child: that of this process, its import path, and *extra*."""
+    path = os.pathsep.join(folder for folder in sys.path if folder)
+    return {**os.environ, "PYTHONPATH": path, **extra}
 
 
 # ---------------------------------------------------------------- in the process

@@ -40,8 +40,9 @@ from tracepaper.daemon.http.server import (
     MountedPage,
 )
 from tracepaper.daemon.log import Logger
+from tracepaper.daemon.session.background import Companion
 from tracepaper.daemon.session.build import margin_rules, needs_forecaster, resolved
-from tracepaper.daemon.session.child import ChildProcess, Companion, StartProcess
+from tracepaper.daemon.session.child import ChildProcess, StartProcess
 from tracepaper.daemon.session.combinations import reject_combination, traits_of
 from tracepaper.daemon.session.covariates import CovariateReader, covariate_reader
 from tracepaper.daemon.session.loop import Worker, WorkerPredictor, drive, no_forecast, nothing_new

@@ -21,7 +21,7 @@ from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.notify import NotifySection
 from tracepaper.daemon.config.secrets import is_reference, read_secret, without
 from tracepaper.daemon.log import Logger
-from tracepaper.daemon.session.child import Companion, repeat
+from tracepaper.daemon.session.background import Companion, repeat
 from tracepaper.daemon.session.notices import TEXT_MOST, Notice, Notices
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.extras import require

@@ -18,10 +18,10 @@ import msgspec
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.sections import ParitySection
 from tracepaper.daemon.log import Logger
+from tracepaper.daemon.session.background import ScheduledJob
 from tracepaper.daemon.session.child import (
     ChildFailed,
     ChildProcess,
-    ScheduledJob,
     StartProcess,
     TimeLimits,
 )

@@ -18,13 +18,11 @@ from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.feed.book_follower import LEVELS
 from tracepaper.daemon.log import Logger
+from tracepaper.daemon.session.background import HEALTHY_S, Companion, repeat
 from tracepaper.daemon.session.child import (
-    HEALTHY_S,
     ChildProcess,
-    Companion,
     StartProcess,
     TimeLimits,
-    repeat,
 )
 from tracepaper.storage.database.remedies import refusal
 from tracepaper.storage.fleet.server import ShipProgress

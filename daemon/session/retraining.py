@@ -22,11 +22,11 @@ from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.loading import Config, render
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.log import Logger
+from tracepaper.daemon.session.background import ScheduledJob
 from tracepaper.daemon.session.build import terms_for
 from tracepaper.daemon.session.child import (
     ChildFailed,
     ChildProcess,
-    ScheduledJob,
     StartProcess,
     TimeLimits,
 )

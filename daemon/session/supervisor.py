@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.log import Logger
-from tracepaper.daemon.session.child import background_task
+from tracepaper.daemon.session.background import background_task
 from tracepaper.daemon.session.shutdown import signals_call
 
 MICROSECONDS: Final = 1_000_000

@@ -17,7 +17,7 @@ from tracepaper.daemon.config.market import UniverseRule
 from tracepaper.daemon.config.values import SYMBOLS_MAX, plain, symbol_name
 from tracepaper.daemon.feed.client import MarketDataClient, TradedSymbol
 from tracepaper.daemon.log import Logger
-from tracepaper.daemon.session.child import ScheduledJob
+from tracepaper.daemon.session.background import ScheduledJob
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import Step

@@ -1,9 +1,9 @@
-"""Fresh processes in which ``lookahead`` and ``verify`` derive steps.
+"""Fresh processes in which ``lookahead`` and ``recursive`` derive runs, and a sweep its trials.
 
 Their memory holds nothing of an earlier run and no later bar: a server is started by ``exec``, so
-it shares no memory with this process, and forks a child for each job. The
-server of ``multiprocessing`` exists once per process, has one hash seed, and runs the caller's
-script again in each child.
+it shares no memory with this process, and forks a child for each job. The server of
+``multiprocessing`` exists once per process, has one hash seed, and runs the caller's script again
+in each child.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any, Concatenate, Final, ParamSpec, Self
+from typing import Any, Concatenate, ParamSpec, Self
 
 import numpy as np
 
 from tracepaper.daemon.bybit.instruments import recorded_instruments
+from tracepaper.daemon.session.child import end_with_parent, environment_of
 from tracepaper.daemon.session.run_row import code_version, libraries
 from tracepaper.storage.database.writer import in_memory
 from tracepaper.strategies.errors import StrategyFailed, TracepaperError
@@ -30,38 +31,34 @@ P = ParamSpec("P")
 Job = Callable[Concatenate[Connection, P], None]
 """A function of a module: its first argument is the child's end of the connection."""
 
-_SERVE: Final = "from tracepaper.replay.checks.isolation import serve; serve({}, {!r})"
-
 
 class Overdue(Exception):
-    """A child did not answer in time."""
+    """A child did not answer in time, and was killed."""
 
 
 class FreshProcesses:
     """The server; ``with fresh.child(job, …) as child`` runs *job* in a new process of its own.
 
     *preload* are slow modules that jobs need, imported before any child is forked. All children
-    hash texts alike: by *hash_seed*, or by a random seed.
+    hash texts alike: by *hash_seed*, or by a random seed. The server and its children end with this
+    process, however it ends.
     """
 
     def __init__(self, *preload: str, hash_seed: int | None = None) -> None:
         self._preload, self._hash_seed = preload, hash_seed
         self._others: dict[int, FreshProcesses] = {}
-        self._folder, self._environment = os.getcwd(), dict(os.environ)  # noqa: PTH109 - as text
 
     def __enter__(self) -> Self:
         """Start the server."""
-        self._requests, theirs = socket.socketpair()
         seeded = {} if self._hash_seed is None else {"PYTHONHASHSEED": str(self._hash_seed)}
+        self._requests, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603 - fixed command
-                [sys.executable, "-c", _SERVE.format(theirs.fileno(), self._preload)],
-                pass_fds=[theirs.fileno()],
-                cwd=self._folder,
-                env={**self._environment, **seeded},
-                stdin=subprocess.DEVNULL,
+                [sys.executable, "-m", "tracepaper.replay.checks.isolation", *self._preload],
+                stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
-                process_group=0,  # so that hanging children end with it
+                env=environment_of(seeded),
+                start_new_session=True,
             )
         return self
 
@@ -70,15 +67,13 @@ class FreshProcesses:
         for other in self._others.values():
             other.__exit__()
         self._requests.close()
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        os.killpg(self._process.pid, signal.SIGKILL)  # it is not waited for yet, so it exists
         self._process.wait()
 
     def under(self, hash_seed: int) -> FreshProcesses:
         """Return a server whose children hash texts by *hash_seed*; it ends with this one."""
         if hash_seed not in self._others:
             other = FreshProcesses(*self._preload, hash_seed=hash_seed)
-            other._folder, other._environment = self._folder, self._environment
             self._others[hash_seed] = other.__enter__()
         return self._others[hash_seed]
 
@@ -97,6 +92,7 @@ class Child:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._pid: int | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -112,11 +108,13 @@ class Child:
     def receive(self, within_s: float | None = None) -> Any:  # noqa: ANN401 - whatever the job sends
         """Receive the child's next answer; raise its error, or ``StrategyFailed`` if it died.
 
-        Raises ``Overdue`` where nothing comes *within_s* seconds.
+        Where nothing comes *within_s* seconds, kills the child and raises ``Overdue``.
         """
-        if within_s is not None and not self._connection.poll(within_s):
-            raise Overdue
         try:
+            self._pid = self._pid or self._connection.recv()
+            if within_s is not None and not self._connection.poll(within_s):
+                os.kill(self._pid, signal.SIGKILL)
+                raise Overdue
             value = self._connection.recv()
         except (EOFError, ConnectionResetError) as error:
             raise StrategyFailed(
@@ -127,8 +125,9 @@ class Child:
         return value
 
 
-def serve(descriptor: int, preload: tuple[str, ...]) -> None:
+def serve(preload: list[str]) -> None:
     """Fork a child for every socket that arrives, until the parent closes its end."""
+    end_with_parent(signal.SIGKILL)
     __import__("tracepaper.replay.checks.decisions")
     for name in preload:
         with contextlib.suppress(ImportError):  # optional
@@ -137,8 +136,7 @@ def serve(descriptor: int, preload: tuple[str, ...]) -> None:
         kept()  # cached, so that no child reads it again
     in_memory().close()  # also caches the views of a record
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with the parent's socket
-    with socket.socket(fileno=descriptor) as requests:
+    with socket.socket(fileno=os.dup(0)) as requests:
         while True:
             _, handed, _, _ = socket.recv_fds(requests, 1, 1)
             if not handed:
@@ -152,14 +150,20 @@ def serve(descriptor: int, preload: tuple[str, ...]) -> None:
 
 def _work(connection: Connection) -> None:
     """Do one job; send a ``TracepaperError`` as its answer."""
+    end_with_parent(signal.SIGKILL)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # a class may read its input, but no request
     random.seed()  # no two children may draw the same numbers
     np.random.seed()  # noqa: NPY002 - what users draw from
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        connection.send(os.getpid())
         path, job, given, named = connection.recv()
         sys.path[:] = path
         try:
             job(connection, *given, **named)
         except TracepaperError as error:
             connection.send(error)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1:])

@@ -16,11 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 
 from tracepaper.daemon.log import Logger
-from tracepaper.daemon.session.child import (
-    ChildFailed,
-    ChildProcess,
-    TimeLimits,
-)
+from tracepaper.daemon.session.child import ChildFailed, ChildProcess, TimeLimits
 from tracepaper.replay.page.answers import Error
 
 if TYPE_CHECKING:
@@ -35,10 +31,6 @@ HEAVY: Final = re.compile(r"/runs/[^/]+/(refusals|report|model|what-if|compare/[
 NICENESS: Final = 5
 QUICK_LIMIT_S: Final = 30.0
 HEAVY_LIMIT_S: Final = 3_600.0
-IDLE_S: Final = 600.0
-"""A child without a request for so long ends and releases its memory."""
-FRAME_MAX: Final = 512 << 20
-
 log = Logger("page")
 
 
@@ -52,11 +44,11 @@ class ReplyFrame(NamedTuple):
 
 
 class ReaderProcess:
-    """One child, started at the first request and again if it died or was stopped.
+    """One child, started at the first request and again if it died, was stopped or was idle.
 
     A heavy child may take long. Only one child *builds* roll-ups, since two would overwrite each
     other's. A child that *derives* decisions loads the libraries before the first request. Without
-    *stays*, the child ends after each answer of :meth:`ask`. *late* is the error after a timeout.
+    *stays*, the child ends after each answer of :meth:`ask`.
     """
 
     def __init__(
@@ -69,7 +61,6 @@ class ReaderProcess:
         derives: bool = False,
         stays: bool = True,
         fleet: FleetSource | None = None,
-        late: str = "The answer took too long; ask for less of the run.",
     ) -> None:
         opening = {
             "paths": [str(path) for path in paths],
@@ -79,13 +70,10 @@ class ReaderProcess:
             "fleet": None if fleet is None else (fleet.url, str(fleet.folder)),
         }
         command = (sys.executable, "-m", "tracepaper.replay.page.reader")
-        self._child = ChildProcess(
-            "page reader", command, TimeLimits(), opening=opening, most_bytes=FRAME_MAX
-        )
-        self._stays, self._late = stays, late
+        self._child = ChildProcess("page reader", command, TimeLimits(), opening=opening)
         self._limit_s = HEAVY_LIMIT_S if is_heavy else QUICK_LIMIT_S
+        self._stays = stays
         self._turn = asyncio.Lock()
-        self._idle: asyncio.Task[None] | None = None
         self._is_closed = False
 
     async def ask(self, request: dict[str, Any]) -> AsyncIterator[ReplyFrame]:
@@ -99,11 +87,10 @@ class ReaderProcess:
     async def prepare(self) -> None:
         """Start the child before the first request; that takes a second."""
         async with self._turn:
-            if self._is_closed:  # closed while this waited for its turn
-                return
-            with contextlib.suppress(ChildFailed):  # the first request reports it
-                async with self._child.exchange():
-                    self._wait_idle()
+            if not self._is_closed:  # it may be closed while this waits for its turn
+                with contextlib.suppress(ChildFailed):  # the first request reports it
+                    async with self._child.exchange():
+                        pass
 
     async def answer(self, request: dict[str, Any]) -> ReplyFrame:
         """Return the last frame of an answer.
@@ -125,7 +112,6 @@ class ReaderProcess:
     async def _frames(self, request: dict[str, Any]) -> AsyncGenerator[ReplyFrame]:
         """Yield the frames of one answer; the caller holds the turn."""
         deadline_s = asyncio.get_running_loop().time() + self._limit_s
-        self._forget_idle()
         if self._is_closed:  # closed while this request waited for its turn
             yield refused(503, "The server is stopping; start it again.")
             return
@@ -134,44 +120,24 @@ class ReaderProcess:
                 self._child.write(request)
                 while (frame := await self._frame(deadline_s)).kind == PROGRESS:
                     yield frame
+            for line in frame.trace.splitlines():
+                log.warning("page reader", line=line)
             yield frame
         except ChildFailed as error:
             sentence = str(error)
-            if not sentence.endswith("."):
-                sentence = f"{sentence[0].upper()}{sentence[1:]}; ask again."
-            yield refused(503, sentence)
-        finally:
-            self._wait_idle()
+            yield refused(503, f"{sentence[0].upper()}{sentence[1:]}; ask again.")
 
     async def _frame(self, deadline_s: float) -> ReplyFrame:
+        # A limit around the whole answer would strike the caller between two frames.
         try:
             async with asyncio.timeout_at(deadline_s):
-                frame = await self._child.read(ReplyFrame)
+                return await self._child.read(ReplyFrame)
         except TimeoutError:
-            raise ChildFailed(self._late) from None
-        for line in frame.trace.splitlines():
-            log.warning("page reader", line=line)
-        return frame
-
-    def _wait_idle(self) -> None:
-        """End the child if no request comes for long."""
-        self._forget_idle()
-        if not self._is_closed:
-            self._idle = asyncio.create_task(self._end_idle())
-
-    async def _end_idle(self) -> None:
-        await asyncio.sleep(IDLE_S)
-        await self._child.stop()
-
-    def _forget_idle(self) -> None:
-        if self._idle is not None:
-            self._idle.cancel()
-            self._idle = None
+            raise ChildFailed("the answer took too long") from None
 
     async def close(self) -> None:
         """End the child."""
         self._is_closed = True
-        self._forget_idle()
         await self._child.stop()
 
 

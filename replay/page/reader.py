@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sqlite3
 import sys
 import traceback
@@ -35,6 +36,9 @@ from tracepaper.replay.page.routes import Report, match
 from tracepaper.storage.database.connection import is_busy_error
 from tracepaper.strategies.errors import ConfigInvalid, TracepaperError
 
+IDLE_S: Final = 600
+"""A reader without a request for so long is ended by its alarm, which releases its memory."""
+
 
 def main() -> None:
     """Answer requests until the input ends."""
@@ -49,13 +53,15 @@ def main() -> None:
         builds=opening["builds"],
         fleet=None if fleet is None else FleetSource(fleet[0], Path(fleet[1])),
     )
-    out.write(frame_of("ready"))
     if opening["derives"]:
         from tracepaper.replay.page import derivations  # only this child needs the engine
 
         derivations.load_libraries(databases)
+    signal.alarm(IDLE_S)
     for request in messages:
+        signal.alarm(0)
         respond(databases, request, out)
+        signal.alarm(IDLE_S)
 
 
 def respond(databases: Databases, request: dict[str, Any], out: BinaryIO) -> None:

@@ -80,9 +80,8 @@ class Page:
         # A slow or absent fleet server must delay only requests for the fleet.
         self._of_fleet = self._pulling = self._quick
         if fleet is not None:
-            self._of_fleet = reader(is_heavy=False, late="The fleet's server does not answer.")
-            long = "The pull took too long; `tracepaper db pull` waits for longer."
-            self._pulling = reader(is_heavy=True, stays=False, late=long)
+            self._of_fleet = reader(is_heavy=False)
+            self._pulling = reader(is_heavy=True, stays=False)
         self._served, self._status = served, status
         self._woken: asyncio.Event | None = None  # set at the next step, once ``wake`` was called
         self._verified: dict[str, Any] = {}  # parity of the runs that readers verified, by run

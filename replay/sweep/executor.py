@@ -8,23 +8,18 @@ and docs/scale.md, R1 to R9.
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import os
 import pickle
-import re
 import signal
-import sys
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, Final, Generic, ParamSpec, Self, TypeVar
 
-from tracepaper.daemon.session.run_row import code_version, libraries
 from tracepaper.replay.checks.isolation import Child, FreshProcesses, Overdue
 from tracepaper.strategies.errors import (
     StrategyFailed,
@@ -37,8 +32,6 @@ R = TypeVar("R")
 W = TypeVar("W")
 
 ENDED: Final = "Its process ended; let the class raise instead of exiting, or give it less memory."
-GRACE_S: Final = 10.0
-"""Seconds past the limit after which a worker process kills itself if its parent has not."""
 
 
 class UnitFailed(StrategyFailed):
@@ -150,7 +143,7 @@ class Workers(Executor, ABC, Generic[W]):
         self.is_closed = False
         self.idle: list[W] = []
         self._threads = ThreadPoolExecutor(threads)
-        self._work: UnitWork | None = None
+        self.work: UnitWork | None = None
 
     @abstractmethod
     def open(self, work: UnitWork) -> None:
@@ -171,10 +164,10 @@ class Workers(Executor, ABC, Generic[W]):
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Start a unit; every unit must belong to the same work."""
         assert isinstance(fn, UnitWork)
-        if self._work is None:
+        if self.work is None:
+            self.work = fn
             self.open(fn)
-            self._work = fn
-        assert fn is self._work, "an executor serves a single work"
+        assert fn is self.work, "an executor serves a single work"
         return self._threads.submit(self.carry_out, *args, **kwargs)
 
     def carry_out(self, unit: object) -> Any:  # noqa: ANN401 - the type depends on the work
@@ -200,11 +193,10 @@ class Workers(Executor, ABC, Generic[W]):
         self._threads.shutdown(wait)
 
 
-class LocalProcesses(Workers[tuple[Child, int]]):
-    """*jobs* processes on this machine.
+class LocalProcesses(Workers[Child]):
+    """*jobs* processes on this machine, forked by a server that shares no memory with this process.
 
-    A fork server started by ``exec`` creates them, so they share no memory with this process. A
-    unit over its limit is killed with its process; a new process replaces it.
+    A unit over its limit is killed with its process; a new process replaces it.
     """
 
     def __init__(self, jobs: int | None = None, limit_s: float | None = None) -> None:
@@ -215,93 +207,38 @@ class LocalProcesses(Workers[tuple[Child, int]]):
     def open(self, work: UnitWork) -> None:
         """Start the fork server with the modules of ``work.preload``."""
         self._fresh = FreshProcesses(*work.preload).__enter__()
-        self._first_message = work, None if self.limit_s is None else self.limit_s + GRACE_S
 
-    def begin(self) -> tuple[Child, int]:
-        """Start a process; return our end of it, and its id."""
+    def begin(self) -> Child:
+        """Start a process for the work."""
         assert self._fresh is not None
-        child = self._fresh.child(serve)
-        pid = child.receive()
-        child.send(self._first_message)
-        return child, pid
+        assert self.work is not None
+        return self._fresh.child(serve, self.work)
 
-    def ask(self, worker: tuple[Child, int], unit: object) -> Any:  # noqa: ANN401 - the type depends on the work
+    def ask(self, worker: Child, unit: object) -> Any:  # noqa: ANN401 - the type depends on the work
         """Return the answer of a process."""
-        child, pid = worker
-        child.send(unit)
+        worker.send(unit)
         try:
-            return pickle.loads(child.receive(self.limit_s))  # noqa: S301 - our own process
+            return pickle.loads(worker.receive(self.limit_s))  # noqa: S301 - our own process
         except Overdue:
             reason = too_long(self.limit_s or 0.0)
         except StrategyFailed:
             reason = ENDED
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-        child.__exit__()
+        worker.__exit__()
         raise UnitFailed(reason)
 
     def close(self) -> None:
         """End the server, and every process with it."""
         if self._fresh is not None:
             self._fresh.__exit__()
-        for child, _ in self.idle:
+        for child in self.idle:
             child.__exit__()
 
 
-def serve(line: Connection) -> None:
+def serve(line: Connection, work: UnitWork) -> None:
     """Run the units that arrive until the connection is closed: the body of one process."""
-    line.send(os.getpid())
-    work: UnitWork
-    alarm_s: float | None
-    work, alarm_s = line.recv()
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     while True:
-        unit = line.recv()
-        # If the parent is gone, the alarm ends a unit that hangs.
-        signal.setitimer(signal.ITIMER_REAL, alarm_s or 0.0)
         # Plain pickle copies tensors; the connection would share their memory.
-        answer = pickle.dumps(work.answer(unit))
-        signal.setitimer(signal.ITIMER_REAL, 0.0)
-        line.send(answer)
-
-
-# ---------------------------------------------------------------- workers on other machines
-
-
-def surroundings() -> dict[str, Any]:
-    """Return the versions a worker must share, and the settings it copies from this process."""
-    shared = re.compile("TRACEPAPER_(?!NOTIFY)")
-    settings = {name: text for name, text in os.environ.items() if shared.match(name)}
-    return {
-        "equal": {
-            "tracepaper": code_version(),
-            "the libraries": libraries(),
-            "torch": importlib.metadata.version("torch"),
-        },
-        "environment": settings,
-        "folder": os.getcwd(),  # noqa: PTH109 - as text
-        "path": list(sys.path),
-    }
-
-
-def load_work(driver: Mapping[str, Any], content: Callable[[], bytes]) -> tuple[Any, str]:
-    """Return the work of *content*, loaded with the settings of *driver*, or None and why not."""
-    local = surroundings()
-    for name, wanted in driver["equal"].items():
-        if (has := local["equal"][name]) != wanted:
-            return None, f"{name} is {has} there and {wanted} here; install the same on every node."
-    for name in local["environment"]:
-        del os.environ[name]
-    os.environ.update(driver["environment"])
-    sys.path.extend(folder for folder in driver["path"] if folder not in sys.path)
-    if Path(driver["folder"]).is_dir():
-        os.chdir(driver["folder"])
-    try:
-        work: UnitWork = pickle.loads(content())  # noqa: S301 - sent by the driver
-        work.check()
-    except (ImportError, AttributeError, TracepaperError) as error:
-        return None, str(error)
-    return work, ""
+        line.send(pickle.dumps(work.answer(line.recv())))
 
 
 # ---------------------------------------------------------------- functions as units of work

@@ -6,25 +6,28 @@ The rules are docs/scale.md, R1 to R9.
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import os
 import pickle
+import re
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from tracepaper.daemon.session.run_row import code_version, libraries
 from tracepaper.replay.sweep.executor import (
     UnitFailed,
     UnitWork,
     Workers,
-    load_work,
-    surroundings,
     too_long,
 )
-from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.errors import ConfigInvalid, TracepaperError
 
 TRIES: Final = 3
 """Attempts for each unit, and for each start of a worker."""
@@ -35,6 +38,42 @@ PATIENCE_S: Final = 1.0
 _QUIET: Final[dict[str, Any]] = {"log_to_driver": False, "logging_level": "ERROR"}
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0"
 _THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+def surroundings() -> dict[str, Any]:
+    """Return the versions a worker must share, and the settings it copies from this process."""
+    shared = re.compile("TRACEPAPER_(?!NOTIFY)")
+    settings = {name: text for name, text in os.environ.items() if shared.match(name)}
+    return {
+        "equal": {
+            "tracepaper": code_version(),
+            "the libraries": libraries(),
+            "torch": importlib.metadata.version("torch"),
+        },
+        "environment": settings,
+        "folder": os.getcwd(),  # noqa: PTH109 - as text
+        "path": list(sys.path),
+    }
+
+
+def load_work(driver: Mapping[str, Any], content: Callable[[], bytes]) -> tuple[Any, str]:
+    """Return the work of *content*, loaded with the settings of *driver*, or None and why not."""
+    local = surroundings()
+    for name, wanted in driver["equal"].items():
+        if (has := local["equal"][name]) != wanted:
+            return None, f"{name} is {has} there and {wanted} here; install the same on every node."
+    for name in local["environment"]:
+        del os.environ[name]
+    os.environ.update(driver["environment"])
+    sys.path.extend(folder for folder in driver["path"] if folder not in sys.path)
+    if Path(driver["folder"]).is_dir():
+        os.chdir(driver["folder"])
+    try:
+        work: UnitWork = pickle.loads(content())  # noqa: S301 - sent by the driver
+        work.check()
+    except (ImportError, AttributeError, TracepaperError) as error:
+        return None, str(error)
+    return work, ""
 
 
 class RayWorker:

@@ -22,7 +22,7 @@ from structlog.testing import capture_logs
 from user_strategies import importable, source
 from waiting import deadline, deadline_s
 
-from tracepaper.daemon.session.child import Companion
+from tracepaper.daemon.session.background import Companion
 from tracepaper.daemon.session.supervisor import Notifier, Supervisor
 from tracepaper.strategies.errors import AuditUnwritable, StrategyFailed
 

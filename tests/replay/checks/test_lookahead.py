@@ -356,7 +356,6 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FreshProcesses]:
         patch.setenv("OWN_FUTURE", str(int(walk(160).close[80])))
         patch.chdir(folder)
         with FreshProcesses() as server:
-            patch.chdir(Path(__file__).parent)
             yield server
 
 

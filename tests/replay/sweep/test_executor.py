@@ -21,9 +21,8 @@ from tracepaper.replay.sweep.executor import (
     InThisProcess,
     LocalProcesses,
     Spread,
-    load_work,
-    surroundings,
 )
+from tracepaper.replay.sweep.on_ray import load_work, surroundings
 from tracepaper.replay.sweep.places import executor_on
 from tracepaper.replay.sweep.trial import Cell, Work, read_request
 from tracepaper.storage import checkpoints

@@ -28,18 +28,16 @@ from tracepaper import (
     DataInvalid,
     Signal,
     Strategy,
-    StrategyFailed,
     backtest,
     sweep,
 )
 from tracepaper.replay.backtest.run_spec import RunSpec
-from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.document.charts import HeatLayer, cells_of
 from tracepaper.replay.report import metrics
-from tracepaper.replay.sweep.executor import InThisProcess, LocalProcesses, serve
+from tracepaper.replay.sweep.executor import InThisProcess, LocalProcesses
 from tracepaper.replay.sweep.result import Sweep, heat_chart
 from tracepaper.replay.sweep.space import objective_text
-from tracepaper.replay.sweep.trial import Cell, overrides_of, read_request
+from tracepaper.replay.sweep.trial import overrides_of, read_request
 from tracepaper.storage.sweeps import SweepFile, TrialRegistry, Trials
 from tracepaper.strategies.units import DAY_MS
 
@@ -400,19 +398,6 @@ def test_the_options_of_a_configured_class_are_swept_by_either_name(candles: Pat
         assert overrides_of(work, {name: 0.5})["strategy"]["options"] == {"how": 0.5}
     # A point that names the strategy or its options wins.
     assert overrides_of(work, {"strategy.name": "trend"})["strategy"] == {"name": "trend"}
-
-
-def test_a_process_whose_sweep_was_killed_ends_by_itself(candles: Path, tmp_path: Path) -> None:
-    (tmp_path / "odd.py").write_text(ODD)
-    with importable(tmp_path), FreshProcesses() as fresh:
-        spec = RunSpec(candles=(str(candles),))
-        work = read_request(spec, {"how": ["blocks"]}, "return", strategy="odd:Odd").work
-        with fresh.child(serve) as child:
-            assert child.receive() > 0
-            child.send((work, 1.5))
-            child.send(Cell(0, "whole", 0, {"how": "blocks"}, None, None))
-            with pytest.raises(StrategyFailed):  # its end of the line is gone
-                child.receive()
 
 
 class TypedClass(Strategy):
