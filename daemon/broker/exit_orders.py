@@ -38,7 +38,7 @@ from tracepaper.strategies.types.market import Quote, Side
 
 def waits_after(role: OrderRole) -> str:
     """Return why an entry has to wait after an exit order of *role* closed the position."""
-    return f"closed by its {role.words}; it enters again after another signal"
+    return f"closed by its {role.label}; it enters again after another signal"
 
 
 NO_NEXT_PLAN: Final = Plan(0)
@@ -264,7 +264,7 @@ def act_if_due(line: Line, market_ms: int, bid: int, ask: int) -> None:
     if line.exits is not None:
         age_ms = market_ms - line.holding.opened_ms
         if not is_over and 0 < line.exits.time_limit_ms <= age_ms:
-            reason = line.exits.limit_words
+            reason = line.exits.limit_reason
         target = nearest((target, line.exits.roi_at(age_ms)), line.entry_price, plan.sign)
     if reason:
         place_protection(line, OrderRole.UNTIL, market_ms, reason)
@@ -277,7 +277,7 @@ def act_if_due(line: Line, market_ms: int, bid: int, ask: int) -> None:
 def _place_target(line: Line, plan: Plan, market: int, at_ms: int) -> None:
     if (level := plan.target) is not None:
         price = line.planner.to_tick(level.at(line.entry_price, plan.sign))
-        place_protection(line, OrderRole.TARGET, at_ms, level.words, price=price, market=market)
+        place_protection(line, OrderRole.TARGET, at_ms, level.reason, price=price, market=market)
 
 
 def _place(
@@ -294,7 +294,7 @@ def _place(
     unwanted = []
     closing = line.orders.protective(OrderRole.UNTIL)
     is_over = plan.until_ms is not None and at_ms >= plan.until_ms
-    limit = None if line.exits is None else line.exits.limit_words
+    limit = None if line.exits is None else line.exits.limit_reason
     if closing is not None and (is_over or closing.reason == limit):
         place_protection(line, OrderRole.UNTIL, at_ms, closing.reason)
     elif not is_over:
@@ -303,7 +303,7 @@ def _place(
         unwanted.append(OrderRole.STOP)
     else:
         stop = line.planner.to_tick(plan.stop.at(entry, -plan.sign))
-        place_protection(line, OrderRole.STOP, at_ms, plan.stop.words, trigger=stop)
+        place_protection(line, OrderRole.STOP, at_ms, plan.stop.reason, trigger=stop)
     if plan.target is None:
         unwanted.append(OrderRole.TARGET)
     _place_target(line, plan, market, at_ms)
@@ -318,7 +318,7 @@ def _place(
             tightest = max if plan.sign > 0 else min
             new = line.planner.to_tick(basis - plan.sign * distance)
             trigger = new if trigger is None else tightest(trigger, new)
-        place_protection(line, OrderRole.TRAILING, at_ms, plan.trailing.words, trigger=trigger)
+        place_protection(line, OrderRole.TRAILING, at_ms, plan.trailing.reason, trigger=trigger)
     if unwanted:
         cancel_protection(line, "the signal no longer asks for it", unwanted)
 

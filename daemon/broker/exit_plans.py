@@ -41,7 +41,7 @@ class Level(Struct, frozen=True, array_like=True):
     value: int  # a price or a distance in units of the price; or 10⁻¹⁰ of the entry price
     is_price: bool
     is_share: bool
-    words: str  # the order's reason
+    reason: str  # of its order
 
     def distance(self, entry: int) -> int:
         """Return the distance from the price *entry*, in units of the price."""
@@ -109,7 +109,7 @@ class ExitDistance(NamedTuple):
         return cls(name, unit, float(text.removesuffix(unit)), text)
 
     @property
-    def words(self) -> str:
+    def reason(self) -> str:
         """The reason of its orders: without the price, so that it is the same at every bar."""
         match self.unit:
             case "%":
@@ -170,7 +170,7 @@ class Exits(NamedTuple):
         return exits if any(exits) else None
 
     @property
-    def limit_words(self) -> str:
+    def limit_reason(self) -> str:
         """The reason of the order that closes at the time limit."""
         return f"{CONFIGURED}time_limit {interval_text(self.time_limit_ms)}"
 
@@ -213,9 +213,9 @@ def _roi_levels(table: Mapping[str, str]) -> Iterator[tuple[int, Level]]:
     for age, text in table.items():
         percent = text.removesuffix("%")
         age_ms = time_of(age) or 0
-        words = f"{CONFIGURED}minimal_roi {percent} %" + (f" after {age}" if age_ms else "")
+        reason = f"{CONFIGURED}minimal_roi {percent} %" + (f" after {age}" if age_ms else "")
         rate = round(float(percent) / 100 * RATE_SCALE)
-        yield age_ms, Level(rate, is_price=False, is_share=True, words=words)
+        yield age_ms, Level(rate, is_price=False, is_share=True, reason=reason)
 
 
 def nearest(levels: Iterable[Level | None], entry: int, direction: int) -> Level | None:
@@ -327,46 +327,46 @@ class Planner:
             return None
         if held is not None and held.plan is not None and held.plan.sign == sign:
             before: Level | None = getattr(held.plan, name)
-            if before is not None and before.words == distance.words:
+            if before is not None and before.reason == distance.reason:
                 return before
         if distance.unit == "%":
-            return self._level(name, Percent(distance.number), day_range, distance.words)
+            return self._level(name, Percent(distance.number), day_range, distance.reason)
         if distance.unit == "atr":
-            return self._level(name, Volatility(distance.number), day_range, distance.words)
+            return self._level(name, Volatility(distance.number), day_range, distance.reason)
         share = nan if expected is None else distance.share(sign, direction, expected)
         if not isfinite(share):
             return f"no forecast from which to place {distance.key}"
         share = _clamped(share, _SHARE_MOST)
         rate = round(share * RATE_SCALE)
-        return Level(rate, is_price=False, is_share=True, words=distance.words)
+        return Level(rate, is_price=False, is_share=True, reason=distance.reason)
 
     def _level(
-        self, name: str, distance: Distance | None, day_range: MeanRange, words: str = ""
+        self, name: str, distance: Distance | None, day_range: MeanRange, reason: str = ""
     ) -> Level | str | None:
         """Return the level at *distance*, or why there is none.
 
-        *words* is the reason of an order by [exits]; a level of the signal gets its own. A reason
+        *reason* is the reason of an order by [exits]; a level of the signal gets its own. A reason
         holds no price, since reports count orders by reason.
         """
         if distance is None:
             return None
-        label = words or {"trailing": "trailing stop"}.get(name, name)
+        label = reason or {"trailing": "trailing stop"}.get(name, name)
         number = _number(distance)
         mean = day_range.mean() if isinstance(distance, Volatility) and isfinite(number) else 0
         if not isfinite(number) or mean is None:
             return NO_VOLATILITY if mean is None else f"{label} is not a finite number"
         if isinstance(distance, Percent):
             rate = round(_clamped(number / 100, _SHARE_MOST) * RATE_SCALE)
-            words = words or f"{label} {number:g} %"
-            return Level(rate, is_price=False, is_share=True, words=words)
+            reason = reason or f"{label} {number:g} %"
+            return Level(rate, is_price=False, is_share=True, reason=reason)
         if isinstance(distance, Volatility):
-            words = words or f"{label} {number:g} x ATR(1d)"
+            reason = reason or f"{label} {number:g} x ATR(1d)"
             units = round(_clamped(number * mean, 2.0 * _PRICE_MOST))
-            return Level(units, is_price=False, is_share=False, words=words)
+            return Level(units, is_price=False, is_share=False, reason=reason)
         units = round(_clamped(number * 10**self._decimals, 2.0 * _PRICE_MOST))
         is_price = name != "trailing"
         units = self.to_tick(units) if is_price else units
-        return Level(units, is_price=is_price, is_share=False, words=label)
+        return Level(units, is_price=is_price, is_share=False, reason=label)
 
     def _refusal(self, level: Level, at: int, price: int, direction: int) -> str | None:
         """Return why *level*, at the price *at*, cannot protect with the close at *price*, or None.
@@ -375,9 +375,9 @@ class Planner:
         """
         if direction * (at - price) < self._tick:
             side = "above" if direction > 0 else "below"
-            return f"{level.words} is not {side} the close"
+            return f"{level.reason} is not {side} the close"
         if at < self._tick or at > _PRICE_MOST:
-            return f"{level.words} is not a valid price"
+            return f"{level.reason} is not a valid price"
         return None
 
     def to_tick(self, price: int) -> int:

@@ -451,8 +451,8 @@ def _is_changed(section: Section, key: str) -> bool:
 def _unread(where: str, key: str, section: Section) -> ConfigInvalid:
     by, readers = CHOSEN_BY["strategy" if isinstance(section, StrategySection) else "sizing"]
     return ConfigInvalid(
-        f"{where} {key} counts with {by} {', '.join(readers[key])} alone, and {by} is "
-        f"{getattr(section, by)}; change it, or take {key} out."
+        f"{where} {key} has an effect only if {by} is {' or '.join(readers[key])}; {by} is "
+        f"{getattr(section, by)}; change {by}, or remove {key}."
     )
 
 

@@ -392,8 +392,8 @@ def _range(metadata: Iterable[object]) -> str:
             for name in ("ge", "gt", "le", "lt"):
                 if (limit := getattr(part, name, None)) is not None:
                     bounds.setdefault(name, limit)
-    words = {"ge": "from {}", "gt": "above {}", "le": "to {}", "lt": "below {}"}
-    return " ".join(words[name].format(bounds[name]) for name in words if name in bounds)
+    phrases = {"ge": "from {}", "gt": "above {}", "le": "to {}", "lt": "below {}"}
+    return " ".join(phrases[name].format(bounds[name]) for name in phrases if name in bounds)
 
 
 class Section(BaseModel):
@@ -476,7 +476,7 @@ def _thresholds(section: str) -> type[Section]:
                 default = Decimal(key.default)
             fields[key.name] = (
                 form if key.default is not None else form | None,
-                Field(default, description=key.words, examples=[key.example]),
+                Field(default, description=key.description, examples=[key.example]),
             )
     return create_model(f"{section.title()}Thresholds", __base__=Section, **fields)
 
@@ -556,9 +556,9 @@ SizeBy = Literal[
 ]
 
 
-def _with_key(name: str, key: str, pattern: str, example: str, words: str) -> type[Section]:
+def _with_key(name: str, key: str, pattern: str, example: str, description: str) -> type[Section]:
     """Return a section base with a *key* that Python or pydantic reserves as a name."""
-    field = Field(None, pattern=pattern, examples=[example], description=words)
+    field = Field(None, pattern=pattern, examples=[example], description=description)
     fields: dict[str, Any] = {key: (str | None, field)}
     with warnings.catch_warnings():
         # The field hides a deprecated method of pydantic, which nothing calls.

@@ -1027,7 +1027,7 @@ class Engine:
             self.broker.expire(key, price.market_ms)
         for held in verdict.released:
             self._apply_price(held)
-        return self._finish(price, key, price_verdict=verdict.words)
+        return self._finish(price, key, price_verdict=verdict.reason)
 
     def _apply_price(self, price: Price | BookUpdate) -> None:
         """Match a quote or book, or mark and liquidate by a mark; a trade is only evidence."""
@@ -1048,13 +1048,13 @@ class Engine:
         key, prices = funding.instrument, self.accepted_prices[funding.instrument]
         if funding.market_ms <= prices.settled_ms:
             return self._finish(funding, key, accepted=False)
-        is_believed, words = prices.verdict_on_rate(funding)
+        is_believed, reason = prices.verdict_on_rate(funding)
         if not is_believed:
-            return self._finish(funding, key, accepted=False, price_verdict=words)
+            return self._finish(funding, key, accepted=False, price_verdict=reason)
         prices.settled_ms = funding.market_ms
         last = self.markets[key].last_bar
         self.broker.on_funding(funding, -1 if last is None else last.close_time_ms)
-        return self._finish(funding, key, price_verdict=words)
+        return self._finish(funding, key, price_verdict=reason)
 
     # ------------------------------------------------------------ commands and changes
 

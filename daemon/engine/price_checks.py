@@ -64,7 +64,7 @@ class PriceVerdict(NamedTuple):
     """Whether a price is believed and why, and the held prices that it confirms."""
 
     is_believed: bool
-    words: str | None = None  # None if nothing was in doubt
+    reason: str | None = None  # None if nothing was in doubt
     released: tuple[Quote | Mark, ...] = ()
 
 
@@ -196,16 +196,16 @@ class AcceptedPrices:
     def take(self, price: Price) -> PriceVerdict:
         """Judge *price* and remember it."""
         self._follow_bars()
-        is_believed, words = True, None
+        is_believed, reason = True, None
         if not isinstance(price, Trade):
-            is_believed, words = self._believes(price)
+            is_believed, reason = self._believes(price)
         self._remember(price, is_believed=is_believed)
         released = tuple(self._released(price))
         if released:
             other = "quote" if isinstance(released[0], Quote) else "mark"
             release = f"the {other} before it is believed on this one"
-            words = release if words is None else f"{words}; {release}"
-        return PriceVerdict(is_believed, words, released)
+            reason = release if reason is None else f"{reason}; {release}"
+        return PriceVerdict(is_believed, reason, released)
 
     def verdict_on_rate(self, funding: Funding) -> tuple[bool, str | None]:
         """Return whether the rate of a settlement is believed, and why; None for a usual rate."""
@@ -213,18 +213,18 @@ class AcceptedPrices:
         if abs(funding.rate) <= most:
             return True, None
         rate = _percent_of_rate(funding.rate)
-        words = f"a funding rate of {rate} is beyond {_percent_of_rate(most)}"
+        reason = f"a funding rate of {rate} is beyond {_percent_of_rate(most)}"
         mark = self._announced
         if mark is not None and abs(mark.market_ms - funding.market_ms) <= HOUR_MS:
             announced = mark.funding_rate
             assert announced is not None
             if abs(announced - funding.rate) <= most:
-                return True, f"believed on the ticker's {_percent_of_rate(announced)}: {words}"
-            words += f", and the ticker announced {_percent_of_rate(announced)}"
-        return False, f"not believed: {words}"
+                return True, f"believed on the ticker's {_percent_of_rate(announced)}: {reason}"
+            reason += f", and the ticker announced {_percent_of_rate(announced)}"
+        return False, f"not believed: {reason}"
 
     def doubt_of(self, books: Books) -> str | None:
-        """Return how many of *books* are not believed yet, in words; None if all are.
+        """Return how many of *books* are not believed yet; None if all are.
 
         Their bar, which arrives after them, decides.
         """
@@ -268,15 +268,15 @@ class AcceptedPrices:
         doubled = _doubled(price)
         if self._low <= doubled <= self._high or self._continues(price):
             return True, None
-        words = None
+        reason = None
         if self._jumps(doubled, price.market_ms):
             others = tuple(self._other_prices(price))
             agreeing = self._agreeing(price, others)
             if agreeing is None:
                 return False, f"not believed: {self._jump(price)}; {self._list(others)}"
-            words = f"believed on the {self._text(agreeing)}: {self._jump(price)}"
+            reason = f"believed on the {self._text(agreeing)}: {self._jump(price)}"
         self._set_reference(doubled, price.market_ms)
-        return True, words
+        return True, reason
 
     def _last_believed(self, price: Quote | Mark) -> Quote | Mark | None:
         """Return the last believed price of the same source, if it is not too old, or None."""

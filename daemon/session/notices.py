@@ -145,7 +145,7 @@ class Notices:
             quantity=unscaled(fill.quantity, item.quantity_decimals),
             price=unscaled(fill.price, item.price_decimals),
             fee=_money(fill.fee),
-            order="order" if role in _PLAIN_ROLES else role.words,
+            order="order" if role in _PLAIN_ROLES else role.label,
             reason=_shortened(fill.reason),
             profit=profit,
             position="?" if held is None else stored_position_text(item, held, orders),

@@ -272,7 +272,7 @@ def _mark_of(data: Message) -> str:
     return next((data[name] for name in TICKER_PRICES if data.get(name)), "1000000")
 
 
-def _dearer_ticker(data: Message) -> Message:
+def _ticker_with_other_prices(data: Message) -> Message:
     prices = {"markPrice": _mark_of(data)}
     prices |= {name: data[name] for name in TICKER_PRICES if data.get(name)}
     return {name: _moved(price, FALSE_MARK) for name, price in prices.items()}
@@ -564,7 +564,7 @@ FAULTS: Final[Mapping[str, FaultKind]] = {
             ),
             "ticker": Form(
                 "all prices of one ticker, also its mark, are 26 % too high",
-                _in_data(_dearer_ticker),
+                _in_data(_ticker_with_other_prices),
                 TICKERS,
             ),
             "rate": Form(

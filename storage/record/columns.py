@@ -70,7 +70,7 @@ class Column(Struct, frozen=True, kw_only=True):
     kind: str = INTEGER  # what SQLite stores
     doc: str = ""  # its documentation; empty if no view shows it
     scale: str = ""
-    words: type[StrEnum] | None = None  # the enumeration whose values it stores
+    enum: type[StrEnum] | None = None  # the enumeration whose values it stores
     null: bool = False
     is_key: bool = False
     refers: str = ""  # ``table.column`` of a foreign key, which SQLite checks
@@ -99,9 +99,9 @@ def _real(name: str, doc: str = "", *, null: bool = True) -> Column:
 
 
 def _text(
-    name: str, doc: str = "", words: type[StrEnum] | None = None, *, null: bool = False
+    name: str, doc: str = "", enum: type[StrEnum] | None = None, *, null: bool = False
 ) -> Column:
-    return Column(name=name, kind=TEXT, doc=doc, words=words, null=null)
+    return Column(name=name, kind=TEXT, doc=doc, enum=enum, null=null)
 
 
 def _text_or_default(name: str, doc: str, default: StrEnum) -> Column:
@@ -115,7 +115,7 @@ def _text_or_default(name: str, doc: str, default: StrEnum) -> Column:
         name=name,
         kind=TEXT,
         doc=doc,
-        words=type(default),
+        enum=type(default),
         null=True,
         read=read,
         sql=f"coalesce({{t}}.{name}, '{default.value}')",
@@ -228,7 +228,7 @@ _INSTRUMENTS = (
     _key("run_key", "runs.run_key"),
     _key("instrument"),  # index in the run
     Column(name="instrument_id", kind=TEXT, read=lambda instrument: instrument.id),
-    _text("category", words=Category),
+    _text("category", enum=Category),
     _text("symbol"),
     _text("base_coin"),
     _text("quote_coin"),

@@ -88,7 +88,7 @@ def _fields(table: str, record_type: type[Struct]) -> tuple[_Field, ...]:
     """Return the fields of *record_type* that are columns of *table*."""
     at = At(table)
     return tuple(
-        (column.name, getattr(at, column.name), bool if column.scale == FLAG else column.words)
+        (column.name, getattr(at, column.name), bool if column.scale == FLAG else column.enum)
         for column in TABLES[table]
         if column.name in record_type.__struct_fields__
     )

@@ -22,7 +22,7 @@ from tracepaper.strategies.types.market import Bar, Instrument
 
 Floats = npt.NDArray[np.float64]
 Times = npt.NDArray[np.int64]
-Shelf = Mapping[tuple[Bar, int], Any]
+ColumnCache = Mapping[tuple[Bar, int], Any]
 """Maps (bar, column number) to the column's last rows at that bar."""
 
 _DTYPES: Final = (*(np.dtype(np.float64),) * 5, np.dtype(np.int64))
@@ -44,7 +44,7 @@ class BarArrays:
 
     __slots__ = ("_bar", "_close", "_columns", "_high", "_low", "_open", "_time", "_volume")
 
-    def __init__(self, columns: Shelf, bar: Bar) -> None:
+    def __init__(self, columns: ColumnCache, bar: Bar) -> None:
         self._columns, self._bar = columns, bar
         self._open: Floats | None = None
         self._high: Floats | None = None
@@ -125,7 +125,7 @@ class BarColumns:
         self._all = (self._open, self._high, self._low, self._close, self._volume, self._time)
         self._newest: Bar | None = None
         self._history: BarArrays | None = None
-        self._shelf: Shelf = MappingProxyType(self)  # type: ignore[arg-type]
+        self._columns: ColumnCache = MappingProxyType(self)  # type: ignore[arg-type]
 
     def extend(self, bars: Iterable[Bar]) -> None:
         """Append *bars*, in order."""
@@ -149,7 +149,7 @@ class BarColumns:
             raise StrategyFailed(_LATE)
         history = self._history
         if history is None:
-            history = self._history = BarArrays(self._shelf, bar)
+            history = self._history = BarArrays(self._columns, bar)
         return history
 
     def __getitem__(self, key: tuple[Bar, int]) -> npt.NDArray[Any]:

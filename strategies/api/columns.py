@@ -101,7 +101,7 @@ class ColumnRecord:
         bars = [*self._past][-(past_in_block + self._lookback) :]
         self._at = len(bars) - 1
         bars += takewhile(is_in_block, self._coming)
-        values = self._compute(BarArrays(_Shelf(bars, *self._scales), bars[-1]))
+        values = self._compute(BarArrays(_ColumnCache(bars, *self._scales), bars[-1]))
         self._bars, self._values = bars, values
 
 
@@ -109,7 +109,7 @@ def _block_of(bar: Bar) -> int:
     return place_of(bar.open_time_ms, bar.interval_ms) // BLOCK_BARS
 
 
-class _Shelf(dict[tuple[Bar, int], Column]):
+class _ColumnCache(dict[tuple[Bar, int], Column]):
     """The columns of *bars*, created on first read."""
 
     def __init__(self, bars: Sequence[Bar], price_decimals: int, volume_decimals: int) -> None:

@@ -224,7 +224,7 @@ class ThresholdKey(Struct, frozen=True):
 
     name: str
     form: ThresholdForm
-    words: str = (
+    description: str = (
         ""  # the documentation of the key: one sentence, by default of the gate's docstring
     )
     default: str | None = None
@@ -298,9 +298,9 @@ class Gate(Struct, frozen=True, eq=False):
             raise InvariantBroken(f"Gate {name} is not a risk gate: give its key a default.")
         if not (MEASURES | HEAD_MEASURES).issuperset(self.needs):
             raise InvariantBroken(f"Gate {name} needs {sorted(self.needs)}: name only measures.")
-        meaning, _, words = (inspect.getdoc(measure) or "").partition("\n\n")
-        if isinstance(threshold, ThresholdKey) and not threshold.words:
-            threshold = replace(threshold, words=" ".join(words.split()))
+        meaning, _, description = (inspect.getdoc(measure) or "").partition("\n\n")
+        if isinstance(threshold, ThresholdKey) and not threshold.description:
+            threshold = replace(threshold, description=" ".join(description.split()))
         GATES[name] = replace(
             self,
             bound=replace(self.bound, threshold=threshold),

@@ -97,18 +97,18 @@ def _key(field: inspect.Field) -> Key:
         items_max = item.max_length or ITEMS_MAX
         item, _ = _unwrapped(item.item_type)
     low = high = None
-    words = ""
+    limits = ""
     if isinstance(item, inspect.IntType | inspect.FloatType):
         low = item.gt if item.ge is None else item.ge
         high = item.lt if item.le is None else item.le
-        words = _range(item, low, high)
+        limits = _range(item, low, high)
     return Key(
         field.name,
         _TYPES[type(item)],
         field.default,
         low,
         high,
-        words,
+        limits,
         items_max,
         str(about.get("description", "")),
         derived=bool(about.get("readOnly")),
@@ -160,11 +160,11 @@ class Rule(NamedTuple):
             raise ConfigInvalid(f"architecture.{sentence}.")
 
 
-def one_of(name: str, words: Collection[str]) -> Rule:
-    """Return the rule that a key is one of *words*."""
+def one_of(name: str, choices: Collection[str]) -> Rule:
+    """Return the rule that a key is one of *choices*."""
     return Rule(
-        lambda of: getattr(of, name) in words,
-        lambda of: f"{name} is {shown(getattr(of, name))}; choose one of {', '.join(words)}",
+        lambda of: getattr(of, name) in choices,
+        lambda of: f"{name} is {shown(getattr(of, name))}; choose one of {', '.join(choices)}",
     )
 
 

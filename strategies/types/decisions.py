@@ -337,7 +337,7 @@ class OrderRole(StrEnum):
     LIQUIDATION = "LIQUIDATION"
 
     @property
-    def words(self) -> str:
+    def label(self) -> str:
         """The role's name for use in a sentence."""
         names = {OrderRole.TRAILING: "trailing stop", OrderRole.UNTIL: "time limit"}
         return names.get(self, self.value.lower())

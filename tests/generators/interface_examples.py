@@ -50,14 +50,14 @@ def examples() -> dict[str, str]:
             (sequence,) = reader.connection.execute(
                 "SELECT max(sequence) FROM v_decisions WHERE mean_return IS NOT NULL"
             ).fetchone()
-        shelf = Databases([path])
+        databases = Databases([path])
         names = {
             **dict.fromkeys(("run", "left", "right"), run_id),
             "sequence": str(sequence),
             "view": "decisions",
         }
         routes = [route for route in ROUTES if not route.path.endswith(UNSHOWN)]
-        texts = {route.path: _example(shelf, route, names) for route in routes}
+        texts = {route.path: _example(databases, route, names) for route in routes}
         return {place: _lasting(text, folder, run_id) for place, text in texts.items()}
 
 
@@ -70,9 +70,9 @@ def _lasting(text: str, folder: str, run_id: str) -> str:
     return text
 
 
-def _example(shelf: Databases, route: ReadRoute, names: Mapping[str, str]) -> str:
+def _example(databases: Databases, route: ReadRoute, names: Mapping[str, str]) -> str:
     path, query = route.path.format(**names), QUERIES.get(route.path, {})
-    answer = msgspec.to_builtins(match(path, query).respond(shelf, lambda *_: None))
+    answer = msgspec.to_builtins(match(path, query).respond(databases, lambda *_: None))
     text = "&".join(f"{name}={value}" for name, value in query.items())
     lines = ",\n".join(f'  "{name}": {_shown(value)}' for name, value in answer.items())
     address = f"{PREFIX}{path}{'?' if text else ''}{text}"

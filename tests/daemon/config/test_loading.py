@@ -217,9 +217,11 @@ def test_what_cannot_be_used_is_refused_in_one_sentence(
 @pytest.mark.parametrize("text", ["fraction=0.5", "quantity=1", "basis=equity"])
 def test_a_size_of_another_mode_is_refused_and_not_ignored(text: str, tmp_path: Path) -> None:
     key, _, value = text.partition("=")
-    with pytest.raises(ConfigInvalid, match=rf"\[sizing\] {key} counts with mode .* is notional"):
+    with pytest.raises(
+        ConfigInvalid, match=rf"\[sizing\] {key} has an effect only if mode is .* is notional"
+    ):
         load(with_settings(None, [f"sizing.{text}"]))
-    with pytest.raises(ConfigInvalid, match=f"the command line: .sizing. {key} counts"):
+    with pytest.raises(ConfigInvalid, match=f"the command line: .sizing. {key} has an effect"):
         load(None, {"sizing": {key: value.replace("1", "2")}})
     # Keys of a file go with the mode of that file, of which a later source may choose another.
     file = tmp_path / "fixed.toml"
@@ -242,14 +244,16 @@ def test_a_key_of_another_strategy_is_refused_and_not_ignored(
     text: str, name: str, tmp_path: Path
 ) -> None:
     key = text.partition("=")[0]
-    fault = rf"strategy\] {key} counts with name .* alone, and name is {name}; change it"
+    fault = rf"strategy\] {key} has an effect only if name is .*; name is {name}; change name"
     named = f"strategy.name={name}"
     with pytest.raises(ConfigInvalid, match=rf"^--set: .{fault}"):
         load(with_settings(None, [named, f"strategy.{text}"]))
     # What a file says beside its own strategy is laid aside with that.
     file = written(tmp_path, example())
     assert load(with_settings(file, [named])).strategy.name == name
-    with pytest.raises(ConfigInvalid, match=r"strategies.a\] fast counts with name sma_cross"):
+    with pytest.raises(
+        ConfigInvalid, match=r"strategies.a\] fast has an effect only if name is sma_cross"
+    ):
         load(None, {"strategies": {each: {"share": "0.5", "fast": 3} for each in ("a", "b")}})
 
 

@@ -39,7 +39,7 @@ def test_the_runs_of_times_are_those_times_without_a_hole(places: set[int], most
     assert len(parts) == sum(-((first - until) // (7 * most)) for first, until in whole)
 
 
-class Shelf:
+class KeptBars:
     """Keeps bars by open time, and knows what it has."""
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ async def test_a_fetch_that_broke_off_goes_on_where_it_ended() -> None:
     served = candles([rows[i] for i in kept], times_ms=[FIRST_MS + i * MINUTE for i in kept])
     settings = ExchangeSettings(candles=(served,), manual=True, start=2_570)
     wanted = FIRST_MS + MINUTE * np.arange(2_500)
-    shelf = Shelf()
+    archive = KeptBars()
     async with (
         EmbeddedExchange(settings) as exchange,
         BreakingClient(
@@ -85,23 +85,23 @@ async def test_a_fetch_that_broke_off_goes_on_where_it_ended() -> None:
     ):
         instrument = await client.instrument(served.category, served.symbol)
         with pytest.raises(ConnectionError):
-            await fetch(client, instrument, MINUTE, wanted, keep=shelf.keep)
-        assert len(shelf.bars) == 980
+            await fetch(client, instrument, MINUTE, wanted, keep=archive.keep)
+        assert len(archive.bars) == 980
         client.pages_left = 3
         settled: list[int] = []
         bars, absent = await fetch(
             client,
             instrument,
             MINUTE,
-            shelf.lacking(wanted),
-            keep=shelf.keep,
+            archive.lacking(wanted),
+            keep=archive.keep,
             progress=settled.append,
         )
     assert (bars, absent.tolist()) == (1_500, wanted[700:720].tolist())
     assert settled == [20, 1_000, 500]
-    assert sorted(shelf.bars) == [FIRST_MS + i * MINUTE for i in kept if i < 2_500]
+    assert sorted(archive.bars) == [FIRST_MS + i * MINUTE for i in kept if i < 2_500]
     scale = 10 ** (instrument.price_decimals - served.price_decimals)
-    assert [shelf.bars[t].close for t in sorted(shelf.bars)] == [
+    assert [archive.bars[t].close for t in sorted(archive.bars)] == [
         value * scale for value in served.close[:2_480].tolist()
     ]
 

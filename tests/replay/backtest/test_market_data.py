@@ -1,4 +1,4 @@
-"""Laws of every source of data: what is later, moved, dearer, or something else."""
+"""Laws of every source of data: shifted, with prices times a factor, cut, or replaced."""
 
 from __future__ import annotations
 

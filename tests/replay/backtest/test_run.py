@@ -1,4 +1,4 @@
-"""The loop over known events: nothing is taken before what came earlier was dealt with."""
+"""The loop over known events: each is processed after all earlier ones."""
 
 from __future__ import annotations
 

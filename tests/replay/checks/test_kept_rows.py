@@ -59,7 +59,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "sizing": {"mode": "notional", "notional": "4000"},
     },
     "several": {"strategy": {}, "strategies": DRAWN},
-    "several, dealt out anew": {"strategy": {}, "strategies": {**TWO, "reset": "day"}},
+    "several, reset each day": {"strategy": {}, "strategies": {**TWO, "reset": "day"}},
     "several in hedge mode": {
         "strategy": {},
         "strategies": TWO,

@@ -580,8 +580,8 @@ def test_an_import_replaces_the_one_before_and_is_in_the_report(
         assert report[name] == answer[name]
     with closing(open_writer(crossing)):  # as a daemon of the run does
         assert "Shortfall by decision" in cli.out(*command, fills)
-    shelf = Databases([crossing])
-    account = documents.account(shelf.find(answer["run_id"]))
+    databases = Databases([crossing])
+    account = documents.account(databases.find(answer["run_id"]))
     *_, table = as_parts(account.parts)
     assert [row[0]["step"] for row in table["rows"]] == [
         row["sequence"] for row in stored(crossing)

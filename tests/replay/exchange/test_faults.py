@@ -65,18 +65,20 @@ def test_one_seed_gives_one_schedule() -> None:
 
 
 def test_the_schedule_draws_from_every_form_status_code_and_error_of_time() -> None:
-    dealt = [timed.fault for timed in islice(FaultPlan(every_s=1).scheduled(), 400 * len(FAULTS))]
+    scheduled = [
+        timed.fault for timed in islice(FaultPlan(every_s=1).scheduled(), 400 * len(FAULTS))
+    ]
     drawn = {
-        "status": {fault.status for fault in dealt if fault.kind == "http_status"},
-        "code": {fault.code for fault in dealt if fault.kind == "retcode"},
-        "error": {(fault.ms, fault.topic) for fault in dealt if fault.kind == "wrong_time"},
-        "form": {(fault.kind, fault.form) for fault in dealt},
+        "status": {fault.status for fault in scheduled if fault.kind == "http_status"},
+        "code": {fault.code for fault in scheduled if fault.kind == "retcode"},
+        "error": {(fault.ms, fault.topic) for fault in scheduled if fault.kind == "wrong_time"},
+        "form": {(fault.kind, fault.form) for fault in scheduled},
     }
     errors = {(error_ms, path) for error_ms in TIME_ERRORS_MS for path in ("", KLINE_PATH)}
     forms = {(name, form) for name, kind in FAULTS.items() for form in kind.forms}
     assert drawn == {"status": set(STATUSES), "code": set(RETCODES), "error": errors, "form": forms}
-    assert {fault.topic for fault in dealt if fault.form == "drop"} == {"", "kline."}
-    assert len({fault.topic for fault in dealt if fault.kind == "ahead"}) == 4
+    assert {fault.topic for fault in scheduled if fault.form == "drop"} == {"", "kline."}
+    assert len({fault.topic for fault in scheduled if fault.kind == "ahead"}) == 4
 
 
 def test_a_file_lists_faults_by_time(tmp_path: Path) -> None:
@@ -554,8 +556,10 @@ async def test_a_fault_that_is_declared_once_is_found_everywhere(
     assert await disturbed_frames("shout") == [plain[0].upper(), *plain[1:]]
     exchange_command(list_faults=True)
     assert "shout  " in capsys.readouterr().out
-    dealt = {timed.fault.kind for timed in islice(FaultPlan(every_s=1).scheduled(), len(FAULTS))}
-    assert "shout" in dealt
+    scheduled = {
+        timed.fault.kind for timed in islice(FaultPlan(every_s=1).scheduled(), len(FAULTS))
+    }
+    assert "shout" in scheduled
     (listed,) = FaultPlan(faults=(ListedFault("shout"),)).listed()
     assert listed.fault == Fault("shout")
     with pytest.raises(ConfigInvalid, match="shout"):

@@ -42,9 +42,9 @@ def test_absent_late_and_repaired_bars_are_three_things(
     with Reader.open(path) as reader:
         states = lasting_states(RunColumns(reader, reader.find("last")))
     assert [state.kind for state in states] == ([word] if sentence else [])
-    shelf = Databases([path])
-    (row,) = runs.runs(shelf).runs
-    banner = runs.run(shelf.find(row.run_id)).absent
+    databases = Databases([path])
+    (row,) = runs.runs(databases).runs
+    banner = runs.run(databases.find(row.run_id)).absent
     assert bool(banner) is (word == "absent")
     text = " ".join(cli.out("report", "--db", path).split())
     assert all(state.sentence in text for state in states)
