@@ -58,9 +58,6 @@ JsonOption = Annotated[
     typer.Option("--json", help="Print one JSON document on stdout and nothing else."),
 ]
 
-SymbolOption = Annotated[
-    str | None, typer.Option("--symbol", help="The symbol, if no file names it.")
-]
 ColumnsOption = Annotated[
     list[str] | None,
     typer.Option(

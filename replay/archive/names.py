@@ -98,26 +98,20 @@ def split_argument(argument: str | Path) -> tuple[str | None, Path]:
     """Return symbol and path of ``SYMBOL=PATH``; None and the path if there is no symbol.
 
     If a file of the whole name exists, it is the path, even with a ``=``. Else the text before the
-    first ``=`` is the symbol, if it looks like one or the rest is a file. Raises ``ConfigInvalid``
-    if neither holds.
+    first ``=`` is the symbol of the file after it. Raises ``ConfigInvalid`` if it is none, or the
+    file does not exist.
     """
     text = str(argument)
-    head, equals, tail = text.partition("=")
+    symbol, equals, path = text.partition("=")
     if not equals or Path(text).exists():
         return None, Path(text)
-    if not tail or not head:
-        missing = "symbol before" if not head else "file after"
-        raise ConfigInvalid(f"{text} names no {missing} the =: write SYMBOL=PATH.")
-    if SYMBOL.fullmatch(head) and ":" not in symbol_name(head):
-        if not Path(tail).exists():
-            raise ConfigInvalid(
-                f"Neither a file {text} exists, nor a file {tail} for {symbol_name(head)}: check "
-                "the path."
-            )
-        return symbol_name(head), Path(tail)
-    if Path(tail).exists():
-        raise ConfigInvalid(f"{head!r} before the = is no symbol: write it as BTCUSDT={tail}.")
-    return None, Path(text)
+    is_symbol = SYMBOL.fullmatch(symbol) and ":" not in symbol_name(symbol)
+    if not is_symbol or not path or not Path(path).exists():
+        raise ConfigInvalid(
+            f"Neither a file {text} exists, nor a file {path or 'after ='} for a symbol "
+            f"{symbol or 'before ='}: write SYMBOL=PATH, such as BTCUSDT=prices.csv."
+        )
+    return symbol_name(symbol), Path(path)
 
 
 def symbol_of(name: str) -> str | None:

@@ -93,7 +93,6 @@ def is_frame(value: object) -> bool:
 def read_candles(
     path: CandleInput,
     *,
-    symbol: str | None = None,
     category: Category | str | None = None,
     columns: Sequence[str] = (),
     sessions_for: SessionsFor | None = None,
@@ -101,7 +100,7 @@ def read_candles(
     """Return the exact candles of one file or frame, oldest first, each open time once.
 
     *path* may be ``SYMBOL=PATH``, a frame, or candles, which are returned. The symbol comes from
-    that, else from the file's name, its content, or *symbol*. The category comes from the argument,
+    that, else from the file's name or its content. The category comes from the argument,
     else from the path; the interval from the times; the format from the name. With *sessions_for*
     the candles are aligned to an exchange's sessions (``in_sessions``). *columns* choose a field's
     column (``close=Price``) or leave it out (``turnover=``). ``Candles.notes`` tell conversions,
@@ -115,12 +114,11 @@ def read_candles(
         if columns:
             raise ConfigInvalid(f"{path.path} is read already; leave columns out.")
         return path
-    given = symbol_name(symbol) if symbol else None
-    named = None
+    named = given = None
     if isinstance(path, NamedFrame) or is_frame(path):
         frame = path if isinstance(path, NamedFrame) else NamedFrame(None, path)
         table = table_of_frame(frame.frame)
-        given = symbol_name(frame.symbol) if frame.symbol else given
+        given = symbol_name(frame.symbol) if frame.symbol else None
         category = category or Category.LINEAR
     elif not isinstance(path, (str, Path)):
         raise ConfigInvalid(f"{shown(path)} is neither a path nor a frame; give candles as one.")
@@ -128,10 +126,6 @@ def read_candles(
         if category is not None and category not in tuple(Category):
             raise ConfigInvalid(f"The category is {category!r}; write linear, spot or stock.")
         named, file = split_argument(path)
-        if given and named and given != named:
-            raise ConfigInvalid(
-                f"--symbol is {given}, and {path} says {named}: leave one of them out."
-            )
         doubts.reject_contracts(file, is_named=named is not None)
         table = read_table(file)
     table, own_symbol = of_one_symbol(table, named, given)
@@ -200,11 +194,11 @@ def _own_symbols(table: Table) -> tuple[tuple[str, ...], str]:
     return (), ""
 
 
-def of_one_symbol(table: Table, named: str | None, given: str | None) -> tuple[Table, str]:
-    """Return the rows of one symbol, and it: *named* before the path, the file's own, or *given*.
+def of_one_symbol(table: Table, named: str | None, given: str | None = None) -> tuple[Table, str]:
+    """Return the rows of one symbol, and it: *named* before the path, or the table's own.
 
-    Raises ``ConfigInvalid`` if nothing names a symbol, if name and content differ, if *given*
-    differs from the file's own (only ``SYMBOL=PATH`` may rename it, which is noted), or if several
+    A frame has the symbol *given* with it. Raises ``ConfigInvalid`` if nothing names a symbol, if
+    name and content differ (only ``SYMBOL=PATH`` may rename it, which is noted), or if several
     symbols have rows and none of them is chosen.
     """
     path, (held, column) = table.path, _own_symbols(table)
@@ -227,7 +221,7 @@ def of_one_symbol(table: Table, named: str | None, given: str | None) -> tuple[T
         )
     own = by_name or (held[0] if held else None)
     if named:
-        note = f"what is {own}'s is named {named}, as SYMBOL=PATH says"
+        note = f"the file names {own}; it is read as {named} because of SYMBOL=PATH"
         return table.with_note(note) if own not in (None, named) else table, named
     if by_name and held and by_name != held[0]:
         raise ConfigInvalid(
@@ -235,11 +229,7 @@ def of_one_symbol(table: Table, named: str | None, given: str | None) -> tuple[T
             f"SYMBOL={path} to say which it is."
         )
     if given and own and given != own:
-        where = "by its name" if by_name else "by its content"
-        raise ConfigInvalid(
-            f"--symbol is {given}, and {path} holds {own} {where}: leave --symbol out, or write "
-            f"{given}={path} to call it so."
-        )
+        raise ConfigInvalid(f"{path} is given as {given}, and holds {own}: give it as {own}.")
     if (symbol := own or given) is None:
         if path == FRAME:
             raise SymbolUnknown(

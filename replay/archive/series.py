@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracepaper.daemon.bybit.instruments import recorded_instruments
-from tracepaper.daemon.config.values import symbol_name
 from tracepaper.replay.archive.candles import Candles, Span
 from tracepaper.replay.archive.columns import CellInvalidError, Decimals, IntArray, epoch_ms, parse
 from tracepaper.replay.archive.names import NAMES, TIME, coins_of, split_argument
@@ -265,16 +264,14 @@ def missing_settlements(rates: FundingRates, from_ms: int, until_ms: int) -> lis
     ]
 
 
-def read_funding(path: str | Path, *, symbol: str | None = None) -> FundingRates:
+def read_funding(path: str | Path) -> FundingRates:
     """Return the settlements in a file of times and funding rates, as fractions.
 
     Rates are rounded half-even to 10⁻¹⁰. Raises ``DataInvalid`` with file and line, and
     ``ConfigInvalid`` if no symbol is known.
     """
     named, file = split_argument(path)
-    table, own_symbol = of_one_symbol(
-        read_table(file), named, symbol_name(symbol) if symbol else None
-    )
+    table, own_symbol = of_one_symbol(read_table(file), named)
     times, rates = _columns(table)
     hours = _interval_hours(table)
     order = np.argsort(times, kind="stable")

@@ -96,9 +96,10 @@ def _read_candles(given: Sequence[CandleInput], reading: SourceReader) -> list[C
 
 def _candles(item: CandleInput, reading: SourceReader, sessions_for: SessionsFor | None) -> Candles:
     spec, is_share = reading.spec, reading.market.asset == STOCK
+    if isinstance(item, NamedFrame):
+        item = item._replace(symbol=item.symbol or reading.frame_symbol)
     return read_candles(
         item,
-        symbol=reading.frame_symbol if isinstance(item, NamedFrame) else spec.symbol,
         category=Category.STOCK if is_share else spec.category,
         columns=spec.columns,
         sessions_for=sessions_for,
@@ -134,12 +135,9 @@ def _frames_until(given: Sequence[Candles], cutoff: Cutoff) -> list[Candles]:
 
 
 def _read_funding(
-    given: Sequence[Path | FundingRates], reading: SourceReader
+    given: Sequence[Path | FundingRates], _reading: SourceReader
 ) -> list[FundingRates]:
-    return [
-        read_funding(item, symbol=reading.spec.symbol) if isinstance(item, Path) else item
-        for item in given
-    ]
+    return [read_funding(item) if isinstance(item, Path) else item for item in given]
 
 
 def _funding_sha256(rates: FundingRates) -> str:

@@ -22,7 +22,6 @@ from tracepaper.daemon.commands.options import (
     DepthOption,
     FromOption,
     SetOption,
-    SymbolOption,
     ToOption,
 )
 from tracepaper.strategies.errors import ConfigInvalid, shown
@@ -197,7 +196,6 @@ class MarketSpec:
         inputs_of,
         argument="data",
     )
-    symbol: str | None = option(SymbolOption, RUNS)
     category: str | None = option(
         _text("--category", None, "linear or spot, if the file name lacks it."),
         Consumer.REPLAY | Consumer.RESUME,

@@ -12,7 +12,6 @@ from tracepaper.daemon.commands.options import (
     ColumnsOption,
     CommandAnswer,
     ConfigOption,
-    SymbolOption,
     answers,
     tell,
 )
@@ -54,7 +53,6 @@ CalendarOption = Annotated[
 def check(
     paths: PathsArgument,
     *,
-    symbol: SymbolOption = None,
     category: CategoryOption = None,
     columns: ColumnsOption = None,
     calendar: CalendarOption = None,
@@ -76,7 +74,6 @@ def check(
             else:
                 candles = read_candles(
                     path,
-                    symbol=symbol,
                     category=category if calendar is None else Category.STOCK,
                     columns=columns or (),
                     sessions_for=sessions_for,

@@ -216,19 +216,17 @@ def test_months_of_shares_open_and_close_with_their_sessions(label: str, tmp_pat
         times = [month_start(month_of(at)) for at in opens]
     writes = stock_files.in_utc if label == "first day" else stock_files.date_alone
     path = stock_files.write(tmp_path / "ABC.csv", times, writes)
-    read = read_candles(
-        path, category=Category.STOCK, symbol="ABC", sessions_for=sessions_named("XNAS")
-    )
+    read = read_candles(f"ABC={path}", category=Category.STOCK, sessions_for=sessions_named("XNAS"))
     assert read.interval_ms == MONTH_MS
     assert read.open_time_ms.tolist() == opens
     assert read.missing == 0
     day = stock_files.opens("2019-01-01", "2021-12-31")
     last = {month_of(at): at for at in day}
     assert [at - last[month_of(at - 1)] < DAY_MS for at in read.closes_ms.tolist()] == [True] * 36
+    daily_path = stock_files.write(tmp_path / "DAY.csv", day, stock_files.date_alone)
     daily = read_candles(
-        stock_files.write(tmp_path / "DAY.csv", day, stock_files.date_alone),
-        category=Category.STOCK, symbol="ABC", sessions_for=sessions_named("XNAS"),
-    )  # fmt: skip
+        f"ABC={daily_path}", category=Category.STOCK, sessions_for=sessions_named("XNAS")
+    )
     assert quality(read).sessions == quality(daily).sessions == len(day)
     candles = daily.resampled(MONTH_MS)
     assert candles.open_time_ms.tolist() == opens

@@ -69,11 +69,10 @@ def test_what_would_be_ignored_is_refused_by_the_name_of_its_option() -> None:
 
 def test_a_spec_is_written_as_the_options_that_make_it() -> None:
     spec = RunSpec(
-        candles=("a.csv",), symbol="BTCUSDT", columns=("close=Price",), frames=("b.csv",),
+        candles=("a.csv",), columns=("close=Price",), frames=("b.csv",),
         funding=(Path("f.csv"), Path("g.csv")), start="2025-01-01",
     )  # fmt: skip
     assert list(flags_of(spec)) == [
-        ("--symbol", "BTCUSDT"),
         ("--columns", "close=Price"),
         ("--funding", "f.csv"),
         ("--funding", "g.csv"),
