@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tracepaper.replay.api import backtest as backtest
+    from tracepaper.replay.api import study as study
     from tracepaper.replay.document.pictures import write_matrix as write_matrix
     from tracepaper.replay.learned import evaluate as evaluate
     from tracepaper.replay.learned import train as train
@@ -62,6 +63,7 @@ _HOMES = {
     "open_run": "replay.run",
     "samples": "replay.samples",
     "sell": "strategies.api.context",
+    "study": "replay.api",
     "sweep": "replay.sweep.run",
     "train": "replay.learned",
     "write_matrix": "replay.document.pictures",
@@ -93,6 +95,7 @@ __all__ = [
     "open_run",
     "samples",
     "sell",
+    "study",
     "sweep",
     "train",
     "write_matrix",

@@ -24,6 +24,7 @@ _SWEEP_ID: Final = 0x74705357
 _ID_AT: Final = 68
 """The offset of the application id in an SQLite file."""
 _TRIALS_ID: Final = 0x7470544C
+_LOOKS_ID: Final = 0x74704C4B
 
 _SWEEP: Final = """
 CREATE TABLE sweep (id INTEGER PRIMARY KEY CHECK (id = 1), content TEXT NOT NULL) STRICT;
@@ -38,6 +39,14 @@ CREATE TABLE trials (
   data_sha256 TEXT NOT NULL, trial_sha256 TEXT NOT NULL, strategy TEXT NOT NULL,
   sharpe_day REAL, days REAL, at_ms INTEGER NOT NULL,
   PRIMARY KEY (data_sha256, trial_sha256)
+) STRICT;
+"""
+
+_LOOKS: Final = """
+CREATE TABLE looks (
+  data_sha256 TEXT NOT NULL, column_sha256 TEXT NOT NULL, horizon INTEGER NOT NULL,
+  p REAL NOT NULL, name TEXT NOT NULL, at_ms INTEGER NOT NULL,
+  PRIMARY KEY (data_sha256, column_sha256, horizon)
 ) STRICT;
 """
 
@@ -201,6 +210,47 @@ class TrialRegistry:
             (data_sha256,),
         ).fetchall()
         return Trials(len(rows), tuple(value for (value,) in rows if value is not None))
+
+    def __enter__(self) -> Self:
+        """Return the registry itself."""
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """Close it."""
+        self._db.close()
+
+
+class LookRegistry:
+    """Every look at a column, by data and horizon, so that no process forgets another's."""
+
+    def __init__(self) -> None:
+        self.path = registry_path().with_name("looks.db")
+        with _explaining_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._db = _open(self.path, _LOOKS_ID, "registry of looks", _LOOKS)
+
+    def count(
+        self,
+        data_sha256: str,
+        column_sha256: str,
+        p_values: Mapping[int, float],
+        *,
+        name: str,
+        at_ms: int,
+    ) -> dict[tuple[str, int], float]:
+        """Count the looks of one column, by horizon; return the p values of all at these data.
+
+        They are by the hash of the column and the horizon. A look that was counted counts once.
+        """
+        rows = [(data_sha256, column_sha256, bars, p, name, at_ms) for bars, p in p_values.items()]
+        with _explaining_errors(self.path):
+            self._db.executemany("INSERT OR IGNORE INTO looks VALUES (?, ?, ?, ?, ?, ?)", rows)
+            self._db.commit()
+            found = self._db.execute(
+                "SELECT column_sha256, horizon, p FROM looks WHERE data_sha256 = ? ORDER BY 1, 2",
+                (data_sha256,),
+            ).fetchall()
+        return {(column, bars): p for column, bars, p in found}
 
     def __enter__(self) -> Self:
         """Return the registry itself."""

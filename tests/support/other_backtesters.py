@@ -29,6 +29,7 @@ REQUIREMENTS = {
     "backtesting": ("backtesting==0.6.6",),
     "nautilus": ("nautilus_trader==1.221.0",),
     "hftbacktest": ("hftbacktest==2.4.4",),
+    "alphalens": ("alphalens-reloaded==0.5.1",),
 }
 CASH, FEE = "10000000", "0.00055"
 Task = dict[str, Any]

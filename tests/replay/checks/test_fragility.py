@@ -97,6 +97,7 @@ def run_fragility(run: Run[Any]) -> Fragility:
         return fragility(run.database, run.run_id)
 
 
+@pytest.mark.timeout(3_600)
 @pytest.mark.parametrize("seeds", [3, 100])
 def test_tossed_coins_are_gone_at_the_stated_rate(seeds: int, tmp_path: Path) -> None:
     """Without the runs again, which can only take more away."""
