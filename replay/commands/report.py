@@ -396,7 +396,7 @@ def explain(
         from tracepaper.replay.page.export import write_document_page
 
         write_page = partial(write_document_page, path=page)
-    request = ModelRequest(full or page is not None, typed, ComparedWith(other, compare))
+    request = ModelRequest(full, typed, ComparedWith(other, compare))
     explain_decision(
         decision, db, request, png=png, write_page=write_page, as_json=json,
         find_nearest=nearest_changes,

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,7 +26,7 @@ from tracepaper.replay.explain.decision import (
 )
 from tracepaper.replay.explain.decision_document import decision_title, read_decision, stored_parts
 from tracepaper.replay.explain.options import ModelRequest
-from tracepaper.replay.explain.picture import blocks_chart
+from tracepaper.replay.explain.picture import stored_chart
 from tracepaper.replay.explain.place import find_decision
 from tracepaper.replay.report.listed_orders import listed
 from tracepaper.strategies.errors import AttentionInvalid, CheckpointMismatch, DataInvalid
@@ -55,7 +55,7 @@ def explain_decision(
     """Explain *decision* (``RUN:WHERE``); print the stored part even if the *request* fails.
 
     *find_nearest* derives what would have traded; what a user's class prints meanwhile goes to
-    stderr. *write_page* writes a page, for which the model must be asked in full. Raises
+    stderr. *write_page* writes a page. Raises
     ``DataInvalid``, ``AttentionInvalid`` or ``CheckpointMismatch`` if a requested part cannot be
     computed.
     """
@@ -72,14 +72,15 @@ def explain_decision(
     recomputed: Sequence[ModelAnswer] = ()
     missing: DataInvalid | CheckpointMismatch | AttentionInvalid | None = None
     try:
-        recomputed = _recomputed(place, stored, request)
+        recomputed = _recomputed(place, stored, request, has_page=write_page is not None)
     except (DataInvalid, CheckpointMismatch, AttentionInvalid) as error:
         missing = error
+    printed = list(_parts(stored, titled, recomputed, nearest))
     if as_json:
         reason = None if missing is None else str(missing)
         print_json(document(stored, titled.title, recomputed, reason, nearest))
     else:
-        show(Terminal(), _parts(stored, titled, recomputed, nearest))
+        show(Terminal(), printed)
     if missing is not None:
         raise missing
     if png is not None:
@@ -87,13 +88,18 @@ def explain_decision(
     if write_page is not None:
         from tracepaper.replay.explain.recomputed import page_document
 
-        write_page(page_document(path, stored, titled, recomputed))
+        write_page(page_document(path, stored, titled, recomputed, printed))
 
 
 def _recomputed(
-    place: tuple[Path, str, int], stored: StoredDecision, request: ModelRequest
+    place: tuple[Path, str, int], stored: StoredDecision, request: ModelRequest, *, has_page: bool
 ) -> Sequence[ModelAnswer]:
-    """Return the answers of the model; without a *request*, those that a custom model reports."""
+    """Return the answers of the model; without a *request*, those that a custom model reports.
+
+    For a page the model of a forecast is asked in full.
+    """
+    if has_page and stored.has_forecast:
+        request = replace(request, full=True)
     is_custom = stored.has_forecast and json.loads(stored.run["config"])["model"].get("class")
     if not (request or is_custom):
         return ()
@@ -104,11 +110,12 @@ def _recomputed(
 
 def _draw(png: Path, path: Path, stored: StoredDecision, recomputed: Sequence[ModelAnswer]) -> None:
     """Write the picture of a decision of the database *path*: of single bars, if recomputed."""
-    chart = blocks_chart(path, stored)
+    chart = None
     if recomputed:
         from tracepaper.replay.explain.recomputed import recomputed_chart
 
-        chart = recomputed_chart(recomputed) or chart
+        chart = recomputed_chart(recomputed)
+    chart = chart or stored_chart(path, stored)
     write_picture(structs.replace(chart, title=decision_title(stored)), png)
     typer.echo(f"The picture is {png}.", err=True)
 

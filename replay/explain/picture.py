@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
-import numpy as np
 from msgspec import structs
 
 from tracepaper.replay.document.charts import (
     Chart,
     ChartPanel,
+    LineLayer,
     MarkLayer,
     close_panel,
     percent_axis,
@@ -21,41 +23,71 @@ from tracepaper.replay.document.charts import (
 from tracepaper.replay.explain.decision import StoredDecision
 from tracepaper.replay.explain.decision_document import ADDED, ATTENDED
 from tracepaper.storage.database.reader import Reader
-from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.decisions import BLOCK_BARS
+from tracepaper.strategies.units import count_of, percent
+
+if TYPE_CHECKING:
+    from tracepaper.replay.explain.recompute import FullAttribution
 
 
-def blocks_chart(database: Path, stored: StoredDecision) -> Chart:
-    """Draw the close, and below it the stored share of each block of bars.
+PRICE_BARS: Final = 240
+"""Bars before a decision without attribution that its chart shows."""
 
-    Raises ``DataInvalid`` if the decision has no attribution.
-    """
+
+def stored_chart(database: Path, stored: StoredDecision) -> Chart:
+    """Draw the close up to the decided bar, and below it the stored share of each block of bars."""
     if stored.no_attribution is not None:
-        raise DataInvalid(
-            f"{stored.no_attribution} There is no attribution to draw; choose another."
-        )
+        times, closes = _closes_before(database, stored, PRICE_BARS)
+        caption = f"The close of the last {count_of(len(times), 'bar')}. Times are UTC."
+        return Chart("", caption, [decided_panel(times, closes, 190)])
     rows = [row for row in stored.buckets if row["bucket"] != "older"]
     rows.sort(key=lambda row: row["from_open_time_ms"])
-    decision, run_id = stored.decision, stored.run["run_id"]
-    name, sequence = decision["instrument"], decision["sequence"]
-    with Reader.open(database) as reader:
-        (item,) = (each for each in reader.run(run_id).instruments if each.id == name)
-        bars = reader.bars(run_id, name, BLOCK_BARS * len(rows), until=sequence)
     starts = [row["from_open_time_ms"] for row in rows]
-    bars = [bar for bar in bars if bar.closed_ms > starts[0]]
-    times = [bar.closed_ms for bar in bars]
-    closes = np.array([bar.close for bar in bars]) / 10**item.price_decimals
+    times, closes = _closes_before(database, stored, BLOCK_BARS * len(rows))
+    first = bisect_right(times, starts[0])
     shares = rounded([100 * row["weight"] for row in rows])
     name_of_share, words = ("relevance", ADDED) if stored.is_relevance else ("attention", ATTENDED)
     line = step_line(name_of_share, starts, rows[-1]["until_open_time_ms"], shares)
     up = percent_axis(f"{name_of_share} in 64 bars, %")
-    panels = [decided_panel(times, closes.tolist(), 190), ChartPanel([line], time_axis(), up, 150)]
+    price = decided_panel(times[first:], closes[first:], 190)
     return Chart(
         "",
         f"Price and {'relevance' if stored.is_relevance else 'rollout'}: {words}.",
-        panels,
+        [price, ChartPanel([line], time_axis(), up, 150)],
         is_aligned=True,
     )
+
+
+def shares_chart(attribution: FullAttribution) -> Chart:
+    """Draw the close, and below it each past bar's share of attention."""
+    caption = (
+        "Each past bar's share of attention; the decided bar itself, not drawn, holds "
+        f"{percent(attribution.weights[-1], 1)}. Where attention flowed is not why. Times are UTC."
+    )
+    return Chart("", caption, shares_panels(attribution), is_aligned=True)
+
+
+def shares_panels(attribution: FullAttribution) -> list[ChartPanel]:
+    """Return panels of the close and of each past bar's share of attention."""
+    times = list(attribution.open_time_ms[:-1])
+    shares = rounded([100 * weight for weight in attribution.weights[:-1]])
+    line = LineLayer("attention", times, shares, width=1.0, is_filled=True)
+    return [
+        decided_panel(attribution.open_time_ms, attribution.close, 170),
+        ChartPanel([line], time_axis(), percent_axis("attention, %", 3), 150),
+    ]
+
+
+def _closes_before(
+    database: Path, stored: StoredDecision, count: int
+) -> tuple[list[int], list[float]]:
+    """Return times and prices of the last *count* closes up to the decided bar."""
+    decision, run_id = stored.decision, stored.run["run_id"]
+    name = decision["instrument"]
+    with Reader.open(database) as reader:
+        (item,) = (each for each in reader.run(run_id).instruments if each.id == name)
+        bars = reader.bars(run_id, name, count, until=decision["sequence"])
+    return [bar.closed_ms for bar in bars], [bar.close / 10**item.price_decimals for bar in bars]
 
 
 def decided_panel(times: Sequence[int], closes: Sequence[float], height: int) -> ChartPanel:

@@ -30,6 +30,7 @@ from tracepaper.replay.document.charts import (
 from tracepaper.replay.document.values import Paragraph, Part, TitledParts
 from tracepaper.replay.explain.attribution import (
     ComparisonSide,
+    ModelAttended,
     SideBySide,
     by_feature,
     by_model,
@@ -46,14 +47,18 @@ from tracepaper.replay.explain.auxiliary_heads import decided_map
 from tracepaper.replay.explain.decision import StoredDecision
 from tracepaper.replay.explain.decision_document import BASIS_POINTS, decision_title, stored_parts
 from tracepaper.replay.explain.options import ComparedWith, ModelRequest
-from tracepaper.replay.explain.picture import decided_panel
+from tracepaper.replay.explain.picture import (
+    shares_chart,
+    shares_panels,
+    stored_chart,
+)
 from tracepaper.replay.explain.place import find_decision
 from tracepaper.replay.explain.recompute import Floats, Full, explain_fully
 from tracepaper.replay.report.attention_charts import head_charts
 from tracepaper.replay.report.heads import HeadReport, heads_of
 from tracepaper.replay.report.past import ModelAnswer, Past, open_any, open_past
 from tracepaper.strategies.api.model import DataSource
-from tracepaper.strategies.errors import DataInvalid, TracepaperError
+from tracepaper.strategies.errors import TracepaperError
 from tracepaper.strategies.forecasters.attribution import DECISIONS
 from tracepaper.strategies.units import percent
 
@@ -131,22 +136,26 @@ def recomputed_parts(recomputed: Sequence[ModelAnswer]) -> Iterator[Part]:
 
 def recomputed_chart(recomputed: Sequence[ModelAnswer]) -> Chart | None:
     """Return the chart of single bars, if the model attended."""
-    attended = _of(Full, recomputed)
-    return None if attended is None else attention_chart(attended)
+    if (full := _of(Full, recomputed)) is not None:
+        return attention_chart(full)
+    told = _of(ModelAttended, recomputed)
+    return None if told is None else shares_chart(told.attribution)
 
 
 def page_document(
-    path: Path, stored: StoredDecision, titled: TitledParts, recomputed: Sequence[ModelAnswer]
+    path: Path,
+    stored: StoredDecision,
+    titled: TitledParts,
+    recomputed: Sequence[ModelAnswer],
+    printed: Sequence[Part],
 ) -> TitledParts:
-    """Return the document of --page; raise ``DataInvalid`` if the model has no attention."""
-    if (attended := _of(Full, recomputed)) is None:
-        raise DataInvalid(
-            "A page shows where a network looked, and this model has no attention; leave --page "
-            "out."
-        )
+    """Return the document of --page: of a network all of --full, else a chart and the *printed*."""
+    if (full := _of(Full, recomputed)) is None:
+        chart = recomputed_chart(recomputed) or stored_chart(path, stored)
+        return TitledParts(decision_title(stored), (chart, *printed))
     place = path, stored.run["run_id"], stored.decision["sequence"]
     heads = read_heads_at(open_past(*place, earlier=DECISIONS - 1))
-    return full_document(stored, titled, attended, heads, _of(SideBySide, recomputed))
+    return full_document(stored, titled, full, heads, _of(SideBySide, recomputed))
 
 
 def _of(kind: type[Kind], recomputed: Sequence[ModelAnswer]) -> Kind | None:
@@ -165,12 +174,9 @@ def attention_chart(full: Full) -> Chart:
     times = list(attribution.open_time_ms[:-1])
     moved = [BASIS_POINTS * added for added in moves.by_bar[:-1]]
     relevant = [BASIS_POINTS * added for added in moves.relevance[:-1]]
-    shares = [100 * weight for weight in attribution.weights[:-1]]
-    line = LineLayer("attention", times, rounded(shares), width=1.0, is_filled=True)
     roles: list[ChartRole] = ["gain" if each > 0 else "loss" for each in moved]
     panels = [
-        decided_panel(attribution.open_time_ms, attribution.close, 170),
-        ChartPanel([line], time_axis(), percent_axis("attention, %", 3), 150),
+        *shares_panels(attribution),
         *(
             ChartPanel(
                 [layer],

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from command_line import Cli
 from page_cases import shown_of
+from pages import document_in
 
 import tracepaper
 from tracepaper.models import BASE, LightGBM, tree_shap
@@ -145,6 +146,11 @@ def test_the_attention_that_a_model_reports_is_shown_and_has_to_be_shares_of_its
     assert "0.6000" in printed
     assert "without an explanation of where it looked" not in printed
     assert "Bar by bar" in cli.out("explain", "last:30", "--full", "--db", database)
+    page = here / "decision.html"
+    cli.out("explain", "last:30", "--page", page, "--db", database)
+    (chart,) = (part for part in document_in(page)["parts"] if part["kind"] == "chart")
+    (drawn,) = (layer for layer in chart["panels"][1]["layers"] if layer["name"] == "attention")
+    assert drawn["y"] == [100 * share for share in shares[:-1]]
     (on_page,) = derivations.ask(shown_of(database), 30, lambda _share, _doing: None).parts
     assert isinstance(on_page, FoldedParts)
     assert "bars" in {part.key for part in on_page.parts if isinstance(part, Table)}

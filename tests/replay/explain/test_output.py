@@ -10,6 +10,7 @@ import explained_runs
 import pytest
 from command_line import Cli
 from explained_runs import CONTEXT, LAST, SMALL
+from pages import document_in, said_in
 
 from tracepaper.strategies.units import percent
 
@@ -147,6 +148,18 @@ def test_a_run_without_a_model_shows_the_stored_part_and_says_why_not_more(
     assert document["full"] is None
     assert "has no model" in document["full_missing"]
     assert document["full_missing"] in complaint
+
+
+def test_a_run_without_a_model_has_a_page_and_a_picture_of_its_decisions(
+    modelless: Path, tmp_path: Path, cli: Cli
+) -> None:
+    page, picture = tmp_path / "decision.html", tmp_path / "decision.png"
+    texts(cli, modelless, 40, "--page", str(page), "--png", str(picture))
+    assert picture.read_bytes().startswith(PNG)
+    (chart,) = (part for part in document_in(page)["parts"] if part["kind"] == "chart")
+    (panel,) = chart["panels"]
+    assert [len(layer["x"]) for layer in panel["layers"]] == [40, 1]
+    assert "The strategy sma_cross uses no model" in said_in(page)
 
 
 @pytest.mark.parametrize("options", [(), ("--full",)])
