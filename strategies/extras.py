@@ -13,6 +13,7 @@ from tracepaper.strategies.errors import ConfigInvalid
 EXTRAS: Final = {
     "apprise": "notify",
     "captum": "attributions",
+    "cryptography": "witness",
     "cvxpy": "portfolio",
     "exchange_calendars": "stocks",
     "lightgbm": "train",

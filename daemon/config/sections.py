@@ -572,6 +572,19 @@ class StorageSection(Section):
         return Path(self.url.removeprefix(SQLITE))
 
 
+class WitnessSection(Section):
+    """Witnesses that date the record: none without an address. `tracepaper witness` makes keys."""
+
+    decides = False
+
+    url: Annotated[
+        tuple[Annotated[str, address("http", "https")], ...], BeforeValidator(several)
+    ] = ()
+    """Addresses of witnesses, https:// or http://, to which each checkpoint is submitted."""
+    keys: Annotated[tuple[str, ...], BeforeValidator(several)] = ()
+    """Their public keys, as each witness publishes its own: NAME+ID+BASE64."""
+
+
 class HttpSection(Section):
     """Health, metrics, status and commands, only on this machine."""
 

@@ -94,6 +94,7 @@ def _background(status: Status) -> Iterator[Text]:
     for name, normal in (
         ("shipping", "behind by {lag_steps:,}"),
         ("recording", "every frame of the books and trades"),
+        ("witness", "{cosigned:,} of {leaves:,} commits dated"),
     ):
         if (process := status[name]) is not None:
             text = process["error"] or normal.format_map(process)

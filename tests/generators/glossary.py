@@ -214,6 +214,7 @@ LABELS: Final[Mapping[str, str]] = {
     "share": "share of what the table's title names",
     "sharpe": "mean over standard deviation of daily returns, a year",
     "shipping": "the process that copies steps to a server; null if none runs",
+    "witness": "dates of the record by witnesses; null without one",
     "shortfall": "loss of the breaches over the forecast loss",
     "side": "buy or sell, long or short",
     "signals": "number of signals",

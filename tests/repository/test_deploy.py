@@ -201,6 +201,7 @@ def exported() -> dict[str, set[str]]:
         "parity": lambda: {"since_ms": START_MS, "last": to_builtins(IDENTICAL)},
         "notices": lambda: {"sent": 1},
         "shipping": lambda: to_builtins(ShipProgress()),
+        "witness": lambda: {"away_s": 1.0, "horizon_s": 60.0},
         "retraining": lambda: {"training": False, "due_ms": 0, "outcomes": {"promoted": 1}},
     }
     monitor.copied_s = lambda: START_MS / 1000
@@ -292,6 +293,7 @@ def promtool(folder: Path) -> int:
         ("for: 10m", "for: 20m"),
         ("tracepaper_ship_failing == 1", "tracepaper_ship_failing >= 0"),
         ("tracepaper_ship_lag_seconds > 300", "tracepaper_ship_lag_seconds > 700"),
+        ("> tracepaper_witness_horizon_seconds", "> 2 * tracepaper_witness_horizon_seconds"),
         ("tracepaper_ship_holes_total > 0", "increase(tracepaper_ship_holes_total[1h]) > 0"),
     ],
 )

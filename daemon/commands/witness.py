@@ -1,0 +1,222 @@
+"""``tracepaper witness``: dates of the record by third parties."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tracepaper.daemon.commands.options import (
+    CommandAnswer,
+    ConfigOption,
+    DatabaseOption,
+    answers,
+    database_path,
+    located,
+    say,
+)
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.extras import require
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+    from tracepaper.storage.witness.cosigner import Cosigner
+
+app = typer.Typer(help="Have others date the record, prove what they dated, and judge it.")
+BODY_BYTES = 65_536
+"""Most bytes of a request to a witness."""
+
+KeysOption = Annotated[
+    list[str], typer.Option("--witness", metavar="KEY", help="The public key of a witness.")
+]
+
+
+@app.callback()
+def needs() -> None:
+    """Refuse every command while the extra is missing."""
+    require("cryptography", "witness")
+
+
+@app.command()
+@answers
+def key(
+    *,
+    origin: Annotated[
+        str, typer.Option(metavar="NAME", help="The log's name, as example.com/alice/btc.")
+    ] = "",
+    end: Annotated[
+        bool, typer.Option("--end", help="End the present log first; its notes stay valid.")
+    ] = False,
+    witness: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Make the key of a witness instead.")
+    ] = None,
+    db: DatabaseOption = None,
+    config: ConfigOption = None,
+) -> CommandAnswer:
+    """Make a private key, once; without --origin print the public key of the log."""
+    from tracepaper.storage.witness.judge import COSIGNED, PLAIN
+    from tracepaper.storage.witness.keys import key_text, make_key, read_key
+    from tracepaper.storage.witness.log import WitnessLog, witness_folder
+
+    path = witness_folder(database_path(db, config)) if witness is None else witness
+    if witness is not None:
+        made = make_key(witness, origin, COSIGNED)
+    elif not origin:
+        made = read_key(path / "key", PLAIN).key
+    else:
+        if end:
+            WitnessLog(database_path(db, config)).end("its operator ended it")
+        made = WitnessLog.create(database_path(db, config), origin)
+    return CommandAnswer({"key": key_text(made), "path": str(path)}, key_text(made))
+
+
+@app.command()
+@answers
+def status(*, db: DatabaseOption = None, config: ConfigOption = None) -> CommandAnswer:
+    """Show how many commits of the record are logged and dated, until when, and by whom."""
+    from tracepaper.storage.witness.judge import Note
+    from tracepaper.storage.witness.log import WitnessLog
+
+    log = WitnessLog(database_path(db, config))
+    newest = Note.parse(log.notes[-1][1]) if log.notes else None
+    names = [] if newest is None else [name for name, _ in newest.signatures[1:]]
+    size = 0 if newest is None else newest.size
+    document = {
+        "origin": log.origin,
+        "leaves": len(log.tree),
+        "cosigned": size,
+        "witnesses": names,
+        "ended": log.ended,
+    }
+    text = (
+        f"{log.origin}: {size} of {len(log.tree)} commits dated by {', '.join(names) or 'nobody'}"
+    )
+    return CommandAnswer(document, "\n".join(filter(None, (text, log.ended))))
+
+
+@app.command()
+@answers
+def attest(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="An id, a prefix, or `last`.")],
+    sequence: Annotated[
+        int | None, typer.Argument(metavar="[SEQUENCE]", help="A decision's step.")
+    ] = None,
+    *,
+    db: DatabaseOption = None,
+    config: ConfigOption = None,
+) -> CommandAnswer:
+    """Print the proof of one decision, or of the whole run until its newest dated commit."""
+    path, run_id = located(run, db, config)
+    proof = _proof(path, run_id, sequence)
+    import json
+
+    return CommandAnswer(proof, json.dumps(proof, separators=(",", ":"), ensure_ascii=False))
+
+
+def _proof(path: Path, run_id: str, sequence: int | None) -> dict[str, Any]:
+    from tracepaper.storage.database.reader import Reader
+    from tracepaper.storage.witness.log import WitnessLog
+
+    log = WitnessLog(path)
+    with Reader.open(path) as reader:
+        number = reader.stored_run(run_id).run_key
+        if sequence is not None:
+            return log.prove(reader.connection, number, sequence, kind="decision")
+        dated = log.notes[-1][0] if log.notes else 0
+        ends = [
+            leaf[2]
+            for leaf, _ in zip(log.leaves(), range(dated), strict=False)
+            if leaf[0] == number
+        ]
+        if not ends:
+            raise DataInvalid(f"No witness has dated run {run_id} yet; `witness status` shows why.")
+        return log.prove(reader.connection, number, 0, ends[-1], kind="commit")
+
+
+@app.command()
+@answers
+def publish(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Served as files by anybody.")],
+    *,
+    db: DatabaseOption = None,
+    config: ConfigOption = None,
+) -> CommandAnswer:
+    """Write the dated log to a folder: tiles, notes, a proof of each run, and a page."""
+    from tracepaper.storage.database.reader import Reader
+    from tracepaper.storage.witness.log import WitnessLog
+    from tracepaper.storage.witness.publish import publish as write
+
+    path = database_path(db, config)
+    with Reader.open(path) as reader:
+        counts = write(WitnessLog(path), reader.connection, folder)
+    text = ", ".join(f"{count} {name}" for name, count in counts.items())
+    return CommandAnswer({"folder": str(folder), **counts}, f"{folder} holds {text}.")
+
+
+@app.command()
+@answers
+def judge(
+    proofs: Annotated[list[Path], typer.Argument(metavar="PROOF…", help="Files or folders.")],
+    *,
+    log: Annotated[str, typer.Option(metavar="KEY", help="The public key of the log.")],
+    witness: KeysOption,
+    quorum: Annotated[int, typer.Option(min=1, metavar="N", help="Witnesses that signed.")] = 1,
+) -> CommandAnswer:
+    """Say what proofs prove, by `deploy/judge.py`, which needs no tracepaper; exit 1 if nothing."""
+    from tracepaper.storage.witness.judge import Refused
+    from tracepaper.storage.witness.judge import judge as judge_files
+    from tracepaper.storage.witness.keys import parse_key
+
+    keys = [parse_key(text, "--witness") for text in witness]
+    try:
+        sentences = judge_files(proofs, parse_key(log, "--log"), keys, quorum)
+    except Refused as refused:
+        return CommandAnswer({"holds": False, "refused": str(refused)}, f"Refused: {refused}", 1)
+    return CommandAnswer({"holds": True, "sentences": sentences}, "\n".join(sentences))
+
+
+@app.command()
+def serve(
+    *,
+    key: Annotated[Path, typer.Option(metavar="FILE", help="The witness's private key.")],
+    log: Annotated[
+        list[str], typer.Option(metavar="KEY", help="The public key of a log to witness.")
+    ],
+    host: Annotated[str, typer.Option(metavar="ADDRESS")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65_535, metavar="PORT")] = 8790,
+) -> None:
+    """Witness other people's logs until Ctrl-C; what it signed is kept in FILE.state."""
+    from aiohttp import web
+
+    from tracepaper.storage.witness.cosigner import Cosigner
+    from tracepaper.storage.witness.judge import COSIGNED
+    from tracepaper.storage.witness.keys import key_text, parse_key, read_key
+
+    signer = read_key(key, COSIGNED)
+    logs = {each.name: each for each in (parse_key(text, "--log") for text in log)}
+    if not logs:
+        raise ConfigInvalid("A witness needs the keys of its logs: give --log KEY.")
+    cosigner = Cosigner(signer, logs, key.with_name(f"{key.name}.state"))
+    say(f"{key_text(signer.key)}\nwitnesses {', '.join(logs)} at http://{host}:{port}")
+    web.run_app(application(cosigner), host=host, port=port, print=None)
+
+
+def application(cosigner: Cosigner) -> web.Application:
+    """Return the HTTP application of *cosigner*, by tlog-witness."""
+    from aiohttp import web
+
+    from tracepaper.daemon.clock import SystemClock
+
+    clock = SystemClock()
+
+    async def add_checkpoint(request: web.Request) -> web.Response:
+        body = (await request.read()).decode(errors="replace")
+        status, text = cosigner.add_checkpoint(body, clock.wall_ms() // 1000)
+        kind = "text/x.tlog.size" if status == 409 else "text/plain"
+        return web.Response(status=status, body=text.encode(), content_type=kind)
+
+    served = web.Application(client_max_size=BODY_BYTES)
+    served.router.add_post("/add-checkpoint", add_checkpoint)
+    return served

@@ -1,0 +1,240 @@
+"""``Witnessing``: has witnesses date the newest commits. The rules are docs/operations.md, O30."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import aiohttp
+
+from tracepaper.daemon.clock import Clock
+from tracepaper.daemon.config.sections import WitnessSection
+from tracepaper.daemon.log import Logger
+from tracepaper.daemon.session.background import Companion, repeat
+from tracepaper.daemon.session.loop import Worker
+from tracepaper.storage.database.connection import open_reader
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.extras import require
+from tracepaper.strategies.types.decisions import RunRow, Step
+from tracepaper.strategies.types.market import Bar, ModelChange
+
+if TYPE_CHECKING:
+    from tracepaper.storage.witness.judge import Key
+    from tracepaper.storage.witness.log import WitnessLog
+
+ANSWER_S: Final = 10.0
+"""Wall seconds within which a witness has to answer."""
+ANSWER_BYTES: Final = 10_000
+CLOCK_S: Final = 60
+"""Most seconds by which the clock of a witness may differ from ours without being named."""
+SECTION: Final = "[witness]"
+
+Post = Callable[[str, str], Awaitable[tuple[int, str]]]
+"""Sends a body to an address; returns status and text of the answer."""
+
+log = Logger("witness")
+
+
+class NotWitnessed(Exception):
+    """No witness has cosigned; the text names each with its fault."""
+
+
+async def post(url: str, body: str) -> tuple[int, str]:
+    """Send *body* to *url*; return status and text of the answer, of at most ``ANSWER_BYTES``.
+
+    Raises an error of aiohttp, ``TimeoutError`` or ``UnicodeDecodeError``.
+    """
+    limit = aiohttp.ClientTimeout(total=ANSWER_S)
+    async with (
+        aiohttp.ClientSession(timeout=limit) as session,
+        session.post(url, data=body.encode(), allow_redirects=False) as answer,
+    ):
+        return answer.status, (await answer.content.read(ANSWER_BYTES)).decode()
+
+
+def witness_keys(section: WitnessSection, database: Path) -> list[Key]:
+    """Return the keys of [witness]; empty without a witness.
+
+    Raises ``ConfigInvalid`` if one is wrong, or the log beside *database* has no private key.
+    """
+    if not section.url:
+        return []
+    require("cryptography", SECTION)
+    from tracepaper.storage.witness.judge import COSIGNED, PLAIN
+    from tracepaper.storage.witness.keys import parse_key, read_key
+    from tracepaper.storage.witness.log import witness_folder
+
+    keys = [parse_key(text, f"{SECTION} keys") for text in section.keys]
+    if not keys or any(key.kind != COSIGNED for key in keys):
+        raise ConfigInvalid(f"{SECTION} keys: name the key that `witness serve` prints.")
+    read_key(witness_folder(database) / "key", PLAIN)
+    return keys
+
+
+class Witnessing(Companion):
+    """Submits the newest checkpoint after each closed bar, one request at a time to each witness.
+
+    No step waits for it. A checkpoint is signed only after a witness has cosigned the one before,
+    and none claims to know another history: so a log that was put back is never signed over.
+    """
+
+    key = "witness"
+
+    def __init__(
+        self,
+        section: WitnessSection,
+        keys: Sequence[Key],
+        database: Path,
+        run: RunRow,
+        clock: Clock,
+        send: Post = post,
+    ) -> None:
+        self._section, self._keys, self._database, self._run = section, keys, database, run
+        self._clock, self._send, self._worker = clock, send, Worker("witness")
+        self._log: WitnessLog | None = None
+        self._connection: sqlite3.Connection | None = None
+        self._due = asyncio.Event()
+        self._due.set()
+        self._may_sign = False
+        self._faults: dict[str, str] = {}  # by address
+        self._is_doubted = False  # whether a witness claims to know another history
+        self._size, self._cosigned = 0, 0  # leaves
+        self._waiting_s: float | None = clock.network_s()  # since when a leaf waits
+        self._error = ""
+
+    def status(self) -> dict[str, object]:
+        """Return leaves, how many of them are cosigned, since when others wait, and the faults."""
+        since = self._waiting_s
+        return {
+            "leaves": self._size,
+            "cosigned": self._cosigned,
+            "away_s": 0.0 if since is None else self._clock.network_s() - since,
+            "horizon_s": (self._run.gate_horizon or 1) * self._run.interval_ms / 1000,
+            "error": self._error,
+        }
+
+    def observe(self, step: Step) -> None:
+        """Begin a round once a bar, or the start of the run, is stored."""
+        if isinstance(step.event, Bar | ModelChange):
+            self._due.set()
+            if self._waiting_s is None:
+                self._waiting_s = self._clock.network_s()
+
+    async def _work(self) -> None:
+        try:
+            await repeat(self._round, self._clock, self._failed)
+        finally:
+            self._worker.submit(self._close)
+
+    def _failed(self, error: Exception, pause_s: float) -> None:
+        self._due.set()
+        if str(error) != self._error:
+            log.warning("not witnessed", error=str(error), again_s=pause_s)
+        self._error = str(error)
+
+    async def _round(self) -> None:
+        await self._due.wait()
+        self._due.clear()
+        note = await self._worker.submit(self._newest)
+        if not self._size:  # the run is stored with its first commit
+            return
+        answers = await asyncio.gather(*(self._ask(url, note) for url in self._section.url))
+        self._may_sign = any(answers) and not self._is_doubted
+        faults = "; ".join(self._faults.values())
+        if not self._may_sign:
+            raise NotWitnessed(faults)
+        await self._worker.submit(self._keep, note, "".join(answers))
+        if self._error and not faults:
+            log.info("witnessed again")
+        self._error = faults
+        if self._cosigned < self._size:
+            self._due.set()
+        else:
+            self._waiting_s = None
+
+    async def _ask(self, url: str, note: str) -> str:
+        """Return the cosignatures of the witness at *url* on *note*; empty after a fault."""
+        old = size = int(note.split("\n")[1])
+        fault, is_history = "", False
+        try:
+            for _ in range(2):
+                body = await self._worker.submit(self._request, old, note)
+                status, text = await self._send(f"{url}/add-checkpoint", body)
+                if status == 200:
+                    return await self._worker.submit(self._checked, url, note, text)
+                known = int(text) if status == 409 else size
+                is_history = status == 422 or known > size or (status == 409 and known == old)
+                fault = f"{url} answers {status}"
+                if is_history:
+                    fault = (
+                        f"{url} knows another history of this log, of {known} leaves, and ours has "
+                        f"{size}: an older copy was put back, or the key is used twice; nothing is "
+                        "signed over it (`tracepaper witness key --end` begins another log)"
+                    )
+                if is_history or status != 409:
+                    break
+                old = known
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            fault = f"{url} does not answer ({type(error).__name__})"
+        self._faults[url] = fault
+        self._is_doubted |= is_history
+        return ""
+
+    # ------------------------------------------------------------ in the worker
+
+    def _newest(self) -> str:
+        """Add the new commits to the log; return the note to submit, signed now if that may be."""
+        from tracepaper.storage.witness.log import WitnessLog
+
+        if self._log is None or self._connection is None:
+            self._connection = open_reader(self._database)
+            self._log = WitnessLog(self._database)
+            self._log.check_record(self._connection)
+        self._log.extend(self._connection)
+        self._size = len(self._log.tree)
+        self._faults.clear()
+        self._is_doubted = False
+        if not self._size:
+            return ""
+        signed = self._log.unsigned(self._log.signed)
+        if not signed or (self._may_sign and self._size > int(signed.split("\n")[1])):
+            return self._log.sign()
+        return signed
+
+    def _request(self, old: int, note: str) -> str:
+        assert self._log is not None
+        return self._log.request(old, note)
+
+    def _checked(self, url: str, note: str, text: str) -> str:
+        """Return the lines of *text* by a key that we know; none if one is false or there is none.
+
+        A clock that differs from ours is named, and its date is kept: it is the witness's word.
+        """
+        from tracepaper.storage.witness.judge import Note, Refused
+
+        try:
+            cosigned = Note.parse(note + text)
+            dated = {key: at_s for key in self._keys if (at_s := cosigned.signed_at(key))}
+        except Refused as refused:
+            self._faults[url] = f"{url} answers nonsense ({refused})"
+            return ""
+        if not dated:
+            self._faults[url] = f"{url} signs with a key that [witness] keys does not name"
+            return ""
+        away_s = max(abs(at_s - self._clock.wall_ms() // 1000) for at_s in dated.values())
+        if away_s > CLOCK_S:
+            self._faults[url] = f"{url} has a clock that differs by {away_s} s from this machine's"
+        lines = text.splitlines(keepends=True)
+        return "".join(line for line in lines if line.split(" ")[1] in {key.name for key in dated})
+
+    def _keep(self, note: str, cosignatures: str) -> None:
+        assert self._log is not None
+        self._log.keep(note, cosignatures)
+        self._cosigned = int(note.split("\n")[1])
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()

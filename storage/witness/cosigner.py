@@ -1,0 +1,112 @@
+"""``Cosigner``: a witness for other people's logs, by C2SP tlog-witness.
+
+It keeps one size and one root for each log, and signs only what extends them.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from tracepaper.storage.covariates import write_whole
+from tracepaper.storage.witness.judge import MALFORMED, Key, Note, Refused, node, split, unbase64
+from tracepaper.storage.witness.keys import Signer
+
+PROOF_MOST: Final = 63
+"""Most hashes of a consistency proof."""
+
+
+class Answer(NamedTuple):
+    """The answer to a request: an HTTP status and a text."""
+
+    status: int
+    text: str
+
+
+class Declined(Exception):
+    """The answer to a request that is not signed: its argument."""
+
+
+def consistent(
+    old: int, old_root: bytes, size: int, proof: Sequence[bytes], *, is_whole: bool = True
+) -> tuple[bytes, bytes]:
+    """Return the roots of the first *old* of *size* leaves and of all, to which *proof* leads.
+
+    RFC 6962, 2.1.2. Raises ``Refused`` if its length is wrong.
+    """
+    if old == size:
+        if len(proof) != (not is_whole):
+            raise Refused("The consistency proof has a wrong length.")
+        return (old_root, old_root) if is_whole else (proof[0], proof[0])
+    if not proof:
+        raise Refused("The consistency proof has a wrong length.")
+    half, (*inner, last) = split(size), proof
+    if old <= half:
+        before, after = consistent(old, old_root, half, inner, is_whole=is_whole)
+        return before, node(after, last)
+    before, after = consistent(old - half, old_root, size - half, inner, is_whole=False)
+    return node(last, before), node(last, after)
+
+
+def extends(old: int, old_root: bytes, note: Note, proof: Sequence[bytes]) -> bool:
+    """Return whether *proof* shows that the log of *note* holds its first *old* leaves still."""
+    try:
+        return old == 0 or consistent(old, old_root, note.size, proof) == (old_root, note.root)
+    except Refused:
+        return False
+
+
+class Cosigner:
+    """Cosigns checkpoints of *logs*, keys by origin; *state* is the file of what it signed."""
+
+    def __init__(self, signer: Signer, logs: Mapping[str, Key], state: Path) -> None:
+        self._signer, self._logs, self._state = signer, logs, state
+        self._signed: dict[str, tuple[int, str]] = {}  # size and root of the newest, by origin
+        if state.exists():
+            self._signed = json.loads(state.read_text("ascii"))
+
+    def add_checkpoint(self, body: str, now_s: int) -> Answer:
+        """Return the answer to ``add-checkpoint`` at second *now_s*; what it signs is stored first.
+
+        Raises ``OSError`` if it cannot be stored; then nothing was signed.
+        """
+        try:
+            note = self._accepted(body)
+        except Declined as declined:
+            return Answer(*declined.args)
+        self._signed[note.origin] = note.size, base64.b64encode(note.root).decode()
+        write_whole((json.dumps(self._signed).encode(),), self._state)
+        return Answer(200, self._signer.line(note.text, now_s))
+
+    def _accepted(self, body: str) -> Note:
+        head, _, signed = body.partition("\n\n")
+        first, *lines = head.split("\n")
+        try:
+            note, proof = Note.parse(signed), [*map(unbase64, lines)]
+            old = int(first.removeprefix("old "))
+        except (Refused, *MALFORMED) as error:
+            raise Declined(400, "malformed\n") from error
+        if first != f"old {old}" or not 0 <= old <= note.size or len(proof) > PROOF_MOST:
+            raise Declined(400, "malformed\n")
+        if (key := self._logs.get(note.origin)) is None:
+            raise Declined(404, "unknown log\n")
+        if not is_signed(note, key):
+            raise Declined(403, "not signed by the log\n")
+        size, text = self._signed.get(note.origin, (0, ""))
+        root = unbase64(text)
+        if old != size or (size == note.size and root != note.root):
+            raise Declined(409, f"{size}\n")
+        if not extends(size, root, note, proof):
+            raise Declined(422, "inconsistent\n")
+        return note
+
+
+def is_signed(note: Note, key: Key) -> bool:
+    """Return whether *key* signed *note*."""
+    try:
+        return note.signed_at(key) is not None
+    except Refused:
+        return False

@@ -1,0 +1,122 @@
+"""A record whose log a witness dates, in files of a test."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from aiohttp import web
+from learning import minutes_of
+from recordings import crossing, record
+
+from tracepaper.daemon.clock import SystemClock
+from tracepaper.storage.database.connection import open_reader
+from tracepaper.storage.witness.cosigner import Answer, Cosigner
+from tracepaper.storage.witness.judge import COSIGNED, Key
+from tracepaper.storage.witness.keys import key_text, make_key, read_key
+from tracepaper.storage.witness.log import WitnessLog
+
+ORIGIN = "example.com/alice/btc"
+WITNESS = "witness.example/w1"
+BARS = 60
+NOW_S = 1_700_006_500
+
+
+class Witnessed(NamedTuple):
+    """A record of runs; its log and its witness have keys."""
+
+    database: Path
+    log: Key
+    witness: Key
+    cosigner: Cosigner
+    runs: list[str]
+
+    def extend(self) -> WitnessLog:
+        """Add what the record has more, and return the log."""
+        log = WitnessLog(self.database)
+        reader = open_reader(self.database)
+        try:
+            log.extend(reader)
+        finally:
+            reader.close()
+        return log
+
+    def submit(self, log: WitnessLog, now_s: int, old: int | None = None) -> Answer:
+        """Sign all of *log*, have it cosigned at *now_s* as behind *old* leaves; keep the note."""
+        before = log.notes[-1][0] if old is None and log.notes else old or 0
+        note = log.sign()
+        answer = self.cosigner.add_checkpoint(log.request(before, note), now_s)
+        if answer.status == 200:
+            log.keep(note, answer.text)
+            vars(log).pop("notes", None)
+        return answer
+
+
+def record_run(database: Path, number: int, *, bars: int = BARS) -> str:
+    """Record a replay of *bars* with a commit for each step; return its id."""
+    rng = np.random.default_rng(number)
+    candles = minutes_of(rng.normal(0, 1e-3, bars), rng, symbol="BTCUSDT")
+    return record(database, crossing(), [candles], group_steps=1)
+
+
+def witnessed(folder: Path, *, runs: int = 1, bars: int = BARS) -> Witnessed:
+    """Record *runs* replays of *bars*, each dated as it ends, if several; make the keys."""
+    database = folder / "run.db"
+    log, witness = WitnessLog.create(database, ORIGIN), make_key(folder / "w1", WITNESS, COSIGNED)
+    cosigner = Cosigner(read_key(folder / "w1", COSIGNED), {ORIGIN: log}, folder / "w1.state")
+    case = Witnessed(database, log, witness, cosigner, [])
+    for number in range(runs):
+        case.runs.append(record_run(database, number, bars=bars))
+        if runs > 1:
+            assert case.submit(case.extend(), NOW_S + number).status == 200
+    return case
+
+
+def saved(folder: Path, proof: dict[str, Any], change: Callable[[Any], object] = id) -> Path:
+    """Write *proof* after *change* to a new file of *folder*."""
+    copy = json.loads(json.dumps(proof))
+    change(copy)
+    path = folder / f"proof{len([*folder.glob('proof*.json')])}.json"
+    path.write_text(json.dumps(copy), "utf-8")
+    return path
+
+
+class WitnessService:
+    """A witness at an address of this loop; *answer* stands for its answer while it is set."""
+
+    def __init__(self, folder: Path, log: Key) -> None:
+        self.key = make_key(folder / "served", WITNESS, COSIGNED)
+        signer = read_key(folder / "served", COSIGNED)
+        self.cosigner = Cosigner(signer, {log.name: log}, folder / "served.state")
+        self.answer: Callable[[web.Request], Awaitable[web.Response]] | None = None
+        self.requests = 0
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        self.requests += 1
+        if self.answer is not None:
+            return await self.answer(request)
+        status, text = self.cosigner.add_checkpoint(await request.text(), now_s())
+        return web.Response(status=status, text=text)
+
+    @asynccontextmanager
+    async def served(self) -> AsyncIterator[dict[str, Any]]:
+        """Yield the section [witness] that names it."""
+        application = web.Application()
+        application.router.add_post("/add-checkpoint", self._answer)
+        runner = web.AppRunner(application, shutdown_timeout=0)
+        await runner.setup()
+        try:
+            site = web.TCPSite(runner, "127.0.0.1", 8790)
+            await site.start()
+            yield {"url": ["http://127.0.0.1:8790"], "keys": [key_text(self.key)]}
+        finally:
+            await runner.cleanup()
+
+
+def now_s() -> int:
+    """Return the machine's time in seconds."""
+    return SystemClock().wall_ms() // 1000
