@@ -144,24 +144,24 @@ class CheckFinding:
 
     @property
     def passes(self) -> bool:
-        """Whether all was probed, nothing moved, and nothing was opened that is not allowed."""
-        return self.verdict == "nothing moved"
+        """Whether all was probed, nothing differs, and nothing was opened that is not allowed."""
+        return self.verdict == "nothing differs"
 
     @property
     def verdict(self) -> str:
-        """``moved``, ``read``, ``nothing moved``, or where incomplete ``nothing moved so far``."""
+        """``differs``, ``read`` or ``nothing differs``, with ``so far`` if not all was probed."""
         if self.differences:
-            return "moved"
+            return "differs"
         if self.opened:
             return "read"
         is_withheld = self.check == RECURSIVE or self.without_later
         probed = is_withheld and self.probes and self.compared
-        return "nothing moved" if probed and not self.unfinished else "nothing moved so far"
+        return "nothing differs" if probed and not self.unfinished else "nothing differs so far"
 
     def sentence(self) -> str:
         """Return the verdict as one sentence, with how much was probed."""
         if self.differences:
-            return f"moved: {self.differences[0].sentence()}: {self.cause}."
+            return f"differs: {self.differences[0].sentence()}: {self.cause}."
         counted = f"{self.compared:,} decisions compared, {self.verdict}"
         if self.check == RECURSIVE:
             counted = f"{self.probes} later starts over {self.bars:,} bars, {counted}"

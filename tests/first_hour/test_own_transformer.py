@@ -166,4 +166,4 @@ def test_an_own_transformer_trades_is_explained_and_shows_where_it_looked(
     probed = shell(
         f"tracepaper lookahead -c own.toml --data {SAMPLE} --bars 700 --probes 1 --seconds 3600"
     )
-    assert "nothing moved" in probed
+    assert "nothing differs" in probed

@@ -223,14 +223,14 @@ def test_what_the_features_declare_is_read_and_stays_unproved(
     reads = "open(__file__ + '.csv').read()"
     bodies = {"features": reads, "files": "'declares.py.csv',"}
     finding = checked(tmp_path, fresh, "declares", bodies)
-    assert finding.verdict == "nothing moved", finding.sentence()
+    assert finding.verdict == "nothing differs", finding.sentence()
     assert any("whether its declared files tell the future" in note for note in finding.unproved)
 
 
 def test_a_model_that_draws_is_found(tmp_path: Path, fresh: FreshProcesses) -> None:
     predict = 'import random\n        return {"mean_return": random.random() - 0.5}'
     finding = checked(tmp_path, fresh, "dishonest", {"predict": predict})
-    assert (finding.verdict, finding.cause) == ("moved", AGAIN), finding
+    assert (finding.verdict, finding.cause) == ("differs", AGAIN), finding
 
 
 # ---------------------------------------------------------------- an outside service

@@ -47,7 +47,7 @@ MINUTE_MS = 60_000
 LATER_MS = 1_750_000_000_000
 """After all bars, and before those of 64 weeks later."""
 HOLD = "Signal(Action.HOLD, 'nothing new')"
-PASSES, MOVED, READ = "nothing moved", "moved", "read"
+PASSES, DIFFERS, READ = "nothing differs", "differs", "read"
 _NUMBERS = count()
 
 
@@ -212,7 +212,7 @@ PAIR = (
 )
 LOOKAHEAD: dict[str, Planted] = {
     **{name: Planted(PASSES, "", bodies) for name, bodies in FAIR.items()},
-    **{name: Planted(MOVED, cause, bodies) for name, (cause, bodies) in LEAKS.items()},
+    **{name: Planted(DIFFERS, cause, bodies) for name, (cause, bodies) in LEAKS.items()},
     **{name: Planted(READ, "", bodies) for name, bodies in OPENS.items()},
     "an allowed file": Planted(PASSES, "", joined("'{here}/hourly.csv'"), 1, "{here}"),
     "a declared file": Planted(
@@ -221,9 +221,9 @@ LOOKAHEAD: dict[str, Planted] = {
     "an allowed variable": Planted(
         PASSES, "", {"top": "import os\nos.environ['OWN_FUTURE']"}, 1, "OWN_FUTURE"
     ),
-    "a global of two symbols": Planted(MOVED, CHANGED, {"top": "LAST = {}", "decide": PAIR}, 2),
+    "a global of two symbols": Planted(DIFFERS, CHANGED, {"top": "LAST = {}", "decide": PAIR}, 2),
     "an attribute that two objects share": Planted(
-        MOVED,
+        DIFFERS,
         CHANGED,
         {
             "init": "type(self).last = 0",
@@ -237,7 +237,7 @@ LOOKAHEAD: dict[str, Planted] = {
         PASSES, "", {"decide": "return by(1 / bar.close > 0 and bar.close < 5_000_000 or 1 / 0)"}
     ),
     "a declared column that looks ahead": Planted(
-        MOVED,
+        DIFFERS,
         CUT,
         {
             "top": "import numpy as np",
@@ -255,7 +255,7 @@ CROSSES = (
 )
 RECURSIVE: dict[str, Planted] = {
     "a count, told by holding": Planted(
-        MOVED,
+        DIFFERS,
         NOT_WARM,
         {
             "init": "self.count = 0",
@@ -264,7 +264,7 @@ RECURSIVE: dict[str, Planted] = {
         },
     ),
     "a size that grows": Planted(
-        MOVED,
+        DIFFERS,
         NOT_WARM,
         {
             "init": "self.count = 0",
@@ -273,7 +273,7 @@ RECURSIVE: dict[str, Planted] = {
         },
     ),
     "a global of the module": Planted(
-        MOVED,
+        DIFFERS,
         NOT_WARM,
         {
             "top": "COUNT = 0",
@@ -282,7 +282,7 @@ RECURSIVE: dict[str, Planted] = {
         },
     ),
     "the best price of the position that is held": Planted(
-        MOVED,
+        DIFFERS,
         NOT_WARM,
         {
             "head": "sees_account = True",
@@ -293,7 +293,7 @@ RECURSIVE: dict[str, Planted] = {
         },
     ),
     "a note of a count": Planted(
-        MOVED,
+        DIFFERS,
         NOT_WARM,
         {
             "init": "self.count = 0",
@@ -302,7 +302,7 @@ RECURSIVE: dict[str, Planted] = {
         },
     ),
     "a counter of two symbols": Planted(
-        MOVED,
+        DIFFERS,
         NOT_WARM,
         {
             "init": "self.count = 0",
@@ -495,7 +495,7 @@ def test_a_function_looks_ahead_if_and_only_if_it_was_made_so(seed: int) -> None
     finding = checked(causal)
     assert finding.passes, (causal, finding)
     ahead = rng.choice(LOOKS_AHEAD).replace("{}", f"({causal} + 7.5 * close)")
-    assert checked(ahead).verdict == MOVED, ahead
+    assert checked(ahead).verdict == DIFFERS, ahead
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -514,13 +514,13 @@ def test_a_strategy_looks_ahead_if_and_only_if_it_was_made_so(checks: Checks, se
     assert finding.passes, (causal, finding.sentence())
     ahead = rng.choice(LOOKS_AHEAD).replace("{}", f"({causal} + 7.5 * close)")
     finding = checked(ahead)
-    assert (finding.verdict, finding.cause) == (MOVED, CUT), ahead
+    assert (finding.verdict, finding.cause) == (DIFFERS, CUT), ahead
 
 
 def test_a_function_that_draws_or_has_no_value_a_row_is_refused() -> None:
     columns = {"close": np.arange(50.0)}
     draws = function_lookahead(lambda given: np.random.default_rng().random(50), columns)
-    assert (draws.verdict, draws.cause) == (MOVED, AGAIN)
+    assert (draws.verdict, draws.cause) == (DIFFERS, AGAIN)
     with pytest.raises(DataInvalid, match="one value a row"):
         function_lookahead(lambda given: given["close"][1:], columns)
     with pytest.raises(DataInvalid, match="give more"):
@@ -578,7 +578,7 @@ def test_a_feed_that_hands_books_on_too_early_is_found(checks: Checks, tmp_path:
     data, more, bodies = with_books(tmp_path)
     checks.limits = Limits(probes=12)
     finding = checks.lookahead({**bodies, "top": EARLY}, data, **more)
-    assert (finding.verdict, finding.cause) in {(MOVED, CUT), (MOVED, CHANGED)}
+    assert (finding.verdict, finding.cause) in {(DIFFERS, CUT), (DIFFERS, CHANGED)}
 
 
 def test_a_model_with_covariates_passes(tmp_path: Path) -> None:
@@ -607,7 +607,7 @@ def test_a_class_that_hangs_is_not_probed_to_the_end(checks: Checks) -> None:
     checks.limits = Limits(seconds=0.2)
     hangs = "import threading; threading.Event().wait()"
     finding = checks.lookahead({"decide": hangs}, data_of(1, 160))
-    assert (finding.verdict, finding.passes) == ("nothing moved so far", False)
+    assert (finding.verdict, finding.passes) == ("nothing differs so far", False)
     assert finding.unfinished == ["the whole run"]
     assert "give more --seconds" in finding.sentence()
 
@@ -640,12 +640,12 @@ def folder(here: Path) -> Iterator[Path]:
     ("line", "code", "verdict"),
     [
         ("lookahead --strategy honest:Mine", 0, PASSES),
-        ("lookahead --strategy drawing:Mine", 1, MOVED),
+        ("lookahead --strategy drawing:Mine", 1, DIFFERS),
         ("lookahead --strategy peeking:Mine", 1, READ),
         ("lookahead --strategy peeking:Mine --allow-reading BTCUSDT.csv", 0, PASSES),
-        ("lookahead --strategy honest:Mine --seconds 1", 1, "nothing moved so far"),
+        ("lookahead --strategy honest:Mine --seconds 1", 1, "nothing differs so far"),
         ("recursive --strategy honest:Mine", 0, PASSES),
-        ("recursive --strategy drawing:Mine", 1, MOVED),
+        ("recursive --strategy drawing:Mine", 1, DIFFERS),
     ],
 )
 def test_the_command_exits_by_its_verdict(
@@ -656,7 +656,7 @@ def test_the_command_exits_by_its_verdict(
     assert invoke([*words, "--json"]) == code
     document = json.loads(capsys.readouterr().out)
     assert (document["verdict"], document["passes"]) == (verdict, not code)
-    assert bool(document["differences"]) is (verdict == MOVED)
+    assert bool(document["differences"]) is (verdict == DIFFERS)
     assert bool(document["opened"]) is (verdict == READ)
     if "allow" in line:
         assert [Path(item["name"]).name for item in document["allowed"]] == ["BTCUSDT.csv"]

@@ -262,7 +262,7 @@ def test_no_future_moves_a_network_that_was_trained(
     with FreshProcesses(MODEL) as fresh:
         candles = read_candles(str(path))
         finding = lookahead(load_config(config), MarketData([candles]), fresh, Limits(probes=1))
-    assert finding.verdict == "nothing moved"
+    assert finding.verdict == "nothing differs"
     assert finding.probes == 1
 
 
