@@ -30,7 +30,6 @@ SAFE_DIGITS: Final = 18  # numbers of so many digits fit in 64 bits
 FLOAT_LIMIT: Final = 10**15  # below it decimals of 15 digits and doubles convert both ways
 FLOAT_DECIMALS_MAX: Final = 15
 NUMBER: Final = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
-NOT_FINITE: Final = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
 POWERS: Final = 10 ** np.arange(SAFE_DIGITS + 1, dtype=np.int64)
 
 
@@ -188,9 +187,7 @@ def _parse_cell(row: int, cell: bytes) -> tuple[int, int]:
     text = cell.decode("utf-8", "replace").strip()
     if not text or text.lower() in {"null", "none", "na"}:
         raise CellInvalidError(row, "is empty")
-    if NOT_FINITE.fullmatch(text):
-        raise CellInvalidError(row, f"is not finite but {text!r}")
-    if not NUMBER.fullmatch(text):  # Decimal accepts 1_000 and digits of other alphabets
+    if not NUMBER.fullmatch(text):  # Decimal accepts nan, 1_000 and digits of other alphabets
         raise CellInvalidError(row, f"is not a number but {text[:40]!r}")
     sign, digits, exponent = Decimal(text).as_tuple()
     # Check before computing powers of ten: 1e9999 would take forever.

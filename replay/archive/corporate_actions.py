@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime
-from decimal import Decimal
 from fractions import Fraction
 from itertools import chain
 from math import prod
@@ -28,9 +27,10 @@ COLUMNS: Final = ("symbol", "date", "kind", "value")
 TOLERANCE: Final = Fraction(1, 5)
 """The maximum relative distance of the first open from the adjusted previous close."""
 _EPOCH: Final = date(1970, 1, 1)
-_NUMBER: Final = r"-?\d{1,12}(?:\.\d{1,10})?"
-_AMOUNT: Final = re.compile(_NUMBER)
-_RATIO: Final = re.compile(rf"({_NUMBER})(?::({_NUMBER}))?")
+_NUMBER: Final = r"\d{1,12}(?:\.\d{1,10})?"
+_VALUE: Final = re.compile(rf"({_NUMBER})(?::({_NUMBER}))?")
+RATIO_MOST: Final = 10**9
+"""The most shares on either side of a split."""
 
 
 class ActionRow(NamedTuple):
@@ -100,44 +100,26 @@ def _rows(path: Path) -> Iterator[ActionRow]:
 def _row(place: str, symbol: str, day: str, kind_text: str, text: str) -> ActionRow:
     try:
         ex_date = datetime.strptime(day, "%Y-%m-%d").replace(tzinfo=UTC).date()
-    except ValueError:
-        raise DataInvalid(
-            f"{place}: the date is {day!r}; write the ex-date as 2014-06-09."
-        ) from None
-    try:
         kind = CorporateActionKind(kind_text)
-    except ValueError:
-        raise DataInvalid(f"{place}: the kind is {kind_text!r}; write split or dividend.") from None
-    is_split = kind is CorporateActionKind.SPLIT
-    value = (_ratio if is_split else _amount)(place, text)
-    return ActionRow(place, symbol, ex_date, kind, value)
-
-
-def _ratio(place: str, text: str) -> Fraction:
-    parts = _RATIO.fullmatch(text)
-    old = Decimal(parts.group(2) or 1) if parts else Decimal(0)
-    if parts is None or not old:
+        return ActionRow(place, symbol, ex_date, kind, _value(kind, text))
+    except (ValueError, ZeroDivisionError):
         raise DataInvalid(
-            f"{place}: the ratio is {text!r}; write new shares for old ones, as 7, 7:1 or 3:2."
-        )
-    ratio = Fraction(Decimal(parts.group(1))) / Fraction(old)
-    if ratio <= 0 or ratio == 1 or max(ratio.as_integer_ratio()) > 10**9:
-        raise DataInvalid(
-            f"{place}: a split of {text} is none; write a ratio above 0 that is not 1."
-        )
-    return ratio
+            f"{place}: {day},{kind_text},{text} is no action; write the ex-date as 2014-06-09, "
+            "then split and new shares for old ones, as 7, 7:1 or 3:2, or dividend and the money a "
+            "share, as 0.47, with ten decimals at most."
+        ) from None
 
 
-def _amount(place: str, text: str) -> Fraction:
-    if _AMOUNT.fullmatch(text) is None:
-        raise DataInvalid(
-            f"{place}: the dividend is {text!r}; write the money a share, as 0.47, with ten "
-            "decimals at most."
-        )
-    amount = Fraction(Decimal(text))
-    if amount <= 0:
-        raise DataInvalid(f"{place}: a dividend of {text} is none; write an amount above 0.")
-    return amount
+def _value(kind: CorporateActionKind, text: str) -> Fraction:
+    """Return the ratio of a split or the amount of a dividend; raise ``ValueError``."""
+    numbers = _VALUE.fullmatch(text)
+    if numbers is None:
+        raise ValueError(text)
+    value = Fraction(numbers[1]) / Fraction(numbers[2] or 1)
+    is_ratio = value != 1 and max(value.as_integer_ratio()) <= RATIO_MOST
+    if not value or not (is_ratio if kind is CorporateActionKind.SPLIT else numbers[2] is None):
+        raise ValueError(text)
+    return value
 
 
 def place_actions(rows: Sequence[ActionRow], candles: Mapping[str, Candles]) -> PlacedActions:

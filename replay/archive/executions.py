@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -297,16 +298,13 @@ def _amount(rows: _Rows, row: int, meaning: str) -> Decimal | None:
 
 def _number(rows: _Rows, row: int, meaning: str, *, is_signed: bool = False) -> Decimal:
     text = rows.cell(row, meaning)
-    try:
+    with suppress(InvalidOperation):
         number = Decimal(text)
-    except InvalidOperation:
-        raise rows.reject(row, meaning, f"is not a number but {text[:40]!r}") from None
-    if not number.is_finite() or (number <= 0 and not is_signed):
-        what = "finite" if is_signed else "above zero"
-        raise rows.reject(row, meaning, f"is not {what} but {text[:40]}")
-    if abs(number.adjusted()) > DIGITS_MOST:
-        raise rows.reject(row, meaning, f"is out of range with {text[:40]}")
-    return number
+        is_possible = number.is_finite() and abs(number.adjusted()) <= DIGITS_MOST
+        if is_possible and (number > 0 or is_signed):
+            return number
+    what = "a number" if is_signed else "a number above zero"
+    raise rows.reject(row, meaning, f"is not {what} but {text[:40]!r}")
 
 
 def _times(

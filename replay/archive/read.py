@@ -245,25 +245,16 @@ def of_one_symbol(table: Table, named: str | None, given: str | None = None) -> 
 def chosen_columns(columns: Sequence[str]) -> dict[str, str]:
     """Return field → column name for ``close=Price``; ``turnover=`` leaves a field out.
 
-    Raises ``ConfigInvalid`` for an entry of *columns* in another form.
+    Raises ``ConfigInvalid`` for an entry in another form, another field, or a field twice.
     """
     chosen: dict[str, str] = {}
     for text in columns:
         field, equals, name = (part.strip() for part in text.partition("="))
-        if not equals:
+        is_needed = field in REQUIRED[:-1] and not name
+        if not equals or field not in NAMES or field in chosen or is_needed:
             raise ConfigInvalid(
-                f"--columns is {text}; write {field}=COLUMN, or {field}= to leave it out."
-            )
-        if field not in NAMES:
-            raise ConfigInvalid(
-                f"--columns is {text}, and candles have no field {field}; write one of "
-                f"{', '.join(FIELDS)}."
-            )
-        if field in chosen:
-            raise ConfigInvalid(f"--columns names {field} twice; leave one of them out.")
-        if not name and field in REQUIRED[:-1]:
-            raise ConfigInvalid(
-                f"--columns is {text}, and {field} cannot be left out; write {field}=COLUMN."
+                f"--columns is {text}; write FIELD=NAME, once for a FIELD of {', '.join(FIELDS)}; "
+                "volume= and turnover= leave one out."
             )
         chosen[field] = name
     return chosen

@@ -86,7 +86,7 @@ def test_unusual_spellings_of_a_number_are_exact(text: str, value: str) -> None:
         ("1,5", "is not a number but '1,5'"),
         ("٣", "is not a number but '٣'"),
         ("1e99999", "is not a number but '1e99999'"),
-        ("nan", "is not finite but 'nan'"),
+        ("nan", "is not a number but 'nan'"),
         ("1e400", "has an exponent that is out of range in '1e400'"),
         ("99999999999999999999", "has more digits than 64 bits hold in '99999999999999999999'"),
     ],

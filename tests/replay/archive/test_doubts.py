@@ -275,10 +275,10 @@ CASES = {
         wider(lambda at: 101 + at, header="Adj Close").replace("close,", "x,"),
         columns=("close=Adj Close",),
     ),
-    "a choice that is no field": Case(text(), "no field last", columns=("last=volume",)),
-    "a choice without a name": Case(text(), "close=COLUMN", columns=("close",)),
-    "a choice twice": Case(text(), "close twice", columns=("close=open", "close=high")),
-    "a close left out": Case(text(), "cannot be left out", columns=("close=",)),
+    "a choice that is no field": Case(text(), "last=volume; write", columns=("last=volume",)),
+    "a choice without a name": Case(text(), "close; write FIELD=NAME", columns=("close",)),
+    "a choice twice": Case(text(), "close=high; write", columns=("close=open", "close=high")),
+    "a close left out": Case(text(), "close=; write FIELD=NAME", columns=("close=",)),
     "a choice that is not there": Case(text(), "Price.*found open_time", columns=("close=Price",)),
     # ---- symbols
     "two symbols": Case(
