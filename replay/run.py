@@ -372,6 +372,20 @@ class Run(Generic[Frame]):
             write_picture(chart_named(built, name, last=last), Path(chart))
         return Text(lambda console: show_report(console, built), as_document(built))
 
+    def risk(self, *, period: Literal["day", "hour"] = "day") -> Text:
+        """Say what the open positions could lose; ``document`` is that of ``risk --json``.
+
+        *period* is that of the returns over which the positions are held.
+        """
+        from tracepaper.replay.document.terminal import show_document
+        from tracepaper.replay.report.book_risk import read_book_risk, risk_document, risk_json
+        from tracepaper.replay.run_columns import RunColumns
+
+        with self._reader() as reader:
+            book = read_book_risk(RunColumns(reader, self.run_id), period)
+        document = risk_document(self.run_id, book)
+        return Text(lambda console: show_document(console, document), risk_json(self.run_id, book))
+
     def plot(self, picture: str = "price", *, last: int = BARS_DRAWN) -> Picture:
         """Draw a picture of the run.
 

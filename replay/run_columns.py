@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from tracepaper.strategies.types.decisions import Decision, GateSet
-    from tracepaper.strategies.types.market import CorporateAction, Instrument
+    from tracepaper.strategies.types.market import CorporateAction, FrameBar, Instrument
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -109,6 +109,10 @@ class RunColumns:
     def gates(self) -> tuple[str, ...]:
         """The run's gates, in the order of their first gate sets."""
         return tuple(dict.fromkeys(gate for gate_set in self.gate_sets for gate in gate_set.gates))
+
+    def frame_bars(self) -> list[FrameBar]:
+        """Return the candles of higher timeframes that the run was fed."""
+        return self._reader.frame_bars(self.run.run_id)
 
     @property
     def thresholds(self) -> dict[str, float]:

@@ -2,8 +2,7 @@
 
 The same numbers give the same bits on every machine: products and sums are made element by element
 in the order of the symbols, and the mean of the worst cases by ``math.fsum``, which is exact. No
-sum of NumPy or BLAS is used, because their order depends on the processor. The definitions are
-those of empyrical, with which a test compares (docs/decisions.md, G42).
+sum of NumPy or BLAS is used, because their order depends on the processor (docs/decisions.md, G42).
 """
 
 from __future__ import annotations
@@ -63,7 +62,12 @@ def expected_shortfall(profits: npt.NDArray[np.float64], level: float = LEVEL) -
 
 
 def value_at_risk(profits: npt.NDArray[np.float64], level: float = LEVEL) -> float:
-    """Return the loss that *level* of *profits* [day] exceed, interpolated between two days."""
+    """Return the loss that the next day exceeds with the probability *level*.
+
+    Of n days the worst k-th is exceeded with the probability k ÷ (n + 1), between which it is
+    interpolated (Weibull's positions); the positions of empyrical and NumPy are exceeded more
+    often: at 5 % of 250 days in 5.4 % of cases.
+    """
     import numpy as np
 
-    return -float(np.quantile(profits, level))
+    return -float(np.quantile(profits, level, method="weibull"))

@@ -329,12 +329,15 @@ class Monitor:
     def _account_document(self, last: Step) -> Document:
         """Return the run's account; on margin, with the margin of all positions."""
         document = account_document(last.account)
+        held = [(key, each) for key, step in self.held.items() for each in _positions_of(step)]
+        values = [each.entry_notional + each.unrealized_pnl for _, each in held]
+        document["net_exposure"] = unscaled(sum(values), MONEY_DECIMALS)
+        document["gross_exposure"] = unscaled(sum(map(abs, values)), MONEY_DECIMALS)
         if self._margin:
             positions = [
                 (rules, position)
-                for key, step in self.held.items()
+                for key, position in held
                 if (rules := self._margin.get(key)) is not None
-                for position in _positions_of(step)
             ]
             used = sum(rules.used_by(position) for rules, position in positions)
             document["margin_used"] = unscaled(used, MONEY_DECIMALS)

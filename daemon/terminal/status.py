@@ -48,6 +48,7 @@ def status_text(status: Status, *, whole: int = WHOLE_INSTRUMENTS) -> Text:
     lines = [*_health(status), *_background(status)]
     if status["account"] is not None:
         lines.append(_accounts(status))
+        lines += _book(status["account"])
     instruments = status["instruments"]
     for name, facts in instruments.items():
         symbol = name.partition(":")[2]
@@ -136,6 +137,18 @@ def _accounts(status: Status) -> Text:
     if (ratio := account.get("maintenance_ratio")) is not None:
         text.append(f"  maintenance ratio {percent(ratio, 1)}, liquidated at 100 %", "dim")
     return text
+
+
+def _book(account: Status) -> Iterator[Text]:
+    """Yield the exposure of all positions, if there are any."""
+    net, gross, equity = (
+        Decimal(account[name]) for name in ("net_exposure", "gross_exposure", "equity")
+    )
+    if not gross:
+        return
+    share = f", {percent(float(gross / equity), 1)} of equity" if equity > 0 else ""
+    held = f"{money_text(net, signed=True)} net, {money_text(gross)} gross{share}"
+    yield Text.assemble(("exposure ", "dim"), held)
 
 
 def _instrument(symbol: str, facts: Status, status: Status) -> Iterator[Text]:

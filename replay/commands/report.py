@@ -222,6 +222,40 @@ def _with_stress(document: TitledParts, result: Fragility) -> TitledParts:
     return TitledParts(document.title, parts)
 
 
+@reads_record
+@answers
+def risk(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="An id, a prefix, last, or FILE#RUN.")
+    ] = "last",
+    *,
+    hours: Annotated[bool, typer.Option("--hours", help="Use hours instead of days.")] = False,
+    page: Annotated[
+        Path | None,
+        typer.Option("--page", metavar="FILE", help="Write a self-contained page."),
+    ] = None,
+    db: DatabaseOption = None,
+    config: ConfigOption = None,
+) -> CommandAnswer:
+    """Say what a run's open positions could lose: exposure, tails, stress and margin."""
+    from tracepaper.daemon.terminal.console import Terminal
+    from tracepaper.replay.document.terminal import show_document
+    from tracepaper.replay.report.book_risk import read_book_risk, risk_document, risk_json
+    from tracepaper.replay.run_columns import RunColumns
+    from tracepaper.storage.database.reader import Reader
+
+    place = located(run, db, config)
+    with Reader.open(place.path) as reader:
+        book = read_book_risk(RunColumns(reader, place.run_id), "hour" if hours else "day")
+    document = risk_document(place.run_id, book)
+    if page is not None:
+        from tracepaper.replay.page.export import write_document_page
+
+        write_document_page(document, path=page)
+        tell(f"The page is {page}.")
+    return CommandAnswer(risk_json(place.run_id, book), lambda: show_document(Terminal(), document))
+
+
 def _analysis(report: Report, progress: Callable[[str], None]) -> HeadReport | InfluenceReport:
     """Analyse the influence between several symbols, else the heads of the run's model."""
     from tracepaper.replay.report.attention import read_influence

@@ -26,6 +26,7 @@ from tracepaper.replay.page.lists import run_name
 from tracepaper.replay.page.records import LISTS, ROWS, RowsPage, view_table
 from tracepaper.replay.page.rollups import OWN
 from tracepaper.replay.report import charts
+from tracepaper.replay.report.book_risk import read_book_risk, risk_parts
 from tracepaper.replay.report.figures import shortfall_tables
 from tracepaper.replay.run_columns import Floats
 
@@ -74,6 +75,7 @@ def _account(shown: OpenRun, limit: int) -> Iterator[Part]:
     yield Paragraph("Positions", "heading")
     if held := [position for position in runs.holdings(shown) if position.side != "FLAT"]:
         yield table("positions", "", POSITIONS, held)
+        yield from risk_parts(read_book_risk(shown.columns))
     else:
         yield Paragraph("No open position.", "note")
     page = RowsPage(descending=True, limit=limit)

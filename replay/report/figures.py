@@ -29,6 +29,7 @@ from tracepaper.replay.document.values import (
 from tracepaper.replay.report import metrics
 from tracepaper.replay.report.attention import entry_table
 from tracepaper.replay.report.benchmarks import RANDOM_TIMINGS, Refusal, random_timings
+from tracepaper.replay.report.book_risk import risk_tables
 from tracepaper.replay.report.listed_orders import listed
 from tracepaper.replay.report.metrics import (
     DAYS_TO_ANNUALISE,
@@ -335,6 +336,13 @@ def _listed(report: Report) -> Iterator[Table]:
 @declared
 def _shortfall(report: Report) -> Iterator[Table]:
     yield from shortfall_tables(report.shortfalls)
+
+
+@declared
+def _book(report: Report) -> Iterator[Table]:
+    """Yield the risk of the positions at the end, if the days are enough to speak of tails."""
+    if report.book.tails:
+        yield from risk_tables(report.book).values()
 
 
 @declared

@@ -180,6 +180,18 @@ def mean_error(values: Floats, days: npt.NDArray[np.int64]) -> float | None:
     return widened(standard_error(values, days), np.bincount(blocks_of(days)))
 
 
+def jackknife_error(without: Floats, days: npt.NDArray[np.int64]) -> Floats | None:
+    """Return the error of each value of a statistic of rows, by blocks of *days* [row].
+
+    *without* [block, value] are its values without the rows of each block of ``blocks_of``. The
+    error is the jackknife's, ``widened`` by the blocks; None if they are too few.
+    """
+    sizes = np.bincount(blocks_of(days))
+    spread = ((without - without.mean(axis=0)) ** 2).sum(axis=0)
+    error: Floats = np.sqrt(spread * (sizes.size - 1) / sizes.size)
+    return widened(error, sizes)
+
+
 def credible_bound(error: FloatOrArray) -> FloatOrArray:
     """Return the bound that chance exceeds in one of twenty cases, for the *error* of a value."""
     return CREDIBLE_ERRORS * error

@@ -32,6 +32,7 @@ from tracepaper.replay.report.benchmarks import (
     random_timings,
     refusals,
 )
+from tracepaper.replay.report.book_risk import BookRisk, read_book_risk
 from tracepaper.replay.report.honesty import card_sentences
 from tracepaper.replay.report.listed_orders import newest as newest_listed
 from tracepaper.replay.report.metrics import Activity, Drawdown, Performance
@@ -44,7 +45,7 @@ from tracepaper.replay.report.trades import (
     closed_trades,
     costs_and_funding,
 )
-from tracepaper.replay.run_columns import Floats, Ints
+from tracepaper.replay.run_columns import Floats, Ints, RunColumns
 from tracepaper.storage.checkpoints import ID_DIGITS, FittedSpan, kept_folder, read_card
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
@@ -151,6 +152,7 @@ class Report:
     head_outcomes: HeadOutcomes | None  # None without auxiliary heads
     stretches: tuple[Stretch, ...]  # until a halt, and by the periods of the model's fit
     timeline: Timeline  # the notices that its events would send
+    book: BookRisk  # of the positions at its end
     shortfalls: tuple[Row, ...]  # of ``v_shortfall``: a trader's real fills compared with the run's
 
     @property
@@ -177,6 +179,7 @@ def build_report(
         attention = read_attention(reader, record, entries)
         grouped = next((name for name, trades in closed.items() if trades), record.account.name)
         views = RunViews(reader.connection, run_id)
+        book = read_book_risk(RunColumns(reader, run_id))
         listed, shortfalls = newest_listed(views), tuple(views.rows("v_shortfall"))
         retrained = reader.of_type(run_id, RetrainingEnd)
         card = _card(record)
@@ -228,6 +231,7 @@ def build_report(
         head_outcomes=outcomes,
         stretches=stretches(record, closed[record.account.name]),
         timeline=timeline,
+        book=book,
         shortfalls=shortfalls,
     )
 

@@ -260,6 +260,15 @@ LABELS: Final[Mapping[str, str]] = {
     "why": "the cause of a change",
     "without_fills": "why nothing filled, in sentences; null once an order filled",
     "won": "share of the group's trades with a profit",
+    "beta": "move of a coin for one of the largest coin of the book",
+    "case": "what is assumed to happen to the open positions",
+    "coin": "coin of the open positions",
+    "correlation": "correlation of a coin's returns with those of the largest coin of the book",
+    "distance": "way from the mark to the price of liquidation, as a share of the mark",
+    "mark": "mark price of a position",
+    "method": "how past returns were used",
+    "value_at_risk": "loss that the next period exceeds with the stated probability",
+    "net_exposure": "value of all positions, shorts below zero",
 }
 """Labels and keys of the status that no column of a view explains."""
 

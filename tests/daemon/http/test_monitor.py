@@ -105,6 +105,7 @@ def test_on_margin_it_says_what_is_bound_and_where_it_ends() -> None:
     watched.observe(step(bar(), decided=decision(), position=held))
     status = watched.status()
     assert status["account"]["margin_used"] == "15"  # type: ignore[index]
+    assert status["account"]["net_exposure"] == "150"  # type: ignore[index]
     facts = status["instruments"][BTC]  # type: ignore[index]
     bound = {name: facts[name] for name in ("margin", "leverage", "liquidation_price")}
     expected = rules[BTC].bounds(held.entry_notional, held.quantity, held.margin).liquidation
@@ -116,6 +117,7 @@ def test_on_margin_it_says_what_is_bound_and_where_it_ends() -> None:
     watched.observe(step(bar(index=1), sequence=8, decided=decision(), position=Position()))
     flat = watched.status()
     assert flat["account"]["margin_used"] == "0"  # type: ignore[index]
+    assert flat["account"]["gross_exposure"] == "0"  # type: ignore[index]
     assert "margin" not in flat["instruments"][BTC]  # type: ignore[index]
     plain = monitor()
     plain.observe(decided())
