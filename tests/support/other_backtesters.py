@@ -30,7 +30,7 @@ REQUIREMENTS = {
     "nautilus": ("nautilus_trader==1.221.0",),
     "hftbacktest": ("hftbacktest==2.4.4",),
     "alphalens": ("alphalens-reloaded==0.5.1",),
-    "empyrical": ("empyrical-reloaded==0.5.12",),
+    "empyrical": ("empyrical-reloaded==0.5.12", "pytz==2025.2"),  # which it imports undeclared
 }
 CASH, FEE = "10000000", "0.00055"
 Task = dict[str, Any]
