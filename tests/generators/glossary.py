@@ -120,7 +120,7 @@ LABELS: Final[Mapping[str, str]] = {
     "gates": "each gate with measure, threshold and whether it passed",
     "gross": "profit at the reference prices, before costs and funding",
     "gross_exposure": "mean of the position's size over equity, without its sign",
-    "group": "what was removed or changed: trades, days, execution or a parameter's neighbours",
+    "group": "what was removed or changed: trades, days, how orders fill, or a parameter",
     "half_life": "the age within which half of the attention lies",
     "halted_by": "the gate that forbids new exposure; null if none does",
     "head": "the head of a layer",
