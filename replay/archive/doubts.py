@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from tracepaper.replay.archive.columns import Decimals, IntArray, texts_of
 from tracepaper.replay.archive.names import PRICES, SYMBOL_COLUMNS, TIME, interval_of
-from tracepaper.replay.archive.tables import Table
+from tracepaper.replay.archive.tables import FileTable
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.sessions import month_calendar
@@ -73,7 +73,7 @@ INVERSE_WORDS: Final = frozenset({"cm", "coinm", "coin-m", "inverse", "dapi"})
 class Rows:
     """The exact columns of a *table*, and the *notes* about what was changed or is odd."""
 
-    table: Table
+    table: FileTable
     fields: Mapping[str, str]  # field → its column in the table
     times: IntArray
     columns: Mapping[str, Decimals]  # prices, volume and, if the file has it, turnover
@@ -97,7 +97,7 @@ def reject_contracts(path: Path, *, is_named: bool) -> None:
     _reject_contract(path, path.name.split(".", 1)[0], folders, is_named=is_named)
 
 
-def reject_content(table: Table, *, is_named: bool) -> None:
+def reject_content(table: FileTable, *, is_named: bool) -> None:
     """Raise ``DataInvalid`` if a symbol or category in *table* tells such contracts."""
     for kind, text in table.beside:
         kinds = {text.lower()} if kind == "category" else set()

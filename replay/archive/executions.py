@@ -19,7 +19,7 @@ import numpy as np
 
 from tracepaper.daemon.config.values import symbol_name
 from tracepaper.replay.archive.columns import CellInvalidError, epoch_ms, texts_of
-from tracepaper.replay.archive.tables import Head, Table, read_table
+from tracepaper.replay.archive.tables import FileHead, FileTable, read_table
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.market import Category, Side
 from tracepaper.strategies.units import HOUR_MS, MINUTE_MS
@@ -118,7 +118,7 @@ class Executions:
 class _Rows:
     """A file's table, and the cells of each meaning that it has."""
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: FileTable) -> None:
         self.table: Final = table
         self.columns: Final = _columns(table.path, table.columns)
         self._texts = {
@@ -181,7 +181,7 @@ def read_executions(path: Path) -> Executions:
     return executions
 
 
-def _head(path: Path, rows: Sequence[Sequence[str]]) -> Head:
+def _head(path: Path, rows: Sequence[Sequence[str]]) -> FileHead:
     """Return the names in the one of the first *rows* that lacks the fewest columns."""
     place = min(range(len(rows)), key=lambda row: len(REQUIRED.keys() - _meanings(rows[row])))
     names = [name.strip() for name in rows[place]]
@@ -189,7 +189,7 @@ def _head(path: Path, rows: Sequence[Sequence[str]]) -> Head:
         if names.count(name) > 1:  # ambiguous
             raise DataInvalid(f"{path} has the column {name[:40]!r} twice; remove one of them.")
     plain = [name if names.count(name) == 1 else f"{name} {at}" for at, name in enumerate(names)]
-    return Head(plain, place + 1, is_plain=True)
+    return FileHead(plain, place + 1, is_plain=True)
 
 
 def _columns(path: Path, names: Iterable[str]) -> dict[str, str]:

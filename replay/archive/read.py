@@ -50,7 +50,7 @@ from tracepaper.replay.archive.names import (
     symbol_text,
 )
 from tracepaper.replay.archive.sessions import SessionsFor, in_sessions
-from tracepaper.replay.archive.tables import FRAME, Table, read_table, table_of_frame
+from tracepaper.replay.archive.tables import FRAME, FileTable, read_table, table_of_frame
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, shown
 from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.sessions import month_calendar
@@ -178,7 +178,7 @@ class SymbolUnknown(ConfigInvalid):
     """Neither the name nor the content of a file names its symbol."""
 
 
-def _own_symbols(table: Table) -> tuple[tuple[str, ...], str]:
+def _own_symbols(table: FileTable) -> tuple[tuple[str, ...], str]:
     """Return the symbols in the content of *table*, sorted, and the column that holds them."""
     for name in (*SYMBOL_COLUMNS, *ZONE_COLUMNS, *CLOSED, "category"):
         if name in table.repeated:
@@ -194,7 +194,9 @@ def _own_symbols(table: Table) -> tuple[tuple[str, ...], str]:
     return (), ""
 
 
-def of_one_symbol(table: Table, named: str | None, given: str | None = None) -> tuple[Table, str]:
+def of_one_symbol(
+    table: FileTable, named: str | None, given: str | None = None
+) -> tuple[FileTable, str]:
     """Return the rows of one symbol, and it: *named* before the path, or the table's own.
 
     A frame has the symbol *given* with it. Raises ``ConfigInvalid`` if nothing names a symbol, if
@@ -260,7 +262,9 @@ def chosen_columns(columns: Sequence[str]) -> dict[str, str]:
     return chosen
 
 
-def _fields(table: Table, symbol: str, chosen: Mapping[str, str]) -> tuple[dict[str, str], Table]:
+def _fields(
+    table: FileTable, symbol: str, chosen: Mapping[str, str]
+) -> tuple[dict[str, str], FileTable]:
     """Return field → column name, and the table with a note of what was *chosen*.
 
     Raises ``DataInvalid``, naming the columns, if a field has none or two.
@@ -289,7 +293,7 @@ def _fields(table: Table, symbol: str, chosen: Mapping[str, str]) -> tuple[dict[
     return fields, table.with_note(f"{' and '.join(told)}, by --columns") if told else table
 
 
-def _chosen_fields(table: Table, chosen: Mapping[str, str]) -> dict[str, str]:
+def _chosen_fields(table: FileTable, chosen: Mapping[str, str]) -> dict[str, str]:
     """Return field → column name for the *chosen* names, as written or plain."""
     fields = {}
     for field, name in chosen.items():
@@ -304,7 +308,7 @@ def _chosen_fields(table: Table, chosen: Mapping[str, str]) -> dict[str, str]:
 
 
 def _fields_named(
-    table: Table, free: Sequence[str], symbol: str, chosen: Mapping[str, str]
+    table: FileTable, free: Sequence[str], symbol: str, chosen: Mapping[str, str]
 ) -> dict[str, str]:
     """Return field → column name for the *free* columns that ``NAMES`` has.
 
@@ -330,7 +334,7 @@ def _fields_named(
     return fields
 
 
-def _with_clock(table: Table) -> Table:
+def _with_clock(table: FileTable) -> FileTable:
     """Return *table* with a column of dates and one of clocks as one column of times."""
     date, clock = table.columns.get("date"), table.columns.get("time")
     if date is None or clock is None or not date.dtype.kind == clock.dtype.kind == "S":
@@ -342,7 +346,7 @@ def _with_clock(table: Table) -> Table:
     return replace(table, columns={TIME: joined, **others})
 
 
-def _missing(table: Table, missing: Sequence[str]) -> DataInvalid:
+def _missing(table: FileTable, missing: Sequence[str]) -> DataInvalid:
     """Return the error of a table without a column of the fields in *missing*."""
     if {*PRICES[:3]} <= {*missing} and "price" in table.columns:
         return _trades(table)
@@ -365,7 +369,7 @@ def _missing(table: Table, missing: Sequence[str]) -> DataInvalid:
     )
 
 
-def _trades(table: Table) -> DataInvalid:
+def _trades(table: FileTable) -> DataInvalid:
     return DataInvalid(
         f"{table.path} holds trades and no candles: make candles of its columns time, price and "
         "quantity, such as by pandas: frame.index = pandas.to_datetime(frame.time, unit='ms'); "
@@ -377,7 +381,7 @@ def _trades(table: Table) -> DataInvalid:
 # ---------------------------------------------------------------- rows
 
 
-def _rows(table: Table, fields: dict[str, str], *, is_placed: bool) -> Rows:
+def _rows(table: FileTable, fields: dict[str, str], *, is_placed: bool) -> Rows:
     """Return the exact rows of *table*: closed candles with a price, in the file's order.
 
     *is_placed*: a calendar tells the zone of the times.
@@ -411,7 +415,7 @@ def _rows(table: Table, fields: dict[str, str], *, is_placed: bool) -> Rows:
     return rows
 
 
-def _buckets(table: Table) -> DataInvalid:
+def _buckets(table: FileTable) -> DataInvalid:
     change = (
         "frame.assign(timestamp=pandas.to_datetime(frame.timestamp) - pandas.Timedelta('1min'), "
         "volume=frame.homeNotional, turnover=frame.foreignNotional).drop(columns='homeNotional')"
@@ -423,7 +427,7 @@ def _buckets(table: Table) -> DataInvalid:
     )
 
 
-def _closed(table: Table) -> Table:
+def _closed(table: FileTable) -> FileTable:
     """Return *table* without candles that were not closed."""
     for name in CLOSED:
         if name not in table.columns or (name == "x" and "t" not in table.columns):
@@ -437,7 +441,7 @@ def _closed(table: Table) -> Table:
     return table
 
 
-def _plain_numbers(table: Table, fields: Mapping[str, str]) -> Table:
+def _plain_numbers(table: FileTable, fields: Mapping[str, str]) -> FileTable:
     """Return *table* with numbers in one style: decimal points, no thousands, no K, M or B.
 
     If commas separate cells, a comma within a number separates thousands; some cell has to prove it
@@ -479,7 +483,7 @@ def _plain_numbers(table: Table, fields: Mapping[str, str]) -> Table:
     return _lengthened(replace(table, columns={**table.columns, **texts}), fields)
 
 
-def _lengthened(table: Table, fields: Mapping[str, str]) -> Table:
+def _lengthened(table: FileTable, fields: Mapping[str, str]) -> FileTable:
     """Return *table* with ``1.5K`` and the like in volume and turnover as ``1.5e3``."""
     for name in (fields[field] for field in ("volume", "turnover") if field in fields):
         column = table.columns[name]
@@ -498,7 +502,7 @@ def _lengthened(table: Table, fields: Mapping[str, str]) -> Table:
     return table
 
 
-def _without_blank(table: Table, fields: Mapping[str, str]) -> Table:
+def _without_blank(table: FileTable, fields: Mapping[str, str]) -> FileTable:
     """Return *table* without rows without a price, which are minutes without a trade."""
     blank = np.logical_and.reduce([_is_blank(table.columns[fields[name]]) for name in PRICES])
     if not blank.any() or blank.all():
@@ -521,7 +525,7 @@ def _is_blank(column: Column) -> npt.NDArray[np.bool_]:
     return blank
 
 
-def _times(table: Table, name: str, *, is_placed: bool) -> tuple[IntArray, Iterable[str]]:
+def _times(table: FileTable, name: str, *, is_placed: bool) -> tuple[IntArray, Iterable[str]]:
     """Return the open times in ms, of the column *name*, and notes."""
     column = table.columns[name]
     try:
@@ -553,7 +557,7 @@ def _is_clock(clock: Column, instants: Column) -> bool:
     return True
 
 
-def _no_time(table: Table, name: str, error: CellInvalidError) -> DataInvalid:
+def _no_time(table: FileTable, name: str, error: CellInvalidError) -> DataInvalid:
     """Return the error of a cell that is no time, with lines of pandas that read usual ones."""
     lines = table.with_times(name, ", utc=True")
     if error.what.endswith(SPREADSHEET):

@@ -17,7 +17,7 @@ from tracepaper.replay.archive.candles import Candles, Span
 from tracepaper.replay.archive.columns import CellInvalidError, Decimals, IntArray, epoch_ms, parse
 from tracepaper.replay.archive.names import NAMES, TIME, coins_of, split_argument
 from tracepaper.replay.archive.read import of_one_symbol
-from tracepaper.replay.archive.tables import Table, read_table
+from tracepaper.replay.archive.tables import FileTable, read_table
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.sessions import MONTHS_OF, Calendar, SplitWatch
 from tracepaper.strategies.types.market import Category, CorporateAction, Instrument
@@ -293,7 +293,7 @@ def read_funding(path: str | Path) -> FundingRates:
     )
 
 
-def _interval_hours(table: Table) -> IntArray | None:
+def _interval_hours(table: FileTable) -> IntArray | None:
     """Return the hours since the previous settlement, if the file has them."""
     if (cells := table.columns.get("funding_interval_hours")) is None:
         return None
@@ -303,7 +303,7 @@ def _interval_hours(table: Table) -> IntArray | None:
     return hours.mantissa
 
 
-def _columns(table: Table) -> tuple[IntArray, Decimals]:
+def _columns(table: FileTable) -> tuple[IntArray, Decimals]:
     """Return the checked settlement times and rates."""
     time_name = next((name for name in TIME_NAMES if name in table.columns), None)
     rate_name = next((name for name in RATE_NAMES if name in table.columns), None)

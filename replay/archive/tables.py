@@ -1,4 +1,4 @@
-"""The bytes of a file to a ``Table``: named columns of CSV, JSON, Parquet or Feather."""
+"""The bytes of a file to a ``FileTable``: named columns of CSV, JSON, Parquet or Feather."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, eq=False)
-class Table:
+class FileTable:
     """Rows of one file: *columns* of one length, by their plain names.
 
     ``lines`` has the number of each row in the file, from 1, in ``unit``: lines of text, or rows.
@@ -152,12 +152,12 @@ class Table:
         except CellInvalidError as error:
             raise self.reject(error, field, field) from None
 
-    def select(self, rows: npt.NDArray[Any]) -> Table:
+    def select(self, rows: npt.NDArray[Any]) -> FileTable:
         """Return the rows at these indices, or of this mask."""
         columns = {name: cells[rows] for name, cells in self.columns.items()}
         return replace(self, columns=columns, lines=self.lines[rows])
 
-    def with_note(self, note: str, columns: Mapping[str, Column] | None = None) -> Table:
+    def with_note(self, note: str, columns: Mapping[str, Column] | None = None) -> FileTable:
         """Return the table with another note, and other *columns* if given."""
         columns = self.columns if columns is None else columns
         return replace(self, columns=columns, notes=(*self.notes, note))
@@ -170,7 +170,7 @@ Rows = Sequence[Sequence[str]]
 
 
 @dataclass(frozen=True)
-class Head:
+class FileHead:
     """The names of a table's columns, and the number of rows that hold them (0: no header)."""
 
     names: Sequence[str]
@@ -180,27 +180,27 @@ class Head:
     """The names are those of the table, as they are."""
 
 
-ReadHead = Callable[[Path, Rows], Head]
+ReadHead = Callable[[Path, Rows], FileHead]
 
 
-def head_of(_path: Path, rows: Rows) -> Head:
+def head_of(_path: Path, rows: Rows) -> FileHead:
     """Return the head of a table of candles by its first *rows*."""
     first = rows[0]
     if re.match(r"\s*[-+]?\d", first[0]) or not any(re.search(r"[A-Za-z]", cell) for cell in first):
         names = BARE.get(len(first), ())
         if not names or (names[-1] == "confirm" and first[-1] not in ("0", "1")):
             names = tuple(f"column_{at}" for at in range(len(first)))
-        return Head(names, 0)
+        return FileHead(names, 0)
     tickers = rows[1][1:] if len(rows) == HEADER_LINES and rows[1][0] == "Ticker" else ()
     if len(set(tickers)) == 1 and not any(rows[2][1:]) and len(first) == len(rows[1]):
         # yfinance: a row of fields, a row of one ticker, and a row that names the time.
-        return Head(["time", *first[1:]], HEADER_LINES, tickers[0])
-    return Head(first)
+        return FileHead(["time", *first[1:]], HEADER_LINES, tickers[0])
+    return FileHead(first)
 
 
 def _table(
-    path: Path, head: Head, cells: Mapping[int, Column], lines: IntArray, unit: str
-) -> Table:
+    path: Path, head: FileHead, cells: Mapping[int, Column], lines: IntArray, unit: str
+) -> FileTable:
     """Return the table of *cells*, by the place of their column.
 
     Of names that differ only in case (``t`` and ``T``, open and close time of some exchanges), the
@@ -220,7 +220,7 @@ def _table(
             repeated |= {name} if exact[name] != 1 else set()
             name = names[at] if exact[names[at]] == 1 else f"{name}_{at}"
         columns[name], written[name] = cell, names[at]
-    return Table(
+    return FileTable(
         path,
         columns,
         lines,
@@ -235,7 +235,7 @@ def _table(
 # ---------------------------------------------------------------- bytes
 
 
-def read_table(path: Path, read_head: ReadHead = head_of) -> Table:
+def read_table(path: Path, read_head: ReadHead = head_of) -> FileTable:
     """Return the columns of the file at *path*; its name determines the format.
 
     Raises ``DataInvalid`` if it is unreadable, empty, damaged or of an unknown format.
@@ -313,7 +313,7 @@ def _decoded(path: Path, raw: bytes) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _read_text(path: Path, text: str, read_head: ReadHead) -> Table:
+def _read_text(path: Path, text: str, read_head: ReadHead) -> FileTable:
     """Return the table of delimited text below comments, blank lines and a title."""
     preamble, body = _skip_preamble(text)
     skipped, body = preamble.count("\n"), body.rstrip("\n")
@@ -363,7 +363,9 @@ def _joined(rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(CELL_MARK.join(row).replace("\n", " ") for row in rows)
 
 
-def _cut_rows(path: Path, text: str, mark: str, lines: IntArray, unit: str, head: Head) -> Table:
+def _cut_rows(
+    path: Path, text: str, mark: str, lines: IntArray, unit: str, head: FileHead
+) -> FileTable:
     """Cut *text* into columns at each *mark* and line end; *lines* number its rows in *unit*."""
     lines = lines[head.height :]
     raw = np.frombuffer(text.encode("utf-8", "replace") + b"\n" + bytes(CELL_WIDTH_MAX), np.uint8)
@@ -401,7 +403,7 @@ def _cells(
 # ---------------------------------------------------------------- JSON, Parquet, Feather
 
 
-def _read_json(path: Path, text: str, read_head: ReadHead) -> Table:
+def _read_json(path: Path, text: str, read_head: ReadHead) -> FileTable:
     """Read the only list of rows of values, or of objects, also within other objects."""
     try:
         # Numbers stay text, so that no decimal passes through a double.
@@ -429,7 +431,7 @@ def _read_json(path: Path, text: str, read_head: ReadHead) -> Table:
             f"frame.to_csv({str(path.with_suffix('.csv'))!r}, index=False)."
         )
     cells = [["" if value is None else str(value) for value in row] for row in rows]
-    head = Head(names, 0) if names else read_head(path, cells[:HEADER_LINES])
+    head = FileHead(names, 0) if names else read_head(path, cells[:HEADER_LINES])
     lines = 1 + np.arange(len(cells), dtype=np.int64)
     table = _cut_rows(path, _joined(cells), CELL_MARK, lines, "row", head)
     if PAIR.fullmatch(name.upper()):
@@ -451,7 +453,7 @@ def _lists(
                 beside += [(kind, inside) for kind in BESIDE if plain.endswith(kind)]
 
 
-def _read_arrow(path: Path, raw: bytes, *, feather: bool) -> Table:
+def _read_arrow(path: Path, raw: bytes, *, feather: bool) -> FileTable:
     """Read Parquet or Feather with pyarrow, an optional dependency."""
     try:
         import pyarrow as pa
@@ -468,10 +470,10 @@ def _read_arrow(path: Path, raw: bytes, *, feather: bool) -> Table:
     except (pa.ArrowException, *DAMAGE) as error:
         reason = " ".join(str(error).split())[:80]
         raise DataInvalid(f"{path} is damaged ({reason}): fetch it again.") from None
-    return _table(path, Head(names), cells, 1 + np.arange(table.num_rows), "row")
+    return _table(path, FileHead(names), cells, 1 + np.arange(table.num_rows), "row")
 
 
-def table_of_frame(frame: Any) -> Table:  # noqa: ANN401 - of any library
+def table_of_frame(frame: Any) -> FileTable:  # noqa: ANN401 - of any library
     """Return a data frame, or a dictionary of columns, as a table.
 
     In pandas the index holds the times if they are instants, or if no column has a name of times.
@@ -496,5 +498,5 @@ def table_of_frame(frame: Any) -> Table:  # noqa: ANN401 - of any library
     if len(set(sizes.values())) > 1:
         shown = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
         raise DataInvalid(f"{FRAME} has columns of different lengths ({shown}): give rows alone.")
-    head = Head([str(name) for name in named])
+    head = FileHead([str(name) for name in named])
     return _table(FRAME, head, cells, 1 + np.arange(cells[0].size), "row")
