@@ -309,6 +309,7 @@ OTHER: dict[str, dict[str, object]] = {
     "retrain": {"judge": "7d"},
     "parity": {"daily_at": "03:00"},
     "storage": {"keep_days": 5},
+    "witness": {"url": "https://w.example"},
     "http": {"port": 5},
     "log": {"level": "debug"},
     "notify": {"addresses": ["env:CHAT"]},
@@ -319,10 +320,18 @@ OTHER: dict[str, dict[str, object]] = {
 def test_the_hash_covers_what_decides_a_run_and_nothing_else(section: str) -> None:
     changed = load(None, {section: OTHER[section]})
     assert changed.canonical_json() != Config().canonical_json()
-    assert (changed.sha256() != Config().sha256()) is (
-        section
-        not in {"exchange", "retrain", "parity", "report", "storage", "http", "log", "notify"}
-    )
+    others = [
+        "exchange",
+        "retrain",
+        "parity",
+        "report",
+        "storage",
+        "witness",
+        "http",
+        "log",
+        "notify",
+    ]
+    assert (changed.sha256() != Config().sha256()) is (section not in others)
 
 
 def test_a_stored_configuration_is_restored_whole() -> None:
