@@ -87,7 +87,7 @@ def roots(hashes: Iterable[bytes]) -> Iterator[bytes]:
         yield root
 
 
-class Key(NamedTuple):
+class NoteKey(NamedTuple):
     """A verifier's key: ``NAME+ID+BASE64`` of signed-note."""
 
     name: str
@@ -100,7 +100,7 @@ class Key(NamedTuple):
         return sha256(f"{self.name}\n".encode() + bytes([self.kind]) + self.public).digest()[:4]
 
     @classmethod
-    def parse(cls, text: str) -> Key:
+    def parse(cls, text: str) -> NoteKey:
         """Return the key that *text* writes; raise ``Refused`` if it is none of Ed25519."""
         name, _, rest = text.partition("+")
         number, _, public = rest.partition("+")
@@ -133,7 +133,7 @@ class Note(NamedTuple):
         signatures = tuple((name, unbase64(value)) for _, name, value in parts)
         return cls(origin, int(size), unbase64(root), f"{text}\n", signatures)
 
-    def signed_at(self, key: Key) -> int | None:
+    def signed_at(self, key: NoteKey) -> int | None:
         """Return the second at which *key* signed, 0 of a log, None if not; raise ``Refused``."""
         for name, value in self.signatures:
             if (name, value[:4]) != (key.name, key.id):
@@ -149,7 +149,7 @@ class Note(NamedTuple):
             return at_s
         return None
 
-    def dated(self, log: Key, witnesses: Sequence[Key], quorum: int = 1) -> tuple[int, str]:
+    def dated(self, log: NoteKey, witnesses: Sequence[NoteKey], quorum: int = 1) -> tuple[int, str]:
         """Return the second before which *quorum* of *witnesses* saw the log, and their names.
 
         Raises ``Refused`` if the log or too few of the witnesses signed.
@@ -243,7 +243,9 @@ def read_folder(folder: Path) -> tuple[list[int], list[Note], list[Mapping[str, 
     return [*due], notes, [json.loads(path.read_text("utf-8")) for path in proofs]
 
 
-def judge(paths: Sequence[Path], log: Key, witnesses: Sequence[Key], quorum: int = 1) -> list[str]:
+def judge(
+    paths: Sequence[Path], log: NoteKey, witnesses: Sequence[NoteKey], quorum: int = 1
+) -> list[str]:
     """Return what the files *paths* of one log prove, one sentence each; raise ``Refused``.
 
     Several files also show whether the log has two histories, and runs that none of them shows.
@@ -286,7 +288,7 @@ def main() -> int:
     parser.add_argument("--quorum", type=int, default=1, metavar="N", help="witnesses that signed")
     given = parser.parse_args()
     try:
-        log, *witnesses = map(Key.parse, (given.log, *given.witness))
+        log, *witnesses = map(NoteKey.parse, (given.log, *given.witness))
         answer = "\n".join(judge(given.proofs, log, witnesses, given.quorum))
     except (Refused, OSError) as refused:
         answer = f"Refused: {refused}"

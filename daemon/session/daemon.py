@@ -101,7 +101,7 @@ from tracepaper.strategies.types.market import (
 from tracepaper.strategies.units import interval_start, interval_text, minute_text
 
 if TYPE_CHECKING:
-    from tracepaper.storage.witness.judge import Key
+    from tracepaper.storage.witness.judge import NoteKey
 
 ExchangeClient: Final = BybitClient
 """The client of the exchange; only ``replay.archive.download`` names it besides this module."""
@@ -151,7 +151,7 @@ class Daemon:
         self._entropy, self._start_process = entropy, start_process
         self._sender = sender
         self._send: Send | None = None
-        self._witness_keys: Sequence[Key] = ()
+        self._witness_keys: Sequence[NoteKey] = ()
         self._supervisor = Supervisor(clock=self._clock, pulse=lambda: self._progress())  # noqa: PLW0108 - replaced later
         self._configured_sha256 = ""  # of the model that [model] checkpoint names
         self._submitted: dict[int, asyncio.Future[int]] = {}

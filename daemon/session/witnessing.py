@@ -22,7 +22,7 @@ from tracepaper.strategies.types.decisions import RunRow, Step
 from tracepaper.strategies.types.market import Bar, ModelChange
 
 if TYPE_CHECKING:
-    from tracepaper.storage.witness.judge import Key
+    from tracepaper.storage.witness.judge import NoteKey
     from tracepaper.storage.witness.log import WitnessLog
 
 ANSWER_S: Final = 10.0
@@ -55,7 +55,7 @@ async def post(url: str, body: str) -> tuple[int, str]:
         return answer.status, (await answer.content.read(ANSWER_BYTES)).decode()
 
 
-def witness_keys(section: WitnessSection, database: Path) -> list[Key]:
+def witness_keys(section: WitnessSection, database: Path) -> list[NoteKey]:
     """Return the keys of [witness]; empty without a witness.
 
     Raises ``ConfigInvalid`` if one is wrong, or the log beside *database* has no private key.
@@ -86,7 +86,7 @@ class Witnessing(Companion):
     def __init__(
         self,
         section: WitnessSection,
-        keys: Sequence[Key],
+        keys: Sequence[NoteKey],
         database: Path,
         run: RunRow,
         clock: Clock,

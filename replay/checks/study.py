@@ -68,7 +68,7 @@ TOO_GOOD: Final = 0.5
 _FIELDS: Final = ("open", "high", "low", "close")
 
 
-class Panel(NamedTuple):
+class StudyPanel(NamedTuple):
     """Candles of several symbols on common times."""
 
     candles: Sequence[Candles]
@@ -98,7 +98,7 @@ def _placed(times_ms: Ints, candles: Sequence[Candles], values: Sequence[Floats]
     return placed
 
 
-def panel_of(candles: Sequence[Candles]) -> Panel:
+def panel_of(candles: Sequence[Candles]) -> StudyPanel:
     """Return *candles* as a panel; raise ``DataInvalid`` if nothing can be compared in it."""
     if len({part.interval_ms for part in candles}) > 1:
         raise DataInvalid("The candles have several intervals; give those of one.")
@@ -110,7 +110,7 @@ def panel_of(candles: Sequence[Candles]) -> Panel:
     volume = [part.volume / 10.0**part.volume_decimals for part in candles]
     if len(candles) > 1 and not (np.isfinite(close).sum(axis=1) > 1).any():
         raise DataInvalid("No two symbols have a bar at the same time; study each alone.")
-    return Panel(candles, times, close, _placed(times, candles, volume))
+    return StudyPanel(candles, times, close, _placed(times, candles, volume))
 
 
 # ---------------------------------------------------------------- where a column comes from
@@ -127,7 +127,7 @@ def history_of(part: Candles) -> dict[str, Floats | Ints]:
     }
 
 
-def column_of(column: object, panel: Panel) -> tuple[str, Floats, str]:
+def column_of(column: object, panel: StudyPanel) -> tuple[str, Floats, str]:
     """Return the name of *column*, its values [time, symbol], and a sentence on lookahead.
 
     Raises ``DataInvalid`` for a function whose values depend on later bars.
@@ -167,7 +167,7 @@ def _called(function: Callable[[Any], Any], columns: Mapping[str, Any]) -> Float
     return np.asarray(function(SimpleNamespace(**columns)))
 
 
-def _by_symbol(column: Mapping[Any, Any], panel: Panel) -> Floats:
+def _by_symbol(column: Mapping[Any, Any], panel: StudyPanel) -> Floats:
     values = []
     for part in panel.candles:
         if part.symbol not in column:
@@ -182,7 +182,7 @@ def _by_symbol(column: Mapping[Any, Any], panel: Panel) -> Floats:
     return panel.placed(values)
 
 
-def _at_times(rows: Mapping[str, tuple[Ints, Floats]], name: str, panel: Panel) -> Floats:
+def _at_times(rows: Mapping[str, tuple[Ints, Floats]], name: str, panel: StudyPanel) -> Floats:
     """Return values [time, symbol] of *rows*, the times and values by symbol."""
     if not any(part.symbol in rows for part in panel.candles):
         raise DataInvalid(f"{name} has no value of any of these symbols; give others.")
@@ -194,7 +194,7 @@ def _at_times(rows: Mapping[str, tuple[Ints, Floats]], name: str, panel: Panel) 
     return placed
 
 
-def _of_run(place: str, name: str, panel: Panel) -> Floats:
+def _of_run(place: str, name: str, panel: StudyPanel) -> Floats:
     """Return the note or the forecast *name* of the run at *place*, ``FILE.db#RUN``."""
     located = resolve(None, place)
     with Reader.open(located.path) as reader:
@@ -217,7 +217,7 @@ def _of_run(place: str, name: str, panel: Panel) -> Floats:
     return _at_times(rows, name, panel)
 
 
-def _of_file(path: Path, name: str, panel: Panel) -> Floats:
+def _of_file(path: Path, name: str, panel: StudyPanel) -> Floats:
     """Return the column *name* of a table with ``time`` (opens) and, for several, ``symbol``."""
     read = read_table(path)
     for wanted in ("time", name.lower()):
@@ -343,7 +343,7 @@ def forward(close: Floats, bars: int) -> Floats:
 
 
 def look(
-    values: Floats, ahead: Floats, panel: Panel, horizon: int, groups: Groups, cost: float
+    values: Floats, ahead: Floats, panel: StudyPanel, horizon: int, groups: Groups, cost: float
 ) -> Look:
     """Return the look at *values* against the returns *ahead*, both [time, symbol] and masked."""
     column, returns = groups.of(values), groups.of(ahead)
@@ -391,7 +391,7 @@ def _turnover(ends: Sequence[Floats], horizon: int) -> float | None:
     return float(np.mean(shares)) if shares else None
 
 
-def _days(panel: Panel, horizon: int) -> Ints:
+def _days(panel: StudyPanel, horizon: int) -> Ints:
     """Return the day of each time, in units of which a block holds at least two horizons."""
     days = panel.times_ms // DAY_MS
     length = max(BLOCK_DAYS, math.ceil(2 * horizon * panel.interval_ms / DAY_MS))
@@ -399,7 +399,7 @@ def _days(panel: Panel, horizon: int) -> Ints:
     return scaled
 
 
-def _estimated(panel: Panel, horizon: int, series: Floats) -> Estimate:
+def _estimated(panel: StudyPanel, horizon: int, series: Floats) -> Estimate:
     kept = np.isfinite(series)
     value, error = block_mean(series[kept], _days(panel, horizon)[kept]).daily
     return value, error
@@ -500,7 +500,7 @@ def studied(
     )  # fmt: skip
 
 
-def _parts(looks: Sequence[Look], panel: Panel) -> Iterator[tuple[str, tuple[Estimate, ...]]]:
+def _parts(looks: Sequence[Look], panel: StudyPanel) -> Iterator[tuple[str, tuple[Estimate, ...]]]:
     """Yield the correlations by month and by tercile of the days' volatility.
 
     Purged: a return that reaches into the next month is of neither. The embargo leaves out as
@@ -540,7 +540,7 @@ def _parts(looks: Sequence[Look], panel: Panel) -> Iterator[tuple[str, tuple[Est
             )
 
 
-def _known(values: Floats, panel: Panel, groups: Groups) -> Iterator[tuple[str, float]]:
+def _known(values: Floats, panel: StudyPanel, groups: Groups) -> Iterator[tuple[str, float]]:
     """Yield the mean rank correlation with each known column."""
     close = panel.close
     moves = np.full(close.shape, np.nan)

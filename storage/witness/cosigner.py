@@ -12,14 +12,22 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from tracepaper.storage.covariates import write_whole
-from tracepaper.storage.witness.judge import MALFORMED, Key, Note, Refused, node, split, unbase64
+from tracepaper.storage.witness.judge import (
+    MALFORMED,
+    Note,
+    NoteKey,
+    Refused,
+    node,
+    split,
+    unbase64,
+)
 from tracepaper.storage.witness.keys import Signer
 
 PROOF_MOST: Final = 63
 """Most hashes of a consistency proof."""
 
 
-class Answer(NamedTuple):
+class CosignerAnswer(NamedTuple):
     """The answer to a request: an HTTP status and a text."""
 
     status: int
@@ -62,13 +70,13 @@ def extends(old: int, old_root: bytes, note: Note, proof: Sequence[bytes]) -> bo
 class Cosigner:
     """Cosigns checkpoints of *logs*, keys by origin; *state* is the file of what it signed."""
 
-    def __init__(self, signer: Signer, logs: Mapping[str, Key], state: Path) -> None:
+    def __init__(self, signer: Signer, logs: Mapping[str, NoteKey], state: Path) -> None:
         self._signer, self._logs, self._state = signer, logs, state
         self._signed: dict[str, tuple[int, str]] = {}  # size and root of the newest, by origin
         if state.exists():
             self._signed = json.loads(state.read_text("ascii"))
 
-    def add_checkpoint(self, body: str, now_s: int) -> Answer:
+    def add_checkpoint(self, body: str, now_s: int) -> CosignerAnswer:
         """Return the answer to ``add-checkpoint`` at second *now_s*; what it signs is stored first.
 
         Raises ``OSError`` if it cannot be stored; then nothing was signed.
@@ -76,10 +84,10 @@ class Cosigner:
         try:
             note = self._accepted(body)
         except Declined as declined:
-            return Answer(*declined.args)
+            return CosignerAnswer(*declined.args)
         self._signed[note.origin] = note.size, base64.b64encode(note.root).decode()
         write_whole((json.dumps(self._signed).encode(),), self._state)
-        return Answer(200, self._signer.line(note.text, now_s))
+        return CosignerAnswer(200, self._signer.line(note.text, now_s))
 
     def _accepted(self, body: str) -> Note:
         head, _, signed = body.partition("\n\n")
@@ -104,7 +112,7 @@ class Cosigner:
         return note
 
 
-def is_signed(note: Note, key: Key) -> bool:
+def is_signed(note: Note, key: NoteKey) -> bool:
     """Return whether *key* signed *note*."""
     try:
         return note.signed_at(key) is not None

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from tracepaper.storage.witness.judge import COSIGNED, PLAIN, Key, Refused, unbase64
+from tracepaper.storage.witness.judge import COSIGNED, PLAIN, NoteKey, Refused, unbase64
 from tracepaper.strategies.errors import ConfigInvalid
 
 PREFIX = "PRIVATE+KEY+"
@@ -18,7 +18,7 @@ PREFIX = "PRIVATE+KEY+"
 class Signer(NamedTuple):
     """A private key with its public one."""
 
-    key: Key
+    key: NoteKey
     private: Ed25519PrivateKey
 
     def line(self, text: str, at_s: int = 0) -> str:
@@ -31,7 +31,7 @@ class Signer(NamedTuple):
         return f"— {self.key.name} {base64.b64encode(self.key.id + signature).decode()}\n"
 
 
-def key_text(key: Key) -> str:
+def key_text(key: NoteKey) -> str:
     """Return *key* as it is published."""
     public = base64.b64encode(bytes([key.kind]) + key.public).decode()
     return f"{key.name}+{key.id.hex()}+{public}"
@@ -70,7 +70,7 @@ def read_secret(path: Path) -> str:
     return text
 
 
-def make_key(path: Path, name: str, kind: int) -> Key:
+def make_key(path: Path, name: str, kind: int) -> NoteKey:
     """Write a new private key called *name* to *path*; return its public key.
 
     Raises ``ConfigInvalid`` if *path* exists, or *name* is none that a signed note may have.
@@ -78,7 +78,7 @@ def make_key(path: Path, name: str, kind: int) -> Key:
     if not name or "+" in name or any(character.isspace() for character in name):
         raise ConfigInvalid(f"A key needs a name without spaces and +, as a URL has: {name!r}.")
     private = Ed25519PrivateKey.generate()
-    key = Key(name, private.public_key().public_bytes_raw(), kind)
+    key = NoteKey(name, private.public_key().public_bytes_raw(), kind)
     secret = base64.b64encode(bytes([kind]) + private.private_bytes_raw()).decode()
     write_secret(path, f"{PREFIX}{name}+{key.id.hex()}+{secret}")
     return key
@@ -93,16 +93,16 @@ def read_key(path: Path, kind: int) -> Signer:
         private = Ed25519PrivateKey.from_private_bytes(material[1:])
     except (Refused, ValueError):
         raise ConfigInvalid(f"{path} holds no private key; restore it from a copy.") from None
-    key = Key(name, private.public_key().public_bytes_raw(), material[0])
+    key = NoteKey(name, private.public_key().public_bytes_raw(), material[0])
     if key.id.hex() != number or key.kind != kind:
         whose = "log" if kind == PLAIN else "witness"
         raise ConfigInvalid(f"{path} holds no key of a {whose}; `tracepaper witness key` makes it.")
     return Signer(key, private)
 
 
-def parse_key(text: str, named_by: str) -> Key:
+def parse_key(text: str, named_by: str) -> NoteKey:
     """Return the public key that *text* writes; ``ConfigInvalid`` names *named_by*."""
     try:
-        return Key.parse(text)
+        return NoteKey.parse(text)
     except Refused as refused:
         raise ConfigInvalid(f"{named_by}: {refused}") from None

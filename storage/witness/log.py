@@ -26,8 +26,8 @@ from tracepaper.storage.witness.judge import (
     LEAF,
     PLAIN,
     SALT_BYTES,
-    Key,
     Note,
+    NoteKey,
     entry_hash,
     leaf_hash,
     node,
@@ -159,7 +159,7 @@ class WitnessLog:
         self._due = {number: last + 1 for number, _, last, _ in self.leaves()}
 
     @classmethod
-    def create(cls, database: Path, origin: str) -> Key:
+    def create(cls, database: Path, origin: str) -> NoteKey:
         """Make the key of a new log called *origin*; what an ended log left is moved aside.
 
         Raises ``ConfigInvalid`` if a log that has not ended is there, or had this name.

@@ -14,9 +14,7 @@ _repr_html_  # notebooks
 _repr_png_  # notebooks
 best_run  # of a sweep, from Python
 attention_map  # of a checkpoint, from Python
-larger  # of a hidden passage, from Python
 rollout_entropy  # stored by its column's name
-function_lookahead  # for functions over columns, from Python
 frame_data  # an argument of backtest and sweep, handed on by name
 __annotations__  # typer reads them
 collect  # prometheus_client asks for the metrics
@@ -45,7 +43,7 @@ final_median, volatility_day, drawdown_bars, below_zero_ms, calmar, peak_ms, tro
 period_correlation
 
 # Answers of the HTTP interface, read by the page and by other people's tools.
-ended_ms, average_price_text, liquidation_price, decision_sequence, quantity_text
+ended_ms, average_price_text, decision_sequence, quantity_text
 last_refusal, last_fill, first_sequence, bars_from_ms, warming
 
 # What libraries read: the command's name.

@@ -15,8 +15,8 @@ from recordings import crossing, record
 
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.storage.database.connection import open_reader
-from tracepaper.storage.witness.cosigner import Answer, Cosigner
-from tracepaper.storage.witness.judge import COSIGNED, Key
+from tracepaper.storage.witness.cosigner import Cosigner, CosignerAnswer
+from tracepaper.storage.witness.judge import COSIGNED, NoteKey
 from tracepaper.storage.witness.keys import key_text, make_key, read_key
 from tracepaper.storage.witness.log import WitnessLog
 
@@ -30,8 +30,8 @@ class Witnessed(NamedTuple):
     """A record of runs; its log and its witness have keys."""
 
     database: Path
-    log: Key
-    witness: Key
+    log: NoteKey
+    witness: NoteKey
     cosigner: Cosigner
     runs: list[str]
 
@@ -45,7 +45,7 @@ class Witnessed(NamedTuple):
             reader.close()
         return log
 
-    def submit(self, log: WitnessLog, now_s: int, old: int | None = None) -> Answer:
+    def submit(self, log: WitnessLog, now_s: int, old: int | None = None) -> CosignerAnswer:
         """Sign all of *log*, have it cosigned at *now_s* as behind *old* leaves; keep the note."""
         before = log.notes[-1][0] if old is None and log.notes else old or 0
         note = log.sign()
@@ -88,7 +88,7 @@ def saved(folder: Path, proof: dict[str, Any], change: Callable[[Any], object] =
 class WitnessService:
     """A witness at an address of this loop; *answer* stands for its answer while it is set."""
 
-    def __init__(self, folder: Path, log: Key) -> None:
+    def __init__(self, folder: Path, log: NoteKey) -> None:
         self.key = make_key(folder / "served", WITNESS, COSIGNED)
         signer = read_key(folder / "served", COSIGNED)
         self.cosigner = Cosigner(signer, {log.name: log}, folder / "served.state")

@@ -11,7 +11,7 @@ from command_line import Cli
 from witnessed import ORIGIN, WITNESS, Witnessed, witnessed
 
 from tracepaper.daemon.commands.witness import application
-from tracepaper.storage.witness.judge import Key
+from tracepaper.storage.witness.judge import NoteKey
 from tracepaper.storage.witness.keys import key_text
 
 
@@ -58,12 +58,12 @@ def test_a_folder_is_published_and_judged(case: Witnessed, cli: Cli, tmp_path: P
 def test_keys_are_made_once_and_a_log_ends_where_it_is_told_to(cli: Cli, tmp_path: Path) -> None:
     database = tmp_path / "run.db"
     made = cli.out("witness", "key", "--origin", "example.com/a", "--db", database).strip()
-    assert Key.parse(made).name == "example.com/a"
+    assert NoteKey.parse(made).name == "example.com/a"
     again = "witness", "key", "--origin", "example.com/b", "--db", database
     assert "a key is never replaced" in cli.err(*again, code=2)
-    assert Key.parse(cli.out(*again, "--end").strip()).name == "example.com/b"
+    assert NoteKey.parse(cli.out(*again, "--end").strip()).name == "example.com/b"
     witness = "witness", "key", "--witness", tmp_path / "w1", "--origin", "w1.example"
-    assert Key.parse(cli.out(*witness).strip()).kind == 4
+    assert NoteKey.parse(cli.out(*witness).strip()).kind == 4
 
 
 def test_what_no_witness_dated_is_not_attested(cli: Cli, tmp_path: Path) -> None:

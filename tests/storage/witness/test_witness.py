@@ -25,8 +25,8 @@ from tracepaper.storage.witness.judge import (
     COSIGNED,
     LEAF,
     PLAIN,
-    Key,
     Note,
+    NoteKey,
     Refused,
     judge,
     leaf_hash,
@@ -87,7 +87,7 @@ def test_the_empty_tree_has_the_root_of_rfc_6962() -> None:
 
 def test_a_note_of_another_program_verifies_by_its_published_key() -> None:
     """The vectors are those of golang.org/x/mod/sumdb/note, and the key of sum.golang.org."""
-    key = Key.parse("PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW")
+    key = NoteKey.parse("PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW")
     text = (
         "If you think cryptography is the answer to your problem,\n"
         "then you don't know what your problem is.\n"
@@ -100,7 +100,7 @@ def test_a_note_of_another_program_verifies_by_its_published_key() -> None:
     assert Note("", 0, b"", text, signature).signed_at(key) == 0
     with pytest.raises(Refused, match="signature of PeterNeumann is false"):
         Note("", 0, b"", text + "!", signature).signed_at(key)
-    other = Key.parse("sum.golang.org+033de0ae+Ac4zctda0e5eza+HJyk9SxEdh+s3Ux18htTTAD8OuAn8")
+    other = NoteKey.parse("sum.golang.org+033de0ae+Ac4zctda0e5eza+HJyk9SxEdh+s3Ux18htTTAD8OuAn8")
     assert other.name == "sum.golang.org"
 
 
@@ -508,6 +508,6 @@ def test_the_judge_needs_nothing_of_tracepaper_and_fits_on_a_few_pages() -> None
 
 
 def test_keys_are_written_as_they_are_read(dated: Witnessed) -> None:
-    assert Key.parse(key_text(dated.log)) == dated.log
+    assert NoteKey.parse(key_text(dated.log)) == dated.log
     with pytest.raises(Refused, match="is no key of Ed25519, or was copied with a mistake"):
-        Key.parse(key_text(dated.log).replace("alice", "alicf"))
+        NoteKey.parse(key_text(dated.log).replace("alice", "alicf"))
