@@ -138,8 +138,8 @@ def recomputed_chart(recomputed: Sequence[ModelAnswer]) -> Chart | None:
     """Return the chart of single bars, if the model attended."""
     if (full := _of(Full, recomputed)) is not None:
         return attention_chart(full)
-    told = _of(ModelAttended, recomputed)
-    return None if told is None else shares_chart(told.attribution)
+    reported = _of(ModelAttended, recomputed)
+    return None if reported is None else shares_chart(reported.attribution)
 
 
 def page_document(

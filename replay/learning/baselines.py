@@ -265,14 +265,14 @@ def rolling_har(segment: Segment, horizon: int) -> Array:
     inputs = np.column_stack([np.ones(len(segment)), log_rows(past)])
     labels = np.full(len(segment), np.nan)
     labels[:-horizon] = realised_variance(segment.close, segment.sigma, horizon)[:-horizon]
-    known = np.isfinite(labels) & np.isfinite(inputs).all(axis=1)
-    logs = np.log(labels, where=known, out=np.zeros(len(segment)))
+    usable = np.isfinite(labels) & np.isfinite(inputs).all(axis=1)
+    logs = np.log(labels, where=usable, out=np.zeros(len(segment)))
     day_of = segment.open_time_ms // DAY_MS
     days = np.append(np.flatnonzero(np.diff(day_of, prepend=-1)), len(segment))
     # The last label that a day's fit may use ended with the bar before the day.
     ends = np.maximum(days - horizon, 0)
     blocks = [
-        (inputs[begin:end][known[begin:end]], logs[begin:end][known[begin:end]])
+        (inputs[begin:end][usable[begin:end]], logs[begin:end][usable[begin:end]])
         for begin, end in pairwise([0, *ends.tolist()])
     ]
     products = [(rows.T @ rows, rows.T @ values, len(rows)) for rows, values in blocks]
@@ -539,8 +539,8 @@ def answers(fitted: FittedBaselines) -> dict[str, Answer]:
 
     Those without a fit are always among them.
     """
-    known = {**unfitted(), **fitted}
-    return {name: each.read(known[name]) for name, each in BASELINES.items() if name in known}
+    arrays = {**unfitted(), **fitted}
+    return {name: each.read(arrays[name]) for name, each in BASELINES.items() if name in arrays}
 
 
 def save_judged(

@@ -34,7 +34,7 @@ class CosignerAnswer(NamedTuple):
     text: str
 
 
-class Declined(Exception):
+class RequestDeclined(Exception):
     """The answer to a request that is not signed: its argument."""
 
 
@@ -83,7 +83,7 @@ class Cosigner:
         """
         try:
             note = self._accepted(body)
-        except Declined as declined:
+        except RequestDeclined as declined:
             return CosignerAnswer(*declined.args)
         self._signed[note.origin] = note.size, base64.b64encode(note.root).decode()
         write_whole((json.dumps(self._signed).encode(),), self._state)
@@ -96,19 +96,19 @@ class Cosigner:
             note, proof = Note.parse(signed), [*map(unbase64, lines)]
             old = int(first.removeprefix("old "))
         except (Refused, *MALFORMED) as error:
-            raise Declined(400, "malformed\n") from error
+            raise RequestDeclined(400, "malformed\n") from error
         if first != f"old {old}" or not 0 <= old <= note.size or len(proof) > PROOF_MOST:
-            raise Declined(400, "malformed\n")
+            raise RequestDeclined(400, "malformed\n")
         if (key := self._logs.get(note.origin)) is None:
-            raise Declined(404, "unknown log\n")
+            raise RequestDeclined(404, "unknown log\n")
         if not is_signed(note, key):
-            raise Declined(403, "not signed by the log\n")
+            raise RequestDeclined(403, "not signed by the log\n")
         size, text = self._signed.get(note.origin, (0, ""))
         root = unbase64(text)
         if old != size or (size == note.size and root != note.root):
-            raise Declined(409, f"{size}\n")
+            raise RequestDeclined(409, f"{size}\n")
         if not extends(size, root, note, proof):
-            raise Declined(422, "inconsistent\n")
+            raise RequestDeclined(422, "inconsistent\n")
         return note
 
 
