@@ -20,9 +20,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
 PLAIN, COSIGNED = 1, 4  # kinds of keys: a log's, and a witness's, whose signatures have a time
 SALT_BYTES = 16
 LEAF = struct.Struct(">III32s")  # number of the run, first and last step, root of its entries
@@ -135,6 +132,9 @@ class Note(NamedTuple):
 
     def signed_at(self, key: NoteKey) -> int | None:
         """Return the second at which *key* signed, 0 of a log, None if not; raise ``Refused``."""
+        from cryptography.exceptions import InvalidSignature
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
         for name, value in self.signatures:
             if (name, value[:4]) != (key.name, key.id):
                 continue

@@ -10,15 +10,13 @@ import hmac
 import json
 import os
 import sqlite3
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+import numpy as np
 
 from tracepaper.storage.covariates import write_whole
 from tracepaper.storage.database.chunks import prune_point
@@ -34,6 +32,7 @@ from tracepaper.storage.witness.judge import (
     split,
 )
 from tracepaper.storage.witness.keys import make_key, read_key, read_secret, write_secret
+from tracepaper.storage.witness.leaves import LeafRow, LoggedCommits, size_of, witness_folder
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.units import unscaled
 
@@ -74,13 +73,7 @@ _NAMED: Final = ("strategy", "strategy_sha256", "model", "config")
 """What an opened run's entry calls the last columns of ``_RUN``."""
 Entry = dict[str, Any]
 Row = tuple[Any, ...]
-LeafRow = tuple[int, int, int, bytes]
 Stored = tuple[Row, Row]
-
-
-def witness_folder(database: Path) -> Path:
-    """Return the folder of the log of *database*."""
-    return database.with_name(database.name + ".witness")
 
 
 class Tree:
@@ -142,19 +135,17 @@ def tree_of(hashes: Iterable[bytes]) -> Tree:
     return tree
 
 
-class WitnessLog:
+class WitnessLog(LoggedCommits):
     """The log of *database*: leaves are added, never changed; one process may use it at a time.
 
     Raises ``ConfigInvalid`` if it has no key, or others may read the key.
     """
 
     def __init__(self, database: Path) -> None:
-        self.folder = witness_folder(database)
+        super().__init__(database)
         self.signer = read_key(self.folder / "key", PLAIN)
         self._seal = bytes.fromhex(read_secret(self.folder / "seal"))
         self.origin = self.signer.key.name
-        data = self._read("leaves")
-        self._data = bytearray(data[: len(data) // LEAF.size * LEAF.size])
         self.tree = tree_of(leaf_hash(LEAF.pack(*leaf)) for leaf in self.leaves())
         self._due = {number: last + 1 for number, _, last, _ in self.leaves()}
 
@@ -174,10 +165,6 @@ class WitnessLog:
         key = make_key(folder / "key", origin, PLAIN)
         write_secret(folder / "seal", os.urandom(HASH_BYTES).hex())
         return key
-
-    def _read(self, name: str) -> bytes:
-        path = self.folder / name
-        return path.read_bytes() if path.exists() else b""
 
     # ------------------------------------------------------------ leaves
 
@@ -216,10 +203,6 @@ class WitnessLog:
         for leaf in added:
             self.tree.add(leaf_hash(LEAF.pack(*leaf)))
             self._due[leaf[0]] = leaf[2] + 1
-
-    def leaves(self) -> Iterator[LeafRow]:
-        """Yield number of the run, first and last step, and root of the entries of each leaf."""
-        return LEAF.iter_unpack(bytes(self._data))
 
     def check_record(self, connection: sqlite3.Connection) -> None:
         """End the log unless the record holds its newest commit of each run, or pruned it.
@@ -328,7 +311,7 @@ class WitnessLog:
 
     def request(self, old: int, note: str) -> str:
         """Return the body of ``add-checkpoint`` for *note*, if a witness knows *old* leaves."""
-        size = int(note.split("\n")[1])
+        size = size_of(note)
         proof = self.tree.consistency(old, 0, size) if 0 < old < size else []
         return "".join([f"old {old}\n", *(f"{_base64(each)}\n" for each in proof), "\n", note])
 
@@ -338,25 +321,7 @@ class WitnessLog:
             file.write(json.dumps(note + cosignatures, ensure_ascii=False) + "\n")
         self._replace(note + cosignatures)
 
-    @cached_property
-    def notes(self) -> list[tuple[int, str]]:
-        """The size and the text of each cosigned note, as this process found them."""
-        notes = map(json.loads, self._read("notes").decode().splitlines())
-        return sorted((int(note.split("\n")[1]), note) for note in notes)
-
-    def covering(self, index: int) -> str | None:
-        """Return the earliest cosigned note that covers the leaf *index*; None without one."""
-        at = bisect_right(self.notes, index, key=itemgetter(0))
-        return self.notes[at][1] if at < len(self.notes) else None
-
     # ------------------------------------------------------------ proofs
-
-    def find(self, number: int, step: int) -> tuple[int, LeafRow] | None:
-        """Return the leaf with *step* of run *number*, with its index; None if there is none."""
-        for index, leaf in enumerate(self.leaves()):
-            if leaf[0] == number and leaf[1] <= step <= leaf[2]:
-                return index, leaf
-        return None
 
     def prove(self, connection: sqlite3.Connection, number: int, *steps: int, kind: str) -> Entry:
         """Return the proof of the ``decision`` at a step, or of the ``commit`` of each of *steps*.
@@ -365,12 +330,12 @@ class WitnessLog:
         from what was logged, or there is no such decision.
         """
         shown, rows = dict[int, Entry](), Entry()
-        for step in steps:
-            if (found := self.find(number, step)) is None or self.covering(found[0]) is None:
+        for step, index in zip(steps, self.find(number, np.array(steps)).tolist(), strict=True):
+            if index < 0 or self.covering(index) is None:
                 raise DataInvalid(f"No witness has dated step {step} of the run yet.")
             if (stored := self.stored(connection, number, step)) is None:
                 raise DataInvalid(f"The rows of step {step} were pruned; only their leaf is left.")
-            index, (_, first, last, root) = found
+            _, first, last, root = LEAF.unpack_from(self._data, index * LEAF.size)
             entries = self.entries(connection, *stored)
             tree = tree_of(self._hashes(number, first, entries))
             if tree.root(0, len(tree)) != root:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import json
 import random
@@ -500,10 +501,10 @@ def test_the_golden_vectors_have_the_verdicts_beside_them(tmp_path: Path) -> Non
 def test_the_judge_needs_nothing_of_tracepaper_and_fits_on_a_few_pages() -> None:
     text = (ROOT / "deploy" / "judge.py").read_text("utf-8")
     assert len(text.splitlines()) <= 300
-    modules = {
-        line.split()[1].partition(".")[0] for line in text.splitlines() if line[:5] == "from "
-    }
-    modules |= {line.split()[1] for line in text.splitlines() if line.startswith("import ")}
+    nodes = [*ast.walk(ast.parse(text))]
+    modules = {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    modules |= {each.name for node in nodes if isinstance(node, ast.Import) for each in node.names}
+    modules = {name.partition(".")[0] for name in modules}
     assert modules - set(sys.stdlib_module_names) == {"cryptography"}
 
 
