@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -125,12 +126,18 @@ class Witnessing(Companion):
 
     async def _work(self) -> None:
         try:
-            await repeat(self._round, self._clock, self._failed)
+            await repeat(self._round, self._clock, self._failed, self._sleep)
         finally:
             self._worker.submit(self._close)
 
-    def _failed(self, error: Exception, pause_s: float) -> None:
+    async def _sleep(self, seconds: float) -> None:
+        """Wait *seconds*, or until a bar is stored: it is submitted at once."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._due.wait()
         self._due.set()
+
+    def _failed(self, error: Exception, pause_s: float) -> None:
         if str(error) != self._error:
             log.warning("not witnessed", error=str(error), again_s=pause_s)
         self._error = str(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import shutil
 from collections.abc import Awaitable, Callable
@@ -168,6 +169,27 @@ async def test_a_clock_that_differs_is_named_and_its_date_is_kept(tmp_path: Path
         await until(lambda: work.status()["error"])
     assert work.status()["cosigned"] == 6
     assert "has a clock that differs by 3600 s from this machine's" in str(work.status()["error"])
+
+
+async def test_a_bar_is_submitted_at_once_whatever_failed_before(tmp_path: Path) -> None:
+    """Between two bars the pauses double; the longest is five minutes."""
+    case, loop, tried_s, is_away = witnessed(tmp_path, bars=4), asyncio.get_running_loop(), [], True
+
+    async def send(_url: str, body: str) -> tuple[int, str]:
+        tried_s.append(loop.time())
+        if is_away:
+            raise ConnectionError
+        return case.cosigner.add_checkpoint(body, now_s())
+
+    work = companion(case, send)
+    async with work.in_background(pytest.fail):
+        await asyncio.sleep(900)  # of the loop's time
+        pauses_s = [late - early for early, late in itertools.pairwise(tried_s)]
+        assert [round(each) for each in pauses_s] == [1, 2, 4, 8, 16, 32, 64, 128, 256, 300]
+        is_away, bar_s = False, loop.time()
+        work.observe(builders.step(builders.bar()))
+        await until(lambda: work.status()["cosigned"] == 6)
+        assert tried_s[-1] - bar_s < 1
 
 
 @pytest.mark.parametrize("copies_all", [False, True])
