@@ -58,7 +58,8 @@ def key(
     """Make a private key, once; without --origin print the public key of the log."""
     from tracepaper.storage.witness.judge import COSIGNED, PLAIN
     from tracepaper.storage.witness.keys import key_text, make_key, read_key
-    from tracepaper.storage.witness.log import WitnessLog, witness_folder
+    from tracepaper.storage.witness.leaves import witness_folder
+    from tracepaper.storage.witness.log import WitnessLog
 
     path = witness_folder(database_path(db, config)) if witness is None else witness
     if witness is not None:

@@ -66,7 +66,7 @@ def witness_keys(section: WitnessSection, database: Path) -> list[NoteKey]:
     require("cryptography", SECTION)
     from tracepaper.storage.witness.judge import COSIGNED, PLAIN
     from tracepaper.storage.witness.keys import parse_key, read_key
-    from tracepaper.storage.witness.log import witness_folder
+    from tracepaper.storage.witness.leaves import witness_folder
 
     keys = [parse_key(text, f"{SECTION} keys") for text in section.keys]
     if not keys or any(key.kind != COSIGNED for key in keys):

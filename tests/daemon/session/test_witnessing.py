@@ -31,7 +31,8 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.witness.cosigner import Cosigner
 from tracepaper.storage.witness.judge import Note, judge
 from tracepaper.storage.witness.keys import key_text
-from tracepaper.storage.witness.log import WitnessLog, witness_folder
+from tracepaper.storage.witness.leaves import witness_folder
+from tracepaper.storage.witness.log import WitnessLog
 from tracepaper.strategies.errors import ConfigInvalid
 
 

@@ -35,7 +35,8 @@ from tracepaper.storage.witness.judge import (
     roots,
 )
 from tracepaper.storage.witness.keys import key_text, make_key, read_key
-from tracepaper.storage.witness.log import Tree, WitnessLog, tree_of, witness_folder
+from tracepaper.storage.witness.leaves import witness_folder
+from tracepaper.storage.witness.log import Tree, WitnessLog, tree_of
 from tracepaper.storage.witness.publish import publish
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
