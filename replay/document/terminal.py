@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Final
 
-import numpy as np
 from rich import table as rich_table
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.padding import Padding
@@ -13,24 +12,7 @@ from rich.panel import Panel
 from rich.segment import Segment
 from rich.text import Text
 
-from tracepaper.replay.document.charts import (
-    BandLayer,
-    BarLayer,
-    Chart,
-    ChartAxis,
-    ChartPanel,
-    EdgeLayer,
-    FlowLayer,
-    HeatLayer,
-    LineLayer,
-    MarkLayer,
-    Numbers,
-    RuleLayer,
-    cell_text,
-    cells_of,
-    numbers,
-)
-from tracepaper.replay.document.renderer import Renderer
+from tracepaper.replay.document.charts import Chart
 from tracepaper.replay.document.values import (
     TEXTS,
     FoldedParts,
@@ -40,11 +22,10 @@ from tracepaper.replay.document.values import (
     Table,
     TitledParts,
     Value,
-    bar_of,
     tone,
     written,
 )
-from tracepaper.strategies.units import minute_text, visible
+from tracepaper.strategies.units import visible
 
 ROWS_SHOWN: Final = 12
 SIDE_BY_SIDE: Final = 4
@@ -67,13 +48,13 @@ def show_document(console: Console, document: TitledParts, *, blank_lines: bool 
 
 
 def show(console: Console, parts: Iterable[Part], *, blank_lines: bool = True) -> None:
-    """Print *parts*, with *blank_lines* before tables and charts; only pages show folds.
+    """Print *parts*, with *blank_lines* before tables; only pages show folds.
 
-    A last line names what a terminal cannot draw.
+    A last line names the charts, which a page draws.
     """
     undrawn: dict[str, None] = {}
     for place, part in enumerate(parts):
-        if place and blank_lines and isinstance(part, Table | Chart):
+        if place and blank_lines and isinstance(part, Table):
             console.print()
         match part:
             case Table():
@@ -81,10 +62,7 @@ def show(console: Console, parts: Iterable[Part], *, blank_lines: bool = True) -
             case Paragraph():
                 console.print(_paragraph(part), soft_wrap=part.style == "code")  # to be copied
             case Chart():
-                rows = list(_chart_rows(part, console.width, undrawn))
-                console.print(Text(part.title or part.caption, style="bold"))
-                if rows:
-                    console.print(_UnpaddedGrid(_chart_grid(rows)))
+                undrawn[part.title or part.caption] = None
             case FoldedParts():
                 pass
     if undrawn:
@@ -186,188 +164,6 @@ def _turned(table: Table, rows: tuple[tuple[Value, ...], ...]) -> rich_table.Tab
         if not figure.wide and any(row[place] is not None for row in table.rows):
             grid.add_row(table.heading(place), *(_cell(row[place], figure.form) for row in rows))
     return grid
-
-
-# ---------------------------------------------------------------- charts in characters
-
-
-class ChartRow(NamedTuple):
-    """One row of a chart in characters: its name, its drawing, and the range drawn."""
-
-    name: str
-    drawing: str
-    scale: str
-
-
-CELLS_MOST: Final = 60
-"""Most characters of a drawing."""
-CELLS_LEAST: Final = 10
-HEAT_ROWS_MOST: Final = 12
-NAMES_ROOM: Final = 60
-"""Characters of a line that names and scales of a chart may take."""
-HEIGHTS: Final = "▁▂▃▄▅▆▇█"
-SHADES: Final = "·░▒▓█"
-
-
-def _chart_grid(rows: Sequence[ChartRow]) -> rich_table.Table:
-    grid = rich_table.Table(box=None, pad_edge=False, show_header=False)
-    grid.add_column()
-    grid.add_column(no_wrap=True)
-    grid.add_column(no_wrap=True)
-    for row in rows:
-        grid.add_row(Text(visible(row.name)), Text(row.drawing, style="cyan"), Text(row.scale))
-    return grid
-
-
-def _chart_rows(chart: Chart, width: int, undrawn: dict[str, None]) -> Iterator[ChartRow]:
-    """Yield *chart* in characters; add to *undrawn* the names of layers without any.
-
-    A chart with ``lines_first`` shows only the lines of the run.
-    """
-    cells = min(max(width - NAMES_ROOM, CELLS_LEAST), CELLS_MOST)
-    for panel in chart.panels:
-        for layer in panel.layers:
-            is_other = isinstance(layer, LineLayer) and layer.role != "accent"
-            is_later = is_other and chart.lines_first is not None
-            rows = None if is_later else CHARACTERS.draw(cells, panel, layer)
-            if rows is not None:
-                yield from rows
-            elif name := getattr(layer, "name", chart.title):
-                undrawn[name] = None
-
-
-def _sampled(x: Numbers, y: Numbers, cells: int, *, ends: tuple[float, float]) -> list[float]:
-    """Return the last value in each of *cells* equal parts between *ends*; NaN without one."""
-    low, high = ends
-    share = (numbers(x) - low) / (high - low if high > low else 1.0)
-    places = np.round(share * (cells - 1)).astype(np.int64)
-    sampled = [float("nan")] * cells
-    for place, value in zip(places.tolist(), numbers(y).tolist(), strict=True):
-        if not np.isnan(value):
-            sampled[place] = value
-    return sampled
-
-
-def _ends(panel: ChartPanel) -> tuple[float, float]:
-    """Return the ends of the x axis."""
-    every = [x for layer in panel.layers for x in getattr(layer, "x", ()) if x is not None]
-    return min(every, default=0.0), max(every, default=1.0)
-
-
-def _levels(values: Sequence[float], low: float, high: float, signs: str) -> str:
-    span = high - low
-    return "".join(
-        " "
-        if np.isnan(value)
-        else signs[min(int((value - low) / span * len(signs)), len(signs) - 1) if span else 0]
-        for value in values
-    )
-
-
-def _number(value: float, axis: ChartAxis) -> str:
-    match axis.kind:
-        case "time":
-            return minute_text(int(value))
-        case "category":
-            return axis.names[round(value)]
-        case "number":
-            digits = "z,.6g" if axis.digits is None else f"z,.{axis.digits}f"
-            return f"{value:{digits}}{axis.unit}"
-
-
-def _line(cells: int, panel: ChartPanel, layer: LineLayer) -> list[ChartRow] | None:
-    values = numbers(layer.y)
-    values = values[~np.isnan(values)]
-    if not values.size:
-        return []
-    low, high, last = (
-        _number(float(value), panel.y) for value in (values.min(), values.max(), values[-1])
-    )
-    sampled = _sampled(layer.x, layer.y, min(cells, len(layer.x)), ends=_ends(panel))
-    drawing = _levels(sampled, float(values.min()), float(values.max()), HEIGHTS)
-    title = panel.y.title
-    name = title if title.startswith(layer.name) else f"{layer.name}, {title}".removesuffix(", ")
-    return [ChartRow(name, drawing, f"{low} to {high}, last {last}")]
-
-
-def _bars(cells: int, panel: ChartPanel, layer: BarLayer) -> list[ChartRow] | None:
-    if layer.base:
-        return None  # a bar that begins elsewhere than at zero
-    if panel.y.kind != "category":
-        return _heights(cells, panel, layer)
-    lengths = numbers(layer.x)
-    most = float(np.nanmax(np.abs(lengths), initial=0.0)) or 1.0
-    return [
-        ChartRow(
-            _number(float(place or 0.0), panel.y),
-            bar_of(abs(length) / most, cells),
-            f"{_number(length, panel.x)} {layer.name}",
-        )
-        for place, length in zip(layer.y, lengths.tolist(), strict=True)
-    ]
-
-
-def _heights(cells: int, panel: ChartPanel, layer: BarLayer) -> list[ChartRow]:
-    """Return upright bars as one row."""
-    heights = np.nan_to_num(numbers(layer.y))
-    low, high = min(float(heights.min()), 0.0), float(heights.max())
-    heights[heights == 0] = np.nan  # drawn as nothing
-    sampled = _sampled(layer.x, heights.tolist(), min(cells, heights.size), ends=_ends(panel))
-    ends = (_number(at, panel.x) for at in _ends(panel))
-    scale = f"{_number(low, panel.y)} to {_number(high, panel.y)}, at {' to '.join(ends)}"
-    return [ChartRow(layer.name, _levels(sampled, low, high, HEIGHTS), scale)]
-
-
-def _marks(cells: int, panel: ChartPanel, layer: MarkLayer) -> list[ChartRow] | None:
-    if panel.y.kind != "category" or layer.errors:
-        return None  # points at a height
-    rows = []
-    low, high = _ends(panel)
-    for place in dict.fromkeys(layer.y):
-        x = [at for at, row in zip(layer.x, layer.y, strict=True) if row == place]
-        ones = _sampled(x, [1.0] * len(x), cells, ends=(low, high))
-        drawing = "".join("•" if value == 1.0 else " " for value in ones)
-        count = f"{len(x):,}"
-        rows.append(ChartRow(panel.y.names[round(place or 0)], drawing, count))
-    return rows
-
-
-def _heat(cells: int, panel: ChartPanel, layer: HeatLayer) -> list[ChartRow] | None:
-    if len(layer.y) > HEAT_ROWS_MOST:
-        return None
-    scale = f"{cell_text(layer, layer.low)} to {cell_text(layer, layer.high)} {layer.name}"
-    rows = []
-    for place, row in zip(layer.y, cells_of(layer), strict=True):
-        sampled = row.tolist()
-        if len(sampled) > cells:
-            sampled = _sampled(layer.x, sampled, cells, ends=_ends(panel))
-        rows.append(
-            ChartRow(
-                _number(float(place or 0.0), panel.y),
-                _levels(sampled, layer.low, layer.high, SHADES),
-                scale,
-            )
-        )
-    return rows
-
-
-def _nothing(
-    _cells: int, _panel: ChartPanel, _layer: BandLayer | RuleLayer | EdgeLayer | FlowLayer
-) -> list[ChartRow] | None:
-    return None
-
-
-CHARACTERS: Final[Renderer[int, list[ChartRow] | None]] = Renderer(
-    line=_line,
-    band=_nothing,
-    bars=_bars,
-    marks=_marks,
-    rule=_nothing,
-    heat=_heat,
-    edges=_nothing,
-    flow=_nothing,
-)
-"""Layers as rows of at most so many characters; None if characters cannot draw one."""
 
 
 def _cell(value: Value, form: Form) -> Text:

@@ -60,7 +60,7 @@ def counted(rows: int, *, key: str = "rows", title: str = "Rows") -> Table:
     return table(key, title, (Figure[int]("n", "n", "count", lambda of: of),), range(rows))
 
 
-def test_a_chart_is_drawn_on_the_page_and_on_a_terminal() -> None:
+def test_a_chart_is_drawn_on_the_page_and_named_on_a_terminal() -> None:
     chart, note = as_parts([CHART, Paragraph("5 < 6", "note")])
     assert chart == {
         "kind": "chart",
@@ -75,7 +75,7 @@ def test_a_chart_is_drawn_on_the_page_and_on_a_terminal() -> None:
         ],
     }
     assert note == {"kind": "paragraph", "style": "note", "text": "5 < 6"}
-    assert printed([CHART]) == ["Price", "close, price, $  ▁   1.5 to 1.5, last 1.5"]
+    assert printed([CHART, CHART]) == ["A terminal does not draw: Price. A page does."]
 
 
 def test_a_terminal_shows_the_first_rows_and_says_so_but_a_whole_table_entirely() -> None:
