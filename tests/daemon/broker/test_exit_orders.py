@@ -29,14 +29,12 @@ from msgspec.structs import replace
 
 from tracepaper.daemon.broker.execution import MeanRange
 from tracepaper.daemon.broker.exit_plans import NO_VOLATILITY
-from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.restart import Restart
 from tracepaper.strategies.api.context import Percent, Signal, Volatility
 from tracepaper.strategies.types.decisions import (
     Action,
     FillModel,
     Liquidity,
-    OrderKind,
     OrderRole,
     OrderStatus,
     Step,
@@ -53,42 +51,6 @@ from tracepaper.strategies.types.market import (
 )
 
 # ---------------------------------------------------------------- where it is filled
-
-
-def test_a_stop_arms_in_the_step_of_its_entry_s_fill_and_fills_at_its_price() -> None:
-    steps = entered(long(stop=98.0), path(2, 9_950, 9_960, 9_700, 9_750))
-    (stop,) = of_role(steps[:2], OrderRole.STOP)
-    assert [order.role for order in steps[1].orders] == [OrderRole.SIGNAL, OrderRole.STOP]
-    assert (stop.kind, stop.side, stop.trigger, stop.quantity, stop.reduce_only) == (
-        OrderKind.STOP, Side.SELL, 9_800, 1_000, True,
-    )  # fmt: skip
-    assert stop.reason == "stop"
-    fill = steps[2].fills[0]
-    assert (fill.price, fill.reason, fill.model) == (9_800, "stop", FillModel.BAR_PATH)
-    assert held(steps[2]) == 0
-
-
-def test_a_trailing_stop_is_looked_at_from_the_close_wherever_the_position_was_entered() -> None:
-    signals = {0: long(trailing=9.0), 2: long(trailing=1.0)}
-    *_, step = steps_of(machine(signals), [*flat_bars(2), path(2, 10_000, 10_000, 9_850, 9_850)])
-    assert present(step.decision).unfilled_reason is None
-    assert [order.trigger for order in of_role([step], OrderRole.TRAILING)] == [9_750]
-
-
-@pytest.mark.parametrize("before", [{}, {"target": 104.0}, {"target": Percent(4)}])
-@pytest.mark.parametrize("named", [102.0, Percent(2)])
-def test_a_target_that_a_gap_passes_is_filled_at_its_price_as_it_is_new_or_amended(
-    before: dict[str, Any], named: Any
-) -> None:
-    signals = {0: long(**before), 2: long(target=named)}
-    steps = steps_of(machine(signals), [*flat_bars(3), path(3, 10_500, 10_510, 10_490, 10_500)])
-    (fill,) = steps[3].fills
-    assert (fill.price, fill.liquidity) == (10_200, Liquidity.MAKER)
-    assert fill.filled_ms == steps[3].event.open_time_ms  # type: ignore[union-attr]
-    quotes = [*flat_bars(1), quoted(9_990, 1), bar(10_000, index=1), bar(10_000, index=2)]
-    _, steps = at_quotes(signals, [*quotes, quoted(10_500, 121)])
-    (fill,) = steps[4].fills
-    assert (fill.price, fill.liquidity) == (10_200, Liquidity.MAKER)
 
 
 def test_a_target_that_the_market_has_reached_when_its_entry_moves_it_takes() -> None:
@@ -199,13 +161,6 @@ def test_a_level_on_the_wrong_side_refuses_the_entry_with_its_reason(
     assert held(steps[-1]) == 0
 
 
-def test_a_refused_level_leaves_position_and_protection() -> None:
-    steps = steps_of(machine({0: long(stop=98.0), 2: long(stop=101.0)}), flat_bars(4))
-    assert held(steps[3]) == 1_000
-    assert [order.trigger for order in of_role(steps, OrderRole.STOP)] == [9_800]
-    assert present(steps[2].decision).unfilled_reason is not None
-
-
 # ---------------------------------------------------------------- the same signal waits
 
 STOPPED = path(2, 9_950, 9_960, 9_700, 9_990)
@@ -224,20 +179,6 @@ def test_a_signal_that_waits_says_so_and_decides_as_ever() -> None:
 # ---------------------------------------------------------------- what replaces it
 
 
-@pytest.mark.parametrize("signal", [FLAT, short(stop=105.0), short()])
-def test_what_closes_or_turns_the_position_cancels_it_and_not_its_signal(signal: Signal) -> None:
-    steps = steps_of(
-        machine({0: long(stop=98.0, target=110.0, trailing=3.0), 2: signal}), flat_bars(4)
-    )
-    ended = [row for row in latest(steps).values() if row.side is Side.SELL and row.reduce_only]
-    assert len(ended) == 3
-    assert {row.status for row in ended} == {OrderStatus.CANCELED}
-    assert {step.sequence for step in steps for order in step.orders if order in ended} >= {3}
-    assert not [order for order in steps[2].orders if order.role is not OrderRole.SIGNAL]
-    assert held(steps[3]) == (0 if signal is FLAT else -1_000)
-    assert len(of_role(steps, OrderRole.STOP)) == (2 if signal.stop else 1)
-
-
 def test_neither_a_halt_nor_a_flatten_cancels_it_before_the_position_is_closed() -> None:
     engine = machine({0: long(stop=98.0)})
     steps_of(engine, flat_bars(3))
@@ -254,57 +195,6 @@ def test_neither_a_halt_nor_a_flatten_cancels_it_before_the_position_is_closed()
     assert OrderStatus.CANCELED in {order.status for order in closed.orders}
     assert [fill.reason for fill in closed.fills] == ["FLATTEN"]
     assert others(engine) == ()
-
-
-# ---------------------------------------------------------------- a trail that is added or repeated
-
-
-def trailing_of(engine: Engine) -> int | None:
-    (stop,) = [order for order in others(engine) if order.role is OrderRole.TRAILING]
-    return stop.trigger
-
-
-def mirrored(side: int, index: int, *prices: int) -> Bar:
-    """Return the bar of *prices* (open, high, low, close), mirrored for a short."""
-    open_, high, low, close = (10_000 + side * (price - 10_000) for price in prices)
-    return path(index, open_, max(high, low), min(high, low), close)
-
-
-def going(side: int, **options: Any) -> Signal:
-    return long(**options) if side > 0 else short(**options)
-
-
-@pytest.mark.parametrize("side", [1, -1])
-def test_a_further_entry_leaves_a_trail_of_a_share_where_it_stands(side: int) -> None:
-    sized: dict[str, Any] = {"sizing": {"mode": "fixed", "quantity": "4"}}
-    signals = {0: going(side, trailing=Percent(2), strength=0.5), 2: going(side, strength=1.0)}
-    engine = machine(signals, **sized)
-    steps_of(engine, flat_bars(2))
-    engine.step(mirrored(side, 2, 11_000, 11_000, 11_000, 11_000), None)
-    stood = trailing_of(engine)
-    assert stood == 10_000 + side * 800
-    engine.step(mirrored(side, 3, 11_000, 11_000, 10_990, 11_000), None)  # the average rises
-    (stop,) = others(engine)
-    assert (stop.quantity, stop.trigger) == (4_000, stood)
-    engine.step(mirrored(side, 4, 11_000, 11_100, 11_000, 11_100), None)
-    assert trailing_of(engine) == 10_000 + side * 900, "by 2 % of the first entry still"
-
-
-@pytest.mark.parametrize("side", [1, -1])
-def test_a_level_that_would_stand_beyond_the_close_is_refused_wherever_the_entry_was(
-    side: int,
-) -> None:
-    signals = {0: going(side, stop=Percent(9)), 2: going(side, stop=Percent(2))}
-    engine = machine(signals | {3: going(side, target=Percent(1))})
-    steps_of(engine, flat_bars(2))
-    lost = engine.step(mirrored(side, 2, 9_500, 9_500, 9_500, 9_500), None)
-    won = engine.step(mirrored(side, 3, 10_200, 10_200, 10_200, 10_200), None)
-    below, above = ("below", "above") if side > 0 else ("above", "below")
-    assert [step.decision and step.decision.unfilled_reason for step in (lost, won)] == [
-        f"stop 2 % is not {below} the close",
-        f"target 1 % is not {above} the close",
-    ]
-    assert [order.trigger for order in others(engine)] == [10_000 - side * 900]
 
 
 # ---------------------------------------------------------------- quotes
@@ -331,17 +221,6 @@ def test_a_stop_is_checked_at_every_quote_and_sized_to_a_partial_fill() -> None:
         (Side.SELL, 300, 9_790), (Side.SELL, 700, 9_850),
     ]  # fmt: skip
     assert held(steps[-1]) == 0
-
-
-def test_a_stop_that_was_triggered_grows_with_what_its_entry_still_fills() -> None:
-    triggers = Quote(
-        KEY, 9_790, 0, 9_800, 600, START_MS + MINUTE + 2_000, START_MS + MINUTE + 2_000
-    )
-    engine, _ = at_quotes(
-        {0: long(stop=98.0)}, [*flat_bars(1), quoted(10_000, 1, size=400), triggers]
-    )
-    (stop,) = others(engine)
-    assert (stop.triggered, stop.quantity, stop.reason) == (True, 1_000, "stop")
 
 
 def test_a_trailing_stop_follows_quotes_and_asks_for_those_that_move_it() -> None:
@@ -393,64 +272,6 @@ def test_an_exit_that_no_quote_filled_leaves_the_position_protected(signal: Sign
     assert (fill.price, fill.reason, fill.quantity) == (9_790, "stop", 1_000)
 
 
-def test_a_reversal_that_a_later_bar_sends_again_is_protected_as_its_signal_said() -> None:
-    engine, steps = unfilled_exit(short(stop=105.0), minute(4, 10_000))
-    assert held(steps[-1]) == -1_000
-    (stop,) = others(engine)
-    assert (stop.side, stop.trigger, stop.quantity) == (Side.BUY, 10_500, 1_000)
-
-
-def test_a_reversal_in_parts_is_protected_on_each_side_by_its_own_plan() -> None:
-    engine, _ = unfilled_exit(short(stop=105.0), minute(4, 10_000, size=600))
-    (stop,) = others(engine)
-    assert (stop.side, stop.trigger, stop.quantity) == (Side.SELL, 9_800, 400)
-    engine.step(minute(4, 10_000, 2, size=400), None)
-    assert others(engine) == ()
-    engine.step(minute(4, 10_000, 3, size=300), None)
-    (stop,) = others(engine)
-    assert (stop.side, stop.trigger, stop.quantity) == (Side.BUY, 10_500, 300)
-
-
-def test_a_stop_that_comes_before_a_reversal_leaves_what_is_left_of_it() -> None:
-    thin = [minute(4, 9_790, 0, size=300), minute(4, 9_790, 1, size=10**9)]
-    engine, steps = unfilled_exit(short(stop=105.0), *thin)
-    assert [(order.reason, order.quantity) for order in fills(steps)[1:]] == [
-        ("stop", 300), ("stop", 700), ("down", 1_000),
-    ]  # fmt: skip
-    assert held(steps[-1]) == -1_000
-    assert [order.trigger for order in others(engine)] == [10_500]
-    # What a stop closed after its side was given up does not wait for another signal.
-    assert engine.state().account.books[KEY].protection.closed == 0
-
-
-def test_a_stop_that_comes_while_a_reversal_is_not_sent_leaves_its_target() -> None:
-    engine, steps = unfilled_exit(short(stop=105.0))
-    assert engine.state().account.books[KEY].orders.order is not None  # bar 3 sent it again
-    steps = [engine.step(bar(10_000, index=4), None)]  # and gives it up at bar 4, as at bar 3
-    book = engine.state().account.books[KEY]
-    assert (book.orders.target, book.holding.quantity) == (-1_000, 1_000)
-    steps += steps_of(engine, [minute(5, 9_790, 0), minute(5, 9_790, 1)])
-    assert [fill.reason for fill in fills(steps)] == ["stop", "down"]
-    assert held(steps[-1]) == -1_000
-
-
-def test_a_stop_after_flat_does_not_let_the_side_wait() -> None:
-    up = long(stop=90.0)
-    engine, steps = unfilled_exit(FLAT, minute(4, 9_790, 0), later={4: up})
-    assert held(steps[-1]) == 0
-    steps = steps_of(engine, [bar(9_790, index=4), minute(5, 9_790)])
-    assert held(steps[-1]) == 1_000
-
-
-def test_the_side_that_is_signalled_again_before_its_exit_is_filled_stays_protected() -> None:
-    engine, _ = unfilled_exit(short(stop=105.0), later={3: long(stop=97.0)})
-    assert [order.trigger for order in others(engine)] == [9_700]
-    assert engine.state().account.books[KEY].protection.next_plan is None
-    engine, steps = unfilled_exit(short(stop=105.0), minute(4, 10_000), later={3: FLAT})
-    assert (held(steps[-1]), others(engine)) == (0, ())
-    assert not engine.state().account.books[KEY].protection.plan
-
-
 def test_a_reversal_that_the_account_cannot_bear_leaves_the_position_protected() -> None:
     poor: dict[str, Any] = {"account": {"cash": "30", "margin": "isolated", "leverage": "10"}}
     signals = {0: long(stop=98.0, strength=0.5), 2: short(stop=105.0)}
@@ -461,23 +282,6 @@ def test_a_reversal_that_the_account_cannot_bear_leaves_the_position_protected()
 
 
 # ---------------------------------------------------------------- a plan and its entry
-
-
-def test_a_plan_stands_as_long_as_its_target_though_no_quote_filled_its_entry() -> None:
-    signals = {0: long(stop=98.0, trailing=3.0)}
-    engine, steps = at_quotes(signals, [*flat_bars(2), minute(2, 10_000)])
-    assert [row.status for row in steps[1].orders] == [OrderStatus.CANCELED, OrderStatus.ACCEPTED]
-    assert held(steps[-1]) == 1_000
-    assert {order.role: order.trigger for order in others(engine)} == {
-        OrderRole.STOP: 9_800, OrderRole.TRAILING: 9_710,
-    }  # fmt: skip
-
-
-def test_a_plan_ends_with_its_target() -> None:
-    for signal in (FLAT, long()):
-        engine, _ = at_quotes({0: long(stop=98.0), 1: signal}, [*flat_bars(2), minute(2, 10_000)])
-        assert others(engine) == ()
-        assert engine.state().account.books[KEY].protection.plan is None
 
 
 def test_a_target_that_its_entry_moves_below_the_bid_takes_at_the_next_quote() -> None:
@@ -492,27 +296,6 @@ def test_a_target_that_its_entry_moves_below_the_bid_takes_at_the_next_quote() -
     assert (target.price, target.quantity, target.status) == (10_290, 600, OrderStatus.NEW)
     (fill,) = engine.step(quoted(10_300, 3), None).fills
     assert (fill.price, fill.liquidity) == (10_300, Liquidity.TAKER)
-
-
-def test_a_later_time_limit_replaces_one_that_waits_for_a_quote() -> None:
-    until = START_MS + MINUTE + 30_000
-    signals = {0: long(until=until), 1: long(until=until + 2 * MINUTE)}
-    empty = Quote(KEY, 10_000, 0, 10_010, 0, until, until)
-    engine, steps = at_quotes(signals, [*flat_bars(1), quoted(10_000, 1), empty])
-    assert [order.role for order in others(engine)] == [OrderRole.UNTIL]
-    steps = steps_of(engine, [bar(10_000, index=1), minute(2, 10_000), minute(3, 10_000, 31)])
-    assert [len(step.fills) for step in steps] == [0, 0, 1]
-
-
-def test_an_entry_that_rests_beyond_its_time_and_is_filled_is_closed() -> None:
-    until = START_MS + MINUTE + 1_000
-    quotes = [
-        Quote(KEY, 10_000, 2_000, 10_010, size, until + after_ms, until + after_ms)
-        for after_ms, size in ((0, 0), (1_000, 2_000), (2_000, 2_000))
-    ]
-    _, steps = at_quotes({0: long(until=until)}, [*flat_bars(1), *quotes])
-    assert [fill.side for fill in fills(steps)] == [Side.BUY, Side.SELL]
-    assert held(steps[-1]) == 0
 
 
 def test_what_closes_at_its_time_grows_with_what_its_entry_still_fills() -> None:
