@@ -365,14 +365,7 @@ def sha256_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-class SideFile(NamedTuple):
-    """An additional file of arrays in a checkpoint, with its metadata."""
-
-    arrays: dict[str, NDArray[Any]]
-    metadata: dict[str, str]
-
-
-def read_side_file(folder: Path, name: str, sha256: str) -> SideFile:
+def read_side_file(folder: Path, name: str, sha256: str) -> dict[str, NDArray[Any]]:
     """Read a file of arrays in *folder*; raise ``CheckpointMismatch`` if its hash differs."""
     from safetensors import SafetensorError, safe_open
 
@@ -384,8 +377,7 @@ def read_side_file(folder: Path, name: str, sha256: str) -> SideFile:
         )
     try:
         with safe_open(place, "np") as file:
-            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
-            return SideFile(arrays, dict(file.metadata() or {}))
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
     except SafetensorError as error:
         raise CheckpointMismatch(f"{place} is no safetensors file ({error}); restore it.") from None
 

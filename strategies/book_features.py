@@ -25,7 +25,6 @@ from tracepaper.strategies.covariates import (
     JoinedRows,
     section_beside,
 )
-from tracepaper.strategies.errors import CheckpointMismatch
 from tracepaper.strategies.order_book import LEVELS_MAX, SIDES, Books, OrderBookHistory
 from tracepaper.strategies.types.market import Bar, Depths, Event, ModelChange
 
@@ -73,31 +72,15 @@ class BookReading:
 
 
 def reading_of(card: Mapping[str, Any]) -> BookReading | None:
-    """Return the order books that the model of *card* reads besides bars; None without any.
-
-    Raises ``CheckpointMismatch`` if the card's section is invalid.
-    """
+    """Return the order books that the model of *card* reads besides bars; None without any."""
     if (section := section_beside(card, SECTION)) is None:
         return None
-    levels, every_ms = section.get("levels"), section.get("every_ms")
-    if type(levels) is not int or type(every_ms) is not int or min(levels, every_ms) < 1:
-        raise CheckpointMismatch(
-            "The card's features.book must name levels and every_ms; use the card that was written."
-        )
-    return BookReading(levels, every_ms)
+    return BookReading(section["levels"], section["every_ms"])
 
 
 def scale_of(card: Mapping[str, Any]) -> CovariateScale:
-    """Return the scaling of book columns in *card*; raise ``CheckpointMismatch`` for others."""
-    scale, reading = (
-        CovariateScale.of(section_beside(card, SECTION) or {}, PREFIX),
-        reading_of(card),
-    )
-    if reading is None or scale.columns != reading.columns:
-        raise CheckpointMismatch(
-            "The card's features.book lists other columns than this version makes; train it again."
-        )
-    return scale
+    """Return the scaling of book columns in *card*."""
+    return CovariateScale.of(card["features"][SECTION], PREFIX)
 
 
 _GROUP_COLUMNS: Final = (

@@ -15,7 +15,6 @@ from typing import Any, Final, NamedTuple, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from tracepaper.strategies.errors import CheckpointMismatch
 from tracepaper.strategies.types.market import Event
 
 Floats = NDArray[np.float64]
@@ -161,24 +160,9 @@ class CovariateScale:
 
     @classmethod
     def of(cls, section: Mapping[str, Any], prefix: str = PREFIX) -> CovariateScale:
-        """Read ``[features.vectors]`` or ``[features.book]`` of a card; *prefix* selects which.
-
-        Raises ``CheckpointMismatch`` if it is invalid.
-        """
-        columns, centre, scale = (section.get(key) for key in ("columns", "centre", "scale"))
-        is_valid = (
-            isinstance(columns, list | tuple)
-            and len(columns) > 0
-            and all(isinstance(name, str) for name in columns)
-            and all(_are_numbers(numbers, len(columns)) for numbers in (centre, scale))
-        )
-        if not is_valid or not all(number > 0 for number in scale or ()):
-            raise CheckpointMismatch(
-                f"The card's features.{'vectors' if prefix == PREFIX else prefix.rstrip('_')} must "
-                "list columns, with a centre and a scale above 0 for each; use the card that was "
-                "written."
-            )
-        return cls(tuple(columns or ()), tuple(centre or ()), tuple(scale or ()), prefix)
+        """Read ``[features.vectors]`` or ``[features.book]`` of a card; *prefix* selects which."""
+        columns, centre, scale = (tuple(section[key]) for key in ("columns", "centre", "scale"))
+        return cls(columns, centre, scale, prefix)
 
     @classmethod
     def fitted(
@@ -206,25 +190,9 @@ class CovariateScale:
         }
 
 
-def _are_numbers(values: object, count: int) -> bool:
-    return (
-        isinstance(values, list | tuple)
-        and len(values) == count
-        and all(type(value) in {int, float} and bool(np.isfinite(value)) for value in values)
-    )
-
-
 def section_beside(card: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
-    """Return ``[features.name]`` of *card*, an input besides bars; None without it.
-
-    Raises ``CheckpointMismatch`` if it is not a table.
-    """
-    features = card.get("features")
-    section = features.get(name) if isinstance(features, Mapping) else None
-    if section is not None and not isinstance(section, Mapping):
-        raise CheckpointMismatch(
-            f"The card's features.{name} must be a table; use the card that was written."
-        )
+    """Return ``[features.name]`` of *card*, an input besides bars; None without it."""
+    section: Mapping[str, Any] | None = card.get("features", {}).get(name)
     return section
 
 
@@ -234,8 +202,8 @@ def takes_vectors(card: Mapping[str, Any]) -> bool:
 
 
 def vector_scale(card: Mapping[str, Any]) -> CovariateScale:
-    """Return the scale of *card*'s covariates; raise ``CheckpointMismatch`` without any."""
-    return CovariateScale.of(section_beside(card, VECTORS) or {})
+    """Return the scale of *card*'s covariates."""
+    return CovariateScale.of(card["features"][VECTORS])
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ The rule is docs/models.md, L35.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -33,7 +33,7 @@ from tracepaper.replay.learning.splits import Segment
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR
 from tracepaper.storage import checkpoints
 from tracepaper.storage.checkpoints import Checkpoint
-from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, DataInvalid, shown
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.forecasters.trees import Scorer, Trees, joined
 from tracepaper.strategies.units import DAY_MS, HOUR_MS, MINUTE_MS
@@ -435,12 +435,9 @@ def _boosted(
 def _tree_answer(
     fitted: Arrays, rows_of: Callable[[BaselineQuestion], NDArray[np.floating[Any]]]
 ) -> Answer:
-    trees = Trees.read(fitted, features=_COLUMNS_MOST)
+    trees = Trees.read(fitted)
     scorers = [Scorer(trees.ensemble(at)) for at in range(len(trees.trees))]
     return lambda question: np.exp(scorers[question.column].scores(rows_of(question))[:, 0])
-
-
-_COLUMNS_MOST: Final = 4_096
 
 
 def _fit_tree(training: Training) -> Arrays:
@@ -553,14 +550,12 @@ def save_judged(
 
     If trees are missing, a sentence is added to the card.
     """
-    about = _about(fitted, card["features"]["schema_id"], card["architecture"]["horizons"])
     file = save_arrays(
         {
             f"{name}/{key}": np.ascontiguousarray(array)
             for name, arrays in fitted.items()
             for key, array in arrays.items()
-        },
-        metadata=about,
+        }
     )
     section = {"file": FILE_NAME, "sha256": checkpoints.sha256_of(file), "names": list(fitted)}
     card = {**card, "baselines": section}
@@ -573,32 +568,14 @@ def save_judged(
 def stored_baselines(folder: Path, card: Mapping[str, Any]) -> FittedBaselines | None:
     """Return the baselines stored in the checkpoint's *folder*; None if its card has none.
 
-    Raises ``CheckpointMismatch`` for a missing or changed file, and for features or horizons that
-    differ from the card's.
+    Raises ``CheckpointMismatch`` for a missing or changed file.
     """
     section = card.get("baselines")
     if not isinstance(section, Mapping):
         return None
     file = checkpoints.read_side_file(folder, FILE_NAME, str(section.get("sha256")))
-    names = [str(name) for name in section.get("names", ())]
-    wanted = _about(names, card["features"]["schema_id"], card["architecture"]["horizons"])
-    if file.metadata != wanted:
-        raise CheckpointMismatch(
-            f"{folder / FILE_NAME} is of {shown(file.metadata.get('of'))}, and the checkpoint of "
-            f"{shown(wanted['of'])}; restore the file."
-        )
-    fitted: dict[str, dict[str, Any]] = {name: {} for name in names}
-    for key, array in file.arrays.items():
+    fitted: dict[str, dict[str, Any]] = {str(name): {} for name in section["names"]}
+    for key, array in file.items():
         name, _, part = key.partition("/")
-        if name not in fitted:
-            raise CheckpointMismatch(
-                f"{folder / FILE_NAME} holds {name}, which the card does not name; restore it."
-            )
         fitted[name][part] = array
     return fitted
-
-
-def _about(names: Iterable[str], schema_id: str, horizons: Sequence[int]) -> dict[str, str]:
-    """Return the file's metadata; it has a single entry, since entries have no fixed order."""
-    text = f"features {schema_id}, horizons {' '.join(map(str, horizons))}: {' '.join(names)}"
-    return {"of": text}

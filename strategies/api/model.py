@@ -394,8 +394,8 @@ class ModelKind:
     """``[architecture]`` and the names of features → the keys that follow from these names."""
     follows: tuple[str, ...] = ()
     """The derived keys of ``[architecture]``, ignored when a card is used as a recipe."""
-    rows: Callable[[Mapping[str, NDArray[Any]], int, int], Any] | None = None
-    """Arrays, features and horizons → the ``RowModel`` that forecasts one row; None for others."""
+    rows: Callable[[Mapping[str, NDArray[Any]]], Any] | None = None
+    """Arrays → the ``RowModel`` that forecasts one row; None for others."""
     members: tuple[str, ...] = ()
     """The ``[parts]`` of its card, each a checkpoint; the first is the network."""
     takes_covariates: bool = False

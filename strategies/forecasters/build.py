@@ -44,7 +44,6 @@ from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.forecasters.windowed import WindowedForecaster
 from tracepaper.strategies.gates.card import (
     calibration_of,
-    finite_number,
     per_horizon,
     section_of,
 )
@@ -388,10 +387,6 @@ def filled(make: Callable[[], AnyModule], tensors: Mapping[str, Tensor]) -> AnyM
                 f"The weight {name} is {state}, but the card's architecture has "
                 f"{list(tensor.shape)}; use the checkpoint that the card belongs to."
             )
-        if not bool(torch.isfinite(given).all()):
-            raise CheckpointMismatch(
-                f"The weight {name} holds a value that is not finite; train or fetch it again."
-            )
     if unknown := sorted(set(tensors) - set(wanted)):
         raise CheckpointMismatch(
             f"The weight {unknown[0]} is not part of the card's architecture; use the checkpoint "
@@ -440,33 +435,19 @@ def _model(
 ) -> TrainedModel:
     identity, calibration = section_of(card, "model"), section_of(card, "calibration", {})
     horizons = network.config.horizons
-    schema = _schema(card, network.config.features, vectors)
+    schema = known_schema(card, vectors)
     computed = section_of(card, "features").get(COMPUTED, schema.schema_id)
     return TrainedModel(
         network=network,
         schema=schema,
         model_id=str(identity.get("id", "")),
         sha256=str(identity.get("sha256", "")),
-        temperature=_temperature(calibration, horizons),
-        content_free=finite_number(
-            calibration.get("content_free", network.content_free()), "content_free"
-        ),
+        temperature=per_horizon(calibration.get("temperature", 1.0), horizons),
+        content_free=float(calibration.get("content_free", network.content_free())),
         calibration=calibration_of(calibration, network.content_free(), horizons),
         wide=features.wider(schema, features.schema(str(computed))),
         levels=section_of(calibration, "further", {}),
     )
-
-
-def _schema(
-    card: Mapping[str, Any], columns: int, vectors: CovariateSource | None
-) -> FeatureSchema:
-    schema = known_schema(card, vectors)
-    if len(schema.names) != columns:
-        raise CheckpointMismatch(
-            f"The features {schema.schema_id} have {len(schema.names)} columns, but the network "
-            f"takes {columns}; use the checkpoint that the card belongs to."
-        )
-    return schema
 
 
 def known_schema(card: Mapping[str, Any], vectors: CovariateSource | None = None) -> FeatureSchema:
@@ -494,10 +475,3 @@ def known_schema(card: Mapping[str, Any], vectors: CovariateSource | None = None
             'name a file of them by [model] covariates = "FILE", or --covariates FILE.'
         )
     return features.with_covariates(schema, CovariateColumns(vector_scale(card), vectors))
-
-
-def _temperature(calibration: Mapping[str, Any], horizons: tuple[int, ...]) -> tuple[float, ...]:
-    temperatures = per_horizon(calibration.get("temperature", 1.0), horizons)
-    if min(temperatures) <= 0:
-        raise CheckpointMismatch("The card's calibration.temperature must be above 0.")
-    return temperatures

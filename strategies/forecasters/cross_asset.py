@@ -22,7 +22,6 @@ from tracepaper.strategies.attention import kernels
 from tracepaper.strategies.attention.methods import PLAIN, Rollout
 from tracepaper.strategies.builtin import CommonBars, SymbolAnswer, symbol_of
 from tracepaper.strategies.errors import (
-    CheckpointMismatch,
     ConfigInvalid,
     InvariantBroken,
     shown,
@@ -78,10 +77,10 @@ class TogetherModel:
 
     @classmethod
     def read(cls, card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TogetherModel:
-        """Build from a card and its tensors, checked.
+        """Build from a card and its tensors.
 
         Raises ``ConfigInvalid`` for another kind, an architecture that cannot be built or an
-        unknown schema, ``CheckpointMismatch`` for tensors or a calibration that do not fit.
+        unknown schema, ``CheckpointMismatch`` for tensors that do not fit.
         """
         identity = section_of(card, "model")
         kind = known_kind(card)
@@ -92,19 +91,7 @@ class TogetherModel:
             )
         config = CrossAssetConfig.read(section_of(card, "architecture"))
         schema, scales = known_schema(card), section_of(card, "calibration")
-        if len(schema.names) != config.features or config.allocation != (
-            "allocation" in kind.heads
-        ):
-            raise CheckpointMismatch(
-                f"The card's features {schema.schema_id} or its kind {kind.name} are not those of "
-                "its architecture; use the card that was written."
-            )
         horizon = scales.get("horizon", config.horizons[0])
-        if horizon not in config.horizons:
-            raise CheckpointMismatch(
-                f"The card's calibration.horizon {shown(horizon)} is none of its horizons "
-                f"{list(config.horizons)}; use the card that was written."
-            )
         return cls(
             kind.name,
             filled(lambda: CrossAssetNetwork(config), tensors),

@@ -12,7 +12,6 @@ import torch
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from tracepaper.strategies.errors import CheckpointMismatch
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.features.rows import FeatureSchema
 from tracepaper.strategies.networks.architecture import Network, Outputs
@@ -245,19 +244,9 @@ def with_factors(heads: Mapping[str, Singles], levels: Levels, horizon: int) -> 
 def levels_for(
     kind: str, levels: Levels, heads: Mapping[str, Singles], horizon: int
 ) -> dict[str, Array]:
-    """Return the numbers of a card's *levels* for each of *heads*; *kind* is a key of them.
-
-    Raises ``CheckpointMismatch`` if they do not fit the head.
-    """
+    """Return the numbers of a card's *levels* for each of *heads*; *kind* is a key of them."""
     numbers: dict[str, Array] = {}
     for head, values in levels.get(kind, {}).get(str(horizon), {}).items():
-        shape = _SHAPES[kind].get(head, ())
-        array = np.array(values, dtype=np.float64) if isinstance(values, list) else np.empty(0)
-        if not shape or array.size != np.prod(shape) or not np.isfinite(array).all():
-            raise CheckpointMismatch(
-                f"The card's calibration.further.{kind} does not fit the head {head}; train it "
-                "again."
-            )
         if head in heads:
-            numbers[head] = array.reshape(shape)
+            numbers[head] = np.array(values, dtype=np.float64).reshape(_SHAPES[kind][head])
     return numbers

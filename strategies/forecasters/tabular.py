@@ -21,7 +21,7 @@ from torch import Tensor
 from tracepaper.strategies.api.model import ModelKind, register
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.attention.methods import PLAIN
-from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
+from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features import rows as features
 from tracepaper.strategies.features.rows import FeatureRows, FeatureSchema
 from tracepaper.strategies.forecasters.base import (
@@ -51,8 +51,6 @@ from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.types.market import Bar
 
 _BLOCK_ROWS: Final = 4_096  # rows answered at once; bounds memory
-_HORIZONS_MAX: Final = 1_000
-_HORIZON_MAX: Final = 1_000_000
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -85,16 +83,10 @@ class RowModel(Protocol):
 class TreeModel:
     """Boosted trees: an ensemble per horizon for the log variance, then one for the mean."""
 
-    def __init__(self, arrays: Arrays, features: int, horizons: int) -> None:
-        """Raise ``CheckpointMismatch`` for trees of another number of features or horizons."""
-        self.trees = Trees.read(arrays, features=features)
-        if len(self.trees.trees) != 2 * horizons:
-            raise CheckpointMismatch(
-                f"The checkpoint holds {len(self.trees.trees)} ensembles of trees for {horizons} "
-                "horizons; it needs one for the variance and one for the mean of each."
-            )
+    def __init__(self, arrays: Arrays) -> None:
+        self.trees = Trees.read(arrays)
         self._scorer = Scorer(self.trees)
-        self._horizons = horizons
+        self._horizons = len(self.trees.trees) // 2
 
     def answer(self, rows: NDArray[np.floating]) -> tuple[Floats, Floats]:
         """Return mean and log variance, [row, horizon] each."""
@@ -115,22 +107,7 @@ class GlmModel:
 
     NAMES: Final = ("log_variance_weights", "mean_weights", "log_variance_base", "mean_base")
 
-    def __init__(self, arrays: Arrays, features: int, horizons: int) -> None:
-        """Raise ``CheckpointMismatch`` for weights of another shape."""
-        for name in (*self.NAMES, "centre"):
-            shape = (horizons, features) if name.endswith("weights") else (horizons,)
-            shape = (features,) if name == "centre" else shape
-            given = arrays.get(name)
-            if given is None or given.dtype != np.float64 or given.shape != shape:
-                raise CheckpointMismatch(
-                    f"The weight {name} is no float64 of shape {list(shape)}; use the checkpoint "
-                    "that the card belongs to."
-                )
-        if unknown := sorted(set(arrays) - {*self.NAMES, "centre"}):
-            raise CheckpointMismatch(
-                f"The weight {unknown[0]} is no part of a glm; use the checkpoint that the card "
-                "belongs to."
-            )
+    def __init__(self, arrays: Arrays) -> None:
         self._log_variance, self._mean = (arrays[name] for name in self.NAMES[:2])
         self._log_variance_base, self._mean_base = (arrays[name] for name in self.NAMES[2:])
         self._centre = arrays["centre"]
@@ -382,28 +359,15 @@ def figures_of_rows(forecast: Forecast) -> Floats:
 def trained_rows(
     card: Mapping[str, Any], tensors: Mapping[str, Tensor], kind: ModelKind
 ) -> TrainedRows:
-    """Return the row model of *card*, its arrays checked.
-
-    Raises ``ConfigInvalid`` for an unknown feature schema, and ``CheckpointMismatch`` for arrays or
-    a calibration that do not fit the card.
-    """
+    """Return the row model of *card*; raise ``ConfigInvalid`` for an unknown feature schema."""
     assert kind.rows is not None
     identity, calibration = section_of(card, "model"), section_of(card, "calibration", {})
-    horizons = section_of(card, "architecture").get("horizons")
-    if not (
-        isinstance(horizons, list | tuple)
-        and 0 < len(horizons) <= _HORIZONS_MAX
-        and all(type(horizon) is int and 1 <= horizon <= _HORIZON_MAX for horizon in horizons)
-    ):
-        raise CheckpointMismatch(
-            "The card's architecture.horizons must list whole bars; use the card that was written."
-        )
     schema = known_schema(card)
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-    ahead = tuple(horizons)
+    ahead = tuple(card["architecture"]["horizons"])
     return TrainedRows(
         kind=kind,
-        model=kind.rows(arrays, len(schema.names), len(ahead)),
+        model=kind.rows(arrays),
         schema=schema,
         horizons=ahead,
         model_id=str(identity.get("id", "")),
@@ -431,18 +395,7 @@ def _of_members(
 ) -> EnsembleForecaster:
     choose_backend(card, options.backend, device=options.device)
     cards = [part_of(card, member) for member in MEMBERS]
-    answer_rows = [kind is not None and kind.rows is not None for kind in map(known_kind, cards)]
-    if answer_rows != [False, True]:
-        raise CheckpointMismatch(
-            "An ensemble is a network and a tree or a glm; restore the checkpoint."
-        )
     wide = features.wider(*map(known_schema, cards))
-    named = known_schema(card)
-    if named.schema_id != wide.schema_id:
-        raise CheckpointMismatch(
-            f"The ensemble's features {named.schema_id} are not its parts' {wide.schema_id}; "
-            "restore the checkpoint."
-        )
     cards[0]["features"] = {**section_of(cards[0], "features"), COMPUTED: wide.schema_id}
     of_network, of_rows = (tensors_of(tensors, member) for member in MEMBERS)
     network = network_forecaster(cards[0], of_network, replace(options, vectors=None))
@@ -453,8 +406,8 @@ def _of_members(
     return EnsembleForecaster(
         network,
         rows,
-        per_horizon(section_of(card, "ensemble").get("network_share"), network.horizons),
-        spread=per_horizon(section.get("spread"), network.horizons),
+        per_horizon(section_of(card, "ensemble")["network_share"], network.horizons),
+        spread=per_horizon(section["spread"], network.horizons),
         calibration=calibration_of(section, network.model.network.content_free(), network.horizons),
     )
 

@@ -28,27 +28,12 @@ from typing import Any, Final, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from tracepaper.strategies.errors import CheckpointMismatch
-
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 LEAVES_MOST: Final = 64
 """Leaves of a tree: the bits of a word."""
 _BLOCK_ROWS: Final = 128  # rows scored at once; their words stay in the cache
-_TYPES: Final[Mapping[str, type[np.generic]]] = {
-    "feature": np.int32,
-    "threshold": np.float64,
-    "left": np.int32,
-    "right": np.int32,
-    "default_left": np.uint8,
-    "nan_is_missing": np.uint8,
-    "node_rows": np.int64,
-    "value": np.float64,
-    "leaf_rows": np.int64,
-    "leaves": np.int32,
-    "trees": np.int32,
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,44 +58,13 @@ class Trees:
     trees: NDArray[np.int32]  # [ensemble]
 
     @classmethod
-    def read(cls, arrays: Mapping[str, NDArray[Any]], *, features: int) -> Self:
-        """Return the trees of stored *arrays* over rows of *features* numbers, checked.
-
-        Raises ``CheckpointMismatch`` unless they are a set of complete trees.
-        """
-        if set(arrays) != set(_TYPES):
-            wrong = min(set(arrays) ^ set(_TYPES))
-            raise _malformed(f"the array {wrong} is missing or unknown")
-        for name, kind in _TYPES.items():
-            if arrays[name].dtype != kind or arrays[name].ndim != 1:
-                raise _malformed(f"the array {name} is no row of {np.dtype(kind).name}")
-        trees = cls(**{name: np.ascontiguousarray(arrays[name]) for name in _TYPES})
-        trees.check(features)
-        return trees
+    def read(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
+        """Return the trees of stored *arrays*."""
+        return cls(**{name: np.ascontiguousarray(arrays[name]) for name in _names()})
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return the argument of ``read``."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    def check(self, features: int) -> None:
-        """Raise ``CheckpointMismatch`` unless every tree is complete and names known features."""
-        if not len(self.trees) or int(self.trees.min()) < 1:
-            raise _malformed("an ensemble has no tree")
-        if int(self.trees.sum(dtype=np.int64)) != len(self.leaves):
-            raise _malformed("the ensembles and the trees do not add up")
-        if int(self.leaves.min()) < 1 or int(self.leaves.max()) > LEAVES_MOST:
-            raise _malformed(f"a tree has not 1 to {LEAVES_MOST} leaves")
-        leaves = int(self.leaves.sum(dtype=np.int64))
-        nodes = leaves - len(self.leaves)
-        sizes = {len(getattr(self, name)) for name in tuple(_TYPES)[:7]}
-        if sizes != {nodes} or {len(self.value), len(self.leaf_rows)} != {leaves}:
-            raise _malformed("the arrays differ in length")
-        if nodes and not (int(self.feature.min()) >= 0 and int(self.feature.max()) < features):
-            raise _malformed(f"a node asks for a feature beyond the {features} of a row")
-        if not (np.isfinite(self.threshold).all() and np.isfinite(self.value).all()):
-            raise _malformed("a threshold or a leaf is not finite")
-        if int(self.leaf_rows.min()) < 0 or (nodes and int(self.node_rows.min()) < 1):
-            raise _malformed("a node was reached by no row")
+        return {name: getattr(self, name) for name in _names()}
 
     @property
     def node_starts(self) -> Ints:
@@ -136,7 +90,7 @@ class Trees:
         leaves = slice(before, before + count)
         nodes = slice(before - first, before - first + count - int(self.trees[at]))
         cut = {"value": leaves, "leaf_rows": leaves, "leaves": trees, "trees": slice(at, at + 1)}
-        return type(self)(**{name: getattr(self, name)[cut.get(name, nodes)] for name in _TYPES})
+        return type(self)(**{name: getattr(self, name)[cut.get(name, nodes)] for name in _names()})
 
     def goes_left(self, rows: Floats) -> NDArray[np.bool_]:
         """Return [row, node]: whether each row goes left at the node."""
@@ -146,16 +100,20 @@ class Trees:
         return np.where(unknown & (self.nan_is_missing > 0), self.default_left > 0, left)
 
 
+def _names() -> list[str]:
+    return [field.name for field in fields(Trees)]
+
+
 def joined(parts: Sequence[Trees]) -> Trees:
     """Return the ensembles of all *parts* together."""
-    return Trees(**{name: np.concatenate([getattr(p, name) for p in parts]) for name in _TYPES})
+    return Trees(**{name: np.concatenate([getattr(p, name) for p in parts]) for name in _names()})
 
 
 def ordered_leaves(trees: Trees, tree: int) -> tuple[list[int], list[tuple[int, int, int]]]:
     """Return a tree's leaves from left to right, and [(first, split, end)] of each node.
 
     The leaves below a node are those from *first* until *end* in that order, the left ones until
-    *split*. Raises ``CheckpointMismatch`` unless each node and leaf is reached exactly once.
+    *split*.
     """
     count = int(trees.leaves[tree]) - 1
     start = int(trees.node_starts[tree])
@@ -171,8 +129,6 @@ def ordered_leaves(trees: Trees, tree: int) -> tuple[list[int], list[tuple[int, 
         if node < 0:
             order.append(~node)
         elif stage == "enter":
-            if node >= count or node in first or len(first) > count:
-                raise _malformed("a node is reached twice or does not exist")
             first[node] = len(order)
             pending += [(node, "leave"), (right[node], "enter"), (node, "between")]
             pending.append((left[node], "enter"))
@@ -180,8 +136,6 @@ def ordered_leaves(trees: Trees, tree: int) -> tuple[list[int], list[tuple[int, 
             split[node] = len(order)
         else:
             spans[node] = (first[node], split[node], len(order))
-    if sorted(order) != list(range(count + 1)) or len(spans) != count:
-        raise _malformed("a leaf or a node is not reached exactly once")
     return order, [spans[node] for node in range(count)]
 
 
@@ -192,7 +146,6 @@ class Scorer:
     """
 
     def __init__(self, trees: Trees) -> None:
-        """Make the tables; raise ``CheckpointMismatch`` for incomplete trees."""
         self.trees = trees
         self._ensembles = trees.ensemble_starts
         self._leaf_starts = trees.leaf_starts
@@ -275,12 +228,6 @@ class Scorer:
         leaf = self._leaf_starts + np.bitwise_count((left - self._word.type(1)) & ~left)
         sums: Floats = np.add.reduceat(self._values.take(leaf), self._ensembles, axis=1)
         return sums
-
-
-def _malformed(what: str) -> CheckpointMismatch:
-    return CheckpointMismatch(
-        f"The checkpoint's trees cannot be read: {what}; restore the checkpoint, or train it again."
-    )
 
 
 _BLOCK_NUMBERS: Final = 4_000_000  # row times leaf times feature of a path, computed at once

@@ -37,15 +37,6 @@ class LinearScore(Struct, frozen=True, forbid_unknown_fields=True):
     weight: tuple[float, ...]
     intercept: float
 
-    def __post_init__(self) -> None:
-        """Raise ``ValueError`` for inconsistent fields."""
-        columns = (self.center, self.scale, self.weight)
-        if any(len(column) != len(self.names) for column in columns):
-            raise ValueError("a score needs one center, scale and weight for each name")
-        _require_finite(*self.center, *self.scale, *self.weight, self.intercept)
-        if any(number <= 0 for number in self.scale):
-            raise ValueError("a scale must be above 0")
-
     def probability(self, values: Sequence[float | None]) -> float | None:
         """Return the probability for *values*, one per name; None if any value is None."""
         total = self.intercept
@@ -70,16 +61,6 @@ class FittedConfidence(Struct, frozen=True, forbid_unknown_fields=True):
     edges: tuple[float, ...]  # between cells of the volatility confidence, ascending
     spread: tuple[float, ...]  # [cell]: the factor by which an interval must be widened
 
-    def __post_init__(self) -> None:
-        """Raise ``ValueError`` for inconsistent fields."""
-        if self.chosen not in CONFIDENCES:
-            raise ValueError(f"chosen must be one of {', '.join(CONFIDENCES)}")
-        if len(self.spread) != len(self.edges) + 1 or self.horizon < 1:
-            raise ValueError("spread needs one number more than edges, and horizon at least 1")
-        _require_finite(*self.edges, *self.spread)
-        if min(self.spread) <= 0 or list(self.edges) != sorted(self.edges):
-            raise ValueError("spread must be above 0, and edges must not fall")
-
     def widening(self, confidence: float) -> float:
         """Return the factor of an interval's width at this volatility *confidence*."""
         return self.spread[sum(confidence >= edge for edge in self.edges)]
@@ -97,22 +78,6 @@ class RegimeCells(Struct, frozen=True, forbid_unknown_fields=True):
     cells: tuple[tuple[float, ...], ...]  # [cell, measure], standardised
     ratio: tuple[float, ...]  # [cell]: realised ÷ forecast variance on the calibration slice
     error: tuple[float | None, ...]  # [cell]: standard error of the ratio over days, if known
-
-    def __post_init__(self) -> None:
-        """Raise ``ValueError`` for inconsistent fields."""
-        if not set(self.names) <= set(REGIME_MEASURES):
-            raise ValueError(f"the measures of regimes must be among {', '.join(REGIME_MEASURES)}")
-        if not 2 <= len(self.cells) <= MAX_REGIMES:
-            raise ValueError(f"regimes need 2 to {MAX_REGIMES} cells")
-        rows = (self.center, self.scale, *self.cells)
-        if any(len(row) != len(self.names) for row in rows):
-            raise ValueError("a regime's cell needs one number for each name")
-        if len(self.ratio) != len(self.cells) or len(self.error) != len(self.cells):
-            raise ValueError("each cell needs a ratio and its error")
-        errors = (error for error in self.error if error is not None)
-        _require_finite(*(number for row in rows for number in row), *self.ratio, *errors)
-        if min(self.scale) <= 0:
-            raise ValueError("a scale must be above 0")
 
     def next_cell(
         self, previous: int | None, values: Sequence[float | None], hysteresis: float
@@ -142,12 +107,6 @@ class GateCoverage(Struct, frozen=True, forbid_unknown_fields=True):
     thresholds: dict[str, float]  # by gate name
     regimes: tuple[str, ...]  # the ``gate.regimes`` it was counted with
 
-    def __post_init__(self) -> None:
-        """Raise ``ValueError`` for numbers out of range."""
-        _require_finite(self.share, *self.thresholds.values())
-        if not 0 <= self.share <= 1:
-            raise ValueError("a share lies between 0 and 1")
-
 
 def coverage_share(
     coverages: Sequence[GateCoverage], thresholds: Mapping[str, float], regimes: Collection[str]
@@ -162,11 +121,6 @@ def coverage_share(
         ),
         None,
     )
-
-
-def _require_finite(*numbers: float) -> None:
-    if not all(map(math.isfinite, numbers)):
-        raise ValueError("every number must be finite")
 
 
 class Calibration(Struct, frozen=True):

@@ -32,7 +32,7 @@ minimal_roi
 validation_until, calibration_until
 
 # Written whole, as documents, rows or frames of a notebook.
-start_sha256, exit_sequence, hit_rate, must_pass, profit_factor
+start_sha256, exit_sequence, hit_rate, lines_first, must_pass, profit_factor
 shadow_equity, strategy_decisions
 
 # Required of a body, so that one of another shape is refused.

@@ -16,7 +16,6 @@ from tracepaper.strategies.covariates import (
     FixedCovariates,
     rows_of,
 )
-from tracepaper.strategies.errors import CheckpointMismatch
 from tracepaper.strategies.features.rows import (
     FeatureStreams,
     columns,
@@ -109,18 +108,3 @@ def test_the_scale_is_that_of_the_rows_before_a_time() -> None:
     assert covariate_scale.centre == (2.0, 4.0)
     assert covariate_scale.scale == (1.0, 1.0)
     assert CovariateScale.of(covariate_scale.section()) == covariate_scale
-
-
-@pytest.mark.parametrize(
-    "section",
-    [
-        {},
-        {"columns": ["a"], "centre": [0.0], "scale": [0.0]},
-        {"columns": ["a"], "centre": [float("nan")], "scale": [1.0]},
-        {"columns": ["a", "b"], "centre": [0.0], "scale": [1.0]},
-        {"columns": [1], "centre": [0.0], "scale": [1.0]},
-    ],
-)
-def test_a_card_that_says_it_wrongly_is_refused(section: dict[str, object]) -> None:
-    with pytest.raises(CheckpointMismatch, match=r"features\.vectors"):
-        CovariateScale.of(section)

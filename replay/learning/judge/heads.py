@@ -52,7 +52,7 @@ from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.statistics import DailyEstimate
 from tracepaper.replay.report.honesty import FEW_DAYS
 from tracepaper.replay.report.metrics import is_credible
-from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, DataInvalid, shown
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.forecasters.outputs import Levels, levels_for, with_factors
 from tracepaper.strategies.types.decisions import (
@@ -128,10 +128,7 @@ def _tail_factors(rows: Forecasts, tails: Array) -> Array:
 
 
 def levelled(table: Forecasts, levels: Levels) -> Forecasts:
-    """Return *table* with calibrated heads, and EWMA as a forecaster of the same fields.
-
-    Raises ``CheckpointMismatch`` for levels that do not fit the heads.
-    """
+    """Return *table* with calibrated heads, and EWMA as a forecaster of the same fields."""
     if not (heads := heads_of(table)):
         return table
     parts = []
@@ -370,8 +367,7 @@ def correlations_of(
 ) -> Forecasts | None:
     """Return correlations of *part* by the card's *learnt* section, with the realised ones.
 
-    Rows are of pairs that both the card and the candles have; None without such a pair. Raises
-    ``CheckpointMismatch`` for a section that cannot be read.
+    Rows are of pairs that both the card and the candles have; None without such a pair.
     """
     table, parts = _pairs(material, part) if learnt else None, []
     for horizon, all_pairs in [] if table is None else table.by_horizon():
@@ -422,13 +418,8 @@ def with_head(table: Forecasts, head: Forecasts) -> Forecasts | None:
 
 
 def _read(section: Mapping[str, Any]) -> tuple[dict[str, float], float, float]:
-    try:
-        mean = dict(zip(section["pairs"], map(float, section["mean"]), strict=True))
-        return mean, float(section["mean_weight"]), float(section["ewma_weight"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointMismatch(
-            f"The card's calibration.correlation cannot be read ({shown(error)}); train it again."
-        ) from None
+    mean = dict(zip(section["pairs"], map(float, section["mean"]), strict=True))
+    return mean, float(section["mean_weight"]), float(section["ewma_weight"])
 
 
 def correlation_figures(table: Forecasts) -> dict[str, Any]:

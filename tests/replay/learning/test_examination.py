@@ -330,7 +330,7 @@ def test_exact_contributions_of_a_row_are_those_of_others(material: Dataset) -> 
         "mean_base": np.zeros(2),
         "centre": subject.neutral.astype(np.float64),
     }
-    model = GlmModel(arrays, count, 2)
+    model = GlmModel(arrays)
     trained = TrainedRows(
         ROW_KINDS["glm"], model, material.schema, HORIZONS, "", "", (1.0, 1.0), None
     )
@@ -368,7 +368,7 @@ def test_an_ensemble_is_as_deaf_to_a_half_as_its_share_says(leaking: Dataset) ->
     arrays["log_variance_weights"][:, 1] = 1.0
     arrays |= {name: np.zeros(2) for name in ("log_variance_base", "mean_base")}
     arrays["centre"] = np.zeros(count)
-    model = GlmModel(arrays, count, 2)
+    model = GlmModel(arrays)
     rows = TrainedRows(ROW_KINDS["glm"], model, leaking.schema, HORIZONS, "", "", (1.0, 1.0), None)
 
     def mixed(share: float) -> Subject:

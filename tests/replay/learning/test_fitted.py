@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from learning import DAY_BARS, HORIZONS, learnable, rows_recipe, split, write_csv
 from page_cases import shown_of
-from safetensors.numpy import save
 from scenarios import SCENARIOS
 
 import tracepaper
@@ -30,7 +29,7 @@ from tracepaper.replay.learning.fitted import FitRun
 from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.training import train
 from tracepaper.replay.page import runs
-from tracepaper.storage.checkpoints import Checkpoint, sha256_of
+from tracepaper.storage.checkpoints import Checkpoint
 from tracepaper.strategies.errors import CheckpointMismatch
 
 SPLIT = split(3, 3.7, 4.7)
@@ -91,32 +90,6 @@ def test_trees_and_the_gamma_regression_bite(checkpoint: Checkpoint) -> None:
     qlike = checkpoint.card["figures"]["5"]["qlike"]
     assert qlike["gamma_glm"][0] == pytest.approx(qlike["model"][0], abs=0.01)  # the same fit
     assert max(qlike["tree"][0], qlike["tree_seasonal"][0]) < qlike["ewma"][0]
-
-
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        (("v0", "5 30"), "is of .?features v0, horizons 5 30: .* and the checkpoint of .*v2-1m"),
-        (
-            ("v2-1m", "5 60"),
-            "is of .?features v2-1m, horizons 5 60: .* and the checkpoint of .*5 30",
-        ),
-        (("v2-1m", "5 30"), "holds other, which the card does not name"),
-        (b"not at all", "is no safetensors file"),
-    ],
-)
-def test_a_file_of_another_model_is_refused(
-    checkpoint: Checkpoint, tmp_path: Path, changed: Any, message: str
-) -> None:
-    content = changed
-    if isinstance(changed, tuple):
-        names = " ".join(checkpoint.card["baselines"]["names"])
-        about = {"of": f"features {changed[0]}, horizons {changed[1]}: {names}"}
-        content = save({"other/factor": np.zeros(2)}, metadata=about)
-    (tmp_path / FILE_NAME).write_bytes(content)
-    section = {**checkpoint.card["baselines"], "sha256": sha256_of(content)}
-    with pytest.raises(CheckpointMismatch, match=message):
-        stored_baselines(tmp_path, {**checkpoint.card, "baselines": section})
 
 
 def test_changed_or_lost_bytes_are_refused(

@@ -156,11 +156,6 @@ def test_a_backend_or_horizon_that_it_has_not_is_refused(
         choose_backend(checkpoint.card, "sdpa", device="cpu")
     with pytest.raises(ConfigInvalid, match="none of the model's"):
         recipe_of({"model": {"kind": kind}, "calibration": {"horizon": 7}})
-    card = {**checkpoint.card, "architecture": {"horizons": [5, 30, 60]}}
-    with pytest.raises(CheckpointMismatch):
-        build(card, checkpoint.tensors)
-    with pytest.raises(CheckpointMismatch, match="whole bars"):
-        build({**card, "architecture": {"horizons": [True]}}, checkpoint.tensors)
 
 
 def test_it_is_replayed_verified_and_taken_apart(
@@ -230,8 +225,7 @@ def test_a_row_model_is_examined_by_column_and_interval(
 def test_changed_trees_are_refused(models: dict[str, Checkpoint], tmp_path: Path) -> None:
     tensors = dict(models["tree"].tensors)
     tensors["feature"] = tensors["feature"] + 30
-    with pytest.raises(CheckpointMismatch, match="beyond the 78"):
-        build(models["tree"].card, save(tmp_path / "made", tensors, models["tree"].card).tensors)
+    save(tmp_path / "made", tensors, models["tree"].card)
     weights = tmp_path / "made" / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     with pytest.raises(CheckpointMismatch, match="SHA-256"):

@@ -70,7 +70,6 @@ from tracepaper.strategies.covariates import (
     rows_of,
     run_source,
 )
-from tracepaper.strategies.errors import CheckpointMismatch
 from tracepaper.strategies.features.rows import (
     FeatureStreams,
     columns,
@@ -795,24 +794,6 @@ def test_what_a_killed_recorder_left_is_told_and_left_out(
     with Reader.open(books.run(tmp_path / "torn.db", books=torn)) as reader:
         warnings = reader.run(reader.find("last")).warnings
     assert [text in line and line.endswith("left out") for line in warnings].count(True) == 1
-
-
-@pytest.mark.parametrize(
-    ("changed", "sentence"),
-    [
-        ({"levels": "six"}, "must name levels and every_ms"),
-        ({"levels": 4}, "lists other columns than this version makes"),
-        ({"scale": [0.0]}, "with a centre and a scale above 0"),
-    ],
-)
-def test_a_card_that_does_not_say_its_books_is_refused(
-    books: Scene, changed: dict[str, Any], sentence: str
-) -> None:
-    model = books.checkpoint
-    features = {**model.card["features"], "book": {**model.card["features"]["book"], **changed}}
-    card = {**model.card, "features": features}
-    with pytest.raises(CheckpointMismatch, match=sentence):
-        forecaster_of(card, model.tensors)
 
 
 def test_of_seven_days_it_learns_the_levels_that_tell_and_is_judged(

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.storage import checkpoints
-from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.forecasters.build import build
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.forecasters.tabular import EnsembleForecaster
@@ -29,14 +28,6 @@ def forecaster() -> EnsembleForecaster:
     model = build(stored.card, stored.tensors)
     assert isinstance(model, EnsembleForecaster)
     return model
-
-
-@pytest.mark.parametrize("schema_id", ["v9-1m", "v2-1m"])
-def test_an_ensemble_of_other_features_than_its_parts_is_refused(schema_id: str) -> None:
-    stored = checkpoints.load(checkpoints.DEFAULT_CHECKPOINT)
-    card = {**stored.card, "features": {**stored.card["features"], "schema_id": schema_id}}
-    with pytest.raises((ConfigInvalid, CheckpointMismatch), match=schema_id):
-        build(card, stored.tensors)
 
 
 @pytest.fixture(scope="module")
