@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -43,9 +44,11 @@ from tracepaper.daemon.session import daemon as daemon_module  # noqa: E402
 from tracepaper.daemon.session import parity as parity_module  # noqa: E402
 from tracepaper.daemon.session import resume as resume_module  # noqa: E402
 from tracepaper.daemon.session import run_row as run_row_module  # noqa: E402
+from tracepaper.daemon.session import supervisor as supervisor_module  # noqa: E402
 from tracepaper.daemon.session.daemon import Daemon  # noqa: E402
 from tracepaper.daemon.session.messenger import Messenger  # noqa: E402
 from tracepaper.daemon.session.resume import Opening  # noqa: E402
+from tracepaper.daemon.session.supervisor import Supervisor  # noqa: E402
 from tracepaper.storage.audit import SqlAuditLog  # noqa: E402
 from tracepaper.storage.database import writer as writer_module  # noqa: E402
 from tracepaper.storage.database.reader import Reader  # noqa: E402
@@ -126,6 +129,22 @@ def a_stop_that_takes_half_a_minute() -> None:
             await asyncio.sleep(30)
 
     _replace(Daemon, "_serve", slow)
+
+
+def a_start_that_hears_no_signal() -> None:
+    """Lose a signal that comes before the daemon is ready."""
+    stop = Supervisor.stop
+
+    def stop_if_ready(self: Supervisor) -> None:
+        if self._is_ready:
+            stop(self)
+
+    _replace(Supervisor, "stop", stop_if_ready)
+
+
+def a_signal_that_nobody_handles() -> None:
+    """Let SIGTERM end the process."""
+    setattr(supervisor_module, "signals_call", lambda _act: nullcontext())  # noqa: B010 - a module's function
 
 
 def a_start_that_waits_too_long() -> None:
@@ -331,6 +350,8 @@ PLANTS: Final = (
     Plant(a_task_left_behind, "left"),
     Plant(an_error_nobody_handles, "unhandled"),
     Plant(a_stop_that_takes_half_a_minute, "stop", first=1),
+    Plant(a_start_that_hears_no_signal, "stop"),
+    Plant(a_signal_that_nobody_handles, "end"),
     Plant(a_start_that_waits_too_long, "recovery", first=1),
     Plant(a_real_thread, "end"),
     Plant(a_real_process, "end"),

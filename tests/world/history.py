@@ -35,6 +35,7 @@ from world.loop import START_S
 from world.processes import in_child
 from world.spec import (
     BEGIN_MS,
+    INTERVALS,
     PAST_BARS,
     RENAMED,
     SYMBOLS,
@@ -49,6 +50,8 @@ from world.spec import (
 from world.strategies import CLASSES, MENDED, RAISING
 
 from tracepaper.daemon.cli import invoke
+from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.session.run_row import code_version, preflight_engine
 from tracepaper.replay.exchange.market import (
     RATE_DECIMALS,
     SimulatedMarket,
@@ -511,14 +514,15 @@ def _cpu_s() -> float:
 
 
 def prepare(folder: Path) -> None:
-    """Import once, in this process, what lives and checks import: a fork then shares it.
+    """Do once, in this process, what each life would do again: a fork then shares it.
 
-    A daemon without faults tells what that is.
+    That is to import, which a daemon without faults tells, to read the cards of models and the
+    sources, and to make a strategy.
     """
+    short = calm(drawn(0, bars=3, kind="plain", minutes=60))
 
     def names() -> list[str]:
         before = set(sys.modules)
-        short = calm(drawn(0, bars=3, kind="plain", minutes=60))
         short_history = History(short, folder)
         short_history._life(0, Shared()).run()
         _verdict(folder / "run.db", short_history._truth())
@@ -531,6 +535,9 @@ def prepare(folder: Path) -> None:
     for name in names_there:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    for minutes in INTERVALS:
+        preflight_engine(load(drawn(0, kind="plain", minutes=minutes).config), None)
+    code_version()
     gc.freeze()
 
 

@@ -16,6 +16,7 @@ import os
 import random
 import re
 import resource
+import signal
 import sqlite3
 import struct
 import time
@@ -198,6 +199,7 @@ class Life:
         self._positions: dict[str, int] = {}
         self._orders: set[object] = set()
         self._stop_asked_s = 0.0
+        self._is_running = False
         self._send_rng = random.Random(f"{self.seed}:send")
         self._disk = _LifeDisk(self._acknowledge)
 
@@ -320,6 +322,11 @@ class Life:
         if "kill" in host and (rng := self._stream("kill")).random() < 0.35:
             self._kill_s = self.start_s + rng.expovariate(1 / (spec.life_bars * bar_s))
             self._kill_ticks = rng.randrange(400)
+        self._term_s, self._term_ticks, self._terms = 1e18, 0, 0
+        if "terminate" in host and (rng := self._stream("terminate")).random() < 0.35:
+            late_s = rng.expovariate(1 / (spec.life_bars * bar_s))
+            self._term_s = self.start_s + rng.choice((rng.uniform(0, 2), late_s))  # as it starts
+            self._term_ticks, self._terms = rng.randrange(400), rng.choice((1, 1, 2))
         if "kill_in_operation" in host and (rng := self._stream("operation")).random() < 0.35:
             late = int(rng.expovariate(1 / spec.life_operations)) + 1
             self._disk.kill_at = rng.choice((rng.randint(1, 400), late))
@@ -348,6 +355,18 @@ class Life:
             self._kill_ticks -= 1
             if self._kill_ticks < 0:
                 self._kill("kill")
+        if self._terms and self._is_running and self.loop.now_s >= self._term_s:
+            self._term_ticks -= 1
+            if self._term_ticks < 0:
+                self._terminate()
+
+    def _terminate(self) -> None:
+        """Send SIGTERM, which ends this process if the daemon does not handle it."""
+        self._terms -= 1
+        self._counts["fault terminate"] += 1
+        self._note("terminate", self.loop.now_s)
+        self._stop_asked_s = self._stop_asked_s or self.loop.now_s
+        signal.raise_signal(signal.SIGTERM)
 
     async def _strike(self) -> None:
         """Let each kind of fault strike at the times of its own stream."""
@@ -548,7 +567,7 @@ class Life:
                     side.append(asyncio.create_task(self._change(bar, change)))
             if spec.rates:
                 side.append(asyncio.create_task(self._strike()))
-            runner = asyncio.create_task(daemon.run())
+            runner = asyncio.create_task(self._run(daemon))
             limit_s = spec.bar_s * spec.bars * 3 + 4_000
             limit = asyncio.create_task(asyncio.sleep(limit_s))
             await asyncio.wait({runner, limit}, return_when=asyncio.FIRST_COMPLETED)
@@ -569,6 +588,13 @@ class Life:
         dialled = self.loop.network.connections[PORT]
         if self.proxy is not None and dialled > self.proxy.asked:
             self._break("proxy", f"{dialled} connections, {self.proxy.asked} through the proxy")
+
+    async def _run(self, daemon: Daemon) -> None:
+        self._is_running = True
+        try:
+            await daemon.run()
+        finally:
+            self._is_running = False
 
     async def _change(self, bar: int, change: Callable[[], None]) -> None:
         """Let the exchange *change* something once the time of *bar* has come."""
@@ -687,7 +713,7 @@ class Life:
         report.is_done = report.is_done or event.market_ms >= self.spec.end_ms
         self._share()
         if report.is_done or self.loop.now_s >= self._stop_s:
-            self._stop_asked_s = self.loop.now_s
+            self._stop_asked_s = self._stop_asked_s or self.loop.now_s
             return False
         return True
 

@@ -103,9 +103,9 @@ TRAITS: Final = (
 """What a history has from its beginning to its end."""
 HOST_FAULTS: Final = (
     *("kill", "kill_in_operation", "kill_when_answered", "short_write", "errors"),
-    "process",
+    *("process", "terminate"),
 )
-"""Faults of the machine: all but those of processes strike a life at most once each."""
+"""Faults of the machine: all but those of processes strike a life at most once each, SIGTERM twice."""
 BETWEEN: Final = ("backup", "restore", "prune", "edit", "newer")
 """What an operator does between two lives."""
 
