@@ -105,7 +105,8 @@ HOST_FAULTS: Final = (
     *("kill", "kill_in_operation", "kill_when_answered", "short_write", "errors"),
     *("process", "terminate"),
 )
-"""Faults of the machine: all but those of processes strike a life at most once each, SIGTERM twice."""
+"""Faults of the machine: all but those of processes strike a life at most once each; SIGTERM may
+come twice."""
 BETWEEN: Final = ("backup", "restore", "prune", "edit", "newer")
 """What an operator does between two lives."""
 
