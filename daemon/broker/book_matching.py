@@ -127,10 +127,13 @@ class BookMarket(Market):
         *,
         is_maker: bool,
     ) -> None:
-        """Fill *order* from the available quantity of *levels*; a maker at its own price."""
+        """Fill *order* from the available quantity of *levels*; a maker at its own price.
+
+        With impact a market order that takes all of them has its rest filled beyond the last one.
+        """
         middle = (book_moves.bids[0].price + book_moves.asks[0].price) // 2
         side = other(order.side)
-        wanted = order.quantity - order.filled
+        wanted, taken, last = order.quantity - order.filled, 0, 0
         for level, part in walk_levels(tuple(levels), self.queues, order.side, wanted, order.price):
             now = self._find(order.order_id)
             if now is None:
@@ -144,6 +147,14 @@ class BookMarket(Market):
             if not self._apply_fill(now, fill):
                 return
             self.queues.take(side, level, self._filled_since(before))
+            taken, last = taken + quantity, level.price
+        costs, rest = self._executor.costs, wanted - taken
+        if order.price is not None or costs.impact is None or not (rest and taken):
+            return
+        now = self._find(order.order_id)
+        if now is not None and book_moves.is_whole:
+            rate = costs.impact_rate(rest, taken)
+            self._apply_fill(now, self._executor.at_level(now, last, rest, middle, at_ms, rate))
 
     def _filled_since(self, before: int) -> int:
         return sum(entry.fill.quantity for entry in self.journal.entries[before:])

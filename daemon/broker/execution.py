@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
+from math import isqrt
 from typing import Final, Self
 
 from msgspec import Struct
@@ -35,6 +36,8 @@ RANGE_BARS: Final = 60
 """The closed bars of the mean true range by which ``execution.spread_slippage`` is scaled."""
 RANGE_BARS_LEAST: Final = 14
 """The bars of a day's mean true range if a day has fewer: the usual length of an ATR."""
+PARTICIPATION_MOST: Final = 100
+"""A participation above this counts as this, and so does one where nothing traded."""
 
 
 class ExecutionCosts(Struct, frozen=True):
@@ -47,7 +50,8 @@ class ExecutionCosts(Struct, frozen=True):
     minimum: int = 0  # the least fee of an order, in money
     maker_fee: int = 0
     ranges: int = 0  # slippage of a taker in true ranges
-    impact: int | None = None  # price impact of an order beyond the shown size; None: it waits
+    impact: int | None = None  # price impact at a participation of 1; None: what exceeds waits
+    is_root: bool = False  # whether impact grows with the root of the participation
 
     @property
     def round_trip(self) -> float:
@@ -71,6 +75,23 @@ class ExecutionCosts(Struct, frozen=True):
         fee = divide_half_even(notional * rate, RATE_SCALE)
         fee += paid_for(quantity, 10**decimals, self.per_share)
         return max(fee, self.minimum) if is_first and self.minimum else fee
+
+    def impact_rate(self, quantity: int, liquidity: int) -> int:
+        """Return the rate by which *quantity* moves the price; 0 without impact.
+
+        Its participation is *quantity* ÷ *liquidity*: the volume of a candle, or the size that a
+        quote or book shows, beyond which *quantity* goes. The impact is ``impact`` times the
+        participation or its square root, rounded down. The root is the law of Torre (1997, Barra's
+        handbook) and Bouchaud (Tóth et al. 2011, Phys. Rev. X 1, 021006); Almgren et al. (2005,
+        Risk 18(7)) found a power of 3/5 and a permanent part, which is left out here.
+        """
+        if self.impact is None:
+            return 0
+        if quantity >= PARTICIPATION_MOST * liquidity:
+            quantity, liquidity = PARTICIPATION_MOST, 1
+        if self.is_root:
+            return min(isqrt(self.impact**2 * quantity // liquidity), RATE_SCALE)
+        return min(self.impact * quantity // liquidity, RATE_SCALE)
 
     def per_share_of(self, instrument: Instrument) -> float:
         """Return the fee of a share as a price of *instrument*: in 10^-price_decimals."""
@@ -159,23 +180,31 @@ class Executor:
         self.notional = Notional.of(instrument)
         self._spot = instrument.category is Category.SPOT
         self._decimals = instrument.quantity_decimals
-        self._costs = costs
+        self._volume_decimals = instrument.volume_decimals
+        self.costs = costs
         self._ranges = ranges
 
     # ------------------------------------------------------------ takers
 
-    def taken(self, order: Order, price: int, model: FillModel, filled_ms: int) -> Fill:
-        """Fill all that is left of *order* at *price*, worsened by spread and slippage.
+    def taken(
+        self, order: Order, price: int, model: FillModel, filled_ms: int, impact: int = 0
+    ) -> Fill:
+        """Fill all that is left of *order* at *price*, worsened by spread, slippage and *impact*.
 
         On Bybit a candle's open is the previous close, not a traded price; on other venues it is
         the first trade. In both cases the order was decided before it.
         """
-        remaining, spread = order.quantity - order.filled, self._costs.half_spread
-        return self._take(order, remaining, price, price, model, filled_ms, spread)
+        remaining, rate = order.quantity - order.filled, self.costs.half_spread + impact
+        return self._take(order, remaining, price, price, model, filled_ms, rate)
+
+    def impact_in(self, volume: int, quantity: int) -> int:
+        """Return the rate of a *quantity* that takers take from a candle of that *volume*."""
+        scaled = quantity * 10**self._volume_decimals, volume * 10**self._decimals
+        return self.costs.impact_rate(*scaled)
 
     def far_side(self, price: int, side: Side) -> int:
         """Return the price at which an order of *side* takes, with the bar's price at *price*."""
-        return self._worse(price, side, self._costs.half_spread)
+        return self._worse(price, side, self.costs.half_spread)
 
     def at_quote(self, order: Order, quote: Quote, available: int) -> Fill | None:
         """Fill *order* at the far side of *quote*, of whose size *available* is left.
@@ -186,16 +215,17 @@ class Executor:
         quantity, rate = min(wanted, available), 0
         if quantity <= 0:
             return None
-        if wanted > available and self._costs.impact is not None and order.price is None:
-            quantity = wanted
-            rate = min(self._costs.impact * (wanted - available) // available, RATE_SCALE)
+        if wanted > available and self.costs.impact is not None and order.price is None:
+            quantity, rate = wanted, self.costs.impact_rate(wanted - available, available)
         far = quote.ask if order.side is Side.BUY else quote.bid
         middle, at_ms = (quote.bid + quote.ask) // 2, quote.market_ms
         return self._take(order, quantity, far, middle, FillModel.QUOTE, at_ms, rate)
 
-    def at_level(self, order: Order, price: int, quantity: int, middle: int, at_ms: int) -> Fill:
+    def at_level(
+        self, order: Order, price: int, quantity: int, middle: int, at_ms: int, impact: int = 0
+    ) -> Fill:
         """Fill *quantity* of *order* at a level's *price*; *middle* is the book's mid price."""
-        return self._take(order, quantity, price, middle, FillModel.BOOK, at_ms)
+        return self._take(order, quantity, price, middle, FillModel.BOOK, at_ms, impact)
 
     # ------------------------------------------------------------ makers and liquidations
 
@@ -227,7 +257,7 @@ class Executor:
 
     def _slippage(self) -> int:
         """Return the rate by which a taker's price is worsened besides the spread."""
-        costs = self._costs
+        costs = self.costs
         if not costs.ranges or self._ranges is None:
             return costs.slippage
         return costs.slippage + costs.ranges * self._ranges.rate // RATE_SCALE
@@ -274,10 +304,10 @@ class Executor:
         in_base = self._spot and order.side is Side.BUY
         is_maker = liquidity is Liquidity.MAKER
         if in_base:
-            rate = self._costs.maker_fee if is_maker else self._costs.taker_fee
+            rate = self.costs.maker_fee if is_maker else self.costs.taker_fee
             fee = divide_half_even(quantity * rate, RATE_SCALE)
         else:
-            fee = self._costs.fee(
+            fee = self.costs.fee(
                 quantity, self._decimals, notional, is_first=order.filled == 0, is_maker=is_maker
             )
         return Fill(

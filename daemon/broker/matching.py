@@ -75,6 +75,8 @@ class Market:
         self.ledger, self.policy, self.journal = ledger, policy, ledger.journal
         self.cross = policy if isinstance(policy, CrossMargin) else None
         self.trial: TrialFills | None = None  # the trial that is in progress
+        self.taken = {Side.BUY: 0, Side.SELL: 0}  # quantity by takers within the bar
+        self._volume = 0  # of the bar
         self._younger: set[str] = set()  # ids of orders that are younger than the bar
         self._delayed = self.lines[0].book.settings.latency.bars > 0
         self._is_quote = False  # whether the event is newer than bars that may still arrive
@@ -215,6 +217,7 @@ class Market:
     def _match_path(self, bar: Bar, settlements: Sequence[Funding], *, is_missed: bool) -> None:
         """Match the open of *bar*, then its *settlements*, then its path."""
         self._is_quote, self._younger = False, set()
+        self._volume, self.taken = bar.volume, {Side.BUY: 0, Side.SELL: 0}
         for line in self.every_line:
             line.orders.expire(bar.close_time_ms - 1, unfilled=False)
         self._end_due(bar.open_time_ms, bar.open, bar.open)
@@ -402,8 +405,14 @@ class Market:
     def _take_all(
         self, order: Order, price: int, at_ms: int, model: FillModel = FillModel.BAR_PATH
     ) -> None:
-        """Fill all of *order* as taker, with the market at *price*."""
-        self._apply_fill(order, self._executor.taken(order, price, model, at_ms))
+        """Fill all of *order* as taker, with the market at *price*.
+
+        The account's orders of one side share the bar's volume.
+        """
+        taken = self.taken[order.side] + order.quantity - order.filled
+        impact = self._executor.impact_in(self._volume, taken)
+        if self._apply_fill(order, self._executor.taken(order, price, model, at_ms, impact)):
+            self.taken[order.side] = taken
 
     def _make(self, order: Order, at_ms: int) -> None:
         """Fill a resting limit as maker."""
@@ -543,6 +552,7 @@ class TrialFills:
         money: list[Ledger | Totals] = [market.ledger, *(line.book for line in lines)]
         self._saved = [(owner, vars(owner).copy()) for owner in money]
         self._lines = [(line, line.holding, line.position, line.orders.state()) for line in lines]
+        self._taken = market.taken.copy()
         market.ledger.entries = None
         for line in lines:
             line.holding, line.book.fills = copy(line.holding), {}
@@ -551,7 +561,7 @@ class TrialFills:
 
     def __exit__(self, *_: object) -> None:
         """Restore the state."""
-        self._market.trial = None
+        self._market.trial, self._market.taken = None, self._taken
         for owner, values in self._saved:
             vars(owner).update(values)
         for line, holding, position, orders in self._lines:

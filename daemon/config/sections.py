@@ -504,11 +504,13 @@ class ExecutionSection(FillKeys):
     """Basis points paid beyond the reference price."""
     spread_slippage: Annotated[Exact, Field(ge=0, le=100)] = Decimal(0)
     """Additional price that a taker pays, in mean true ranges of the last 60 bars."""
-    beyond_best: Literal["wait", "impact"] = "wait"
-    """If an order exceeds a quote's size: wait leaves the rest for the next quote; impact fills it
-    at a worse price (impact_bp)."""
+    beyond_best: Literal["wait", "impact", "square_root"] = "wait"
+    """If an order exceeds the shown size: wait leaves the rest for the next quote; impact fills it
+    at a worse price (impact_bp times the participation), square_root by the root of that. Candles
+    show no size."""
     impact_bp: Annotated[Exact, Field(ge=0, le=1_000)] = Decimal(1)
-    """Basis points that impact adds to the price for each further multiple of the shown size."""
+    """Basis points of impact at a participation of 1: an order as large as its candle's volume, or
+    twice the shown size."""
     spread_bp: Annotated[Exact, Field(ge=0, le=1_000)] = Decimal(0)
     """Spread in basis points for next_open; each side pays half."""
     filters: Literal["auto", "full", "data"] = "auto"

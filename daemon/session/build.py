@@ -341,7 +341,7 @@ def costs_for(config: Config) -> ExecutionCosts:
     def units(key: str, value: Decimal) -> int:  # 1 bp is 0.0001
         return scaled(value, RATE_DECIMALS, name=f"execution.{key}")
 
-    has_impact = execution.beyond_best == "impact" and execution.model in {"auto", "quote"}
+    has_impact = execution.beyond_best != "wait"
     return ExecutionCosts(
         taker_fee=units(
             "taker_fee", Decimal(taker) if execution.taker_fee is None else execution.taker_fee
@@ -355,6 +355,7 @@ def costs_for(config: Config) -> ExecutionCosts:
         ),
         ranges=units("spread_slippage", execution.spread_slippage),
         impact=units("impact_bp", execution.impact_bp.scaleb(-4)) if has_impact else None,
+        is_root=execution.beyond_best == "square_root",
     )
 
 

@@ -127,7 +127,10 @@ class OpenFills:
         scale = 10 ** (instrument.price_decimals - part.price_decimals)
         executor = Executor(instrument, costs, ranges)
         price, at_ms = int(part.open[row]) * scale, int(part.open_time_ms[row])
-        return executor.taken(_order(order, instrument, 1, at_ms), price, FillModel.BAR_PATH, at_ms)
+        units = int(order.quantity.scaleb(instrument.quantity_decimals)) or 1
+        impact = executor.impact_in(int(part.volume[row]), units)
+        taken = _order(order, instrument, 1, at_ms)
+        return executor.taken(taken, price, FillModel.BAR_PATH, at_ms, impact)
 
 
 class BookFills:

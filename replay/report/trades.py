@@ -238,7 +238,7 @@ def _slippage_share(fill: Row, terms: ExecutionCosts) -> float:
         return 0.0
     distance = abs(fill["price"] - fill["reference_price"])
     if fill["model"] in _BAR_MODELS:
-        if not terms.ranges:
+        if not (terms.ranges or terms.impact):
             return terms.slippage / (terms.slippage + terms.half_spread)
         spread = fill["reference_price"] * terms.half_spread / RATE_SCALE
         return max(0.0, 1.0 - spread / distance) if distance else 0.0

@@ -247,6 +247,9 @@ def drawn_case(rng: random.Random, kind: str) -> Case:
             "max_drawdown": rng.choice(("0.05", "0.3")),
             "on_breach": rng.choice(("halt", "flatten", "refuse")),
         }  # fmt: skip
+    given["execution"] |= random.Random(repr(given)).choice(  # no other draw depends on it
+        ({}, {}, {"beyond_best": "impact"}, {"beyond_best": "square_root", "impact_bp": "20"})
+    )
     tiers = TIERS if category == "linear" else ()
     items = [
         replace(

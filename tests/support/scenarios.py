@@ -401,6 +401,20 @@ SCENARIOS: dict[str, Scenario] = {
         ),
         forged=(f"UPDATE orders SET eligible_ms = eligible_ms - 1 {LATEST}",),
     ),
+    "impact by the root": Scenario(
+        sections=_sections(
+            {"name": "recorded_strategies:ProtectedTurns", "options": {"bars": 12}},
+            sizing={"mode": "fixed", "quantity": "30"},
+            execution={"beyond_best": "square_root", "impact_bp": "9"},
+            account={"cash": "100000000"},
+        ),
+        candles=_walk(),
+        shows=(
+            "SELECT count(*) FROM v_fills WHERE model = 'next_open' AND price != reference_price",
+            "SELECT count(*) FROM v_fills WHERE model = 'bar_path' AND liquidity = 'TAKER'",
+        ),
+        forged=(f"UPDATE fills SET price = price + 1 {LATEST}",),
+    ),
     "exits": Scenario(
         sections=_sections(
             {"name": "recorded_strategies:ProtectedTurns", "options": {"bars": 120}},

@@ -191,6 +191,10 @@ def drawn_settings(rng: random.Random, symbols: list[str], category: Category) -
         given["risk"] = {"max_drawdown": "0.05"}
     if rng.random() < 0.2:
         given["execution"] = {"plausible": rng.choice((2, 5))}
+    drawn = random.Random(repr(given))  # no other draw depends on these
+    if drawn.random() < 0.4:
+        rule = drawn.choice(("impact", "square_root"))
+        given.setdefault("execution", {}).update(beyond_best=rule, impact_bp="40")
     return given
 
 

@@ -164,6 +164,8 @@ def sections_of(kind: str, rng: random.Random) -> Sections:
             "maker_fee": rng.choice(("0.0002", "-0.0001", "0.00013")),
             "slippage_bp": rng.choice(("0", "1.5")),
             "spread_bp": rng.choice(("0", "2")),
+            "beyond_best": rng.choice(("wait", "impact", "square_root")),
+            "impact_bp": "30",
         }
     KINDS[kind](rng, config)
     return config

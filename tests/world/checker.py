@@ -1249,10 +1249,13 @@ class _Market:
         slippage = Decimal(str(execution.get("slippage_bp", 0)))
         self.worse = (slippage + Decimal(str(execution.get("spread_bp", 0))) / 2) / 10_000
         self.ranges = bool(Decimal(str(execution.get("spread_slippage", 0))))
+        self.beyond = execution.get("beyond_best", "wait")
+        self.impact = Decimal(str(execution.get("impact_bp", 1))) / 10_000
         self.exits = config.get("exits", {})
         self.distances: dict[str, Decimal] = {}  # of trailing stops
         self.orders: dict[str, Order] = {}
         self.before: dict[str, Order] = {}
+        self.fills: Sequence[sqlite3.Row] = ()  # of the bar
         self.changes: dict[int, list[Order]] = defaultdict(list)
         query = (
             "SELECT o.*, instrument_id, price_decimals, quantity_decimals FROM orders o JOIN "
@@ -1268,6 +1271,7 @@ class _Market:
         self.before = dict(self.orders)
         self.step(sequence)
         mine = [fill for fill in fills if fill["instrument"] == instrument]
+        self.fills = mine
         candle = candle_of(bar)
         for fill in mine:
             self._check_fill(fill, self._met(fill, mine), bar, candle)
@@ -1322,12 +1326,29 @@ class _Market:
 
     # ------------------------------------------------------------ what was filled
 
-    def _worse(self, order: Order, price: Decimal) -> Decimal:
+    def _moved(self, fill: sqlite3.Row, order: Order, candle: Candle) -> Decimal:
+        """Return the impact of a taker's *fill*, which shares the volume with those before it."""
+        if self.beyond == "wait":
+            return Decimal(0)
+        before = (
+            Decimal(each["quantity_text"])
+            for each in self.fills
+            if (each["side"], each["liquidity"]) == (fill["side"], "TAKER")
+            and each["model"] != "liquidation"
+            and each["ordinal"] < fill["ordinal"]
+        )
+        volume = candle[4]
+        share = (sum(before, order.quantity) / volume) if volume else Decimal(100)
+        share = min(share, Decimal(100))
+        moved = self.impact * (share.sqrt() if self.beyond == "square_root" else share)
+        return min(moved, Decimal(1)).quantize(Decimal("1e-10"), ROUND_FLOOR)
+
+    def _worse(self, order: Order, price: Decimal, moved: Decimal = Decimal(0)) -> Decimal:
         """Return *price* with the costs of a taker, in whole ticks, and within the limit."""
-        tick = self.rules[order.key[0]].tick
-        if self.worse:
+        tick, worse = self.rules[order.key[0]].tick, self.worse + moved
+        if worse:
             rate, rounding = (
-                (1 + self.worse, ROUND_CEILING) if order.is_buy else (1 - self.worse, ROUND_FLOOR)
+                (1 + worse, ROUND_CEILING) if order.is_buy else (1 - worse, ROUND_FLOOR)
             )
             price = (price * rate / tick).quantize(Decimal(1), rounding, EXACT) * tick
         if order.price is None:
@@ -1361,7 +1382,7 @@ class _Market:
         if not low <= reference <= high and model != "liquidation" and not is_passed:
             self.judge.breach(law, f"{place} refers to {reference}, beyond the candle")
         if model == "next_open":
-            self._check_open_fill(fill, order, bar, opened)
+            self._check_open_fill(fill, order, bar, candle)
         elif is_maker:
             self._check_made(order, price, candle, place)
         elif model == "bar_path":
@@ -1381,14 +1402,15 @@ class _Market:
         return self.judge.truth.instruments[order.key[0]].interval_ms
 
     def _check_open_fill(
-        self, fill: sqlite3.Row, order: Order, bar: sqlite3.Row, opened: Decimal
+        self, fill: sqlite3.Row, order: Order, bar: sqlite3.Row, candle: Candle
     ) -> None:
-        price, at = Decimal(fill["price_text"]), bar["open_time_ms"]
+        price, at, opened = Decimal(fill["price_text"]), bar["open_time_ms"], candle[0]
         place = f"{fill['order_id']} at {price} in {at}"
         if Decimal(fill["reference_price_text"]) != opened or fill["filled_ms"] != at:
             self.judge.breach("fills", f"{place} is not of the open {opened}")
-        if not self.ranges and price != self._worse(order, opened):
-            self.judge.breach("fills", f"{place} should be at {self._worse(order, opened)}")
+        worse = self._worse(order, opened, self._moved(fill, order, candle))
+        if not self.ranges and price != worse:
+            self.judge.breach("fills", f"{place} should be at {worse}")
         if order.role not in {"UNTIL", "TARGET"} and order.order_id not in self.before:
             self.judge.breach("fills", f"{place} was ordered by the bar that filled it")
 
@@ -1411,7 +1433,7 @@ class _Market:
                 self.judge.breach(law, f"{place} had rested, and was filled as a taker")
         if reference not in wanted:
             self.judge.breach(law, f"{place} refers to {reference}, not {_texts([*wanted])}")
-        price = self._worse(order, reference)
+        price = self._worse(order, reference, self._moved(fill, order, candle))
         if not self.ranges and Decimal(fill["price_text"]) != price:
             self.judge.breach(law, f"{place} should be at {price}")
 

@@ -1,5 +1,7 @@
 """Execution models: at what price, how much, and what it costs."""
 
+from fractions import Fraction
+
 import pytest
 from builders import START_MS, bar, bars, instrument, present, quote
 from hypothesis import given
@@ -120,3 +122,43 @@ def test_impact_is_paid_on_the_whole_order_and_a_limit_pays_none() -> None:
     part = present(executor.at_quote(limit, level, 400))
     assert (part.quantity, part.price) == (400, 100_000)
     assert executor.at_quote(order(), level, 0) is None
+
+
+@given(st.integers(0, 10**9), st.integers(1, 10**12), st.integers(0, 10**12), st.booleans())
+def test_impact_is_the_coefficient_times_participation_or_its_root(
+    impact: int, quantity: int, volume: int, is_root: bool
+) -> None:
+    """docs/money.md, M111: exact, rounded down, and at most that of 100 volumes."""
+    rate = ExecutionCosts(0, impact=impact, is_root=is_root).impact_rate(quantity, volume)
+    share = min(Fraction(quantity, volume), Fraction(100)) if volume else Fraction(100)
+    power = 2 if is_root else 1
+    exact = impact**power * share  # the rate to that power
+    assert rate <= RATE_SCALE
+    assert rate**power <= exact
+    assert exact < (rate + 1) ** power or rate == RATE_SCALE
+    assert ExecutionCosts(0).impact_rate(quantity, volume) == 0
+
+
+PUBLISHED = {
+    # A tenth of a day's volume of IBM and DRI, over so much of a day: the temporary impact in bp.
+    "IBM": (157, {0.1: 22, 0.2: 15, 0.5: 8}),
+    "DRI": (226, {0.1: 32, 0.2: 21, 0.5: 12}),
+}
+"""Almgren, Thum, Hauptmann and Li (2005), table 3: daily volatility in bp, and impact."""
+
+
+@pytest.mark.parametrize("share", PUBLISHED)
+def test_almgrens_example_has_his_impact_but_for_the_power(share: str) -> None:
+    """The coefficient is his .142 of the daily volatility, and the power 1/2 in place of his 3/5.
+
+    His realized cost has half of the permanent impact too, which no fill here leaves behind.
+    """
+    volatility_bp, published = PUBLISHED[share]
+    coefficient_bp = 0.142 * volatility_bp
+    costs = ExecutionCosts(0, impact=round(coefficient_bp * BASIS_POINT), is_root=True)
+    for days, impact_bp in published.items():
+        participation = 0.1 / days
+        paid_bp = costs.impact_rate(1_000_000, round(1_000_000 / participation)) / BASIS_POINT
+        assert coefficient_bp * participation**0.6 == pytest.approx(impact_bp, abs=0.5)
+        assert paid_bp * participation**0.1 == pytest.approx(impact_bp, abs=0.5)
+        assert paid_bp >= impact_bp - 0.5  # the root is dearer below a participation of 1

@@ -33,8 +33,6 @@ OF_QUOTES = (
     "execution.latency_jitter_ms=40",
     "execution.fill_within_ms=900",
     "execution.response_ms=50",
-    "execution.impact_bp=7",
-    "execution.beyond_best=impact",
     "execution.queue_model=PowerProbQueueModel",
     "execution.queue_exponent=5",
 )
@@ -52,6 +50,8 @@ USED = (
     "execution.taker_fee=0.0009",
     "execution.spread_bp=3",
     "execution.slippage_bp=2",
+    "execution.beyond_best=square_root",
+    "execution.impact_bp=7",
     "execution.maker_fee=0.0001",  # no order of this run rests
     "gate.plausible=50",  # no bar is near it
     "account.cash=90000",
