@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import date
+from decimal import Decimal
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -513,6 +514,25 @@ class Run(Generic[Frame]):
         with self._custom_classes():
             result = fragility(self.database, self.run_id)
         document = fragility_document(result)
+        return Text(lambda console: show_document(console, document), as_json(result))
+
+    def capacity(self, impact_bp: float | None = None) -> Text:
+        """Return at what size its edge is gone: ``tracepaper report --capacity``.
+
+        It is run again from its record at multiples of its money, with impact by the square root of
+        each fill's share of its candle's volume: *impact_bp* basis points for all of the volume, by
+        default the volatility of a bar. ``document`` is that of ``--json``; its ``half_gone`` is
+        the multiple at which half of the edge is gone. Raises ``DataInvalid`` for candles without
+        volume, ``ConfigInvalid`` for an impact that is not above 0 and at most 1000.
+        """
+        from tracepaper.replay.checks.capacity import as_json, capacity, capacity_document
+        from tracepaper.replay.document.terminal import show_document
+
+        self._require_open()
+        exact = None if impact_bp is None else Decimal(str(impact_bp))
+        with self._custom_classes():
+            result = capacity(self.database, self.run_id, impact_bp=exact)
+        document = capacity_document(result)
         return Text(lambda console: show_document(console, document), as_json(result))
 
     @contextmanager

@@ -40,6 +40,8 @@ class DecisionLog:
     def __init__(self, cash: float, codes: dict[Verdict, int]) -> None:
         """Start with *cash*; new verdicts are added to *codes*."""
         self._cash, self._fees, self._fills = cash, 0, 0  # up to the last step
+        self.first_notional = 0
+        """The notional of the first fill, in money; 0 without one."""
         self._codes = codes
         self._columns = [array("q") for _ in _KEPT]
         self._firsts = array("q")  # first rows of ``_decisions``
@@ -55,6 +57,8 @@ class DecisionLog:
         for step in steps:
             self._fees = step.account.fees_paid
             self._fills += len(step.fills)
+            if step.fills and not self.first_notional:
+                self.first_notional = step.fills[0].notional
             if (decision := step.decision) is not None and isinstance(bar := step.event, Bar):
                 row = bar.open_time_ms, *self._row(bar.instrument, decision), step.account.equity
                 self._keep((decision,).__getitem__, *((value,) for value in row))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from statistics import median
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -103,7 +103,8 @@ class Rerun(NamedTuple):
     changes: Sections
 
 
-Each = Callable[[Callable[[Rerun, Callable[[str], None]], Left], Sequence[Rerun]], list[Left]]
+T = TypeVar("T")
+Each = Callable[[Callable[[Rerun, Callable[[str], None]], T], Sequence[Rerun]], list[T]]
 """Calls a function for each run again: here in order, by ``Spread`` in processes."""
 
 
@@ -309,7 +310,7 @@ def run_again(rerun: Rerun, _say: Callable[[str], None] = lambda _text: None) ->
     try:
         with Reader.open(rerun.database) as reader:
             changed = changed_run(reader, rerun.database, rerun.run_id, changes=rerun.changes)
-            closes, equity, fills = derived(changed)
+            closes, equity, fills, _ = derived(changed)
             calendar = RunColumns(reader, rerun.run_id).times.calendar
     except TracepaperError as error:
         return Left(group, name, error=str(error))
@@ -318,11 +319,20 @@ def run_again(rerun: Rerun, _say: Callable[[str], None] = lambda _text: None) ->
     return Left(group, name, float(equity[-1] - equity[0]), Days(returns, days).mean, fills)
 
 
-def derived(changed: ChangedRun) -> tuple[Ints, Floats, int]:
-    """Derive *changed*; return the closes of its decisions, its equity and its number of fills.
+class DerivedRun(NamedTuple):
+    """What a run again came to; money in quote currency.
 
     The equity has its value before the first decision, then one at each close.
     """
+
+    closes_ms: Ints  # of its decisions
+    equity: Floats
+    fills: int
+    first_notional: float  # of its first fill; 0 without one
+
+
+def derived(changed: ChangedRun) -> DerivedRun:
+    """Derive *changed*; raise ``DataInvalid`` if it decides no bar."""
     codes: dict[Verdict, int] = {}
     log = DecisionLog(cash := float(changed.config.account.cash), codes)
     columns = RunColumns(changed.reader, changed.stored.run.run_id)
@@ -335,15 +345,17 @@ def derived(changed: ChangedRun) -> tuple[Ints, Floats, int]:
     if not closes.size:
         raise DataInvalid("The changed run decides no bar of the record.")
     _, _, fills = decided.account(0, -1)
-    return closes, np.concatenate(([cash], decided.rows["equity"] / MONEY_SCALE)), fills
+    equity = np.concatenate(([cash], decided.rows["equity"] / MONEY_SCALE))
+    return DerivedRun(closes, equity, fills, log.first_notional / MONEY_SCALE)
 
 
 # ---------------------------------------------------------------- the answer
 
 
-def _one_by_one(
-    function: Callable[[Rerun, Callable[[str], None]], Left], reruns: Sequence[Rerun]
-) -> list[Left]:
+def one_by_one(
+    function: Callable[[Rerun, Callable[[str], None]], T], reruns: Sequence[Rerun]
+) -> list[T]:
+    """Call *function* for each of *reruns* in this process."""
     return [function(rerun, lambda _text: None) for rerun in reruns]
 
 
@@ -351,7 +363,7 @@ def fragility(
     database: Path,
     run_id: str,
     *,
-    each: Each = _one_by_one,
+    each: Each[Left] = one_by_one,
     begins: Callable[[int], None] = lambda _count: None,
 ) -> Fragility:
     """Return what the result of *run_id* rests on.

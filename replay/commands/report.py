@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from decimal import Decimal, InvalidOperation
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
@@ -31,7 +32,8 @@ from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.units import count_of
 
 if TYPE_CHECKING:
-    from tracepaper.replay.checks.fragility import Fragility
+    from tracepaper.replay.checks.capacity import SizedRun
+    from tracepaper.replay.checks.fragility import Each, Left
     from tracepaper.replay.document.values import TitledParts
     from tracepaper.replay.explain.importance import RunImportance
     from tracepaper.replay.report.attention import InfluenceReport
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from tracepaper.replay.report.report import Report
     from tracepaper.replay.report.run_charts import PictureName
     from tracepaper.storage.database.chunks import RunLocation
+
+T = TypeVar("T")
 
 
 @reads_record
@@ -102,13 +106,25 @@ def report(
             help="What the result rests on: without its best trades, a bar late, at costs × 2.",
         ),
     ] = False,
+    capacity: Annotated[
+        bool,
+        typer.Option("--capacity", help="Profit by size: where half of the edge is gone."),
+    ] = False,
+    impact_bp: Annotated[
+        str | None,
+        typer.Option(
+            "--impact-bp",
+            metavar="BP",
+            help="With --capacity: impact of a fill of all of its candle's volume.",
+        ),
+    ] = None,
     jobs: JobsOption = None,
     db: DatabaseOption = None,
     config: ConfigOption = None,
 ) -> CommandAnswer:
     """Report a run: performance, costs, refusals by gate, and attribution."""
     from tracepaper.daemon.terminal.console import Terminal
-    from tracepaper.replay.document.terminal import show
+    from tracepaper.replay.document.terminal import show, show_document
     from tracepaper.replay.report.report import build_report
     from tracepaper.replay.report.terminal import as_document, show_report
 
@@ -118,16 +134,21 @@ def report(
             "--full applies to the page of --html; give --html FILE with it.": full and not html,
             "--samples is for the spans of --importance; give --importance 1d.": samples
             and not importance,
-            "--jobs is for the runs of --stress; give --stress with it.": jobs and not stress,
-            "--stress is a document of its own; give --html FILE for a page with both.": stress
+            "--jobs is for the runs of --stress and --capacity; give one of them with it.": jobs
+            and not (stress or capacity),
+            "--impact-bp is for --capacity; give it too.": impact_bp and not capacity,
+            "--stress and --capacity are documents of their own; give --html FILE for a page with "
+            "all.": (stress or capacity)
             and not html
-            and (heads or importance or chart),
+            and (heads or importance or chart or (stress and capacity)),
         }
     )
     place = located(run, db, config)
-    fragile = _fragility(place, jobs) if stress else None
-    if fragile is not None and html is None:
-        return _stress_answer(fragile)
+    reruns = [_stress(place, jobs)] if stress else []
+    reruns += [_capacity(place, jobs, impact_bp)] if capacity else []
+    if reruns and html is None:
+        (values, shown) = reruns[0]
+        return CommandAnswer(values, lambda: show_document(Terminal(), shown))
     with _progress() as progress:
         series = _importance(place, importance, samples, progress) if importance else None
         run_report = build_report(place.path, place.run_id, progress=progress)
@@ -141,7 +162,7 @@ def report(
             page = run_page(
                 place.path,
                 place.run_id,
-                document=document if fragile is None else _with_stress(document, fragile),
+                document=_with_reruns(document, [shown for _, shown in reruns]),
                 full=full,
                 progress=progress,
             )
@@ -185,41 +206,53 @@ def _reject(wrong: Mapping[str, object]) -> None:
             raise ConfigInvalid(message)
 
 
-def _stress_answer(result: Fragility) -> CommandAnswer:
-    from tracepaper.daemon.terminal.console import Terminal
-    from tracepaper.replay.checks.fragility import as_json, fragility_document
-    from tracepaper.replay.document.terminal import show_document
+def _stress(place: RunLocation, jobs: int | None) -> tuple[dict[str, Any], TitledParts]:
+    """Return what the run's result rests on, as values and as a document."""
+    from tracepaper.replay.checks.fragility import as_json, fragility, fragility_document
 
-    document = fragility_document(result)
-    return CommandAnswer(as_json(result), lambda: show_document(Terminal(), document))
+    each: Each[Left] = _each(jobs)
+    result = fragility(place.path, place.run_id, each=each, begins=_begins)
+    return as_json(result), fragility_document(result)
 
 
-def _fragility(place: RunLocation, jobs: int | None) -> Fragility:
-    """Return what the run's result rests on; its runs again are counted before they begin."""
-    from tracepaper.replay.checks.fragility import fragility
+def _capacity(
+    place: RunLocation, jobs: int | None, impact_bp: str | None
+) -> tuple[dict[str, Any], TitledParts]:
+    """Return at what size the run's edge is gone, as values and as a document."""
+    from tracepaper.replay.checks.capacity import as_json, capacity, capacity_document
+
+    try:
+        exact = None if impact_bp is None else Decimal(impact_bp)
+    except InvalidOperation:
+        raise ConfigInvalid(f"--impact-bp is {impact_bp!r}; give a number such as 5.") from None
+    each: Each[SizedRun] = _each(jobs)
+    result = capacity(place.path, place.run_id, impact_bp=exact, each=each, begins=_begins)
+    return as_json(result), capacity_document(result)
+
+
+def _begins(count: int) -> None:
+    """Say how many runs again follow."""
+    tell(f"{count_of(count, 'run')} again from the record, each of all its bars.")
+
+
+def _each(jobs: int | None) -> Each[T]:
+    """Return what makes the runs again: this process, or *jobs* processes."""
+    from tracepaper.replay.checks.fragility import one_by_one
     from tracepaper.replay.sweep.places import each_on
 
-    def begins(count: int) -> None:
-        tell(f"{count_of(count, 'run')} again from the record, each of all its bars.")
-
     if (spread := each_on(None, jobs)) is None:
-        return fragility(place.path, place.run_id, begins=begins)
-    return fragility(
-        place.path,
-        place.run_id,
-        each=lambda function, units: spread(function, units, lambda _sentence: None),
-        begins=begins,
-    )
+        return one_by_one
+    return lambda function, units: spread(function, units, lambda _sentence: None)
 
 
-def _with_stress(document: TitledParts, result: Fragility) -> TitledParts:
-    """Return the report's *document* with the parts of *result* at its end."""
-    from tracepaper.replay.checks.fragility import fragility_document
+def _with_reruns(document: TitledParts, reruns: Sequence[TitledParts]) -> TitledParts:
+    """Return the report's *document* with the parts of *reruns* at its end."""
     from tracepaper.replay.document.values import Paragraph, TitledParts
 
-    heading = Paragraph("What the result rests on", "heading")
-    parts = (*document.parts, heading, *fragility_document(result).parts)
-    return TitledParts(document.title, parts)
+    parts = list(document.parts)
+    for each in reruns:
+        parts += [Paragraph(each.title, "heading"), *each.parts]
+    return TitledParts(document.title, tuple(parts))
 
 
 @reads_record

@@ -114,7 +114,7 @@ def _money(report: Report, remaining: dict[str, Table]) -> list[Part]:
             *_pop(remaining, "random_timings"),
             rolling_chart(report),
             months(report),
-            *_pop(remaining, "drawdowns", "costs_and_funding"),
+            *_pop(remaining, "drawdowns", "costs_and_funding", "participation"),
             _section("Trading"),
             *prices,
             *_pop(remaining, "trade_groups", "trade_returns", "holding_times"),

@@ -38,6 +38,7 @@ from tracepaper.replay.report.metrics import (
     is_annual,
     year_days,
 )
+from tracepaper.replay.report.participation import participation_table
 from tracepaper.replay.report.record import RunRecord
 from tracepaper.replay.report.report import (
     BUY_AND_HOLD,
@@ -343,6 +344,14 @@ def _book(report: Report) -> Iterator[Table]:
     """Yield the risk of the positions at the end, if the days are enough to speak of tails."""
     if report.book.tails:
         yield from risk_tables(report.book).values()
+
+
+@declared
+def _participation(report: Report) -> Iterator[Table]:
+    """Yield how large the fills were, if impact is paid or one was large."""
+    rows = report.participation
+    if rows and (report.record.terms.impact or rows[0].large):
+        yield participation_table(rows)
 
 
 @declared

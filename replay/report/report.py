@@ -36,6 +36,7 @@ from tracepaper.replay.report.book_risk import BookRisk, read_book_risk
 from tracepaper.replay.report.honesty import card_sentences
 from tracepaper.replay.report.listed_orders import newest as newest_listed
 from tracepaper.replay.report.metrics import Activity, Drawdown, Performance
+from tracepaper.replay.report.participation import Participation, participations
 from tracepaper.replay.report.record import AccountRecord, Decisions, RunRecord, read_record
 from tracepaper.replay.report.risk_heads import HeadOutcomes, read_head_outcomes
 from tracepaper.replay.report.timeline import Timeline, read_timeline
@@ -154,6 +155,7 @@ class Report:
     stretches: tuple[Stretch, ...]  # until a halt, and by the periods of the model's fit
     timeline: Timeline  # the notices that its events would send
     book: BookRisk  # of the positions at its end
+    participation: tuple[Participation, ...]  # of the fills in the volume of their candles
     shortfalls: tuple[Row, ...]  # of ``v_shortfall``: a trader's real fills compared with the run's
 
     @property
@@ -182,6 +184,7 @@ def build_report(
         views = RunViews(reader.connection, run_id)
         columns = RunColumns(reader, run_id)
         book, witnessed = read_book_risk(columns), [*_witnessed(reader, columns, record.decisions)]
+        participation = participations(columns, record.account.fills)
         listed, shortfalls = newest_listed(views), tuple(views.rows("v_shortfall"))
         retrained = reader.of_type(run_id, RetrainingEnd)
         card = _card(record)
@@ -234,6 +237,7 @@ def build_report(
         stretches=stretches(record, closed[record.account.name]),
         timeline=timeline,
         book=book,
+        participation=participation,
         shortfalls=shortfalls,
     )
 

@@ -54,6 +54,7 @@ SUMMARY: Final = {
     "trade_groups": 6,
     "refusals": 12,
     "unfilled": 3,
+    "participation": 3,
 }
 """The tables that a terminal shows, by their key, and at most so many of their rows."""
 SUMMARY_ACCOUNTS: Final = frozenset(

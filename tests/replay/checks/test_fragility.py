@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from random import Random
 from typing import Any
 
-import numpy as np
 import pytest
+from edges import COINS, Told, Tossed, run_of, walks
 from exchange_client import candles as made_candles
 from recordings import copied
 from scenarios import SCENARIOS
 from scipy.stats import binom
 from storage_cases import prune
 
-from tracepaper import Action, Signal, Strategy, backtest
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
-from tracepaper.replay.archive import Candles
 from tracepaper.replay.checks.fragility import (
     Fragility,
     Left,
@@ -31,65 +28,10 @@ from tracepaper.replay.checks.fragility import (
 )
 from tracepaper.replay.document.charts import Chart
 from tracepaper.replay.run import Run
-from tracepaper.strategies.api.context import BarContext
 from tracepaper.strategies.units import HOUR_MS
 
-COINS = ("AAAUSDT", "BBBUSDT", "CCCUSDT", "DDDUSDT", "EEEUSDT", "FFFUSDT")
-FREE = {"taker_fee": "0", "maker_fee": "0"}
 LEVEL = 0.025
 """Of runs without an edge at most this share is not gone (docs/python.md, Y22)."""
-
-
-class Tossed(Strategy):
-    """Tosses a coin for each symbol every eighth bar."""
-
-    def __init__(self, options: dict[str, Any]) -> None:
-        self._seed = int(options.get("seed", 0))
-
-    def decide(self, now: BarContext) -> Signal:
-        place = now.exact.open_time_ms // HOUR_MS
-        if place % 8:
-            return Signal(Action.HOLD, "until the next toss")
-        heads = Random(f"{self._seed}{now.exact.instrument}{place}").random() < 0.5
-        return Signal(Action.LONG if heads else Action.SHORT, "tossed")
-
-
-class Told(Strategy):
-    """Knows each symbol's drift: up on the first half of each day, down on the second."""
-
-    def __init__(self, options: dict[str, Any]) -> None:
-        self._hours = int(options.get("hours", 12))
-
-    def decide(self, now: BarContext) -> Signal:
-        hour = now.exact.open_time_ms // HOUR_MS % 24
-        return Signal(Action.LONG if hour < self._hours else Action.SHORT, "told")
-
-
-def walks(seed: int, symbols: tuple[str, ...] = COINS, *, drift: float = 0.0) -> list[Candles]:
-    """Return 900 hours of each symbol, as noise with a *drift* that turns twice a day."""
-    draw = np.random.default_rng(seed)
-    hours = np.arange(900)
-    signs = np.where(hours % 24 < 12, 1.0, -1.0)
-    walked = []
-    for symbol in symbols:
-        moves = draw.normal(0.0, 0.006, hours.size) + drift * signs
-        closes = np.round(60_000_00 * np.exp(np.cumsum(moves))).astype(int)
-        opens = np.concatenate(([60_000_00], closes[:-1]))
-        rows = [
-            (int(first), int(max(first, last)) + 1, int(min(first, last)) - 1, int(last), 90_000)
-            for first, last in zip(opens, closes, strict=True)
-        ]
-        walked.append(made_candles(rows, symbol=symbol, interval_ms=HOUR_MS))
-    return walked
-
-
-def run_of(strategy: type, candles: list[Candles], database: Path, **options: Any) -> Run[Any]:
-    config = {
-        "sizing": {"mode": "equity", "fraction": "0.1"},
-        "execution": options.pop("execution", FREE),
-        "market": {"interval": "60"},
-    }
-    return backtest(strategy, candles, params=options, config=config, db=database, progress=False)
 
 
 def run_fragility(run: Run[Any]) -> Fragility:
@@ -234,6 +176,8 @@ def test_the_command_counts_its_runs_first_and_prints_word_and_json(
     document = json.loads(out)
     assert err.startswith(f"{len(document['reruns']['rows'])} runs again from the record")
     assert document["word"] == "gone"
+    assert invoke(["report", f"{path}#{_run_id(path)}", "--stress", "--jobs", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == document
     page = tmp_path / "page.html"
     assert invoke(["report", f"{path}#{_run_id(path)}", "--stress", "--html", str(page)]) == 0
     assert page.stat().st_size > 100_000
