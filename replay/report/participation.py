@@ -71,7 +71,7 @@ FIGURES: Final = (
     of_field("median", "median", "percent"),
     of_field("p95", "95 %", "percent"),
     of_field("most", "most", "percent"),
-    of_field("large", f"above {100 * LARGE:.0f} %", "count"),
+    of_field("large", "above 10 %", "count"),
     of_field("unknown", "no volume", "count"),
 )
 
