@@ -128,7 +128,7 @@ class Witnessing(Companion):
         try:
             await repeat(self._round, self._clock, self._failed, self._sleep)
         finally:
-            self._worker.submit(self._close)
+            await self._worker.submit(self._close)
 
     async def _sleep(self, seconds: float) -> None:
         """Wait *seconds*, or until a bar is stored: it is submitted at once."""
@@ -145,6 +145,8 @@ class Witnessing(Companion):
     async def _round(self) -> None:
         await self._due.wait()
         self._due.clear()
+        while await self._worker.submit(self._extend):
+            pass
         note = await self._worker.submit(self._newest)
         if not self._size:  # the run is stored with its first commit
             return
@@ -192,15 +194,19 @@ class Witnessing(Companion):
 
     # ------------------------------------------------------------ in the worker
 
-    def _newest(self) -> str:
-        """Add the new commits to the log; return the note to submit, signed now if that may be."""
+    def _extend(self) -> int:
+        """Add new commits to the log; return how many, 0 if it has all."""
         from tracepaper.storage.witness.log import WitnessLog
 
         if self._log is None or self._connection is None:
             self._connection = open_reader(self._database)
             self._log = WitnessLog(self._database)
             self._log.check_record(self._connection)
-        self._log.extend(self._connection)
+        return self._log.extend(self._connection)
+
+    def _newest(self) -> str:
+        """Return the note to submit, signed now if that may be; empty without a commit."""
+        assert self._log is not None
         self._size = len(self._log.tree)
         self._faults.clear()
         self._is_doubted = False

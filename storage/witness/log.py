@@ -38,7 +38,7 @@ from tracepaper.strategies.units import unscaled
 
 HASH_BYTES: Final = 32
 BATCH: Final = 1000
-"""Commits that are sealed at once; a first start on a long record takes several."""
+"""Commits that are sealed at once: a stop waits for them, and a long record has many."""
 _COUNTS: Final = "SELECT run_key, step_count FROM runs ORDER BY run_key"
 _RUN: Final = (
     "SELECT run_key, run_id, opened_digest, period_start_ms, interval_ms, gate_horizon, strategy, "
@@ -169,22 +169,21 @@ class WitnessLog(LoggedCommits):
     # ------------------------------------------------------------ leaves
 
     def extend(self, connection: sqlite3.Connection) -> int:
-        """Add a leaf for each new commit of the record; return how many.
+        """Add leaves for the next commits, at most ``BATCH``; return how many, 0 at the end.
 
         Raises ``DataInvalid`` if the log has ended, or ends now because the record is not the one
         that it logged.
         """
         self.check_open()
-        before = len(self.tree)
         for number, count in connection.execute(_COUNTS).fetchall():
             if self._due.get(number, 0) == count:
                 continue
             run = connection.execute(_RUN, (number,)).fetchone()
             query = number, self._due.get(number, 0), BATCH
-            while commits := connection.execute(_COMMITS, query).fetchall():
+            if commits := connection.execute(_COMMITS, query).fetchall():
                 self.append([self._leaf(connection, run, commit) for commit in commits])
-                query = number, self._due[number], BATCH
-        return len(self.tree) - before
+                return len(commits)
+        return 0
 
     def _leaf(self, connection: sqlite3.Connection, run: Row, commit: Row) -> LeafRow:
         hashes = self._hashes(run[0], commit[0], self.entries(connection, run, commit))

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from aiohttp import web
 from learning import minutes_of
 from recordings import crossing, record
 
-from tracepaper.daemon.clock import SystemClock
 from tracepaper.storage.database.connection import open_reader
 from tracepaper.storage.witness.cosigner import Cosigner, CosignerAnswer
 from tracepaper.storage.witness.judge import COSIGNED, NoteKey
-from tracepaper.storage.witness.keys import key_text, make_key, read_key
+from tracepaper.storage.witness.keys import make_key, read_key
 from tracepaper.storage.witness.log import WitnessLog
 
 ORIGIN = "example.com/alice/btc"
@@ -40,7 +37,8 @@ class Witnessed(NamedTuple):
         log = WitnessLog(self.database)
         reader = open_reader(self.database)
         try:
-            log.extend(reader)
+            while log.extend(reader):
+                pass
         finally:
             reader.close()
         return log
@@ -83,40 +81,3 @@ def saved(folder: Path, proof: dict[str, Any], change: Callable[[Any], object] =
     path = folder / f"proof{len([*folder.glob('proof*.json')])}.json"
     path.write_text(json.dumps(copy), "utf-8")
     return path
-
-
-class WitnessService:
-    """A witness at an address of this loop; *answer* stands for its answer while it is set."""
-
-    def __init__(self, folder: Path, log: NoteKey) -> None:
-        self.key = make_key(folder / "served", WITNESS, COSIGNED)
-        signer = read_key(folder / "served", COSIGNED)
-        self.cosigner = Cosigner(signer, {log.name: log}, folder / "served.state")
-        self.answer: Callable[[web.Request], Awaitable[web.Response]] | None = None
-        self.requests = 0
-
-    async def _answer(self, request: web.Request) -> web.Response:
-        self.requests += 1
-        if self.answer is not None:
-            return await self.answer(request)
-        status, text = self.cosigner.add_checkpoint(await request.text(), now_s())
-        return web.Response(status=status, text=text)
-
-    @asynccontextmanager
-    async def served(self) -> AsyncIterator[dict[str, Any]]:
-        """Yield the section [witness] that names it."""
-        application = web.Application()
-        application.router.add_post("/add-checkpoint", self._answer)
-        runner = web.AppRunner(application, shutdown_timeout=0)
-        await runner.setup()
-        try:
-            site = web.TCPSite(runner, "127.0.0.1", 8790)
-            await site.start()
-            yield {"url": ["http://127.0.0.1:8790"], "keys": [key_text(self.key)]}
-        finally:
-            await runner.cleanup()
-
-
-def now_s() -> int:
-    """Return the machine's time in seconds."""
-    return SystemClock().wall_ms() // 1000

@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Sequence
 from contextlib import closing, redirect_stderr, redirect_stdout
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Final, cast
 
@@ -48,6 +49,7 @@ from world.spec import (
     version_of,
 )
 from world.strategies import CLASSES, MENDED, RAISING
+from world.witness import new_log, refused
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
@@ -132,6 +134,8 @@ class History:
         (self.folder / "sides_drawn.py").write_text(SIDES)
         for name, source in CLASSES.items():
             (self.folder / f"{name}_drawn.py").write_text(source)
+        if "witness" in self.spec.traits:
+            new_log(self.folder)
         before_s = _cpu_s()
         pauses = random.Random(f"{self.spec.seed}:pause")
         outcome = self.outcome
@@ -329,6 +333,7 @@ class History:
             self.outcome.violations += broken
             self._hold_runs()
             self._hold_notices()
+            self._hold_log()
         else:
             self._violate("record", "no database was made")
 
@@ -356,6 +361,13 @@ class History:
             stored = in_child(lambda: _column(self.database, "SELECT note FROM v_commands"))
             for note in told.keys() - set(stored):
                 self._violate("notices", f"{note} was told and is not stored")
+
+    def _hold_log(self) -> None:
+        """Law: the judge accepts what was dated; of a pruned record it has no proofs."""
+        if "witness" in self.spec.traits and not self._is_pruned:
+            work = partial(refused, self.folder, is_restored=self._is_restored)
+            if sentence := in_child(work):
+                self._violate("witness", sentence)
 
     def _truth(self) -> Truth:
         """Return what the exchange served and what the daemon answered, for the checker."""

@@ -18,7 +18,8 @@ from bybit_server import ScriptedServer
 from daemon_under_test import RunningDaemon, daemon
 from prometheus_client import generate_latest
 from waiting import until
-from witnessed import ORIGIN, WitnessService, now_s, record_run, saved, witnessed
+from witnessed import ORIGIN, record_run, saved, witnessed
+from world.witness import WitnessService, now_s
 
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.sections import WitnessSection
