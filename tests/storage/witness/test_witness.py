@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 from programs import ROOT
 from records import tamper
+from storage_cases import prune
 from waiting import deadline_s
-from witnessed import NOW_S, ORIGIN, WITNESS, Witnessed, saved, witnessed
+from witnessed import NOW_S, ORIGIN, WITNESS, Witnessed, record_run, saved, witnessed
 
 from tracepaper.storage.database.connection import open_reader
 from tracepaper.storage.witness.cosigner import Cosigner, consistent
@@ -447,6 +448,43 @@ def test_a_lost_or_torn_file_of_leaves_is_made_again_from_the_record(tmp_path: P
         assert leaves.read_bytes() == whole
 
 
+def test_a_prune_keeps_the_leaves_and_their_dates(tmp_path: Path) -> None:
+    case = witnessed(tmp_path, bars=1460)  # a day and 20 minutes
+    log = case.extend()
+    size = len(log.tree)
+    assert case.submit(log, NOW_S).status == 200
+    with closing(open_reader(case.database)) as connection:
+        attested = saved(tmp_path, log.prove(connection, 1, 9, kind="decision"))
+    (pruning,) = prune(case.database, keep_days=1, pruned_at_ms=0)
+    assert pruning.until_sequence > 9
+    record_run(case.database, 1, bars=5)
+    log = case.extend()
+    with closing(open_reader(case.database)) as connection:
+        log.check_record(connection)
+        assert case.submit(log, NOW_S + 9).status == 200
+        with pytest.raises(DataInvalid, match="The rows of step 9 were pruned; only their leaf"):
+            log.prove(connection, 1, 9, kind="decision")
+        of_rest = (log.prove(connection, *step, kind="decision") for step in ((1, 1000), (2, 3)))
+        rest = [saved(tmp_path, proof) for proof in of_rest]
+    assert len(log.tree) == size + 1 + 7  # the prune is an event of the first run
+    assert len(verdict(case, attested, *rest)) == 4
+
+
+def test_a_date_before_the_bar_closed_tells_of_a_wrong_clock(tmp_path: Path) -> None:
+    """Step 9 closes at 1,700,006,940 s."""
+    case = witnessed(tmp_path, bars=20)
+    log = case.extend()
+    with closing(open_reader(case.database)) as connection:
+        for at_s, is_wrong in ((1_700_006_939, True), (1_700_006_940, False)):
+            (witness_folder(case.database) / "notes").unlink(missing_ok=True)
+            case.cosigner.add_checkpoint(log.request(0, log.sign()), NOW_S)
+            assert case.submit(log, at_s, old=22).status == 200
+            sentence = verdict(case, saved(tmp_path, log.prove(connection, 1, 9, kind="decision")))[
+                0
+            ]
+            assert ("the witness or the daemon has a wrong clock" in sentence) is is_wrong
+
+
 # ---------------------------------------------------------------- keys
 
 
@@ -460,6 +498,16 @@ def test_a_key_that_others_may_read_is_refused(tmp_path: Path) -> None:
             read_key(path, PLAIN)
     path.chmod(0o600)
     assert read_key(path, PLAIN).key.name == "example.com/a"
+
+
+@pytest.mark.parametrize("name", ["key", "seal"])
+def test_a_log_whose_secret_others_may_read_is_not_opened(tmp_path: Path, name: str) -> None:
+    WitnessLog.create(tmp_path / "run.db", ORIGIN)
+    secret = witness_folder(tmp_path / "run.db") / name
+    assert secret.parent.stat().st_mode & 0o777 == 0o700
+    secret.chmod(0o604)
+    with pytest.raises(ConfigInvalid, match=f"Others may read the key .*/{name} .mode 604.: chmod"):
+        WitnessLog(tmp_path / "run.db")
 
 
 def test_a_key_is_never_replaced_and_has_one_purpose(tmp_path: Path) -> None:
