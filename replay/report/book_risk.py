@@ -12,6 +12,15 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
+from tracepaper.replay.document.charts import (
+    BarLayer,
+    Chart,
+    ChartPanel,
+    RuleLayer,
+    category_axis,
+    percent_axis,
+    rounded,
+)
 from tracepaper.replay.document.values import (
     Estimate,
     Paragraph,
@@ -424,7 +433,6 @@ COINS: Final = (
     of_field("net", "net", "gain"),
     of_field("gross", "gross", "money"),
     of_field("share", "net ÷ equity", "gain percent"),
-    of_field("drawn", "", "gain bar", "share", wide=True),
     of_field("beta", "beta ± error", "ratio"),
     of_field("correlation", "correlation ± error", "ratio", wide=True),
     of_field("shortfall", "its shortfall", "percent"),
@@ -440,7 +448,6 @@ STRESS: Final = (
     of_field("case", "case", "text"),
     of_field("profit", "profit", "gain"),
     of_field("share", "of equity", "gain percent"),
-    of_field("drawn", "", "gain bar", "share"),
 )
 MARGINS: Final = (
     of_field("position", "position", "text"),
@@ -478,9 +485,44 @@ def risk_tables(risk: BookRisk) -> dict[str, Table]:
     return {each.key: each for each in made}
 
 
+def risk_chart(risk: BookRisk) -> Chart | None:
+    """Draw exposure by coin and stress as bars of equity; None without a position or equity."""
+    if not risk.coins or risk.equity <= 0:
+        return None
+    coins, stress = list(range(len(risk.coins))), list(range(len(risk.stress)))
+    exposures = ChartPanel(
+        [
+            BarLayer("net", _shares([coin.net for coin in risk.coins], risk), coins),
+            BarLayer("gross", _shares([coin.gross for coin in risk.coins], risk), coins, ("soft",)),
+            RuleLayer(0.0, "x"),
+        ],
+        percent_axis("exposure, % of equity"),
+        category_axis([coin.coin for coin in risk.coins], is_reversed=True),
+        60 + 40 * len(coins),
+        is_grouped=True,
+    )
+    profits = [case.profit for case in risk.stress]
+    cases = BarLayer("profit", _shares(profits, risk), stress,
+                     ["gain" if profit > 0 else "loss" for profit in profits])  # fmt: skip
+    stressed = ChartPanel(
+        [cases, RuleLayer(0.0, "x")],
+        percent_axis("stress, % of equity"),
+        category_axis([case.case for case in risk.stress], is_reversed=True),
+        60 + 28 * len(stress),
+    )
+    caption = "Shares of equity; a position's gain or loss if the case came now."
+    return Chart("Exposure and stress", caption, [exposures, stressed])
+
+
+def _shares(amounts: Sequence[float], risk: BookRisk) -> list[float | None]:
+    return rounded([100 * amount / risk.equity for amount in amounts])
+
+
 def risk_parts(risk: BookRisk) -> tuple[Part, ...]:
-    """Return the sentence and the tables of *risk*."""
-    return (Paragraph(risk.sentence, "strong"), *risk_tables(risk).values())
+    """Return the sentence, the picture and the tables of *risk*."""
+    drawn = risk_chart(risk)
+    pictures = () if drawn is None else (drawn,)
+    return (Paragraph(risk.sentence, "strong"), *pictures, *risk_tables(risk).values())
 
 
 def risk_document(run_id: str, risk: BookRisk) -> TitledParts:

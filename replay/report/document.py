@@ -34,6 +34,7 @@ from tracepaper.replay.report.attention_charts import (
     influence_quarters_chart,
     rollout_chart,
 )
+from tracepaper.replay.report.book_risk import risk_chart
 from tracepaper.replay.report.charts import (
     TRADES_MAX,
     equity_chart,
@@ -75,6 +76,10 @@ def report_document(
     parts += _present([_section("Trades"), trades_chart(report), _trades(report)])
     if (events := events_table(report)) is not None:
         parts += _present([_section("Events"), events_chart(report), events])
+    if "book_tails" in remaining:  # by days, which were enough
+        kept = [key for key in remaining if key.startswith("book_")]
+        drawn = risk_chart(report.book)
+        parts += _present([_section("Risk of the book"), drawn, *_pop(remaining, *kept)])
     parts += _pop(remaining, "shortfall", "shortfall_decisions")
     parts += [_section("Gaps in the data")]
     parts += _pop(remaining, "gaps", otherwise="The data have no gap.")

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pages import record_in, said_in
 from recordings import copied
 from records import prune
 from scenarios import SCENARIOS
 
+from tracepaper.daemon.cli import invoke
 from tracepaper.replay.report import book_risk
 from tracepaper.replay.report.book_risk import (
     BookRisk,
@@ -66,6 +68,17 @@ def test_python_gives_the_document_of_the_command() -> None:
     assert read.document == risk_json(run.run_id, risk_of(path))
     assert "Exposure by coin" in read.text
     assert read["too_few"] is False
+
+
+def test_report_page_and_account_draw_the_book_and_have_its_tables(tmp_path: Path) -> None:
+    path, page, alone = SCENARIOS[BOOK].recorded(), tmp_path / "run.html", tmp_path / "risk.html"
+    assert invoke(["report", f"{path}#last", "--html", str(page)]) == 0
+    assert invoke(["risk", f"{path}#last", "--page", str(alone)]) == 0
+    record = record_in(page.read_text(encoding="utf-8"))
+    (account,) = (str(answer) for name, answer in record.items() if name.endswith("/account"))
+    for shown in (said_in(page), account, said_in(alone)):
+        for title in ("Exposure and stress", "Exposure by coin", "Stress", "days say of the book"):
+            assert title in shown
 
 
 def test_hours_are_enough_where_days_are_too_few() -> None:
