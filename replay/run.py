@@ -387,6 +387,26 @@ class Run(Generic[Frame]):
         document = risk_document(self.run_id, book)
         return Text(lambda console: show_document(console, document), risk_json(self.run_id, book))
 
+    def drift(self, against: str | Run[Any], *, level: float = 0.05) -> Text:
+        """Compare the run with its backtest; ``document`` is that of ``drift --json``.
+
+        *against* is a run or ``FILE#RUN``, and *level* the largest probability that a run like its
+        backtest is ever called outside. Raises ``DataInvalid`` if symbols, interval or
+        configuration differ.
+        """
+        from tracepaper.replay.checks.drift import drift_document, drift_json, read_drift
+        from tracepaper.replay.document.terminal import show_document
+        from tracepaper.replay.run_columns import RunColumns
+
+        if isinstance(against, Run):
+            against = f"{against.database}#{against.run_id}"
+        place = resolve(self.database, against)
+        with Reader.open(place.path) as before, self._reader() as reader:
+            columns = RunColumns(reader, self.run_id)
+            found = read_drift(RunColumns(before, place.run_id), columns, level)
+        document = drift_document(found)
+        return Text(lambda console: show_document(console, document), drift_json(found))
+
     def plot(self, picture: str = "price", *, last: int = BARS_DRAWN) -> Picture:
         """Draw a picture of the run.
 

@@ -587,6 +587,18 @@ class WitnessSection(Section):
     """Their public keys, as each witness publishes its own: NAME+ID+BASE64."""
 
 
+class DriftSection(Section):
+    """A daily comparison of the run with its backtest, in a background process."""
+
+    decides = False
+
+    against: str | None = Field(default=None, min_length=1, examples=["backtest.db#last"])
+    """The backtest, FILE#RUN: of the same symbols, interval and configuration; none if absent."""
+    level: Annotated[Exact, Field(gt=0, le=Decimal("0.5"))] = Decimal("0.05")
+    """Largest probability that a run like its backtest is ever called outside, over all measures
+    together."""
+
+
 class HttpSection(Section):
     """Health, metrics, status and commands, only on this machine."""
 

@@ -1,7 +1,8 @@
-"""``tracepaper verify|parity|lookahead|recursive|calibrate``."""
+"""``tracepaper verify|parity|drift|lookahead|recursive|calibrate``."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -37,10 +38,13 @@ if TYPE_CHECKING:
     from tracepaper.replay.checks.slippage import SlippageFindings
     from tracepaper.replay.checks.verify import Verification
     from tracepaper.replay.explain.place import DecisionPlace
+    from tracepaper.replay.run_columns import RunColumns
     from tracepaper.storage.database.chunks import RunLocation
 
 SHOWN: Final = 10
 """Most differences that a check prints."""
+DRIFT_NICE: Final = 10
+"""Below the daemon's priority; a busy machine would never give idle time for a day's update."""
 
 
 @reads_record
@@ -270,6 +274,89 @@ def _replay_day(place: DecisionPlace, day: str | None, *, service: bool) -> Comm
     return CommandAnswer(
         check, f"{check.reason}.", int(check.outcome is not ParityOutcome.IDENTICAL)
     )
+
+
+@reads_record
+@answers
+def drift(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="An id, a prefix, last, or FILE#RUN.")
+    ] = "last",
+    *,
+    against: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE#RUN", help="Its backtest; by default drift.against of the configuration."
+        ),
+    ] = "",
+    level: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Largest probability that a run like its backtest is ever called outside; by "
+            "default 0.05.",
+        ),
+    ] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option("--page", metavar="FILE", help="Write a self-contained page."),
+    ] = None,
+    service: ServiceOption = False,
+    db: DatabaseOption = None,
+    config: ConfigOption = None,
+) -> CommandAnswer | None:
+    """Compare a run with its backtest; exit 1 if a measure is not what the backtest allows.
+
+    Return, hit rate, turnover, costs, refusals and forecasts are compared over whole days.
+    """
+    if service:
+        from tracepaper.daemon.session.child import limit_this_process
+
+        limit_this_process(nice=DRIFT_NICE, reads_input=True)  # before the slow imports
+    from tracepaper.daemon.session.drift import SECTION, reference_of
+    from tracepaper.daemon.terminal.console import Terminal
+    from tracepaper.replay.checks.drift import LEVEL, drift_document, drift_json, read_drift
+    from tracepaper.replay.document.terminal import show_document
+    from tracepaper.replay.run_columns import RunColumns
+    from tracepaper.storage.database.reader import Reader
+
+    if not against:
+        from tracepaper.daemon.config.loading import load
+
+        loaded = load(config)
+        if not (against := reference_of(loaded)):
+            raise ConfigInvalid(f"Name the backtest by --against FILE#RUN, or by {SECTION}.")
+        level = float(loaded.drift.level) if level is None else level
+    level = LEVEL if level is None else level
+    place, of = located(run, db, config), located(against, db, config)
+    with Reader.open(of.path) as before, Reader.open(place.path) as reader:
+        reference, columns = RunColumns(before, of.run_id), RunColumns(reader, place.run_id)
+        if service:
+            _serve_drift(reference, columns, level)
+            return None
+        found = read_drift(reference, columns, level)
+    document = drift_document(found)
+    if page is not None:
+        from tracepaper.replay.page.export import write_document_page
+
+        write_document_page(document, path=page)
+        tell(f"The page is {page}.")
+    return CommandAnswer(
+        drift_json(found), lambda: show_document(Terminal(), document), int(bool(found.outside))
+    )
+
+
+def _serve_drift(reference: RunColumns, run: RunColumns, level: float) -> None:
+    """Answer each message on standard input with the state of the comparison."""
+    from tracepaper.daemon.session.child import frame_of, messages_of, reserve_stdout
+    from tracepaper.replay.checks.drift import NO_DAYS, drift_of, read_days, reject_differences
+
+    output, days = reserve_stdout(), NO_DAYS
+    reject_differences(reference, run)
+    allowed = reference.run.run_id, read_days(reference)
+    for _ in messages_of(sys.stdin.buffer):
+        days = read_days(run, days)
+        output.write(frame_of(drift_of(allowed, (run.run.run_id, days), level).state))
 
 
 def _compared(comparison: Parity) -> Iterator[str]:

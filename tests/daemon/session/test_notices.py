@@ -11,6 +11,7 @@ import pytest
 from builders import MINUTE, START_MS
 
 from tracepaper.daemon.config.notify import COMMON, KINDS, WORDINGS, NotifySection
+from tracepaper.daemon.session.drift import DriftState
 from tracepaper.daemon.session.notices import Notice, Notices
 from tracepaper.strategies.types.decisions import (
     Action,
@@ -247,10 +248,10 @@ def breached(step: Step) -> Step:
     return msgspec.structs.replace(step, halted=breach)
 
 
-def everything() -> list[Step]:
-    """Return steps that make every kind of notice."""
+def everything(notifier: Notices) -> list[Notice]:
+    """Return notices of every kind."""
     check = ParityCheck(ParityOutcome.FAILED, "x", 0, 1, 0, 0, 0)
-    return [
+    steps = [
         closed(START_MS, LATE),
         breached(filled(OrderRole.SIGNAL)),
         filled(OrderRole.STOP),
@@ -259,13 +260,12 @@ def everything() -> list[Step]:
         builders.step(Gap("linear:BTCUSDT", 0, 1, GapCause.DOWN, "", START_MS, START_MS)),
         closed(MIDNIGHT_MS),
     ]
+    told = [notice for step in steps for notice in notifier.of_step(step)]
+    return told + notifier.of_drift(DriftState("x", {"return": 0}), MIDNIGHT_MS)
 
 
 def test_every_kind_has_the_fields_that_its_template_may_name_and_no_other() -> None:
-    notifier, by_kind = notices(), {}
-    for step in everything():
-        for notice in notifier.of_step(step):
-            by_kind[notice.kind] = notice
+    by_kind = {notice.kind: notice for notice in everything(notices())}
     assert set(by_kind) == set(KINDS)
     for kind, notice in by_kind.items():
         fields = set(WORDINGS[kind].fields)
@@ -279,9 +279,7 @@ def test_every_kind_has_the_fields_that_its_template_may_name_and_no_other() -> 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_can_be_off(kind: str) -> None:
     others = tuple(name for name in KINDS if name != kind)
-    notifier = notices(kinds=others)
-    told_kinds = {notice.kind for step in everything() for notice in notifier.of_step(step)}
-    assert told_kinds == set(others)
+    assert {notice.kind for notice in everything(notices(kinds=others))} == set(others)
 
 
 def test_a_revision_of_a_bar_tells_nothing() -> None:
