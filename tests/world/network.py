@@ -3,7 +3,7 @@
 Bytes of a connection keep their order and arrive later, in pieces. Each connection draws its
 latencies and splits from a stream of its own, so that one connection more or less changes no other.
 A draw never depends on the length of a message: answers contain times and sizes of this process.
-TLS is left to the tests of real processes: it changes no byte that the daemon reads.
+TLS is left to a test of real processes (``test_tls.py``): it changes no byte that the daemon reads.
 """
 
 from __future__ import annotations
