@@ -274,11 +274,12 @@ class Broker:
         """Match *bar* if its quotes were missed; in any case cancel expired orders."""
         key = bar.instrument
         self.expire(key, bar.market_ms)
+        moved = [line.orders for line in self._lines[key] if line.orders.before_quotes]
+        if moved:  # this bar drops what no later one needs
+            self.save = Save.NOW
         if bar.open_time_ms >= self._missed_until_ms.get(key, 0):
-            for line in self._lines[key]:
-                if line.orders.before_quotes:  # no earlier bar can arrive late any more
-                    line.orders.before_quotes = ()
-                    self.save = Save.NOW
+            for orders in moved:
+                orders.before_quotes = ()
             return
         for account in self._accounts:
             account.markets[key].match_bar(bar, settlements, is_missed=True)

@@ -169,6 +169,12 @@ KINDS = ("", "", "universe", "book", "focused")
 """What histories are about: anything, a universe of one symbol, fills by books, or cross margin."""
 
 
+def drawn_delay(given: Mapping[str, Any]) -> dict[str, int]:
+    """Draw by how many bars orders are late, mostly none, from *given* and no other stream."""
+    rng = random.Random(repr(given))
+    return {"delay_bars": rng.choice((1, 2))} if rng.random() < 0.15 else {}
+
+
 def drawn_case(rng: random.Random, kind: str) -> Case:
     """Draw a configuration of a *kind*; one that is focused is of cross margin by quotes."""
     is_focused, by_book = kind == "focused", kind == "book"
@@ -250,6 +256,7 @@ def drawn_case(rng: random.Random, kind: str) -> Case:
     given["execution"] |= random.Random(repr(given)).choice(  # no other draw depends on it
         ({}, {}, {"beyond_best": "impact"}, {"beyond_best": "square_root", "impact_bp": "20"})
     )
+    given["execution"] |= drawn_delay(given)
     tiers = TIERS if category == "linear" else ()
     items = [
         replace(

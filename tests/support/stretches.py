@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 from exchange_client import FIRST_MS, MINUTE, candles
+from histories import drawn_delay
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine import engine as engine_module
@@ -47,6 +48,7 @@ from tracepaper.strategies.types.market import (
     InstrumentChange,
     Mark,
 )
+from tracepaper.strategies.units import DAY_MS
 
 STATE_EVERY_STEPS = 48
 """In these histories, which are short."""
@@ -124,10 +126,13 @@ class RunEnding(NamedTuple):
     calls: list[tuple[str, str, int]]
 
 
-def drawn_candles(rng: random.Random, symbols: list[str], category: Category) -> list[Candles]:
-    """Draw a market: calm and wild minutes, jumps, prices that stand still, and holes."""
+def drawn_candles(
+    rng: random.Random, symbols: list[str], category: Category, interval_ms: int
+) -> list[Candles]:
+    """Draw a market: calm and wild bars, jumps, prices that stand still, and holes."""
     count = rng.randint(60, 260)
-    times = [FIRST_MS + place * MINUTE for place in range(count)]
+    first_ms = FIRST_MS // interval_ms * interval_ms
+    times = [first_ms + place * interval_ms for place in range(count)]
     if rng.random() < 0.3:
         del times[count // 2]
     market = []
@@ -142,7 +147,9 @@ def drawn_candles(rng: random.Random, symbols: list[str], category: Category) ->
             high, low = max(price, close) + swing // 3, max(min(price, close) - swing // 4, 1)
             rows.append((price, high, low, close, rng.randint(0, 9_000)))
             price = close
-        market.append(candles(rows, symbol=symbol, category=category, times_ms=times))
+        market.append(
+            candles(rows, symbol=symbol, category=category, interval_ms=interval_ms, times_ms=times)
+        )
     return market
 
 
@@ -195,6 +202,7 @@ def drawn_settings(rng: random.Random, symbols: list[str], category: Category) -
     if drawn.random() < 0.4:
         rule = drawn.choice(("impact", "square_root"))
         given.setdefault("execution", {}).update(beyond_best=rule, impact_bp="40")
+    given["execution"] = {**given.get("execution", {}), **drawn_delay(given)}
     return given
 
 
@@ -266,8 +274,17 @@ class HistoryBothWays:
         self.counted: Counter[str] = Counter(histories=1)
         category = rng.choice((Category.LINEAR, Category.LINEAR, Category.SPOT))
         symbols = ["BTCUSDT", "ETHUSDT"][: rng.choice((1, 1, 2))]
-        self._data = drawn_candles(rng, symbols, category)
+        newer = random.Random(f"{seed}:days")  # a stream of its own: other histories stay
+        is_daily = newer.random() < 0.1
+        self._data = drawn_candles(rng, symbols, category, DAY_MS if is_daily else MINUTE)
         self._given = drawn_settings(rng, symbols, category)
+        if is_daily:  # only these have days enough
+            self._given["market"]["interval"] = "D"
+        if is_daily or newer.random() < 0.1:
+            self._given["risk"] = {
+                "max_book_shortfall": newer.choice(("0.0001", "0.005")), "book_days": 60,
+                "book_too_few": newer.choice(("refuse", "allow")) if is_daily else "allow",
+            }  # fmt: skip
         self._group, self._seed = rng.choice((7, 50, 1_000)), rng.random()
         self._folder = folder
         by_steps, together = self._run(is_stepped=True), self._run(is_stepped=False)
@@ -338,6 +355,8 @@ class HistoryBothWays:
 
     def _check_read(self, reader: Reader, steps: list[Step]) -> None:
         """Compare what is read of the record with the *steps* that were written."""
+        refused = "SELECT count(*) FROM v_decisions WHERE refused_by = 'risk.book_shortfall'"
+        self.counted["refused for the book"] += reader.connection.execute(refused).fetchone()[0]
         query = "SELECT sequence, shadow, equity_text FROM v_shadow_equity"
         assert [*reader.steps("0")] == steps, self._given
         shown = sorted(reader.connection.execute(query))

@@ -201,10 +201,10 @@ class History:
 
     def _operate(self) -> None:
         """Do what an operator does between two lives: back up, restore, prune, edit."""
-        if not self._acknowledged:
-            return
         if self.spec.renamed_bar and self._market_ms >= self.spec.time_of(self.spec.renamed_bar):
             self._follow_name()
+        if not self._acknowledged:
+            return
         for name in self.spec.between:
             rng = random.Random(f"{self.spec.seed}:{name}:{self.outcome.lives}")
             if rng.random() < BETWEEN_SHARE:

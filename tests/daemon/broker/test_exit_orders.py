@@ -30,6 +30,7 @@ from msgspec.structs import replace
 from tracepaper.daemon.broker.execution import MeanRange
 from tracepaper.daemon.broker.exit_plans import NO_VOLATILITY
 from tracepaper.daemon.engine.restart import Restart
+from tracepaper.daemon.engine.state import decode_state
 from tracepaper.strategies.api.context import Percent, Signal, Volatility
 from tracepaper.strategies.types.decisions import (
     Action,
@@ -464,6 +465,13 @@ def test_a_trailing_stop_armed_inside_a_missed_bar_meets_the_next_where_quotes_m
     )
     (fill,) = fills(steps)[1:]
     assert (fill.price, fill.while_down) == (10_190, True)
+
+
+def test_a_missed_bar_that_drops_what_quotes_moved_stores_the_state() -> None:
+    events = [quoted(10_000, 1), quoted(10_300, 2), gap(1, 2, GapCause.MISSED), missed(1, *CALM)]
+    engine, steps = at_quotes({0: long(trailing=1.0)}, [*flat_bars(1), *events])
+    stored = [step.state for step in steps if step.state is not None]
+    assert decode_state(stored[-1]) == engine.state()
 
 
 def test_what_quotes_moved_stays_once_a_bar_came_whose_quotes_were_seen() -> None:
