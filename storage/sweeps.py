@@ -175,17 +175,32 @@ def read_sweep(path: Path) -> StoredSweep:
         raise DataInvalid(f"The sweep {path.name} cannot be read ({reason}).") from None
 
 
-class TrialRegistry:
+class _Registry:
+    """A file of this user, to which every process adds."""
+
+    def __init__(self, path: Path, application: int, noun: str, tables: str) -> None:
+        self.path = path
+        with _explaining_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        self._db = _open(path, application, noun, tables)
+
+    def __enter__(self) -> Self:
+        """Return the registry itself."""
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """Close it."""
+        self._db.close()
+
+
+class TrialRegistry(_Registry):
     """Every trial of every sweep, by the data it was made on; each counts once.
 
     A trial is one configuration of one strategy, however many sweeps ran it.
     """
 
     def __init__(self) -> None:
-        self.path = registry_path()
-        with _explaining_errors(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = _open(self.path, _TRIALS_ID, "registry of trials", _TRIALS)
+        super().__init__(registry_path(), _TRIALS_ID, "registry of trials", _TRIALS)
 
     def add(
         self,
@@ -211,23 +226,13 @@ class TrialRegistry:
         ).fetchall()
         return Trials(len(rows), tuple(value for (value,) in rows if value is not None))
 
-    def __enter__(self) -> Self:
-        """Return the registry itself."""
-        return self
 
-    def __exit__(self, *_error: object) -> None:
-        """Close it."""
-        self._db.close()
-
-
-class LookRegistry:
+class LookRegistry(_Registry):
     """Every look at a column, by data and horizon, so that no process forgets another's."""
 
     def __init__(self) -> None:
-        self.path = registry_path().with_name("looks.db")
-        with _explaining_errors(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = _open(self.path, _LOOKS_ID, "registry of looks", _LOOKS)
+        path = registry_path().with_name("looks.db")
+        super().__init__(path, _LOOKS_ID, "registry of looks", _LOOKS)
 
     def count(
         self,
@@ -251,14 +256,6 @@ class LookRegistry:
                 (data_sha256,),
             ).fetchall()
         return {(column, bars): p for column, bars, p in found}
-
-    def __enter__(self) -> Self:
-        """Return the registry itself."""
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        """Close it."""
-        self._db.close()
 
 
 def user_folder(variable: str, below_home: str) -> Path:

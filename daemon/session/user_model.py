@@ -501,17 +501,10 @@ class UserForecaster:
 
     def predict_many(self, bars: Sequence[Bar]) -> list[Forecast | None]:
         """Step through one bar of each of several instruments, in their order."""
-        if len({bar.instrument for bar in bars}) < len(bars):
-            raise InvariantBroken("predict_many takes one bar of an instrument; call step twice.")
         return [self.step(bar) for bar in bars]
 
     def scan(self, bars: Sequence[Bar]) -> list[Forecast | None]:
-        """Add many bars of one instrument; return their forecasts from one call of the model.
-
-        Raises ``InvariantBroken`` for a model without ``predict_rows``.
-        """
-        if not self.causal:
-            raise InvariantBroken(f"{self._name} answers one bar at a time; call step.")
+        """Add many bars of one instrument; return their forecasts from one ``predict_rows``."""
         forecasts: list[Forecast | None] = [None] * len(bars)
         scanned = self._past_of(bars[0].instrument).scan(bars)
         count = len(scanned)
@@ -539,8 +532,6 @@ class UserForecaster:
 
     def _past_of(self, instrument: str) -> _Past:
         if (past := self._past.get(instrument)) is None:
-            if instrument not in self._instruments:
-                raise InvariantBroken(f"The units of {instrument} are unknown; call scale first.")
             item = self._instruments[instrument]
             past = self._past[instrument] = _Past(
                 self.model.context, self._schema, item, self._name

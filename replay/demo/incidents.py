@@ -6,9 +6,7 @@ import asyncio
 import os
 import signal
 import sqlite3
-from collections.abc import Awaitable, Callable
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -30,14 +28,6 @@ CUT_AGAIN_BARS: Final = 2
 """The stream is repaired once each symbol has a bar stored this many intervals after the cut."""
 HALTED_SHARE: Final = 0.05
 """Share of the race for which the operator's HALT lasts."""
-
-
-@dataclass(frozen=True)
-class Incident:
-    """One incident, and the share of the race after which it happens."""
-
-    at: float
-    happen: Callable[[Demo], Awaitable[None]]
 
 
 async def _announce(demo: Demo, sentence: str) -> None:
@@ -206,9 +196,9 @@ def _change_and_check(database: Path) -> tuple[int, str, bool]:
 
 
 INCIDENTS: Final = (
-    Incident(0.15, cut_the_stream),
-    Incident(0.35, halt_and_resume),
-    Incident(0.6, kill_and_go_on),
-    Incident(0.85, change_a_tick),
+    (0.15, cut_the_stream),
+    (0.35, halt_and_resume),
+    (0.6, kill_and_go_on),
+    (0.85, change_a_tick),
 )
-"""In order; each starts when the previous one is over."""
+"""Each with the share of the race after which it happens, or once the one before it is over."""

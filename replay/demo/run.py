@@ -176,8 +176,8 @@ async def _script(demo: Demo, show: Show) -> None:
         demo.say(f"Warning: {warning}.")
     await demo.until(lambda: race.decisions > 0)
     demo.go_on()
-    for incident in INCIDENTS if show.has_incidents else ():
-        await demo.reach(incident.at)
-        await incident.happen(demo)
+    for at, happen in INCIDENTS if show.has_incidents else ():
+        await demo.reach(at)
+        await happen(demo)
     await demo.reach(1.0)
     demo.hold()

@@ -146,7 +146,6 @@ def _until(recorded: RecordedDepth, path: Path, at_ms: int | None, window: int) 
 
 LEVELS_SHOWN: Final = 7
 AGES_SHOWN: Final = 9
-SHADES: Final = " ░▒▓█"
 
 
 def _texts(numbers: NDArray[np.int64], decimals: int) -> list[str]:
@@ -154,7 +153,7 @@ def _texts(numbers: NDArray[np.int64], decimals: int) -> list[str]:
 
 
 def _map_table(mapped: BookMap) -> Table:
-    """Return the share of each range of levels and ages, shaded relative to the largest."""
+    """Return the share of each range of levels and ages."""
     ages = ranges(len(mapped.books), AGES_SHOWN)
     levels = ranges(mapped.books.levels, LEVELS_SHOWN)
     newest_first = mapped.weights[::-1]
@@ -165,7 +164,6 @@ def _map_table(mapped: BookMap) -> Table:
         for place in range(len(SIDES))
         for row, (first, last) in enumerate(levels)
     }
-    largest = max(map(max, shares.values()))
     # In the order of a price ladder: the deepest ask on top, the best prices in the middle.
     order = [(1, row) for row in reversed(range(len(levels)))]
     order += [(0, row) for row in range(len(levels))]
@@ -174,16 +172,12 @@ def _map_table(mapped: BookMap) -> Table:
         first, last = levels[row]
         cells = shares[place, row]
         level = str(first + 1) if last == first + 1 else f"{first + 1}–{last}"
-        shaded = [f"{100 * share:.1f}{_shade(share, largest)}" for share in cells]
-        rows.append((SIDES[place], level, *shaded, f"{100 * sum(cells):.1f}"))
+        rows.append(
+            (SIDES[place], level, *(f"{100 * share:.1f}" for share in (*cells, sum(cells))))
+        )
     columns = [_age(start, stop, mapped.every_ms) for start, stop in ages]
     forms: dict[str, Form] = {"side": "text", **dict.fromkeys(["level", *columns, "all"], "exact")}
     return table_of("map", f"Where it looked ({ATTENDED}), % of all", forms, rows)
-
-
-def _shade(share: float, largest: float) -> str:
-    """Return the shading character of a *share*; the largest is darkest."""
-    return SHADES[round((len(SHADES) - 1) * (share / largest) ** 0.5)] if largest else SHADES[0]
 
 
 def ranges(count: int, most: int) -> list[tuple[int, int]]:

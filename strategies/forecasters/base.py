@@ -156,13 +156,8 @@ class FeatureMemory:
     def take_group(self, bars: Sequence[Bar]) -> FeatureRows:
         """Take in one bar of each of several instruments; return their rows.
 
-        Raises ``InvariantBroken`` for two bars of one instrument and for one that does not follow;
-        nothing is taken in then.
+        Raises ``InvariantBroken`` for one that does not follow; nothing is taken in then.
         """
-        if len({bar.instrument for bar in bars}) < len(bars):
-            raise InvariantBroken(
-                "Two bars of one instrument cannot be stepped at once; pass one of each."
-            )
         memories = [self.of(bar.instrument) for bar in bars]
         for memory, bar in zip(memories, bars, strict=True):
             memory.admit([bar])

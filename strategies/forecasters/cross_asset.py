@@ -23,7 +23,6 @@ from tracepaper.strategies.attention.methods import PLAIN, Rollout
 from tracepaper.strategies.builtin import CommonBars, SymbolAnswer, symbol_of
 from tracepaper.strategies.errors import (
     ConfigInvalid,
-    InvariantBroken,
     shown,
 )
 from tracepaper.strategies.features.rolling import Array
@@ -185,13 +184,9 @@ class TogetherForecaster(CheckpointForecaster):
     ) -> list[Forecast | None]:
         """Return the answers to the *bars* of one close if it has all symbols.
 
-        All are NaN if a feature of one of these bars is not finite. Raises ``InvariantBroken`` for
-        bars of one symbol alone.
+        All are NaN if a feature of one of these bars is not finite.
         """
-        if not is_group:
-            raise InvariantBroken(
-                f"A network over several symbols got {len(bars)} bars of one symbol; pass closes."
-            )
+        del is_group  # it is never asked about known bars of one symbol: it is not causal
         before = self._attended_before()
         sigmas = {}  # by symbol; NaN where its features cannot be used
         for at, bar in enumerate(bars):
@@ -212,11 +207,9 @@ class TogetherForecaster(CheckpointForecaster):
     def last_close(self, method: Rollout = PLAIN) -> LastClose:
         """Return the forecasts of the newest close, and each symbol's attribution by *method*.
 
-        Raises ``InvariantBroken`` until all bars of the lookback are known, and
-        ``AttentionInvalid`` for a method that its layers do not support.
+        All bars of the lookback must be known: see ``lacking``. Raises ``AttentionInvalid`` for a
+        method that its layers do not support.
         """
-        if why := self._bars.lacking():
-            raise InvariantBroken(f"There is no close to answer: {why}.")
         held = [self._windows[symbol] for symbol in self.symbols]
         x = torch.from_numpy(np.stack([window.rows for window in held]))[None]
         positions = held[0].positions

@@ -19,7 +19,7 @@ from tracepaper.strategies.api.model import EXPLAINED
 from tracepaper.strategies.api.strategy import SCANNED_AT_ONCE
 from tracepaper.strategies.attention.methods import PLAIN, TIME_MAX, Rollout
 from tracepaper.strategies.covariates import CovariateSource
-from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
+from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rows import FeatureRows
 from tracepaper.strategies.forecasters.base import (
     NO_ROWS,
@@ -204,10 +204,6 @@ class WindowedForecaster(CheckpointForecaster):
 
     def _decided(self, instrument: str) -> FeatureWindow:
         """Return the window of *instrument*; raise ``InvariantBroken`` before it is full."""
-        if not self.attends:
-            raise InvariantBroken(
-                f"The network of {self.model_id} has no attention to explain; look at its features."
-            )
         window = self._windows.get(instrument)
         if window is None or not window.is_full:
             raise self._undecided(instrument)

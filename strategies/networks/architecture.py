@@ -40,7 +40,6 @@ from tracepaper.strategies.attention.reads import Read
 from tracepaper.strategies.errors import (
     AttentionInvalid,
     ConfigInvalid,
-    InvariantBroken,
     shown,
 )
 from tracepaper.strategies.networks.keys import NetworkConfig
@@ -574,14 +573,7 @@ class Network(nn.Module):
         return self.read_out(self.run(x, self._placed(x, positions), None))
 
     def trace(self, x: Tensor, positions: Tensor | None = None) -> Trace:
-        """Forecast as ``forward`` does, and return the trace of its attention.
-
-        Raises ``InvariantBroken`` for a network without attention.
-        """
-        if not self.has_attention:
-            raise InvariantBroken(
-                f"{type(self).__name__} has no attention; use its forecast alone."
-            )
+        """Forecast as ``forward`` does, and return the trace of its attention."""
         trace = Trace()
         trace.outputs = self.read_out(self.run(x, self._placed(x, positions), trace))
         return trace

@@ -118,6 +118,6 @@ async def test_a_daemon_that_ends_early_is_no_end_of_the_race(tmp_path: Path) ->
 
 
 def test_incidents_follow_one_another_before_the_end() -> None:
-    places = [each.at for each in INCIDENTS]
+    places = [at for at, _ in INCIDENTS]
     assert places == sorted(places)
     assert 0 < places[0] < places[-1] < 1

@@ -20,11 +20,10 @@ from tracepaper.strategies.attention.probsparse import (
     MapRead,
     SparseRead,
 )
-from tracepaper.strategies.errors import AttentionInvalid, InvariantBroken
+from tracepaper.strategies.errors import AttentionInvalid
 from tracepaper.strategies.networks.architecture import Network
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
-from tracepaper.strategies.networks.lstm import LstmConfig, LstmNetwork
 
 torch.set_num_threads(1)
 
@@ -266,8 +265,6 @@ def test_options_that_do_not_go_together_are_refused(
         Rollout(**options)
 
 
-def test_networks_and_methods_that_do_not_go_together_are_refused() -> None:
+def test_a_network_and_a_method_that_do_not_go_together_are_refused() -> None:
     with pytest.raises(AttentionInvalid, match="choose rollout"):
         weights_of(network("distilling"), Rollout(fusion="flow"))
-    with pytest.raises(InvariantBroken, match="has no attention"):
-        weights_of(LstmNetwork(LstmConfig(features=5)), Rollout())
