@@ -6,6 +6,7 @@ The rule is docs/decisions.md, G42.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import is_not
 from typing import TYPE_CHECKING, Protocol
 
 from tracepaper.strategies.shortfall import (
@@ -80,13 +81,9 @@ class BookShortfall:
         import numpy as np
 
         known, columns = self._aligned
-        if len(known) != len(returns) or any(map(_differs, known, returns)):
+        if len(known) != len(returns) or any(map(is_not, known, returns)):
             days, columns = common_days(returns), None
             if len(days) >= DAYS_LEAST:
                 columns = [np.array([each[day] for day in days]) for each in returns]
             self._aligned = returns, columns
         return columns
-
-
-def _differs(one: object, other: object) -> bool:
-    return one is not other

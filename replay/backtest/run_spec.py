@@ -392,11 +392,12 @@ def command(consumer: Consumer) -> Callable[[Callable[..., None]], Callable[...,
                     _parameter(parameter.name, parameter.annotation, parameter.default)
                 )
         names = [option.name for option in _options(consumer)]
+        fields = RunSpec.__dataclass_fields__
 
         def run(files: Sequence[str] | None = None, **given: Any) -> None:  # noqa: ANN401 - options
             values = {name: given.pop(name) for name in names}
             values = {
-                name: tuple(value or ()) if _is_repeated(name) else value
+                name: tuple(value or ()) if fields[name].default == () else value
                 for name, value in values.items()
             }
             values["candles"] = (*(files or ()), *values["candles"])
@@ -412,7 +413,3 @@ def command(consumer: Consumer) -> Callable[[Callable[..., None]], Callable[...,
         return run
 
     return of
-
-
-def _is_repeated(name: str) -> bool:
-    return RunSpec.__dataclass_fields__[name].default == ()

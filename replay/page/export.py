@@ -67,7 +67,10 @@ def one_file(
     *blocks* add complete decisions. The policy forbids every load and lists the hash of each script
     and style, so the record's contents cannot run.
     """
-    imports = {f"tracepaper/{name}": _as_url(text) for name, text in modules_of(start).items()}
+    imports = {  # quoting with % is shorter than base64 and readable
+        f"tracepaper/{name}": f"data:text/javascript,{quote(module, safe=_PLAIN)}"
+        for name, module in modules_of(start).items()
+    }
     # Escape every < of a module, so that no markup begins within the script element.
     names = json.dumps({"imports": imports}, separators=(",", ":")).replace("<", "\\u003c")
     run = f'import "tracepaper/{start}";'
@@ -125,11 +128,6 @@ def packed(record: Mapping[str, Any]) -> str:
 
 def _text(name: str) -> str:
     return (ASSETS / name).read_text(encoding="utf-8")
-
-
-def _as_url(module: str) -> str:
-    """Return a ``data:`` URL; quoting with ``%`` is shorter than base64 and readable."""
-    return f"data:text/javascript,{quote(module, safe=_PLAIN)}"
 
 
 def _hash(content: str) -> str:

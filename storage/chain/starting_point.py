@@ -177,13 +177,6 @@ class StartingPoints:
         """Return whether no bar of an instrument can have been pruned."""
         return self.after_prune is None or self._bar(self._first, self._last, key) is None
 
-    def _start_before(self, step: int) -> _Start | None:
-        """Return the start of the model that forecasts at *step*.
-
-        A promoted model starts at its promotion, when another process warmed it up.
-        """
-        return next(self._starts(step), None)
-
     def _starts(self, step: int) -> Iterator[_Start]:
         """Yield the starts and promotions up to *step*, newest first."""
         for at, content in self._connection.execute(_STARTED, (self._run_key, 0, step)).fetchall():
@@ -232,7 +225,8 @@ class StartingPoints:
         """
         keys = [key for key in self._bars if self._oldest(step, key) < step]
         by_steps = [self._back(step, key, self._model_bars) for key in keys]
-        started = self._start_before(step)
+        # A promoted model starts at its promotion, when another process warmed it up.
+        started = next(self._starts(step), None)
         at = -1 if started is None else started.step
         if started is None or all(oldest is not None and oldest > at for oldest in by_steps):
             return [*by_steps], True

@@ -110,10 +110,6 @@ def checked(url: str, needed_by: str) -> str:
         raise ConfigInvalid(f"{needed_by}: {error}.") from None
 
 
-def _is_given(url: str, name: str) -> bool:
-    return any(key == name for key, _ in parse_qsl(urlsplit(url).query))
-
-
 def connect(url: str, *, needed_by: str = "--to") -> Connection:
     """Connect to the server at *url*, an address without a secret.
 
@@ -133,7 +129,7 @@ def connect(url: str, *, needed_by: str = "--to") -> Connection:
     from sqlalchemy.pool import NullPool
 
     given: dict[str, Any] = {}
-    if not _is_given(url, "connect_timeout"):
+    if "connect_timeout" not in dict(parse_qsl(urlsplit(url).query)):
         given["connect_timeout"] = ANSWER_WITHIN_S
     name = f"tracepaper {socket.gethostname()}:{os.getpid()}"
     try:

@@ -103,11 +103,9 @@ def forecasts(
     columns = [map(tuple, figure.tolist()) for figure in figures]
     answers = map(Forecast, repeat(horizons), *columns, repeat(model_id), explained)
     heads = head_forecasts(outputs, sigmas, horizons, levels or {})
-    return list(answers) if heads is None else list(map(_with_heads, answers, heads))
-
-
-def _with_heads(forecast: Forecast, heads: HeadForecasts) -> Forecast:
-    return replace(forecast, heads=heads)
+    if heads is None:
+        return list(answers)
+    return [replace(answer, heads=of) for answer, of in zip(answers, heads, strict=True)]
 
 
 def head_forecasts(

@@ -331,10 +331,6 @@ def _figures(rows: Forecasts, model: str) -> dict[str, Any]:
 # --- the return
 
 
-def _hits(view: MetricView) -> Array:
-    return statistics.hits_of(view["sign"], view.labels["returns"])
-
-
 def _pearson(sums: Array) -> Array:
     n, x, y, xx, yy, xy = sums.T
     spread = (n * xx - x * x) * (n * yy - y * y)
@@ -455,7 +451,7 @@ def rank_correlations(expected: Array, realised: Array) -> Array:
 METRICS: Final = named(
     Metric(
         "sign_accuracy", "Signs predicted right, against always predicting the more frequent sign",
-        ("sign",), _hits,
+        ("sign",), lambda view: statistics.hits_of(view["sign"], view.labels["returns"]),
     ),
     Metric(
         "ic", "Information coefficient", ("score",),
