@@ -199,19 +199,6 @@ def test_orders_end_before_a_position_does() -> None:
     assert not desk.mark(BTC, price - 500).orders, "the position alone is not called there"
 
 
-def test_a_position_is_reduced_to_the_highest_tier_that_does() -> None:
-    desk = Desk(cash="4000", leverage="10")
-    desk.enter(BTC, 30_000)  # 30,000: the third tier
-    filled = desk.mark(BTC, 87_800)  # 26,340 at 2 % less 210: 317, and the fee; 323 are left
-    (reduction,) = liquidations_in(filled)
-    assert reduction[:2] == (BTC, Side.SELL)
-    assert reduction[3] == 87_800, "at the market, not where the balance is used up"
-    assert (30_000 - reduction[2]) * 87_800 <= 20_000 * 10**5 < (30_001 - reduction[2]) * 87_800
-    assert filled.orders[0].reason == f"{CALLED}: reduced to risk tier 2"
-    assert desk.held(BTC) == 30_000 - reduction[2]
-    assert not liquidations_in(desk.mark(BTC, 87_800))
-
-
 def test_a_bar_calls_along_its_path_and_a_nearer_stop_comes_first() -> None:
     shape = {"open_": 100_000, "high": 100_100, "low": 80_000}
     called = Desk(cash="250")
@@ -327,18 +314,6 @@ def test_a_close_at_a_price_that_costs_more_than_there_is_is_a_liquidation() -> 
     assert [liquidation[:3] for liquidation in liquidations_in(filled)] == [(BTC, Side.SELL, 2_000)]
     assert {order.status for order in filled.orders} == {OrderStatus.FILLED, OrderStatus.CANCELED}
     assert 0 <= desk.equity < MONEY_SCALE // 10
-
-
-def test_a_live_feed_is_told_of_the_mark_that_calls_with_the_others_newest() -> None:
-    """BTC has fallen since its last event: each of two marks alone would not be enough."""
-    desk = Desk(cash="400", leverage="10")
-    desk.enter(BTC, 1_000)
-    desk.enter(ETH, 1_000)
-    first, second = Mark(BTC, 80_300, START_MS, START_MS), Mark(ETH, 80_300, START_MS, START_MS)
-    assert not desk.broker.liquidates(first)
-    assert desk.broker.liquidates(second)
-    assert not liquidations_in(desk.mark(BTC, 80_300))
-    assert len(liquidations_in(desk.mark(ETH, 80_300))) == 2
 
 
 # ---------------------------------------------------------------- laws over random sequences

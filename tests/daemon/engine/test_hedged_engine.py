@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from account_laws import check_account, run
-from builders import bar, bars, instrument, present, quote
+from builders import bar, bars, instrument
 from hedged_cases import (
     DRAWN,
     LONG,
@@ -18,7 +18,6 @@ from hedged_cases import (
 )
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.book_fills import BookLevel, BookMoves, pack_moves
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import build_engine
@@ -27,14 +26,10 @@ from tracepaper.strategies.api.strategy import PortfolioStrategy
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken, StrategyFailed
 from tracepaper.strategies.types.decisions import Action, FillModel, OrderRole, OrderStatus, Step
 from tracepaper.strategies.types.market import (
-    BookUpdate,
     CloseStart,
     Command,
     CommandKind,
     Event,
-    Funding,
-    Mark,
-    Side,
 )
 
 ITEM = instrument()
@@ -106,31 +101,6 @@ def test_a_shadow_account_of_the_same_decisions_is_the_run() -> None:
     assert {fill.position_side for step in steps for fill in step.shadows[2].fills} == {LONG, SHORT}
 
 
-def test_a_signal_is_of_the_side_that_it_names_and_flat_of_both_or_one() -> None:
-    engine = scripted(
-        {
-            "1": ["LONG"],
-            "2": ["SHORT"],
-            "4": ["FLAT", "LONG"],
-            "6": ["LONG"],
-            "8": ["FLAT"],
-        }
-    )
-    steps = run(engine, list(bars(12)))
-    held = [(long > 0, short < 0) for long, short in map(sides, steps)]
-    assert held == [
-        (False, False), (False, False), (True, False), (True, True), (True, True), (False, True),
-        (False, True), (True, True), (True, True), (False, False), (False, False), (False, False),
-    ]  # fmt: skip
-    targets = [step.decision.target_quantity for step in steps if step.decision is not None]
-    long, short = sides(steps[3])
-    assert targets[1] == long
-    assert targets[2] == short
-    assert targets[3] == long + short  # HOLD: the sum
-    assert targets[4] == short  # what FLAT of the long side leaves
-    assert targets[8] == 0
-
-
 def test_a_stop_of_one_side_leaves_the_other_and_that_side_waits() -> None:
     says = {"0": ["SHORT"], "1": ["LONG", None, 0.01], "5": ["LONG", None, 0.01]}
     steps = run(scripted(says, horizon=20), list(bars(12, seed=5)))
@@ -143,23 +113,6 @@ def test_a_stop_of_one_side_leaves_the_other_and_that_side_waits() -> None:
         "LONG: closed by its stop; it enters again after another signal"
     )
     assert steps[5].state is not None  # without it a restart would take that for a confirmation
-
-
-def test_a_side_outlives_its_horizon_by_itself() -> None:
-    engine = scripted({"1": ["LONG"], "3": ["SHORT"], "4": ["LONG"]}, horizon=4)
-    steps = run(engine, list(bars(14)))
-    held = [(long > 0, short < 0) for long, short in map(sides, steps)]
-    assert held[7] == (True, True)
-    assert held[8] == (True, False)  # asked for at bar 3, so decided away at bar 7
-    assert held[9] == (False, False)
-    reasons = [o.reason for s in steps for o in s.orders if o.filled and o.side is Side.BUY]
-    assert reasons[-1] == "horizon"
-    decided = steps[7].decision
-    assert decided is not None
-    assert (decided.action, decided.reason) == (Action.FLAT, "horizon")
-    assert decided.target_quantity == sides(steps[7])[0]
-    confirmed = [[shadow.shadow for shadow in step.shadows if shadow.confirmed] for step in steps]
-    assert confirmed[1:5] == [["LONG"], [], ["SHORT"], ["LONG"]]
 
 
 def test_sides_that_end_together_are_not_asked_for_again() -> None:
@@ -177,29 +130,6 @@ def test_sides_that_end_together_are_not_asked_for_again() -> None:
     assert (ended.action, ended.target_quantity) == (held.action, held.target_quantity)
     assert {sides(step) for step in steps[6:]} == {(0, 0)}
     assert not [order for step in steps[7:] for order in step.orders]
-
-
-def test_what_no_quote_filled_is_sent_again_but_not_at_a_bar_that_a_limit_refuses() -> None:
-    says = {"1": ["LONG"], "3": ["SHORT", None, None, 0.6], "5": ["SHORT"]}
-    config = configured(
-        {"says": says, "horizon": 4},
-        of=SCRIPTED,
-        sizing={"mode": "fixed", "quantity": "4"},
-        risk={"max_notional": "70000"},
-        gate={"stale_ms": 10**9},
-    )
-    stream: list[Event] = list(bars(7))
-    shown = (displayed(bar.close, bar.close_time_ms + 500, FillModel.QUOTE) for bar in bars(2))
-    for place, event in enumerate(shown):
-        stream.insert(2 * place + 1, event)
-    decided = [step for step in run(built(config, FillModel.QUOTE), stream) if step.decision]
-    sent = [
-        [order.position_side for order in step.orders if order.status is OrderStatus.ACCEPTED]
-        for step in decided
-    ]
-    assert sent[1:6] == [[LONG], [], [SHORT], [SHORT], [LONG]]
-    refused = present(decided[5].decision)
-    assert (refused.refused_by, refused.reason) == ("risk.notional", "horizon")
 
 
 def test_a_refusal_by_a_gate_of_integrity_leaves_both_sides_as_they_are() -> None:
@@ -266,47 +196,6 @@ def test_orders_of_a_list_open_and_close_the_side_that_they_name() -> None:
         run(unnamed, list(bars(3)))
 
 
-def test_a_side_that_a_mark_reaches_is_liquidated_and_the_other_one_stands() -> None:
-    engine = scripted({"1": ["LONG"], "2": ["SHORT"]})
-    stream = list(bars(8))
-    at_ms = stream[5].close_time_ms
-    events: list[Event] = [
-        *stream[:6],
-        Mark(KEY, stream[5].close * 88 // 100, at_ms, at_ms),
-        *stream[6:],
-    ]
-    steps = run(engine, events)
-    liquidated = steps[6]
-    assert [(f.position_side, f.model) for f in liquidated.fills] == [(LONG, FillModel.LIQUIDATION)]
-    assert sides(liquidated)[0] == 0 > sides(liquidated)[1]
-    margin = steps[5].shadows[0].position.margin
-    lost = steps[5].account.cash - liquidated.account.cash
-    assert 0 < lost <= margin
-
-
-def displayed(close: int, at_ms: int, model: FillModel) -> Event:
-    """Return a quote, or a book of one level, that shows 4,000 around *close*."""
-    if model is FillModel.QUOTE:
-        return quote(close - 5, close + 5, at_ms=at_ms, size=4_000)
-    bids, asks = ((BookLevel(close + off, 4_000, at_ms),) for off in (-5, 5))
-    moves = pack_moves(BookMoves((), bids, asks))
-    return BookUpdate(KEY, "", at_ms, is_sampled=False, books=moves, market_ms=at_ms, seen_ms=at_ms)
-
-
-@pytest.mark.parametrize("model", [FillModel.QUOTE, FillModel.BOOK])
-def test_what_the_market_shows_is_shared_by_both_sides(model: FillModel) -> None:
-    listed = [{"side": "BUY", "of": side, "quantity": 3} for side in ("LONG", "SHORT")]
-    engine = built(
-        configured({"says": {"1": ["SHORT"], "3": ["ORDERS", listed]}}, of=SCRIPTED), model
-    )
-    events: list[Event] = []
-    for candle in bars(8):
-        events += [candle, displayed(candle.close, candle.close_time_ms + 500, model)]
-    steps = run(engine, events)
-    fills = steps[7].fills
-    assert [(f.position_side, f.quantity) for f in fills] == [(LONG, 3_000), (SHORT, 1_000)]
-
-
 def test_an_account_is_engaged_in_what_both_sides_hold_alike() -> None:
     """The net is 0, but both sides must still be valued."""
     sizing = {"mode": "fixed", "quantity": "1"}
@@ -318,36 +207,6 @@ def test_an_account_is_engaged_in_what_both_sides_hold_alike() -> None:
     held, engaged = zip(*states, strict=True)
     assert held == (0, 0, 0, 1_000, 0, 0, 0, 0)
     assert engaged == (False, False, True, True, True, True, True, False)
-
-
-def test_the_side_that_receives_funding_is_settled_first() -> None:
-    """Its receipt covers the payment of the other side before any margin does."""
-    account = {"cash": "8900", "leverage": "10"}
-    engine = scripted({"1": ["LONG"], "2": ["SHORT"]}, account=account)
-    stream = list(bars(6))
-    events: list[Event] = [*stream, Funding(KEY, 5 * 10**8, stream[5].close_time_ms, 0)]
-    steps: list[Step] = []
-    for event in events:
-        steps.append(engine.step(event, None))
-        check_account(engine.broker.account)
-    before, after = steps[-2].shadows, steps[-1].shadows
-    assert [shadow.position.margin for shadow in before] == [
-        shadow.position.margin for shadow in after
-    ]
-    assert after[0].position.funding_paid > 0 > after[1].position.funding_paid
-
-
-def test_the_margin_of_one_side_leaves_less_for_the_other() -> None:
-    engine = scripted({"1": ["LONG"], "3": ["SHORT"]}, account={"cash": "6000"})
-    steps: list[Step] = []
-    for candle in bars(6):
-        steps.append(engine.step(candle, None))
-        check_account(engine.broker.account)
-    refused = steps[3].decision
-    assert refused is not None
-    assert refused.unfilled_reason == "SHORT: the available balance does not cover its margin"
-    long, short = sides(steps[-1])
-    assert long > -short > 0
 
 
 def test_a_fill_that_would_turn_a_side_is_a_bug_that_ends_the_run() -> None:

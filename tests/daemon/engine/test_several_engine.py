@@ -19,12 +19,10 @@ from several_strategies import (
     SCRIPTED,
     configured,
     crossed_in,
-    fills_of,
 )
 
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.instrument_state import NO_EQUITY
 from tracepaper.daemon.session.build import build_engine, resolved
 from tracepaper.strategies.api.context import BarContext, Orders, Signal
 from tracepaper.strategies.api.strategy import PortfolioStrategy
@@ -44,7 +42,6 @@ from tracepaper.strategies.types.market import (
     CorporateAction,
     CorporateActionKind,
     Event,
-    Quote,
 )
 
 MINUTE = 60_000
@@ -90,47 +87,6 @@ def test_a_measure_that_moves_is_that_of_each_bar_though_its_verdict_stays() -> 
         ]
     assert matches.count(True) > 50
     assert all(matches[-20:])
-
-
-def test_opposing_parts_cross_at_the_close_without_fee() -> None:
-    steps = run(built(configured()), walk(5))
-    crossings = [(step, crossed_in(step)) for step in steps if crossed_in(step)]
-    assert len(crossings) > 3
-    for step, parts in crossings:
-        assert isinstance(step.event, Bar)
-        assert {(fill.price, fill.fee) for _, fill in parts} == {(step.event.close, 0)}
-
-
-def test_where_quotes_fill_they_cross_at_the_mid() -> None:
-    engine = built(configured(execution={"fill_within_ms": MINUTE}), FillModel.QUOTE)
-    newest = 0
-    count = 0
-    for event in walk(5, quotes=True):
-        step = engine.step(event, None)
-        if isinstance(event, Quote):
-            newest = (event.bid + event.ask) // 2
-        for _, fill in crossed_in(step):
-            assert fill.price == newest
-            count += 1
-    assert count > 3
-
-
-def test_a_protective_order_belongs_to_its_strategy_and_trades_its_part() -> None:
-    engine = built(configured())
-    steps = run(engine, walk(7, 200))
-    roles = {OrderRole.STOP, OrderRole.TARGET}
-    filled = [
-        (step, order)
-        for step in steps
-        for order in step.orders
-        if order.role in roles and order.status is OrderStatus.FILLED
-    ]
-    assert {order.owner for _, order in filled} == {"a", "b", "c"}
-    for step, order in filled:
-        (name,) = {name for name, fill in fills_of(step) if fill.order_id == order.order_id}
-        assert name == order.owner
-    ids = [order.order_id for step in steps for order in step.orders if order.role in roles]
-    assert len({order_id.partition("-")[2] for order_id in ids}) >= 3  # of each strategy its own
 
 
 def test_a_strategy_that_fails_is_set_aside_and_closed_and_the_rest_goes_on() -> None:
@@ -181,26 +137,6 @@ def test_a_portfolio_that_fails_is_set_aside_as_any_strategy_is() -> None:
     ]
 
 
-def test_a_strategy_without_equity_is_closed() -> None:
-    config = configured(
-        of=(DRAWN, DRAWN, DRAWN),
-        account={"cash": "1000"},
-        sizing={"mode": "notional", "notional": "300000"},
-    )
-    engine = built(config)
-    for event in walk(5, 400):
-        engine.step(event, None)
-        check_account(engine.broker.account)
-    empty = [
-        name for name, owner in engine.broker.account.owners.items() if owner.balance().equity <= 0
-    ]
-    assert empty
-    for member in engine.members:
-        if member.name in empty:
-            assert member.closed == NO_EQUITY
-            assert engine.broker.account.owners[member.name].held(ITEM.id) == 0
-
-
 @pytest.mark.parametrize("reset", ["day", "week", "month"])
 def test_shares_are_given_anew_at_the_first_close_of_a_period(reset: str) -> None:
     spans = {"day": 24 * 60, "week": 7 * 24 * 60, "month": 31 * 24 * 60}
@@ -231,32 +167,6 @@ def test_shares_are_given_anew_at_the_first_close_of_a_period(reset: str) -> Non
 def _moved(bar: Bar, open_ms: int) -> Bar:
     end = open_ms + MINUTE
     return replace(bar, open_time_ms=open_ms, market_ms=end, seen_ms=end)
-
-
-def test_flatten_closes_the_account_and_what_opposes_crosses_at_the_next_close() -> None:
-    engine = built(configured())
-    events = walk(5, 80)
-    at = 0
-    for at, event in enumerate(events):
-        engine.step(event, None)
-        held = [part.held(ITEM.id) for part in engine.broker.account.owners.values()]
-        if at > 20 and min(held) < 0 < max(held) and sum(held) != 0:
-            break
-    now = events[at].market_ms
-    engine.step(Command(CommandKind.FLATTEN, "", now, now), None)
-    check_account(engine.broker.account)
-    (closing,) = [event for event in events[at + 1 :] if isinstance(event, Bar)][:1]
-    side = "SELL" if sum(held) > 0 else "BUY"
-    step = engine.step(closing, None)
-    check_account(engine.broker.account)
-    of_net = [(name, fill) for name, fill in fills_of(step) if fill.model is not FillModel.CROSSED]
-    assert {name for name, _ in of_net} == {
-        name for name, part in zip("abc", held, strict=True) if part * sum(held) > 0
-    }
-    assert {fill.side.value for _, fill in of_net} == {side}
-    assert crossed_in(step)
-    assert [part.held(ITEM.id) for part in engine.broker.account.owners.values()] == [0, 0, 0]
-    assert engine.broker.account.held(ITEM.id) == 0
 
 
 def test_a_stop_that_comes_before_its_entry_is_whole_leaves_what_others_wait_for() -> None:
@@ -386,24 +296,6 @@ def hedged(
         execution={"fill_within_ms": 60 * MINUTE},
     )  # fmt: skip
     return built(config, model)
-
-
-def test_in_hedge_mode_the_sides_of_two_stand_together_and_each_crosses_by_itself() -> None:
-    says = {"0": ["LONG"], "3": ["FLAT"]}, {"0": ["SHORT"], "3": ["LONG"]}
-    engine = hedged(*says)
-    steps = run(engine, list(bars(6)))
-    sides = [[shadow.position.quantity for shadow in step.shadows[:2]] for step in steps]
-    assert sides == [[0, 0], *[[400, -400]] * 5]
-    assert [sorted(fill.side for fill in step.fills) for step in steps[:3]] == [
-        [], ["BUY", "SELL"], [],
-    ]  # fmt: skip
-    (sold, bought) = crossed_in(steps[3])
-    assert {sold[0]: sold[1].side, bought[0]: bought[1].side} == {"a": "SELL", "b": "BUY"}
-    assert {fill.position_side for _, fill in (sold, bought)} == {"LONG"}
-    assert not any(step.fills for step in steps[3:])
-    owned = [owner.position(ITEM.id).quantity for owner in engine.broker.account.owners.values()]
-    assert owned == [0, 0]  # b holds both sides
-    assert [share.held(ITEM.id) for share in engine.broker.account.shares] == [0, 0, 400, -400]
 
 
 def test_in_hedge_mode_a_limit_counts_both_sides_of_all_and_refuses_no_exit() -> None:

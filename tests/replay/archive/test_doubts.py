@@ -72,7 +72,6 @@ def steps(*lengths: int) -> list[int]:
     return (np.cumsum([0, *lengths]) * MINUTE + START).tolist()
 
 
-ONES = [[1, 1, 1, 1, 1]] * 300
 CASES = {
     # ---- the order of columns against prices
     "names against prices": Case(

@@ -560,7 +560,6 @@ def test_a_bar_that_a_sessions_end_cuts_short_has_no_row_of_later(tmp_path: Path
 TWO_DAYS = 2 * DAY_BARS
 MINUTES = START_MS + MINUTE_MS * np.arange(100, TWO_DAYS, 7)
 VALUES = np.random.default_rng(3).normal(size=(len(MINUTES), 2))
-OF_CARD = CovariateScale(("heat", "mood"), (40.0, 50.0), (6.0, 7.0))
 
 
 def minute(bar: int) -> int:
