@@ -12,10 +12,12 @@ import pytest
 from edges import COINS, Told, Tossed, run_of, walks
 from exchange_client import candles as made_candles
 from killed_replays import killed
+from msgspec import structs
 from pages import said_in
 from recordings import copied
 from scenarios import SCENARIOS
 from storage_cases import prune
+from test_recovery import Process, configured, events
 
 from tracepaper import Action, Signal, Strategy, buy, sell
 from tracepaper.daemon.cli import invoke
@@ -39,6 +41,8 @@ from tracepaper.replay.run_columns import RunColumns
 from tracepaper.storage.database.reader import Reader, resolve
 from tracepaper.strategies.api.context import BarContext, Orders
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.types.decisions import FillModel
+from tracepaper.strategies.types.market import Quote
 
 ROOT = "impact by the root"
 
@@ -180,6 +184,26 @@ def test_a_pruned_run_and_a_run_in_progress_answer(
         tmp_path, monkeypatch, bars=40,
     )  # fmt: skip
     assert len(capacity(cut, last(cut)).sizes) == 1 + len(SIZES)
+
+
+def test_a_run_by_quotes_pays_beyond_what_they_show(tmp_path: Path) -> None:
+    path = tmp_path / "live.db"
+    config = configured("sma_cross", FillModel.QUOTE)
+    shown = [
+        structs.replace(event, bid_size=3_000, ask_size=3_000)
+        if isinstance(event, Quote)
+        else event
+        for event in events(60, quotes=True)
+    ]
+    Process(path, config, FillModel.QUOTE).through(shown)
+    result = capacity(path, last(path), impact_bp=Decimal(50))
+    free, same, *larger = result.sizes
+    assert free.fills
+    assert same.profit == free.profit  # each order is within the shown size
+    assert larger[-1].profit is not None
+    assert free.profit is not None
+    assert larger[-1].profit < 1_024 * free.profit
+    assert result.held_back == []
 
 
 def test_money_and_sizes_are_multiplied_wherever_they_stand() -> None:
