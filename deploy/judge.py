@@ -194,9 +194,9 @@ def read_proof(given: Mapping[str, Any]) -> tuple[Note, dict[str, Any]]:
         raise Refused("The rows are not in the log: they, or the proof, were changed.")
     if rows["kind"] == "commit" and "opened" not in rows:
         raise Refused("The proof does not show the commit that opened the run.")
-    for name, said in given["says"].items():
-        if name not in rows or rows[name] != said:
-            raise Refused(f"The proof says {name} {said!r}, and its rows say {rows.get(name)!r}.")
+    for name, value in given["says"].items():
+        if name not in rows or rows[name] != value:
+            raise Refused(f"The proof says {name} {value!r}, and its rows say {rows.get(name)!r}.")
     return note, rows
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -63,14 +64,14 @@ def key(
 
     path = witness_folder(database_path(db, config)) if witness is None else witness
     if witness is not None:
-        made = make_key(witness, origin, COSIGNED)
+        public = make_key(witness, origin, COSIGNED)
     elif not origin:
-        made = read_key(path / "key", PLAIN).key
+        public = read_key(path / "key", PLAIN).key
     else:
         if end:
             WitnessLog(database_path(db, config)).end("its operator ended it")
-        made = WitnessLog.create(database_path(db, config), origin)
-    return CommandAnswer({"key": key_text(made), "path": str(path)}, key_text(made))
+        public = WitnessLog.create(database_path(db, config), origin)
+    return CommandAnswer({"key": key_text(public), "path": str(path)}, key_text(public))
 
 
 @app.command()
@@ -109,31 +110,27 @@ def attest(
     config: ConfigOption = None,
 ) -> CommandAnswer:
     """Print the proof of one decision, or of the whole run until its newest dated commit."""
-    path, run_id = located(run, db, config)
-    proof = _proof(path, run_id, sequence)
     import json
 
-    return CommandAnswer(proof, json.dumps(proof, separators=(",", ":"), ensure_ascii=False))
-
-
-def _proof(path: Path, run_id: str, sequence: int | None) -> dict[str, Any]:
     from tracepaper.storage.database.reader import Reader
     from tracepaper.storage.witness.log import WitnessLog
 
+    path, run_id = located(run, db, config)
     log = WitnessLog(path)
     with Reader.open(path) as reader:
         number = reader.stored_run(run_id).run_key
         if sequence is not None:
-            return log.prove(reader.connection, number, sequence, kind="decision")
-        dated = log.notes[-1][0] if log.notes else 0
-        ends = [
-            leaf[2]
-            for leaf, _ in zip(log.leaves(), range(dated), strict=False)
-            if leaf[0] == number
-        ]
-        if not ends:
-            raise DataInvalid(f"No witness has dated run {run_id} yet; `witness status` shows why.")
-        return log.prove(reader.connection, number, 0, ends[-1], kind="commit")
+            steps, kind = [sequence], "decision"
+        else:
+            dated = islice(log.leaves(), log.notes[-1][0] if log.notes else 0)
+            ends = [last for run_number, _, last, _ in dated if run_number == number]
+            if not ends:
+                raise DataInvalid(
+                    f"No witness has dated run {run_id} yet; `witness status` shows why."
+                )
+            steps, kind = [0, ends[-1]], "commit"
+        proof = log.prove(reader.connection, number, *steps, kind=kind)
+    return CommandAnswer(proof, json.dumps(proof, separators=(",", ":"), ensure_ascii=False))
 
 
 @app.command()

@@ -174,18 +174,20 @@ class Witnessing(Companion):
                 status, text = await self._send(f"{url}/add-checkpoint", body)
                 if status == 200:
                     return await self._worker.submit(self._checked, url, note, text)
-                known = int(text) if status == 409 else size
-                is_history = status == 422 or known > size or (status == 409 and known == old)
+                their_size = int(text) if status == 409 else size
+                is_stuck = status == 409 and their_size == old
+                is_history = status == 422 or their_size > size or is_stuck
                 fault = f"{url} answers {status}"
                 if is_history:
                     fault = (
-                        f"{url} knows another history of this log, of {known} leaves, and ours has "
-                        f"{size}: an older copy was put back, or the key is used twice; nothing is "
-                        "signed over it (`tracepaper witness key --end` begins another log)"
+                        f"{url} knows another history of this log, of {their_size} leaves, and "
+                        f"ours has {size}: an older copy was put back, or the key is used twice; "
+                        "nothing is signed over it (`tracepaper witness key --end` begins another "
+                        "log)"
                     )
                 if is_history or status != 409:
                     break
-                old = known
+                old = their_size
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             fault = f"{url} does not answer ({type(error).__name__})"
         self._faults[url] = fault

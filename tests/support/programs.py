@@ -31,12 +31,17 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**kept, **plain, **(extra or {})}
 
 
-def interpreter_with(requirements: Sequence[str], folder: Path) -> Path:
-    """Return the interpreter of the environment in *folder*, made where it lacks *requirements*."""
+def interpreter_with(
+    requirements: Sequence[str], folder: Path, python_of: str = sys.executable
+) -> Path:
+    """Return the interpreter of the environment in *folder*, made where it lacks *requirements*.
+
+    It is an environment of the interpreter *python_of*.
+    """
     python, stamp = folder / "bin" / "python", folder / "installed"
     wanted = "\n".join(requirements)
     if not stamp.exists() or stamp.read_text() != wanted:
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+        subprocess.run([python_of, "-m", "venv", "--clear", str(folder)], check=True)
         pip = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
         subprocess.run([*pip, *requirements], check=True)
         stamp.write_text(wanted)
