@@ -111,8 +111,14 @@ def test_our_witness_cosigns_their_log(python: Path, tmp_path: Path) -> None:
         assert theirs.stdout is not None
         log = theirs.stdout.readline().strip()
         assert NoteKey.parse(log).name == ORIGIN
-        ours = [Path(sys.prefix) / "bin" / "tracepaper", "witness", "serve", "--port", "8799"]
-        options = ["--key", tmp_path / "w1", "--log", log]
-        with announced(*ours, *options, cwd=tmp_path) as (_, url):
+        ours: list[str | Path] = [
+            Path(sys.prefix) / "bin" / "tracepaper",
+            "witness",
+            "serve",
+            "--port",
+            "8799",
+        ]
+        ours += ["--key", tmp_path / "w1", "--log", log]
+        with announced(*ours, cwd=tmp_path) as (_, url):
             output, _ = theirs.communicate(f"{url} {key_text(witness)}\n", deadline_s(60))
     assert json.loads(output) == {"verified": 2}
