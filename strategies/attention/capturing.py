@@ -31,9 +31,15 @@ from tracepaper.strategies.attention.handwritten import (
     matrix_read,
 )
 from tracepaper.strategies.attention.layer import Layer
-from tracepaper.strategies.attention.masks import Mask, check_tensor
+from tracepaper.strategies.attention.masks import Mask, check_tensor, shown_table
 from tracepaper.strategies.attention.methods import PLAIN, AttendedTokens, Rollout, rollout
-from tracepaper.strategies.attention.passage_shares import Passages, Span, passages
+from tracepaper.strategies.attention.passage_shares import (
+    SOURCE,
+    TARGET,
+    Passages,
+    Span,
+    passages,
+)
 from tracepaper.strategies.attention.reads import MatrixRead
 from tracepaper.strategies.attention.replacing import (
     EAGER,
@@ -49,9 +55,6 @@ _HELP: Final = (
     "F.scaled_dot_product_attention, or give a rollout the reads of your hooks: "
     "Layer.of(query, key, value, mask) or MatrixRead(matrices)"
 )
-_TWO_SEQUENCES: Final = (
-    "One sequence reads another here; capture the part that reads itself, such as model.encoder."
-)
 _FLASH: Final = SDPBackend.FLASH_ATTENTION.value
 _TOLERANCE: Final = {torch.float64: 1e-5, torch.float32: 1e-5}
 """How closely a layer must reproduce a formula's output, by type; half types: 1e-2."""
@@ -63,6 +66,7 @@ class _ModuleCall:
 
     name: str
     tokens: Tensor | None
+    reads_source: bool = False  # the keys are those of another sequence
 
 
 class _Call(NamedTuple):
@@ -71,22 +75,21 @@ class _Call(NamedTuple):
     layer: Layer | MatrixRead
     output: Tensor
     is_transposed: bool = False  # the output is [batch, query, head, dim]
-    module: _ModuleCall | None = None  # that wrote it out
+    module: _ModuleCall | None = None  # that attended
 
 
 class capture:  # noqa: N801 - it is called as a function is
     """Capture every attention of *model*, or of all models, inside the ``with`` block.
 
     With a *model*, each of its calls starts a new capture, and calls that extend one cache are
-    joined. *backward* keeps the graph for :meth:`gradient`. Raises ``AttentionInvalid`` for
+    joined. Of an encoder and a decoder, the tokens that are read are the stream ``source`` and
+    those that are written ``target``. *backward* keeps the graph for :meth:`gradient`. Raises ``AttentionInvalid`` for
     attention with dropout, and at the end of the block if nothing was captured.
     """
 
     def __init__(self, model: nn.Module | None = None, *, backward: bool = False) -> None:
         if model is not None:
             check_module(model)
-        if model is not None and _has_decoder(model):
-            raise AttentionInvalid(_TWO_SEQUENCES)
         self.missed: list[str] = []
         """Modules of attention that ran and were not captured."""
         self.skipped: list[str] = []
@@ -111,7 +114,9 @@ class capture:  # noqa: N801 - it is called as a function is
         def without_weights(query: Tensor, key: Tensor, *args: Any, **options: Any) -> Any:
             given = HEADS.bind(query, key, *args, **options).arguments
             if self._is_running and query.data_ptr() != key.data_ptr():
-                raise AttentionInvalid(_TWO_SEQUENCES)
+                if not self._running:
+                    raise AttentionInvalid("One sequence reads another; give capture the model.")
+                self._running[-1] = replace(self._running[-1], reads_source=True)
             if self._is_running and (given["bias_k"] is not None or given["add_zero_attn"]):
                 raise AttentionInvalid(
                     "This attention has a key that is no token (add_bias_kv, add_zero_attn), so a "
@@ -161,7 +166,7 @@ class capture:  # noqa: N801 - it is called as a function is
             )
         if not self._calls or not self._calls[-1]:
             raise AttentionInvalid(f"No attention was captured{self._cause('')}; {_HELP}.")
-        return _joined([[call.layer for call in calls] for calls in self._calls])
+        return _joined([_by_stream(calls) for calls in self._calls])
 
     @property
     def _layers(self) -> list[Layer]:
@@ -184,6 +189,8 @@ class capture:  # noqa: N801 - it is called as a function is
         """Return the rollout of *queries* of the top layer; negative ones count from the end."""
         reads = self.reads
         tokens, count = reads[-1].shape[3], reads[-1].shape[2]
+        if reads[-1].target == TARGET:
+            return rollout(reads, check_rows(queries, count, from_end=True), method)
         others = {read.shape[2:] for read in reads[:-1]}
         if len({read.shape[0] for read in reads}) > 1:
             raise AttentionInvalid(
@@ -212,6 +219,7 @@ class capture:  # noqa: N801 - it is called as a function is
     ) -> Passages:
         """Return every token's shares by the passages *spans*, sets of token positions.
 
+        Of an encoder and a decoder they are the source's, and what is written is ``target``.
         *special* tokens and those where *attention_mask* [batch, token] is 0 stand apart. Raises
         ``AttentionInvalid`` for passages that are empty, overlap or are out of range.
         """
@@ -261,17 +269,27 @@ class capture:  # noqa: N801 - it is called as a function is
 
     def _watch(self, model: nn.Module) -> None:
         """Start a new capture at each call of *model*, and find attention that is not captured."""
+        started: list[nn.Module] = []
 
-        def starts(*_: object) -> None:
-            self._calls.append([])
-            self._running.clear()
-            self._is_running = True
+        def starts(module: nn.Module, _: object) -> None:
+            if module is model or not started:
+                self._calls.append([])
+                self._running.clear()
+                self._is_running = True
+                started.append(module)
 
-        def ends(*_: object) -> None:
-            self._is_running = False
+        def ends(module: nn.Module, *_: object) -> None:
+            if started and started[-1] is module:
+                started.pop()
+                self._is_running = bool(started)
 
-        self._stack.callback(model.register_forward_pre_hook(starts).remove)
-        self._stack.callback(model.register_forward_hook(ends, always_call=True).remove)
+        # A generation calls the encoder by itself before the model.
+        encoders = [
+            part for name, part in model.named_modules() if name.split(".")[-1] == "encoder"
+        ]
+        for module in (model, *encoders):
+            self._stack.callback(module.register_forward_pre_hook(starts).remove)
+            self._stack.callback(module.register_forward_hook(ends, always_call=True).remove)
         named = {
             name: module
             for name, module in model.named_modules()
@@ -310,7 +328,10 @@ class capture:  # noqa: N801 - it is called as a function is
 
         def enters(_module: nn.Module, args: Any, options: Any) -> None:
             given = [x for x in (*args, *options.values()) if isinstance(x, Tensor)]
-            self._running.append(_ModuleCall(name, given[0] if given else None))
+            tokens = given[0] if given else None
+            # Hugging Face names the other sequence so; torch's own modules are told by their keys.
+            is_cross = options.get("key_value_states") is not None
+            self._running.append(_ModuleCall(name, tokens, is_cross))
 
         def leaves(*_: object) -> None:
             if self._running:
@@ -372,7 +393,8 @@ class capture:  # noqa: N801 - it is called as a function is
         if not self._calls:
             self._calls.append([])
         kept = output if self._backward else output.detach()
-        self._calls[-1].append(_Call(layer, kept, is_transposed=is_transposed))
+        module = self._running[-1] if self._running else None
+        self._calls[-1].append(_Call(layer, kept, is_transposed=is_transposed, module=module))
         self._attentions += 1
 
     def _attend(
@@ -453,15 +475,23 @@ class capture:  # noqa: N801 - it is called as a function is
         return attended
 
 
-def _has_decoder(model: nn.Module) -> bool:
-    """Return whether *model* has the decoder of a Hugging Face encoder–decoder.
+def _by_stream(calls: Sequence[_Call]) -> list[Layer | MatrixRead]:
+    """Return the reads of *calls*, of an encoder and a decoder with the streams that they join.
 
-    Its encoder has the same configuration, so the parts tell.
+    The encoder attends before its decoder, whose first layer reads itself before the source.
     """
-    return getattr(getattr(model, "config", None), "is_encoder_decoder", False) and any(
-        getattr(part, "is_decoder", False) or "Decoder" in type(part).__name__
-        for part in model.modules()
-    )
+    crosses = [call.module is not None and call.module.reads_source for call in calls]
+    if True not in crosses:
+        return [call.layer for call in calls]
+    begins = max(0, crosses.index(True) - 1)
+    return [
+        replace(
+            call.layer,
+            target=SOURCE if place < begins else TARGET,
+            source=TARGET if place >= begins and not is_cross else SOURCE,
+        )
+        for place, (call, is_cross) in enumerate(zip(calls, crosses, strict=True))
+    ]
 
 
 def _require_no_dropout(share: float) -> None:
@@ -556,9 +586,13 @@ def _joined(calls: Sequence[Sequence[Layer | MatrixRead]]) -> list[Layer | Matri
             break
         parts.insert(0, list(call))
         queries, keys = call[0].shape[2:]
-    if len(parts) == 1 or queries != keys:
-        return [*last]
-    return [_lengthened(steps) for steps in zip(*parts, strict=True)]
+    if len(parts) > 1 and queries == keys:
+        last = [_lengthened(steps) for steps in zip(*parts, strict=True)]
+    before = layers[: len(layers) - len(parts)]
+    if before and last[0].target == TARGET and before[-1][0].target != TARGET:
+        encoded = [replace(layer, target=SOURCE, source=SOURCE) for layer in before[-1]]
+        return [*encoded, *last]
+    return [*last]
 
 
 def _is_before(layer: Layer, following: Layer) -> bool:
@@ -574,9 +608,29 @@ def _is_before(layer: Layer, following: Layer) -> bool:
 def _lengthened(parts: Sequence[Layer]) -> Layer:
     """Return one layer over the queries of all steps over one cache."""
     first, last = parts[0], parts[-1]
+    is_stored = last.source != last.target or any(part.mask.dense is not None for part in parts)
     return replace(
         last,
         query=torch.cat([part.query for part in parts], dim=2),
         logsumexp=torch.cat([part.logsumexp for part in parts], dim=2),
-        mask=Mask(causal=True, before=first.mask.before, starts=first.mask.starts),
+        mask=_stored_mask(parts)
+        if is_stored
+        else Mask(causal=True, before=first.mask.before, starts=first.mask.starts),
     )
+
+
+def _stored_mask(parts: Sequence[Layer]) -> Mask:
+    """Return the mask of all steps from what each adds to its scores."""
+    tables = []
+    keys = parts[-1].shape[3]
+    for part in parts:
+        queries, count = part.shape[2:]
+        table = part.mask.dense
+        if table is None:
+            table = shown_table(part.mask, queries, count, part.query.device)[:, None]
+        if table.dtype == torch.bool:
+            table = part.query.new_zeros(table.shape).masked_fill_(~table, -torch.inf)
+        table = table.expand(part.shape[0], -1, queries, count)
+        tables.append(functional.pad(table, (0, keys - count), value=-torch.inf))
+    heads = max(table.shape[1] for table in tables)
+    return Mask.from_dense(torch.cat([t.expand(-1, heads, -1, -1) for t in tables], dim=2))

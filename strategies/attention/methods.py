@@ -480,27 +480,30 @@ def mean_of_all_rows(
     shares: Tensor,
     rho: float,
     *,
+    own: Tensor | None = None,
     bars: tuple[int, int, int | None] = (1, 0, None),
     backend: str = "auto",
 ) -> Tensor:
-    """Return ``ρ·R + (1-ρ)·Σ_h shares_h A_h·R``, a tile of all heads at a time.
+    """Return ``ρ·Q + (1-ρ)·Σ_h shares_h A_h·R``, a tile of all heads at a time.
 
-    R are *values* [batch, time, column]. A row that sees nothing keeps its own; the share of a sink
-    is dropped. *bars* are the length of a bucket, the bars before the first, and how far a row can
+    R are *values* [batch, key, column], and Q are *own* [batch, query, column], by default the
+    same. A row that sees nothing keeps its own; the share of a sink is dropped. *bars* are the length of a bucket, the bars before the first, and how far a row can
     reach, None without a limit.
     """
     operand = layer.operand
     shares = (1.0 - rho) * shares.to(values.dtype)
     tolerance = mass_tolerance(operand.kind, layer.largest)
     is_plain = layer.mask.kind is not MaskKind.OTHER and layer.lost is None
+    is_plain = is_plain and layer.source == layer.target
     loops = compiled.choose(operand) if backend == "auto" and is_plain else None
+    own = values if own is None else own
     if loops is not None and operand.group == 1 and operand.softcap is None:
         mixed, masses = compiled.bucket_rows(operand, values, shares, rho, loops)
         check_mass(masses, tolerance)
         return mixed
-    result = rho * values
+    result = rho * own
     if layer.blind is not None:
-        result += torch.einsum("h,bhq->bq", shares, layer.blind.to(shares))[..., None] * values
+        result += torch.einsum("h,bhq->bq", shares, layer.blind.to(shares))[..., None] * own
     mass = values.new_zeros(layer.shape[:3]) if layer.lost is None else layer.lost.clone()
     for tile in operand.entries(whole=True):
         mass[tile.batch, :, tile.rows] += tile.values.sum(dim=-1)

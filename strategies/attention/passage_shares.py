@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 OTHER: Final = "other"
 SPECIAL: Final = "special"
 PADDING: Final = "padding"
+SOURCE: Final = "source"
+TARGET: Final = "target"
+"""The streams of an encoder and a decoder: what is read, and what is written."""
 Span = range | slice | Sequence[int]
 
 
@@ -49,7 +52,7 @@ class Passages:
     """Every token's shares by passage."""
 
     names: tuple[str, ...]
-    """The passages as given, then ``special``, ``padding`` and ``other`` where there are any."""
+    """As given, then ``special``, ``padding``, ``other`` and ``target`` where there are any."""
     shares: Tensor
     """[batch, token, passage]; a row sums to 1."""
     l1_error: Tensor
@@ -84,6 +87,11 @@ class Passages:
         masked for all other tokens; positions stay. It runs 2 + *spans* times. Spans hold no
         special token and no padding. Raises ``AttentionInvalid`` if fewer than two fit.
         """
+        if self.names[-1] == TARGET:
+            raise AttentionInvalid(
+                "Only a sequence that reads itself is hidden from; call the model again with an "
+                "attention_mask that is 0 at the passage, and compare."
+            )
         labels = self._labels[0]
         if not bool((self._labels == labels).all()):
             raise AttentionInvalid("The passages differ by sequence; capture one sequence.")
@@ -129,8 +137,10 @@ def passages(
 ) -> Passages:
     """Return every token's rollout summed by the passages *spans*, sets of token positions.
 
-    The *layers* have as many queries as keys; their heads are fused by the mean. *special* tokens
-    and those where *attention_mask* [batch, token] is 0 stand apart; the rest is ``other``.
+    The *layers* have as many queries as keys, or are an encoder's and a decoder's, with spans of
+    the source; their heads are fused by the mean. *special* tokens and those where
+    *attention_mask* [batch, token] is 0 stand apart; the rest is ``other``, and the decoder's own
+    tokens are ``target``.
     ``without`` needs the *model* if it attends by eager formulas. Raises ``AttentionInvalid`` for
     passages that are empty, overlap or are out of range.
     """
@@ -138,24 +148,38 @@ def passages(
         raise AttentionInvalid(
             "Passages are rolled out by the heads' mean without discarding; use rollout."
         )
-    batch, heads, time, _ = layers[0].shape
-    if any(layer.shape != (batch, heads, time, time) for layer in layers):
-        raise AttentionInvalid(
-            "Passages need layers of one batch, with as many heads, and as many queries as keys; "
-            "capture the whole generation in one block."
-        )
+    batch, heads, _, time = layers[0].shape
+    tokens = {layer.target: layer.shape[2] for layer in layers} | {layers[0].source: time}
+    for layer in layers:
+        shape = (batch, heads, tokens[layer.target], tokens.get(layer.source))
+        if layer.shape != shape:
+            raise AttentionInvalid(
+                "Passages need layers of one batch, with as many heads, and as many queries as "
+                "keys; capture the whole generation in one block."
+            )
     names, labels = _labelled(spans, special, attention_mask, batch, time)
     labels = labels.to(layers[0].query.device)
+    read, written = layers[0].source, layers[-1].target
+    if written != read:
+        names = (*names, TARGET)
     used = range(check_start(method.start_layer, len(layers)), len(layers))
     shares = check_shares(method.head_weights, (len(layers), heads), like=layers[0].logsumexp)
 
     def rolled(layers: Sequence[Layer]) -> Tensor:
-        values = torch.nn.functional.one_hot(labels, len(names)).to(layers[0].operand.kind)
+        kind = layers[0].operand.kind
+        held = {read: torch.nn.functional.one_hot(labels, len(names)).to(kind)}
+        if written != read:
+            held[written] = held[read].new_zeros(batch, tokens[written], len(names))
+            held[written][..., -1] = 1.0
         for number in used:
             layer = layers[number]
-            below = values.to(layer.operand.kind)
-            values = mean_of_all_rows(layer, below, shares[number], method.residual_weight)
-        return values
+            own, below = (
+                held[name].to(layer.operand.kind) for name in (layer.target, layer.source)
+            )
+            held[layer.target] = mean_of_all_rows(
+                layer, below, shares[number], method.residual_weight, own=own
+            )
+        return held[written]
 
     values = rolled(layers)
     total = values.sum(dim=-1)

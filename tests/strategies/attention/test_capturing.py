@@ -172,21 +172,29 @@ TWO_PARTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
-@pytest.mark.parametrize("form", TWO_PARTS)
-def test_an_encoder_is_explained_and_what_reads_it_is_refused(form: str, kernel: str) -> None:
+def two_parts(form: str, kernel: str) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """Return an encoder–decoder, and what its encoder and its decoder are given."""
     name, options = TWO_PARTS[form]
     kind = getattr(transformers, name)
+    torch.manual_seed(2)
     model = kind(kind.config_class(**options, num_layers=LAYERS)).eval().requires_grad_(False)
     if form != "Informer":  # which has the formula alone
         model.set_attn_implementation(kernel)
     padding = torch.ones(2, TOKENS, dtype=torch.long)
     padding[1, -5:] = 0
     given = {"input_ids": torch.randint(3, WORDS, (2, TOKENS)), "attention_mask": padding}
+    written: dict[str, Any] = {"decoder_input_ids": torch.randint(3, WORDS, (2, 6))}
     if form == "Whisper":
         given = {"input_features": torch.randn(2, 8, 2 * TOKENS)}
     elif form == "Informer":
         given = {"inputs_embeds": torch.randn(2, TOKENS, model.config.feature_size)}
+    return model, given, written
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+@pytest.mark.parametrize("form", TWO_PARTS)
+def test_an_encoder_is_explained(form: str, kernel: str) -> None:
+    model, given, _ = two_parts(form, kernel)
     with capture(model.encoder) as captured:
         model.encoder(**given)
     model.set_attn_implementation("eager")
@@ -194,9 +202,79 @@ def test_an_encoder_is_explained_and_what_reads_it_is_refused(form: str, kernel:
     assert len(stored) == LAYERS
     weights = captured.rollout().weights["bars"][:, 0]
     assert (weights.double() - rolled(stored)).abs().max() < 1e-6
-    for part in (model, model.decoder):
-        with pytest.raises(AttentionInvalid, match=r"capture the part .* model\.encoder"):
-            capture(part)
+
+
+def joined_rows(result: Any) -> tuple[Tensor, Tensor]:
+    """Return every written token's weights of source and target, by stored matrices."""
+
+    def mean(matrix: Tensor) -> Tensor:
+        return matrix.double().mean(dim=1)
+
+    def units(count: int) -> Tensor:
+        return torch.eye(count, dtype=torch.float64).expand(2, -1, -1)
+
+    source = units(result.encoder_attentions[0].shape[-1])
+    for matrix in result.encoder_attentions:
+        source = 0.5 * source + 0.5 * mean(matrix) @ source
+    target = units(result.decoder_attentions[0].shape[-1])
+    of_source = target.new_zeros(*target.shape[:2], source.shape[-1])
+    for itself, cross in zip(result.decoder_attentions, result.cross_attentions, strict=True):
+        target, of_source = (0.5 * x + 0.5 * mean(itself) @ x for x in (target, of_source))
+        target, of_source = 0.5 * target, 0.5 * of_source + 0.5 * mean(cross) @ source
+    return of_source, target
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+@pytest.mark.parametrize("form", ["Bart", "T5", "Whisper"])
+def test_an_encoder_and_a_decoder_are_explained_as_their_stored_matrices_are(
+    form: str, kernel: str
+) -> None:
+    model, given, written = two_parts(form, kernel)
+    with capture(model) as captured:
+        model(**given, **written)
+    model.set_attn_implementation("eager")
+    source, target = joined_rows(model(**given, **written, output_attentions=True))
+    weights = captured.rollout(range(6)).weights
+    assert (weights["source"].double() - source).abs().max() < 1e-6
+    assert (weights["target"].double() - target).abs().max() < 1e-6
+    parts = {"first": range(4), "rest": range(4, 9)}
+    looked = captured.passages(parts, attention_mask=given.get("attention_mask"))
+    for name, span in parts.items():
+        assert (looked.of(name).double() - source[..., span].sum(dim=-1)).abs().max() < 1e-6
+    assert looked.names[-1] == "target"
+    assert (looked.of("target").double() - target.sum(dim=-1)).abs().max() < 1e-6
+    assert (looked.shares.sum(dim=-1) - 1).abs().max() < 1e-6
+    assert bool((looked.content_share >= 0).all())
+    with pytest.raises(AttentionInvalid, match="attention_mask"):
+        looked.without("first", lambda: torch.zeros(()))
+
+
+@pytest.mark.parametrize("form", ["BartForConditionalGeneration", "T5ForConditionalGeneration"])
+def test_a_generation_that_reads_a_source_is_explained_as_one_call_is(form: str) -> None:
+    kind = getattr(transformers, form)
+    _, options = TWO_PARTS["Bart" if form.startswith("Bart") else "T5"]
+    torch.manual_seed(4)
+    config = kind.config_class(**options, num_layers=LAYERS, decoder_start_token_id=0)
+    model = kind(config).eval().requires_grad_(False)
+    source = torch.randint(3, WORDS, (1, 7))
+    with capture(model) as captured:
+        words = model.generate(source, max_new_tokens=5, min_new_tokens=5, do_sample=False)
+    with capture(model) as at_once:
+        model(input_ids=source, decoder_input_ids=words[:, :-1])
+    for name, weights in at_once.rollout(range(5)).weights.items():
+        assert (captured.rollout(range(5)).weights[name] - weights).abs().max() < 1e-6
+    spans = {"first": range(3)}
+    shares = captured.passages(spans).shares
+    assert (shares - at_once.passages(spans).shares).abs().max() < 1e-6
+
+
+def test_a_decoder_of_torch_is_explained_by_streams() -> None:
+    torch.manual_seed(5)
+    model = nn.Transformer(WIDTH, HEADS, 2, 2, 48, batch_first=True).eval()
+    with torch.no_grad(), capture(model) as captured:
+        model(torch.randn(1, 7, WIDTH), torch.randn(1, 7, WIDTH))
+    weights = captured.rollout().weights
+    assert {name: each.shape[-1] for name, each in weights.items()} == {"target": 7, "source": 7}
 
 
 class Plain(nn.Module):
@@ -401,7 +479,6 @@ def dropping() -> nn.Module:
         (lambda: nn.Linear(WIDTH, WIDTH), "No attention was captured"),
         (MixedLayers, "other attended in a way that is not captured"),
         (dropping, "call model.eval"),
-        (lambda: nn.TransformerDecoderLayer(WIDTH, HEADS).eval(), "One sequence reads another"),
         (lambda: nn.MultiheadAttention(WIDTH, HEADS, add_zero_attn=True).eval(), "no token"),
     ],
 )
@@ -411,7 +488,7 @@ def test_what_is_not_seen_is_named_and_all_is_put_back(
     attend, heads = functional.scaled_dot_product_attention, functional.multi_head_attention_forward
     module = model()
     x = torch.randn(TOKENS, 2, WIDTH)
-    given = {nn.MultiheadAttention: (x, x, x), nn.TransformerDecoderLayer: (x, 2.0 * x)}
+    given = {nn.MultiheadAttention: (x, x, x)}
     with pytest.raises(AttentionInvalid, match=sentence), capture(module):
         module(*given.get(type(module), (x,)))
     assert functional.scaled_dot_product_attention is attend
