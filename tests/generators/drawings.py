@@ -323,6 +323,31 @@ def limits() -> Canvas:
     return canvas
 
 
+def any_transformer() -> Canvas:
+    """Draw the shares of passages for each generated word, as they might be."""
+    canvas = Canvas("Where each word of an answer looked", 220)
+    canvas.words(10, 24, "Where each word of an answer looked", "title")
+    answer = (
+        ("Rent", (62, 14, 9, 15)),
+        ("is", (30, 12, 18, 40)),
+        ("due", (58, 10, 8, 24)),
+        ("Monday.", (12, 67, 6, 15)),
+    )
+    kinds = ("main", "bar", "box", "pale")
+    for row, (word, shares) in enumerate(answer):
+        y, x = 42 + 34 * row, 100.0
+        canvas.words(90, y + 16, word, "", "end")
+        for kind, share in zip(kinds, shares, strict=True):
+            canvas.bar(x, y, 6.2 * share, 24, kind)
+            x += 6.2 * share
+    x = 100.0
+    for kind, name in zip(kinds, ("contract", "e-mail", "question", "answer so far"), strict=True):
+        canvas.bar(x, 188, 14, 14, kind)
+        canvas.words(x + 20, 200, name, "note")
+        x += 50 + len(name) * CHARACTER
+    return canvas
+
+
 DRAWINGS: Final[tuple[Callable[[], Canvas], ...]] = (
     path_of_a_bar,
     paper_equals_backtest,
@@ -333,6 +358,7 @@ DRAWINGS: Final[tuple[Callable[[], Canvas], ...]] = (
     luck,
     what_models_can_do,
     limits,
+    any_transformer,
 )
 
 
