@@ -1,0 +1,330 @@
+"""How faithful shares by passage are, beside other attributions: what hiding a passage changes.
+
+    python tests/peers/faithfulness.py
+
+Two small Llamas are trained here. One recalls a fact from twelve passages; the other continues the
+bytes of this project's documents, in sixteen passages of sixteen. Each method gives every passage
+a score for the tokens of the answer. All are judged by the same ablation, which masks the keys of a
+passage and leaves positions:
+
+- the drop of the answer's mean log probability with the best passage hidden, and with the best
+  three, so that all methods retain an equal share of the tokens;
+- the correlation over random halves hidden between the drop and the sum of the hidden scores.
+
+Errors are standard errors over the examples. "Each hidden in turn" is the measure itself, and its
+cost is one run a passage; no method is expected to beat it by much.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from other_backtesters import ask_peer
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from tracepaper.replay.bench.machine import machine_line
+from tracepaper.strategies import attention
+
+DOCUMENTS: Final = Path(__file__).parents[2] / "docs"
+EXAMPLES, LEARNED, HALVES = 200, 400, 32
+END, ASKS, KEYS, VALUES, NOISE = 0, 1, 16, 24, 40
+"""Of recall: the tokens of end and of a question, then so many keys, values and idle words."""
+FIRST_VALUE: Final = 2 + KEYS
+FIRST_IDLE: Final = FIRST_VALUE + VALUES
+FIRST_FACT: Final = FIRST_IDLE + NOISE
+WORDS: Final = FIRST_FACT + KEYS * VALUES
+"""A fact is one word, of a key and its value."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt of passages and its answer, as tokens."""
+
+    prompt: list[int]
+    answer: list[int]
+    spans: list[range]
+
+    @property
+    def tokens(self) -> Tensor:
+        """Prompt and answer, int64 [1, token]."""
+        return torch.tensor([[*self.prompt, *self.answer]])
+
+    @property
+    def askers(self) -> range:
+        """The positions that predict the answer's tokens."""
+        return range(len(self.prompt) - 1, len(self.prompt) + len(self.answer) - 1)
+
+
+def recalled(draw: random.Random, questions: int) -> tuple[list[int], list[list[int]], list[range]]:
+    """Return twelve passages of eight words with a fact each, and *questions* about them."""
+    prompt: list[int] = []
+    facts, spans = [], []
+    for key in draw.sample(range(KEYS), 12):
+        value = draw.randrange(VALUES)
+        passage = draw.choices(range(FIRST_IDLE, FIRST_FACT), k=8)
+        passage[draw.randrange(8)] = FIRST_FACT + key * VALUES + value
+        facts.append([ASKS, 2 + key, FIRST_VALUE + value])
+        spans.append(range(len(prompt), len(prompt) + 8))
+        prompt += passage
+    return prompt, draw.sample(facts, questions), spans
+
+
+def recall(draw: random.Random) -> Example:
+    """Draw a prompt that ends in a question; its answer is the fact's value."""
+    prompt, (question,), spans = recalled(draw, 1)
+    return Example([*prompt, *question[:2]], question[2:], spans)
+
+
+def recall_batch(draw: random.Random) -> tuple[Tensor, Tensor]:
+    """Draw 32 prompts of six questions, int64 [32, word], and which words are asked."""
+    rows = []
+    for _ in range(32):
+        prompt, questions, _ = recalled(draw, 6)
+        rows.append([*prompt, *itertools.chain(*questions)])
+    tokens = torch.tensor(rows)
+    is_value = (tokens >= FIRST_VALUE) & (tokens < FIRST_IDLE)
+    return tokens, is_value
+
+
+def text(pages: Sequence[str]) -> bytes:
+    return "\n".join((DOCUMENTS / page).read_text(encoding="utf-8") for page in pages).encode()
+
+
+NAMES: Final = sorted(path.name for path in DOCUMENTS.glob("*.md"))
+TRAINING, OTHERS = text(NAMES[::2]), text(NAMES[1::2])
+
+
+def continuation(draw: random.Random) -> Example:
+    """Draw 256 bytes of pages that were not trained on, in passages of 16; the next 8 are asked."""
+    at = draw.randrange(len(OTHERS) - 264)
+    drawn = list(OTHERS[at : at + 264])
+    return Example(
+        drawn[:256], drawn[256:], [range(place, place + 16) for place in range(0, 256, 16)]
+    )
+
+
+def text_batch(draw: random.Random) -> tuple[Tensor, Tensor]:
+    """Draw 16 rows of 264 bytes, of which each is asked: [row, byte] both."""
+    starts = [draw.randrange(len(TRAINING) - 264) for _ in range(16)]
+    rows = torch.tensor([list(TRAINING[at : at + 264]) for at in starts])
+    return rows, torch.ones_like(rows, dtype=torch.bool)
+
+
+def trained(
+    words: int, batch: Callable[[random.Random], tuple[Tensor, Tensor]], steps: int
+) -> LlamaForCausalLM:
+    """Train a Llama of four layers on *steps* batches."""
+    torch.manual_seed(0)
+    draw = random.Random(0)
+    config = LlamaConfig(
+        vocab_size=words, hidden_size=96, intermediate_size=256, num_hidden_layers=4,
+        num_attention_heads=4, max_position_embeddings=512, eos_token_id=END, bos_token_id=END,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps)
+    for step in range(steps):
+        rows, asked = batch(draw)
+        logits, asked = model(rows[:, :-1]).logits, asked[:, 1:]
+        loss = torch.nn.functional.cross_entropy(logits[asked], rows[:, 1:][asked])
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 250 == 0 or step == steps - 1:
+            print(f"  step {step}: {loss.item():.3f} nats a token", flush=True)
+    model.train(mode=False)
+    return model
+
+
+@torch.no_grad()
+def log_probability(model: LlamaForCausalLM, example: Example, hidden: Tensor) -> Tensor:
+    """Return the answer's mean log probability with the passages *hidden*, bool [case, passage]."""
+    tokens = example.tokens
+    count = tokens.shape[1] - 1
+    seen = torch.ones(len(hidden), count, dtype=torch.bool)
+    for place, span in enumerate(example.spans):
+        seen[:, span.start : span.stop] = ~hidden[:, place, None]
+    mask = seen[:, None, None] & torch.ones(count, count, dtype=torch.bool).tril()
+    mask = mask | torch.eye(count, dtype=torch.bool)  # a hidden token sees itself
+    logits = model(tokens[:, :-1].expand(len(hidden), -1), attention_mask=mask).logits
+    chosen = logits.log_softmax(-1)[:, list(example.askers)]
+    return chosen.gather(2, tokens[:, len(example.prompt) :].expand(len(hidden), -1)[..., None])[
+        ..., 0
+    ].mean(1)
+
+
+def in_spans(example: Example, of_tokens: Tensor) -> Tensor:
+    """Sum the scores *of_tokens* [token] by passage."""
+    return torch.stack([of_tokens[span.start : span.stop].sum() for span in example.spans])
+
+
+class Methods:
+    """Each gives the passages of an example their scores."""
+
+    def __init__(self, model: LlamaForCausalLM, draw: torch.Generator) -> None:
+        self.model = model
+        self.draw = draw
+
+    def _looked(self, example: Example) -> attention.Passages:
+        with torch.no_grad(), attention.capture(self.model) as captured:
+            self.model(example.tokens[:, :-1])
+        return captured.passages({str(at): span for at, span in enumerate(example.spans)})
+
+    def shares(self, example: Example) -> Tensor:
+        """Return ``captured.passages``."""
+        looked = self._looked(example)
+        return looked.shares[0, list(example.askers), : len(example.spans)].mean(0)
+
+    def content(self, example: Example) -> Tensor:
+        """Return the shares less those that mask and positions alone give."""
+        looked = self._looked(example)
+        change = looked.shares - looked.content_free
+        return change[0, list(example.askers), : len(example.spans)].mean(0)
+
+    def by_gradient(self, example: Example) -> Tensor:
+        """Return the rollout of heads weighed by the gradient (Chefer)."""
+        with attention.capture(self.model, backward=True) as captured:
+            score = self._score(self.model(example.tokens[:, :-1]).logits, example)
+            captured.gradient(score)
+        method = attention.Rollout(fusion="gradient")
+        weights = captured.rollout(list(example.askers), method).weights["bars"]
+        return in_spans(example, weights[0].mean(0))
+
+    def relevance(self, example: Example) -> Tensor:
+        """Return the relevance, signed (AttnLRP)."""
+        embedded = self.model.get_input_embeddings()(example.tokens[:, :-1]).detach()
+        embedded.requires_grad_()
+        with attention.relevance_rules(self.model):
+            score = self._score(self.model(inputs_embeds=embedded).logits, example)
+            relevant = attention.relevance(score, embedded).sum(-1)[0]
+        return in_spans(example, relevant)
+
+    def recency(self, example: Example) -> Tensor:
+        """Return a score that grows with the position."""
+        return torch.arange(len(example.spans), dtype=torch.float64)
+
+    def chance(self, example: Example) -> Tensor:
+        """Return random scores."""
+        return torch.rand(len(example.spans), generator=self.draw)
+
+    def in_turn(self, example: Example) -> Tensor:
+        """Return the measured drop with each passage hidden in turn."""
+        hidden = torch.eye(len(example.spans), dtype=torch.bool)
+        return -log_probability(self.model, example, hidden)
+
+    @staticmethod
+    def _score(logits: Tensor, example: Example) -> Tensor:
+        chosen = logits.log_softmax(-1)[0, list(example.askers)]
+        return chosen.gather(1, example.tokens[0, len(example.prompt) :, None]).mean()
+
+
+def given(example: Example) -> dict[str, Any]:
+    return {
+        "prompt": example.prompt,
+        "answer": example.answer,
+        "spans": [[span.start, span.stop] for span in example.spans],
+    }
+
+
+def halves(example: Example, draw: torch.Generator) -> Tensor:
+    """Draw which passages are hidden in each case: bool [case, passage]."""
+    return torch.rand(HALVES, len(example.spans), generator=draw) < 0.5
+
+
+def judged(
+    model: LlamaForCausalLM, examples: Sequence[Example], scores: Sequence[Tensor]
+) -> list[tuple[float, float]]:
+    """Return mean and standard error of three figures: one hidden, three hidden, correlation."""
+    rows = []
+    for number, (example, score) in enumerate(zip(examples, scores, strict=True)):
+        draw = torch.Generator().manual_seed(number)  # each method meets the same halves
+        order = score.argsort(descending=True)
+        best = torch.zeros(3, len(example.spans), dtype=torch.bool)
+        best[1, order[:1]] = best[2, order[:3]] = True
+        half = halves(example, draw)
+        answers = log_probability(model, example, torch.cat([best, half]))
+        drops = answers[0] - answers
+        guesses = half.double() @ score.double()
+        pair = torch.stack([drops[3:].double(), guesses])
+        told = float(torch.corrcoef(pair)[0, 1]) if guesses.std() > 0 else 0.0
+        rows.append([float(drops[1]), float(drops[2]), told])
+    values = np.array(rows)
+    errors = values.std(axis=0, ddof=1) / np.sqrt(len(values))
+    return list(zip(values.mean(axis=0).tolist(), errors.tolist(), strict=True))
+
+
+def compare(name: str, model: LlamaForCausalLM, drawn: Callable[[random.Random], Example]) -> None:
+    """Print the table of one model."""
+    draw = random.Random(1)
+    examples = [drawn(draw) for _ in range(EXAMPLES)]
+    generator = torch.Generator().manual_seed(1)
+    methods = Methods(model, generator)
+    told = {
+        "shares by passage": methods.shares,
+        "the same without the mask's part": methods.content,
+        "rollout by gradient": methods.by_gradient,
+        "relevance": methods.relevance,
+        "recency": methods.recency,
+        "random": methods.chance,
+        "each hidden in turn": methods.in_turn,
+    }
+    spent, scores = {}, {}
+    for method, score in told.items():
+        began = time.process_time()
+        scores[method] = [score(example).detach() for example in examples]
+        spent[method] = (time.process_time() - began) / EXAMPLES
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        model.save_pretrained(folder / "model")
+        task = {"model": str(folder / "model"), "examples": [given(each) for each in examples]}
+        learned = []
+        began = time.process_time()
+        for example in [drawn(draw) for _ in range(LEARNED)]:
+            hidden = halves(example, generator)
+            answers = log_probability(model, example, hidden)
+            learned.append(
+                {**given(example), "hidden": hidden.tolist(), "scores": answers.tolist()}
+            )
+        ablated = time.process_time() - began
+        for peer, more in (("AT2", {"learned": learned}), ("FlashTrace", {})):
+            answer = ask_peer(folder, peer.lower(), {**task, **more})
+            scores[peer] = [torch.tensor(row) for row in answer["scores"]]
+            spent[peer] = answer["cpu_s"] / EXAMPLES
+    whole = torch.zeros(1, 1, dtype=torch.bool)
+    plain = [
+        float(log_probability(model, each, whole.expand(1, len(each.spans)))) for each in examples
+    ]
+    print(
+        f"\n{name}: {EXAMPLES} answers of {np.mean(plain):.3f} nats a token; one run of the model"
+    )
+    print(f"AT2 learned from {LEARNED * HALVES:,} ablations, {ablated:.0f} CPU s.")
+    print(f"{'':34} best hidden    best 3 hidden  correlation    CPU ms")
+    for method, kept in scores.items():
+        figures = [f"{mean:6.3f} ± {error:.3f}" for mean, error in judged(model, examples, kept)]
+        print(f"{method:34} {'  '.join(figures)}  {1e3 * spent[method]:6.1f}", flush=True)
+
+
+def main() -> None:
+    """Train both models and print both tables."""
+    torch.set_num_threads(1)
+    print(machine_line())
+    compare("Recall of a fact", trained(WORDS, recall_batch, RECALL_STEPS), recall)
+    compare("Bytes of documents", trained(256, text_batch, TEXT_STEPS), continuation)
+
+
+RECALL_STEPS, TEXT_STEPS = 3_000, 1_500
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""FlashTrace's scores of the passages of prompts for their answers; tokens become words."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+from flashtrace import FlashTrace
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+torch.set_num_threads(1)
+given, answer = map(Path, sys.argv[1:])
+task = json.loads(given.read_text(encoding="utf-8"))
+model = LlamaForCausalLM.from_pretrained(task["model"], attn_implementation="eager").eval()
+words = {f"w{number}": number for number in range(model.config.vocab_size)}
+splits = Tokenizer(models.WordLevel(words, unk_token="w0"))
+splits.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+tokenizer = PreTrainedTokenizerFast(tokenizer_object=splits, eos_token="w0", pad_token="w0")
+tracer = FlashTrace(model, tokenizer)
+began = time.process_time()
+rows = []
+for example in task["examples"]:
+    prompt, target = (
+        " ".join(f"w{token}" for token in example[name]) for name in ("prompt", "answer")
+    )
+    traced = tracer.trace(prompt=prompt, target=target + " ")
+    assert len(traced.scores) == len(example["prompt"])
+    rows.append([sum(traced.scores[start:stop]) for start, stop in example["spans"]])
+spent = time.process_time() - began
+answer.write_text(json.dumps({"scores": rows, "cpu_s": spent}), encoding="utf-8")
