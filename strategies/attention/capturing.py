@@ -83,8 +83,9 @@ class capture:  # noqa: N801 - it is called as a function is
 
     With a *model*, each of its calls starts a new capture, and calls that extend one cache are
     joined. Of an encoder and a decoder, the tokens that are read are the stream ``source`` and
-    those that are written ``target``. *backward* keeps the graph for :meth:`gradient`. Raises ``AttentionInvalid`` for
-    attention with dropout, and at the end of the block if nothing was captured.
+    those that are written ``target``. *backward* keeps the graph for :meth:`gradient`. Raises
+    ``AttentionInvalid`` for attention with dropout, and at the end of the block if nothing was
+    captured.
     """
 
     def __init__(self, model: nn.Module | None = None, *, backward: bool = False) -> None:
@@ -268,7 +269,29 @@ class capture:  # noqa: N801 - it is called as a function is
         setattr(owner, name, value)
 
     def _watch(self, model: nn.Module) -> None:
-        """Start a new capture at each call of *model*, and find attention that is not captured."""
+        """Follow the calls of *model*, and find attention that is not captured."""
+        self._follow_calls(model)
+        named = {
+            name: module
+            for name, module in model.named_modules()
+            if name and "Attention" in type(module).__name__
+        }
+        lists: list[str] = []
+        for name, module in model.named_modules():
+            self._follow(name, module)
+            # A list inside a layer, as of T5, holds the layer's parts.
+            inside = any(name.startswith(f"{outer}.") for outer in lists)
+            if isinstance(module, nn.ModuleList) and not inside:
+                lists.append(name)
+                self._compare_layers(name, module)
+        for name, module in named.items():
+            if not any(other.startswith(f"{name}.") for other in named):
+                self._require_layer(name, module)
+        for home in homes_of_formulas(model):
+            self._replace(home, EAGER, self._eager(getattr(home, EAGER)))
+
+    def _follow_calls(self, model: nn.Module) -> None:
+        """Start a new capture at each call of *model*, or of its encoder alone."""
         started: list[nn.Module] = []
 
         def starts(module: nn.Module, _: object) -> None:
@@ -290,24 +313,6 @@ class capture:  # noqa: N801 - it is called as a function is
         for module in (model, *encoders):
             self._stack.callback(module.register_forward_pre_hook(starts).remove)
             self._stack.callback(module.register_forward_hook(ends, always_call=True).remove)
-        named = {
-            name: module
-            for name, module in model.named_modules()
-            if name and "Attention" in type(module).__name__
-        }
-        lists: list[str] = []
-        for name, module in model.named_modules():
-            self._follow(name, module)
-            # A list inside a layer, as of T5, holds the layer's parts.
-            inside = any(name.startswith(f"{outer}.") for outer in lists)
-            if isinstance(module, nn.ModuleList) and not inside:
-                lists.append(name)
-                self._compare_layers(name, module)
-        for name, module in named.items():
-            if not any(other.startswith(f"{name}.") for other in named):
-                self._require_layer(name, module)
-        for home in homes_of_formulas(model):
-            self._replace(home, EAGER, self._eager(getattr(home, EAGER)))
 
     def _require_layer(self, name: str, module: nn.Module) -> None:
         """Add *name* to ``missed`` if a call of *module* adds no layer."""

@@ -487,8 +487,9 @@ def mean_of_all_rows(
     """Return ``ρ·Q + (1-ρ)·Σ_h shares_h A_h·R``, a tile of all heads at a time.
 
     R are *values* [batch, key, column], and Q are *own* [batch, query, column], by default the
-    same. A row that sees nothing keeps its own; the share of a sink is dropped. *bars* are the length of a bucket, the bars before the first, and how far a row can
-    reach, None without a limit.
+    same. A row that sees nothing keeps its own; the share of a sink is dropped. *bars* are the
+    length of a bucket, the bars before the first, and how far a row can reach, None without a
+    limit.
     """
     operand = layer.operand
     shares = (1.0 - rho) * shares.to(values.dtype)
