@@ -9,6 +9,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from at2.attribution import AttentionFeatureExtractor, LinearScoreEstimator
@@ -20,12 +21,12 @@ torch.set_num_threads(1)
 torch.manual_seed(0)
 given, answer = map(Path, sys.argv[1:])
 task = json.loads(given.read_text(encoding="utf-8"))
-model = LlamaForCausalLM.from_pretrained(task["model"]).eval()
+model = LlamaForCausalLM.from_pretrained(task["model"])
 layers, heads = len(model.model.layers), model.config.num_attention_heads
 
 
 @torch.no_grad()
-def features(example: dict) -> torch.Tensor:
+def features(example: dict[str, Any]) -> torch.Tensor:
     """Return the attention of the answer's tokens to each passage: [passage, layer * head]."""
     tokens = torch.tensor([[*example["prompt"], *example["answer"]]])
     states = model(tokens[:, :-1], output_hidden_states=True).hidden_states

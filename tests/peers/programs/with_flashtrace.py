@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 torch.set_num_threads(1)
 given, answer = map(Path, sys.argv[1:])
 task = json.loads(given.read_text(encoding="utf-8"))
-model = LlamaForCausalLM.from_pretrained(task["model"], attn_implementation="eager").eval()
+model = LlamaForCausalLM.from_pretrained(task["model"], attn_implementation="eager")
 words = {f"w{number}": number for number in range(model.config.vocab_size)}
 splits = Tokenizer(models.WordLevel(words, unk_token="w0"))
 splits.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
