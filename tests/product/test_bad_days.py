@@ -270,11 +270,10 @@ async def test_a_start_that_fails_leaves_no_run(
             server.add_candle(START_MS - minute * MINUTE)
         used_port = server.rest_url.rpartition(":")[2] if way == "port in use" else "0"
         sections, words = FAILING[way]
-        # A start is as patient as with the defaults: half a minute for a hole in the candles.
-        patience = {"connect_timeout_s": 30.0}
-        given = settings(server, http={"port": int(used_port)}, exchange=patience, **sections)
+        given = settings(server, http={"port": int(used_port)}, **sections)
+        clock = ServersClock(server)
         with pytest.raises(Fatal, match=words):
-            await Daemon(load(None, given), database, kind=RunKind.LIVE).run()
+            await Daemon(load(None, given), database, kind=RunKind.LIVE, clock=clock).run()
     assert rows(database, "SELECT count(*) FROM runs")[0] == (0,)
 
 
