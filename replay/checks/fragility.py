@@ -319,7 +319,7 @@ def run_again(rerun: Rerun, _say: Callable[[str], None] = lambda _text: None) ->
     return Left(group, name, float(equity[-1] - equity[0]), Days(returns, days).mean, fills)
 
 
-class DerivedRun(NamedTuple):
+class RunOutcome(NamedTuple):
     """What a run again came to; money in quote currency.
 
     The equity has its value before the first decision, then one at each close.
@@ -331,7 +331,7 @@ class DerivedRun(NamedTuple):
     first_notional: float  # of its first fill; 0 without one
 
 
-def derived(changed: ChangedRun) -> DerivedRun:
+def derived(changed: ChangedRun) -> RunOutcome:
     """Derive *changed*; raise ``DataInvalid`` if it decides no bar."""
     codes: dict[Verdict, int] = {}
     log = DecisionLog(cash := float(changed.config.account.cash), codes)
@@ -346,7 +346,7 @@ def derived(changed: ChangedRun) -> DerivedRun:
         raise DataInvalid("The changed run decides no bar of the record.")
     _, _, fills = decided.account(0, -1)
     equity = np.concatenate(([cash], decided.rows["equity"] / MONEY_SCALE))
-    return DerivedRun(closes, equity, fills, log.first_notional / MONEY_SCALE)
+    return RunOutcome(closes, equity, fills, log.first_notional / MONEY_SCALE)
 
 
 # ---------------------------------------------------------------- the answer

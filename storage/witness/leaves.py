@@ -57,15 +57,20 @@ class LoggedCommits:
         indices = np.append(of_run, -1)[at]
         return np.where(steps <= np.append(columns["last"][of_run], 0)[at], indices, -1)
 
+    def _whole_lines(self) -> bytes:
+        """Return the lines of the notes; lost power may tear the last one."""
+        lines = self._read("notes")
+        return lines[: lines.rfind(b"\n") + 1]
+
     @cached_property
     def notes(self) -> list[tuple[int, str]]:
         """The size and the text of each cosigned note, as this process found them."""
-        notes = map(json.loads, self._read("notes").decode().splitlines())
+        notes = map(json.loads, self._whole_lines().decode().splitlines())
         return [(size_of(note), note) for note in notes]
 
     def covering(self, index: int) -> str | None:
         """Return the earliest cosigned note that covers the leaf *index*; None without one."""
-        lines = self._read("notes")  # half a kilobyte a bar: a few of a year's are parsed
+        lines = self._whole_lines()  # half a kilobyte a bar: a few of a year's are parsed
         begin, end = 0, len(lines)
         while begin < end:
             start = lines.rfind(b"\n", begin, (begin + end) // 2) + 1 or begin

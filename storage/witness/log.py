@@ -39,6 +39,8 @@ from tracepaper.strategies.units import unscaled
 HASH_BYTES: Final = 32
 BATCH: Final = 1000
 """Commits that are sealed at once: a stop waits for them, and a long record has many."""
+_TAIL_BYTES: Final = 65_536
+"""More than a note is long."""
 _COUNTS: Final = "SELECT run_key, step_count FROM runs ORDER BY run_key"
 _RUN: Final = (
     "SELECT run_key, run_id, opened_digest, period_start_ms, interval_ms, gate_horizon, strategy, "
@@ -316,8 +318,12 @@ class WitnessLog(LoggedCommits):
 
     def keep(self, note: str, cosignatures: str) -> None:
         """Keep *note* with the *cosignatures* of witnesses, which were checked."""
-        with (self.folder / "notes").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(note + cosignatures, ensure_ascii=False) + "\n")
+        with (self.folder / "notes").open("a+b") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(0, end - _TAIL_BYTES))
+            tail = file.read()
+            file.truncate(end - len(tail) + tail.rfind(b"\n") + 1)  # of a line that lost power tore
+            file.write(json.dumps(note + cosignatures, ensure_ascii=False).encode() + b"\n")
         self._replace(note + cosignatures)
 
     # ------------------------------------------------------------ proofs

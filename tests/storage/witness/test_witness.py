@@ -448,6 +448,23 @@ def test_a_lost_or_torn_file_of_leaves_is_made_again_from_the_record(tmp_path: P
         assert leaves.read_bytes() == whole
 
 
+def test_a_note_that_lost_power_tore_is_left_out_and_written_over(tmp_path: Path) -> None:
+    case = witnessed(tmp_path)
+    log = case.extend()
+    assert case.submit(log, NOW_S).status == 200
+    kept = [note for _, note in log.notes]
+    with (log.folder / "notes").open("ab") as file:
+        file.write(b'"example.com/alice')
+    log = case.extend()
+    assert [note for _, note in log.notes] == kept
+    assert log.covering(0) == kept[0]
+    record_run(case.database, 7)
+    log = case.extend()
+    assert case.submit(log, NOW_S + 60).status == 200
+    assert [note for _, note in log.notes[:-1]] == kept
+    assert log.covering(len(log.tree) - 1) == log.notes[-1][1]
+
+
 def test_a_prune_keeps_the_leaves_and_their_dates(tmp_path: Path) -> None:
     case = witnessed(tmp_path, bars=1460)  # a day and 20 minutes
     log = case.extend()
