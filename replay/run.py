@@ -403,9 +403,9 @@ class Run(Generic[Frame]):
         place = resolve(self.database, against)
         with Reader.open(place.path) as before, self._reader() as reader:
             columns = RunColumns(reader, self.run_id)
-            found = read_drift(RunColumns(before, place.run_id), columns, level)
-        document = drift_document(found)
-        return Text(lambda console: show_document(console, document), drift_json(found))
+            drift = read_drift(RunColumns(before, place.run_id), columns, level)
+        document = drift_document(drift)
+        return Text(lambda console: show_document(console, document), drift_json(drift))
 
     def plot(self, picture: str = "price", *, last: int = BARS_DRAWN) -> Picture:
         """Draw a picture of the run.

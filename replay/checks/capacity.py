@@ -133,8 +133,8 @@ def sized(config: Config, size: int, impact_bp: Decimal) -> Sections:
         for section, keys in SCALED.items()
     }
     for name in config.strategies.named:
-        own = multiplied(tables["strategies"][name].get("sizing", {}), SCALED["sizing"])
-        changes.setdefault("strategies", {})[name] = {"sizing": own}
+        sizing = multiplied(tables["strategies"][name].get("sizing", {}), SCALED["sizing"])
+        changes.setdefault("strategies", {})[name] = {"sizing": sizing}
     return changes | {"execution": rule}
 
 
@@ -249,13 +249,13 @@ def half_gone(sizes: Sequence[SizedRun]) -> Estimate | None:
     days, mean = free.days, free.mean_day
     if days is None or mean is None or mean[0] <= 0.0:
         return None
-    known = [days.returns]
+    by_size = [days.returns]
     roots = [0.0]
     for run in others:
         if run.mean_day is not None and run.days is not None and not run.is_held_back(free):
-            known.append(run.days.returns)
+            by_size.append(run.days.returns)
             roots.append(math.sqrt(run.size))
-    returns = np.array(known)  # [size, day]
+    returns = np.array(by_size)  # [size, day]
     means = returns.mean(axis=1)
     below = np.flatnonzero(means <= means[0] / 2)
     if not below.size:

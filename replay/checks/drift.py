@@ -261,9 +261,11 @@ def _forecasts(
         realised = moves[horizon:] - moves[:-horizon]
         variance, ends = forecast[:-horizon] ** 2, bars["sequence"][horizon:]
         is_whole = opens[horizon:] == columns.times.opens_later(opens[:-horizon], horizon)
-        known = is_whole & (variance > 0) & (ends >= span[0])
-        loss = qlike_of(np.ones(int(known.sum())), realised[known] / variance[known])
-        total += counter.add(ends[known], loss, np.ones(loss.size))
+        is_forecast = is_whole & (variance > 0) & (ends >= span[0])
+        loss = qlike_of(
+            np.ones(int(is_forecast.sum())), realised[is_forecast] / variance[is_forecast]
+        )
+        total += counter.add(ends[is_forecast], loss, np.ones(loss.size))
     return {"qlike": total}
 
 

@@ -334,15 +334,17 @@ def drift(
         if service:
             _serve_drift(reference, columns, level)
             return None
-        found = read_drift(reference, columns, level)
-    document = drift_document(found)
+        drift_read = read_drift(reference, columns, level)
+    document = drift_document(drift_read)
     if page is not None:
         from tracepaper.replay.page.export import write_document_page
 
         write_document_page(document, path=page)
         tell(f"The page is {page}.")
     return CommandAnswer(
-        drift_json(found), lambda: show_document(Terminal(), document), int(bool(found.outside))
+        drift_json(drift_read),
+        lambda: show_document(Terminal(), document),
+        int(bool(drift_read.outside)),
     )
 
 
