@@ -28,6 +28,8 @@ from typing import Any, Final, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from tracepaper.strategies.errors import CheckpointMismatch
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -113,7 +115,7 @@ def ordered_leaves(trees: Trees, tree: int) -> tuple[list[int], list[tuple[int, 
     """Return a tree's leaves from left to right, and [(first, split, end)] of each node.
 
     The leaves below a node are those from *first* until *end* in that order, the left ones until
-    *split*.
+    *split*. Raises ``CheckpointMismatch`` for a node that is reached twice.
     """
     count = int(trees.leaves[tree]) - 1
     start = int(trees.node_starts[tree])
@@ -129,6 +131,10 @@ def ordered_leaves(trees: Trees, tree: int) -> tuple[list[int], list[tuple[int, 
         if node < 0:
             order.append(~node)
         elif stage == "enter":
+            if node in first:  # else it would go round for ever
+                raise CheckpointMismatch(
+                    "A tree of the checkpoint reaches a node twice; restore it, or train it again."
+                )
             first[node] = len(order)
             pending += [(node, "leave"), (right[node], "enter"), (node, "between")]
             pending.append((left[node], "enter"))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tracepaper.replay.learning.boosting import trees_of
+from tracepaper.strategies.errors import CheckpointMismatch
 from tracepaper.strategies.forecasters.tabular import GlmModel, TreeModel
 from tracepaper.strategies.forecasters.trees import Scorer, contributions, joined
 
@@ -98,6 +99,11 @@ KNOWN = trees_of(booster(3, leaves=6, rounds=3).model_to_string())
 def test_a_tree_answers_each_horizon() -> None:
     pair = joined([KNOWN, KNOWN])
     assert TreeModel(pair.arrays()).answer(rows_of(0, 2))[0].shape == (2, 1)
+
+
+def test_a_tree_that_comes_back_to_a_node_is_refused() -> None:
+    with pytest.raises(CheckpointMismatch, match="reaches a node twice"):
+        Scorer(replace(KNOWN, left=KNOWN.left * 0))
 
 
 def test_the_shares_of_training_rows_matter_to_contributions_alone() -> None:
