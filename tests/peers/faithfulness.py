@@ -2,8 +2,7 @@
 
     python tests/peers/faithfulness.py
 
-Two small Llamas are trained here. One recalls a fact from twelve passages; the other continues the
-bytes of this project's documents, in sixteen passages of sixteen. Each method gives every passage
+A small Llama is trained here to recall a fact from twelve passages. Each method gives every passage
 a score for the tokens of the answer. All are judged by the same ablation, which masks the keys of a
 passage and leaves positions:
 
@@ -21,7 +20,7 @@ import itertools
 import random
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -35,8 +34,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tracepaper.replay.bench.machine import machine_line
 from tracepaper.strategies import attention
 
-DOCUMENTS: Final = Path(__file__).parents[2] / "docs"
-EXAMPLES, LEARNED, HALVES = 200, 400, 32
+STEPS, EXAMPLES, LEARNED, HALVES = 3_000, 200, 400, 32
 END, ASKS, KEYS, VALUES, NOISE = 0, 1, 16, 24, 40
 """Of recall: the tokens of end and of a question, then so many keys, values and idle words."""
 FIRST_VALUE: Final = 2 + KEYS
@@ -96,45 +94,19 @@ def recall_batch(draw: random.Random) -> tuple[Tensor, Tensor]:
     return tokens, is_value
 
 
-def text(pages: Sequence[str]) -> bytes:
-    return "\n".join((DOCUMENTS / page).read_text(encoding="utf-8") for page in pages).encode()
-
-
-NAMES: Final = sorted(path.name for path in DOCUMENTS.glob("*.md"))
-TRAINING, OTHERS = text(NAMES[::2]), text(NAMES[1::2])
-
-
-def continuation(draw: random.Random) -> Example:
-    """Draw 256 bytes of pages that were not trained on, in passages of 16; the next 8 are asked."""
-    at = draw.randrange(len(OTHERS) - 264)
-    drawn = list(OTHERS[at : at + 264])
-    return Example(
-        drawn[:256], drawn[256:], [range(place, place + 16) for place in range(0, 256, 16)]
-    )
-
-
-def text_batch(draw: random.Random) -> tuple[Tensor, Tensor]:
-    """Draw 16 rows of 264 bytes, of which each is asked: [row, byte] both."""
-    starts = [draw.randrange(len(TRAINING) - 264) for _ in range(16)]
-    rows = torch.tensor([list(TRAINING[at : at + 264]) for at in starts])
-    return rows, torch.ones_like(rows, dtype=torch.bool)
-
-
-def trained(
-    words: int, batch: Callable[[random.Random], tuple[Tensor, Tensor]], steps: int
-) -> LlamaForCausalLM:
-    """Train a Llama of four layers on *steps* batches."""
+def trained() -> LlamaForCausalLM:
+    """Train a Llama of four layers to recall."""
     torch.manual_seed(0)
     draw = random.Random(0)
     config = LlamaConfig(
-        vocab_size=words, hidden_size=96, intermediate_size=256, num_hidden_layers=4,
+        vocab_size=WORDS, hidden_size=96, intermediate_size=256, num_hidden_layers=4,
         num_attention_heads=4, max_position_embeddings=512, eos_token_id=END, bos_token_id=END,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps)
-    for step in range(steps):
-        rows, asked = batch(draw)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, STEPS)
+    for step in range(STEPS):
+        rows, asked = recall_batch(draw)
         logits, asked = model(rows[:, :-1]).logits, asked[:, 1:]
         loss = torch.nn.functional.cross_entropy(logits[asked], rows[:, 1:][asked])
         optimizer.zero_grad()
@@ -142,7 +114,7 @@ def trained(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if step % 250 == 0 or step == steps - 1:
+        if step % 250 == 0 or step == STEPS - 1:
             print(f"  step {step}: {loss.item():.3f} nats a token", flush=True)
     model.train(mode=False)
     return model
@@ -265,10 +237,13 @@ def judged(
     return list(zip(values.mean(axis=0).tolist(), errors.tolist(), strict=True))
 
 
-def compare(name: str, model: LlamaForCausalLM, drawn: Callable[[random.Random], Example]) -> None:
-    """Print the table of one model."""
+def main() -> None:
+    """Train the model and print the table."""
+    torch.set_num_threads(1)
+    print(machine_line())
+    model = trained()
     draw = random.Random(1)
-    examples = [drawn(draw) for _ in range(EXAMPLES)]
+    examples = [recall(draw) for _ in range(EXAMPLES)]
     generator = torch.Generator().manual_seed(1)
     methods = Methods(model, generator)
     told = {
@@ -291,7 +266,7 @@ def compare(name: str, model: LlamaForCausalLM, drawn: Callable[[random.Random],
         task = {"model": str(folder / "model"), "examples": [given(each) for each in examples]}
         learned = []
         began = time.process_time()
-        for example in [drawn(draw) for _ in range(LEARNED)]:
+        for example in [recall(draw) for _ in range(LEARNED)]:
             hidden = halves(example, generator)
             answers = log_probability(model, example, hidden)
             learned.append(
@@ -306,25 +281,13 @@ def compare(name: str, model: LlamaForCausalLM, drawn: Callable[[random.Random],
     plain = [
         float(log_probability(model, each, whole.expand(1, len(each.spans)))) for each in examples
     ]
-    print(
-        f"\n{name}: {EXAMPLES} answers of {np.mean(plain):.3f} nats a token; one run of the model"
-    )
+    print(f"\n{EXAMPLES} answers of {np.mean(plain):.3f} nats a token")
     print(f"AT2 learned from {LEARNED * HALVES:,} ablations, {ablated:.0f} CPU s.")
     print(f"{'':34} best hidden    best 3 hidden  correlation    CPU ms")
     for method, kept in scores.items():
         figures = [f"{mean:6.3f} ± {error:.3f}" for mean, error in judged(model, examples, kept)]
         print(f"{method:34} {'  '.join(figures)}  {1e3 * spent[method]:6.1f}", flush=True)
 
-
-def main() -> None:
-    """Train both models and print both tables."""
-    torch.set_num_threads(1)
-    print(machine_line())
-    compare("Recall of a fact", trained(WORDS, recall_batch, RECALL_STEPS), recall)
-    compare("Bytes of documents", trained(256, text_batch, TEXT_STEPS), continuation)
-
-
-RECALL_STEPS, TEXT_STEPS = 3_000, 1_500
 
 if __name__ == "__main__":
     main()
