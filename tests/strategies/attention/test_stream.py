@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tracepaper.storage.checkpoints import bundled, read_card
 from tracepaper.strategies.attention.layer import Layer, value_norms
 from tracepaper.strategies.attention.methods import PLAIN, Rollout
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid, InvariantBroken
 from tracepaper.strategies.forecasters.build import RunOptions, build
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
-from tracepaper.strategies.networks.flash import FlashNetwork
+from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.stream import (
     CHUNK_BARS,
     Advance,
@@ -151,6 +152,47 @@ def test_a_gated_network_and_its_clocks_stream_as_the_matrices_say(portions: lis
     assert (mean - wanted).abs().max() <= 1e-4 * wanted.std()
     torch.testing.assert_close(confidence, wanted_confidence, rtol=0, atol=2e-5, check_dtype=False)
     np.testing.assert_allclose(rollout, wanted_rollout, rtol=0, atol=1e-6)
+
+
+BUNDLED = {
+    name: replace(FlashConfig.read(read_card(bundled()[name])["architecture"]), window=50)
+    for name in ("flash-1m", "flash-15m")
+}
+GATED = replace(
+    models.SMALL, gated=True, mlp="gated", volatility_gate="sigma_level", volatility_column=5
+)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    "config", [*BUNDLED.values(), GATED, replace(models.SMALL, norm="post", encoding="alibi")]
+)
+def test_a_stream_computes_to_the_bit_what_its_modules_do(
+    config: FlashConfig, threads: int
+) -> None:
+    net = models.network(config)
+    x, positions = torch.randn(60, config.features), np.arange(START, START + 60)[None]
+    stream, slow, before = StreamingNetwork(net), StreamingNetwork(net), torch.get_num_threads()
+    slow.network = net
+    states = StreamState(net), StreamState(net)
+    torch.set_num_threads(threads)
+    try:
+        for part in (slice(0, 57), slice(57, 58), slice(58, 59)):
+            given_ = x[None, part], positions[:, part]
+            advanced, wanted = (
+                each.advance(state, *given_, padded=part.start == 0)
+                for each, state in zip((stream, slow), states, strict=True)
+            )
+            for tensor, of_modules in zip(advanced.outputs, wanted.outputs, strict=True):
+                assert tensor is of_modules is None or torch.equal(
+                    present(tensor), present(of_modules)
+                )
+            assert torch.equal(advanced.confidence, wanted.confidence)
+            assert np.array_equal(advanced.rollout, wanted.rollout)
+            with torch.no_grad():
+                present(net.heads).project.weight.mul_(1.5)  # weights are shared
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.slow
