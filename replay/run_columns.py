@@ -112,7 +112,7 @@ class RunColumns:
 
     def forecast_ends(self, opens_ms: Ints) -> Ints:
         """Return when the forecast at each bar of *opens_ms* ends; without one, the next bar."""
-        return self.times.closes_of(opens_ms) + (self.run.gate_horizon or 1) * self.interval_ms
+        return self.times.closes_of(opens_ms) + self.run.forecast_bars * self.interval_ms
 
     def frame_bars(self) -> list[FrameBar]:
         """Return the candles of higher timeframes that the run was fed."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,7 +16,6 @@ from tracepaper.daemon.commands.options import (
     located,
     say,
 )
-from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.extras import require
 
 if TYPE_CHECKING:
@@ -28,10 +26,6 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Have others date the record, prove what they dated, and judge it.")
 BODY_BYTES = 65_536
 """Most bytes of a request to a witness."""
-
-KeysOption = Annotated[
-    list[str], typer.Option("--witness", metavar="KEY", help="The public key of a witness.")
-]
 
 
 @app.callback()
@@ -47,54 +41,41 @@ def key(
     origin: Annotated[
         str, typer.Option(metavar="NAME", help="The log's name, as example.com/alice/btc.")
     ] = "",
-    end: Annotated[
-        bool, typer.Option("--end", help="End the present log first; its notes stay valid.")
-    ] = False,
     witness: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Make the key of a witness instead.")
     ] = None,
     db: DatabaseOption = None,
     config: ConfigOption = None,
 ) -> CommandAnswer:
-    """Make a private key, once; without --origin print the public key of the log."""
+    """Make a private key, once; without --origin print its public key."""
     from tracepaper.storage.witness.judge import COSIGNED, PLAIN
     from tracepaper.storage.witness.keys import key_text, make_key, read_key
     from tracepaper.storage.witness.leaves import witness_folder
-    from tracepaper.storage.witness.log import WitnessLog
 
-    path = witness_folder(database_path(db, config)) if witness is None else witness
-    if witness is not None:
-        public = make_key(witness, origin, COSIGNED)
-    elif not origin:
-        public = read_key(path / "key", PLAIN).key
-    else:
-        if end:
-            WitnessLog(database_path(db, config)).end("its operator ended it")
-        public = WitnessLog.create(database_path(db, config), origin)
+    path = witness or witness_folder(database_path(db, config)) / "key"
+    kind = COSIGNED if witness else PLAIN
+    public = make_key(path, origin, kind) if origin else read_key(path, kind).key
     return CommandAnswer({"key": key_text(public), "path": str(path)}, key_text(public))
 
 
 @app.command()
 @answers
 def status(*, db: DatabaseOption = None, config: ConfigOption = None) -> CommandAnswer:
-    """Show how many commits of the record are logged and dated, until when, and by whom."""
-    from tracepaper.storage.witness.judge import Note
+    """Show how many commits of the record are logged and dated, and by whom."""
     from tracepaper.storage.witness.log import WitnessLog
 
     log = WitnessLog(database_path(db, config))
-    newest = Note.parse(log.notes[-1][1]) if log.notes else None
-    names = [] if newest is None else [name for name, _ in newest.signatures[1:]]
-    size = 0 if newest is None else newest.size
+    sizes = {name.rpartition("+")[0]: int(each["size"][-1]) for name, each in log.dates.items()}
+    names = [name for name, size in sizes.items() if size == log.dated]
     document = {
         "origin": log.origin,
-        "leaves": len(log.tree),
-        "cosigned": size,
+        "leaves": log.leaves.size,
+        "cosigned": log.dated,
         "witnesses": names,
         "ended": log.ended,
     }
-    text = (
-        f"{log.origin}: {size} of {len(log.tree)} commits dated by {', '.join(names) or 'nobody'}"
-    )
+    text = f"{log.origin}: {log.dated} of {log.leaves.size} commits dated by "
+    text += ", ".join(names) or "nobody"
     return CommandAnswer(document, "\n".join(filter(None, (text, log.ended))))
 
 
@@ -116,20 +97,9 @@ def attest(
     from tracepaper.storage.witness.log import WitnessLog
 
     path, run_id = located(run, db, config)
-    log = WitnessLog(path)
     with Reader.open(path) as reader:
         number = reader.stored_run(run_id).run_key
-        if sequence is not None:
-            steps, kind = [sequence], "decision"
-        else:
-            dated = islice(log.leaves(), log.notes[-1][0] if log.notes else 0)
-            ends = [last for run_number, _, last, _ in dated if run_number == number]
-            if not ends:
-                raise DataInvalid(
-                    f"No witness has dated run {run_id} yet; `witness status` shows why."
-                )
-            steps, kind = [0, ends[-1]], "commit"
-        proof = log.prove(reader.connection, number, *steps, kind=kind)
+        proof = WitnessLog(path).prove(reader.connection, number, sequence)
     return CommandAnswer(proof, json.dumps(proof, separators=(",", ":"), ensure_ascii=False))
 
 
@@ -159,8 +129,7 @@ def judge(
     proofs: Annotated[list[Path], typer.Argument(metavar="PROOF…", help="Files or folders.")],
     *,
     log: Annotated[str, typer.Option(metavar="KEY", help="The public key of the log.")],
-    witness: KeysOption,
-    quorum: Annotated[int, typer.Option(min=1, metavar="N", help="Witnesses that signed.")] = 1,
+    witness: Annotated[list[str], typer.Option(metavar="KEY", help="The public key of a witness.")],
 ) -> CommandAnswer:
     """Say what proofs prove, by `deploy/judge.py`, which needs no tracepaper; exit 1 if nothing."""
     from tracepaper.storage.witness.judge import Refused
@@ -169,7 +138,7 @@ def judge(
 
     keys = [parse_key(text, "--witness") for text in witness]
     try:
-        sentences = judge_files(proofs, parse_key(log, "--log"), keys, quorum)
+        sentences = judge_files(proofs, parse_key(log, "--log"), keys)
     except Refused as refused:
         return CommandAnswer({"holds": False, "refused": str(refused)}, f"Refused: {refused}", 1)
     return CommandAnswer({"holds": True, "sentences": sentences}, "\n".join(sentences))
@@ -194,8 +163,6 @@ def serve(
 
     signer = read_key(key, COSIGNED)
     logs = {each.name: each for each in (parse_key(text, "--log") for text in log)}
-    if not logs:
-        raise ConfigInvalid("A witness needs the keys of its logs: give --log KEY.")
     cosigner = Cosigner(signer, logs, key.with_name(f"{key.name}.state"))
     say(f"{key_text(signer.key)}\nwitnesses {', '.join(logs)} at http://{host}:{port}")
     web.run_app(application(cosigner), host=host, port=port, print=None)

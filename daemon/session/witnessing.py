@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -96,7 +95,6 @@ class Witnessing(Companion):
         self._section, self._keys, self._database, self._run = section, keys, database, run
         self._clock, self._send, self._worker = clock, send, Worker("witness")
         self._log: WitnessLog | None = None
-        self._connection: sqlite3.Connection | None = None
         self._due = asyncio.Event()
         self._due.set()
         self._may_sign = False
@@ -113,7 +111,7 @@ class Witnessing(Companion):
             "leaves": self._size,
             "cosigned": self._cosigned,
             "away_s": 0.0 if since is None else self._clock.network_s() - since,
-            "horizon_s": (self._run.gate_horizon or 1) * self._run.interval_ms / 1000,
+            "horizon_s": self._run.forecast_bars * self._run.interval_ms / 1000,
             "error": self._error,
         }
 
@@ -125,14 +123,11 @@ class Witnessing(Companion):
                 self._waiting_s = self._clock.network_s()
 
     async def _work(self) -> None:
-        try:
-            await repeat(self._round, self._clock, self._failed, self._sleep)
-        finally:
-            await self._worker.submit(self._close)
+        await repeat(self._round, self._clock, self._failed, self._sleep)
 
     async def _sleep(self, seconds: float) -> None:
         """Wait *seconds*, or until a bar is stored: it is submitted at once."""
-        with contextlib.suppress(TimeoutError):
+        with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._due.wait()
         self._due.set()
@@ -155,7 +150,7 @@ class Witnessing(Companion):
         faults = "; ".join(self._faults.values())
         if not self._may_sign:
             raise NotWitnessed(faults)
-        await self._worker.submit(self._keep, note, "".join(answers))
+        await self._worker.submit(self._keep, note + "".join(answers))
         if self._error and not faults:
             log.info("witnessed again")
         self._error = faults
@@ -166,32 +161,31 @@ class Witnessing(Companion):
 
     async def _ask(self, url: str, note: str) -> str:
         """Return the cosignatures of the witness at *url* on *note*; empty after a fault."""
-        old = size = int(note.split("\n")[1])
-        fault, is_history = "", False
+        assert self._log is not None
+        old, fault = (size := int(note.split("\n")[1])), ""
         try:
             for _ in range(2):
-                body = await self._worker.submit(self._request, old, note)
+                body = await self._worker.submit(self._log.request, old, note)
                 status, text = await self._send(f"{url}/add-checkpoint", body)
                 if status == 200:
                     return await self._worker.submit(self._checked, url, note, text)
                 their_size = int(text) if status == 409 else size
-                is_stuck = status == 409 and their_size == old
-                is_history = status == 422 or their_size > size or is_stuck
-                fault = f"{url} answers {status}"
-                if is_history:
-                    fault = (
+                if status == 422 or their_size > size or (status == 409 and their_size == old):
+                    self._is_doubted = True
+                    self._faults[url] = (
                         f"{url} knows another history of this log, of {their_size} leaves, and "
                         f"ours has {size}: an older copy was put back, or the key is used twice; "
-                        "nothing is signed over it (`tracepaper witness key --end` begins another "
-                        "log)"
+                        f"nothing is signed over it. Move {self._log.folder} away to begin "
+                        "another log"
                     )
-                if is_history or status != 409:
+                    return ""
+                fault = f"{url} answers {status}"
+                if status != 409:
                     break
                 old = their_size
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             fault = f"{url} does not answer ({type(error).__name__})"
         self._faults[url] = fault
-        self._is_doubted |= is_history
         return ""
 
     # ------------------------------------------------------------ in the worker
@@ -200,11 +194,12 @@ class Witnessing(Companion):
         """Add new commits to the log; return how many, 0 if it has all."""
         from tracepaper.storage.witness.log import WitnessLog
 
-        if self._log is None or self._connection is None:
-            self._connection = open_reader(self._database)
-            self._log = WitnessLog(self._database)
-            self._log.check_record(self._connection)
-        return self._log.extend(self._connection)
+        with closing(open_reader(self._database)) as connection:
+            if self._log is None:
+                opened = WitnessLog(self._database)
+                opened.check_record(connection)
+                self._log = opened
+            return self._log.extend(connection)
 
     def _newest(self) -> str:
         """Return the note to submit, signed now if that may be; empty without a commit."""
@@ -212,44 +207,31 @@ class Witnessing(Companion):
         self._size = len(self._log.tree)
         self._faults.clear()
         self._is_doubted = False
-        if not self._size:
-            return ""
-        signed = self._log.unsigned(self._log.signed)
-        if not signed or (self._may_sign and self._size > int(signed.split("\n")[1])):
-            return self._log.sign()
-        return signed
-
-    def _request(self, old: int, note: str) -> str:
-        assert self._log is not None
-        return self._log.request(old, note)
+        signed = self._log.signed
+        is_next = self._may_sign and self._size > int(signed.split("\n")[1]) if signed else True
+        return self._log.sign() if is_next and self._size else signed
 
     def _checked(self, url: str, note: str, text: str) -> str:
         """Return the lines of *text* by a key that we know; none if one is false or there is none.
 
         A clock that differs from ours is named, and its date is kept: it is the witness's word.
         """
-        from tracepaper.storage.witness.judge import Note, Refused
+        from tracepaper.storage.witness.judge import Note
 
-        try:
-            cosigned = Note.parse(note + text)
-            dated = {key: at_s for key in self._keys if (at_s := cosigned.signed_at(key))}
-        except Refused as refused:
-            self._faults[url] = f"{url} answers nonsense ({refused})"
-            return ""
+        dated = dict[str, int]()
+        with suppress(ValueError):
+            for line in text.splitlines():
+                cosigned = Note.parse(f"{note}{line}\n")
+                dated |= {f"{line}\n": at for k in self._keys if (at := cosigned.signed_at(k))}
         if not dated:
-            self._faults[url] = f"{url} signs with a key that [witness] keys does not name"
+            self._faults[url] = f"{url} does not sign with a key that [witness] keys names"
             return ""
         away_s = max(abs(at_s - self._clock.wall_ms() // 1000) for at_s in dated.values())
         if away_s > CLOCK_S:
             self._faults[url] = f"{url} has a clock that differs by {away_s} s from this machine's"
-        lines = text.splitlines(keepends=True)
-        return "".join(line for line in lines if line.split(" ")[1] in {key.name for key in dated})
+        return "".join(dated)
 
-    def _keep(self, note: str, cosignatures: str) -> None:
+    def _keep(self, note: str) -> None:
         assert self._log is not None
-        self._log.keep(note, cosignatures)
+        self._log.keep(note)
         self._cosigned = int(note.split("\n")[1])
-
-    def _close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()

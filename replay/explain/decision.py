@@ -303,7 +303,7 @@ def stored_decision(reader: Reader, columns: RunColumns, sequence: int) -> Store
             tuple(each for each in lasting_states(columns, until=sequence) if each.is_halt),
             warm_at_ms(reader, run_id, decisions[0]["instrument"]) if is_cold else None,
             positions_text(columns, held, orders_after(reader, run_id, sequence) if held else []),
-            log.sentence(columns.run_key, sequence, end_ms),
+            log.sentence(columns.run_key, sequence, end_ms, columns.run.forecast_end),
         )
 
 

@@ -469,14 +469,14 @@ def _sentences(record: RunRecord, card: Card) -> tuple[str, ...]:
 def _witnessed(reader: Reader, columns: RunColumns, decisions: Decisions) -> Iterator[str]:
     """Yield which share of the decisions a witness dated in time; nothing without a dated log."""
     log = LoggedCommits.beside(reader.connection)
-    if not log.notes:
+    if not log.dates:
         return
     dates_ms = 1000 * log.dates_s(columns.run_key, decisions.sequence)
     count = int((dates_ms < columns.forecast_ends(decisions.open_time_ms)).sum())
     share = percent(count / decisions.sequence.size, 1)
     yield (
-        f"Witnesses dated {share} of its decisions before their forecasts ended: "
-        f"{count:,} of {decisions.sequence.size:,} (`tracepaper witness attest` proves each)."
+        f"Witnesses dated {share} of its decisions before {columns.run.forecast_end}: {count:,} "
+        f"of {decisions.sequence.size:,} (`tracepaper witness attest` proves each)."
     )
 
 

@@ -1,25 +1,28 @@
-"""The leaves of a log and its cosigned notes, read without a key: since when a step is dated."""
+"""The leaves of a log and the dates of witnesses, read without a key: since when a step is dated.
+
+The folder beside the database has ``leaves`` and, for each witness, ``dates/NAME+ID``: records of
+one length, of which the disk may have lost a part of the last.
+"""
 
 from __future__ import annotations
 
-import json
-import math
+import os
 import sqlite3
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+from urllib.parse import unquote
 
 import numpy as np
 import numpy.typing as npt
 
-from tracepaper.storage.witness.judge import LEAF, Note
-
-LeafRow = tuple[int, int, int, bytes]
+Records = npt.NDArray[np.void]
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
-_COLUMNS: Final = np.dtype([("run", ">u4"), ("first", ">u4"), ("last", ">u4"), ("root", "V32")])
+LEAVES: Final = np.dtype([("run", ">u4"), ("first", ">u4"), ("last", ">u4"), ("root", "V32")])
+DATES: Final = np.dtype([("size", ">u4"), ("at_s", ">u8"), ("signature", "V64")])
+"""The leaves that a witness dated, its second, and its signature."""
 
 
 def witness_folder(database: Path) -> Path:
@@ -27,13 +30,26 @@ def witness_folder(database: Path) -> Path:
     return database.with_name(database.name + ".witness")
 
 
+def read_records(path: Path, kind: np.dtype[Any]) -> Records:
+    """Return the whole records of *path*; none without the file."""
+    return np.fromfile(path, kind) if path.exists() else np.empty(0, kind)
+
+
+def append_records(path: Path, data: bytes, size: int) -> None:
+    """Add *data* behind the last whole record of *size* bytes, and bring it to the disk."""
+    path.parent.mkdir(exist_ok=True)
+    with path.open("ab") as file:
+        file.truncate(file.tell() // size * size)
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 class LoggedCommits:
-    """The commits in the log of *database*, and the notes that date them; empty without a log."""
+    """The commits in the log of *database*, and what dates them; empty without a log."""
 
     def __init__(self, database: Path) -> None:
         self.folder = witness_folder(database)
-        data = self._read("leaves")
-        self._data = bytearray(data[: len(data) // LEAF.size * LEAF.size])
 
     @classmethod
     def beside(cls, connection: sqlite3.Connection) -> LoggedCommits:
@@ -41,78 +57,61 @@ class LoggedCommits:
         (_, _, file) = connection.execute("PRAGMA database_list").fetchone()
         return cls(Path(file or ":memory:"))
 
-    def _read(self, name: str) -> bytes:
-        path = self.folder / name
-        return path.read_bytes() if path.exists() else b""
+    @cached_property
+    def leaves(self) -> Records:
+        """Each leaf, as this process found them."""
+        return read_records(self.folder / "leaves", LEAVES)
 
-    def leaves(self) -> Iterator[LeafRow]:
-        """Yield number of the run, first and last step, and root of the entries of each leaf."""
-        return LEAF.iter_unpack(bytes(self._data))
+    @cached_property
+    def dates(self) -> dict[str, Records]:
+        """The dates of each witness, by name and id of its key, as this process found them."""
+        files = sorted((self.folder / "dates").glob("*"))
+        return {unquote(path.name): read_records(path, DATES) for path in files}
+
+    @property
+    def dated(self) -> int:
+        """How many leaves the newest date covers."""
+        return max((int(each["size"][-1]) for each in self.dates.values() if each.size), default=0)
 
     def find(self, number: int, steps: Ints) -> Ints:
         """Return the index of the leaf with each of the *steps* of run *number*; -1 if none."""
-        columns = np.frombuffer(bytes(self._data), _COLUMNS)
-        of_run = np.flatnonzero(columns["run"] == number)
-        at = np.searchsorted(columns["first"][of_run], steps, side="right") - 1
+        of_run = np.flatnonzero(self.leaves["run"] == number)
+        at = np.searchsorted(self.leaves["first"][of_run], steps, side="right") - 1
         indices = np.append(of_run, -1)[at]
-        return np.where(steps <= np.append(columns["last"][of_run], 0)[at], indices, -1)
+        return np.where(steps <= np.append(self.leaves["last"][of_run], 0)[at], indices, -1)
 
-    def _whole_lines(self) -> bytes:
-        """Return the lines of the notes; lost power may tear the last one."""
-        lines = self._read("notes")
-        return lines[: lines.rfind(b"\n") + 1]
-
-    @cached_property
-    def notes(self) -> list[tuple[int, str]]:
-        """The size and the text of each cosigned note, as this process found them."""
-        notes = map(json.loads, self._whole_lines().decode().splitlines())
-        return [(size_of(note), note) for note in notes]
-
-    def covering(self, index: int) -> str | None:
-        """Return the earliest cosigned note that covers the leaf *index*; None without one."""
-        lines = self._whole_lines()  # half a kilobyte a bar: a few of a year's are parsed
-        begin, end = 0, len(lines)
-        while begin < end:
-            start = lines.rfind(b"\n", begin, (begin + end) // 2) + 1 or begin
-            stop = lines.index(b"\n", start)
-            if size_of(json.loads(lines[start:stop])) > index:
-                end = start
-            else:
-                begin = stop + 1
-        return json.loads(lines[begin : lines.index(b"\n", begin)]) if begin < len(lines) else None
+    def first_dates(self, index: int) -> list[tuple[int, int, str]]:
+        """Return second, size and witness of the first date by each that covers leaf *index*."""
+        rows = (
+            (name, each[each["size"].searchsorted(index, side="right") :][:1])
+            for name, each in self.dates.items()
+        )
+        return sorted(
+            (int(row["at_s"][0]), int(row["size"][0]), name) for name, row in rows if row.size
+        )
 
     def dates_s(self, number: int, steps: Ints) -> Floats:
         """Return the Unix second before which each of *steps* was logged; infinite if undated.
 
-        It is that of the witness's signature, which was checked when the note was kept.
+        It is that of the witness's signature, which was checked when the date was kept.
         """
-        dates = np.array([*(date_of(note)[0] for _, note in self.notes), math.inf])
         indices = self.find(number, steps)
-        at = np.searchsorted([size for size, _ in self.notes], indices, side="right")
-        return np.where(indices < 0, math.inf, dates[at])
+        seconds = np.full(steps.shape, np.inf)
+        for each in self.dates.values():
+            at = each["size"].searchsorted(indices, side="right")
+            seconds = np.minimum(seconds, np.append(each["at_s"].astype(float), np.inf)[at])
+        return np.where(indices < 0, np.inf, seconds)
 
-    def sentence(self, number: int, step: int, end_ms: int) -> str:
-        """Return who dated *step*, whose forecast ends at *end_ms*; empty without a dated log."""
-        if not (self.folder / "notes").exists():
+    def sentence(self, number: int, step: int, end_ms: int, end: str) -> str:
+        """Return who dated *step*, and whether before its *end*; empty without a dated log."""
+        if not self.dates:
             return ""
         (index,) = self.find(number, np.array([step])).tolist()
-        note = None if index < 0 else self.covering(index)
-        if note is None:
+        if index < 0 or not (dates := self.first_dates(index)):
             return "No witness has dated this decision yet."
-        at_s, name = date_of(note)
-        is_late = at_s * 1000 >= end_ms
+        at_s, _, name = dates[0]
+        when = "after" if at_s * 1000 >= end_ms else "before"
         return (
             f"In the log before {datetime.fromtimestamp(at_s, UTC):%Y-%m-%d %H:%M:%S} UTC by the "
-            f"clock of {name}, {'after' if is_late else 'before'} the forecast's end."
+            f"clock of {name.partition('+')[0]}, {when} {end}."
         )
-
-
-def size_of(note: str) -> int:
-    """Return the number of leaves that *note* covers."""
-    return int(note.split("\n")[1])
-
-
-def date_of(note: str) -> tuple[int, str]:
-    """Return the earliest second at which a witness signed *note*, and its name."""
-    _, *cosignatures = Note.parse(note).signatures
-    return min((int.from_bytes(value[4:12], "big"), name) for name, value in cosignatures)

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import base64
 import hmac
-import json
-import os
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
-from hashlib import sha256
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 import msgspec
 import numpy as np
@@ -25,25 +24,22 @@ from tracepaper.storage.witness.judge import (
     PLAIN,
     SALT_BYTES,
     Note,
-    NoteKey,
     entry_hash,
     leaf_hash,
     node,
     split,
 )
-from tracepaper.storage.witness.keys import make_key, read_key, read_secret, write_secret
-from tracepaper.storage.witness.leaves import LeafRow, LoggedCommits, size_of, witness_folder
-from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.storage.witness.keys import read_key, signature_line
+from tracepaper.storage.witness.leaves import DATES, LoggedCommits, append_records
+from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.units import unscaled
 
 HASH_BYTES: Final = 32
 BATCH: Final = 1000
 """Commits that are sealed at once: a stop waits for them, and a long record has many."""
-_TAIL_BYTES: Final = 65_536
-"""More than a note is long."""
 _COUNTS: Final = "SELECT run_key, step_count FROM runs ORDER BY run_key"
 _RUN: Final = (
-    "SELECT run_key, run_id, opened_digest, period_start_ms, interval_ms, gate_horizon, strategy, "
+    "SELECT run_key, run_id, opened_digest, period_start_ms, interval_ms, strategy, "
     "strategy_sha256, model_sha256, config_sha256 FROM runs WHERE run_key = ?"
 )
 _COMMITS: Final = (
@@ -73,7 +69,10 @@ _NEWEST_BAR: Final = (
 )
 _NAMED: Final = ("strategy", "strategy_sha256", "model", "config")
 """What an opened run's entry calls the last columns of ``_RUN``."""
+_FORECAST: Final = ("horizon", "mean_return", "p_down", "p_up")
+"""What a decision's entry calls the last columns of ``_DECISIONS``; null without a model."""
 Entry = dict[str, Any]
+LeafRow = tuple[int, int, int, bytes]
 Row = tuple[Any, ...]
 Stored = tuple[Row, Row]
 
@@ -100,8 +99,7 @@ class Tree:
 
     def root(self, begin: int, end: int) -> bytes:
         """Return the root over the leaves *begin* to *end* (excluded)."""
-        if (size := end - begin) == 0:
-            return sha256(b"").digest()
+        size = end - begin
         if size & (size - 1) == 0 and begin % size == 0:
             at = begin // size * HASH_BYTES
             return bytes(self._levels[size.bit_length() - 1][at : at + HASH_BYTES])
@@ -146,42 +144,34 @@ class WitnessLog(LoggedCommits):
     def __init__(self, database: Path) -> None:
         super().__init__(database)
         self.signer = read_key(self.folder / "key", PLAIN)
-        self._seal = bytes.fromhex(read_secret(self.folder / "seal"))
         self.origin = self.signer.key.name
-        self.tree = tree_of(leaf_hash(LEAF.pack(*leaf)) for leaf in self.leaves())
-        self._due = {number: last + 1 for number, _, last, _ in self.leaves()}
 
-    @classmethod
-    def create(cls, database: Path, origin: str) -> NoteKey:
-        """Make the key of a new log called *origin*; what an ended log left is moved aside.
+    @cached_property
+    def tree(self) -> Tree:
+        """The tree of all leaves."""
+        return tree_of(map(leaf_hash, self._packed))
 
-        Raises ``ConfigInvalid`` if a log that has not ended is there, or had this name.
-        """
-        folder = witness_folder(database)
-        if (folder / "ended").exists():
-            ended = read_key(folder / "key", PLAIN).key.name
-            if ended == origin:
-                raise ConfigInvalid(f"The log {origin} has ended; give the next one another name.")
-            name = f"{folder.name}.{sha256(ended.encode()).hexdigest()[:8]}"
-            folder.rename(folder.with_name(name))
-        key = make_key(folder / "key", origin, PLAIN)
-        write_secret(folder / "seal", os.urandom(HASH_BYTES).hex())
-        return key
+    @property
+    def _packed(self) -> list[bytes]:
+        data = self.leaves.tobytes()
+        return [data[at : at + LEAF.size] for at in range(0, len(data), LEAF.size)]
+
+    @cached_property
+    def due(self) -> dict[int, int]:
+        """The first step that no leaf has, by the number of a run."""
+        return dict(
+            zip(self.leaves["run"].tolist(), (self.leaves["last"] + 1).tolist(), strict=True)
+        )
 
     # ------------------------------------------------------------ leaves
 
     def extend(self, connection: sqlite3.Connection) -> int:
-        """Add leaves for the next commits, at most ``BATCH``; return how many, 0 at the end.
-
-        Raises ``DataInvalid`` if the log has ended, or ends now because the record is not the one
-        that it logged.
-        """
-        self.check_open()
+        """Add leaves for the next commits, at most ``BATCH``; return how many, 0 at the end."""
         for number, count in connection.execute(_COUNTS).fetchall():
-            if self._due.get(number, 0) == count:
+            if self.due.get(number, 0) == count:
                 continue
             run = connection.execute(_RUN, (number,)).fetchone()
-            query = number, self._due.get(number, 0), BATCH
+            query = number, self.due.get(number, 0), BATCH
             if commits := connection.execute(_COMMITS, query).fetchall():
                 self.append([self._leaf(connection, run, commit) for commit in commits])
                 return len(commits)
@@ -193,54 +183,49 @@ class WitnessLog(LoggedCommits):
 
     def append(self, added: Sequence[LeafRow]) -> None:
         """Add the leaves *added*, and bring them to the disk before anything is signed."""
-        data = b"".join(LEAF.pack(*leaf) for leaf in added)
-        with (self.folder / "leaves").open("r+b" if self._data else "wb") as file:
-            file.seek(len(self._data))  # a killed process may have left a part of a leaf
-            file.write(data)
-            file.truncate()
-            file.flush()
-            os.fsync(file.fileno())
-        self._data += data
-        for leaf in added:
-            self.tree.add(leaf_hash(LEAF.pack(*leaf)))
-            self._due[leaf[0]] = leaf[2] + 1
+        packed = [LEAF.pack(*leaf) for leaf in added]
+        for (number, _, last, _), data in zip(added, packed, strict=True):
+            self.tree.add(leaf_hash(data))
+            self.due[number] = last + 1
+        append_records(self.folder / "leaves", b"".join(packed), LEAF.size)
+        vars(self).pop("leaves", None)
 
     def check_record(self, connection: sqlite3.Connection) -> None:
         """End the log unless the record holds its newest commit of each run, or pruned it.
 
-        Raises ``DataInvalid`` then. A log is never signed over: what it dated was lost.
+        Raises ``DataInvalid`` if it ends now, or has ended. A log is never signed over: what it
+        dated was lost.
         """
-        self.check_open()
-        for leaf in {each[0]: each for each in self.leaves()}.values():
-            number, _, last, _ = leaf
+        for number, due in () if self.ended else self.due.items():
             pruned = prune_point(connection, number)
-            if pruned is not None and last <= pruned.until_sequence:
+            if pruned is not None and due <= pruned.until_sequence + 1:
                 continue
-            stored = self.stored(connection, number, last)
-            if stored is None or self._leaf(connection, *stored) != leaf:
-                raise self.end(
-                    f"the record lacks the commit of run {number} up to step {last}, which the log "
-                    "holds: an older copy of the database was put back, or it was changed"
+            stored = self.stored(connection, number, due - 1)
+            leaf = self.leaves[self.find(number, np.array([due - 1]))].tobytes()
+            if stored is None or LEAF.pack(*self._leaf(connection, *stored)) != leaf:
+                text = (
+                    f"The log {self.origin} has ended: the record lacks the commit of run {number} "
+                    f"up to step {due - 1}, which the log holds: an older copy of the database was "
+                    f"put back, or it was changed. Its notes stay valid; move {self.folder} away "
+                    "and begin another: `tracepaper witness key --origin NEW_NAME`."
                 )
-
-    def check_open(self) -> None:
-        """Raise ``DataInvalid`` if the log has ended."""
+                write_whole((text.encode(),), self.folder / "ended")
         if self.ended:
             raise DataInvalid(self.ended)
 
     @property
     def ended(self) -> str:
         """The sentence that says why the log has ended; empty if it has not."""
-        return self._read("ended").decode()
+        return self._text("ended")
 
-    def end(self, reason: str) -> DataInvalid:
-        """End the log for good; return the error that says why."""
-        text = (
-            f"The log {self.origin} has ended: {reason}. Its notes stay valid; begin another: "
-            "`tracepaper witness key --origin NAME`, with NAME in [witness] origin."
-        )
-        write_whole((text.encode(),), self.folder / "ended")
-        return DataInvalid(text)
+    @property
+    def signed(self) -> str:
+        """The newest signed note; empty before the first."""
+        return self._text("checkpoint")
+
+    def _text(self, name: str) -> str:
+        path = self.folder / name
+        return path.read_text("utf-8") if path.exists() else ""
 
     def stored(self, connection: sqlite3.Connection, number: int, step: int) -> Stored | None:
         """Return the rows of run *number* and of its commit with *step*; None if one is absent."""
@@ -250,7 +235,7 @@ class WitnessLog(LoggedCommits):
 
     def entries(self, connection: sqlite3.Connection, run: Row, commit: Row) -> list[Entry]:
         """Return what a leaf holds: its commit, then each decision, in the order of the format."""
-        (number, run_id, opened, period_ms, interval_ms, horizon, *named) = run
+        (number, run_id, opened, period_ms, interval_ms, *named) = run
         first, last, digest = commit
         of_run = {"run": run_id, "number": number}
         bar = connection.execute(_NEWEST_BAR, (number, 0, last)).fetchone()
@@ -268,14 +253,13 @@ class WitnessLog(LoggedCommits):
             decision |= {"bar": bar_ms, "interval_ms": interval_ms, "action": action}
             decision |= {"allowed": allowed, "refused_by": refused_by}
             decision["target"] = None if target is None else unscaled(target, decimals)
-            decision["horizon"] = horizon if forecast[0] is None else forecast[0]
-            decision |= dict(zip(("mean_return", "p_down", "p_up"), forecast[1:], strict=True))
+            decision |= dict(zip(_FORECAST, forecast, strict=True))
             entries.append(decision)
         return entries
 
     def _salt(self, number: int, first: int, place: int) -> bytes:
         name = f"{number} {first} {place}".encode()
-        return hmac.digest(self._seal, name, "sha256")[:SALT_BYTES]
+        return hmac.digest(self.signer.seal, name, "sha256")[:SALT_BYTES]
 
     def _hashes(self, number: int, first: int, entries: Sequence[Entry]) -> list[bytes]:
         return [
@@ -285,88 +269,85 @@ class WitnessLog(LoggedCommits):
 
     # ------------------------------------------------------------ notes
 
-    @property
-    def signed(self) -> str:
-        """The newest signed note, with its cosignatures; empty before the first."""
-        return self._read("checkpoint").decode()
-
     def sign(self) -> str:
         """Sign a checkpoint of all leaves and keep it; return the note."""
-        root = self.tree.root(0, len(self.tree))
-        text = f"{self.origin}\n{len(self.tree)}\n{_base64(root)}\n"
-        note = f"{text}\n{self.signer.line(text)}"
-        self._replace(note)
+        note = self._note(len(self.tree))
+        write_whole((note.encode(),), self.folder / "checkpoint")
         return note
 
-    def _replace(self, note: str) -> None:
-        """Keep *note* as the newest; a killed process leaves the old one or the new one."""
-        new = self.folder / "checkpoint.new"
-        new.write_text(note, "utf-8")
-        new.replace(self.folder / "checkpoint")
-
-    @staticmethod
-    def unsigned(note: str) -> str:
-        """Return *note* without cosignatures: its text and the first signature, the log's own."""
-        text, blank, lines = note.rpartition("\n\n")
-        return text + blank + "".join(lines.splitlines(keepends=True)[:1])
+    def _note(self, size: int) -> str:
+        """Return the signed checkpoint of the first *size* leaves; always the same text."""
+        text = f"{self.origin}\n{size}\n{_base64(self.tree.root(0, size))}\n"
+        return f"{text}\n{self.signer.line(text)}"
 
     def request(self, old: int, note: str) -> str:
         """Return the body of ``add-checkpoint`` for *note*, if a witness knows *old* leaves."""
-        size = size_of(note)
+        size = Note.parse(note).size
         proof = self.tree.consistency(old, 0, size) if 0 < old < size else []
         return "".join([f"old {old}\n", *(f"{_base64(each)}\n" for each in proof), "\n", note])
 
-    def keep(self, note: str, cosignatures: str) -> None:
-        """Keep *note* with the *cosignatures* of witnesses, which were checked."""
-        with (self.folder / "notes").open("a+b") as file:
-            end = file.seek(0, os.SEEK_END)
-            file.seek(max(0, end - _TAIL_BYTES))
-            tail = file.read()
-            file.truncate(end - len(tail) + tail.rfind(b"\n") + 1)  # of a line that lost power tore
-            file.write(json.dumps(note + cosignatures, ensure_ascii=False).encode() + b"\n")
-        self._replace(note + cosignatures)
+    def keep(self, note: str) -> None:
+        """Keep the dates of the cosigned *note*; its cosignatures were checked."""
+        _, size, _, _, (_, *cosignatures) = Note.parse(note)
+        for name, value in cosignatures:
+            path = self.folder / "dates" / quote(f"{name}+{value[:4].hex()}", safe="")
+            append_records(path, size.to_bytes(4, "big") + value[4:], DATES.itemsize)
+        vars(self).pop("dates", None)
+
+    def cosigned(self, size: int) -> str:
+        """Return the note of the first *size* leaves with each cosignature on it."""
+        note = self._note(size)
+        for key, each in self.dates.items():
+            name, _, number = key.rpartition("+")
+            for row in each[each["size"] == size][:1]:
+                note += signature_line(name, bytes.fromhex(number) + row.tobytes()[4:])
+        return note
 
     # ------------------------------------------------------------ proofs
 
-    def prove(self, connection: sqlite3.Connection, number: int, *steps: int, kind: str) -> Entry:
-        """Return the proof of the ``decision`` at a step, or of the ``commit`` of each of *steps*.
+    def prove(self, connection: sqlite3.Connection, number: int, step: int | None) -> Entry:
+        """Return the proof of the decision at *step*, or of the run until its newest dated commit.
 
-        Raises ``DataInvalid`` if no cosigned note covers them, their rows were pruned or differ
-        from what was logged, or there is no such decision.
+        Raises ``DataInvalid`` if nothing dates them, their rows were pruned or differ from what
+        was logged, or there is no such decision.
         """
-        shown, rows = dict[int, Entry](), Entry()
-        for step, index in zip(steps, self.find(number, np.array(steps)).tolist(), strict=True):
-            if index < 0 or self.covering(index) is None:
-                raise DataInvalid(f"No witness has dated step {step} of the run yet.")
-            if (stored := self.stored(connection, number, step)) is None:
-                raise DataInvalid(f"The rows of step {step} were pruned; only their leaf is left.")
-            _, first, last, root = LEAF.unpack_from(self._data, index * LEAF.size)
-            entries = self.entries(connection, *stored)
-            tree = tree_of(self._hashes(number, first, entries))
-            if tree.root(0, len(tree)) != root:
-                raise DataInvalid(f"The rows of step {step} were changed since they were logged.")
-            at_step = {each["sequence"]: place for place, each in enumerate(entries) if place}
-            place = 0 if kind == "commit" else at_step.get(step, -1)
-            if place < 0:
-                raise DataInvalid(f"Step {step} has no decision; v_decisions lists those that do.")
-            rows |= entries[place]
-            shown[index] = {
-                "index": index,
-                "of": [number, first, last],
-                "entries": len(entries),
-                "place": place,
-                "salt": _base64(self._salt(number, first, place)),
-                "entry": entry_text(entries[place]),
-                "path": [*map(_base64, tree.path([place], 0, len(tree)))],
-            }
-        note = self.covering(max(shown)) or ""
-        path = self.tree.path([*shown], 0, Note.parse(note).size)
-        says = ("run", "sequence", "action" if kind == "decision" else "equity")
+        indices = self.find(number, np.array([0 if step is None else step])).tolist()
+        if step is None:
+            indices += np.flatnonzero(self.leaves["run"][: self.dated] == number)[-1:].tolist()
+        if not 0 <= indices[0] < self.dated:
+            what = "the run" if step is None else f"step {step} of the run"
+            raise DataInvalid(
+                f"No witness has dated {what} yet; `tracepaper witness status` shows why."
+            )
+        shown = {index: self._shown(connection, index, step) for index in indices}
+        (_, size, _), *_ = self.first_dates(max(shown))
+        path = self.tree.path([*shown], 0, size)
         return {
-            "says": {name: rows[name] for name in says},
             "leaves": [*shown.values()],
-            "path": [*map(_base64, path)],
-            "note": note,
+            "notes": [{"note": self.cosigned(size), "path": [*map(_base64, path)]}],
+        }
+
+    def _shown(self, connection: sqlite3.Connection, index: int, step: int | None) -> Entry:
+        """Return what a proof shows of leaf *index*: its commit, or the decision at *step*."""
+        number, first, last, root = LEAF.unpack(self.leaves[index].tobytes())
+        if (stored := self.stored(connection, number, last)) is None:
+            raise DataInvalid(f"The rows of step {last} were pruned; only their leaf is left.")
+        entries = self.entries(connection, *stored)
+        tree = tree_of(self._hashes(number, first, entries))
+        if tree.root(0, len(tree)) != root:
+            raise DataInvalid(f"The rows of step {last} were changed since they were logged.")
+        places = {each["sequence"]: place for place, each in enumerate(entries) if place}
+        place = 0 if step is None else places.get(step)
+        if place is None:
+            raise DataInvalid(f"Step {step} has no decision; v_decisions lists those that do.")
+        return {
+            "index": index,
+            "of": [number, first, last],
+            "entries": len(entries),
+            "place": place,
+            "salt": _base64(self._salt(number, first, place)),
+            "entry": entry_text(entries[place]),
+            "path": [*map(_base64, tree.path([place], 0, len(tree)))],
         }
 
 

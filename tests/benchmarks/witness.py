@@ -51,7 +51,7 @@ def measure_witness(folder: Path, bars: int) -> dict[str, float]:
     case.submit(log, 1_800_000_000)
     measured("note_us", ROUNDS, lambda: log.request(len(log.tree) // 3, log.sign()))
     with closing(open_reader(case.database)) as reader:
-        path = saved(folder, log.prove(reader, 1, bars // 2, kind="decision"))
+        path = saved(folder, log.prove(reader, 1, bars // 2))
     figures["proof_bytes"] = path.stat().st_size
     keys = ["--log", key_text(case.log), "--witness", key_text(case.witness)]
     command = [sys.executable, "-I", str(ROOT / "deploy" / "judge.py"), str(path), *keys]

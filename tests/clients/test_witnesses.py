@@ -69,7 +69,7 @@ def submit(url: str, log: WitnessLog, old: int) -> tuple[int, str]:
             text = answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
-    log.keep(note, text)
+    log.keep(note + text)
     return 200, text
 
 
@@ -96,9 +96,9 @@ def test_their_witness_cosigns_our_log_and_refuses_a_forged_history(
         log.tree = tree_of(bytes([number]) * 32 for number in range(30))
         assert submit(url, log, 23)[0] == 422
     with closing(open_reader(case.database)) as reader:
-        proof = WitnessLog(case.database).prove(reader, 1, 9, kind="decision")
+        proof = WitnessLog(case.database).prove(reader, 1, 9)
     sentence, _ = judge([saved(tmp_path, proof)], case.log, [key])
-    assert "by the clock of witness.example/other; its forecast ends at" in sentence
+    assert "by the clock of witness.example/other; the next bar closes at" in sentence
 
 
 def test_our_witness_cosigns_their_log(python: Path, tmp_path: Path) -> None:

@@ -21,11 +21,6 @@ from tracepaper.storage.witness.keys import key_text
 TARGET = Path(__file__).parents[1] / "data" / "witness" / "vectors.json"
 
 
-def change_says(proof: Any) -> None:
-    """Say another action than the rows."""
-    proof["says"]["action"] = "BUY"
-
-
 def change_rows(proof: Any) -> None:
     """Say another action in the rows."""
     leaf = proof["leaves"][0]
@@ -34,14 +29,16 @@ def change_rows(proof: Any) -> None:
 
 def change_root(proof: Any) -> None:
     """Put another root into the note."""
-    lines = proof["note"].split("\n")
-    lines[2] = proof["path"][0]
-    proof["note"] = "\n".join(lines)
+    dated = proof["notes"][0]
+    lines = dated["note"].split("\n")
+    lines[2] = dated["path"][0]
+    dated["note"] = "\n".join(lines)
 
 
 def backdate(proof: Any) -> None:
     """Leave the witness out."""
-    proof["note"] = "".join(proof["note"].splitlines(keepends=True)[:-1])
+    dated = proof["notes"][0]
+    dated["note"] = "".join(dated["note"].splitlines(keepends=True)[:-1])
 
 
 def main() -> None:
@@ -52,8 +49,8 @@ def main() -> None:
         log = case.extend()
         assert case.submit(log, 1_700_006_700).status == 200
         with closing(open_reader(case.database)) as reader:
-            decisions = [log.prove(reader, number, 3, kind="decision") for number in (1, 2, 3)]
-            run = log.prove(reader, 1, 0, 5, kind="commit")
+            decisions = [log.prove(reader, number, 3) for number in (1, 2, 3)]
+            run = log.prove(reader, 1, None)
         cases: list[dict[str, Any]] = []
 
         def add(name: str, *proofs: Any, change: Callable[[Any], object] = id) -> None:
@@ -70,7 +67,7 @@ def main() -> None:
         add("run", run)
         add("every run", *decisions)
         add("left out run", decisions[0], decisions[2])
-        for change in (change_says, change_rows, change_root, backdate):
+        for change in (change_rows, change_root, backdate):
             add(change.__name__.replace("_", " "), decisions[0], change=change)
         keys = {"log": key_text(case.log), "witness": key_text(case.witness)}
         TARGET.parent.mkdir(exist_ok=True)

@@ -13,8 +13,9 @@ from recordings import crossing, record
 
 from tracepaper.storage.database.connection import open_reader
 from tracepaper.storage.witness.cosigner import Cosigner, CosignerAnswer
-from tracepaper.storage.witness.judge import COSIGNED, NoteKey
+from tracepaper.storage.witness.judge import COSIGNED, PLAIN, NoteKey
 from tracepaper.storage.witness.keys import make_key, read_key
+from tracepaper.storage.witness.leaves import witness_folder
 from tracepaper.storage.witness.log import WitnessLog
 
 ORIGIN = "example.com/alice/btc"
@@ -45,12 +46,11 @@ class Witnessed(NamedTuple):
 
     def submit(self, log: WitnessLog, now_s: int, old: int | None = None) -> CosignerAnswer:
         """Sign all of *log*, have it cosigned at *now_s* as behind *old* leaves; keep the note."""
-        before = log.notes[-1][0] if old is None and log.notes else old or 0
         note = log.sign()
-        answer = self.cosigner.add_checkpoint(log.request(before, note), now_s)
+        body = log.request(log.dated if old is None else old, note)
+        answer = self.cosigner.add_checkpoint(body, now_s)
         if answer.status == 200:
-            log.keep(note, answer.text)
-            vars(log).pop("notes", None)
+            log.keep(note + answer.text)
         return answer
 
 
@@ -64,7 +64,8 @@ def record_run(database: Path, number: int, *, bars: int = BARS) -> str:
 def witnessed(folder: Path, *, runs: int = 1, bars: int = BARS) -> Witnessed:
     """Record *runs* replays of *bars*, each dated as it ends, if several; make the keys."""
     database = folder / "run.db"
-    log, witness = WitnessLog.create(database, ORIGIN), make_key(folder / "w1", WITNESS, COSIGNED)
+    log = make_key(witness_folder(database) / "key", ORIGIN, PLAIN)
+    witness = make_key(folder / "w1", WITNESS, COSIGNED)
     cosigner = Cosigner(read_key(folder / "w1", COSIGNED), {ORIGIN: log}, folder / "w1.state")
     case = Witnessed(database, log, witness, cosigner, [])
     for number in range(runs):

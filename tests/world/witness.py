@@ -134,7 +134,7 @@ def now_s() -> int:
 
 def new_log(folder: Path) -> None:
     """Make the log of the record in *folder*."""
-    WitnessLog.create(folder / "run.db", ORIGIN)
+    make_key(witness_folder(folder / "run.db") / "key", ORIGIN, PLAIN)
 
 
 def refused(folder: Path, *, is_restored: bool) -> str:
@@ -148,7 +148,7 @@ def refused(folder: Path, *, is_restored: bool) -> str:
             log.check_record(reader)
         except DataInvalid as error:
             return "" if is_restored else str(error)
-        if log.notes:
+        if log.dated:
             publish(log, reader, folder / "published")
             key = WitnessService(folder, log.signer.key).key
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import random
 import shutil
 from collections.abc import Awaitable, Callable
@@ -30,8 +31,8 @@ from tracepaper.daemon.session import background
 from tracepaper.daemon.session.witnessing import Post, Witnessing, witness_keys
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.witness.cosigner import Cosigner
-from tracepaper.storage.witness.judge import Note, judge
-from tracepaper.storage.witness.keys import key_text
+from tracepaper.storage.witness.judge import PLAIN, Note, judge
+from tracepaper.storage.witness.keys import key_text, make_key
 from tracepaper.storage.witness.leaves import witness_folder
 from tracepaper.storage.witness.log import WitnessLog
 from tracepaper.strategies.errors import ConfigInvalid
@@ -60,7 +61,7 @@ async def until_told(
 
 async def test_every_decision_is_dated_within_the_second_of_its_bar(tmp_path: Path) -> None:
     path = tmp_path / "run.db"
-    key = WitnessLog.create(path, ORIGIN)
+    key = make_key(witness_folder(path) / "key", ORIGIN, PLAIN)
     service = WitnessService(tmp_path, key)
     async with (
         service.served() as section,
@@ -79,11 +80,11 @@ async def test_every_decision_is_dated_within_the_second_of_its_bar(tmp_path: Pa
         (run_id,) = reader.run_ids()
         log = WitnessLog(path)
         sequence = running.decisions()[-1].sequence
-        proof = log.prove(reader.connection, 1, sequence, kind="decision")
-        assert proof["says"]["run"] == run_id
-        opening = [*log.leaves()][log.find(1, np.array([0])).item()]
+        proof = log.prove(reader.connection, 1, sequence)
+        assert json.loads(proof["leaves"][0]["entry"])["run"] == run_id
+        opening = log.leaves[log.find(1, np.array([0])).item()]
         first = min(step.sequence for step in running.decisions())
-        assert opening[2] < first  # the run's row and start are a leaf before it
+        assert opening["last"] < first  # the run's row and start are a leaf before it
     assert "was in the log before" in judge([saved(tmp_path, proof)], key, [service.key])[0]
 
 
@@ -116,7 +117,7 @@ async def longer(_request: web.Request) -> web.Response:
     ("answer", "sentence"),
     [
         (hang, "does not answer (TimeoutError)"),
-        (nonsense, "signs with a key that [witness] keys does not name"),
+        (nonsense, "does not sign with a key that [witness] keys names"),
         (binary, "does not answer (UnicodeDecodeError)"),
         (broken, "answers 500"),
         (redirected, "answers 307"),
@@ -129,7 +130,7 @@ async def test_a_witness_that_fails_delays_no_decision_and_is_named(
     sentence: str,
 ) -> None:
     path = tmp_path / "run.db"
-    service = WitnessService(tmp_path, WitnessLog.create(path, ORIGIN))
+    service = WitnessService(tmp_path, make_key(witness_folder(path) / "key", ORIGIN, PLAIN))
     service.answer = answer
     loop = asyncio.get_running_loop()
     async with (

@@ -6,6 +6,7 @@ import ast
 import base64
 import json
 import random
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -32,8 +33,7 @@ from tracepaper.storage.witness.judge import (
     Refused,
     judge,
     leaf_hash,
-    proved_root,
-    roots,
+    root_of,
 )
 from tracepaper.storage.witness.keys import key_text, make_key, read_key
 from tracepaper.storage.witness.leaves import witness_folder
@@ -57,7 +57,7 @@ def reader(dated: Witnessed) -> Iterator[sqlite3.Connection]:
 
 
 def proof_of(dated: Witnessed, reader: sqlite3.Connection, number: int = 2) -> dict[str, Any]:
-    return WitnessLog(dated.database).prove(reader, number, 40, kind="decision")
+    return WitnessLog(dated.database).prove(reader, number, 40)
 
 
 def verdict(dated: Witnessed, *paths: Path) -> list[str]:
@@ -69,23 +69,18 @@ def verdict(dated: Witnessed, *paths: Path) -> list[str]:
 
 def test_every_proof_of_every_small_tree_leads_to_its_root() -> None:
     hashes = [leaf_hash(bytes([number])) for number in range(33)]
-    all_roots = [*roots(hashes)]
     for size in range(1, 34):
         tree = tree_of(hashes[:size])
         root = tree.root(0, size)
-        assert root == all_roots[size - 1]
+        assert root == root_of(size, dict(enumerate(hashes[:size])), ())
         for index in range(size):
             path = [base64.b64encode(each) for each in tree.path([index, 0], 0, size)]
             shown = {index: hashes[index], 0: hashes[0]}
-            assert proved_root(size, shown, [each.decode() for each in path]) == root
+            assert root_of(size, shown, [each.decode() for each in path]) == root
         for old in range(1, size + 1):
             proof = tree.consistency(old, 0, size)
-            assert consistent(old, all_roots[old - 1], size, proof) == (all_roots[old - 1], root)
-
-
-def test_the_empty_tree_has_the_root_of_rfc_6962() -> None:
-    empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-    assert Tree().root(0, 0).hex() == empty
+            before = tree.root(0, old)
+            assert consistent(old, before, size, proof) == (before, root)
 
 
 def test_a_note_of_another_program_verifies_by_its_published_key() -> None:
@@ -101,8 +96,7 @@ def test_a_note_of_another_program_verifies_by_its_published_key() -> None:
     )
     signature = (("PeterNeumann", base64.b64decode(f"{first}{second}Zb6KE6RyyBwJnAM=")),)
     assert Note("", 0, b"", text, signature).signed_at(key) == 0
-    with pytest.raises(Refused, match="signature of PeterNeumann is false"):
-        Note("", 0, b"", text + "!", signature).signed_at(key)
+    assert Note("", 0, b"", text + "!", signature).signed_at(key) is None
     other = NoteKey.parse("sum.golang.org+033de0ae+Ac4zctda0e5eza+HJyk9SxEdh+s3Ux18htTTAD8OuAn8")
     assert other.name == "sum.golang.org"
 
@@ -131,7 +125,10 @@ def test_a_decision_is_dated_by_the_first_note_that_covers_it(
     assert (
         "was in the log before 2023-11-15 00:01:41 by the clock of witness.example/w1" in sentence
     )
-    assert newest == "The log had 124 leaves before 2023-11-15 00:01:41: witness.example/w1."
+    assert (
+        newest
+        == "The log had 124 leaves before 2023-11-15 00:01:41 by the clock of witness.example/w1."
+    )
 
 
 def test_a_proof_takes_less_than_two_kilobytes(
@@ -144,24 +141,12 @@ def test_a_proof_takes_less_than_two_kilobytes(
 def test_a_run_is_proved_with_its_steps_its_digest_and_its_equity(
     dated: Witnessed, reader: sqlite3.Connection, tmp_path: Path
 ) -> None:
-    proof = WitnessLog(dated.database).prove(reader, 2, 0, 61, kind="commit")
+    proof = WitnessLog(dated.database).prove(reader, 2, None)
     sentence = verdict(dated, saved(tmp_path, proof))[0]
     (digest,) = reader.execute("SELECT head_digest FROM runs WHERE run_key = 2").fetchone()
     assert sentence.startswith(f"Run {dated.runs[1]} (number 2, 62 steps, ")
     assert f"digest {digest.hex()}." in sentence
     assert "equity 100,000.00 became" in sentence
-
-
-def late(proof: Any) -> None:
-    proof["says"]["sequence"] = 41
-
-
-def other_action(proof: Any) -> None:
-    proof["says"]["action"] = "BUY"
-
-
-def other_run(proof: Any) -> None:
-    proof["says"]["run"] = "0" * 16
 
 
 def other_rows(proof: Any) -> None:
@@ -175,15 +160,15 @@ def other_leaf(proof: Any) -> None:
 
 
 def longer_path(proof: Any) -> None:
-    proof["path"].append(proof["path"][0])
+    proof["notes"][0]["path"] *= 2
 
 
 def shorter_path(proof: Any) -> None:
-    proof["path"].pop()
+    proof["notes"][0]["path"].pop()
 
 
 def unsigned(proof: Any) -> None:
-    proof["note"] = "".join(proof["note"].splitlines(keepends=True)[:-1])
+    proof["notes"][0]["note"] = "".join(proof["notes"][0]["note"].splitlines(keepends=True)[:-1])
 
 
 def nothing(proof: Any) -> None:
@@ -193,15 +178,12 @@ def nothing(proof: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (late, "The proof says sequence 41, and its rows say 40."),
-        (other_action, "The proof says action 'BUY', and its rows say "),
-        (other_run, "The proof says run '0000000000000000', and its rows say "),
         (other_rows, "The rows are not in the log"),
         (other_leaf, "The rows are of another run or step than their leaf."),
         (longer_path, "The path of the proof does not fit the tree."),
-        (shorter_path, "The proof lacks a hash of its path."),
-        (unsigned, "0 of 1 witnesses signed the note: it has no date."),
-        (nothing, "The evidence is malformed (KeyError: 'note')."),
+        (shorter_path, "The evidence is malformed (IndexError"),
+        (unsigned, "None of the given witnesses signed the note: it has no date."),
+        (nothing, "The evidence is malformed (KeyError: 'leaves')."),
     ],
 )
 def test_a_forged_proof_is_refused_in_one_sentence(
@@ -239,7 +221,7 @@ def test_a_flipped_bit_of_a_proof_never_changes_what_is_proved(
 
 def forged(log: WitnessLog, from_leaf: int) -> Tree:
     """Return a history that is another from *from_leaf* on, with all hashes computed anew."""
-    hashes = [leaf_hash(LEAF.pack(*leaf)) for leaf in log.leaves()]
+    hashes = [leaf_hash(leaf.tobytes()) for leaf in log.leaves]
     return tree_of(
         [
             *hashes[:from_leaf],
@@ -291,7 +273,7 @@ def test_the_statuses_of_a_witness_are_those_of_the_specification(
     case = witnessed(tmp_path, bars=5)
     log = case.extend()
     assert case.submit(log, NOW_S).status == 200
-    note = log.unsigned(log.signed)
+    note = log.signed
     text = body.format(
         note=note,
         unknown=note.replace("alice", "mallory", 1),
@@ -306,7 +288,7 @@ def test_a_witness_remembers_over_a_restart_what_it_signed(tmp_path: Path) -> No
     assert case.submit(log, NOW_S).status == 200
     signer, state = read_key(tmp_path / "w1", COSIGNED), tmp_path / "w1.state"
     again = Cosigner(signer, {ORIGIN: case.log}, state)
-    assert again.add_checkpoint(log.request(0, log.unsigned(log.signed)), NOW_S) == (409, "7\n")
+    assert again.add_checkpoint(log.request(0, log.signed), NOW_S) == (409, "7\n")
 
 
 # ---------------------------------------------------------------- several proofs
@@ -320,14 +302,14 @@ def test_a_witness_that_first_sees_a_log_late_dates_nothing_before(
     signer = read_key(tmp_path / "w2", COSIGNED)
     second = Cosigner(signer, {ORIGIN: dated.log}, tmp_path / "w2.state")
     log, proof = WitnessLog(dated.database), proof_of(dated, reader, 1)
-    note = log.unsigned(log.signed)
+    note = log.signed
     answer = second.add_checkpoint(log.request(0, note), NOW_S + 86_400)
-    with pytest.raises(Refused, match="0 of 1 witnesses signed"):
+    with pytest.raises(Refused, match="None of the given witnesses signed"):
         judge([saved(tmp_path, proof)], dated.log, [key])
     late_note = tmp_path / "late.note"
     late_note.write_text(note + answer.text, "utf-8")
     assert judge([late_note], dated.log, [key]) == [
-        f"The log had {len(log.tree)} leaves before 2023-11-16 00:01:40: w2.example."
+        f"The log had {len(log.tree)} leaves before 2023-11-16 00:01:40 by the clock of w2.example."
     ]
 
 
@@ -360,7 +342,7 @@ def test_a_published_folder_is_judged_and_a_run_that_is_taken_out_is_named(
     dated: Witnessed, reader: sqlite3.Connection, tmp_path: Path
 ) -> None:
     counts = publish(WitnessLog(dated.database), reader, tmp_path)
-    assert counts == {"leaves": 186, "notes": 3, "runs": 3}
+    assert counts == {"leaves": 186, "runs": 3}
     assert len(verdict(dated, tmp_path)) == 4
     assert (tmp_path / "tile" / "0" / "000.p" / "186").stat().st_size == 186 * 32
     assert ORIGIN in (tmp_path / "index.html").read_text("utf-8")
@@ -374,7 +356,7 @@ def test_a_published_folder_is_judged_and_a_run_that_is_taken_out_is_named(
         leaves[:-1],
     ):
         (tmp_path / "leaves").write_bytes(forgery)
-        with pytest.raises(Refused, match=r"another history than its leaves|malformed"):
+        with pytest.raises(Refused, match=r"of another history|malformed|skips or repeats"):
             verdict(dated, tmp_path)
 
 
@@ -386,7 +368,7 @@ def test_a_log_that_hides_a_run_among_its_leaves_is_refused(tmp_path: Path) -> N
     assert case.submit(log, NOW_S).status == 200
     with closing(open_reader(case.database)) as connection:
         publish(log, connection, tmp_path / "public")
-    with pytest.raises(Refused, match="skips or repeats steps before step 0 of run 3"):
+    with pytest.raises(Refused, match="Runs of the log are not shown: number 1, 2, 3"):
         verdict(case, tmp_path / "public")
 
 
@@ -412,7 +394,7 @@ def test_rows_that_were_changed_since_are_not_attested(tmp_path: Path) -> None:
         closing(open_reader(case.database)) as connection,
         pytest.raises(DataInvalid, match="rows of step 9 were changed since they were logged"),
     ):
-        log.prove(connection, 1, 9, kind="decision")
+        log.prove(connection, 1, 9)
 
 
 def test_an_older_copy_that_is_put_back_ends_the_log_for_good(tmp_path: Path) -> None:
@@ -427,14 +409,8 @@ def test_an_older_copy_that_is_put_back_ends_the_log_for_good(tmp_path: Path) ->
     with closing(sqlite3.connect(case.database)) as connection:
         with pytest.raises(DataInvalid, match="an older copy of the database was put back"):
             log.check_record(connection)
-        again = WitnessLog(case.database)
         with pytest.raises(DataInvalid, match="has ended"):
-            again.extend(connection)
-    with pytest.raises(ConfigInvalid, match="give the next one another name"):
-        WitnessLog.create(case.database, ORIGIN)
-    key = WitnessLog.create(case.database, "example.com/alice/btc-2")
-    assert len(WitnessLog(case.database).tree) == 0
-    assert key.id != case.log.id
+            WitnessLog(case.database).check_record(connection)
 
 
 def test_a_lost_or_torn_file_of_leaves_is_made_again_from_the_record(tmp_path: Path) -> None:
@@ -448,21 +424,22 @@ def test_a_lost_or_torn_file_of_leaves_is_made_again_from_the_record(tmp_path: P
         assert leaves.read_bytes() == whole
 
 
-def test_a_note_that_lost_power_tore_is_left_out_and_written_over(tmp_path: Path) -> None:
+def test_a_date_that_lost_power_tore_is_left_out_and_written_over(tmp_path: Path) -> None:
     case = witnessed(tmp_path)
     log = case.extend()
     assert case.submit(log, NOW_S).status == 200
-    kept = [note for _, note in log.notes]
-    with (log.folder / "notes").open("ab") as file:
-        file.write(b'"example.com/alice')
+    (path,), size = (log.folder / "dates").iterdir(), log.dated
+    with path.open("ab") as file:
+        file.write(b"torn")
     log = case.extend()
-    assert [note for _, note in log.notes] == kept
-    assert log.covering(0) == kept[0]
+    assert log.first_dates(0) == [(NOW_S, size, path.name.replace("%2F", "/").replace("%2B", "+"))]
     record_run(case.database, 7)
     log = case.extend()
     assert case.submit(log, NOW_S + 60).status == 200
-    assert [note for _, note in log.notes[:-1]] == kept
-    assert log.covering(len(log.tree) - 1) == log.notes[-1][1]
+    assert [(row[0], row[1]) for row in (log.first_dates(0) + log.first_dates(size))] == [
+        (NOW_S, size),
+        (NOW_S + 60, len(log.tree)),
+    ]
 
 
 def test_a_prune_keeps_the_leaves_and_their_dates(tmp_path: Path) -> None:
@@ -471,7 +448,7 @@ def test_a_prune_keeps_the_leaves_and_their_dates(tmp_path: Path) -> None:
     size = len(log.tree)
     assert case.submit(log, NOW_S).status == 200
     with closing(open_reader(case.database)) as connection:
-        attested = saved(tmp_path, log.prove(connection, 1, 9, kind="decision"))
+        attested = saved(tmp_path, log.prove(connection, 1, 9))
     (pruning,) = prune(case.database, keep_days=1, pruned_at_ms=0)
     assert pruning.until_sequence > 9
     record_run(case.database, 1, bars=5)
@@ -480,8 +457,8 @@ def test_a_prune_keeps_the_leaves_and_their_dates(tmp_path: Path) -> None:
         log.check_record(connection)
         assert case.submit(log, NOW_S + 9).status == 200
         with pytest.raises(DataInvalid, match="The rows of step 9 were pruned; only their leaf"):
-            log.prove(connection, 1, 9, kind="decision")
-        of_rest = (log.prove(connection, *step, kind="decision") for step in ((1, 1000), (2, 3)))
+            log.prove(connection, 1, 9)
+        of_rest = (log.prove(connection, *step) for step in ((1, 1000), (2, 3)))
         rest = [saved(tmp_path, proof) for proof in of_rest]
     assert len(log.tree) == size + 1 + 7  # the prune is an event of the first run
     assert len(verdict(case, attested, *rest)) == 4
@@ -493,13 +470,11 @@ def test_a_date_before_the_bar_closed_tells_of_a_wrong_clock(tmp_path: Path) -> 
     log = case.extend()
     with closing(open_reader(case.database)) as connection:
         for at_s, is_wrong in ((1_700_006_939, True), (1_700_006_940, False)):
-            (witness_folder(case.database) / "notes").unlink(missing_ok=True)
+            shutil.rmtree(log.folder / "dates", ignore_errors=True)
             case.cosigner.add_checkpoint(log.request(0, log.sign()), NOW_S)
             assert case.submit(log, at_s, old=22).status == 200
-            sentence = verdict(case, saved(tmp_path, log.prove(connection, 1, 9, kind="decision")))[
-                0
-            ]
-            assert ("the witness or the daemon has a wrong clock" in sentence) is is_wrong
+            sentence = verdict(case, saved(tmp_path, log.prove(connection, 1, 9)))[0]
+            assert ("a clock is wrong, of the witness or the daemon" in sentence) is is_wrong
 
 
 # ---------------------------------------------------------------- keys
@@ -515,16 +490,6 @@ def test_a_key_that_others_may_read_is_refused(tmp_path: Path) -> None:
             read_key(path, PLAIN)
     path.chmod(0o600)
     assert read_key(path, PLAIN).key.name == "example.com/a"
-
-
-@pytest.mark.parametrize("name", ["key", "seal"])
-def test_a_log_whose_secret_others_may_read_is_not_opened(tmp_path: Path, name: str) -> None:
-    WitnessLog.create(tmp_path / "run.db", ORIGIN)
-    secret = witness_folder(tmp_path / "run.db") / name
-    assert secret.parent.stat().st_mode & 0o777 == 0o700
-    secret.chmod(0o604)
-    with pytest.raises(ConfigInvalid, match=f"Others may read the key .*/{name} .mode 604.: chmod"):
-        WitnessLog(tmp_path / "run.db")
 
 
 def test_a_key_is_never_replaced_and_has_one_purpose(tmp_path: Path) -> None:
