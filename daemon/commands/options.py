@@ -46,6 +46,12 @@ SetOption = Annotated[
         help="A section.key of the configuration, over file and environment; repeat.",
     ),
 ]
+RunArgument = Annotated[
+    str, typer.Argument(metavar="RUN", help="An id, a prefix, last, or FILE#RUN.")
+]
+PageOption = Annotated[
+    Path | None, typer.Option("--page", metavar="FILE", help="Write a self-contained page.")
+]
 HtmlOption = Annotated[
     Path | None, typer.Option("--html", metavar="FILE", help="Write a self-contained page.")
 ]

@@ -17,6 +17,8 @@ from tracepaper.daemon.commands.options import (
     DatabaseOption,
     DepthOption,
     FromOption,
+    PageOption,
+    RunArgument,
     ServiceOption,
     SetOption,
     answers,
@@ -27,6 +29,7 @@ from tracepaper.daemon.commands.options import (
     tell,
 )
 from tracepaper.replay.backtest.run_spec import Consumer, RunSpec, command
+from tracepaper.replay.commands.documents import answer_of
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.units import DAY_MS, RATE_DECIMALS, count_of, iso, unscaled
 
@@ -50,7 +53,7 @@ DRIFT_NICE: Final = 10
 @reads_record
 @answers
 def verify(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="An id, a prefix, last, or FILE#RUN.")],
+    run: RunArgument,
     *,
     sample: Annotated[
         int | None, typer.Option(min=1, help="Compare only the last N steps.")
@@ -279,9 +282,7 @@ def _replay_day(place: DecisionPlace, day: str | None, *, service: bool) -> Comm
 @reads_record
 @answers
 def drift(
-    run: Annotated[
-        str, typer.Argument(metavar="RUN", help="An id, a prefix, last, or FILE#RUN.")
-    ] = "last",
+    run: RunArgument = "last",
     *,
     against: Annotated[
         str,
@@ -297,10 +298,7 @@ def drift(
             "default 0.05.",
         ),
     ] = None,
-    page: Annotated[
-        Path | None,
-        typer.Option("--page", metavar="FILE", help="Write a self-contained page."),
-    ] = None,
+    page: PageOption = None,
     service: ServiceOption = False,
     db: DatabaseOption = None,
     config: ConfigOption = None,
@@ -314,9 +312,7 @@ def drift(
 
         limit_this_process(nice=DRIFT_NICE, reads_input=True)  # before the slow imports
     from tracepaper.daemon.session.drift import SECTION, reference_of
-    from tracepaper.daemon.terminal.console import Terminal
     from tracepaper.replay.checks.drift import LEVEL, drift_document, drift_json, read_drift
-    from tracepaper.replay.document.terminal import show_document
     from tracepaper.replay.run_columns import RunColumns
     from tracepaper.storage.database.reader import Reader
 
@@ -335,16 +331,11 @@ def drift(
             _serve_drift(reference, columns, level)
             return None
         drift_read = read_drift(reference, columns, level)
-    document = drift_document(drift_read)
-    if page is not None:
-        from tracepaper.replay.page.export import write_document_page
-
-        write_document_page(document, path=page)
-        tell(f"The page is {page}.")
-    return CommandAnswer(
+    return answer_of(
+        drift_document(drift_read),
         drift_json(drift_read),
-        lambda: show_document(Terminal(), document),
-        int(bool(drift_read.outside)),
+        page=page,
+        code=int(bool(drift_read.outside)),
     )
 
 

@@ -16,6 +16,7 @@ from tracepaper.daemon.commands.options import (
     answers,
     tell,
 )
+from tracepaper.replay.commands.documents import answer_of
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.extras import require
 from tracepaper.strategies.types.market import Category
@@ -399,9 +400,7 @@ def study(
 
     A function is checked for lookahead first. Every look is counted, by data and horizon.
     """
-    from tracepaper.daemon.terminal.console import Terminal
     from tracepaper.replay.checks.study import studied, study_document
-    from tracepaper.replay.document.terminal import show_document
 
     if not all(part.strip().isdecimal() for part in horizons.split(",")):
         raise ConfigInvalid(f"--horizons is {horizons!r}; write bars, such as 1,4,24.")
@@ -412,10 +411,4 @@ def study(
         cost_bp=cost_bp,
         columns=columns or (),
     )
-    document = study_document(result)
-    if html is not None:
-        from tracepaper.replay.page.export import write_document_page
-
-        write_document_page(document, html)
-        tell(f"The page is {html}.")
-    return CommandAnswer(result.document(), lambda: show_document(Terminal(), document))
+    return answer_of(study_document(result), result.document(), page=html)

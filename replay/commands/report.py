@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal, InvalidOperation
 from functools import partial
@@ -19,6 +19,8 @@ from tracepaper.daemon.commands.options import (
     DatabaseOption,
     FromOption,
     JsonOption,
+    PageOption,
+    RunArgument,
     SetOption,
     answers,
     located,
@@ -26,6 +28,7 @@ from tracepaper.daemon.commands.options import (
     reads_record,
     tell,
 )
+from tracepaper.replay.commands.documents import answer_of
 from tracepaper.replay.commands.train import JobsOption
 from tracepaper.replay.report import BARS_DRAWN
 from tracepaper.strategies.errors import ConfigInvalid
@@ -48,9 +51,7 @@ T = TypeVar("T")
 @reads_record
 @answers
 def report(
-    run: Annotated[
-        str, typer.Argument(metavar="RUN", help="An id, a prefix, last, or FILE#RUN.")
-    ] = "last",
+    run: RunArgument = "last",
     *,
     html: Annotated[
         Path | None,
@@ -124,31 +125,21 @@ def report(
 ) -> CommandAnswer:
     """Report a run: performance, costs, refusals by gate, and attribution."""
     from tracepaper.daemon.terminal.console import Terminal
-    from tracepaper.replay.document.terminal import show, show_document
+    from tracepaper.replay.document.terminal import show
     from tracepaper.replay.report.report import build_report
     from tracepaper.replay.report.terminal import as_document, show_report
 
     name = _checked_picture(chart, picture, last)
-    _reject(
-        {
-            "--full applies to the page of --html; give --html FILE with it.": full and not html,
-            "--samples is for the spans of --importance; give --importance 1d.": samples
-            and not importance,
-            "--jobs is for the runs of --stress and --capacity; give one of them with it.": jobs
-            and not (stress or capacity),
-            "--impact-bp is for --capacity; give it too.": impact_bp and not capacity,
+    if (stress or capacity) and not html and (heads or importance or chart or stress == capacity):
+        raise ConfigInvalid(
             "--stress and --capacity are documents of their own; give --html FILE for a page with "
-            "all.": (stress or capacity)
-            and not html
-            and (heads or importance or chart or (stress and capacity)),
-        }
-    )
+            "all."
+        )
     place = located(run, db, config)
     reruns = [_stress(place, jobs)] if stress else []
     reruns += [_capacity(place, jobs, impact_bp)] if capacity else []
     if reruns and html is None:
-        (values, shown) = reruns[0]
-        return CommandAnswer(values, lambda: show_document(Terminal(), shown))
+        return answer_of(*reruns[0])
     with _progress() as progress:
         series = _importance(place, importance, samples, progress) if importance else None
         run_report = build_report(place.path, place.run_id, progress=progress)
@@ -162,7 +153,7 @@ def report(
             page = run_page(
                 place.path,
                 place.run_id,
-                document=_with_reruns(document, [shown for _, shown in reruns]),
+                document=_with_reruns(document, [shown for shown, _ in reruns]),
                 full=full,
                 progress=progress,
             )
@@ -193,32 +184,22 @@ def _checked_picture(chart: Path | None, picture: str, last: int) -> PictureName
         from tracepaper.replay.report.charts import check
 
         check(chart, last)
-    name = picture_named(picture)
-    if chart is None and name != "price":
-        raise ConfigInvalid("--picture is for the file of --chart; give --chart FILE with it.")
-    return name
+    return picture_named(picture)
 
 
-def _reject(wrong: Mapping[str, object]) -> None:
-    """Raise ``ConfigInvalid`` with the first message whose condition is true."""
-    for message, is_wrong in wrong.items():
-        if is_wrong:
-            raise ConfigInvalid(message)
-
-
-def _stress(place: RunLocation, jobs: int | None) -> tuple[dict[str, Any], TitledParts]:
-    """Return what the run's result rests on, as values and as a document."""
+def _stress(place: RunLocation, jobs: int | None) -> tuple[TitledParts, dict[str, Any]]:
+    """Return what the run's result rests on, as a document and as values."""
     from tracepaper.replay.checks.fragility import as_json, fragility, fragility_document
 
     each: Each[Left] = _each(jobs)
     result = fragility(place.path, place.run_id, each=each, begins=_begins)
-    return as_json(result), fragility_document(result)
+    return fragility_document(result), as_json(result)
 
 
 def _capacity(
     place: RunLocation, jobs: int | None, impact_bp: str | None
-) -> tuple[dict[str, Any], TitledParts]:
-    """Return at what size the run's edge is gone, as values and as a document."""
+) -> tuple[TitledParts, dict[str, Any]]:
+    """Return at what size the run's edge is gone, as a document and as values."""
     from tracepaper.replay.checks.capacity import as_json, capacity, capacity_document
 
     try:
@@ -227,7 +208,7 @@ def _capacity(
         raise ConfigInvalid(f"--impact-bp is {impact_bp!r}; give a number such as 5.") from None
     each: Each[SizedRun] = _each(jobs)
     result = capacity(place.path, place.run_id, impact_bp=exact, each=each, begins=_begins)
-    return as_json(result), capacity_document(result)
+    return capacity_document(result), as_json(result)
 
 
 def _begins(count: int) -> None:
@@ -258,21 +239,14 @@ def _with_reruns(document: TitledParts, reruns: Sequence[TitledParts]) -> Titled
 @reads_record
 @answers
 def risk(
-    run: Annotated[
-        str, typer.Argument(metavar="RUN", help="An id, a prefix, last, or FILE#RUN.")
-    ] = "last",
+    run: RunArgument = "last",
     *,
     hours: Annotated[bool, typer.Option("--hours", help="Use hours instead of days.")] = False,
-    page: Annotated[
-        Path | None,
-        typer.Option("--page", metavar="FILE", help="Write a self-contained page."),
-    ] = None,
+    page: PageOption = None,
     db: DatabaseOption = None,
     config: ConfigOption = None,
 ) -> CommandAnswer:
     """Say what a run's open positions could lose: exposure, tails, stress and margin."""
-    from tracepaper.daemon.terminal.console import Terminal
-    from tracepaper.replay.document.terminal import show_document
     from tracepaper.replay.report.book_risk import read_book_risk, risk_document, risk_json
     from tracepaper.replay.run_columns import RunColumns
     from tracepaper.storage.database.reader import Reader
@@ -280,13 +254,7 @@ def risk(
     place = located(run, db, config)
     with Reader.open(place.path) as reader:
         book = read_book_risk(RunColumns(reader, place.run_id), "hour" if hours else "day")
-    document = risk_document(place.run_id, book)
-    if page is not None:
-        from tracepaper.replay.page.export import write_document_page
-
-        write_document_page(document, path=page)
-        tell(f"The page is {page}.")
-    return CommandAnswer(risk_json(place.run_id, book), lambda: show_document(Terminal(), document))
+    return answer_of(risk_document(place.run_id, book), risk_json(place.run_id, book), page=page)
 
 
 def _analysis(report: Report, progress: Callable[[str], None]) -> HeadReport | InfluenceReport:
@@ -392,10 +360,7 @@ def explain(
             help="Draw the price with the attribution under it, as an image.",
         ),
     ] = None,
-    page: Annotated[
-        Path | None,
-        typer.Option("--page", metavar="FILE", help="Write a self-contained page."),
-    ] = None,
+    page: PageOption = None,
     other: Annotated[
         str | None,
         typer.Option(
@@ -436,21 +401,7 @@ def explain(
     With --depth, show the attribution of an order-book network instead, by level and time.
     """
     if depth is not None or checkpoint is not None or at is not None:
-        others = (
-            decision,
-            time,
-            full,
-            method,
-            fusion,
-            residual,
-            start_layer,
-            discard,
-            head_weights,
-        )
-        has_others = any(
-            option not in (None, False) for option in (*others, png, page, other, compare, db)
-        )
-        _explain_book(None if has_others else depth, checkpoint, at, as_json=json)
+        _explain_book(depth, checkpoint, at, as_json=json)
         return
     from tracepaper.replay.checks.nearest_change import nearest_changes
     from tracepaper.replay.explain.document import explain_decision
@@ -494,7 +445,7 @@ def _explain_book(
     from tracepaper.storage.checkpoints import locate
 
     if depth is None or checkpoint is None:
-        raise ConfigInvalid("Give --depth FILE and --checkpoint FOLDER together, or a RUN alone.")
+        raise ConfigInvalid("Give --depth FILE and --checkpoint FOLDER together, or neither.")
     at_ms = None if at is None else _instant(at)
     level_map = book_map(locate(checkpoint), depth, at_ms, threads=1)
     if as_json:
@@ -545,11 +496,9 @@ def whatif(
     It uses the run's bars and forecasts, in memory: no model is loaded, nothing is written.
     """
     from tracepaper.daemon.config.loading import settings_of
-    from tracepaper.daemon.terminal.console import Terminal
     from tracepaper.replay.backtest.run_spec import RunSpec
     from tracepaper.replay.checks.changed_run import changed_run
     from tracepaper.replay.checks.what_if import as_json, what_if, what_if_document
-    from tracepaper.replay.document.terminal import show_document
     from tracepaper.replay.explain.place import locate
     from tracepaper.storage.database.reader import Reader
 
@@ -564,5 +513,4 @@ def whatif(
             from_ms=RunSpec(start=from_).from_ms,
         )
         result = what_if(changed, place.sequence)
-    document = what_if_document(result)
-    return CommandAnswer(as_json(result), lambda: show_document(Terminal(), document))
+    return answer_of(what_if_document(result), as_json(result))

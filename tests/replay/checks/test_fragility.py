@@ -181,9 +181,6 @@ def test_the_command_counts_its_runs_first_and_prints_word_and_json(
     page = tmp_path / "page.html"
     assert invoke(["report", f"{path}#{_run_id(path)}", "--stress", "--html", str(page)]) == 0
     assert page.stat().st_size > 100_000
-    capsys.readouterr()
-    assert invoke(["report", f"{path}#{_run_id(path)}", "--jobs", "2"]) == 2
-    assert "--jobs is for the runs of --stress" in capsys.readouterr().err
 
 
 def test_left_says_whether_anything_is() -> None:

@@ -365,7 +365,6 @@ def test_wrong_usage_is_one_sentence(
         (*explain, str(tmp_path / "slow"), *by_model): "the model reads 5 each",
         (*explain, data, "--checkpoint", "flash-1m"): "not orderbook; name one that",
         (*explain, data): "Give --depth FILE and --checkpoint FOLDER together",
-        ("explain", "last", "--depth", data, *by_model): "or a RUN alone",
         (*explain, str(torn), *by_model): "no file of `tracepaper data record`",
         ("evaluate", "--data", data, model, "--inspect", "intervals"): "--inspect intervals is for",
         (*fit, data, *choose("mask=full")): "kind orderbook has no architecture.mask",

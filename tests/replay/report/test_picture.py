@@ -105,5 +105,3 @@ def test_a_run_without_trades_and_events_has_no_such_pictures(
         answer = cli(*report, "--chart", tmp_path / "none.svg", "--picture", picture)
         assert answer.code == (2 if picture == "equities" else 1)
         assert sentence in answer.err
-    answer = cli(*report, "--picture", "equity")
-    assert "give --chart FILE with it" in answer.err
