@@ -268,29 +268,16 @@ def _propose(
     fitted = _bias_of(early, costs, chosen)
     changed = _shifted_costs(costs, fitted.mean, by_open=findings.model == OpenFills.model)
     low, high = fitted.interval or (-np.inf, np.inf)
-    before = _bias_of(late, costs, latency_ms)
-    after = None
-    if low <= 0.0 <= high:
+    before, after = _bias_of(late, costs, latency_ms), _bias_of(late, changed, chosen)
+    if low <= 0.0 <= high or abs(after.mean) >= abs(before.mean):
         findings.sentences.append(
-            f"No change is shown: the mean bias of the earlier days, {fitted.sentence()}, covers 0."
+            f"No change of costs is shown: the mean bias of the earlier days is "
+            f"{fitted.sentence()}, that of the held-out days {before.sentence()}, and after the "
+            f"change {after.sentence()}."
         )
-    elif changed == costs:
-        findings.sentences.append(
-            f"No change is possible: the mean bias of the earlier days is {fitted.sentence()}, and "
-            "slippage_bp is at the end of its range."
-        )
-    else:
-        after = _bias_of(late, changed, chosen)
-        if abs(after.mean) >= abs(before.mean):
-            findings.sentences.append(
-                f"No change is shown: what fits the earlier days ({fitted.sentence()}) does not "
-                "bring the mean bias of the held-out days nearer to 0."
-            )
-            after = None
-    if after is None:
-        changed = costs
-        after = None if chosen == latency_ms else _bias_of(late, costs, chosen)
-    findings.held_out = HeldOut(turn * DAY_MS, before, after)
+        changed, after = costs, _bias_of(late, costs, chosen)
+    is_changed = changed != costs or chosen != latency_ms
+    findings.held_out = HeldOut(turn * DAY_MS, before, after if is_changed else None)
     findings.settings = [*_settings(findings, costs, changed, fitted), latency]
 
 
@@ -339,40 +326,28 @@ def _latency(
 ) -> SettingFit:
     """Fit the latency at which costs vary least, or add a sentence why it is not identified."""
     kept = SettingFit("latency_ms", float(now_ms), None, None, None, None)
-    why = _unidentified_reason(sample, in_minutes)
-    if not why:
-        assert isinstance(sample.paper, BookFills)
-        grid = np.array(sample.paper.latency_grid, dtype=np.float64)
+    paper, fitted = sample.paper, None
+    # Costs of orders whose creation is not known are equal at all latencies, so none stands out.
+    if (
+        isinstance(paper, BookFills)
+        and not in_minutes
+        and len(paper.latency_grid) >= LATENCIES_LEAST
+    ):
+        grid = np.array(paper.latency_grid, dtype=np.float64)
         values = np.stack([sample.costs(costs, int(latency)) for latency in grid])
         finite = np.isfinite(values).all(axis=0)
-        reach = f"{LATENCY_MOST_MS / 1000:g} s"
-        if finite.sum() < LEAST_ORDERS:
-            why = f"the books go on for {reach} after {finite.sum()} orders alone"
-        else:
+        if finite.sum() >= LEAST_ORDERS:
             fitted = _fitted_latency(values[:, finite], sample.days[finite], grid)
-            if fitted is not None and fitted.interval is not None:
-                low, high = fitted.interval
-                proposal = None if low <= now_ms <= high else fitted.mean
-                return kept._replace(
-                    proposed=proposal, error=fitted.error, low=max(low, 0.0), high=high
-                )
-            why = f"the prices within {reach} do not tell it"
-    findings.sentences.append(f"not identified: latency_ms ({why}).")
-    return kept
-
-
-def _unidentified_reason(sample: _Sample, in_minutes: bool) -> str:  # noqa: FBT001 - of the file
-    """Return why the latency cannot be identified; empty where it may be."""
-    paper = sample.paper
-    if not isinstance(paper, BookFills):
-        return "candles show no price within it; give recorded books by --depth"
-    if in_minutes:
-        return "the file's times have no seconds"
-    if any(order.created_ms is None for order in sample.orders):
-        return "the file does not say when each order was created"
-    if len(paper.latency_grid) < LATENCIES_LEAST:
-        return f"the books are {duration(paper.latency_grid.step)} apart"
-    return ""
+    if fitted is None or fitted.interval is None:
+        findings.sentences.append(
+            "not identified: latency_ms. It needs books (--depth) at most "
+            f"{duration(LATENCY_MOST_MS / LATENCIES_LEAST)} apart that go on for "
+            f"{duration(LATENCY_MOST_MS)} after an order, and the second in which each was created."
+        )
+        return kept
+    low, high = fitted.interval
+    proposal = None if low <= now_ms <= high else fitted.mean
+    return kept._replace(proposed=proposal, error=fitted.error, low=max(low, 0.0), high=high)
 
 
 def _fitted_latency(values: Array, days: NDArray[np.int64], grid: Array) -> Bias | None:
