@@ -15,9 +15,8 @@ from tracepaper.replay.document.charts import (
     ChartAxis,
     ChartPanel,
     ChartRole,
-    EdgeLayer,
-    FlowLayer,
     HeatLayer,
+    Layer,
     LineLayer,
     MarkLayer,
     Numbers,
@@ -26,13 +25,12 @@ from tracepaper.replay.document.charts import (
     cells_of,
     numbers,
 )
-from tracepaper.replay.document.renderer import Renderer
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.extras import require
-from tracepaper.strategies.units import DAY_MS, minute_text, percent
+from tracepaper.strategies.units import DAY_MS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from matplotlib.figure import Figure
     from numpy.typing import ArrayLike, NDArray
@@ -50,9 +48,6 @@ _ROLES: Final[dict[ChartRole, str]] = {
     "soft": "#0f6e8433", "ink": "#1c2024", "muted": "#666b72", "faint": "#e6e3dd",
     "gain": "#15803d", "loss": "#b3352c",
 }  # fmt: skip
-_HEADS: Final = (
-    "#0f6e84", "#b3352c", "#8a5a00", "#6a4fa3", "#1d7a46", "#a83a77", "#3f66ad", "#6b6459",
-)  # fmt: skip
 _PALETTES: Final = {
     "sequential": ("#f6f4ef", "#8fbfc9", "#06404e"),
     "steps": ("#e6e3dd", "#8fbfc9", "#0f6e84"),
@@ -65,8 +60,6 @@ _LEGEND_SIGN: Final = 5
 """Width of a legend's sign and gap, in letters."""
 CELLS: Final = 800
 """Most cells of a side of a written matrix."""
-_FLOW_TEXT: Final = 0.004
-"""Least share of a group that has a label."""
 
 
 def figure_of(chart: Chart) -> Figure:
@@ -156,13 +149,13 @@ def write_matrix(matrix: ArrayLike, path: str | Path, times_ms: Sequence[float] 
 def _draw(axes: Axes, panel: ChartPanel, width: float, *, is_last: bool) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.05 if panel.y.kind == "category" and panel.x.kind == "number" else 0.0)
-    if not any(isinstance(layer, HeatLayer | EdgeLayer | FlowLayer) for layer in panel.layers):
+    if not any(isinstance(layer, HeatLayer) for layer in panel.layers):
         axes.grid(visible=True, alpha=0.2)
     axes.set_axisbelow(True)
     _label(axes, "x", panel.x, is_last=is_last)
     _label(axes, "y", panel.y)
     for layer in panel.layers:
-        PICTURE.draw(axes, panel, layer)
+        _DRAW[type(layer)](axes, panel, layer)
     for which, axis in (("x", panel.x), ("y", panel.y)):
         if axis.has_zero:
             low, high = sorted(getattr(axes, f"get_{which}lim")())
@@ -357,73 +350,12 @@ def _edges(middles: Floats) -> Floats:
     return np.concatenate(([2 * middles[0] - inner[0]], inner, [2 * middles[-1] - inner[-1]]))
 
 
-def _attention(axes: Axes, _panel: ChartPanel, layer: EdgeLayer) -> None:
-    """Draw what each head of the last layer attended to from the newest decided bar."""
-    heads: Floats = np.array(layer.shares[-1], dtype=np.float64)[:, -1]
-    heads /= layer.scale
-    count = len(layer.firsts)
-    most = max(float(heads.max()), 1.0 / layer.scale)
-    rise = np.linspace(0.0, 1.0, 40)
-    bend = rise**2 * (3 - 2 * rise)
-    for head, shares in enumerate(heads):
-        colour = _HEADS[head % len(_HEADS)]
-        for cell in np.flatnonzero(shares > 0):
-            share = float(shares[cell]) / most
-            begin, end = count / 2 - 0.5, count - 1 - cell + 0.6 * (head / len(heads) - 0.5)
-            axes.plot(
-                begin + (end - begin) * bend, 1 - rise, color=colour,
-                linewidth=0.5 + 4 * share, alpha=0.1 + 0.8 * share,
-            )  # fmt: skip
-        axes.plot([], [], color=colour, linewidth=2, label=f"head {head + 1}")
-    step = max(1, count // 10)
-    axes.set_xticks(
-        [count - 1 - cell for cell in range(0, count, step)],
-        [str(layer.firsts[cell]) for cell in range(0, count, step)],
-    )
-    axes.set_xlim(-0.7, count - 0.3)
-    axes.set_yticks([])
-    axes.set_ylim(0, 1)
-    decided = minute_text(layer.times[-1])
-    axes.set_xlabel(f"bars back from {decided}, layer {len(layer.shares)}", fontsize=9)
-
-
-def _flow(axes: Axes, _panel: ChartPanel, layer: FlowLayer) -> None:
-    """Draw the groups as stacked bars in each column, and what flows between as bands."""
-    held = np.array([numbers(shares) for shares in layer.held])
-    gap = 0.02
-    lower = np.cumsum(held, axis=1) - held + gap * np.arange(held.shape[1])
-    half = 0.02
-    rise = np.linspace(0.0, 1.0, 40)
-    bend = rise**2 * (3 - 2 * rise)
-    for column, matrix in enumerate(layer.flows):
-        leaves, arrives = lower[column].copy(), lower[column + 1].copy()
-        across = column + half + (1 - 2 * half) * rise
-        for source, row in enumerate(matrix):
-            for target, share in enumerate(numbers(row)):
-                low = leaves[source] + (arrives[target] - leaves[source]) * bend
-                axes.fill_between(across, low, low + share, color=_ROLES["soft"], linewidth=0)
-                leaves[source] += share
-                arrives[target] += share
-    for column, shares in enumerate(held):
-        axes.bar([column] * len(shares), shares, 2 * half, lower[column], color=_ROLES["accent"])
-    last = len(held) - 1
-    for group, share in enumerate(held[last]):
-        if share >= _FLOW_TEXT:
-            text = f"{layer.groups[group]}: {percent(share, 0)}"
-            axes.text(last + 0.04, lower[last, group] + share / 2, text, va="center", fontsize=8)
-    axes.set_xticks(range(len(layer.columns)), layer.columns)
-    axes.set_xlim(-0.1, last + 0.35)
-    axes.set_yticks([])
-    axes.yaxis.set_inverted(True)  # the newest group on top
-
-
-PICTURE: Final[Renderer[Axes, None]] = Renderer(
-    line=_line,
-    band=_band,
-    bars=_bars,
-    marks=_marks,
-    rule=_rule,
-    heat=_heat,
-    edges=_attention,
-    flow=_flow,
-)
+_DRAW: Final[Mapping[type[Layer], Callable[[Axes, ChartPanel, Any], None]]] = {
+    LineLayer: _line,
+    BandLayer: _band,
+    BarLayer: _bars,
+    MarkLayer: _marks,
+    RuleLayer: _rule,
+    HeatLayer: _heat,
+}
+"""Edges and flows of attention are drawn by pages alone."""

@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Final, Generic, Literal, NamedTuple, Self, TypeVar
 
 from msgspec import json, to_builtins
-from msgspec.structs import replace
 
-from tracepaper.replay.document.charts import Chart, ChartPanel, Layer
-from tracepaper.replay.document.renderer import Renderer
+from tracepaper.replay.document.charts import Chart
 from tracepaper.strategies.units import NOTHING, duration, iso
 
 T = TypeVar("T")
@@ -256,35 +254,7 @@ def _as_part(part: Part) -> dict[str, Any]:
         case Table():
             return _table_part(part)
         case Chart():
-            panels = [_chart_panel(panel) for panel in part.panels]
-            return {"kind": "chart", **_plain(replace(part, panels=())), "panels": panels}
-
-
-def _chart_panel(panel: ChartPanel) -> dict[str, Any]:
-    layers = [PAGE.draw(None, panel, layer) for layer in panel.layers]
-    return {**_plain(replace(panel, layers=())), "layers": layers}
-
-
-def _plain(value: Chart | ChartPanel | Layer) -> dict[str, Any]:
-    content: dict[str, Any] = to_builtins(value, enc_hook=list)  # of a range
-    return content
-
-
-def _layer(_surface: None, _panel: ChartPanel, layer: Layer) -> dict[str, Any]:
-    return _plain(layer)
-
-
-PAGE: Final[Renderer[None, dict[str, Any]]] = Renderer(
-    line=_layer,
-    band=_layer,
-    bars=_layer,
-    marks=_layer,
-    rule=_layer,
-    heat=_layer,
-    edges=_layer,  # drawn by page/assets/document/edges.js
-    flow=_layer,  # drawn by page/assets/document/flow.js
-)
-"""Layers as JSON for the page; ``KINDS`` in page/assets/document/layers.js draws them."""
+            return {"kind": "chart", **to_builtins(part, enc_hook=list)}  # a range as a list
 
 
 def _table_part(part: Table) -> dict[str, Any]:
