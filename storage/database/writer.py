@@ -15,6 +15,7 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.pool import StaticPool
 
 from tracepaper.storage.database.connection import (
+    PAGE_BYTES,
     beside,
     check_acknowledged,
     check_log,
@@ -187,6 +188,7 @@ def open_writer(path: Path, *, reader_attempts: int = READER_ATTEMPTS) -> Writer
 
 
 def _settle_journal(path: Path, connection: sqlite3.Connection) -> None:
+    connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")  # before the log, which fixes it
     (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
         raise ConfigInvalid(f"{path} cannot use a write-ahead log; use a local disk.")

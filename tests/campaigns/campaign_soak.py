@@ -33,6 +33,7 @@ from world.life import Life, Shared  # noqa: E402
 from world.processes import in_child  # noqa: E402
 from world.spec import SMA, Spec, calm, drawn  # noqa: E402
 
+from tracepaper.storage.database.connection import PAGE_BYTES  # noqa: E402
 from tracepaper.strategies.types.decisions import Step  # noqa: E402
 
 DAY: Final = 1_440
@@ -40,7 +41,7 @@ DAY: Final = 1_440
 WARM: Final = 5
 """Days after which nothing grows but the record: caches and the allocator have settled."""
 MOST_MB_A_DAY: Final = 0.5
-MOST_BYTES: Final = 45_000
+MOST_BYTES: Final = 30_000
 """Most bytes written a bar of one symbol without a model, log and checkpoints together: each commit
 writes whole pages, one of each of five tables at least."""
 FRAME_HEADER: Final = 24
@@ -157,7 +158,6 @@ def by_table(database: Path) -> dict[int, str]:
 
 def written(measured: Measured, tables: dict[int, str], bars: int) -> float:
     """Print the pages written a bar by table; return all bytes a bar."""
-    page_bytes = 4_096
     frames: Counter[str] = Counter()
     stored: Counter[str] = Counter()
     for page, count in measured.frames.items():
@@ -167,8 +167,8 @@ def written(measured: Measured, tables: dict[int, str], bars: int) -> float:
     print(f"{measured.commits / bars:.2f} commits a bar; pages a bar, in the log and checkpointed:")
     for name, count in frames.most_common():
         print(f"  {name:34}{count / bars:7.3f}{stored[name] / bars:7.3f}")
-    log = frames.total() * (page_bytes + FRAME_HEADER) / bars
-    checkpoints = stored.total() * page_bytes / bars
+    log = frames.total() * (PAGE_BYTES + FRAME_HEADER) / bars
+    checkpoints = stored.total() * PAGE_BYTES / bars
     print(f"{log:,.0f} bytes a bar in the log, {checkpoints:,.0f} in checkpoints")
     return log + checkpoints
 

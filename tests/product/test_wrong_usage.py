@@ -15,6 +15,7 @@ from command_line import Cli
 from exchange_client import candles, walk_rows
 
 from tracepaper.daemon.cli import invoke
+from tracepaper.storage.database.connection import PAGE_BYTES
 
 SMA = """
 [market]
@@ -152,7 +153,7 @@ def test_a_damaged_page_is_said_by_every_question(place: Path, cli: Cli, table: 
         query = "SELECT rootpage FROM sqlite_schema WHERE name = ?"
         [(page,)] = db.execute(query, (table,))
     content = bytearray((place / "run.db").read_bytes())
-    content[(page - 1) * 4096 : page * 4096] = b"\xa5" * 4096
+    content[(page - 1) * PAGE_BYTES : page * PAGE_BYTES] = b"\xa5" * PAGE_BYTES
     (place / "hurt.db").write_bytes(content)
     for question in (
         "audit verify last",

@@ -16,6 +16,7 @@ from storage_cases import prune
 
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.verify import ChainReport, verify_chain
+from tracepaper.storage.database.connection import PAGE_BYTES
 from tracepaper.storage.database.lock import lock_file
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.maintenance import Pruning, backup, copied_at_s
@@ -107,8 +108,8 @@ def test_a_damaged_database_is_not_backed_up_as_if_it_were_whole(
     path: Path, tmp_path: Path
 ) -> None:
     content = bytearray(path.read_bytes())
-    middle = len(content) // 2 // 4096 * 4096
-    content[middle : middle + 4096] = b"\xff" * 4096
+    middle = len(content) // 2 // PAGE_BYTES * PAGE_BYTES
+    content[middle : middle + PAGE_BYTES] = b"\xff" * PAGE_BYTES
     path.write_bytes(content)
     with pytest.raises((DataInvalid, AuditUnwritable)):
         backup(path, tmp_path / "copy.db")

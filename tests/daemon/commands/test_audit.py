@@ -17,6 +17,7 @@ from command_line import Cli
 from records import tamper
 from waiting import deadline_s
 
+from tracepaper.storage.database.connection import PAGE_BYTES
 from tracepaper.storage.database.queries import ask
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.schema import metadata
@@ -239,8 +240,8 @@ def test_a_trigger_and_damage_are_one_sentence(path: Path, cli: Cli) -> None:
     assert (code, err, out.count("\n")) == (1, "", 1)
     assert "trigger t can change rows" in out
     content = bytearray(path.read_bytes())
-    middle = len(content) // 2 // 4096 * 4096
-    content[middle : middle + 4096] = b"\xff" * 4096
+    middle = len(content) // 2 // PAGE_BYTES * PAGE_BYTES
+    content[middle : middle + PAGE_BYTES] = b"\xff" * PAGE_BYTES
     path.write_bytes(content)
     code, out, err = cli("audit", "verify", "--db", path)
     assert (code, (out + err).count("\n")) == (1, 1)

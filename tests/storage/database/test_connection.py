@@ -16,7 +16,7 @@ import storage_cases as cases
 from builders import present
 
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.database.connection import open_reader, sqlite_problem
+from tracepaper.storage.database.connection import PAGE_BYTES, open_reader, sqlite_problem
 from tracepaper.storage.database.lock import Holder, InstanceLock, holder_of, lock_file
 from tracepaper.storage.database.views import FILE_SCHEMA
 from tracepaper.storage.database.writer import open_writer
@@ -27,7 +27,7 @@ def test_a_new_database_has_the_promised_settings(tmp_path: Path) -> None:
     writer = open_writer(tmp_path / "new" / "a.db")
     settings = {
         name: writer.driver.execute(f"PRAGMA {name}").fetchone()[0]
-        for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+        for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout", "page_size")
     }
     tables = writer.driver.execute(
         "SELECT name, strict FROM pragma_table_list WHERE type = 'table' AND schema = 'main'"
@@ -39,6 +39,7 @@ def test_a_new_database_has_the_promised_settings(tmp_path: Path) -> None:
         "synchronous": full,
         "foreign_keys": 1,
         "busy_timeout": 1_000,
+        "page_size": PAGE_BYTES,
     }
     ours = {name for name, strict in tables if strict}
     assert {name for name, _ in tables} - ours == {"sqlite_schema"}

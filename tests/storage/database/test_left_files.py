@@ -66,7 +66,7 @@ def check_restored(path: Path, opening: Callable[[Path], object], steps: int) ->
 @pytest.mark.parametrize("opening", OPENERS)
 @pytest.mark.parametrize(
     ("pages", "copied_at", "steps"),
-    [(1_000, 5, 300), (1_000, 100, 690), (200, 100, 120), (50, 100, 120), (10, 100, 250)],
+    [(1_000, 5, 300), (1_000, 100, 690), (220, 100, 120), (50, 100, 120), (10, 100, 250)],
 )
 def test_a_copy_beside_an_older_log_is_not_called_damaged(
     tmp_path: Path, opening: Callable[[Path], object], pages: int, copied_at: int, steps: int
