@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from aiohttp import ClientTimeout, WSServerHandshakeError
+from aiohttp import WSServerHandshakeError
 from builders import instrument
 from exchange_client import (
     MINUTE,
@@ -16,7 +16,6 @@ from exchange_client import (
     Message,
     StreamClient,
     candles,
-    parsed,
     serving,
     walk_rows,
 )
@@ -118,99 +117,62 @@ START = 10
 KLINE = "kline.1.BTCUSDT"
 
 
+# ---------------------------------------------------------------- every form
+
+
+TOPICS = (KLINE, "orderbook.1.BTCUSDT", "tickers.BTCUSDT", "publicTrade.BTCUSDT")
+CALLS = ("time", "kline?interval=1&limit=4", "funding/history?limit=4")
+
+
+async def exchanged(**fault: str | float) -> tuple[list[str], list[list[tuple[int, str]]]]:
+    """Return the texts of three minutes of every topic, and the answers to ``CALLS``, asked twice.
+
+    With *fault*, it is armed before the first frame and call, and must hit once.
+    """
+    async with serving(candles(ROWS), start=START) as (exchange, client), client.stream() as stream:
+        await stream.subscribe(*TOPICS)
+        await stream.drain()
+        if fault:
+            exchange.arm(**fault)
+        rounds = []
+        for _ in range(2):
+            rounds.append([])
+            for call in CALLS:
+                path, _, query = call.partition("?")
+                url = f"{exchange.rest_url}/v5/market/{path}?category=linear&symbol=BTCUSDT&{query}"
+                async with client.session.get(url, allow_redirects=False) as response:
+                    rounds[-1].append((response.status, await response.text()))
+        await exchange.advance(3 * MINUTE)
+        await stream.ask("ping")
+        if fault:
+            tally = exchange.faults.tally(str(fault["kind"]))
+            assert (tally.scheduled, tally.fired, len(tally.times)) == (1, 1, 1)
+        return stream.texts, rounds
+
+
+@pytest.mark.parametrize(
+    ("kind", "form"),
+    [
+        (kind, form)
+        for kind, of in FAULTS.items()
+        for form in of.forms
+        if of.stage not in {"connection", "handshake"}
+    ],
+)
+async def test_a_form_changes_the_stream_or_one_answer_once_and_what_follows_is_true(
+    kind: str, form: str
+) -> None:
+    plain, disturbed = await exchanged(), await exchanged(kind=kind, form=form, seconds=0.01)
+    (texts, (first, second)), (others, (changed, again)) = plain, disturbed
+    assert again == second
+    assert others[-20:] == texts[-20:]
+    is_of_rest = FAULTS[kind].stage in {"answer", "body", "time", "rows"}
+    assert (others == texts) is is_of_rest
+    assert sum(one != other for one, other in zip(first, changed, strict=True)) == is_of_rest
+
+
 def confirmed(frames: list[Message]) -> list[Message]:
     return [each for frame in frames for each in frame["data"] if each["confirm"]]
-
-
-async def plain_frames(topic: str = KLINE, minutes: int = 3) -> list[str]:
-    """Return the texts of an undisturbed stream."""
-    async with serving(candles(ROWS), start=START) as (exchange, client), client.stream() as stream:
-        await stream.subscribe(topic)
-        await stream.drain()
-        await exchange.advance(minutes * MINUTE)
-        await stream.ask("ping")
-        return stream.texts
-
-
-async def disturbed_frames(
-    kind: str, minutes: int = 3, *, count: int = 1, **parameters: str | int
-) -> list[str]:
-    """Return the texts of the same stream with one fault armed before it."""
-    async with serving(candles(ROWS), start=START) as (exchange, client), client.stream() as stream:
-        await stream.subscribe(KLINE)
-        await stream.drain()
-        exchange.arm(kind, topic="kline.", count=count, **parameters)
-        await exchange.advance(minutes * MINUTE)
-        await stream.ask("ping")
-        tally = exchange.faults.tally(kind)
-        assert (tally.scheduled, tally.fired, len(tally.times)) == (count, count, count)
-        return stream.texts
-
-
-async def test_a_dropped_frame_is_missing_and_no_other() -> None:
-    assert await disturbed_frames("delivery", form="drop") == (await plain_frames())[1:]
-
-
-async def test_a_duplicate_comes_twice() -> None:
-    plain = await plain_frames()
-    assert await disturbed_frames("delivery", form="duplicate") == [plain[0], *plain]
-
-
-async def test_a_reordered_frame_comes_after_the_next() -> None:
-    plain = await plain_frames()
-    assert await disturbed_frames("delivery", form="reorder") == [plain[1], plain[0], *plain[2:]]
-
-
-async def test_a_delayed_frame_comes_behind_later_ones() -> None:
-    plain = await plain_frames()
-    texts = await disturbed_frames("delivery", form="delay", ms=20_000)
-    assert sorted(texts) == sorted(plain)
-    due_ms = json.loads(plain[0])["ts"] + 20_000
-    place = texts.index(plain[0])
-    assert place > 0
-    assert json.loads(texts[place - 1])["ts"] <= due_ms <= json.loads(texts[place + 1])["ts"]
-
-
-async def test_malformed_frames_are_broken_in_four_ways() -> None:
-    plain = await plain_frames()
-    texts = await disturbed_frames("malformed", count=4)
-    assert texts[4:] == plain[4:]
-    broken = [parsed(text) for text in texts[:4]]
-    whole = [json.loads(text) for text in plain[:4]]
-    no_data, words, no_object, cut_short = broken
-    assert no_data == {"topic": KLINE, "data": None}
-    assert words is not None
-    assert words["data"][0]["open"] == "x" + whole[1]["data"][0]["open"]
-    assert (no_object, cut_short) == (None, None)
-
-
-async def test_a_missing_close_is_never_sent_but_rest_has_it() -> None:
-    async with serving(candles(ROWS), start=START) as (exchange, client), client.stream() as stream:
-        await stream.subscribe(KLINE)
-        exchange.arm("wrong_close", form="missing")
-        await exchange.advance(3 * MINUTE)
-        frames = await stream.drain()
-        got = [each["start"] for each in confirmed(frames)]
-        result = await client.result("kline", symbol="BTCUSDT", interval="1", limit=4)
-        rows = [int(row[0]) for row in result["list"]][:0:-1]
-        assert got == rows[1:]
-        opened = [each["start"] for frame in frames for each in frame["data"]]
-        assert rows[1] in opened  # the new candle still opens
-
-
-async def test_a_revised_close_comes_again_with_other_values_and_rest_keeps_the_first() -> None:
-    async with serving(candles(ROWS), start=START) as (exchange, client), client.stream() as stream:
-        await stream.subscribe(KLINE)
-        exchange.arm("wrong_close", form="revised")
-        await exchange.advance(2 * MINUTE)
-        first, second = confirmed(await stream.drain())[:2]
-        assert first["start"] == second["start"]
-        assert second["timestamp"] > first["timestamp"]
-        assert (first["close"], first["volume"]) != (second["close"], second["volume"])
-        result = await client.result(
-            "kline", symbol="BTCUSDT", interval="1", start=first["start"], limit=1
-        )
-        assert result["list"][0][4:6] == [first["close"], first["volume"]]
 
 
 @pytest.mark.parametrize("category", EXCHANGE_CATEGORIES)
@@ -322,7 +284,6 @@ def read(wire: Wire, texts: list[str]) -> list[Bar]:
     return bars
 
 
-TOPICS = (KLINE, "orderbook.1.BTCUSDT", "tickers.BTCUSDT", "publicTrade.BTCUSDT")
 FALSIFIED = {
     "early.kline": {"kind": "early_confirm"},
     "off_grid.kline": {"kind": "wrong_close", "form": "off_grid"},
@@ -390,116 +351,6 @@ async def test_a_book_without_bottom_makes_the_daemon_ask_for_another() -> None:
         assert wire.stale_topics == {TOPICS[1]}
 
 
-async def test_an_implausible_close_is_a_thousand_times_the_true_one() -> None:
-    async with serving(candles(ROWS), start=START) as (exchange, client), client.stream() as stream:
-        await stream.subscribe(KLINE)
-        exchange.arm("wrong_close", form="implausible")
-        await exchange.advance(2 * MINUTE)
-        sent = confirmed(await stream.drain())[0]
-        result = await client.result(
-            "kline", symbol="BTCUSDT", interval="1", start=sent["start"], limit=1
-        )
-        assert Decimal(sent["close"]) == 1_000 * Decimal(result["list"][0][4])
-
-
-@pytest.mark.parametrize(
-    ("form", "names", "factor"),
-    [
-        ("mark", ("markPrice",), Decimal("1.26")),
-        ("ticker", ("markPrice",), Decimal("1.26")),
-        ("mark_of_one", ("markPrice",), None),
-        ("rate", ("fundingRate",), None),
-    ],
-)
-async def test_a_false_ticker_is_one_that_the_next_ones_mend(
-    form: str, names: tuple[str, ...], factor: Decimal | None
-) -> None:
-    async with serving(candles(ROWS), start=START) as (exchange, client), client.stream() as stream:
-        await stream.subscribe("tickers.BTCUSDT")
-        exchange.arm("wrong_frame", form=form)
-        await exchange.advance(MINUTE)
-        false, *others = [message for message in await stream.drain() if message["type"] == "delta"]
-        result = await client.result("tickers", category="linear", symbol="BTCUSDT")
-        for name in names:
-            price, true = Decimal(false["data"][name]), Decimal(result["list"][0][name])
-            said_of = {"markPrice": Decimal(1), "fundingRate": Decimal("-0.4")}
-            if factor is None:
-                assert price == said_of[name]
-            else:
-                assert abs(price / true - factor) < Decimal("0.02")
-        assert any("markPrice" in other["data"] for other in others)
-        assert all(Decimal(other["data"].get("markPrice", 50_000)) > 40_000 for other in others)
-
-
-async def test_a_false_book_stands_a_third_too_low_once() -> None:
-    async with serving(candles(ROWS), start=START) as (exchange, client), client.stream() as stream:
-        await stream.subscribe("orderbook.1.BTCUSDT")
-        exchange.arm("wrong_frame", form="low")
-        await exchange.advance(MINUTE)
-        books = [frame["data"] for frame in await stream.drain() if frame.get("type") == "snapshot"]
-        bids, asks = ([Decimal(book[side][0][0]) for book in books] for side in "ba")
-        assert all(bid < ask for bid, ask in zip(bids, asks, strict=True))
-        assert sum(bid < 50_000 for bid in bids) == 1
-
-
-async def test_an_absurd_settlement_is_of_one_answer() -> None:
-    async with serving(candles(ROWS), start=START) as (exchange, client):
-        exchange.arm("wrong_page", form="settlement")
-        query = {"category": "linear", "symbol": "BTCUSDT"}
-        false, true = [(await client.result("funding/history", **query))["list"] for _ in range(2)]
-        assert false[0]["fundingRate"] == "0.25"
-        assert abs(Decimal(true[0]["fundingRate"])) < Decimal("0.001")
-        assert false[1:] == true[1:]
-
-
-async def test_a_frame_is_dated_ahead_by_more_than_a_fast_client_tolerates() -> None:
-    fast = serving(candles(ROWS), start=START, speed=2_000)
-    async with fast as (exchange, client), client.stream() as stream:
-        await stream.subscribe(KLINE)
-        exchange.arm("ahead")
-        await exchange.advance(MINUTE)
-        newest_ms = max(frame["ts"] for frame in await stream.drain())
-        assert newest_ms - exchange.clock.now_ms() >= 3_000 * 2_000 - MINUTE
-
-
-@pytest.mark.parametrize("status", [201, 204, 304, 400, 418, 429, 451, 500, 599])
-async def test_any_status_is_answered_on_request(status: int) -> None:
-    async with serving(candles(ROWS), start=START) as (exchange, client):
-        exchange.arm("http_status", status=status)
-        url = exchange.rest_url + "/v5/market/time"
-        async with client.session.get(url, allow_redirects=False) as response:
-            assert response.status == status
-        assert (await client.get("time"))["retCode"] == 0
-
-
-async def test_any_code_a_redirect_and_a_lie_are_answered_on_request() -> None:
-    async with serving(candles(ROWS), start=START) as (exchange, client):
-        exchange.arm("retcode", code=10029)
-        assert (await client.get("time"))["retCode"] == 10029
-        exchange.arm("http_status", status=302)
-        assert (await client.get("time"))["retMsg"] == "Route not found."
-        for lie_ms in (-3_600_000, 2**62):
-            exchange.arm("wrong_time", ms=lie_ms)
-            document = await client.get("time")
-            assert document["time"] == exchange.clock.now_ms() + lie_ms
-            assert document["result"]["timeNano"] == str(document["time"] * 1_000_000)
-        exchange.arm("wrong_time", topic="/v5/market/kline")
-        assert (await client.get("time"))["time"] == exchange.clock.now_ms()
-        document = await client.get("kline", symbol="BTCUSDT", interval="1", limit=2)
-        assert document["time"] == exchange.clock.now_ms() + 3_600_000
-        assert len(document["result"]["list"]) == 2
-
-
-async def test_a_request_that_hangs_is_not_answered() -> None:
-    async with serving(candles(ROWS), start=START) as (exchange, client):
-        exchange.arm("hang", seconds=60)
-        url = exchange.rest_url + "/v5/market/time"
-        with pytest.raises(TimeoutError):
-            async with client.session.get(url, timeout=ClientTimeout(0.05)):
-                pass
-        assert exchange.faults.tally("hang").fired == 1
-
-
 async def test_rest_bodies_are_broken_in_five_ways() -> None:
     async with serving(candles(ROWS), start=START) as (exchange, client):
         exchange.arm("malformed_body", count=5)
@@ -513,38 +364,6 @@ async def test_rest_bodies_are_broken_in_five_ways() -> None:
         assert len(set(bodies)) == 5
 
 
-async def page(client: Client) -> Message:
-    return await client.result("kline", symbol="BTCUSDT", interval="1", limit=4)
-
-
-async def test_pages_of_candles_are_disturbed_in_six_ways_each_once() -> None:
-    async with serving(candles(ROWS), start=START) as (exchange, client):
-        true = await page(client)
-        starts = [int(row[0]) for row in true["list"]]
-
-        async def disturbed(form: str) -> Message:
-            exchange.arm("wrong_page", form=form, topic="/v5/market")
-            await client.result(
-                "instruments-info", category="linear"
-            )  # no page of candles, so it is not hit
-            message = await page(client)
-            assert await page(client) == true
-            return message
-
-        assert (await disturbed("empty"))["list"] == []
-        assert (await disturbed("short"))["list"] == true["list"][2:]
-        foreign = await disturbed("foreign")
-        assert foreign["symbol"] != "BTCUSDT"
-        assert {row[4] for row in foreign["list"]} == {"0.5"}
-        elsewhere = await disturbed("window")
-        assert max(int(row[0]) for row in elsewhere["list"]) < min(starts)
-        off = await disturbed("off_grid")
-        assert [int(row[0]) % MINUTE for row in off["list"]] == [7_000] * 4
-        implausible = (await disturbed("implausible"))["list"]
-        assert Decimal(implausible[0][4]) == 1_001 * Decimal(true["list"][0][4])
-        assert implausible[1:] == true["list"][1:]
-
-
 async def test_a_fault_that_is_declared_once_is_found_everywhere(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -552,8 +371,8 @@ async def test_a_fault_that_is_declared_once_is_found_everywhere(
     shout = FaultKind("frame", {"": Form(meaning, lambda body, _: FaultEffect((body.upper(),)))})
     monkeypatch.setitem(FAULTS, "shout", shout)
     assert f"| `shout` | {meaning} |" in surface_page()
-    plain = await plain_frames()
-    assert await disturbed_frames("shout") == [plain[0].upper(), *plain[1:]]
+    (plain, _), (texts, _) = await exchanged(), await exchanged(kind="shout")
+    assert texts == [plain[0].upper(), *plain[1:]]
     exchange_command(list_faults=True)
     assert "shout  " in capsys.readouterr().out
     scheduled = {
