@@ -371,7 +371,7 @@ def demo(
                 "--days, --seconds, --model and --incidents apply to the bundled month; leave out "
                 "these, or --data and -c."
             )
-        from tracepaper.replay.demo.on_data import perform_on_data
+        from tracepaper.replay.demo.run import perform_on_data
         from tracepaper.replay.exchange.server import ExchangeSettings
         from tracepaper.replay.samples import DEMO_CANDLES
 
@@ -394,13 +394,13 @@ def demo(
             "--columns, --bars and --speed need --data or -c; for the bundled month, give --days "
             "and --seconds."
         )
-    from tracepaper.replay.demo.run import Show, perform
+    from tracepaper.replay.demo.run import MODEL, Show, perform
 
     perform(
         Show(
             days=days,
             seconds=seconds or 90.0,
-            model=model,
+            model=model or MODEL,
             has_incidents=incidents is not False,
             database=db,
             as_json=json,

@@ -31,13 +31,13 @@ HALTED_SHARE: Final = 0.05
 
 
 async def _announce(demo: Demo, sentence: str) -> None:
-    demo.say(sentence, mark=ANNOUNCED)
+    demo.screen.say(sentence, mark=ANNOUNCED)
     await demo.pause()
 
 
 def _conclude(demo: Demo, sentence: str, *, passes: bool) -> None:
     demo.outcomes.append(sentence)
-    demo.say(sentence, mark=DONE if passes else WRONG)
+    demo.screen.say(sentence, mark=DONE if passes else WRONG)
 
 
 async def cut_the_stream(demo: Demo) -> None:
@@ -117,7 +117,7 @@ async def kill_and_go_on(demo: Demo) -> None:
     await first.wait()
     acknowledged = int(str(status["sequence"]))
     run_id, steps, cash = _stored_run(demo.files.database, acknowledged)
-    demo.say(
+    demo.screen.say(
         f"Process {first.pid} is dead, with {steps:,} steps on the disk. The market waits while "
         "the next one starts: at this speed it would miss a day."
     )

@@ -1,31 +1,44 @@
-"""The demo on the bundled month, from start to end."""
+"""The demo on the bundled month or on a user's own candles, from start to end."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from tracepaper.daemon.clock import SystemClock
-from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.commands.options import print_json
+from tracepaper.daemon.config.loading import Config, load, restore
 from tracepaper.daemon.config.values import NO_MODEL
-from tracepaper.daemon.session.shutdown import signals_call
-from tracepaper.replay.demo.ending import sum_up
+from tracepaper.daemon.log import Logger
+from tracepaper.daemon.session.daemon import Daemon
+from tracepaper.daemon.session.parity import OFF
+from tracepaper.daemon.session.shutdown import run_loop, signals_call
+from tracepaper.daemon.terminal import console as log
+from tracepaper.daemon.terminal.watcher import watched
+from tracepaper.replay.backtest.build import fit_windows
+from tracepaper.replay.checks.parity import check_whole
 from tracepaper.replay.demo.incidents import INCIDENTS
-from tracepaper.replay.demo.race import ShowFiles, named_by_time
-from tracepaper.replay.demo.screen import RaceScreen
-from tracepaper.replay.demo.stage import FASTEST, SLOW, Demo
+from tracepaper.replay.demo.stage import FASTEST, SLOW, Demo, RaceScreen, ShowFiles
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
+from tracepaper.replay.report.judgement import judgement
+from tracepaper.replay.report.record import read_record
+from tracepaper.replay.report.terminal import decision_to_explain, program_name
+from tracepaper.replay.report.trades import closed_trades
 from tracepaper.replay.samples import DEMO_CONFIG, MONTH_CANDLES
+from tracepaper.storage.chain.verify import ChainReport, verify_chain
 from tracepaper.storage.checkpoints import is_checkpoint, locate
-from tracepaper.strategies.builtin import TREND
-from tracepaper.strategies.errors import ConfigInvalid, FeedLost
-from tracepaper.strategies.units import DAY_MS, INTERVALS, interval_start
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, FeedLost
+from tracepaper.strategies.gates.declared import late
+from tracepaper.strategies.types.market import ParityOutcome, RunKind
+from tracepaper.strategies.units import DAY_MS, INTERVALS, count_of, interval_start
 
 SERVED_SPEED: Final = 20_000.0
 """The speed for which the exchange thins its frames."""
@@ -35,6 +48,7 @@ WARM_UP_BARS: Final = 700
 """Bars of the bundled month before the first decided bar."""
 SHARE_PLAYED: Final = 0.9
 """Share of the planned seconds in which market time passes; in the rest the daemon starts."""
+STOPPED: Final = "The demo was stopped before its first decision; start it again."
 
 
 @dataclass(frozen=True)
@@ -43,7 +57,7 @@ class Show:
 
     days: float | None = None  # of market time; None is the whole month
     seconds: float = 90.0  # planned duration of the race
-    model: str | None = None  # a bundled name or a folder; None is the configuration's
+    model: str = MODEL  # a bundled name or a folder
     has_incidents: bool = True
     database: Path | None = None
     as_json: bool = False
@@ -56,27 +70,31 @@ def perform(show: Show) -> None:
     Raises ``DataInvalid`` or ``ConfigInvalid`` if it cannot start, and ``FeedLost`` if its daemon
     ends early; if anything was decided, the summary is printed first.
     """
-    files = ShowFiles(show.database or named_by_time(SystemClock().wall_ms()))
-    files.create(config_text(show.model))
+    files = ShowFiles.at(show.database, SystemClock().wall_ms())
+    text = config_text(show.model)
+    try:
+        files.config.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise DataInvalid(
+            f"{files.config} cannot be written ({error.strerror}); go to a folder of yours, or "
+            "give --db."
+        ) from None
     demo, failure = asyncio.run(_play(show, files))
     if not demo.race.decisions:
         if not files.database.exists():
             files.config.unlink()
-        raise failure or FeedLost("The demo was stopped before its first decision; start it again.")
+        raise failure or FeedLost(STOPPED)
     sum_up(files.database, demo, as_json=show.as_json)
     if failure is not None:
         raise failure
 
 
-def config_text(model: str | None) -> str:
+def config_text(model: str) -> str:
     """Return the text of the demo's configuration, with *model* as its checkpoint.
 
     Raises ``ConfigInvalid`` if there is no such checkpoint.
     """
     text = DEMO_CONFIG.read_text(encoding="utf-8")
-    if model is None:
-        # A source tree without bundled models still has a demo; its prologue says so.
-        model = MODEL if is_checkpoint(locate(MODEL)) else NO_MODEL
     if model == NO_MODEL:
         text = text.replace(', "sized_by_forecast"', "")  # a shadow account that needs a forecast
     elif not is_checkpoint(locate(model)):
@@ -115,65 +133,48 @@ async def _play(show: Show, files: ShowFiles) -> tuple[Demo, FeedLost | None]:
 
 async def _race(demo: Demo, stop: asyncio.Event, show: Show) -> FeedLost | None:
     """Run the script while the race is shown and paced; then stop the daemon."""
-    tasks = [asyncio.ensure_future(work) for work in (_script(demo, show), stop.wait())]
-    watching = asyncio.ensure_future(demo.watch())
+    works = (_script(demo, show), stop.wait(), demo.watch())
+    tasks = [asyncio.ensure_future(work) for work in works]
     try:
-        done, _ = await asyncio.wait([*tasks, watching], return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()  # raises the task's error
     except FeedLost as failure:
         return failure
     finally:
-        for task in (*tasks, watching):
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, watching, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await demo.stop_daemon()
         demo.poll()
     return None
 
 
-def prologue(demo: Demo) -> Iterator[str]:
-    """Yield the sentences that introduce the demo."""
-    served = demo.exchange.announcement()
-    days = (demo.until_ms - served["start_ms"]) / DAY_MS
-    yield (
-        f"Real candles of {' and '.join(served['symbols'])} of May 2025 are served over Bybit's "
-        f"protocol on this machine: a week to warm up, then {days:.1f} days of trading on paper, "
-        "four bars an hour."
-    )
-    config = load(demo.files.config)
-    if config.strategy.name == TREND:
-        windows = ", ".join(config.strategy.windows)
-        yield (
-            f"The strategy follows the trend of closed hours over {windows} (the shipped one looks "
-            "at 8 to 64 days, for which a month is too short), and the model's gates judge it."
-        )
-    if not config.model.is_given:
-        yield f"No checkpoint {MODEL} is bundled: no model judges."
-
-
 async def _script(demo: Demo, show: Show) -> None:
     """Start the daemon, trigger each incident at its share of the race, and wait for the end."""
-    race = demo.race
-    for sentence in prologue(demo):
-        demo.say(sentence)
+    race, screen = demo.race, demo.screen
+    served = demo.exchange.announcement()
+    days = (demo.until_ms - served["start_ms"]) / DAY_MS
+    screen.say(
+        f"Real candles of {' and '.join(served['symbols'])} of May 2025 are served over Bybit's "
+        f"protocol on this machine: a week to warm up, then {days:.1f} days of trading on paper, "
+        "four bars an hour. The strategy follows the trend of closed hours over short windows, and "
+        "the model's gates judge it."
+    )
     demo.hold()
     await demo.start_daemon()
-    await demo.until(lambda: race.run is not None and demo.page_url is not None)
-    assert race.run is not None
+    await demo.until(lambda: race.sequence >= 0 and demo.page_url is not None)
     assert demo.process is not None
     url = str(demo.page_url)
     # The next process uses the same port, so that an open page continues.
     demo.port = urlsplit(url).port or 0
-    demo.say(
+    screen.say(
         f"The daemon is process {demo.process.pid}. From another terminal: "
         f"tracepaper status --db {demo.files.database}"
     )
-    demo.say(f"The page is {url}/")
+    screen.say(f"The page is {url}/")
     if show.listening is not None:
         show.listening(url)
-    for warning in race.run.warnings:
-        demo.say(f"Warning: {warning}.")
     await demo.until(lambda: race.decisions > 0)
     demo.go_on()
     for at, happen in INCIDENTS if show.has_incidents else ():
@@ -181,3 +182,135 @@ async def _script(demo: Demo, show: Show) -> None:
         await happen(demo)
     await demo.reach(1.0)
     demo.hold()
+
+
+# ---------------------------------------------------------------- a user's candles
+
+
+def perform_on_data(
+    settings: ExchangeSettings,
+    file: Path | None,
+    *,
+    bars: int | None,
+    database: Path | None,
+    as_json: bool,
+    listening: Callable[[str], None] | None,
+) -> None:
+    """Trade what *settings* serve with the configuration *file*, and print the summary.
+
+    It is shown as ``run`` shows it, and ends with the data, after *bars* decided bars or at a
+    signal. *listening* is called with the address of the daemon's page. Raises ``DataInvalid`` if
+    the database exists.
+    """
+    path = ShowFiles.at(database, SystemClock().wall_ms()).database
+
+    async def play() -> int:
+        async with EmbeddedExchange(settings) as exchange:
+            served = exchange.announcement()
+            # Trend windows that the file does not set are shortened to fit the candles.
+            span_ms = served["end_ms"] - served["start_ms"]
+            config, warnings = fit_windows(_config(file, served), span_ms)
+            log.configure(level=config.log.level, output=config.log.format)
+            for sentence in warnings:
+                Logger("demo").warning(sentence)
+            with watched(limit=bars, until_ms=served["end_ms"], database=path) as watcher:
+                daemon = Daemon(
+                    config,
+                    path,
+                    kind=RunKind.LIVE,
+                    opened=watcher.opened,
+                    watch=watcher.watch,
+                    listening=listening or (lambda _url: None),
+                )
+                await daemon.run()
+                return watcher.decisions
+
+    if not run_loop(play()):
+        raise FeedLost(STOPPED)
+    sum_up(path, None, as_json=as_json)
+
+
+def _config(file: Path | None, served: dict[str, Any]) -> Config:
+    """Return the configuration for the embedded exchange and its symbols."""
+    market = {"category": served["categories"][0]}
+    market |= {key: served[key] for key in ("symbols", "interval")}
+    exchange = {key: served[key] for key in ("rest_url", "stream_url")}
+    # This exchange serves fixed candles: one that is missing stays missing.
+    exchange |= {"time_scale": served["speed"], "certain_s": 0.5}
+    sections = {"market": market, "exchange": exchange, "http": {"port": 0}}
+    # Days pass in seconds; the end replays the whole run.
+    return load(file, sections, data={"parity": {"daily_at": OFF}})
+
+
+# ---------------------------------------------------------------- the summary
+
+
+FIGURES: Final = """
+    SELECT count(*), sum(refused_by = :late), max(open_time_ms) - min(open_time_ms),
+        (SELECT equity FROM v_equity WHERE run_id = :run ORDER BY sequence DESC LIMIT 1)
+    FROM v_decisions WHERE run_id = :run
+"""
+
+
+def _read(database: Path) -> tuple[dict[str, Any], ChainReport]:
+    """Return the figures of the newest run of *database*, and the check of its chain."""
+    with Reader.open(database) as reader:
+        run_id = reader.find("last")
+        row = reader.connection.execute(FIGURES, {"run": run_id, "late": late.name}).fetchone()
+        decisions, late_count, span_ms, equity = row
+        cash = float(restore(reader.run(run_id).config).account.cash)
+        chain = verify_chain(reader.connection, run_id)
+        record = read_record(reader, database, run_id)
+    closed = closed_trades(record.account)
+    figures = {
+        "run_id": run_id,
+        "decisions": decisions,
+        "late": late_count or 0,  # decisions that the gate ``late`` refused
+        "days": span_ms / DAY_MS,
+        "trades": len(closed),
+        "start": cash,
+        "equity": equity,
+        "return": equity / cash - 1.0,
+        "judgement": judgement(record, closed),
+        "explained_sequence": decision_to_explain(database, run_id),
+        "database": str(database),
+    }
+    return figures, chain
+
+
+def sum_up(database: Path, demo: Demo | None, *, as_json: bool) -> None:
+    """Print the summary of the newest run; *demo* is that of the bundled month, if it ran."""
+    (figures, chain), terminal = _read(database), log.Terminal(highlight=False)
+    through = ""
+    if demo is not None:
+        figures |= {"config": str(demo.files.config), "log": str(demo.files.log)}
+        figures |= {"processes": demo.starts, "incidents": demo.outcomes}
+        starts = count_of(demo.starts, "start")
+        through = f" through {count_of(len(demo.outcomes), 'incident')} and {starts} of the daemon"
+    if not as_json:
+        too_late = f", {figures['late']:,} too late to trade" if figures["late"] else ""
+        happened = (
+            f"What happened: {figures['decisions']:,} decisions in {figures['days']:.1f} days"
+            f"{through}{too_late}; {figures['start']:,.2f} became {figures['equity']:,.2f}."
+        )
+        for sentence in (happened, figures["judgement"]):
+            terminal.print(sentence, soft_wrap=True, markup=False)
+        sys.stderr.write("The run is replayed from its record, which takes a while.\n")
+    parity = check_whole(database, figures["run_id"], "parity")
+    if as_json:
+        chained = {"passes": chain.passes, "steps": chain.steps}
+        print_json(figures | {"chain": chained, "parity": parity})
+        return
+    passes = parity.outcome is ParityOutcome.IDENTICAL and chain.passes
+    verdict = "holds" if chain.passes else f"is broken: {chain.problem}"
+    sentence = (
+        f"What it proved: replayed from its record, {parity.reason}; the chain of "
+        f"{chain.steps:,} steps {verdict}."
+    )
+    style = "" if passes else "bold red"
+    terminal.print(sentence, style=style, soft_wrap=True, markup=False)
+    program, sequence = program_name(), figures["explained_sequence"]
+    decision = " report last" if sequence is None else f" explain last:{sequence} --full"
+    for verb, command in (("open", " ui --open"), ("type", decision)):
+        line = f"What to {verb}: {program}{command} --db {database}"
+        terminal.print(line, soft_wrap=True, markup=False)

@@ -1,39 +1,163 @@
-"""A demo on its way: the exchange in this process, the daemon in its own, and the pace of both."""
+"""A demo on its way: its files, its run as the record grows, and the pace of both its sides."""
 
 from __future__ import annotations
 
 import asyncio
-import math
 import sys
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Final
 
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
 from tracepaper.daemon.session.child import end_with_parent
-from tracepaper.replay.demo.race import Race, ShowFiles
-from tracepaper.replay.demo.screen import RaceScreen
+from tracepaper.daemon.terminal.console import Terminal
 from tracepaper.replay.exchange.server import EmbeddedExchange
 from tracepaper.storage.database.lock import holder_of
-from tracepaper.strategies.errors import FeedLost
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.errors import DataInvalid, FeedLost
+from tracepaper.strategies.types.decisions import Step
+from tracepaper.strategies.types.market import Bar, Gap
+from tracepaper.strategies.units import DAY_MS, MONEY_SCALE, iso
 
 SLOW: Final = 500.0
 """Market seconds per second while a daemon starts or catches up."""
 FASTEST: Final = 30_000.0
-SLOWER: Final = 0.7
-FASTER: Final = 1.02
+SLOWER: Final = 0.8
 BEHIND_S: Final = 0.3
 BEHIND_INTERVALS: Final = 3
 """The machine is behind if a bar is stored later after its close than both of these."""
 POLL_S: Final = 0.05
-WATCH_EVERY_S: Final = 0.1
 WITHIN_S: Final = 120.0
 SILENT_FOR_S: Final = 20.0
 """Seconds without a stored bar, while market time passes, after which the demo gives up."""
 STOPS_WITHIN_S: Final = 8.0
 READ_SHARE: Final = 1 / 40
 """Share of the race's seconds that the viewer gets to read a sentence."""
+STYLES: Final = {"▶": "bold yellow", "✓": "bold green", "✗": "bold red"}
+
+
+@dataclass(frozen=True)
+class ShowFiles:
+    """The demo's files: the record, its configuration, the daemon's log."""
+
+    database: Path
+
+    @classmethod
+    def at(cls, database: Path | None, wall_ms: int) -> ShowFiles:
+        """Return new files, by default named by time: ``demo-20250501-120000.db``.
+
+        Raises ``DataInvalid`` if there is a record or a configuration of that name.
+        """
+        digits = iso(wall_ms)[:19].replace(":", "").replace("-", "").replace("T", "-")
+        files = cls(database or Path(f"demo-{digits}.db"))
+        for path in (files.database, files.config):
+            if path.exists():
+                raise DataInvalid(f"{path} exists already; give another --db, or remove it.")
+        return files
+
+    @property
+    def config(self) -> Path:
+        """The configuration, with which the run can be repeated."""
+        return self.database.with_suffix(".toml")
+
+    @property
+    def log(self) -> Path:
+        """The log lines of the daemon's processes."""
+        return self.database.with_suffix(".log")
+
+
+@dataclass(slots=True)
+class Race:
+    """The state of a demo's run, from the steps stored so far."""
+
+    sequence: int = -1  # of the newest step
+    start_ms: int = 0  # close of the first decided bar
+    now_ms: int = 0  # close of the newest
+    closes_ms: dict[str, int] = field(default_factory=dict)  # of the newest of each instrument
+    equity: float = 0.0  # quote currency
+    fills: int = 0
+    gaps: list[Gap] = field(default_factory=list)
+    decisions: int = 0
+    refused: Counter[str] = field(default_factory=Counter)  # decisions by the gate that refused
+    _reader: Reader | None = None
+
+    def has_passed(self, time_ms: int) -> bool:
+        """Return whether each instrument has a decided bar that closed at *time_ms* or later."""
+        return min(self.closes_ms.values()) >= time_ms
+
+    def poll(self, database: Path) -> None:
+        """Read the steps that the run in *database* stored since the last poll."""
+        if self._reader is None:
+            try:
+                self._reader = Reader.open(database)
+            except DataInvalid:
+                return  # the daemon has not created it yet
+        for run_id in self._reader.run_ids()[-1:]:
+            for step in self._reader.steps(run_id, after=self.sequence):
+                self.observe(step)
+
+    def close(self) -> None:
+        """Close the database."""
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+    def observe(self, step: Step) -> None:
+        """Update the state with the next *step*."""
+        self.sequence = step.sequence
+        if isinstance(step.event, Gap):
+            self.gaps.append(step.event)
+        elif isinstance(step.event, Bar) and step.accepted and step.decision is not None:
+            self.now_ms = max(self.now_ms, step.event.close_time_ms)
+            self.start_ms = self.start_ms or step.event.close_time_ms
+            self.closes_ms[step.event.instrument] = step.event.close_time_ms
+            self.decisions += 1
+            self.refused[step.decision.refused_by or ""] += 1
+            self.equity = step.account.equity / MONEY_SCALE
+            self.fills += len(step.fills)
+
+
+class RaceScreen:
+    """Prints sentences; on a terminal it redraws the race's progress line below them."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        """Draw on *console*, by default on standard error."""
+        self._console = console or Terminal(stderr=True, highlight=False)
+        is_drawn = self._console.is_terminal and not self._console.is_dumb_terminal
+        self._live = Live(console=self._console, auto_refresh=False) if is_drawn else None
+        if self._live is not None:
+            self._live.start()
+
+    def say(self, sentence: str, *, mark: str = "") -> None:
+        """Print *sentence* above the progress line."""
+        text = Text.assemble((f"{mark or '-'} ", STYLES.get(mark, "")), sentence)
+        self._console.print(text, soft_wrap=True)
+
+    def show(self, race: Race, *, speed: float, until_ms: int) -> None:
+        """Redraw the progress line: the date, the day of the race, and the account."""
+        if self._live is None or not race.start_ms:
+            return
+        now = datetime.fromtimestamp(race.now_ms / 1_000, UTC)
+        elapsed, total = ((at - race.start_ms) / DAY_MS for at in (race.now_ms, until_ms))
+        line = (
+            f"  tracepaper demo  {now:%Y-%m-%d %H:%M} UTC  day {elapsed:.1f} of {total:.1f}"
+            f"  {race.decisions:,} decisions  {race.fills:,} fills  {race.equity:,.2f}"
+            f"  {speed:,.0f} x real time"
+        )
+        self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
+
+    def close(self) -> None:
+        """Keep the last progress line and restore the cursor."""
+        if self._live is not None:
+            self._live.stop()
 
 
 @dataclass
@@ -51,7 +175,7 @@ class Demo:
     speed: float
     seconds: float
     port: int = 0  # of the daemon's page
-    ceiling: float = math.inf  # the speed that the machine keeps up with, as far as is known
+    pace: float = 0.0  # the speed that the machine keeps up with, as far as is known
     race: Race = field(default_factory=Race)
     process: asyncio.subprocess.Process | None = None
     starts: int = 0  # of the daemon
@@ -69,8 +193,8 @@ class Demo:
 
     def go_on(self) -> None:
         """Let market time pass at the planned speed, once the daemon decides."""
-        self.is_held = False
-        self._run_at(self.speed)
+        self.is_held, self.pace = False, self.pace or self.speed
+        self._run_at(self.pace)
 
     def _run_at(self, speed: float) -> None:
         self.exchange.clock.set_speed(speed)
@@ -82,26 +206,24 @@ class Demo:
             self.poll()
             if self.race.decisions and not (self.is_held or self.is_cut):
                 self.keep_pace()
-            await asyncio.sleep(WATCH_EVERY_S)
+            await asyncio.sleep(2 * POLL_S)
 
     def keep_pace(self) -> None:
         """Slow market time down while the machine is behind, until it has caught up.
 
-        Each time that happens, market time goes on more slowly than before, and then speeds up.
+        Each time that happens, market time goes on more slowly than before.
         """
         clock = self.exchange.clock
         was_behind = clock.speed == SLOW
         limit_ms = float(self.interval_ms)
         if not was_behind:
             limit_ms = max(BEHIND_INTERVALS * limit_ms, BEHIND_S * 1_000 * clock.speed)
-        if clock.now_ms() - self.race.now_ms - self.interval_ms > limit_ms:
-            if not was_behind:
-                self.ceiling = max(SLOW, clock.speed * SLOWER)
-                self._run_at(SLOW)
-            return
-        self.ceiling = min(self.speed, self.ceiling * FASTER)
-        if clock.speed != self.ceiling:
-            self._run_at(self.ceiling)
+        is_behind = clock.now_ms() - self.race.now_ms - self.interval_ms > limit_ms
+        if is_behind and not was_behind:
+            self.pace = max(SLOW, self.pace * SLOWER)
+            self._run_at(SLOW)
+        elif was_behind and not is_behind:
+            self._run_at(self.pace)
 
     def poll(self) -> None:
         """Read the steps stored since the last poll, and show the race."""
@@ -184,7 +306,3 @@ class Demo:
     async def pause(self) -> None:
         """Give the viewer time to read."""
         await asyncio.sleep(self.seconds * READ_SHARE)
-
-    def say(self, sentence: str, *, mark: str = "") -> None:
-        """Print *sentence* above the race."""
-        self.screen.say(sentence, mark=mark)
