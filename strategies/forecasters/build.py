@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from tracepaper.strategies.api.model import KINDS, DataSource, ModelKind
 from tracepaper.strategies.api.strategy import Forecaster
@@ -151,9 +151,16 @@ def build(
     It sets PyTorch's thread count, which a run records, and chooses the backend once. If
     ``free_bytes`` is given and the window would not fit for ``instruments``, it raises
     ``AttentionInvalid`` before it allocates anything. Raises ``ConfigInvalid`` for an unknown mode,
-    device, kind or feature schema, and ``CheckpointMismatch`` for tensors that do not fit the
-    card's architecture or lead to values that are not finite.
+    device, kind or feature schema, and ``CheckpointMismatch`` for a card that is wrong, and for
+    tensors that do not fit its architecture or lead to values that are not finite.
     """
+    with loading(card):
+        return _built(card, tensors, options)
+
+
+def _built(
+    card: Mapping[str, Any], tensors: Mapping[str, Tensor], options: RunOptions
+) -> Forecaster:
     vectors = options.vectors
     if (reading := reading_of(card)) is not None:
         vectors = vectors or RunBooks(reading)
@@ -360,9 +367,26 @@ def tensors_of(tensors: Mapping[str, Tensor], member: str) -> dict[str, Tensor]:
 
 def restore(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Network:
     """Return the network of *card* with *tensors* as its weights, checked and probed."""
-    kind, config = architecture(card)
-    network: Network = _loaded(lambda: kind.make(config), tensors)
+    with loading(card):
+        kind, config = architecture(card)
+        network: Network = _loaded(lambda: kind.make(config), tensors)
     return network
+
+
+@contextmanager
+def loading(card: Mapping[str, Any]) -> Iterator[None]:
+    """Raise ``CheckpointMismatch`` for whatever a wrong number or word in *card* leads to.
+
+    The hash of a card covers its numbers, so no number is checked by itself.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+        cause = f"{type(e).__name__}: {' '.join(str(e).split())}"
+        raise CheckpointMismatch(
+            f"The card.toml of the checkpoint {section_of(card, 'model').get('id')} cannot be used "
+            f"({cause:.200}); restore it, or train it again."
+        ) from e
 
 
 def _loaded(make: Callable[[], AnyNetwork], tensors: Mapping[str, Tensor]) -> AnyNetwork:
@@ -373,47 +397,18 @@ def _loaded(make: Callable[[], AnyNetwork], tensors: Mapping[str, Tensor]) -> An
 
 
 def filled(make: Callable[[], AnyModule], tensors: Mapping[str, Tensor]) -> AnyModule:
-    """Make and load a module; raise ``CheckpointMismatch`` unless *tensors* are its weights.
-
-    Shapes are compared before anything is allocated: a card may name any size.
-    """
-    with torch.device("meta"), _Shapes():
-        wanted = make().state_dict()
-    for name, tensor in wanted.items():
-        given = tensors.get(name)
-        if given is None or given.shape != tensor.shape:
-            state = "missing" if given is None else f"of shape {list(given.shape)}"
-            raise CheckpointMismatch(
-                f"The weight {name} is {state}, but the card's architecture has "
-                f"{list(tensor.shape)}; use the checkpoint that the card belongs to."
-            )
-    if unknown := sorted(set(tensors) - set(wanted)):
-        raise CheckpointMismatch(
-            f"The weight {unknown[0]} is not part of the card's architecture; use the checkpoint "
-            "that the card belongs to."
-        )
+    """Make and load a module; raise ``CheckpointMismatch`` unless *tensors* are its weights."""
     network = make()
-    network.load_state_dict({name: tensors[name].float() for name in wanted})
+    try:
+        network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    except RuntimeError as error:
+        cause = " ".join(str(error).partition("\n")[2].split())
+        raise CheckpointMismatch(
+            f"The weights are not those of the card's architecture ({cause:.200}); use the "
+            "checkpoint that the card belongs to."
+        ) from None
     network.eval()
     return network
-
-
-class _Shapes(TorchFunctionMode):
-    """Skips random initialisation: on the device meta it would import a compiler."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., object],
-        types: Collection[type],
-        args: tuple[object, ...] = (),
-        kwargs: Mapping[str, object] | None = None,
-    ) -> object:
-        """Call *func*, unless it initialises weights."""
-        del types
-        given = {} if kwargs is None else kwargs
-        if func is nn.init.normal_:
-            return given["tensor"]
-        return func(*args, **given)
 
 
 def _probe(network: Network) -> None:
