@@ -26,17 +26,8 @@ from tracepaper.replay.learning.judge.gates import (
     judged_gates,
     selective_gains,
 )
-from tracepaper.replay.learning.judge.heads import (
-    correlation_figures,
-    correlation_sentences,
-    correlations_of,
-)
-from tracepaper.replay.learning.judge.metrics import (
-    TAILS,
-    figures,
-    paired_figures,
-    standardized_tails,
-)
+from tracepaper.replay.learning.judge.heads import correlation_figures, correlation_sentences
+from tracepaper.replay.learning.judge.metrics import figures, paired_figures
 from tracepaper.replay.learning.splits import Part
 from tracepaper.storage.checkpoints import Checkpoint
 from tracepaper.strategies.features.rolling import Array
@@ -203,8 +194,9 @@ class FittedModel(ABC):
         )
 
     def pairs(self, data: Any) -> Forecasts | None:  # noqa: ANN401
-        """Return forecasts of correlations in the test part; None without any."""
-        return correlations_of(data, Part.TEST, self.card["calibration"].get("correlation", {}))
+        """Return forecasts of correlations in the test part; None without a head of them."""
+        del data
+        return None
 
     def findings(self, results: dict[str, Any], judgement: Judgement) -> list[str]:
         """Return sentences that follow from the figures *results*; kinds may add figures there.
@@ -243,17 +235,6 @@ class FittedModel(ABC):
             results["correlation"] = correlation_figures(judged.pairs)
             sentences += correlation_sentences(judged.pairs, horizon=horizon)
         return replace(judged, figures=results, sentences=[*sentences, *judged.sentences])
-
-    def tails(self, data: Any) -> dict[str, Any]:  # noqa: ANN401
-        """Return ``[calibration.tails]`` of the card, else fitted on the calibration slice.
-
-        Empty if the data lack the slice.
-        """
-        if TAILS in self.card["calibration"]:
-            return dict(self.card["calibration"][TAILS])
-        if not data.has(Part.CALIBRATION):
-            return {}
-        return standardized_tails(self.calibrated_forecasts(data, Part.CALIBRATION))
 
     def evaluated(self, data: Any, *, bars: int | None = None) -> Self:  # noqa: ANN401
         """Return a copy with figures and sentences of the test part.

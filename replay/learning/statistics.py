@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaln, stdtr, stdtrit
+from scipy.special import stdtr, stdtrit
 
 from tracepaper.replay.report.honesty import LEVEL
 from tracepaper.replay.report.metrics import (
@@ -135,23 +135,6 @@ def hits_of(forecast: Array, value: Array) -> Array:
     sign, moved = np.sign(forecast), np.sign(value)
     hit = np.where(sign == 0, 0.5, (sign == moved).astype(np.float64))
     return np.where(moved == 0, np.nan, hit)
-
-
-def crps_of(location: Array, scale: Array, dof: Array, value: Array) -> Array:
-    """Return the continuous ranked probability score of Student t forecasts, by row.
-
-    It is the integral of the squared distance between the forecast's distribution function and a
-    step at *value*, in the unit of *value*. The degrees of freedom must be above 1. Source: Jordan,
-    Krueger and Lerch, Evaluating probabilistic forecasts with scoringRules, 2019.
-    """
-    z = (value - location) / scale
-    log_density = -0.5 * np.log(dof) - betaln(0.5, dof / 2) - (dof + 1) / 2 * np.log1p(z * z / dof)
-    spread = (dof + z * z) / (dof - 1.0)
-    separation = (
-        np.exp(betaln(0.5, dof - 0.5) - 2 * betaln(0.5, dof / 2)) * np.sqrt(dof) / (dof - 1.0)
-    )
-    score = z * (2 * stdtr(dof, z) - 1) + 2 * np.exp(log_density) * spread - 2 * separation
-    return scale * score
 
 
 def qlike_of(forecast: Array, variance: Array) -> Array:

@@ -44,7 +44,7 @@ from tracepaper.replay.learning.judge.forecasts import (
     named_asset,
 )
 from tracepaper.replay.learning.judge.gates import Judgement
-from tracepaper.replay.learning.judge.heads import learn_correlations, pair_rows, with_head
+from tracepaper.replay.learning.judge.heads import ewma_correlations, pair_rows, with_head
 from tracepaper.replay.learning.judge.metrics import PORTFOLIOS, MetricView, compare, estimate
 from tracepaper.replay.learning.losses import CONSTANTS, averaged, elementwise, titles
 from tracepaper.replay.learning.recipe import DROPOUT, Chosen, Kind, register
@@ -416,7 +416,7 @@ class CrossAssetModel(NetworkModel):
         return chosen or EXPLAINED_CLOSES * len(self.model.config.symbols)
 
     def scaled(self, data: Dataset) -> Self:
-        """Return the calibrated model, with slopes of relative returns and correlations too."""
+        """Return the calibrated model, with slopes of relative returns too."""
         answered, relative = self._answered(data, Part.CALIBRATION), {}
         for at, horizon in enumerate(data.horizons):
             forecasts, values = [], []
@@ -431,8 +431,6 @@ class CrossAssetModel(NetworkModel):
             )
         model = super().scaled(data)
         section = {**model.card["calibration"], "relative_slope": relative}
-        if self.model.config.factors:
-            section["correlation"] = learn_correlations(data)
         return model.with_card(calibration=section)
 
     def _answered(self, data: Dataset, part: Part) -> list[tuple[Samples, PanelFields]]:
@@ -488,9 +486,8 @@ class CrossAssetModel(NetworkModel):
         return sentences
 
     def pairs(self, data: Dataset) -> Forecasts | None:
-        """Return the head's and other forecasts of correlations; None without such a head."""
-        table = super().pairs(data)
-        if table is None:
+        """Return the head's and EWMA's correlations; None without such a head."""
+        if not self.model.config.factors or (table := ewma_correlations(data, Part.TEST)) is None:
             return None
         names = [" ".join(sorted(pair)) for pair in combinations(data.panel_symbols, 2)]
         parts = []

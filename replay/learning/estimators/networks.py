@@ -22,7 +22,6 @@ from tracepaper.replay.learning.judge.heads import (
     head_figures,
     head_sentences,
     heads_of,
-    learn_correlations,
     levelled,
     levels_of,
 )
@@ -174,8 +173,6 @@ class NetworkModel(FittedModel):
         section = {**self.card["calibration"], **scales}
         if heads_of(table):
             section["further"] = levels_of(table)
-            if learnt := learn_correlations(data):
-                section["correlation"] = learnt
         return self.with_card(calibration=section)
 
     def findings(self, results: dict[str, Any], judgement: Judgement) -> list[str]:

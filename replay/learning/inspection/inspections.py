@@ -221,7 +221,7 @@ def curves(subject: Subject, network: Network, decision: DecidedBar, bars: Ids) 
 
 
 def perturbations(subject: Subject, count: int) -> list[Table]:
-    """Return the areas and curves of deletion and insertion over *count* decisions."""
+    """Return the areas of deletion and insertion over *count* decisions."""
     network = subject.need_network("--inspect deletion")
     decisions = subject.decisions(count)
     by_order = defaultdict[tuple[str, int], list[Array]](list)  # by (order, target)
@@ -235,7 +235,7 @@ def perturbations(subject: Subject, count: int) -> list[Table]:
             by_order[key].append(np.mean(draws, axis=0))
     by_target = sorted(by_order.items(), key=lambda item: item[0][1])
     changes = {key: np.stack(each) for key, each in by_target}  # [decision, side, share]
-    return [_areas(subject, changes, decisions), _points(changes, decisions)]
+    return [_areas(subject, changes, decisions)]
 
 
 def _areas(
@@ -274,25 +274,6 @@ def _areas(
         f" over 1/64 to 1/2 of the past bars; the decided bar stays, and has its own row. Random is"
         f" the mean of {DRAWS} draws. A good order has more deletion than random, and less"
         " insertion.",
-        rows,
-    )
-
-
-def _points(changes: dict[tuple[str, int], Array], decisions: Sequence[DecidedBar]) -> Table:
-    """Return the curves, a row for each order, side and target."""
-    days = days_of(decisions)
-    rows: list[dict[str, Value]] = []
-    for (name, target), moved in changes.items():
-        for side, word in enumerate(_SIDES[: 1 if name == DECIDED else 2]):
-            cells = {
-                f"1/{round(1 / share)}": estimate(moved[:, side, at], days)
-                for at, share in enumerate(SHARES)
-            }
-            rows.append({"of": TARGETS[target], "order": name, "curve": word, **cells})
-    return table_of_rows(
-        "explanation_curves",
-        "Change of the forecast, by the share of bars deleted or inserted",
-        "Absolute changes of the log variance, and of the mean in units of σ √h.",
         rows,
     )
 
@@ -628,7 +609,7 @@ def adaptive_widths(scores: Array, times: Ids, outcome_times: Ids, before: Array
 
 
 def intervals(subject: Subject) -> list[Table]:
-    """Return the coverage and width of every interval on the test part, overall and by day."""
+    """Return the coverage and width of every interval on the test part."""
     test = subject.labelled(Part.TEST)
     before, bars = (
         forecasts_at(subject, parts).at(subject.horizon)
@@ -668,14 +649,6 @@ def intervals(subject: Subject) -> list[Table]:
         }
         for name, hit in covered.items()
     ]
-    by_day: list[dict[str, Value]] = [
-        {
-            "day": str(np.datetime64(int(number), "D")),
-            "bars": int(counts[at]),
-            **{name: round(float(shares[at]), 4) for name, shares in daily.items()},
-        }
-        for at, number in enumerate(days)
-    ]
     return [
         table_of_rows(
             "intervals",
@@ -684,10 +657,7 @@ def intervals(subject: Subject) -> list[Table]:
             f"Widths in units of σ √h. Adaptive: γ {STEP:g}, the last {SCORES_KEPT:,} known scores,"
             f" at first those of the calibration part.{no_dropout}",
             rows,
-        ),
-        table_of_rows(
-            "interval_days", f"Coverage of {percent(COVERAGE, 0)} intervals by day", "", by_day
-        ),
+        )
     ]
 
 

@@ -120,7 +120,6 @@ class Judgement:
     holdout: Holdout = WHOLE
     symbols: tuple[str, ...] = ()
     card: Mapping[str, Any] = field(default_factory=dict)
-    tails: Mapping[str, Any] = field(default_factory=dict)  # ``[calibration.tails]``; empty if none
     uses: int = 1
     """The number of recipes that were judged on the holdout, including this one."""
     missing: tuple[str, ...] = ()

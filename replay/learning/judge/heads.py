@@ -1,9 +1,7 @@
 """Auxiliary heads, and correlations of symbols, compared with simpler forecasts.
 
 Each head is compared with EWMA volatility times constants of the calibration slice (filtered
-historical simulation; Hull and White, 1998). Learnt correlations are ``a·mean + b·EWMA`` with
-a, b ≥ 0 and a + b ≤ 1. Adding 1 - a - b times the identity makes a weighted mean of correlation
-matrices, which is one too.
+historical simulation; Hull and White, 1998).
 
 The rules are docs/models.md, L59 to L62.
 """
@@ -11,21 +9,19 @@ The rules are docs/models.md, L59 to L62.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 from scipy.signal import lfilter
 
 from tracepaper.replay.document.values import Cells, Table, of_row, table
 from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.baselines import EWMA_DECAY
 from tracepaper.replay.learning.card import rounded
-from tracepaper.replay.learning.dataset import Dataset, close_by_close
+from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.judge.forecasts import (
     MODEL,
     Forecasts,
@@ -52,7 +48,6 @@ from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.statistics import DailyEstimate
 from tracepaper.replay.report.honesty import FEW_DAYS
 from tracepaper.replay.report.metrics import is_credible
-from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.forecasters.outputs import Levels, levels_for, with_factors
 from tracepaper.strategies.types.decisions import (
@@ -321,67 +316,31 @@ def _regimes(rows: Forecasts) -> Iterator[Cells]:
 # --- correlations of several symbols
 
 
-LEARNT: Final = "learnt"
-OTHERS: Final = ("EWMA", "mean of the training part")
-"""The forecasters that the learnt correlations blend and are compared with."""
-_JUDGED_WORDS: Final = {LEARNT: "learnt of EWMA and the training part", MODEL: "the network's own"}
-_OTHER_WORDS: Final = {
-    OTHERS[0]: "EWMA's", OTHERS[1]: "the training part's mean", LEARNT: "their blend"
-}  # fmt: skip
+EWMA_NAME: Final = "EWMA"
 
 
-def learn_correlations(material: Dataset) -> dict[str, dict[str, Any]]:
-    """Return ``calibration.correlation`` of a card, learnt from the training part, by horizon.
+def ewma_correlations(data: Dataset, part: Part) -> Forecasts | None:
+    """Return EWMA's and the realised correlations at the labelled common closes of *part*.
 
-    Empty for a single symbol, and for symbols with too few common bars.
+    None without a close that has both.
     """
-    table, by_horizon = _pairs(material, Part.TRAIN), {}
-    for horizon, rows in [] if table is None else table.by_horizon():
-        realised = rows.labels[CORRELATION]
-        mean = {asset: float(realised[rows.asset == asset].mean()) for asset in rows.names}
-        means = np.array([mean[asset] for asset in rows.asset.tolist()])
-        forecasts = np.stack([means, rows.value(CORRELATION, OTHERS[0])], axis=1)
-        weights = _weights(forecasts, realised)
-        by_horizon[str(horizon)] = {
-            "pairs": list(rows.names.values()),
-            "mean": [rounded(value) for value in mean.values()],
-            "mean_weight": rounded(weights[0]),
-            "ewma_weight": rounded(weights[1]),
-        }
-    return by_horizon
-
-
-def _weights(forecasts: Array, realised: Array) -> tuple[float, float]:
-    """Return the least-squares weights of *forecasts* [row, 2]: each ≥ 0, the sum at most 1."""
-    first, second = nnls(forecasts, realised)[0].tolist()
-    if first + second <= 1.0:
-        return first, second
-    gap = forecasts[:, 1] - forecasts[:, 0]
-    share = float(gap @ (realised - forecasts[:, 0]) / max(float(gap @ gap), 1e-300))
-    share = min(max(share, 0.0), 1.0)
-    return 1.0 - share, share
-
-
-def correlations_of(
-    material: Dataset, part: Part, learnt: Mapping[str, Mapping[str, Any]]
-) -> Forecasts | None:
-    """Return correlations of *part* by the card's *learnt* section, with the realised ones.
-
-    Rows are of pairs that both the card and the candles have; None without such a pair.
-    """
-    table, parts = _pairs(material, part) if learnt else None, []
-    for horizon, all_pairs in [] if table is None else table.by_horizon():
-        if (section := learnt.get(str(horizon))) is None:
-            continue
-        mean, mean_weight, ewma_weight = _read(section)
-        names = {asset: pair for asset, pair in all_pairs.names.items() if pair in mean}
-        rows = replace(all_pairs.where(np.isin(all_pairs.asset, list(names))), names=names)
-        ewma = rows.value(CORRELATION, OTHERS[0])
-        means = np.array([mean[names[asset]] for asset in rows.asset.tolist()])
-        forecasts = {LEARNT: mean_weight * means + ewma_weight * ewma, OTHERS[0]: ewma}
-        forecasts[OTHERS[1]] = means
-        values = {name: {CORRELATION: forecast} for name, forecast in forecasts.items()}
-        parts += [replace(rows, values=values)] if len(rows) else []
+    parts = []
+    for column, horizon in enumerate(data.horizons):
+        for samples in data.samples(part) if horizon >= LEAST_BARS else ():
+            panel, rows = samples.panel, np.flatnonzero(samples.weights[:, column] > 0)
+            # Averages start at zero; the bias cancels in the ratios that correlations are.
+            averages = {
+                pair: lfilter([1.0 - EWMA_DECAY], [1.0, -EWMA_DECAY], product)[rows]
+                for pair, product in products(panel.price).items()
+            }
+            realised, ewma = correlations(panel.price, horizon)[:, rows], correlated(averages)
+            usable = np.isfinite(realised).all(axis=0) & np.isfinite(ewma).all(axis=0)
+            opened = panel.segments[0].open_time_ms[rows][usable]
+            names = [" ".join(sorted(pair)) for pair in combinations(panel.symbols, 2)]
+            for place in np.argsort(names).tolist() if usable.any() else ():
+                forecast = {EWMA_NAME: ewma[place, usable]}
+                cells = names[place], opened, horizon, data.interval_ms, forecast
+                parts.append(pair_rows(*cells, realised[place, usable]))
     return concatenated(parts) if parts else None
 
 
@@ -417,18 +376,11 @@ def with_head(table: Forecasts, head: Forecasts) -> Forecasts | None:
     return table.where(shared).with_fields(MODEL, **{CORRELATION: correlation})
 
 
-def _read(section: Mapping[str, Any]) -> tuple[dict[str, float], float, float]:
-    mean = dict(zip(section["pairs"], map(float, section["mean"]), strict=True))
-    return mean, float(section["mean_weight"]), float(section["ewma_weight"])
-
-
 def correlation_figures(table: Forecasts) -> dict[str, Any]:
     """Return the figures of every horizon for a card, each [value, error by day]."""
     return {
         str(horizon): {
-            name.replace(" ", "_").lower(): estimate(
-                PAIRS[CORRELATION], MetricView(rows, name)
-            ).rounded()
+            name.lower(): estimate(PAIRS[CORRELATION], MetricView(rows, name)).rounded()
             for name in rows.values
         }
         for horizon, rows in table.by_horizon()
@@ -436,49 +388,11 @@ def correlation_figures(table: Forecasts) -> dict[str, Any]:
 
 
 def correlation_sentences(table: Forecasts, *, horizon: int) -> list[str]:
-    """Return sentences that compare the correlations with others at *horizon*; empty without it."""
+    """Return a sentence that compares the correlations at *horizon*; empty without it."""
     if horizon not in table.horizons:
         return []
     rows = table.at(horizon)
-    judged = MODEL if MODEL in rows.values else LEARNT
-    differences = compare(rows, PAIRS[CORRELATION], judged)
-    return [
-        f"Correlations to {horizon} bars, {_JUDGED_WORDS[judged]}, are "
-        f"{_compared(differences[name].pair, differences[name].days)} {words} "
-        f"({len(rows.names)} pairs)."
-        for name, words in _OTHER_WORDS.items()
-        if name == OTHERS[0] or judged == MODEL
-    ]
-
-
-def _pairs(material: Dataset, part: Part) -> Forecasts | None:
-    """Return EWMA's and the realised correlations at the labelled closes of *part*.
-
-    None with fewer than two symbols, and without a common close that has both.
-    """
-    if len({segment.candles.symbol for segment in material.segments}) < 2:
-        return None
-    try:
-        is_together = bool(material.panel_symbols)
-        data = material if is_together else close_by_close(material, lambda _: material.split)
-        closes = data.samples(part)
-    except (ConfigInvalid, DataInvalid):
-        return None
-    parts = []
-    for column, horizon in enumerate(material.horizons):
-        for samples in closes if horizon >= LEAST_BARS else ():
-            panel, rows = samples.panel, np.flatnonzero(samples.weights[:, column] > 0)
-            # Averages start at zero; the bias cancels in the ratios that correlations are.
-            averages = {
-                pair: lfilter([1.0 - EWMA_DECAY], [1.0, -EWMA_DECAY], product)[rows]
-                for pair, product in products(panel.price).items()
-            }
-            realised, ewma = correlations(panel.price, horizon)[:, rows], correlated(averages)
-            usable = np.isfinite(realised).all(axis=0) & np.isfinite(ewma).all(axis=0)
-            opened = panel.segments[0].open_time_ms[rows][usable]
-            names = [" ".join(sorted(pair)) for pair in combinations(panel.symbols, 2)]
-            for place in np.argsort(names).tolist() if usable.any() else ():
-                forecast = {OTHERS[0]: ewma[place, usable]}
-                cells = names[place], opened, horizon, material.interval_ms, forecast
-                parts.append(pair_rows(*cells, realised[place, usable]))
-    return concatenated(parts) if parts else None
+    difference = compare(rows, PAIRS[CORRELATION])[EWMA_NAME]
+    verdict = _compared(difference.pair, difference.days)
+    pairs = f"({len(rows.names)} pairs)"
+    return [f"Correlations to {horizon} bars, the network's own, are {verdict} EWMA's {pairs}."]

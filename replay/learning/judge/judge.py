@@ -181,7 +181,6 @@ def judge_model(
         symbols=data.symbols(Part.TEST),
         card=model.card,
         missing=(*data.notes, *missing),
-        tails=model.tails(data),
     )
 
 

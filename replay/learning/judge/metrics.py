@@ -23,8 +23,7 @@ from scipy.stats import rankdata
 
 from tracepaper.replay.document.values import Cells, Table, Value, of_row, table
 from tracepaper.replay.learning import statistics
-from tracepaper.replay.learning.card import rounded
-from tracepaper.replay.learning.judge.forecasts import MODEL, NORMAL, Forecasts, words
+from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts, words
 from tracepaper.replay.learning.losses import AUXILIARY_LOSSES
 from tracepaper.replay.learning.splits import SYMBOL_BITS
 from tracepaper.replay.learning.statistics import (
@@ -46,16 +45,8 @@ from tracepaper.replay.report.metrics import BLOCK_DAYS
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.types.decisions import SHARES
 
-TAILS: Final = "tails"
-"""``[calibration.tails]``: by horizon and side, a pair for each of ``SHARES``.
-
-They are the empirical quantile of (loss - mean loss) ÷ stdev, and the mean beyond it; those of the
-normal distribution where too few independent bars were measured.
-"""
 SIDES: Final = {"long": -1.0, "short": 1.0}
 """The sign of the returns by which each side loses."""
-BREACHES_LEAST: Final = 5
-"""With fewer independent breaches expected, a tail is the normal distribution's."""
 LEAST_PROBABILITY: Final = 1e-9
 """Floor of the realised class's probability, which keeps its log loss finite."""
 _SYMBOL: Final = 1 << SYMBOL_BITS
@@ -86,54 +77,6 @@ def student_tails(rows: Forecasts) -> Array:
         for sign in SIDES.values()
     ]
     return np.stack([np.stack(side, axis=1) for side in sides], axis=1)
-
-
-def stdev_of(rows: Forecasts) -> Array:
-    """Return the forecast's standard deviation: [row]."""
-    _, scale, dof = (rows.value(field) for field in LAW)
-    return scale * np.sqrt(dof / (dof - 2.0))
-
-
-def measured_tails(rows: Forecasts, standardized: Mapping[str, Any]) -> Array:
-    """Return value at risk and shortfall by a card's *standardized* tails, as ``student_tails``."""
-    mean = np.multiply.outer(rows.value("mean"), list(SIDES.values()))[:, :, None, None]
-    levels = np.array([standardized[side] for side in SIDES])
-    return mean + stdev_of(rows)[:, None, None, None] * levels
-
-
-def is_normal(table: Forecasts) -> bool:
-    """Return whether the forecast's law is the normal distribution."""
-    return bool((table.value("dof") >= NORMAL).all())
-
-
-def standardized_tails(table: Forecasts) -> dict[str, Any]:
-    """Return ``[calibration.tails]``, measured on the calibration slice's forecasts.
-
-    Empty for a Student t, which has tails of its own: out of time, measured ones in their place
-    made the 1 % pinball loss of trading-15m larger at each of its horizons.
-    """
-    if not is_normal(table):
-        return {}
-    return {str(horizon): _standardized(rows, horizon) for horizon, rows in table.by_horizon()}
-
-
-def _standardized(rows: Forecasts, horizon: int) -> dict[str, list[list[float]]]:
-    realised, mean, stdev = losses(rows), rows.value("mean"), stdev_of(rows)
-    # Symbols move together, so bars of one time count once.
-    independent = len(np.unique(rows.keys // _SYMBOL)) / horizon
-    pairs: dict[str, list[list[float]]] = {side: [] for side in SIDES}
-    for at, (side, sign) in enumerate(SIDES.items()):
-        distance = (realised[:, at] - sign * mean) / stdev
-        for share in SHARES:
-            at_risk = float(stats.norm.isf(share))
-            shortfall = float(stats.norm.pdf(at_risk)) / share
-            if share * independent >= BREACHES_LEAST:
-                # "higher": no more than the share of rows may exceed the limit.
-                at_risk = max(float(np.quantile(distance, 1.0 - share, method="higher")), 0.0)
-                breached = distance > at_risk
-                shortfall = float(distance[breached].mean()) if breached.any() else at_risk
-            pairs[side].append([rounded(at_risk), rounded(shortfall)])
-    return pairs
 
 
 def breach_rows(rows: Forecasts, tails: Array) -> Iterator[dict[str, Any]]:
@@ -170,9 +113,8 @@ BREACHES: Final = (
     of_row("christoffersen_p", "p, Christoffersen", "measure"),
     of_row("shortfall", "loss of breaches ÷ forecast", "measure"),
 )
-"""``often`` is the p of Kupiec's test and ``apart`` that of Christoffersen's, on ``bars`` with no
-future in common. ``shortfall`` is the mean of a breach's loss over the expected shortfall; 1 is
-right."""
+"""The tests are on ``bars`` with no future in common. ``shortfall`` is the mean of a breach's loss
+over the expected shortfall; 1 is right."""
 
 
 def without_overlap(keys: NDArray[np.int64], horizon: int) -> NDArray[np.int64]:
@@ -522,7 +464,6 @@ MEASURES: Final = named(
     Metric(
         "mean_over_scale", "", ("mean", "scale"), lambda view: np.abs(view["mean"]) / view["scale"]
     ),
-    Metric("predicted_calm", "", ("variance",), lambda view: -view["variance"]),
     Metric("recent_mass", "", ("recent_mass",), lambda view: view["recent_mass"]),
     Metric("event_focus", "", ("event_focus",), lambda view: view["event_focus"]),
 )
@@ -649,7 +590,7 @@ HEAD_LOSSES: Final[Mapping[str, Metric]] = {
 """The loss of each auxiliary head, which compares it with simpler forecasts."""
 
 
-# --- quantiles and the distribution, in basis points
+# --- a head of quantiles
 
 
 def _law_of_ewma(view: MetricView) -> Mapping[str, Array]:
@@ -660,53 +601,26 @@ def _law_of_ewma(view: MetricView) -> Mapping[str, Array]:
     return {"mean": np.zeros(len(scale)), "scale": scale, "dof": np.full(len(scale), 1e8)}
 
 
-QUANTILES: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
-"""The levels that are judged if the model has no head of quantiles."""
-
-
-def _crps(view: MetricView) -> Array:
-    points = view.points
-    value = points * view.labels["returns"]
-    return statistics.crps_of(points * view["mean"], points * view["scale"], view["dof"], value)
-
-
-CRPS: Final = Metric(
-    "crps", "CRPS of the return, in basis points (less is better)", LAW, _crps,
-    references={"EWMA": _law_of_ewma},
-)  # fmt: skip
-"""The score of the whole distribution."""
-
-
 def pinball(level: float) -> Metric:
-    """Return the pinball loss of the quantile at *level*: the head's, else the distribution's.
+    """Return the pinball loss of the head's quantile at *level*, in basis points.
 
     Source: Koenker and Bassett, 1978.
     """
 
     def terms(view: MetricView) -> Array:
         points, rows = view.points, view.rows
-        if rows.levels and rows.has("quantiles", view.name):
+        if rows.has("quantiles", view.name):
             quantile = points * view["quantiles"][:, rows.levels.index(level)]
         else:
             quantile = points * (view["mean"] + view["scale"] * stdtrit(view["dof"], level))
         missed = points * view.labels["returns"] - quantile
         return np.maximum(level * missed, (level - 1.0) * missed)
 
-    references: dict[str, Reference] = {  # the Student t is a reference to a head of quantiles
-        STUDENT_T: lambda view: {name: view[name] for name in LAW} if view.rows.levels else {},
+    references: dict[str, Reference] = {
+        STUDENT_T: lambda view: {name: view[name] for name in LAW},
         "EWMA": _law_of_ewma,
     }
     return Metric(f"pinball_{level:g}", f"{level:g}", LAW, terms, references=references)
-
-
-def crps_at(levels: Sequence[float]) -> Metric:
-    """Return twice the mean pinball loss at *levels*, which estimates CRPS from these quantiles."""
-    each = [pinball(level) for level in levels]
-
-    def terms(view: MetricView) -> Array:
-        return 2.0 * np.mean([metric.terms(view) for metric in each], axis=0)
-
-    return each[0]._replace(name="crps_at", title=f"at {len(levels)} levels", terms=terms)
 
 
 # --- comparisons on common rows, by day

@@ -18,12 +18,10 @@ from tracepaper.replay.document.charts import (
     ChartAxis,
     ChartPanel,
     ChartRole,
-    Layer,
     LineDash,
     LineLayer,
     RuleLayer,
     rounded,
-    time_axis,
 )
 from tracepaper.replay.document.values import (
     Cells,
@@ -41,19 +39,17 @@ from tracepaper.replay.document.values import (
 from tracepaper.replay.learning import statistics as figures
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts, words
 from tracepaper.replay.learning.judge.gates import RULES, Judgement, daily_net
-from tracepaper.replay.learning.judge.heads import LEARNT, head_tables
+from tracepaper.replay.learning.judge.heads import head_tables
 from tracepaper.replay.learning.judge.metrics import (
     BOOKS,
     BREACHES,
     CORRELATION,
-    CRPS,
     LOSSES,
     MEASURES,
     METRICS,
     NOTE,
     PAIRS,
     PORTFOLIOS,
-    QUANTILES,
     RANKS,
     RELATIVE,
     RISKS,
@@ -61,17 +57,13 @@ from tracepaper.replay.learning.judge.metrics import (
     breach_rows,
     compare,
     compared_by,
-    crps_at,
     curve_of,
     estimate,
     forecaster_table,
     interval,
-    is_normal,
-    measured_tails,
     pinball,
     student_tails,
     verdict_of,
-    views,
 )
 from tracepaper.replay.learning.statistics import (
     RISK_COVERAGES,
@@ -82,8 +74,7 @@ from tracepaper.replay.learning.statistics import (
 )
 from tracepaper.replay.report import metrics
 from tracepaper.replay.report.honesty import FEW_DAYS, LEVEL
-from tracepaper.strategies.features.rolling import Array
-from tracepaper.strategies.units import DAY_MS, iso, percent
+from tracepaper.strategies.units import iso, percent
 
 if TYPE_CHECKING:
     from tracepaper.replay.learning.judge.judge import ModelJudgement
@@ -94,7 +85,6 @@ _DASHES: Final[tuple[LineDash, ...]] = ("solid", "dash", "dot", "dashdot")
 BINS: Final = 15
 BINNED_LEAST: Final = 50
 """A bin with fewer bars is left out: its share would be luck."""
-WEEK_DAYS: Final = 7
 
 
 def risk_coverage(curves: Mapping[tuple[str, str], RiskCurve]) -> ChartPanel | None:
@@ -154,43 +144,6 @@ def reliability(judgement: Judgement) -> ChartPanel | None:
 def has_law(rows: Forecasts) -> bool:
     """Return whether the judged model forecasts a whole distribution of the return."""
     return rows.has("mean") and rows.has("scale")
-
-
-def coverage_by_week(judgement: Judgement) -> ChartPanel | None:
-    """Draw the coverage of the 90 % interval by week, a line for each horizon."""
-    if not has_law(judgement.forecasts):
-        return None
-    # The nominal coverage comes first, under the other lines.
-    layers: list[Layer] = [RuleLayer(figures.COVERAGE, name="claimed", role="faint")]
-    for place, (horizon, rows) in enumerate(judgement.forecasts.by_horizon()):
-        weeks, at = np.unique(rows.day // WEEK_DAYS, return_inverse=True)
-        inside = METRICS["coverage_90"].terms(MetricView(rows))
-        share = np.bincount(at, inside) / np.bincount(at)
-        times = (weeks * WEEK_DAYS * DAY_MS).tolist()
-        role = _ROLES[place % len(_ROLES)]
-        layers.append(LineLayer(f"{horizon} bars", times, rounded(share), role, has_points=True))
-    return ChartPanel(layers, time_axis(), ChartAxis("share inside", digits=3), _HEIGHT)
-
-
-def qlike_by_day(judgement: Judgement) -> ChartPanel | None:
-    """Draw the cumulative QLIKE of the model minus each baseline's, by day, middle horizon."""
-    horizons = judgement.forecasts.by_horizon()
-    horizon, rows = horizons[len(horizons) // 2]
-    metric = LOSSES["qlike"]
-    losses = {name: metric.terms(view) for name, view in views(metric, rows).items()}
-    if MODEL not in losses or len(losses) < 2:
-        return None
-    days, at = np.unique(rows.day, return_inverse=True)
-    layers: list[Layer] = [RuleLayer(0.0)]
-    for place, name in enumerate(name for name in losses if name != MODEL):
-        difference: Array = losses[MODEL] - losses[name]
-        total = np.cumsum(np.bincount(at, difference) / np.bincount(at))
-        role = _ROLES[place % len(_ROLES)]
-        dash = _DASHES[place // len(_ROLES)]
-        times = (days * DAY_MS).tolist()
-        layers.append(LineLayer(name.replace("_", " "), times, rounded(total), role, dash=dash))
-    up = ChartAxis(f"QLIKE at {horizon} bars, summed", has_zero=True)
-    return ChartPanel(layers, time_axis(), up, _HEIGHT)
 
 
 # --- tables
@@ -275,36 +228,13 @@ def _intervals(judgement: Judgement) -> Iterable[Table]:
     yield table("intervals", "Share of returns inside the interval", columns, table_rows)
 
 
-def density_tables(judgement: Judgement) -> Iterable[Table]:
-    """Yield CRPS and pinball loss of the distribution, with EWMA's normal distribution.
-
-    The CRPS of a distribution is exact. A head of quantiles has a few levels; its CRPS, and that of
-    the forecasters compared with it, is twice the mean pinball loss at these levels.
-    """
+def _quantiles(judgement: Judgement) -> Iterable[Table]:
+    """Yield the pinball loss of a head of quantiles, with the Student t's and EWMA's."""
     rows = judgement.forecasts
-    if not has_law(rows) or not rows.has("variance", "ewma"):
-        return
-    crps = {"exact": CRPS}
-    if rows.levels:
-        at_levels = crps_at(rows.levels)
-        crps[at_levels.title] = at_levels
-    notes = [NOTE, _DENSITY_NOTE]
-    yield forecaster_table("crps", CRPS.title, rows, crps, label_column="CRPS", notes=notes)
-    quantiles = {f"{level:g}": pinball(level) for level in rows.levels or QUANTILES}
-    title = "Pinball loss of quantiles of the return, in basis points"
-    yield forecaster_table("pinball", title, rows, quantiles, label_column="quantile", notes=notes)
-
-
-_DENSITY_NOTE: Final = (
-    "EWMA forecasts a normal distribution with mean 0. At levels, CRPS is twice the mean pinball "
-    "loss."
-)
-
-
-_UNCALIBRATED: Final = (
-    "The card has no calibration of its tails, and the candles contain no bar of its calibration "
-    "slice: train it again, or give these candles too."
-)
+    if rows.levels and rows.has("variance", "ewma"):
+        quantiles = {f"{level:g}": pinball(level) for level in rows.levels}
+        title = "Pinball loss of quantiles of the return, in basis points (less is better)"
+        yield forecaster_table("pinball", title, rows, quantiles, label_column="quantile")
 
 
 def _risk(judgement: Judgement) -> Iterable[Table]:
@@ -317,20 +247,9 @@ def _risk(judgement: Judgement) -> Iterable[Table]:
         "often, Christoffersen whether these breaches cluster, on bars without a common future. "
         "Symbols that breach together make both p too small."
     )
-    is_missing = is_normal(judgement.forecasts) and not judgement.tails
-    notes = [note, *([_UNCALIBRATED] if is_missing else [])]
     title = "Value at risk and expected shortfall"
     breaches = [row for _, rows in horizons for row in breach_rows(rows, student_tails(rows))]
-    yield table("risk", title, BREACHES, breaches, notes=notes)
-    measured = [
-        row
-        for horizon, rows in horizons
-        if (standardized := judgement.tails.get(str(horizon)))
-        for row in breach_rows(rows, measured_tails(rows, standardized))
-    ]
-    if measured:
-        title = f"{title}, by the tails of the calibration slice"
-        yield table("risk_calibrated", title, BREACHES, measured, notes=[note])
+    yield table("risk", title, BREACHES, breaches, notes=[note])
 
 
 def _scores(judgement: Judgement) -> Iterable[Table]:
@@ -339,8 +258,7 @@ def _scores(judgement: Judgement) -> Iterable[Table]:
     if (pairs := judgement.pairs) is not None:
         note = f"Correlations of one-bar returns, pairs {', '.join(pairs.names.values())}."
         metric, notes = PAIRS[CORRELATION], [NOTE, note]
-        judged = MODEL if MODEL in pairs.values else LEARNT
-        yield forecaster_table(CORRELATION, metric.title, pairs, metric, model=judged, notes=notes)
+        yield forecaster_table(CORRELATION, metric.title, pairs, metric, notes=notes)
 
 
 def _scores_of(rows: Forecasts) -> Iterable[Table]:
@@ -581,19 +499,10 @@ class HoldoutFigure(NamedTuple):
 SHOWN: Final = (
     HoldoutFigure(_forecasts),
     HoldoutFigure(_probabilities),
-    HoldoutFigure(
-        _paired,
-        qlike_by_day,
-        "QLIKE by day: cumulative sum of the model minus each baseline. The model beats a baseline "
-        "while its line falls.",
-    ),
+    HoldoutFigure(_paired),
     HoldoutFigure(_rivals),
-    HoldoutFigure(
-        _intervals,
-        coverage_by_week,
-        "Coverage of the 90 % interval by week; the pale line is 90 %.",
-    ),
-    HoldoutFigure(density_tables),
+    HoldoutFigure(_intervals),
+    HoldoutFigure(_quantiles),
     HoldoutFigure(_risk),
     HoldoutFigure(lambda judgement: head_tables(judgement.forecasts)),
     HoldoutFigure(_scores),

@@ -1,12 +1,10 @@
-"""Correlations of several symbols: EWMA, realised correlations, and the learnt blend."""
+"""Correlations of several symbols: EWMA's and the realised ones."""
 
 from __future__ import annotations
 
 import gzip
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import learning
 import numpy as np
@@ -15,16 +13,10 @@ from numpy.typing import NDArray
 
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.learning.baselines import EWMA_DECAY
-from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.judge.forecasts import Forecasts
-from tracepaper.replay.learning.judge.heads import (
-    LEARNT,
-    OTHERS,
-    correlation_sentences,
-    correlations_of,
-    learn_correlations,
-)
-from tracepaper.replay.learning.judge.metrics import CORRELATION, PAIRS, MetricView
+from tracepaper.replay.learning.dataset import Dataset, close_by_close
+from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts
+from tracepaper.replay.learning.judge.heads import correlation_sentences, ewma_correlations
+from tracepaper.replay.learning.judge.metrics import CORRELATION
 from tracepaper.replay.learning.splits import Part
 from tracepaper.strategies.features.rows import schema
 
@@ -54,7 +46,7 @@ def material(folder: Path, moves: dict[str, Moves], *, missing: int | None = Non
         lines = gzip.decompress(Path(paths[-1]).read_bytes()).decode().splitlines()
         del lines[1 + missing]
         Path(paths[-1]).write_bytes(gzip.compress("\n".join(lines).encode()))
-    return Dataset.read(paths, lambda _: SPLIT, HORIZONS)
+    return close_by_close(Dataset.read(paths, lambda _: SPLIT, HORIZONS), lambda _: SPLIT)
 
 
 def together(
@@ -71,23 +63,10 @@ def together(
     }
 
 
-def of_part(dataset: Dataset, learnt: Mapping[str, Mapping[str, Any]]) -> Forecasts:
-    rows = correlations_of(dataset, Part.TEST, learnt)
+def judged(dataset: Dataset) -> Forecasts:
+    rows = ewma_correlations(dataset, Part.TEST)
     assert rows is not None
     return rows
-
-
-def judged(dataset: Dataset) -> Forecasts:
-    return of_part(dataset, learn_correlations(dataset))
-
-
-def error(rows: Forecasts, name: str) -> float:
-    return float(PAIRS[CORRELATION].terms(MetricView(rows, name)).mean())
-
-
-def over_a_month(rows: Forecasts) -> Forecasts:
-    """Return the rows spread over thirty days."""
-    return replace(rows, open_ms=np.arange(len(rows)) * (30 * 86_400_000 // len(rows)))
 
 
 def test_both_correlations_are_those_of_their_bars(tmp_path: Path) -> None:
@@ -115,58 +94,25 @@ def test_both_correlations_are_those_of_their_bars(tmp_path: Path) -> None:
 
 def test_no_later_bar_moves_what_is_said(tmp_path: Path) -> None:
     moves = together(0.5)
-    before = material(tmp_path, moves)
+    before = judged(material(tmp_path, moves))
     cut = BARS - 300
     for move, sign in zip(moves.values(), (1, -1), strict=True):
         move[cut:] = sign * np.abs(move[cut:]) * 3
     (tmp_path / "after").mkdir()
-    after = material(tmp_path / "after", moves)
-    learnt = learn_correlations(before)
-    assert learn_correlations(after) == learnt
-    forecasts, other = (of_part(of, learnt) for of in (before, after))
-    count = len(forecasts) - (300 - 30)
-    for name in forecasts.values:
-        first, second = (of.value(CORRELATION, name) for of in (forecasts, other))
-        np.testing.assert_allclose(first[:count], second[:count], atol=1e-9)
-    first, second = (of.labels[CORRELATION][: count - 30] for of in (forecasts, other))
-    np.testing.assert_allclose(first, second, atol=1e-9)
-    first, second = (of.value(CORRELATION, "EWMA")[count + 5 :] for of in (forecasts, other))
-    assert np.abs(first - second).max() > 0.1
+    after = judged(material(tmp_path / "after", moves))
+    count = len(before) - (300 - 30)
+    first, second = (of.value(CORRELATION, "EWMA") for of in (before, after))
+    np.testing.assert_allclose(first[:count], second[:count], atol=1e-9)
+    assert np.abs(first[count + 5 :] - second[count + 5 :]).max() > 0.1
 
 
-def test_ewma_is_not_believed_where_the_correlation_stays(tmp_path: Path) -> None:
-    dataset = material(tmp_path, together(0.6))
-    learnt = learn_correlations(dataset)["30"]
-    assert learnt["ewma_weight"] < 0.1
-    assert learnt["mean"] == pytest.approx([0.6], abs=0.03)
-    forecasts = over_a_month(judged(dataset))
-    assert error(forecasts, LEARNT) < 0.9 * error(forecasts, "EWMA")
-    assert "are better than EWMA's (1 pairs)" in correlation_sentences(forecasts, horizon=30)[0]
-    assert correlation_sentences(forecasts, horizon=5) == []
-
-
-def test_ewma_is_believed_where_the_correlation_changes(tmp_path: Path) -> None:
-    changing = np.where(np.arange(BARS) // 400 % 2, 0.95, 0.05)
-    dataset = material(tmp_path, together(changing))
-    learnt = learn_correlations(dataset)["30"]
-    assert learnt["ewma_weight"] > 0.6
-    forecasts = judged(dataset)
-    assert error(forecasts, LEARNT) < 0.6 * error(forecasts, "mean of the training part")
-
-
-def test_what_is_learnt_of_several_is_a_correlation_matrix(tmp_path: Path) -> None:
-    dataset = material(tmp_path, together(np.where(np.arange(BARS) // 300 % 2, 0.99, 0.3), count=4))
-    learnt = learn_correlations(dataset)["30"]
-    assert len(learnt["pairs"]) == 6
-    assert 0 <= learnt["mean_weight"] + learnt["ewma_weight"] <= 1.0 + 1e-7
-    forecasts = judged(dataset)
-    assert set(forecasts.values) == {LEARNT, *OTHERS}
-    learnt_rows = forecasts.value(CORRELATION, LEARNT).reshape(6, -1).T  # pair after pair
-    for values in learnt_rows[::40]:
-        matrix = np.eye(4)
-        matrix[np.triu_indices(4, 1)] = values
-        matrix = matrix + np.triu(matrix, 1).T
-        assert np.linalg.eigvalsh(matrix).min() > -1e-9
+def test_a_head_that_knows_is_said_to_be_better_than_ewma(tmp_path: Path) -> None:
+    rows = judged(material(tmp_path, together(0.6)))
+    rows = replace(rows, open_ms=np.arange(len(rows)) * (30 * 86_400_000 // len(rows)))  # a month
+    constant = rows.with_fields(MODEL, **{CORRELATION: np.full(len(rows), 0.6)})
+    (sentence,) = correlation_sentences(constant, horizon=30)
+    assert "are better than EWMA's (1 pairs)" in sentence
+    assert correlation_sentences(constant, horizon=5) == []
 
 
 def test_bars_after_a_hole_of_one_symbol_are_left_out(tmp_path: Path) -> None:
@@ -177,17 +123,3 @@ def test_bars_after_a_hole_of_one_symbol_are_left_out(tmp_path: Path) -> None:
     # Bars whose horizon crosses it, the bar itself, and those after it without their features.
     lost = len(complete) - len(holed)
     assert lost == 30 + 1 + schema("v2-1m").lookback - 1
-
-
-def test_one_symbol_has_no_correlation(tmp_path: Path) -> None:
-    (single,) = together(0.5, count=1).items()
-    dataset = material(tmp_path, dict([single]))
-    assert learn_correlations(dataset) == {}
-    assert correlations_of(dataset, Part.TEST, {"30": {}}) is None
-
-
-def test_pairs_of_a_card_that_the_candles_lack_are_left_out(tmp_path: Path) -> None:
-    learnt = learn_correlations(material(tmp_path, together(0.5, count=3)))
-    (tmp_path / "fewer").mkdir()
-    fewer = material(tmp_path / "fewer", together(0.5, count=2))
-    assert list(of_part(fewer, learnt).names.values()) == ["AAAUSDT BBBUSDT"]

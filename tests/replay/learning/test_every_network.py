@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from command_line import Cli
-from learning import DAY_BARS, FORMS, WINDOW, by_forecaster, choose, learnable, recipe, write_csv
+from learning import DAY_BARS, FORMS, WINDOW, choose, learnable, recipe, write_csv
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load as load_config
@@ -226,30 +226,6 @@ def test_what_a_modality_is_worth_is_asked_as_any_change_of_a_recipe(
         derived(
             recipe_of(with_settings(document, ["modalities=vectors"])), names, interval_minutes=1
         )
-
-
-def test_correlations_of_several_symbols_are_judged_beside_ewma(
-    candles: Path, tmp_path: Path, cli: Cli
-) -> None:
-    other = write_csv(learnable(DAYS * DAY_BARS, seed=1, symbol="BBBUSDT"), tmp_path)
-    out, data = tmp_path / "two", ("--data", candles, "--data", other)
-    words = ("train", recipe(FORMS["trading"], tmp_path), *data, "--out", out)
-    card = cli.json(*words)["card"]
-    assert card["calibration"]["correlation"]["30"]["pairs"] == ["AAAUSDT BBBUSDT"]
-    judging = (
-        "evaluate",
-        out,
-        *data,
-        *choose("evaluation.explained_bars=500", "evaluation.threads=1"),
-    )
-    (span,) = cli.json(*judging)["holdouts"]
-    rows = list(by_forecaster(span["tables"]["correlation"]["rows"], 5).values())
-    assert [row["forecaster"] for row in rows] == ["learnt", "EWMA", "mean of the training part"]
-    assert rows[0]["difference"] is None
-    assert rows[1]["value"]["value"] == pytest.approx(
-        card["figures"]["correlation"]["5"]["ewma"][0], abs=1e-5
-    )
-    assert any(line.startswith("Correlations to ") for line in span["sentences"])
 
 
 @pytest.mark.parametrize(

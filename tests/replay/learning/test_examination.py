@@ -150,7 +150,7 @@ def test_bars_that_matter_are_found_by_the_right_order_and_not_by_another(
     month: Segment,
 ) -> None:
     subject = Subject(material_of(month), HORIZON, PlantedNetwork())
-    areas, curves = inspections.perturbations(subject, 40)
+    [areas] = inspections.perturbations(subject, 40)
     for target in ("log variance", "mean"):
         for name in ("rollout", "integrated gradients"):
             row = cells(areas, of=target, order=name)
@@ -158,12 +158,6 @@ def test_bars_that_matter_are_found_by_the_right_order_and_not_by_another(
             assert beyond(row["insertion - random"]) < -5
             assert beyond(row["deletion - recency"]) > 5
         assert cells(areas, of=target, order="random")["deletion - random"] == (0.0, 0.0)
-    whole = cells(curves, of="mean", order="rollout", curve="deletion")
-    # Three of 32 bars matter: the first four ranked hold all of them, the first one does not.
-    assert whole["1/8"] == whole["1/2"]
-    assert whole["1/64"][0] != whole["1/2"][0]
-    inserted = cells(curves, of="mean", order="rollout", curve="insertion")
-    assert inserted["1/8"] == pytest.approx((0.0, 0.0), abs=1e-6)
 
 
 def test_a_rollout_that_points_elsewhere_is_worse_than_random(material: Dataset) -> None:
@@ -266,7 +260,7 @@ def test_intervals_are_shown_with_mc_dropout_where_the_network_drops(material: D
     config = FlashConfig(dim=4, layers=1, heads=1, window=2, horizons=HORIZONS, dropout=0.2)
     network = FlashNetwork(config)
     subject = Subject(material, HORIZON, network)
-    interval, days = inspections.intervals(subject)
+    [interval] = inspections.intervals(subject)
     rows = {row["interval"]: row for row in interval.records()}
     assert list(rows) == ["own", "fixed conformal", "adaptive conformal", "MC dropout"]
     assert 0.87 < value(rows["adaptive conformal"]["coverage"]) < 0.93
@@ -278,10 +272,8 @@ def test_intervals_are_shown_with_mc_dropout_where_the_network_drops(material: D
     assert not network.training
     assert not any(module.training for module in network.modules())
     assert inspections.intervals(subject)[0].records() == interval.records()
-    assert days.records()[0]["day"] == "2023-11-17"
-    assert sum(value(row["bars"]) for row in days.records()) > 3_000
     still = Subject(material, HORIZON, FlashNetwork(replace(config, dropout=0.0)))
-    [summary, _] = inspections.intervals(still)
+    [summary] = inspections.intervals(still)
     assert "trained without dropout" in summary.notes[0]
     assert "MC dropout" not in {row["interval"] for row in summary.records()}
 

@@ -12,21 +12,18 @@ from learning import table
 from numpy.typing import NDArray
 from scipy import integrate, stats
 
-from tracepaper.replay.learning import statistics
-from tracepaper.replay.learning.judge.forecasts import MODEL, NORMAL, Forecasts
+from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts
 from tracepaper.replay.learning.judge.gates import Judgement
 from tracepaper.replay.learning.judge.metrics import (
     SIDES,
     breach_rows,
     christoffersen,
     follows,
-    measured_tails,
-    standardized_tails,
     student_tails,
     value_at_risk,
     without_overlap,
 )
-from tracepaper.replay.learning.judge.tables import density_tables
+from tracepaper.replay.learning.judge.tables import tables_of
 from tracepaper.strategies.types.decisions import SHARES
 
 DAYS, A_DAY = 60, 288
@@ -63,10 +60,9 @@ def test_the_shortfall_is_the_mean_of_what_lies_beyond(dof: float, share: float)
     assert expected[0] == pytest.approx(beyond / share, rel=1e-6)
 
 
-def breaches(rows: Forecasts, standardized: dict[str, Any] | None = None) -> list[Any]:
-    """Return the tests of the Student t tails, or those of a card."""
-    tails = student_tails(rows) if standardized is None else measured_tails(rows, standardized["1"])
-    return [SimpleNamespace(**row) for row in breach_rows(rows, tails)]
+def breaches(rows: Forecasts) -> list[Any]:
+    """Return the tests of the Student t tails."""
+    return [SimpleNamespace(**row) for row in breach_rows(rows, student_tails(rows))]
 
 
 def test_right_tails_are_believed_and_wrong_ones_are_not() -> None:
@@ -85,36 +81,6 @@ def test_right_tails_are_believed_and_wrong_ones_are_not() -> None:
         assert breach.realised.value > breach.share
     thin = breaches(right.with_fields(MODEL, dof=np.full(len(right), 200.0)))
     assert all(breach.shortfall.value > 1.15 for breach in thin)
-
-
-@pytest.mark.parametrize("dof", [3.0, 5.0])
-def test_tails_that_are_too_thin_are_right_once_calibrated(dof: float) -> None:
-    def thin(seed: int) -> Forecasts:
-        # A normal law of the right 90 % interval, as an ensemble's is.
-        right = forecasts(dof=dof, seed=seed)
-        wide = stats.t.ppf(0.95, dof) / stats.norm.ppf(0.95)
-        normal = np.full(len(right), 1e6)
-        return right.with_fields(MODEL, scale=wide * right.value("scale"), dof=normal)
-
-    standardized = standardized_tails(thin(1))
-    other = thin(2)
-    for before, after in zip(breaches(other), breaches(other, standardized), strict=True):
-        assert after.realised.value == pytest.approx(after.share, abs=4 * after.realised.error)
-        assert after.shortfall.value == pytest.approx(1.0, abs=4 * after.shortfall.error)
-        if before.share == 0.01:
-            assert before.realised.value > before.share + 2 * before.realised.error
-
-
-def test_few_losses_and_a_law_with_its_own_tails_calibrate_no_tail() -> None:
-    assert standardized_tails(forecasts()) == {}
-    right = forecasts(dof=NORMAL)
-    few = right.where(slice(0, 99))
-    normal = [[2.326348, 2.665214], [1.644854, 2.062713]]
-    as_it_was = dict.fromkeys(("long", "short"), normal)
-    assert standardized_tails(few)["1"] == as_it_was
-    # Bars that share their future are one loss, however many there are.
-    far = standardized_tails(forecasts(horizon=len(right) // 99, dof=NORMAL))
-    assert list(far.values()) == [as_it_was]
 
 
 def test_each_tail_is_that_of_its_position() -> None:
@@ -154,55 +120,26 @@ def test_bars_apart_share_no_future_and_follow_where_nothing_is_missing() -> Non
     assert follows(keys_of(np.array([8, 16, 20]), np.array([1, 1, 1])), 4).tolist() == [False, True]
 
 
-# ---------------------------------------------------------------- scores of the whole law
+# ---------------------------------------------------------------- a head of quantiles
 
 
-@pytest.mark.parametrize("dof", [1.5, 3.0, 8.0, 1e8])
-@pytest.mark.parametrize("value", [-4.0, 0.1, 0.3, 2.5])
-def test_the_closed_form_of_the_crps_is_its_integral(dof: float, value: float) -> None:
-    law = stats.norm(0.3, 0.8) if dof > 1e6 else stats.t(dof, loc=0.3, scale=0.8)
-    below, _ = integrate.quad(lambda x: law.cdf(x) ** 2, -np.inf, value, limit=200)
-    above, _ = integrate.quad(lambda x: law.sf(x) ** 2, value, np.inf, limit=200)
-    (score,) = statistics.crps_of(*(np.array([x]) for x in (0.3, 0.8, dof, value)))
-    assert score == pytest.approx(below + above, rel=1e-5)
+def quantile_rows(rows: Forecasts) -> list[dict[str, Any]]:
+    [entry] = [each for each in tables_of(Judgement(rows, {}, [])) if each.key == "pinball"]
+    return entry.documents()
 
 
-def densities(rows: Forecasts) -> dict[str, list[dict[str, Any]]]:
-    tables = density_tables(Judgement(rows, {}, []))
-    return {entry.key: entry.documents() for entry in tables}
-
-
-def test_a_law_that_is_right_beats_a_normal_one_in_basis_points_and_a_wrong_one_does_not() -> None:
-    right = forecasts()
+def test_quantiles_that_are_right_lose_what_the_law_loses_and_shifted_ones_more() -> None:
+    right, levels = forecasts(), (0.05, 0.5, 0.95)
+    labels = {**right.labels, "unit": np.full(len(right), 0.002), "direction": np.zeros(len(right))}
     wide = np.full(len(right), 2.0)  # t of 4 has a variance of 2
-    labels = {**right.labels, "unit": np.full(len(right), 0.002)}
-    right = replace(right, labels=labels).with_fields("ewma", variance=wide)
-    levels = (0.05, 0.5, 0.95)
-    mean, scale, dof = (right.value(name) for name in ("mean", "scale", "dof"))
-    value = right.labels["returns"]
+    right = replace(right, labels=labels, levels=levels).with_fields("ewma", variance=wide)
+    mean, scale, value = *(right.value(name) for name in ("mean", "scale")), labels["returns"]
     heads = np.stack([mean + scale * stats.t.ppf(at, 4.0) for at in levels], axis=1)
-    scores = densities(replace(right.with_fields(MODEL, quantiles=heads), levels=levels))
-    crps = {(row["CRPS"], row["forecaster"]): row for row in scores["crps"]}
-    kinds = {"exact": ("model", "EWMA"), "at 3 levels": ("model", "its own Student t", "EWMA")}
-    assert set(crps) == {(of, name) for of, names in kinds.items() for name in names}
-    exact = statistics.crps_of(mean, scale, dof, value)
-    assert crps["exact", "model"]["value"]["value"] == pytest.approx(20 * exact.mean(), rel=1e-6)
-    assert crps["exact", "EWMA"]["verdict"] == "better"
-    assert crps["at 3 levels", "EWMA"]["verdict"] == "better"
-    # The head says what the law says, so both lose alike.
-    assert crps["at 3 levels", "its own Student t"]["difference"]["value"] == pytest.approx(
-        0, abs=1e-9
-    )
-    lowest = scores["pinball"][0]
-    assert (lowest["quantile"], lowest["forecaster"]) == ("0.05", "model")
+    scores = quantile_rows(right.with_fields(MODEL, quantiles=heads))
+    assert [row["forecaster"] for row in scores] == 3 * ["model", "its own Student t", "EWMA"]
     pinball = np.maximum(0.05 * (value - heads[:, 0]), -0.95 * (value - heads[:, 0]))
-    assert lowest["value"]["value"] == pytest.approx(20 * pinball.mean(), rel=1e-6)
-    assert len(scores["pinball"]) == 9
-    shifted = replace(right.with_fields(MODEL, quantiles=heads + 3.0), levels=levels)
-    assert {row["verdict"] for row in densities(shifted)["crps"][3:]} == {"worse"}
-    bare = densities(right)
-    assert len(bare["crps"]) == 2
-    assert list(dict.fromkeys(row["quantile"] for row in bare["pinball"])) == [
-        "0.05", "0.25", "0.5", "0.75", "0.95"
-    ]  # fmt: skip
-    assert densities(forecasts()) == {}  # there is no baseline
+    assert scores[0]["value"]["value"] == pytest.approx(20 * pinball.mean(), rel=1e-6)
+    assert scores[1]["difference"]["value"] == pytest.approx(0, abs=1e-9)
+    assert scores[2]["verdict"] == "better"
+    shifted = quantile_rows(right.with_fields(MODEL, quantiles=heads + 3.0))
+    assert {row["verdict"] for row in shifted if "verdict" in row} - {None} == {"worse"}

@@ -203,12 +203,7 @@ def test_a_row_model_is_examined_by_column_and_interval(
     ]
     assert cli.invoke(["evaluate", str(folder / "glm"), "--data", candles, *options]) == 0
     document = {table["name"]: table for table in json.loads(capsys.readouterr().out)["findings"]}
-    assert list(document) == [
-        "permutation",
-        "attributions",
-        "intervals",
-        "interval_days",
-    ]
+    assert list(document) == ["permutation", "attributions", "intervals"]
     assert document["permutation"]["rows"][0]["QLIKE 30m"][0] > 0
     covered = {row["interval"]: row["coverage"][0] for row in document["intervals"]["rows"]}
     figures = models["glm"].card["figures"]["30"]
