@@ -149,6 +149,16 @@ def test_models_of_every_kind_are_held_to_the_same_bars(
         _, *rows = by_forecaster(span["tables"]["beside_qlike"]["rows"], 5).values()
         assert [row["forecaster"] for row in rows] == others
         assert {row["days"] for row in rows} == {2}
+        qlike = {row["forecaster"]: row["5"]["value"] for row in span["tables"]["qlike"]["rows"]}
+        for name, row in by_forecaster(span["tables"]["paired_qlike"]["rows"], 5).items():
+            assert row["value"]["value"] == pytest.approx(qlike[name], abs=2e-5)
+            if name != "model":
+                difference = qlike["model"] - qlike[name]
+                assert row["difference"]["value"] == pytest.approx(difference, abs=2e-5)
+        nine = next(r for r in span["tables"]["intervals"]["rows"] if r["interval"] == "90 %")
+        assert list(nine["5"].values()) == pytest.approx(
+            span["figures"]["5"]["coverage_90"], abs=1e-5
+        )
         # A class that says nothing of the return is not held to its sign.
         signs = by_forecaster(span["tables"]["beside_sign"]["rows"], 5)
         assert set(signs) == {"model", *others[:2]}
@@ -159,6 +169,7 @@ def test_models_of_every_kind_are_held_to_the_same_bars(
     assert [row["model"] for row in whole[:3]] == others
     assert [row["horizon"] for row in whole] == [5] * 3 + [30] * 3 + [5] * 2 + [30] * 2
     assert "the model minus each other model" in said_in(page)
+    assert said_in(page).count("Risk of the most confident bars") == 2
 
 
 def test_the_difference_is_that_of_losses_in_log_returns(

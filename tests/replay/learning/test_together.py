@@ -338,7 +338,7 @@ def test_a_rule_without_correlations_and_its_shadow_account_without_it_are_refus
 @pytest.mark.parametrize(
     ("gate", "keys"),
     [
-        ("confidence", {"confidence": "q0.5", "confidence_by": "entropy"}),
+        ("confidence_entropy", {"confidence": "q0.5", "confidence_by": "entropy"}),
         ("regime", {"regimes": ("MOMENTUM", "MIXED")}),
     ],
 )
