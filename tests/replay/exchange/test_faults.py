@@ -6,6 +6,7 @@ import json
 from decimal import Decimal
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import WSServerHandshakeError
@@ -124,7 +125,7 @@ TOPICS = (KLINE, "orderbook.1.BTCUSDT", "tickers.BTCUSDT", "publicTrade.BTCUSDT"
 CALLS = ("time", "kline?interval=1&limit=4", "funding/history?limit=4")
 
 
-async def exchanged(**fault: str | float) -> tuple[list[str], list[list[tuple[int, str]]]]:
+async def exchanged(**fault: Any) -> tuple[list[str], list[list[tuple[int, str]]]]:
     """Return the texts of three minutes of every topic, and the answers to ``CALLS``, asked twice.
 
     With *fault*, it is armed before the first frame and call, and must hit once.
@@ -134,7 +135,7 @@ async def exchanged(**fault: str | float) -> tuple[list[str], list[list[tuple[in
         await stream.drain()
         if fault:
             exchange.arm(**fault)
-        rounds = []
+        rounds: list[list[tuple[int, str]]] = []
         for _ in range(2):
             rounds.append([])
             for call in CALLS:
