@@ -24,13 +24,11 @@ from tracepaper.replay.checks.paper_fills import TakenOrder, orders_of
 from tracepaper.replay.checks.slippage import (
     FAR,
     SETTING_MOST,
-    Bias,
     SlippageFindings,
     bias,
     days_of,
     tables_of,
 )
-from tracepaper.replay.document.values import Table, of_row
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import RunViews
 from tracepaper.strategies.errors import DataInvalid
@@ -42,6 +40,7 @@ MODEL: Final = "the books"
 _RESTED: Final = "orders that waited for a price (limits and stops)"
 _UNKNOWN: Final = "orders that another run had sent"
 _EMPTY: Final = "orders at a book without a bid or without an ask"
+_LARGER: Final = "orders larger than the recorded book"
 _OUTSIDE: Final = "orders outside the recorded time"
 _GAP: Final = "orders inside gaps of the recording"
 
@@ -66,14 +65,6 @@ class BookLevels(NamedTuple):
     def mid(self) -> Fraction:
         """The mean of the best bid and the best ask."""
         return (self.bids[0][0] + self.asks[0][0]) / 2
-
-
-class _PricedOrder(NamedTuple):
-    """An order's cost at the book in basis points, and the quantity that the book lacked."""
-
-    order: TakenOrder
-    cost_bp: float  # of the filled quantity
-    unfilled: Fraction
 
 
 class RecordedBooks:
@@ -144,7 +135,7 @@ def compare_with_books(reader: Reader, run_id: str, paths: Sequence[Path]) -> Sl
             f"{', '.join(sorted(traded))}: give recordings of those."
         )
     fills, orders, left_out = _market_orders(RunViews(reader.connection, run_id))
-    priced: list[_PricedOrder] = []
+    priced: list[tuple[TakenOrder, float]] = []
     for instrument, held in sorted(orders.items()):
         if instrument not in files:
             name = f"orders of {instrument}, for which no books were given"
@@ -153,10 +144,14 @@ def compare_with_books(reader: Reader, run_id: str, paths: Sequence[Path]) -> Sl
         for order, book in zip(held, _first_known(files[instrument], held), strict=True):
             if isinstance(book, str):
                 left_out[book] += 1
-            elif abs((priced_order := _price(order, book)).cost_bp) > SETTING_MOST:
+                continue
+            paid, unfilled = book.walk(order.side, Fraction(order.quantity))
+            if unfilled:
+                left_out[_LARGER] += 1
+            elif abs(cost := _cost_bp(order, paid, book.mid)) > SETTING_MOST:
                 left_out[FAR] += 1
             else:
-                priced.append(priced_order)
+                priced.append((order, cost))
     times = [order.time_ms for held in orders.values() for order in held]
     if times and not priced:
         first, last = iso(min(times)), iso(max(times))
@@ -206,74 +201,31 @@ def _first_known(
         yield book or next((answer for answer in answers if answer != _OUTSIDE), _OUTSIDE)
 
 
-def _price(order: TakenOrder, book: BookLevels) -> _PricedOrder:
-    wanted = Fraction(order.quantity)
-    paid, unfilled = book.walk(order.side, wanted)
-    worse = paid / (wanted - unfilled) - Fraction(order.price)
-    if order.side is Side.SELL:
-        worse = -worse
-    return _PricedOrder(order, float(worse / book.mid * 10_000), unfilled)
+def _cost_bp(order: TakenOrder, paid: Fraction, mid: Fraction) -> float:
+    """Return the cost of an order for which the levels of a book ask *paid*, in basis points."""
+    worse = paid / Fraction(order.quantity) - Fraction(order.price)
+    return float((worse if order.side is Side.BUY else -worse) / mid * 10_000)
 
 
-# # ---------------------------------------------------------------- tables and verdict
+# ---------------------------------------------------------------- verdict
 
 
-def _judge(findings: SlippageFindings, priced: Sequence[_PricedOrder]) -> None:
-    """Add the tables of fully filled orders and of those that the books could not fill."""
-    whole = [each for each in priced if not each.unfilled]
-    unfilled_orders = [each for each in priced if each.unfilled]
-    if unfilled_orders:
-        findings.tables.append(_unfilled(unfilled_orders))
-    if not whole:
+def _judge(findings: SlippageFindings, priced: Sequence[tuple[TakenOrder, float]]) -> None:
+    """Add the tables of the *priced* orders, each with its cost in basis points, and a verdict."""
+    if not priced:
         findings.sentences.append(
-            "No order was filled whole by the books, so no bias is shown."
-            if unfilled_orders
-            else "The run filled no market order, so there is nothing to compare."
+            "The books filled no market order, so there is nothing to compare."
         )
         return
-    costs = np.array([each.cost_bp for each in whole])
-    findings.tables = [*tables_of([each.order for each in whole], costs), *findings.tables]
-    of_all = _bias_of(whole)
-    if of_all.interval is None:
-        findings.sentences.append(
-            f"A fill at the books costs {of_all.sentence()} more than on paper."
-        )
-        return
-    low, high = of_all.interval
+    orders = [order for order, _ in priced]
+    costs = np.array([cost for _, cost in priced])
+    findings.tables = tables_of(orders, costs)
+    of_all = bias(costs, days_of(orders))
+    low, high = of_all.interval or (-np.inf, np.inf)
     if low <= 0.0 <= high:
-        findings.sentences.append(f"No bias of paper is shown: {of_all.sentence()} covers 0.")
+        findings.sentences.append(f"No bias of paper is shown: {of_all.sentence()}.")
         return
     how = "optimistic" if low > 0.0 else "pessimistic"
     findings.sentences.append(
         f"Paper was {how}: a fill at the books costs {of_all.sentence()} more than on paper."
-    )
-
-
-def _bias_of(priced: Sequence[_PricedOrder]) -> Bias:
-    costs = np.array([each.cost_bp for each in priced])
-    return bias(costs, days_of([each.order for each in priced]))
-
-
-def _unfilled(unfilled_orders: Sequence[_PricedOrder]) -> Table:
-    """Return the unfilled size by symbol, in the quote currency at paper's price."""
-    rows = []
-    for symbol in sorted({each.order.symbol for each in unfilled_orders}):
-        chosen = [each for each in unfilled_orders if each.order.symbol == symbol]
-        of_all = _bias_of(chosen)
-        ordered = sum(Fraction(each.order.price) * Fraction(each.order.quantity) for each in chosen)
-        unfilled = sum(Fraction(each.order.price) * each.unfilled for each in chosen)
-        figures = (len(chosen), float(ordered), float(unfilled), (of_all.mean, of_all.error))
-        rows.append((symbol, *figures))
-    return Table(
-        "unfilled",
-        "Larger than the recorded book (in none of the figures above)",
-        (
-            of_row("name", "", "text"),
-            of_row("orders", "orders", "count"),
-            of_row("ordered", "ordered", "money"),
-            of_row("unfilled", "unfilled", "money"),
-            of_row("bias_bp", "bias bp of the rest", "gain"),
-        ),
-        tuple(rows),
-        whole=True,
     )

@@ -122,7 +122,7 @@ def _money(report: Report, remaining: dict[str, Table]) -> list[Part]:
             *_pop(remaining, "drawdowns", "costs_and_funding", "participation"),
             _section("Trading"),
             *prices,
-            *_pop(remaining, "trade_groups", "trade_returns", "holding_times"),
+            *_pop(remaining, "trade_groups"),
             _section("Refusals"),
             Paragraph("The signals that gates refused, compared with those that they let pass."),
             refusal_chart(report.refusals),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from functools import partial
@@ -14,11 +14,9 @@ import numpy as np
 from tracepaper.daemon.engine.state import reserve_of
 from tracepaper.replay.document.values import (
     TOO_FEW_DAYS,
-    Cells,
     Figure,
     Form,
     Table,
-    Value,
     estimate,
     of_field,
     of_row,
@@ -59,16 +57,11 @@ from tracepaper.replay.report.trades import (
 )
 from tracepaper.storage.database.run_views import Row
 from tracepaper.storage.record.columns import SHORTFALL_PARTS
-from tracepaper.strategies.allocation import ERROR, GAINED
 from tracepaper.strategies.sessions import MONTHS_OF
 from tracepaper.strategies.units import DAY_MS, count_of, percent
 
 LAST_TRADES: Final = 8
 GAPS_SHOWN: Final = 100
-_QUANTILES: Final = ((0.0, "least"), (0.05, "5 %"), (0.25, "25 %"), (0.5, "median"),
-                     (0.75, "75 %"), (0.95, "95 %"), (1.0, "most"))  # fmt: skip
-
-
 _MEAN_DAY: Final = Figure[AccountReport | Stretch](
     "mean_day", "a day, bp ± error", "gain bp",
     lambda row: estimate(row.performance.mean_day, row.performance.error_day),
@@ -199,15 +192,6 @@ REFUSALS: Final = (
     of_field("verdict", "verdict", "text"),
 )  # fmt: skip
 
-REWEIGHTINGS: Final = (
-    of_row("gained", "by the rule", "text"),
-    of_row("count", "times", "count"),
-    of_row("mean_bp", "expected gain, bp (mean)", "gain"),
-    of_row("error_bp", "its error (root mean square)", "money"),
-    of_row("credible", "above two errors", "share"),
-    of_row("sum_bp", "in all, bp", "gain"),
-)
-
 GAPS: Final = (
     of_view("instrument", "instrument", "text"),
     of_view("from_ms", "from", "minute"),
@@ -287,13 +271,6 @@ def _closed(report: Report) -> Iterator[Table]:
         groups = groups_of(closed)
         rows = [group_row(name, trades) for name, trades in groups.items()]
         yield table("trade_groups", title, TRADE_GROUPS, rows, notes=notes)
-        shown = {name: groups[name] for name in ("all", "long", "short") if groups[name]}
-        returns = {
-            name: [each.return_bp / 1e4 for each in trades] for name, trades in shown.items()
-        }
-        yield _spread("trade_returns", f"Spread of returns{whose}, bp", "gain bp", returns)
-        spans = {name: [each.held_ms for each in trades] for name, trades in shown.items()}
-        yield _spread("holding_times", f"Spread of holding times{whose}", "span", spans)
     if rows := markouts(report.record):
         title = "After fills as maker: the close against their price"
         yield table("makers", title, MAKERS, rows, notes=(_MAKERS_NOTE,))
@@ -312,9 +289,6 @@ def _decided(report: Report) -> Iterator[Table]:
         rows = [(name, count, count / total) for name, count in report.regimes.items()]
         forms: dict[str, Form] = {"regime": "text", "bars": "count", "share": "share"}
         yield table_of("regimes", "Regimes (where attention lay)", forms, rows)
-    if gains := _reweightings(report.record):
-        title = "What new weights were expected to gain"
-        yield table("reweightings", title, REWEIGHTINGS, gains, notes=(_REWEIGHTINGS_NOTE,))
     if (groups := report.groups) and all(group.trades for group in groups):
         title = f"Means at the entries of {report.shown}"
         measure = of_row("measure", "measure", "text")
@@ -373,41 +347,6 @@ def refusal_tables(record: RunRecord, refused: Sequence[Refusal]) -> Iterator[Ta
         yield table_of("unfilled", title, forms, reasons.most_common())
 
 
-def _spread(key: str, title: str, form: Form, values: Mapping[str, Sequence[float]]) -> Table:
-    """Return the quantiles of *values*, one row per group of trades."""
-    figures = [of_row("trades_of", "trades", "text")]
-    figures += [of_row(name.replace(" %", "_percent"), name, form) for _, name in _QUANTILES]
-    keys, levels = [each.key for each in figures[1:]], [quantile for quantile, _ in _QUANTILES]
-    rows: list[Cells] = [
-        {"trades_of": name, **dict(zip(keys, np.quantile(each, levels).tolist(), strict=True))}
-        for name, each in values.items()
-    ]
-    return table(key, title, figures, rows)
-
-
-def _reweightings(record: RunRecord) -> list[Cells]:
-    """Return the gains that a portfolio expected of its new weights, one row per rule."""
-    rows: list[Cells] = []
-    for rule, name in GAINED.items():
-        # The decisions of all symbols at a close note the same numbers; read those of the first.
-        noting = (notes for notes in record.notes.values() if {name, name + ERROR} <= notes.keys())
-        if (noted := next(noting, None)) is not None:
-            gain, error = noted[name].number, noted[name + ERROR].number
-            row: dict[str, Value] = {"gained": str(rule), "count": len(gain)}
-            row |= {"mean_bp": float(gain.mean()), "error_bp": float(np.sqrt((error**2).mean()))}
-            row |= {
-                "credible": float((gain > metrics.credible_bound(error)).mean()),
-                "sum_bp": float(gain.sum()),
-            }
-            rows.append(row)
-    return rows
-
-
-_REWEIGHTINGS_NOTE: Final = (
-    "Expected by the covariance and means from which the weights were computed, which flatters "
-    "them: utility less trading costs (mean_variance), or saved standard deviation (minimum), "
-    "until the next weights. The error is that of one reweighting."
-)
 _CHANCE: Final = (
     "A random timing holds the same positions, each with its side, sizes and length, at random "
     "times on the same bars and at the same costs; a fill as maker keeps its distance from the "
