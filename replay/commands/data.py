@@ -190,8 +190,6 @@ def record(
     from tracepaper.daemon.bybit.order_book import DepthRequest
     from tracepaper.replay.commands.recording import exchange_of, record_session, requests_of
 
-    if events and every is not None:
-        raise ConfigInvalid("--every applies to samples only: leave out --every or --events.")
     request = DepthRequest(
         category or Category.LINEAR, symbols[0], depth, 1_000 if every is None else every, events
     )
@@ -199,11 +197,9 @@ def record(
     if frames is None:
         exchange = exchange_of(config, url, service)
         message = record_session(exchange, wanted, lasting=lasting, service=service is not None)
-    elif url is None and lasting is None:
+    else:
         messages = (_record_frames(frames, config, *item, category) for item in wanted.items())
         message = " ".join(filter(None, messages))
-    else:
-        raise ConfigInvalid("--from reads a recorded session; leave out --url and --for.")
     if message:
         tell(message)
     if service is not None:

@@ -143,14 +143,10 @@ def _progress(noun: str) -> Iterator[Callable[[int, int, str | None], None]]:
 def _show_run(run: MadeRun, check: ParityCheck | None) -> None:
     from tracepaper.daemon.terminal.console import Terminal
     from tracepaper.replay.document.terminal import show_document
-    from tracepaper.replay.report.terminal import (
-        decision_to_explain,
-        program_name,
-        summary_document,
-    )
+    from tracepaper.replay.report.terminal import decision_to_explain, summary_document
 
     database, run_id, tally = run.database, run.run_id, run.tally
-    console, program = Terminal(), program_name()
+    console = Terminal()
     sequence = decision_to_explain(database, run_id)
     show_document(console, summary_document(database, run_id), blank_lines=False)
     if not tally.finished:
@@ -161,9 +157,9 @@ def _show_run(run: MadeRun, check: ParityCheck | None) -> None:
         console.print(f"Parity of the run with its replay: {check.reason}.", markup=False)
     console.print(
         f"{count_of(tally.bars, 'bar')} in {run.seconds:,.1f} s. Next:\n"
-        f"  {program} audit verify last --db {database}\n"
-        f"  {program} verify last --db {database}\n"
-        f"  {program} explain last:{0 if sequence is None else sequence} --db {database}",
+        f"  tracepaper audit verify last --db {database}\n"
+        f"  tracepaper verify last --db {database}\n"
+        f"  tracepaper explain last:{0 if sequence is None else sequence} --db {database}",
         soft_wrap=True,
         markup=False,
     )
@@ -366,11 +362,6 @@ def demo(
     exit_zero_on_signals()
     listening = open_in_browser if open_page else None
     if data or config:
-        if {days, seconds, model, incidents} != {None}:
-            raise ConfigInvalid(
-                "--days, --seconds, --model and --incidents apply to the bundled month; leave out "
-                "these, or --data and -c."
-            )
         from tracepaper.replay.demo.run import perform_on_data
         from tracepaper.replay.exchange.server import ExchangeSettings
         from tracepaper.replay.samples import DEMO_CANDLES
@@ -389,11 +380,6 @@ def demo(
             listening=listening,
         )
         return
-    if columns or bars is not None or speed is not None:
-        raise ConfigInvalid(
-            "--columns, --bars and --speed need --data or -c; for the bundled month, give --days "
-            "and --seconds."
-        )
     from tracepaper.replay.demo.run import MODEL, Show, perform
 
     perform(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cached_property
@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from tracepaper.daemon.broker.account import SIDES
-from tracepaper.daemon.broker.broker import STAMPED_LATE_MS
 from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.engine.state import HELD
@@ -45,7 +44,7 @@ from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.gates.declared import warm
 from tracepaper.strategies.sessions import named_splits
 from tracepaper.strategies.types.market import CorporateAction, GapCause, Instrument, Side
-from tracepaper.strategies.units import DAY_MS, RATE_SCALE, interval_start
+from tracepaper.strategies.units import DAY_MS, RATE_SCALE
 
 
 @dataclass(frozen=True)
@@ -138,8 +137,6 @@ class RunRecord:
     shadows: tuple[AccountRecord, ...]
     gaps: tuple[Row, ...]
     missing: tuple[Row, ...]  # missing funding settlements
-    settled_twice: int  # repeated settlements, which were booked once
-    settled_unsure: int  # settlements whose order with a fill is an assumption
     notes: dict[str, dict[str, NoteColumns]]  # by instrument and name
     margins: tuple[Row, ...]  # of ``v_positions``: positions on margin at the end
     actions: tuple[tuple[int, CorporateAction], ...] = ()  # splits and dividends, by sequence
@@ -288,7 +285,7 @@ def read_record(reader: Reader, database: Path, run_id: str) -> RunRecord:
         decisions = _decisions(columns, bar_columns)
         config = restore(run["config"])
         account, *shadows = _accounts(columns, decisions)
-        gaps, (rates, settled_twice) = views.rows("v_gaps"), columns.settled()
+        gaps, (rates, _) = views.rows("v_gaps"), columns.settled()
         return RunRecord(
             database=database,
             run=run,
@@ -304,8 +301,6 @@ def read_record(reader: Reader, database: Path, run_id: str) -> RunRecord:
             shadows=tuple(shadows),
             gaps=tuple(row for row in gaps if row["cause"] != GapCause.FUNDING),
             missing=tuple(row for row in gaps if row["cause"] == GapCause.FUNDING),
-            settled_twice=settled_twice,
-            settled_unsure=_unsure_settlements(columns, account.fills),
             notes={name: notes for name in columns.instruments if (notes := columns.notes(name))},
             margins=tuple(
                 position
@@ -357,28 +352,6 @@ def _bars(
         closes_ms = columns.times.closes_of(kept["open_time_ms"])
         bars[name] = Bars(**kept, funding=funding_in_bars(closes_ms, rates[name].items()))
     return bars
-
-
-def _unsure_settlements(columns: RunColumns, fills: Iterable[Row]) -> int:
-    """Return how many settlements have an assumed order with one of *fills*.
-
-    Either the settlement is inside a bar on whose path the order was filled, which dates the fill
-    at the bar's last millisecond, or it arrived after a fill of a later time.
-    """
-    interval_ms, names = columns.times.interval_ms, list(columns.instruments)
-    dated: dict[str, list[tuple[int, int, int]]] = {name: [] for name in names}
-    for fill in fills:
-        at_ms = begin_ms = fill["filled_ms"]
-        if interval_start(at_ms + 1, interval_ms) == at_ms + 1:
-            begin_ms = interval_start(at_ms, interval_ms) + STAMPED_LATE_MS
-        dated[fill["instrument"]].append((fill["sequence"], begin_ms, at_ms))
-    filled = {name: np.array(times).reshape(-1, 3).T for name, times in dated.items()}
-    unsure = 0
-    for event in columns.rows.events("funding", (0, columns.span[1])):
-        sequences, begin_ms, at_ms = filled[names[event.instrument or 0]]
-        is_before = (begin_ms <= event.market_ms) | (sequences < event.sequence)
-        unsure += bool((is_before & (event.market_ms < at_ms)).any())
-    return unsure
 
 
 def _accounts(columns: RunColumns, decisions: Decisions) -> Iterator[AccountRecord]:

@@ -435,14 +435,6 @@ def _sentences(record: RunRecord, card: Card) -> tuple[str, ...]:
             f"{count_of(len(record.missing), 'funding settlement')} missing, {held:,} with an open "
             "position; their amounts are in no account."
         )
-    if record.settled_twice:
-        twice = count_of(record.settled_twice, "funding settlement")
-        sentences.append(f"{twice} arrived twice, booked once.")
-    if record.settled_unsure:
-        unsure = count_of(record.settled_unsure, "funding settlement")
-        sentences.append(
-            f"{unsure} in the same bar as a fill, or late: which came first is an assumption (M19)."
-        )
     if record.splits:
         symbols = ", ".join(record.instruments[name].symbol for name in record.splits)
         sentences.append(

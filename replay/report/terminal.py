@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from decimal import Decimal
@@ -13,11 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from msgspec import structs
 from rich.console import Console
 
 from tracepaper.daemon.engine.state import RESERVE, account_title, reserve_of
-from tracepaper.replay.document.charts import Chart, LineLayer
 from tracepaper.replay.document.terminal import SIDE_BY_SIDE, head, show
 from tracepaper.replay.document.values import (
     Figure,
@@ -91,28 +87,12 @@ def show_report(
     parts: list[Part] = [Paragraph(warning, "warning") for warning in first]
     parts.append(Paragraph(judgement(record, report.own_trades), "strong"))
     parts += [Paragraph(caveat, "note") for caveat in caveats]
-    parts.append(_of_the_run(equity_chart(report)))
+    parts.append(equity_chart(report))
     for key, shown in tables(report).items():
         if key in SUMMARY:
             parts.append(_summarized(shown if notes else replace(shown, notes=())))
     parts += analysis.tables() if analysis else ()
     show(console, [*parts, Paragraph(REST, "note")])
-
-
-def _of_the_run(chart: Chart) -> Chart:
-    """Return *chart* with the lines of the run's own account alone."""
-    panels = (
-        structs.replace(
-            panel,
-            layers=tuple(
-                layer
-                for layer in panel.layers
-                if isinstance(layer, LineLayer) and layer.role == "accent"
-            ),
-        )
-        for panel in chart.panels
-    )
-    return structs.replace(chart, panels=tuple(panels))
 
 
 def _summarized(shown: Table) -> Table:
@@ -183,18 +163,6 @@ def as_document(
 
 
 FILLS_SHOWN: Final = 8
-
-
-def program_name() -> str:
-    """Return the command that starts this program: its name, or its path if PATH lacks it."""
-    program = Path(sys.argv[0])
-    on_path = shutil.which("tracepaper")
-    if program.name != "tracepaper" or (on_path and Path(on_path).resolve() == program.resolve()):
-        return "tracepaper"
-    try:
-        return str(program.resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return str(program)
 
 
 def decision_to_explain(database: Path, run_id: str) -> int | None:

@@ -66,7 +66,6 @@ def test_a_settlement_that_never_came_is_a_gap_and_in_the_report(path: Path) -> 
     report = build_report(path, views.run_id)
     text = " ".join(report.sentences)
     assert "1 funding settlement missing, 1 with an open position" in text
-    assert "1 funding settlement arrived twice, booked once" in text
     assert "Absent bars" not in text
 
 
