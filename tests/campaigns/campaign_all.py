@@ -58,6 +58,7 @@ PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "pyright": (*_PYTHON, "-m", "pyright", "--pythonpath", sys.executable),
     "pythons": (*_PYTHON, "tests/campaigns/campaign_pythons.py"),
     "processors": (*_PYTHON, "tests/campaigns/campaign_processors.py"),
+    "attention": (*_PYTHON, "tests/campaigns/campaign_attention.py"),
     **{part: (*_ENGINE, part) for part in ("accounts", "stretch", "laws")},
     **{part: (*_PYTHON, f"tests/campaigns/campaign_{part}.py") for part in ("world", "plants")},
     **{

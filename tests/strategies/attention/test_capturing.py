@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from foreign_models import HEADS, LAYERS, TOKENS, WIDTH, WORDS, model_of, tokens_of, transformers
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.functional import scaled_dot_product_attention as sdpa
@@ -22,51 +23,6 @@ from tracepaper.strategies.attention import (
 )
 from tracepaper.strategies.errors import AttentionInvalid
 
-transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-
-WORDS, TOKENS, WIDTH, HEADS, LAYERS = 97, 24, 32, 4, 2
-COMMON: dict[str, Any] = {
-    "vocab_size": WORDS,
-    "hidden_size": WIDTH,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": HEADS,
-    "intermediate_size": 48,
-}
-GROUPED = {**COMMON, "num_key_value_heads": 2, "head_dim": 8}
-FORMS: dict[str, tuple[str, dict[str, Any]]] = {
-    "Llama": ("LlamaForCausalLM", GROUPED),
-    "Mistral": ("MistralForCausalLM", {**GROUPED, "sliding_window": 6}),
-    "Gemma2": (
-        "Gemma2ForCausalLM",
-        {**GROUPED, "sliding_window": 6, "attn_logit_softcapping": 0.5},
-    ),
-    "GptOss": (
-        "GptOssForCausalLM",
-        {**GROUPED, "sliding_window": 6, "num_local_experts": 2, "num_experts_per_tok": 1},
-    ),
-    "Gemma3": ("Gemma3ForCausalLM", {**GROUPED, "sliding_window": 6}),
-    "Llama4": (
-        "Llama4ForCausalLM",
-        {
-            **GROUPED,
-            "attention_chunk_size": 6,
-            "num_local_experts": 2,
-            "intermediate_size_mlp": 48,
-        },
-    ),
-    "ModernBert": (
-        "ModernBertModel",
-        {
-            **COMMON,
-            "local_attention": 6,
-            **dict.fromkeys(("pad_token_id", "cls_token_id", "sep_token_id"), 0),
-        },
-    ),
-    "GPTNeoX": ("GPTNeoXForCausalLM", COMMON),
-    "GPT2": ("GPT2LMHeadModel", {"vocab_size": WORDS, "n_embd": WIDTH, "n_layer": 2, "n_head": 4}),
-    "Bert": ("BertModel", COMMON),
-    "ViT": ("ViTModel", {**COMMON, "image_size": 32, "patch_size": 8}),
-}
 SDPA = ("Llama", "Mistral", "GPTNeoX", "GPT2", "Bert", "ViT")
 EAGER = ("Llama", "Gemma2", "GptOss", "Bert")
 
@@ -76,25 +32,10 @@ def _seeded() -> None:
     torch.manual_seed(3)
 
 
-def model_of(form: str, kernel: str) -> nn.Module:
-    """Return a model of *form* with seeded weights."""
-    name, options = FORMS[form]
-    kind = getattr(transformers, name)
-    config = kind.config_class(**options, attn_implementation=kernel)
-    model: nn.Module = kind(config).eval().requires_grad_(False)
-    for parameter in model.parameters():
-        if parameter.ndim > 1:  # so that heads look at something
-            parameter.mul_(4.0)
-    return model
-
-
 def inputs_of(form: str, *, padded: bool) -> dict[str, Tensor]:
     if form == "ViT":
         return {"pixel_values": torch.randn(2, 3, 32, 32)}
-    words = {"input_ids": torch.randint(0, WORDS, (2, TOKENS))}
-    padding = torch.ones(2, TOKENS, dtype=torch.long)
-    padding[1, :5] = 0
-    return {**words, "attention_mask": padding} if padded else words
+    return tokens_of("left" if padded else "none")
 
 
 def rolled(matrices: list[Tensor]) -> Tensor:
