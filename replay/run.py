@@ -391,7 +391,7 @@ class Run(Generic[Frame]):
         """Compare the run with its backtest; ``document`` is that of ``drift --json``.
 
         *against* is a run or ``FILE#RUN``, and *level* the largest probability that a run like its
-        backtest is ever called outside. Raises ``DataInvalid`` if symbols, interval or
+        backtest is called outside within a year. Raises ``DataInvalid`` if symbols, interval or
         configuration differ.
         """
         from tracepaper.replay.checks.drift import drift_document, drift_json, read_drift

@@ -136,8 +136,18 @@ class RunColumns:
         ``quantity``, the signed position after the bar; ``outcome``, which :meth:`of_outcomes`
         reads, -1 for a bar without a decision.
         """
+        return self._scaled(instrument, self.rows.bars(self.place(instrument), span))
+
+    def bars_by_instrument(self) -> dict[str, Columns]:
+        """Return the accepted bars of every instrument, by one query; faster than one by one."""
+        stored = self.rows.bars_by_instrument(WHOLE, len(self.instruments))
+        return {
+            name: self._scaled(name, columns)
+            for name, columns in zip(self.instruments, stored, strict=True)
+        }
+
+    def _scaled(self, instrument: str, columns: Columns) -> Columns:
         item = self.instruments[instrument]
-        columns = self.rows.bars(self.place(instrument), span)
         for name in ("open", "high", "low", "close"):
             columns[name] = columns[name] / 10.0**item.price_decimals
         columns["volume"] = columns["volume"] / 10.0**item.volume_decimals
@@ -150,9 +160,15 @@ class RunColumns:
         Names are those of the tables, such as ``mean_return``, ``measure_edge`` and
         ``target_quantity``. An unknown value is NaN.
         """
-        columns = self.rows.values(names, self.place(instrument), at)
+        place = self.place(instrument)
+        return self._values(names, place, at, np.full(at.size, place))
+
+    def _values(self, names: Sequence[str], place: int | None, at: Ints, of: Ints) -> Columns:
+        """Return columns at the steps *at*, of the instruments *of*; all of *place* if given."""
+        columns = self.rows.values(names, place, at)
         if (target := columns.get("target_quantity")) is not None:
-            target /= 10.0 ** self.instruments[instrument].quantity_decimals
+            scales = [10.0**item.quantity_decimals for item in self.instruments.values()]
+            target /= np.array(scales)[of]
         return columns
 
     def of_outcomes(self, outcome: Ints, name: str) -> npt.NDArray[Any]:
@@ -178,22 +194,21 @@ class RunColumns:
         ``sequence``, ``instrument`` (its id), ``open_time_ms``, ``OUTCOME_WORDS``, ``allowed``, and
         *names* of :meth:`forecasts`. *every* is :meth:`bars` of each instrument, if read before.
         """
-        parts: list[Columns] = []
-        for instrument in self.instruments:
-            bars = self.bars(instrument) if every is None else every[instrument]
-            decided = bars["outcome"] >= 0
-            chosen = ("sequence", "open_time_ms", "outcome")
-            part = {name: bars[name][decided] for name in chosen}
-            part["instrument"] = np.full(part["sequence"].size, instrument)
-            parts.append(part | self.forecasts(instrument, names, part["sequence"]))
-        columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        order = np.argsort(columns["sequence"])
-        columns = {name: column[order] for name, column in columns.items()}
+        bars = (self.bars_by_instrument() if every is None else every).values()
+        columns = {
+            name: np.concatenate([each[name] for each in bars])
+            for name in ("sequence", "open_time_ms", "outcome")
+        }
+        place = np.repeat(np.arange(len(bars)), [each["sequence"].size for each in bars])
+        decided = np.flatnonzero(columns["outcome"] >= 0)
+        order = decided[np.argsort(columns["sequence"][decided])]
+        columns, place = {name: column[order] for name, column in columns.items()}, place[order]
         outcome = columns.pop("outcome")
-        allowed = self.of_outcomes(outcome, "allowed").astype(np.bool_)
         return (
             columns
-            | {"allowed": allowed}
+            | {"instrument": np.array([*self.instruments])[place]}
+            | self._values(names, None, columns["sequence"], place)
+            | {"allowed": self.of_outcomes(outcome, "allowed").astype(np.bool_)}
             | {name: self.of_outcomes(outcome, name) for name in OUTCOME_WORDS}
         )
 

@@ -170,6 +170,9 @@ class _MemoryRows(RunRows):
             stored = _with_quiet(stored, {name: column[is_there] for name, column in quiet.items()})
         return _within(stored, span)
 
+    def bars_by_instrument(self, span: Span, instruments: int) -> list[Columns]:
+        return [self.bars(place, span) for place in range(instruments)]
+
     def accounts(self, span: Span) -> dict[str, Columns]:
         stored = super().accounts(WHOLE)
         merged = {name: _with_quiet(stored[name], quiet) for name, quiet in self._quiet.items()}

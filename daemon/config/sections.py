@@ -595,8 +595,8 @@ class DriftSection(Section):
     against: str | None = Field(default=None, min_length=1, examples=["backtest.db#last"])
     """The backtest, FILE#RUN: of the same symbols, interval and configuration; none if absent."""
     level: Annotated[Exact, Field(gt=0, le=Decimal("0.5"))] = Decimal("0.05")
-    """Largest probability that a run like its backtest is ever called outside, over all measures
-    together."""
+    """Largest probability that a run like its backtest is called outside within a year, over all
+    measures together."""
 
 
 class HttpSection(Section):

@@ -1,8 +1,8 @@
 """Whether a run is still what its backtest promised: sums of days against those of a reference.
 
 Each measure is a ratio of sums over whole days. It is compared at a few looks, by blocks of days
-and Student's t, and the looks share the level as promotions do (``level_of``). The rules are
-docs/drift.md, Q1 to Q6.
+and Student's t, and a look spends the level's share of the days since the look before. The rules
+are docs/drift.md, Q1 to Q6.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from tracepaper.daemon.config.loading import restore
 from tracepaper.daemon.session.drift import DriftState
-from tracepaper.daemon.session.retraining import level_of
 from tracepaper.replay.backtest.effects import CHANGEABLE, changed_keys
 from tracepaper.replay.document.charts import (
     BandLayer,
@@ -41,6 +41,7 @@ from tracepaper.replay.learning.statistics import BlockEstimate, qlike_of
 from tracepaper.replay.report.metrics import (
     BLOCK_DAYS,
     BLOCKS_LEAST,
+    YEAR_DAYS,
     blocks_of,
     standard_error,
     widened,
@@ -54,7 +55,7 @@ from tracepaper.strategies.types.market import Side
 from tracepaper.strategies.units import DAY_MS, MONEY_SCALE, count_of, interval_text, minute_text
 
 LEVEL: Final = 0.05
-"""Largest probability that a run like its reference is ever called outside, over all measures."""
+"""Largest probability that a run like its reference is called outside within a year."""
 DAYS_LEAST: Final = BLOCK_DAYS * BLOCKS_LEAST
 GROWTH: Final = 1.5
 """The days of a look over those of the look before: few looks, since each takes of the level."""
@@ -420,8 +421,8 @@ def measure_of(name: str) -> Measure:
 def compared(reference: DaySums, run: DaySums, level: float = LEVEL) -> Iterator[MeasureDrift]:
     """Yield each measure of *run* against *reference*, at all its looks.
 
-    The probability that a run like its reference is outside at any look of any measure is at most
-    *level*, however long it runs.
+    The probability that a run like its reference is outside at any look of any measure within a
+    year is at most *level*.
     """
     shares = shares_of(reference)
     others = [name for name in run.sums if name.startswith(REFUSED) and name not in shares]
@@ -440,7 +441,12 @@ def _compared(reference: DaySums, run: DaySums, name: str, level: float) -> Meas
     looks, line = [], []
     first = int(run.days[0]) if run.days.size else 0
     blocks = int(run.days[-1] + 1 - first) // BLOCK_DAYS if run.days.size else 0
-    tests = {size: test for test, size in enumerate(looks_until(blocks), start=1)}
+    sizes = looks_until(blocks)
+    # By days: a halved edge shows late, and an early look would spend what finds it.
+    spent = {
+        size: level * (size - before) * BLOCK_DAYS / YEAR_DAYS
+        for before, size in pairwise([0, *sizes])
+    }
     added = np.cumsum(sums, axis=1)
     for size in range(1, blocks + 1):
         at_ms = (first + size * BLOCK_DAYS) * DAY_MS
@@ -448,10 +454,10 @@ def _compared(reference: DaySums, run: DaySums, name: str, level: float) -> Meas
         if not added[1, until - 1] > 0:
             continue
         line.append((at_ms, float(added[0, until - 1] / added[1, until - 1])))
-        if size in tests and expected is not None and expected.sizes.size >= BLOCKS_LEAST:
+        if size in spent and expected is not None and expected.sizes.size >= BLOCKS_LEAST:
             ratio = _ratio(sums[:, :until], run.days[:until])
             assert ratio is not None, "its weight is above 0"
-            allowed = _allowed(expected, ratio, level_of(level, tests[size]))
+            allowed = _allowed(expected, ratio, spent[size])
             looks.append(DriftLook(size * BLOCK_DAYS, at_ms, ratio.value, *allowed))
     whole = _ratio(sums, run.days)
     return MeasureDrift(
@@ -561,7 +567,7 @@ _COLUMNS: Final = (
 def measures_table(drift: Drift) -> Table:
     """Return a row for each measure."""
     note = (
-        f"A run like its backtest is ever called outside with a probability of at most "
+        f"A run like its backtest is called outside within a year with a probability of at most "
         f"{100 * drift.level:g} %. It is compared after {DAYS_LEAST} whole days, then whenever "
         "they have grown by half."
     )

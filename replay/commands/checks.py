@@ -294,8 +294,8 @@ def drift(
         float | None,
         typer.Option(
             metavar="SHARE",
-            help="Largest probability that a run like its backtest is ever called outside; by "
-            "default 0.05.",
+            help="Largest probability that a run like its backtest is called outside within a "
+            "year; by default 0.05.",
         ),
     ] = None,
     page: PageOption = None,

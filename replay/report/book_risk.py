@@ -153,8 +153,11 @@ def read_book_risk(columns: RunColumns, period: Period = "day") -> BookRisk:
         if row["quantity"]
     ]
     before = (columns.frame_bars() if held and period == "day" else [], columns.actions())
+    # A session ends when it ends, not with a UTC day.
+    length_ms = columns.interval_ms if columns.times.calendar else LENGTHS[period]
+    closes = columns.rows.closes(columns.interval_ms, length_ms) if held else ()
     returns = {
-        item.id: returns_of(*_closes(columns, item, period, *before), LENGTHS[period])
+        item.id: returns_of(*_closes(columns, item, period, closes, *before), LENGTHS[period])
         for item, _ in held
     }
     notionals = {item.id: 0.0 for item, _ in held}
@@ -202,16 +205,19 @@ def _closes(
     columns: RunColumns,
     item: Instrument,
     period: Period,
+    closes: Sequence[Ints],
     fetched: Sequence[FrameBar],
     actions: Sequence[tuple[int, CorporateAction]],
 ) -> tuple[Ints, Floats]:
-    """Return times and prices of closes: of *fetched* candles of a day, then of the own bars.
+    """Return times and prices of closes: of *fetched* candles of a day, then of its own bars.
 
-    Prices before a split of *actions* are divided by its ratio. With a calendar each session closes
-    at the end of its rank among the sessions.
+    *closes* are instruments, open times and prices of the bars that end a period. Prices before a
+    split of *actions* are divided by its ratio. With a calendar each session closes at the end of
+    its rank among the sessions.
     """
-    bars = columns.bars(item.id)
-    times, prices = columns.times.closes_of(bars["open_time_ms"]), bars["close"]
+    own = closes[0] == columns.place(item.id)
+    times = columns.times.closes_of(closes[1][own])
+    prices = closes[2][own] / 10.0**item.price_decimals
     if period == "day":
         first_ms = int(times[0]) if times.size else 2**62
         earlier = [

@@ -9,6 +9,7 @@ import numpy as np
 
 from tracepaper.replay.document.values import Table, of_field, table
 from tracepaper.replay.run_columns import RunColumns
+from tracepaper.storage.database.run_rows import Columns
 from tracepaper.storage.database.run_views import Row
 
 LARGE: Final = 0.1
@@ -38,16 +39,16 @@ def participations(columns: RunColumns, fills: Iterable[Row]) -> tuple[Participa
     by_instrument: dict[str, list[Row]] = {}
     for fill in fills:
         by_instrument.setdefault(fill["instrument"], []).append(fill)
-    shares = {key: list(_shares(columns, key, rows)) for key, rows in by_instrument.items()}
+    bars = columns.bars_by_instrument() if by_instrument else {}
+    shares = {key: list(_shares(columns, bars[key], rows)) for key, rows in by_instrument.items()}
     every = [share for each in shares.values() for share in each]
     named = [(columns.instruments[key].symbol, each) for key, each in shares.items()]
     groups = [("all", every), *(named if len(named) > 1 else ())]
     return tuple(_of(name, each) for name, each in groups if each)
 
 
-def _shares(columns: RunColumns, key: str, fills: Sequence[Row]) -> Iterator[float | None]:
-    """Yield the share of each of the *fills* of one instrument."""
-    bars = columns.bars(key)
+def _shares(columns: RunColumns, bars: Columns, fills: Sequence[Row]) -> Iterator[float | None]:
+    """Yield the share of each of the *fills* of one instrument, whose *bars* are given."""
     opens, volumes = bars["open_time_ms"], bars["volume"]
     closes = columns.times.closes_of(opens)
     times = np.array([fill["filled_ms"] for fill in fills])

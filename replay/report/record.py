@@ -281,7 +281,7 @@ def read_record(reader: Reader, database: Path, run_id: str) -> RunRecord:
     with RunViews(reader.connection, run_id).snapshot():
         columns = RunColumns(reader, run_id)
         views, run = columns.views, columns.views.run()
-        bar_columns = {name: columns.bars(name) for name in columns.instruments}
+        bar_columns = columns.bars_by_instrument()
         decisions = _decisions(columns, bar_columns)
         config = restore(run["config"])
         account, *shadows = _accounts(columns, decisions)

@@ -37,9 +37,14 @@ WHOLE: Final[Span] = (0, SEQUENCE_LIMIT - 1)
 
 _IS_BAR: Final = "instrument IS NOT NULL AND ignored IS NULL"
 _BAR: Final = ("sequence", "open_time_ms", "open", "high", "low", "close", "volume", "outcome")
-_BARS: Final = (
+_BARS_OF: Final = (
     "SELECT sequence, open_time_ms, open, high, low, close, volume, coalesce(outcome, -1), "
-    f"holding FROM steps WHERE {WITHIN} AND instrument = ? AND {_IS_BAR} ORDER BY sequence"
+    f"holding, instrument FROM steps WHERE {WITHIN} AND {_IS_BAR} {{}}ORDER BY sequence"
+)
+_BARS: Final = _BARS_OF.format("AND instrument = ? ")
+_CLOSES: Final = (
+    f"SELECT instrument, open_time_ms, close FROM steps WHERE {WITHIN} AND {_IS_BAR} "
+    "AND (open_time_ms + ?) % ? = 0"
 )
 _ACCOUNT: Final = ("sequence", "open_time_ms", "instrument", "close", "quantity", "equity")
 DECIDED: Final = ("sequence", "open_time_ms", "instrument", "target_quantity")
@@ -183,12 +188,28 @@ class RunRows:
         ``outcome`` is the index in ``outcomes``, -1 for a bar without a decision, and ``quantity``
         the account's position in the instrument after the bar.
         """
-        *bar, holding = self._integers(_BARS, (self._run_key, *span, place), len(_BAR) + 1)
+        return self._bars(_BARS, (*span, place))[0]
+
+    def bars_by_instrument(self, span: Span, instruments: int) -> list[Columns]:
+        """Return what :meth:`bars` returns of each of so many *instruments*, by one query."""
+        columns, place = self._bars(_BARS_OF.format(""), span)
+        chosen = [np.flatnonzero(place == each) for each in range(instruments)]
+        return [{name: column[at] for name, column in columns.items()} for at in chosen]
+
+    def closes(self, interval_ms: int, period_ms: int) -> tuple[Ints, Ints, Ints]:
+        """Return instrument, open time and close of each bar that ends a period of *period_ms*."""
+        values = (self._run_key, *WHOLE, interval_ms, period_ms)
+        instrument, open_time_ms, close = self._integers(_CLOSES, values, 3)
+        return instrument, open_time_ms, close
+
+    def _bars(self, query: str, values: Sequence[int]) -> tuple[Columns, Ints]:
+        """Return the bars of a *query*, and the instrument of each."""
+        *bar, holding, place = self._integers(query, (self._run_key, *values), len(_BAR) + 2)
         columns: Columns = dict(zip(_BAR, bar, strict=True))
         at = np.searchsorted(self._outcome_keys, columns["outcome"])
         columns["outcome"] = np.where(columns["outcome"] < 0, -1, at)
         columns["quantity"] = self._quantity[self._held(holding, 0)]
-        return columns
+        return columns, place
 
     def accounts(self, span: Span) -> dict[str, Columns]:
         """Return every account after each decided bar; integers as they are stored.
@@ -223,8 +244,10 @@ class RunRows:
         equity = self._cash[self._held(holding, 0)] + profit
         return columns | {"equity": np.where(stored == NOT_STORED, equity, stored)}
 
-    def values(self, names: Sequence[str], place: int, at: Ints) -> Columns:
-        """Return columns of the forecasts, or of the steps, at an instrument's steps *at*.
+    def values(self, names: Sequence[str], place: int | None, at: Ints) -> Columns:
+        """Return columns of the forecasts, or of the steps, at the steps *at*.
+
+        All are of the instrument *place*, or of any if it is None.
 
         *at* ascends. NaN stands for a null, a step without a forecast, and a measure that is not
         stored because it equals ``usual_measure``.
@@ -244,7 +267,7 @@ class RunRows:
             cursor = self._connection.execute(
                 f"SELECT {alias}.sequence, {listed} FROM {source} "
                 f"WHERE {alias}.run_key = ? AND {alias}.sequence BETWEEN ? AND ? "
-                "AND s.instrument = ?",
+                "AND coalesce(s.instrument = ?, 1)",
                 (self._run_key, int(at[0]), int(at[-1]), place),
             )
             while rows := cursor.fetchmany(BATCH_ROWS):

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -93,8 +93,16 @@ def lines(sums: DaySums, years: int = YEARS, level: float = LEVEL) -> Iterator[s
         )
 
 
-def update(path: Path, wanted: str) -> str:
-    """Return the CPU time of a daily update, with a year of days of the run before it."""
+class Update(NamedTuple):
+    """A daily update: the bars of the day, its CPU seconds, and what it says."""
+
+    bars: int
+    cpu_s: float
+    sentence: str
+
+
+def update(path: Path, wanted: str) -> Update:
+    """Return a daily update of a run that is compared with itself."""
     with Reader.open(path) as reader:
         columns = RunColumns(reader, reader.find(wanted))
         sums = read_days(columns)
@@ -111,7 +119,7 @@ def update(path: Path, wanted: str) -> str:
         began = time.process_time()
         state = drift_of(("", sums), ("", read_days(columns, short)), LEVEL).state
         spent = time.process_time() - began
-    return f"a day's update of {a_day:,} bars: {spent:.3f} CPU s ({state.sentence})"
+    return Update(a_day, spent, state.sentence)
 
 
 if __name__ == "__main__":
@@ -121,4 +129,5 @@ if __name__ == "__main__":
     for text in lines(days):
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
-    sys.stdout.write(f"{update(database, wanted)}\n")
+    day = update(database, wanted)
+    sys.stdout.write(f"a day's update of {day.bars:,} bars: {day.cpu_s:.3f} CPU s\n")

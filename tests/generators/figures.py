@@ -34,6 +34,7 @@ MECHANISMS: Final = "tracepaper bench attention --section mechanisms"
 MEMORY: Final = "tracepaper bench attention --section memory"
 OPERATIONS: Final = "tracepaper bench attention --section operations"
 YEAR: Final = "python tests/benchmarks/year.py"
+WORTH: Final = "python tests/benchmarks/worth.py"
 BESIDE: Final = "an explanation beside the flash forward"
 LAYER: Final = "one captured layer beside its attention"
 LLAMA: Final = "a Llama of 4 layers, 2,048 tokens"
@@ -254,6 +255,22 @@ FIGURES: Final = (
     Figure(
         "one decision derived again on the page, the same, wall", YEAR,
         of_pages("verify_ms"), 1_000, "ms", ",.0f",
+    ),
+    Figure(
+        "risk of 100 positions, over a year of their hours, CPU time", WORTH,
+        lambda document: document["risk_cpu_s"], 0.5, "s",
+    ),
+    Figure(
+        "a day of minutes compared with the backtest, CPU time", WORTH,
+        lambda document: document["drift_of_a_day_cpu_s"], 1, "s", ".3f",
+    ),
+    Figure(
+        "study of a column over twenty symbols and a year of hours, CPU time", WORTH,
+        lambda document: document["study_cpu_s"], 5, "s",
+    ),
+    Figure(
+        "a re-run of `report --stress` over a year of minutes without a model, CPU time", WORTH,
+        lambda document: document["stress_rerun_cpu_s"], 6, "s",
     ),
 )  # fmt: skip
 
