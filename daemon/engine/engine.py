@@ -735,11 +735,8 @@ class Engine:
             pending = {}
             for bar, forecast, is_finite in decided:
                 state = owner.states[bar.instrument]
-                regime, cell = state.regimes.regime, state.regimes.cell
                 account = self.broker.account if owner.member is None else owner.member.account
                 context = state.portfolio_context(bar, forecast, account, is_finite=is_finite)
-                if state.regimes.regime is not regime or state.regimes.cell != cell:
-                    self.broker.save = Save.NOW
                 if state.lookback.is_warm(state.market):
                     pending[state.market.instrument.symbol] = state, context
             if owner.ask(pending):
@@ -764,8 +761,7 @@ class Engine:
         is_finite = None
         if prediction is not None:
             prediction, is_finite = checked_prediction(prediction)
-        regimes, risk = state.regimes, self.risk.state
-        regime, cell = regimes.regime, regimes.cell
+        risk = self.risk.state
         is_running, answers = not self.halted, _NO_MEMBERS
         if self.members:
             answers = self._ask_members(bar, prediction, at_ms, is_finite=is_finite)
@@ -775,7 +771,7 @@ class Engine:
             bar, prediction, broker.account, is_running=is_running, is_finite=is_finite,
             owner_intents=answers.owner_intents,
         )  # fmt: skip
-        if regimes.regime is not regime or regimes.cell != cell or self.risk.state is not risk:
+        if self.risk.state is not risk:
             self.broker.save = Save.NOW
         outcome = self._submit(bar, filled, decision, prediction, answers, at_ms)
         step = self._finish(bar, key, filled, outcome, saves=saves)

@@ -19,6 +19,7 @@ from typing import Final
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from tracepaper.daemon.broker.account import SIDES
 from tracepaper.daemon.broker.book import AccountState
@@ -26,6 +27,7 @@ from tracepaper.daemon.engine.risk import RiskState
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.gates.gate import gates_left_out
 from tracepaper.strategies.types.decisions import (
+    DecisionOutcome,
     Order,
     PositionSide,
     Regime,
@@ -124,7 +126,10 @@ class SharesState(Struct, frozen=True, array_like=True):
 
 
 class EngineState(Struct, frozen=True, array_like=True):
-    """The whole stored state of the engine, except for the bars that a start feeds again."""
+    """The whole stored state of the engine, except for the bars that a start feeds again.
+
+    A change of regime alone stores no state, since the decision at that bar holds the regime.
+    """
 
     halted: bool
     regimes: dict[str, Regime]
@@ -141,6 +146,15 @@ class EngineState(Struct, frozen=True, array_like=True):
     shares: SharesState | None = None  # of several strategies; ``shadows`` has their sub-accounts
     unsettled: dict[str, list[Funding]] = {}  # by instrument: settlements that wait for their bar
     first_ms: dict[str, int] = {}  # by instrument: its first bar, where the period begins later
+
+    def after(self, verdicts: Mapping[str, DecisionOutcome]) -> EngineState:
+        """Return this state with the regimes of later *verdicts*, by instrument."""
+        cells = {key: outcome.regime_cell for key, outcome in verdicts.items()}
+        return replace(
+            self,
+            regimes=self.regimes | {key: outcome.regime for key, outcome in verdicts.items()},
+            cells=self.cells | {key: cell for key, cell in cells.items() if cell is not None},
+        )
 
 
 def decode_state(state: bytes) -> EngineState:

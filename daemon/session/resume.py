@@ -265,7 +265,7 @@ def _taken_over(reader: Reader, parent: RunRow, opening: Opening) -> EngineState
     stored = reader.state_at(parent.run_id)
     if stored is None:
         return None
-    state = decode_state(stored[0])
+    state = decode_state(stored[0]).after(reader.verdicts_since(parent.run_id, stored[1]))
     accounts = {name: account.taken_over() for name, account in state.shadows.items()}
     began_ms = {item.id: parent.period_start_ms for item in parent.instruments} | state.first_ms
     state = replace(
@@ -406,8 +406,9 @@ def restore_at(engine: Engine, reader: Reader, run: RunRow, after: int) -> None:
     if stored is None:
         raise _broken(run, f"step {after} has no state before it")
     restart = Restart(engine)
+    verdicts = reader.verdicts_since(run.run_id, stored[1], until=after)
     restart.restore(
-        decode_state(stored[0]),
+        decode_state(stored[0]).after(verdicts),
         next_sequence=after + 1,
         confirmed=reader.confirmations(run.run_id, until=after),
         since=reader.since_decided(run.run_id, until=after),

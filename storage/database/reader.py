@@ -50,6 +50,7 @@ from tracepaper.storage.record.rows import (
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.decisions import (
     Confirmation,
+    DecisionOutcome,
     FillModel,
     Forecast,
     GateSet,
@@ -653,11 +654,7 @@ class Reader:
         pruned = self.pruned(stored.run_key)
         kept = {} if pruned is None else pruned.kept_start().since
         span = run_span(stored.run_key, until)
-        last, places = min(span[-1], self._last_sequence(span[0])), len(stored.run.instruments)
-        for first in (last - _RECENT * places, 0):  # the recent steps mostly suffice
-            steps = dict(self.connection.execute(_DECIDED, (span[0], first, last)).fetchall())
-            if len(steps) == places:
-                break
+        last, steps = self._last_decided(stored, span)
         since: dict[str, LastDecision] = {}
         for place, item in enumerate(stored.run.instruments):
             decided = steps.get(place, -1)
@@ -675,6 +672,29 @@ class Reader:
             item_fills = tuple(fill for fill in fills if fill.instrument == item.id)
             since[item.id] = LastDecision(outcome, item_fills, parts)
         return since
+
+    def verdicts_since(
+        self, run_id: str, after: int, *, until: int | None = None
+    ) -> dict[str, DecisionOutcome]:
+        """Return each instrument's last outcome, if it was decided after step *after*."""
+        stored = self.stored_run(run_id)
+        _, steps = self._last_decided(stored, run_span(stored.run_key, until))
+        decided = [self.step(run_id, at) for at in steps.values() if at > after]
+        return {
+            step.event.instrument: step.decision.outcome
+            for step in decided
+            if isinstance(step.event, Bar) and step.decision is not None
+        }
+
+    def _last_decided(self, stored: StoredRun, span: Span) -> tuple[int, dict[int, int]]:
+        """Return the last step in *span*, and by place the last that decided an instrument."""
+        last, places = min(span[-1], self._last_sequence(span[0])), len(stored.run.instruments)
+        steps: dict[int, int] = {}
+        for first in (last - _RECENT * places, 0):  # the recent steps mostly suffice
+            steps = dict(self.connection.execute(_DECIDED, (span[0], first, last)).fetchall())
+            if len(steps) == places:
+                break
+        return last, steps
 
     def _since_prune(
         self, decoder: StepDecoder, kept: LastDecision, instrument: str, span: Span

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from builders import bars, forecast, quote
+from builders import bars, explanation, forecast, quote
 from fakes import FixedForecaster
 from fed_daemon import Process as FedProcess
 from forging import verified
@@ -19,6 +19,7 @@ from records import tamper
 
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.engine import engine as engine_module
+from tracepaper.daemon.engine.state import decode_state
 from tracepaper.daemon.session.build import resolved
 from tracepaper.replay.checks.diagnosis import Cause
 from tracepaper.replay.checks.verify import verify_run
@@ -64,9 +65,9 @@ def configured(strategy: str, execution: FillModel, **sections: dict[str, Any]) 
 def says(history: Any) -> Forecast:
     """Forecast the change over the remembered bars: a function of the bars alone."""
     change = history[-1].close - history[0].close
-    return forecast(
-        change / 1e6, p_up=0.5 if change > 0 else 0.2, p_down=0.2 if change > 0 else 0.5
-    )
+    explained = explanation(recent_mass=history[-1].close % 100 / 100)
+    up, down = (0.5, 0.2) if change > 0 else (0.2, 0.5)
+    return forecast(change / 1e6, p_up=up, p_down=down, explained=explained)
 
 
 def model() -> FixedForecaster:
@@ -95,7 +96,7 @@ class Process(FedProcess):
 
 
 @pytest.mark.parametrize("every", [4, 1_024])
-def test_confirmations_that_no_state_was_stored_for_are_read_back(
+def test_what_no_state_was_stored_for_is_read_back(
     tmp_path: Path, every: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_module, "STATE_EVERY_STEPS", every)
@@ -111,6 +112,8 @@ def test_confirmations_that_no_state_was_stored_for_are_read_back(
     confirmed = [step for step in whole.steps if any(shadow.confirmed for shadow in step.shadows)]
     unsaved = [step for step in confirmed if step.state is None]
     assert len(unsaved) > 10
+    regimes = [step.decision.regime for step in unsaved if step.decision is not None]
+    assert len(set(regimes)) > 1
     for cut in range(WARM + 2, len(given), 15):
         Process(tmp_path / f"{cut}.db", config, FillModel.NEXT_OPEN).through(given[:cut])
         second = Process(tmp_path / f"{cut}.db", config, FillModel.NEXT_OPEN)
@@ -137,6 +140,21 @@ def test_a_changed_configuration_opens_a_new_run_that_takes_over_the_account(
     assert second.steps[0].state is not None
     with Reader.open(path) as reader:
         assert reader.first_state(second.opened.run.run_id) == (second.steps[0].state, 0)
+
+
+def test_a_new_run_takes_over_the_regime_of_the_last_decision(tmp_path: Path) -> None:
+    path, given = tmp_path / "run.db", events(60, quotes=False)[:44]
+    config, other = (
+        configured("attention", FillModel.NEXT_OPEN, gate={**GATES, "edge": edge})
+        for edge in ("0.9", "0.8")
+    )
+    first = Process(path, config, FillModel.NEXT_OPEN).through(given)
+    last = first.opened.engine.state().regimes
+    assert last != decode_state([step.state for step in first.steps if step.state][-1]).regimes
+    second = Process(path, other, FillModel.NEXT_OPEN)
+    assert second.opened.run.parent_run_id == first.opened.run.run_id
+    assert second.opened.engine.state().regimes == last
+    second.stop()
 
 
 COUNTS = """
