@@ -173,9 +173,10 @@ class Scorer:
         if len(wide) == 1:
             return self._one_row(wide[0])
         scores = np.empty((len(wide), len(self._ensembles)))
+        places = self._places(wide)
         for start in range(0, len(wide), _BLOCK_ROWS):
-            part = wide[start : start + _BLOCK_ROWS]
-            scores[start : start + len(part)] = self._block(part)
+            part = slice(start, start + _BLOCK_ROWS)
+            scores[part] = self._block(places[:, part])
         return scores
 
     def _tabulate(self, spans: Ints) -> None:
@@ -218,13 +219,20 @@ class Scorer:
         left = np.bitwise_and.reduce(self._table.take(at, axis=0), axis=0)
         return self._sums(left[None])
 
-    def _block(self, rows: Floats) -> Floats:
-        left = np.repeat(self._table[:1], len(rows), axis=0)  # [row, tree]
+    def _places(self, rows: Floats) -> Ints:
+        """Return [feature, row]: the row of the table for the value of each feature."""
+        places = np.empty((len(self._thresholds), len(rows)), dtype=np.int64)
+        for at, edges, values, first, of_nan in zip(
+            places, self._thresholds, rows.T[self._features], self._first, self._of_nan, strict=True
+        ):
+            at[:] = np.searchsorted(edges, values) + first
+            at[np.isnan(values)] = of_nan
+        return places
+
+    def _block(self, places: Ints) -> Floats:
+        left = np.repeat(self._table[:1], places.shape[1], axis=0)  # [row, tree]
         kept = np.empty_like(left)
-        for column, edges in enumerate(self._thresholds):
-            values = rows[:, self._features[column]]
-            at = np.searchsorted(edges, values) + self._first[column]
-            at[np.isnan(values)] = self._of_nan[column]
+        for at in places:
             left &= self._table.take(at, axis=0, out=kept, mode="clip")  # no copy beside it
         return self._sums(left)
 

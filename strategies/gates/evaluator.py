@@ -377,20 +377,12 @@ _MAX_PROBABILITY: Final = 1 + 1e-6
 
 def is_finite_forecast(forecast: Forecast) -> bool:
     """Return whether every number of *forecast* is finite and every probability in range."""
-    numbers = (
-        *forecast.mean_return,
-        *forecast.stdev_return,
-        *forecast.volatility,
-        *forecast.p_down,
-        *forecast.p_flat,
-        *forecast.p_up,
-    )
-    if not all(map(math.isfinite, numbers)):
-        return False
     probabilities = (*forecast.p_down, *forecast.p_flat, *forecast.p_up)
+    deviations = (*forecast.stdev_return, *forecast.volatility)
+    if not _are_finite((*forecast.mean_return, *deviations, *probabilities)):
+        return False
     if probabilities and not 0 <= min(probabilities) <= max(probabilities) <= _MAX_PROBABILITY:
         return False
-    deviations = (*forecast.stdev_return, *forecast.volatility)
     if deviations and min(deviations) <= 0:
         return False
     if forecast.heads is not None and not all(map(_all_finite, astuple(forecast.heads))):
@@ -401,11 +393,16 @@ def is_finite_forecast(forecast: Forecast) -> bool:
         explanation.confidence_entropy, explanation.content_free, explanation.recent_mass,
         explanation.event_focus, explanation.shift,
     )  # fmt: skip
-    return all(number is None or math.isfinite(number) for number in measures)
+    return _are_finite([number for number in measures if number is not None])
 
 
 def _all_finite(packed: bytes) -> bool:
-    return all(map(math.isfinite, struct.unpack(f"<{len(packed) // 4}f", packed)))
+    return _are_finite(struct.unpack(f"<{len(packed) // 4}f", packed))
+
+
+def _are_finite(numbers: Sequence[float]) -> bool:
+    # A sum is finite only if every term is, so that most calls need one test.
+    return math.isfinite(sum(numbers)) or all(map(math.isfinite, numbers))
 
 
 class RegimeBounds(Struct, frozen=True):

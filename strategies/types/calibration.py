@@ -87,12 +87,12 @@ class RegimeCells(Struct, frozen=True, forbid_unknown_fields=True):
         The cell changes only if the nearest centre is closer than the previous one by at least
         the fraction *hysteresis*. It stays if a value is None.
         """
-        point = []
-        for value, center, scale in zip(values, self.center, self.scale, strict=True):
-            if value is None:
-                return previous
-            deviation = (value - center) / scale
-            point.append(min(max(deviation, -_MAX_DEVIATIONS), _MAX_DEVIATIONS))
+        if None in values:
+            return previous
+        point = [
+            min(max((value - center) / scale, -_MAX_DEVIATIONS), _MAX_DEVIATIONS)  # type: ignore[operator]
+            for value, center, scale in zip(values, self.center, self.scale, strict=True)
+        ]
         distances = [math.dist(point, cell) for cell in self.cells]
         nearest = min(distances)
         if previous is not None and nearest >= (1.0 - hysteresis) * distances[previous - 1]:
