@@ -35,9 +35,9 @@ _STEPS: Final = ("sequence", "instrument", "like")
 class MemoryLog(SqlAuditLog):
     """The log of one run in a database in memory, which ends with the object.
 
-    Unless it *keeps_all*, only the last unit of a quiet stretch is stored as rows. The bars before
-    it repeat its decisions: they are kept as arrays, which the :attr:`reader` adds to the columns
-    of bars and accounts. Views and notes lack them.
+    Unless it *keeps_all*, only the last unit of a stretch without a model is stored as rows. The
+    bars before it repeat its decisions: they are kept as arrays, which the :attr:`reader` adds to
+    the columns of bars and accounts. Views and notes lack them.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class MemoryLog(SqlAuditLog):
 
     def append_stretch(self, stretch: QuietStretch) -> None:
         """Add the steps of *stretch*."""
-        if self._keeps_all:
+        if self._keeps_all or stretch.answers:  # a decision of each bar
             super().append_stretch(stretch)
             return
         last = stretch.units - 1

@@ -493,6 +493,14 @@ class Broker:
             if refusal is not None and line.key in self._confirms:
                 self.save = Save.NOW  # else a restart takes its entry for a confirmation
             return None, refusal
+        self.confirm(line, bar)
+        state = line.protection
+        # With [exits] every signal gives a plan, mostly the same; without, a plan is stored anew.
+        is_known = (state.plan, state.closed, state.next_plan) == (plan, 0, None)
+        return None if is_known and line.book.settings.exits is not None else plan, None
+
+    def confirm(self, line: Line, bar: Bar) -> None:
+        """Let the position of *line* live for another horizon from *bar* on."""
         # Later is enough: the step itself records the confirmation.
         self.save = self.save or _LATER
         if line.key in self._confirms:
@@ -501,10 +509,6 @@ class Broker:
             is_named = bool(book.owner or book.side)
             if is_named and not (is_own and (line.parent is None or book.side is None)):
                 self.save = Save.NOW  # the step does not record which side or share it was
-        state = line.protection
-        # With [exits] every signal gives a plan, mostly the same; without, a plan is stored anew.
-        is_known = (state.plan, state.closed, state.next_plan) == (plan, 0, None)
-        return None if is_known and line.book.settings.exits is not None else plan, None
 
     def planned(
         self, line: Line, intent: Intent, bar: Bar, at_ms: int
@@ -628,12 +632,12 @@ class Broker:
     def is_quiet(self) -> bool:
         """Return whether coming bars with prices within a quarter can only change values.
 
-        That needs a single account in one-way mode in which nothing can be liquidated. The caller
-        has to check that each bar passes the positions of :meth:`resting`.
+        That needs accounts in one-way mode in which nothing can be liquidated. The caller has to
+        check that each bar passes the positions of :meth:`resting`.
         """
         if self.save is Save.NOW or self._marked or self.unsettled or self.account.ledger.entries:
             return False
-        if self._by_quotes or self._by_book or self.shadows or self.account.sides:
+        if self._by_quotes or self._by_book or self.account.sides:
             return False
         for lines in self._lines.values():
             for line in lines:
@@ -642,9 +646,20 @@ class Broker:
                     return False
                 if (orders.others or line.is_guarded) and self.account.owners:
                     return False
-            if self._is_on_margin and lines[0].holding.quantity:
+            if self._is_on_margin and any(line.holding.quantity for line in lines):
                 return False
-        return all(book.fits_a_quarter_away for book in self.account.every_book)
+        books = (book for account in self._accounts for book in account.every_book)
+        return all(book.fits_a_quarter_away for book in books)
+
+    def is_settled(self, instrument: str) -> bool:
+        """Return whether every account holds its target of *instrument*, and no order waits."""
+        return not any(
+            line.orders.target != line.held
+            or line.orders.shortfall
+            or line.is_guarded
+            or line.waits
+            for line in self._lines[instrument]
+        )
 
     def resting(self) -> dict[str, Market]:
         """Return the positions of the account that an event could change, by instrument."""

@@ -9,9 +9,10 @@ The rules are docs/time.md, T2, and docs/decisions.md, G13 to G18.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain
+from math import inf
 from typing import Any, Final, NamedTuple, assert_never
 
 import msgspec
@@ -53,7 +54,9 @@ from tracepaper.daemon.engine.units import UnitQueue
 from tracepaper.strategies.api.columns import ColumnRecord
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.api.timeframes import FrameRange
+from tracepaper.strategies.sessions import Calendar
 from tracepaper.strategies.types.decisions import (
+    Answer,
     BookMarks,
     Decision,
     Fill,
@@ -93,6 +96,7 @@ from tracepaper.strategies.types.market import (
     RetrainingEnd,
     RunEnd,
     Trade,
+    Unit,
     UniverseChange,
 )
 from tracepaper.strategies.units import DAY_MS, divide_half_even
@@ -143,6 +147,15 @@ class QuietUnits(NamedTuple):
     bars: list[Bar]
     closes: list[CloseStart]
     plausible: list[float]  # the measure of the gate, by bar
+    answers: list[Answer]  # by bar, with a model
+
+
+Predict = Callable[[Unit], Sequence[Prediction]]
+"""Returns the forecast at each event of a unit."""
+Asks = Callable[[Bar, Prediction], bool]
+"""Returns whether the step of a bar that was observed keeps positions, targets and orders."""
+Takes = tuple[int, Callable[[Bar], float], float]
+"""A bar's place in its unit, the function that observes it, and the highest usual measure."""
 
 
 class Engine:
@@ -252,16 +265,7 @@ class Engine:
         self._raised: Exception | None = None  # the error of a strategy at a bar before its step
         self._by_quotes = settings.broker.execution is FillModel.QUOTE
         self._interval_ms, self._period_start_ms = settings.interval_ms, settings.period_start_ms
-        # Whether a stretch is ever possible: decisions depend on bars alone, without limits.
-        self._may_repeat = not (
-            self.risk.active
-            or self.declared
-            or self._portfolios
-            or settings.calendar
-            or (self.members and (self.broker.shadows or self.broker.account.sides))
-        ) and all(
-            decider.may_repeat for deciders in self._deciders.values() for decider in deciders
-        )
+        self._may_repeat, self._may_decide_ahead = self._stretches(settings.calendar)
         # By the model's hash and by member; the account has an empty name.
         self._prepared: dict[str, Mapping[str, ModelTerms]] = {}
         self.stores_state = True
@@ -464,14 +468,19 @@ class Engine:
 
     # ------------------------------------------------------------ steps that change only prices
 
-    def stretch(self, units: UnitQueue, room: int) -> QuietStretch | None:
+    def stretch(
+        self, units: UnitQueue, room: int, predict: Predict | None = None
+    ) -> QuietStretch | None:
         """Take *units* while they change nothing but prices, for at most *room* steps.
 
         Returns None if the next unit may do more; :meth:`step` or :meth:`close` then takes it. Both
         ways lead to the same state. A strategy observes each bar and answers to it only once: the
-        step of the unit that ends the stretch uses the answer that the stretch got.
+        step of the unit that ends the stretch uses the answer that the stretch got. *predict* is
+        given if there is a model; then each bar is decided by the same code as in a step, and only
+        what the broker and the record would do is left out.
         """
-        if not self._may_repeat or self.halted or type(units.peek()) not in _QUIET:
+        may_repeat = self._may_repeat if predict is None else self._may_decide_ahead
+        if not may_repeat or self.halted or type(units.peek()) not in _QUIET:
             return None
         for state in self.states.values():
             if state.ahead is not None:
@@ -481,7 +490,8 @@ class Engine:
         first = self.sequence
         repeats: dict[str, Repeat] = {}
         for key in self.states:
-            if (repeat := self._begin_stretch(key)) is None:
+            begin = self._begin_stretch if predict is None else self._begin_answers
+            if (repeat := begin(key)) is None:
                 return None
             repeats[key] = repeat
         # An entry confirms its position at every bar, so the state is stored periodically.
@@ -489,9 +499,9 @@ class Engine:
             repeat.decision.action in ENTRIES or any(shadow.confirmed for shadow in repeat.shadows)
             for repeat in repeats.values()
         )
-        if confirms or self.broker.save:
+        if confirms or self.broker.save or predict is not None:
             room = min(room, -first % STATE_EVERY_STEPS)
-        quiet = self._take_repeats(units, room, repeats)
+        quiet = self._take_repeats(units, room, repeats, predict)
         if not quiet.bars:
             return None
         stretch = self._quiet_stretch(first, quiet, repeats)
@@ -499,6 +509,69 @@ class Engine:
         if confirms:
             self.broker.save = self.broker.save or _LATER
         return stretch
+
+    def _stretches(self, calendar: Calendar | None) -> tuple[bool, bool]:
+        """Return whether a stretch is ever possible without a model, and with one.
+
+        Decisions must depend on bars alone, or on bars and forecasts, without limits.
+        """
+        if self.risk.active or self.declared or self._portfolios or calendar:
+            return False, False
+        broker, states = self.broker, self.states.values()
+        is_shared = broker.shadows or (self.members and broker.account.sides)
+        may_repeat = not is_shared and all(
+            decider.may_repeat for deciders in self._deciders.values() for decider in deciders
+        )
+        may_decide = not (self.members or self.counts)
+        return may_repeat, may_decide and all(state.may_decide_ahead for state in states)
+
+    def _begin_answers(self, key: str) -> Repeat | None:
+        """Return what the directly following bars on *key* repeat besides their decisions.
+
+        None if an order waits or a target is not reached: the next bar may change it.
+        """
+        state, account = self.states[key], self.broker.account
+        newest = state.outcomes.newest
+        if newest is None or not state.market.is_full or not self.broker.is_settled(key):
+            return None
+        shadows = tuple(
+            ShadowStep(name, shadow.position(key), shadow.subtotal(), ())
+            for name, shadow in self.broker.shadows.items()
+        )
+        return Repeat(newest, None, account.position(key), {}, shadows)
+
+    def _asks_ahead(self, key: str, closes: tuple[int, int], answers: list[Answer]) -> Asks:
+        """Return the function that decides on the following bars of *key*; it adds to *answers*.
+
+        It confirms the positions of the accounts whose entries repeat.
+        """
+        state, broker, shadows = self.states[key], self.broker, self.shadows[""]
+        line, (lowest, highest) = broker.account.books[0].lines[key], closes
+        others = [
+            (name, account, account.books[0].lines[key]) for name, account in broker.shadows.items()
+        ]
+
+        def keeps(bar: Bar, prediction: Prediction) -> bool:
+            decision, usable = state.decide_ahead(bar, prediction, broker.account)
+            if not lowest <= bar.close <= highest or not _is_kept(state.intent, line):
+                return False
+            entered = [line] if _enters(state.intent) else []
+            for name, account, other in others:
+                if name not in state.strategy.shadows or decision.refused_by in INTEGRITY:
+                    continue
+                intent = shadows.intent(name, state, bar, usable, decision, account)
+                if not _is_kept(intent, other):
+                    return False
+                if _enters(intent):
+                    entered.append(other)
+            for entry in entered:
+                broker.confirm(entry, bar)
+            at_ms = bar.open_time_ms
+            confirmed = tuple([other.orders.confirmed_ms == at_ms for _, _, other in others])
+            answers.append(Answer(usable, decision, confirmed))
+            return True
+
+        return keeps
 
     def _begin_stretch(self, key: str) -> Repeat | None:
         """Return the decisions on *key* that the directly following bars would repeat.
@@ -530,34 +603,31 @@ class Engine:
         return replace(repeat, shadows=tuple(shadows))
 
     def _take_repeats(  # noqa: C901, PLR0912 - the path of every bar, without calls
-        self, units: UnitQueue, room: int, repeats: Mapping[str, Repeat]
+        self,
+        units: UnitQueue,
+        room: int,
+        repeats: Mapping[str, Repeat],
+        predict: Predict | None,
     ) -> QuietUnits:
         """Take the units whose bars follow directly, close within a quarter, and repeat *repeats*.
 
         The answers of strategies to the unit that ends the stretch, or their error, are kept for
         the step of that unit.
         """
-        markets, interval_ms = self.markets, self._interval_ms
+        interval_ms = self._interval_ms
         # If the last bars of instruments differ, no close directly follows all of them.
-        opened = {bar.open_time_ms for market in markets.values() if (bar := market.last_bar)}
+        opened = {bar.open_time_ms for market in self.markets.values() if (bar := market.last_bar)}
         due_ms = max(opened) + interval_ms if len(opened) == 1 else -1
-        quiet = QuietUnits([], [], [])
+        quiet = QuietUnits([], [], [], [])
         every_bar, measured, unit = quiet.bars, quiet.plausible, units.peek()
         kind, is_repeated = type(unit), True
         keys, width = tuple(repeats), len(repeats) + (kind is Close)
         if self._reset != NEVER:  # the first close of a day may distribute equity
             room = min(room, self._bars_left_of_day(due_ms) * width)
         resting = self.broker.resting()
-        takes, asks = [], []
-        for place, (key, repeat) in enumerate(repeats.items()):
-            market, mark = markets[key], self.broker.account.books[0].lines[key].mark
-            closes = mark * 3 // 4, mark * 5 // 4
-            deciders = [state for _, state in self._members_on[key]] or [self.states[key]]
-            plans = [decider.look_ahead(closes, repeat) for decider in deciders]
-            take = market.follow_at_once([observe for observe, _ in plans if observe])
-            most = min(decider.gates.evaluator.plausible_limit for decider in self._deciders[key])
-            takes.append((place, take, most))
-            asks += [(place, ask) for _, ask in plans]
+        predictions: Sequence[Prediction] = (None,) * width
+        answers = None if predict is None else quiet.answers
+        takes, asks = self._plans(repeats, answers)
         while room >= width and type(unit) is kind:
             bars = (unit,) if type(unit) is Bar else unit.bars if type(unit) is Close else ()
             if not _follows(bars, keys, due_ms, interval_ms):
@@ -568,6 +638,8 @@ class Engine:
                 if (positions := resting.get(bar.instrument))
             ):
                 break
+            if predict is not None:
+                predictions = units.predictions(predict)[-len(bars) :]
             try:
                 for place, take, plausible_limit in takes:
                     plausible = take(bars[place])
@@ -575,7 +647,7 @@ class Engine:
                     if plausible > plausible_limit:
                         is_repeated = False
                 for place, ask in asks:
-                    if not ask(bars[place]):
+                    if not ask(bars[place], predictions[place]):
                         is_repeated = False
             except Exception as error:  # noqa: BLE001 - whatever a strategy raises, later
                 self._raised, is_repeated = error, False
@@ -590,8 +662,36 @@ class Engine:
             room -= width
             due_ms += interval_ms
             unit = units.advance()
-        del measured[len(every_bar) :]
+        del measured[len(every_bar) :], quiet.answers[len(every_bar) :]
+        if is_repeated:  # the last decision was taken
+            for state in self.states.values():
+                state.decided = None
         return quiet
+
+    def _plans(
+        self, repeats: Mapping[str, Repeat], answers: list[Answer] | None
+    ) -> tuple[list[Takes], list[tuple[int, Asks]]]:
+        """Return the functions that take and ask each bar of a unit, with the bar's place in it.
+
+        The decisions on bars are added to *answers*, if there is a model.
+        """
+        takes: list[Takes] = []
+        asks: list[tuple[int, Asks]] = []
+        for place, (key, repeat) in enumerate(repeats.items()):
+            mark, most = self.broker.account.books[0].lines[key].mark, inf
+            closes = mark * 3 // 4, mark * 5 // 4
+            if answers is None:
+                deciders = [state for _, state in self._members_on[key]] or [self.states[key]]
+                plans = [decider.look_ahead(closes, repeat) for decider in deciders]
+                limits = [each.gates.evaluator.plausible_limit for each in self._deciders[key]]
+                most = min(limits)
+            else:
+                plans = [(self.states[key].observer, self._asks_ahead(key, closes, answers))]
+            market = self.markets[key]
+            take = market.follow_at_once([observe for observe, _ in plans if observe])
+            takes.append((place, take, most))
+            asks += [(place, ask) for _, ask in plans]
+        return takes, asks
 
     def _bars_left_of_day(self, due_ms: int) -> int:
         """Return how many bars, from the open *due_ms* on, close before the day's distribution."""
@@ -655,7 +755,8 @@ class Engine:
         by_instrument = [bars[place::count] for place in range(count)]
         prices = [[bar.close for bar in instrument_bars] for instrument_bars in by_instrument]
         book_marks = []
-        for book in self.broker.account.every_book:
+        others = (book for account in self.broker.shadows.values() for book in account.books)
+        for book in (*self.broker.account.every_book, *others):
             lines = map(book.lines.__getitem__, repeats)
             columns = [line.profits_at(closes) for line, closes in zip(lines, prices, strict=True)]
             totals, profits = columns[0], columns[0]
@@ -666,7 +767,9 @@ class Engine:
         for instrument_bars in by_instrument:
             self.broker.follow(instrument_bars)
         marks, *shadows = book_marks
-        return QuietStretch(first, bars, quiet.closes, quiet.plausible, repeats, marks, shadows)
+        return QuietStretch(
+            first, bars, quiet.closes, quiet.plausible, repeats, marks, shadows, quiet.answers
+        )
 
     # ------------------------------------------------------------ a bar, from top to bottom
 
@@ -1230,6 +1333,19 @@ class Engine:
         while len(fields) > _ALWAYS_STORED and fields[-1] in ({}, None):
             fields.pop()
         return msgspec.msgpack.encode(fields)
+
+
+def _enters(intent: Intent | Orders | None) -> bool:
+    return isinstance(intent, Intent) and intent.action in ENTRIES
+
+
+def _is_kept(intent: Intent | Orders | None, line: Line) -> bool:
+    """Return whether *intent* keeps the target of *line*, which is reached, and its exit orders."""
+    if not isinstance(intent, Intent):
+        return intent is None
+    is_empty = intent.target == 0 and intent.action in ENTRIES  # its decision names the reason
+    is_more = intent.refusal is not None or intent.is_protected or intent.ends_lists
+    return intent.target == line.orders.target and not (is_empty or is_more)
 
 
 def _follows(bars: Sequence[Bar], keys: Sequence[str], due_ms: int, interval_ms: int) -> bool:

@@ -139,6 +139,7 @@ class MemberState:
         # In a stretch: the bar that was observed before its step, and the strategy's answer to it.
         self.ahead: Bar | None = None
         self._answer: Signal | Orders | None = None
+        self.decided: Decision | None = None  # in a stretch with a model: the decision on ``ahead``
         self._instrument_context = InstrumentContext.of(instrument, lookback.record, strategy.books)
         self._has_sides = settings.broker.is_hedged
         self._owner_intents: OwnerIntents  # of several strategies, at the newest decision
@@ -219,6 +220,9 @@ class MemberState:
         Afterwards ``intent`` is the account's intent. *is_finite* says whether the model's numbers
         were finite, None if there are none. *owner_intents* are the intents of several strategies.
         """
+        if (decision := self.decided) is not None:
+            self.ahead = self.decided = None
+            return decision
         self._owner_intents = owner_intents
         bars = self.lookback.warm_bars(self.market)
         self.gates.update(bar, bars, self.market, is_running=is_running)
@@ -457,6 +461,28 @@ class MemberState:
             and self.market.instrument.category is not Category.STOCK
         )
 
+    @property
+    def may_decide_ahead(self) -> bool:
+        """Whether its decisions depend on bars and forecasts alone; never for shares."""
+        strategy = self.strategy
+        return (
+            not (strategy.sees_account or strategy.books or self._sizer.sees_account)
+            and self.market.instrument.category is not Category.STOCK
+        )
+
+    def decide_ahead(
+        self, bar: Bar, prediction: Prediction, account: Holdings
+    ) -> tuple[Decision, Prediction]:
+        """Decide on *bar* before its step, which then takes the decision from ``decided``.
+
+        Returns the decision and the usable *prediction*.
+        """
+        self.decided = None
+        usable, is_finite = checked_prediction(prediction)
+        decision = self.decide(bar, usable, account, is_running=True, is_finite=is_finite)
+        self.decided = decision
+        return decision, usable
+
     def begin_stretch(self, line: Line) -> Repeat | None:
         """Return the decision that the directly following bars would repeat.
 
@@ -488,7 +514,7 @@ class MemberState:
 
     def look_ahead(
         self, closes: tuple[int, int], repeat: Repeat
-    ) -> tuple[Callable[[Bar], None] | None, Callable[[Bar], bool]]:
+    ) -> tuple[Callable[[Bar], None] | None, Callable[[Bar, Prediction], bool]]:
         """Return two functions for the directly following bars: one observes, the other asks.
 
         The first is None if neither strategy nor sizer observes bars. The second returns whether
@@ -502,7 +528,7 @@ class MemberState:
         assert last is not None
         self._answer, newest = signal, None
         outcome, standing = last.outcome, last.target_quantity or 0
-        observe = self._observer
+        observe = self.observer
         if member is not None:
             observe = None if member.failed else self.observe_guarded
         decide = strategy.decide if member is None else self.ask_guarded
@@ -511,7 +537,7 @@ class MemberState:
         grows = sizer.falls_with_price(signal)
         shared, regime = self._instrument_context, self.regimes.regime
 
-        def repeats(bar: Bar) -> bool:
+        def repeats(bar: Bar, _prediction: Prediction) -> bool:
             nonlocal newest, least, most
             answer = decide(BarContext(bar, None, regime, outcome, None, shared))
             if answer is not newest:
@@ -535,7 +561,7 @@ class MemberState:
         return observe, repeats
 
     @property
-    def _observer(self) -> Callable[[Bar], None] | None:
+    def observer(self) -> Callable[[Bar], None] | None:
         """The function that shows a bar to strategy and sizer; None if neither observes bars."""
         if self._sizes_by_bars:
             return self.observe
@@ -598,7 +624,7 @@ class MemberState:
         *passed* has the gates that passed at the last of them.
         """
         self.market.wait(bars)
-        if (observe := self._observer) is not None:
+        if (observe := self.observer) is not None:
             for bar in bars:
                 observe(bar)
         evaluator = self.gates.evaluator

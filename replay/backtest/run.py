@@ -88,24 +88,25 @@ def run_events(
 
     *predictor* answers in this thread, and steps are committed in groups, since a replay can be
     repeated. The next event, or the bars of the next close, is drawn only after the last was
-    processed: ``ScanPredictor`` relies on that. Without forecasts, consecutive steps that only
-    change prices are computed together as a stretch.
+    processed: ``ScanPredictor`` relies on that. Consecutive steps that only change prices are
+    computed together as a stretch.
     """
     units = UnitQueue(gathered(events))
+    predict = None if predictor.is_silent else predictor.predict
     count = 0
     due = PROGRESS_EVENTS
     with settled_heap():
         while units.peek() is not None:
             room = min(log.room, due - count)
-            stretch = engine.stretch(units, room) if predictor.is_silent else None
+            stretch = engine.stretch(units, room, predict)
             if stretch is not None:
                 log.append_stretch(stretch)
                 count += stretch.units
                 tally.bars += len(stretch.plausible)
                 tally.decisions += len(stretch.plausible)
             else:
-                unit = units.next()
-                steps = steps_of(engine, unit, predictor.predict(unit))
+                predictions = units.predictions(predictor.predict)
+                steps = steps_of(engine, units.next(), predictions)
                 log.append_now(*steps)
                 count += 1
                 for step in steps:

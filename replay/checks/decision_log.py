@@ -6,6 +6,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final
 
 import numpy as np
@@ -64,7 +65,10 @@ class DecisionLog:
                 self._keep((decision,).__getitem__, *((value,) for value in row))
 
     def append_stretch(self, stretch: QuietStretch) -> None:
-        """Keep the repeated decision of each bar of *stretch*."""
+        """Keep the decision of each bar of *stretch*."""
+        if stretch.answers:
+            self.append_now(*chain.from_iterable(map(stretch.steps, range(stretch.units))))
+            return
         repeats, units, first = stretch.repeats, stretch.units, stretch.bars[0]
         rows = [self._row(key, each.decision) for key, each in repeats.items()]
         worth, step_ms = stretch.marks.worth, first.interval_ms  # bars without gaps

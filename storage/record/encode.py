@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     from tracepaper.strategies.types.decisions import (
         Account,
         BookMarks,
+        Decision,
         GateSet,
         Prediction,
         RunRow,
@@ -94,12 +95,15 @@ _NO_FORECAST: Final[Row] = (None,) * (3 + len(FORECAST_COLUMNS))
 _NO_EXPLANATION: Final[Row] = (None,) * len(EXPLANATION_COLUMNS)
 _NOTE, _HEADS = map(stored_columns("answers").index, ("note", HEAD_COLUMNS[0]))
 _STEP_COLUMNS: Final = stored_columns("steps")
-_SEQUENCE, _OPENED, _DELAYS, _UNREALIZED, _PLAUSIBLE, _TURNOVER, _ACCOUNT, _EQUITY, _SHADOWS = map(
+_SEQUENCE, _OPENED, _DELAYS, _OUTCOME, _PLAUSIBLE, _MEASURES, _TURNOVER = map(
     _STEP_COLUMNS.index,
     (
-        *("sequence", "open_time_ms", "market_delay_ms", "unrealized_pnl"),
-        *(measure_name(PLAUSIBLE), "turnover", "account_unrealized_pnl", "equity", "shadows"),
+        *("sequence", "open_time_ms", "market_delay_ms", "outcome"),
+        *(measure_name(PLAUSIBLE), "measures", "turnover"),
     ),
+)
+_UNREALIZED, _ACCOUNT, _EQUITY, _SHADOWS = map(
+    _STEP_COLUMNS.index, ("unrealized_pnl", "account_unrealized_pnl", "equity", "shadows")
 )
 _NO_DECISION: Final[Row] = (None,) * 4
 _FOLLOWS: Final[Row] = (None,) * 3
@@ -208,26 +212,14 @@ class StepEncoder:
         key, rows = (self._run_key, sequence), self._rows
         event, decision, account = step.event, step.decision, step.account
         place, bar, turnover, delays = self._event_columns(event, key, step.price_verdict)
-        outcome = target = note = shadows = plausible = measures = None
-        answered: Row = ()
-        if decision is not None:
-            note = json_text(decision.note)
-            plan, outcome = self.outcomes.store(decision.outcome, sequence, rows)
-            if len(decision.measures) != plan.length:
-                raise InvariantBroken("A decision needs one measure for each of its gates.")
-            judged = (*all_finite(decision.measures), None)
-            plausible, measures = judged[plan.plausible_at], plan.measures(judged)
-            target = decision.target_quantity
-            if plan.judges_answer:
-                answered = plan.pick_answer(judged)
+        shadows = None
+        target = None if decision is None else decision.target_quantity
         holding = self._holdings.hold(key, (0, place), None, step.position, account, rows)
         unrealized = None if step.position is None else step.position.unrealized_pnl
         of_account, equity = _marks(account, unrealized)
         if step.state is not None:
             rows["states"].append((*key, step.state))
-        prediction = step.prediction
-        if prediction is not None or note is not None or answered.count(None) < len(answered):
-            rows["answers"].append(self._answer_row(key, prediction, answered, note))
+        outcome, plausible, measures = self._add_answer(key, decision, step.prediction)
         if step.orders or step.ledger or step.halted is not None:
             self._add_trades(step, key)
         if step.fills or holding == sequence:
@@ -243,10 +235,33 @@ class StepEncoder:
             )
         )  # fmt: skip
 
+    def _add_answer(
+        self, key: tuple[int, int], decision: Decision | None, prediction: Prediction
+    ) -> tuple[int | None, Value, Value]:
+        """Add the rows of *decision* and *prediction*; return three columns of ``steps``.
+
+        They are ``outcome``, the measure of ``plausible``, and ``measures``.
+        """
+        note = outcome = plausible = measures = None
+        answered: Row = ()
+        if decision is not None:
+            note = json_text(decision.note)
+            plan, outcome = self.outcomes.store(decision.outcome, key[1], self._rows)
+            if len(decision.measures) != plan.length:
+                raise InvariantBroken("A decision needs one measure for each of its gates.")
+            judged = (*all_finite(decision.measures), None)
+            plausible, measures = judged[plan.plausible_at], plan.measures(judged)
+            if plan.judges_answer:
+                answered = plan.pick_answer(judged)
+        if prediction is not None or note is not None or answered.count(None) < len(answered):
+            self._rows["answers"].append(self._answer_row(key, prediction, answered, note))
+        return outcome, plausible, measures
+
     def add_stretch(self, stretch: QuietStretch) -> None:
         """Add the rows of each step of *stretch*: those that :meth:`add` would add.
 
-        After the first unit only numbers and notes change, so the other rows are copied from it.
+        After the first unit only numbers, answers and notes change, so the other rows are copied
+        from it.
         """
         if stretch.next_sequence > SEQUENCE_LIMIT:
             raise InvariantBroken(f"A run holds {SEQUENCE_LIMIT} steps; open a new run.")
@@ -282,11 +297,24 @@ class StepEncoder:
             [at - market or None for market, at in zip(market_ms, seen_ms, strict=True)],
             [_CODE_OF[id(source)] for source in sources],
         )
-        is_judged = [repeat.plausible_at is not None for repeat in stretch.repeats.values()]
-        columns[_PLAUSIBLE] = [
-            measure if judged else None
-            for measure, judged in zip(stretch.plausible[count:], is_judged * units, strict=True)
-        ]
+        if stretch.answers:
+            judged = zip(sequences, stretch.answers[count:], strict=True)
+            columns[_OUTCOME], columns[_PLAUSIBLE], columns[_MEASURES] = zip(
+                *[
+                    self._add_answer((self._run_key, at), answer.decision, answer.prediction)
+                    for at, answer in judged
+                ],
+                strict=True,
+            )
+        else:
+            is_judged = [repeat.plausible_at is not None for repeat in stretch.repeats.values()]
+            columns[_PLAUSIBLE] = [
+                measure if is_measured else None
+                for measure, is_measured in zip(
+                    stretch.plausible[count:], is_judged * units, strict=True
+                )
+            ]
+            self._repeat_answers(stretch, sequences, answers)
         columns[_TURNOVER] = turnover
         if stretch.shadows:
             columns[_SHADOWS] = self._repeat_shadows(stretch, sequences)
@@ -297,8 +325,6 @@ class StepEncoder:
         added: list[Row] = list(zip(*columns, strict=True))
         if None in columns[-1]:
             added = [*map(trimmed, added)]
-        if answers or any(repeated.notes for repeated in stretch.repeats.values()):
-            self._repeat_answers(stretch, sequences, answers)
         if not closes:
             rows += added
             return
@@ -316,6 +342,8 @@ class StepEncoder:
         self, stretch: QuietStretch, sequences: Sequence[int], answers: Sequence[Row]
     ) -> None:
         """Add the notes of the bars at *sequences*, with the measures in the first *answers*."""
+        if not (answers or any(repeated.notes for repeated in stretch.repeats.values())):
+            return
         count, rows = len(stretch.repeats), self._rows["answers"]
         first = stretch.first + bool(stretch.closes)
         of_first = {row[_SEQUENCE]: row[_NOTE + 1 :] for row in answers}
@@ -345,9 +373,18 @@ class StepEncoder:
                 for shadow, columns in zip(repeated.shadows, marked, strict=True)
             ]
             content = self._shadows[place][0]
+            contents = [content] * len(closes)
+            if stretch.answers:
+                contents = [
+                    [
+                        (*row[:2], int(is_confirmed), *row[3:])
+                        for row, is_confirmed in zip(content, answer.confirmed, strict=True)
+                    ]
+                    for answer in stretch.answers[count + place :: count]
+                ]
             names[at] = [
-                self._name_shadows(place, content, marks, (self._run_key, sequence))
-                for sequence, *marks in zip(sequences[at], *of_books, strict=True)
+                self._name_shadows(place, shown, marks, (self._run_key, sequence))
+                for sequence, shown, *marks in zip(sequences[at], contents, *of_books, strict=True)
             ]
         rows[begin:] = sorted(rows[begin:], key=itemgetter(_SEQUENCE))
         return names

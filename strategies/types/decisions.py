@@ -15,7 +15,7 @@ from struct import unpack_from
 from typing import Final
 
 from msgspec import Struct
-from msgspec.structs import replace
+from msgspec.structs import astuple, replace
 
 from tracepaper.strategies.types.market import Bar, CloseStart, Event, Instrument, RunKind, Side
 
@@ -554,6 +554,14 @@ class Repeat(Struct, frozen=True, gc=False):
         return replace(self.decision, measures=measures, note=self.notes.get(bar.open_time_ms))
 
 
+class Answer(Struct, frozen=True, gc=False):
+    """A forecast and the decision on it at a bar of a quiet stretch."""
+
+    prediction: Prediction
+    decision: Decision
+    confirmed: tuple[bool, ...]  # by shadow account: the bar extended its position by a horizon
+
+
 class BookMarks(Struct, frozen=True, gc=False):
     """The unrealised profits of an account or sub-account during a quiet stretch; in money.
 
@@ -581,6 +589,7 @@ class BookMarks(Struct, frozen=True, gc=False):
 class QuietStretch(Struct, frozen=True, gc=False):
     """Consecutive steps that change only prices: each bar repeats the last decision.
 
+    In a run with a model each bar has its own decision, which keeps the positions and targets.
     Each unit has one bar per instrument, in the order of ``repeats``, preceded by its
     ``CloseStart`` if there are ``closes``.
     """
@@ -591,7 +600,8 @@ class QuietStretch(Struct, frozen=True, gc=False):
     plausible: Sequence[float]  # [bar], the measure of the gate ``plausible``
     repeats: Mapping[str, Repeat]  # by instrument
     marks: BookMarks  # of the account
-    shadows: Sequence[BookMarks]  # of the sub-accounts, in the order of ``Repeat.shadows``
+    shadows: Sequence[BookMarks]  # of the other accounts, in the order of ``Repeat.shadows``
+    answers: Sequence[Answer] = ()  # [bar], in a run with a model
 
     @property
     def units(self) -> int:
@@ -624,19 +634,24 @@ class QuietStretch(Struct, frozen=True, gc=False):
         shadow_accounts = [marks.account_at(unit) for marks in self.shadows]
         for at in range(unit * count, (unit + 1) * count):
             repeat = self.repeats[self.bars[at].instrument]
-            decision = repeat.decision_at(self.bars[at], self.plausible[at])
+            decision, prediction = repeat.decision_at(self.bars[at], self.plausible[at]), None
+            confirmed = [shadow.confirmed for shadow in repeat.shadows]
+            if self.answers:
+                prediction, decision, confirmed = astuple(self.answers[at])
             position = replace(repeat.position, unrealized_pnl=self.marks.unrealized[at])
             shadows = tuple(
                 replace(
                     shadow,
                     position=replace(shadow.position, unrealized_pnl=marks.unrealized[at]),
                     account=shadow_account,
+                    confirmed=is_confirmed,
                 )
-                for shadow, marks, shadow_account in zip(
-                    repeat.shadows, self.shadows, shadow_accounts, strict=True
+                for shadow, marks, shadow_account, is_confirmed in zip(
+                    repeat.shadows, self.shadows, shadow_accounts, confirmed, strict=True
                 )
             )
-            yield quiet_step(sequence, self.bars[at], account, decision, position, shadows)
+            step = quiet_step(sequence, self.bars[at], account, decision, position, shadows)
+            yield replace(step, prediction=prediction)
             sequence += 1
 
 

@@ -34,7 +34,7 @@ def accounts(seed: int, kind: str, folder: Path) -> Counter[str]:
 
 PARTS: Final[Mapping[str, Callable[[int, Path], Counter[str]]]] = {
     "accounts": lambda seed, folder: accounts(seed, KINDS[seed % len(KINDS)], folder),
-    "stretch": lambda seed, folder: HistoryBothWays(seed, folder).counted,
+    "stretch": lambda seed, folder: HistoryBothWays(seed, folder, has_model=seed % 3 == 0).counted,
 }
 
 

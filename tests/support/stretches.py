@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -20,9 +20,12 @@ import msgspec
 import numpy as np
 from exchange_client import FIRST_MS, MINUTE, candles
 from histories import drawn_delay
+from numpy.typing import NDArray
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine import engine as engine_module
+from tracepaper.daemon.session.build import terms_for
+from tracepaper.daemon.session.run_row import start_event
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.market_data import MarketData
@@ -33,8 +36,10 @@ from tracepaper.replay.report.trades import closed_trades
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.memory_log import IN_MEMORY, MemoryLog
+from tracepaper.strategies.api.arrays import BarArrays
 from tracepaper.strategies.api.context import BarContext, Orders, Percent, Signal, buy
-from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.api.model import Answer, Model, ModelInput, feature_row
+from tracepaper.strategies.api.strategy import MODEL_GATES, Strategy
 from tracepaper.strategies.errors import DataInvalid, TracepaperError
 from tracepaper.strategies.indicators import ema
 from tracepaper.strategies.types.decisions import Action, QuietStretch, Step
@@ -47,6 +52,7 @@ from tracepaper.strategies.types.market import (
     Funding,
     InstrumentChange,
     Mark,
+    ModelChange,
 )
 from tracepaper.strategies.units import DAY_MS
 
@@ -60,6 +66,14 @@ STANDING = (
     Signal(Action.FLAT, "flat"),
     Signal(Action.HOLD, "hold"),
 )
+MEASURES = (
+    *("mean_return", "stdev_return", "probabilities", "volatility", "confidence_entropy"),
+    *("content_free", "recent_mass", "event_focus", "shift"),
+)
+OPEN_GATES = {
+    "horizon": 3, "confidence": "0.2", "collapse": "0", "shift": "0.9", "direction": "0.55",
+    "regimes": ["MOMENTUM", "MIXED", "MEAN_REVERSION"],
+}  # fmt: skip
 PROTECTED = Signal(Action.LONG, "long with a stop", stop=Percent(0.5), reenter=True)
 BANDED = Signal(Action.LONG, "long in a band", band=0.3)
 
@@ -112,6 +126,52 @@ class DrawnRepeats(Strategy):
         if self.kind == "equal" and rng.random() < 0.8:
             return msgspec.structs.replace(signal)
         return signal
+
+
+class DrawnBehindGates(DrawnRepeats):
+    """The same signals behind the gates of a model."""
+
+    needs_forecast, gates, shadows = True, MODEL_GATES, ("ungated",)
+
+
+def drawn_answer(text: str) -> dict[str, float] | None:
+    """Return the answer of a model to a bar: mostly near the last, now and then NaN or none."""
+    rng = random.Random(text)
+    if rng.random() < 0.03:
+        return None
+    up = rng.choice((0.2, 0.6, 0.7))
+    answer = {name: rng.random() for name in MEASURES if name != "probabilities"}
+    answer |= {"p_up": up, "p_flat": 0.1, "p_down": 0.9 - up, "event_focus": 0.0}
+    answer["mean_return"] = rng.choice((-1, 1, 1)) * rng.choice((0.0001, 0.0001, 0.004))
+    if rng.random() < 0.05:
+        answer[rng.choice(("mean_return", "shift"))] = float("nan")
+    return answer
+
+
+class DrawnModel(Model):
+    """Draws its forecast of a bar from the bar."""
+
+    context, horizons, measures = 2, (3,), MEASURES
+
+    def predict(self, inputs: ModelInput) -> Answer:
+        CALLS.append(("predict", inputs.instrument, inputs.time))
+        return drawn_answer(f"{inputs.time // (5 * MINUTE)} {inputs.past.close[-1]}")
+
+
+@feature_row(lookback=2)
+def closes(past: BarArrays) -> list[float]:
+    """Return the last two closes."""
+    return [float(close) for close in past.close[-2:]]
+
+
+class DrawnRows(Model):
+    """Draws the forecasts of many bars at once."""
+
+    features, context, horizons, measures = closes, 1, (3,), MEASURES
+
+    def predict_rows(self, rows: NDArray[np.float32]) -> Mapping[str, Any]:
+        answers = [drawn_answer(f"{row}") or drawn_answer("") or {} for row in rows.tolist()]
+        return {name: np.array([[each[name]] for each in answers]) for name in answers[0]}
 
 
 class RunEnding(NamedTuple):
@@ -206,6 +266,20 @@ def drawn_settings(rng: random.Random, symbols: list[str], category: Category) -
     return given
 
 
+def _by_model(rng: random.Random, given: dict[str, Any]) -> None:
+    """Let the drawn strategy, or that of the model, decide on drawn forecasts."""
+    given.pop("strategies", None)
+    given["model"] = {"class": f"{__name__}:{rng.choice(('DrawnModel', 'DrawnRows'))}"}
+    given["gate"] = {**OPEN_GATES, "edge": rng.choice(("0.01", "1", "5"))}
+    given["regime"] = {"momentum": "0.6", "mean_reversion": "0.3"}
+    strategy = given.get("strategy", {})
+    if strategy.get("options") and rng.random() < 0.4:
+        strategy["name"] = f"{__name__}:DrawnBehindGates"
+        return
+    shadows = rng.choice((["ungated"], ["ungated", "no_edge"], ["held"], []))
+    given["strategy"] = {"name": "attention", "shadows": shadows}
+
+
 def _several(rng: random.Random, given: dict[str, Any]) -> None:
     """Let the drawn strategy share the account with one or two built-in ones."""
     first = given.pop("strategy")
@@ -220,6 +294,8 @@ def _several(rng: random.Random, given: dict[str, Any]) -> None:
 def drawn_events(rng: random.Random, replay: Replay) -> Iterator[Event]:
     """Yield the events of *replay*, and what comes between them now and then."""
     eventful = rng.choice((0.0, 0.02, 0.1))
+    if replay.forecaster is not None:
+        yield _start(replay, FIRST_MS)
     for event in replay.feed.events():
         if not isinstance(event, Bar):
             yield event
@@ -234,7 +310,7 @@ def drawn_events(rng: random.Random, replay: Replay) -> Iterator[Event]:
 
 def _between(rng: random.Random, replay: Replay, bar: Bar) -> Iterator[Event]:
     at_ms, key = bar.seen_ms, bar.instrument
-    match rng.randint(0, 4):
+    match rng.randint(0, 4 if replay.forecaster is None else 6):
         case 0:
             yield Funding(key, rng.randint(-9, 9) * 10**6, at_ms, at_ms)
         case 1:
@@ -245,10 +321,21 @@ def _between(rng: random.Random, replay: Replay, bar: Bar) -> Iterator[Event]:
             yield Command(CommandKind.RESUME, "drawn", at_ms, at_ms)
         case 3:
             yield bar  # a revision
+        case 4:
+            yield _start(replay, at_ms)
+        case 5:  # a promotion
+            promoted, forecaster = "f" * 64, replay.forecaster
+            terms = terms_for(replay.config, replay.engine, forecaster, replay.run)
+            replay.engine.prepare(promoted, terms)
+            yield msgspec.structs.replace(_start(replay, at_ms), model_sha256=promoted)
         case _:
             item = next(instrument for instrument in replay.instruments if instrument.id == key)
             step = item.quantity_step * rng.choice((1, 2, 5))
             yield InstrumentChange(msgspec.structs.replace(item, quantity_step=step), at_ms, at_ms)
+
+
+def _start(replay: Replay, at_ms: int) -> ModelChange:
+    return start_event(replay.forecaster, warm_from=(), market_ms=at_ms)
 
 
 def figures(reader: Reader) -> str:
@@ -269,7 +356,8 @@ def figures(reader: Reader) -> str:
 class HistoryBothWays:
     """One history, written both ways."""
 
-    def __init__(self, seed: int, folder: Path) -> None:
+    def __init__(self, seed: int, folder: Path, *, has_model: bool = False) -> None:
+        """Play the history of *seed*, if it *has_model* with a drawn one."""
         rng = random.Random(seed)
         self.counted: Counter[str] = Counter(histories=1)
         category = rng.choice((Category.LINEAR, Category.LINEAR, Category.SPOT))
@@ -286,6 +374,8 @@ class HistoryBothWays:
                 "book_too_few": newer.choice(("refuse", "allow")) if is_daily else "allow",
             }  # fmt: skip
         self._group, self._seed = rng.choice((7, 50, 1_000)), rng.random()
+        if has_model:
+            _by_model(random.Random(f"{seed}:model"), self._given)
         self._folder = folder
         by_steps, together = self._run(is_stepped=True), self._run(is_stepped=False)
         for name, stepped, other in zip(RunEnding._fields, by_steps, together, strict=True):
@@ -301,18 +391,11 @@ class HistoryBothWays:
         stretch_of = engine.stretch
         usual = engine_module.STATE_EVERY_STEPS
 
-        def counted(units: Any, room: int) -> Any:
+        def counted(units: Any, room: int, predict: Any = None) -> Any:
             if is_stepped:
                 return None
-            if (stretch := stretch_of(units, room)) is not None:
-                self.counted["stretches"] += 1
-                self.counted["bars in stretches"] += len(stretch.plausible)
-                held = any(repeat.position.quantity for repeat in stretch.repeats.values())
-                self.counted["stretches with a position"] += held
-                self.counted[f"stretches of {len(stretch.repeats)} instruments"] += 1
-                self.counted["stretches of several strategies"] += bool(stretch.shadows)
-                noted = any(repeat.notes for repeat in stretch.repeats.values())
-                self.counted["stretches with notes"] += noted
+            if (stretch := stretch_of(units, room, predict)) is not None:
+                self._count(stretch)
                 self.counted["stretches under a stop"] += bool(engine.broker.resting())
             return stretch
 
@@ -334,10 +417,9 @@ class HistoryBothWays:
         try:
             for each in (log, memory):
                 each.begin(msgspec.structs.replace(replay.run, run_id="0"), engine.gate_sets)
-            events: Iterable[Event] = drawn_events(random.Random(self._seed), replay)
-            way = predictor_over(replay)
-            events = events if is_stepped else way.ahead(events)
-            run_events(events, way.predictor, engine, log, tally)
+            events = drawn_events(random.Random(self._seed), replay)
+            way = predictor_over(replay, in_blocks=not is_stepped)
+            run_events(way.ahead(events), way.predictor, engine, log, tally)
         except TracepaperError as failure:
             error = str(failure)
         finally:
@@ -352,6 +434,26 @@ class HistoryBothWays:
         state = b"" if error else msgspec.msgpack.encode((engine.state(), engine.since_decided))
         counts = (0, 0) if error else (tally.bars, tally.decisions)
         return RunEnding(head, steps, tally.equity, counts, state, error, [*CALLS])
+
+    def _count(self, stretch: QuietStretch) -> None:
+        answers, repeats, count = stretch.answers, stretch.repeats.values(), len(stretch.repeats)
+        regimes = {answer.decision.regime for answer in answers}
+        self.counted += Counter(
+            {
+                "stretches": 1,
+                "bars in stretches": len(stretch.plausible),
+                "stretches with a position": any(each.position.quantity for each in repeats),
+                f"stretches of {count} instruments": 1,
+                "stretches of several strategies": bool(stretch.shadows) and not answers,
+                "stretches with notes": any(each.notes for each in repeats),
+                f"stretches of {count} instruments with a model": bool(answers),
+                "stretches with several regimes": len(regimes) > 1,
+                "stretches without a forecast": any(each.prediction is None for each in answers),
+                "stretches that confirm": any(any(each.confirmed) for each in answers),
+                "answers with notes": any(each.decision.note for each in answers),
+                "bars with a model": len(answers),
+            }
+        )
 
     def _check_read(self, reader: Reader, steps: list[Step]) -> None:
         """Compare what is read of the record with the *steps* that were written."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import stretches
@@ -20,6 +21,8 @@ from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.market import Unit
 
 ONE, TWO, SEVERAL, FAILS, NOTES, STOP = 4, 40, 48, 33, 20, 56
+MODEL, OF_TWO, SCANNED, NOTED = 100, 1118, 111, 847
+"""Histories with a model."""
 
 
 def test_a_run_with_stretches_ends_as_one_by_steps(tmp_path: Path) -> None:
@@ -30,6 +33,43 @@ def test_a_run_with_stretches_ends_as_one_by_steps(tmp_path: Path) -> None:
     names |= {"stretches under a stop", "stretches with notes", "failures"}
     names |= {"stretches with a position", "stretches of several strategies"}
     assert names <= reached.keys()
+
+
+def test_a_run_with_a_model_ends_as_one_by_steps(tmp_path: Path) -> None:
+    reached: Counter[str] = Counter()
+    for seed in (MODEL, OF_TWO, SCANNED, NOTED):
+        reached += HistoryBothWays(seed, tmp_path, has_model=True).counted
+    names = {f"stretches of {count} instruments with a model" for count in (1, 2)}
+    names |= {"stretches with several regimes", "stretches without a forecast"}
+    names |= {"stretches that confirm", "stretches with a position", "answers with notes"}
+    assert names <= reached.keys()
+
+
+def _ask_again(self: MemberState, *given: Any) -> object:
+    answer = decide_ahead(self, *given)
+    self.decided = None
+    return answer
+
+
+decide_ahead = MemberState.decide_ahead
+
+
+@pytest.mark.parametrize(
+    ("seed", "where", "name", "planted"),
+    [
+        (MODEL, engine, "_enters", lambda _intent: False),
+        (MODEL, engine, "_is_kept", lambda _intent, _line: True),
+        (MODEL, UnitQueue, "predictions", lambda units, predict: predict(units.peek())),
+        (NOTED, MemberState, "decide_ahead", _ask_again),
+    ],
+)
+def test_a_loss_in_a_stretch_with_a_model_is_seen(
+    seed: int, where: object, name: str, planted: object,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(where, name, planted)
+    with pytest.raises(AssertionError):
+        HistoryBothWays(seed, tmp_path, has_model=True)
 
 
 def test_a_stretch_ends_before_shares_are_given_anew(
