@@ -36,6 +36,7 @@ from tracepaper.replay.learning.recipe import (
     over,
     read_recipe,
     recipe_of,
+    tables_of,
     with_settings,
 )
 from tracepaper.replay.learning.recipe_data import DataRequest, read_dataset
@@ -112,7 +113,7 @@ def train(  # noqa: PLR0913 - the options of the command
     Raises ``ConfigInvalid`` or ``DataInvalid``, with the sentence of the command.
     """
     given = configured(recipe, "recipe") or {}
-    content = read_recipe(given) if isinstance(given, Path) else given
+    content = read_recipe(given) if isinstance(given, Path) else tables_of(given)
     document = with_settings(as_recipe(content), _texts(settings))
     if seeds is None and (jobs or on):
         raise ConfigInvalid("--jobs and --on say where seeds are trained; give --seeds N too.")

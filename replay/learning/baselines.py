@@ -33,7 +33,7 @@ from tracepaper.replay.learning.splits import Segment
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR
 from tracepaper.storage import checkpoints
 from tracepaper.storage.checkpoints import Checkpoint
-from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.forecasters.trees import Scorer, Trees, joined
 from tracepaper.strategies.units import DAY_MS, HOUR_MS, MINUTE_MS
@@ -183,11 +183,9 @@ def fit_gamma(
 
     It minimises Σ w (v e^-s + s) ÷ Σ w + GAMMA_RIDGE ‖β‖² ÷ 2 over s = base + β · (row - centre),
     which is QLIKE up to constants, by Newton's method with expected curvature (IRLS: McCullagh and
-    Nelder, 1989, chapter 8). Rows without weight are left out. Raises ``DataInvalid`` without rows.
+    Nelder, 1989, chapter 8). Rows without weight are left out.
     """
     total = float(sum(part.sum(dtype=np.float64) for part in weights))
-    if total <= 0:
-        raise DataInvalid("The training part has no label; move the split's dates.")
     pieces = list(zip(rows, variances, weights, strict=True))
     columns = rows[0].shape[1]
     centre, level = np.zeros(columns), 0.0

@@ -14,15 +14,14 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.extras import missing_sentence
 from tracepaper.strategies.forecasters.trees import LEAVES_MOST, Trees, joined
 
 Floats = NDArray[np.float64]
 
 _DECISION_DEFAULT_LEFT: Final = 2  # bits of LightGBM's ``decision_type``
-_DECISION_CATEGORICAL: Final = 1
-_MISSING_ZERO, _MISSING_NAN = 1, 2  # values of its third and fourth bit
+_MISSING_NAN: Final = 2  # a value of its third and fourth bit
 
 
 @dataclass(frozen=True)
@@ -89,8 +88,8 @@ def boost(
 ) -> Trees:
     """Return an ensemble for each horizon, of ``"variance"`` (log) or ``"mean"``.
 
-    *validation* stops it early; without it, or without patience, all rounds are done. Raises
-    ``DataInvalid`` if a horizon has no label for training or validation.
+    *validation* stops it early; without it, or without patience, all rounds are done. Each horizon
+    has a label in both.
     """
     return joined(
         [
@@ -112,12 +111,10 @@ def _ensemble(
     lightgbm = import_lightgbm()
     sets: list[Any] = []
     stopped_by = validation if options.patience else None
-    for name, table in (("training", training), ("validation", stopped_by)):
+    for table in (training, stopped_by):
         if table is None:
             continue
         labelled = table.weights[:, horizon] > 0
-        if not labelled.any():
-            raise DataInvalid(f"The {name} part has no label; move the split's dates.")
         sets.append(
             lightgbm.Dataset(
                 table.rows[labelled],
@@ -165,13 +162,10 @@ def _parameters(
 def trees_of(text: str) -> Trees:
     """Return the ensemble of a LightGBM model's text.
 
-    Raises ``ConfigInvalid`` for categorical columns, linear leaves, zeros as missing values, and
-    trees of more than 64 leaves.
+    ``boost`` never asks for categorical columns, linear leaves or zeros as missing values.
     """
     blocks = [_lines(block) for block in text.split("\nTree=")[1:]]
     parts = [_tree(block) for block in blocks]
-    if not parts:
-        raise ConfigInvalid("The LightGBM model has no tree; train it for at least one round.")
     leaves = [len(part["value"]) for part in parts]
     return Trees(
         **{name: np.concatenate([part[name] for part in parts]) for name in parts[0]},
@@ -195,16 +189,6 @@ def _tree(block: dict[str, str]) -> dict[str, NDArray[Any]]:
     value = column("leaf_value")
     decision = column("decision_type").astype(np.int64)
     missing = decision >> 2
-    if (
-        len(value) > LEAVES_MOST
-        or block.get("is_linear") == "1"
-        or (decision & _DECISION_CATEGORICAL).any()
-        or (missing == _MISSING_ZERO).any()
-    ):
-        raise ConfigInvalid(
-            f"A tree has more than {LEAVES_MOST} leaves, categorical columns, linear leaves or "
-            "zeros as missing values; train without them."
-        )
     rows = column("leaf_count")
     return {
         "feature": column("split_feature").astype(np.int32),

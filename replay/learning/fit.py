@@ -92,9 +92,7 @@ class FitOptions:
     seed: Annotated[int, Meta(ge=0, description="Random seed.")] = 0
 
     def __post_init__(self) -> None:
-        """Raise ``ConfigInvalid`` for a weight or precision out of range."""
-        if not 0.0 <= self.entropy_weight < math.inf:
-            raise ConfigInvalid("training.entropy_weight must be a number of at least 0.")
+        """Raise ``ConfigInvalid`` for an unknown precision."""
         if self.precision not in PRECISIONS:
             raise ConfigInvalid(
                 f"training.precision is {self.precision!r}; choose one of {', '.join(PRECISIONS)}."

@@ -293,8 +293,6 @@ class Kind:
         chosen: dict[str, dict[str, Any]] = {}
         for name, keys in sections.items():
             section = document.get(name, {})
-            if not isinstance(section, Mapping):
-                raise ConfigInvalid(f"[{name}] of the recipe is no table; write it as one.")
             if name == "architecture":  # the kind checks it: a card has keys from the data too
                 chosen[name] = dict(section)
                 continue
@@ -339,10 +337,10 @@ def kind_of(document: Document, *, is_member: bool = False) -> Kind:
     if not is_member and {ENSEMBLE, "parts"} & document.keys():
         return _every_kind()[ENSEMBLE]
     model, registered = document.get("model", {}), kinds()
-    name = model.get("kind", DEFAULT_KIND) if isinstance(model, Mapping) else DEFAULT_KIND
-    if not isinstance(name, str) or name not in registered:
+    name = str(model.get("kind", DEFAULT_KIND))
+    if name not in registered:
         raise ConfigInvalid(
-            f"There is no kind of model called {name!r}{nearest(str(name), registered)}; "
+            f"There is no kind of model called {name!r}{nearest(name, registered)}; "
             "`tracepaper train --init ?` lists them."
         )
     return registered[name]
@@ -440,8 +438,6 @@ def with_bars(document: Document) -> Document:
     Raises ``ConfigInvalid`` for times without an interval.
     """
     architecture, calibration = document.get("architecture", {}), document.get("calibration", {})
-    if not (isinstance(architecture, Mapping) and isinstance(calibration, Mapping)):
-        return document  # ``Kind.recipe`` rejects it
     horizons, of_gates = architecture.get("horizons"), calibration.get("horizon")
     if not isinstance(horizons, str) and not isinstance(of_gates, str):
         return document
@@ -468,13 +464,22 @@ def with_bars(document: Document) -> Document:
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """Return the document in a TOML file; raise ``ConfigInvalid`` if it cannot be read."""
+    """Return the tables in a TOML file; raise ``ConfigInvalid`` if it cannot be read."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigInvalid(f"The recipe {path} cannot be read ({error.strerror}).") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigInvalid(f"The recipe {path} is not TOML ({error}); correct it.") from None
+    return tables_of(document)
+
+
+def tables_of(document: Document) -> dict[str, Any]:
+    """Return *document*; raise ``ConfigInvalid`` unless it is all tables."""
+    for name, section in document.items():
+        if not isinstance(section, Mapping):
+            raise ConfigInvalid(f"[{name}] of the recipe is no table; write it as one.")
+    return dict(document)
 
 
 def over(document: Document, changes: Document) -> dict[str, Any]:
@@ -612,9 +617,6 @@ def with_settings(document: Document, texts: Sequence[str]) -> dict[str, Any]:
 
     Raises ``ConfigInvalid`` for a key or a value that a recipe of its kind cannot have.
     """
-    for name, section in document.items():
-        if not isinstance(section, Mapping):
-            raise ConfigInvalid(f"[{name}] of the recipe is no table; write it as one.")
     settings = [KeyValue.read(text) for text in texts]
     for setting in settings:  # the kind first, as it determines the other keys
         if (setting.section, setting.key) == ("model", "kind"):

@@ -214,20 +214,17 @@ class Sizer:
                 f"sizing.quantity {unscaled(sizing.quantity, decimals)} is no positive multiple of "
                 f"the step {unscaled(step, decimals)} of {instrument.id}; change it."
             )
-        of_equity = sizing.mode in _OF_EQUITY or sizing.of_equity
-        if sizing.mode is not SizingMode.FIXED and not of_equity and sizing.notional <= 0:
-            raise ConfigInvalid("sizing.notional must be above 0.")
         self._sizing = sizing
         self._step = step
         self._notional = Notional.of(instrument)
         self._index = horizon_index
-        self.of_equity = of_equity
+        self.of_equity = sizing.mode in _OF_EQUITY or sizing.of_equity
         """Whether a full position is a share of equity."""
         self._estimate: WindowedVolatility | None = None
         if sizing.mode is SizingMode.VOLATILITY and sizing.estimate is not None:
             self._estimate = WindowedVolatility(sizing.estimate, sizing.lookback)
         self._is_capped = sizing.max_position > 0 or sizing.max_gross > 0
-        self.sees_account = of_equity or sizing.max_gross > 0
+        self.sees_account = self.of_equity or sizing.max_gross > 0
         """Whether targets depend on the account, and so on fills."""
         self.follows_signal = (
             sizing.mode is SizingMode.FIXED and not self._is_capped and sizing.confidence is None

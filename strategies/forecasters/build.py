@@ -30,7 +30,6 @@ from tracepaper.strategies.errors import (
     AttentionInvalid,
     CheckpointMismatch,
     ConfigInvalid,
-    shown,
 )
 from tracepaper.strategies.features import rows as features
 from tracepaper.strategies.features.rows import FeatureSchema
@@ -55,7 +54,6 @@ from tracepaper.strategies.other_symbol import RunOtherBars, other_columns, othe
 
 AnyNetwork = TypeVar("AnyNetwork", bound=Network)
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
-MODES: Final = ("step", "batched", "scan")
 _PROBE_BARS: Final = 64
 _PROBE_SEED: Final = 20_240_501
 _PROBE_CLIP: Final = 5.0  # features are clipped there
@@ -113,11 +111,7 @@ class RunOptions:
     """Called with the reason if a user's code in the network fails and the answer is NaN."""
 
     def __post_init__(self) -> None:
-        """Raise ``ConfigInvalid`` for an unknown mode and for no threads."""
-        if self.mode not in MODES:
-            raise ConfigInvalid(f"model.mode is {self.mode!r}; choose step, batched or scan.")
-        if self.threads < 1:
-            raise ConfigInvalid(f"model.threads is {self.threads}; it must be at least 1.")
+        """Raise ``ConfigInvalid`` for a single pass with dropout."""
         if self.dropout_passes == 1:
             raise ConfigInvalid(
                 "model.dropout_passes is 1, and one pass has no spread; give 2 or more, or 0."
@@ -150,7 +144,7 @@ def build(
 
     It sets PyTorch's thread count, which a run records, and chooses the backend once. If
     ``free_bytes`` is given and the window would not fit for ``instruments``, it raises
-    ``AttentionInvalid`` before it allocates anything. Raises ``ConfigInvalid`` for an unknown mode,
+    ``AttentionInvalid`` before it allocates anything. Raises ``ConfigInvalid`` for an unknown
     device, kind or feature schema, and ``CheckpointMismatch`` for a card that is wrong, and for
     tensors that do not fit its architecture or lead to values that are not finite.
     """
@@ -308,26 +302,13 @@ def _one_backend(wanted: str, backends: Sequence[str]) -> str:
 
 
 def require_device(device: str) -> None:
-    """Raise ``ConfigInvalid``, naming what is missing, if PyTorch has no such *device*."""
+    """Raise ``ConfigInvalid`` if PyTorch has no such *device*: cpu, cuda or cuda:N."""
     kind, _, number = device.partition(":")
-    if kind == "cpu":
-        return
-    if kind != "cuda":
-        raise ConfigInvalid(f"model.device is {shown(device)}; choose cpu, cuda or cuda:N.")
-    if not torch.backends.cuda.is_built():
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if kind != "cpu" and int(number or 0) >= count:
         raise ConfigInvalid(
-            f"model.device is {device!r}, but this PyTorch ({torch.__version__}) is built without "
-            "CUDA; install a CUDA build of torch, or set cpu."
-        )
-    if not torch.cuda.is_available():
-        raise ConfigInvalid(
-            f"model.device is {device!r}, but PyTorch finds no CUDA device; check the driver with "
-            "nvidia-smi, or set cpu."
-        )
-    if number and int(number) >= torch.cuda.device_count():
-        raise ConfigInvalid(
-            f"model.device is {device!r}, and there are {torch.cuda.device_count()} CUDA devices; "
-            "choose one from cuda:0 on."
+            f"model.device is {device!r}, and PyTorch {torch.__version__} finds {count} CUDA "
+            "devices; install a CUDA build of torch, check the driver with nvidia-smi, or set cpu."
         )
 
 

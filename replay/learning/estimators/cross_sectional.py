@@ -131,12 +131,7 @@ class PanelFields(NamedTuple):
 
 
 def predicted(network: CrossAssetNetwork, panel: Panel, rows: Ids) -> PanelFields:
-    """Return the fields of *network* at ascending *rows*, each from its receptive field.
-
-    Raises ``DataInvalid`` without rows.
-    """
-    if not len(rows):
-        raise DataInvalid("There is no close to forecast; give longer candles.")
+    """Return the fields of *network* at ascending *rows*, each from its receptive field."""
     network.eval()
     field, assets = network.config.receptive_field, network.config.places(panel.symbols)
     is_joint = network.config.attention == JOINT

@@ -299,8 +299,6 @@ def measures(
     regime_shares = [name for name in REGIME_SHARES if name in available]
     rows = []
     for forecast in forecasts:
-        if forecast.explanation is None and RECENT_MASS in available:
-            raise DataInvalid("A forecast has no explanation; calibrate an explaining forecaster.")
         inputs = GateInputs(
             forecast=forecast,
             explanation=forecast.explanation,

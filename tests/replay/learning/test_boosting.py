@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib.abc import MetaPathFinder
-from typing import Any
 
-import lightgbm
 import numpy as np
 import pytest
 
@@ -15,9 +13,8 @@ from tracepaper.replay.learning.boosting import (
     LabelledRows,
     boost,
     import_lightgbm,
-    trees_of,
 )
-from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.forecasters.trees import Scorer
 
 TINY = BoostingOptions(rounds=30, leaves=6, patience=4)
@@ -52,31 +49,6 @@ def test_rows_of_no_weight_are_not_learnt_from() -> None:
     weights = np.where(np.arange(2_000)[:, None] % 2, rows.weights, 0.0)
     trees = boost(LabelledRows(rows.rows, wild, weights), rows, TINY, target="variance", threads=1)
     assert Scorer(trees).scores(rows.rows).max() < np.log(1e3)
-    with pytest.raises(DataInvalid, match="The validation part has no label"):
-        boost(rows, LabelledRows(rows.rows, wild, 0 * weights), TINY, target="variance", threads=1)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"categorical_feature": [0]},
-        {"linear_tree": True},
-        {"zero_as_missing": True},
-        {"num_leaves": 80},
-    ],
-)
-def test_trees_that_cannot_be_stored_are_refused(options: dict[str, Any]) -> None:
-    params = dict(options)
-    rng = np.random.default_rng(0)
-    rows = rng.integers(0, 3, (600, 3)).astype(np.float64) + 0.5 * rng.random((600, 3))
-    rows[:, 0] = np.round(rows[:, 0])
-    quiet = {"verbosity": -1, "min_data_in_leaf": 2, "min_data_per_group": 2, "cat_smooth": 0.1}
-    values = (rows[:, 0] == 1) * 5.0 + rows[:, 1] * rows[:, 2]
-    columns = params.pop("categorical_feature", "auto")
-    dataset = lightgbm.Dataset(rows, values, categorical_feature=columns, params=params)
-    booster = lightgbm.train(quiet | params, dataset, 3)
-    with pytest.raises(ConfigInvalid, match="train without them"):
-        trees_of(booster.model_to_string())
 
 
 class NoLightGbm(MetaPathFinder):

@@ -74,10 +74,8 @@ def test_measures_are_those_of_the_gates() -> None:
     assert document["recent_mass"][0] == forecast.explanation.recent_mass
 
 
-def test_a_forecast_without_an_explanation_is_refused() -> None:
+def test_a_forecast_without_an_explanation_has_no_measure_of_attention() -> None:
     bare = replace(builders.forecast(), explanation=None)
-    with pytest.raises(DataInvalid, match="no explanation"):
-        measures([bare], available=MEASURES, horizon=bare.horizons[0], slope=1.0)
     unexplained = MEASURES - set(EXPLAINED)
     document = measures([bare], available=unexplained, horizon=bare.horizons[0], slope=1.0)
     assert {"confidence_margin", "direction", "edge"} < document.keys()

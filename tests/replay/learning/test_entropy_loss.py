@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from tracepaper.replay.learning.fit import FitOptions
 from tracepaper.replay.learning.losses import confidence_loss, traced, trained_confidence
 from tracepaper.strategies.attention.methods import confidence
 from tracepaper.strategies.errors import ConfigInvalid
@@ -81,10 +80,7 @@ def test_its_gradient_reaches_the_attention_alone_and_teaches_it_to_be_sure_wher
     assert losses[-1] < -0.6
 
 
-def test_other_networks_and_weights_are_refused() -> None:
+def test_other_networks_are_refused() -> None:
     lstm = LstmNetwork(LstmConfig(features=3, dim=8, layers=1, window=8, horizons=(1,)))
     with pytest.raises(ConfigInvalid, match="entropy_weight is for the kind flash"):
         traced(lstm)
-    for weight in (-0.1, math.inf, math.nan):
-        with pytest.raises(ConfigInvalid, match="entropy_weight must be"):
-            FitOptions(entropy_weight=weight)

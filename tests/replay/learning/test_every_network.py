@@ -240,25 +240,3 @@ def test_no_future_moves_a_network_that_was_trained(
         finding = lookahead(load_config(config), MarketData([candles]), fresh, Limits(probes=1))
     assert finding.verdict == "nothing differs"
     assert finding.probes == 1
-
-
-def test_a_card_makes_the_same_weights_again(candles: Path, tmp_path: Path, cli: Cli) -> None:
-    first, again = tmp_path / "first", tmp_path / "again"
-    words = ("train", recipe(FORMS["lstm"], tmp_path), "--data", candles)
-    cli.json(*words, "--out", first)
-    card = load(first).card
-    judging = (
-        "evaluate",
-        first,
-        "--data",
-        candles,
-        *choose("evaluation.explained_bars=500", "evaluation.threads=1"),
-    )
-    judged = cli.json(*judging)["figures"]
-    assert {key: judged[key] for key in ("5", "30")} == {
-        key: card["figures"][key] for key in ("5", "30")
-    }
-    cli.json("train", first / "card.toml", "--data", candles, "--out", again)
-    repeated = load(again).card
-    assert repeated["model"]["weights_sha256"] == card["model"]["weights_sha256"]
-    assert repeated["figures"] == card["figures"]

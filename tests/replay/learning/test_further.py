@@ -9,13 +9,10 @@ import learning
 import numpy as np
 import pytest
 import torch
-from fakes import registered
 from msgspec import structs
 from scipy import stats
-from torch import Tensor
 
 from tracepaper.replay.explain.auxiliary_heads import auxiliary_tables
-from tracepaper.replay.learning import losses
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.estimators.networks import network_forecasts
 from tracepaper.replay.learning.fit import FitOptions, heads_fit
@@ -35,7 +32,7 @@ from tracepaper.replay.learning.judge.metrics import (
     average_odds,
     breach_rows,
 )
-from tracepaper.replay.learning.losses import AUXILIARY_LOSSES, AuxiliaryLoss
+from tracepaper.replay.learning.losses import AUXILIARY_LOSSES
 from tracepaper.replay.learning.samples import EVERY_HEAD, targets
 from tracepaper.replay.learning.splits import Part, Segment
 from tracepaper.replay.learning.windows import Epochs, predict
@@ -198,32 +195,6 @@ def test_the_losses_agree_with_their_formulas() -> None:
     missed = np.abs(fell)[..., None] - outputs.runup.numpy()  # type: ignore[union-attr]
     pinball = np.where(missed > 0, level * missed, (level - 1) * missed)
     np.testing.assert_allclose(terms["runup"], pinball.mean(-1), rtol=1e-5)
-
-
-def test_a_further_head_is_one_loss_and_its_label() -> None:
-    def absolute(given: Tensor, labels: losses.Labelled) -> Tensor:
-        return (given - labels["returns"]).abs()
-
-    outputs = replace_heads(random_outputs())
-    value = torch.zeros(1, 50, 2, dtype=torch.float64)
-    labels = {"returns": value, "direction": value.long(), "variance": value + 1.0, "cost": value}
-    used = value == 0
-    before = losses.elementwise(outputs, labels, used)
-    new = AuxiliaryLoss("distance", "return", absolute)
-    with registered(
-        losses.AUXILIARY_LOSSES, lambda: losses.AUXILIARY_LOSSES.update(allocation=new)
-    ):
-        given = outputs._replace(allocation=value + 0.25)
-        without = losses.elementwise(outputs, labels, used)
-        after = losses.elementwise(given, labels, used)
-    assert torch.equal(before, without)
-    place = list(losses.LOSSES).index("return")
-    more = losses.lost_utility(value, value + 0.25, value.new_zeros(())) + 0.25
-    assert torch.allclose(after[place], before[place] + more)
-
-
-def replace_heads(outputs: Outputs) -> Outputs:
-    return outputs._replace(tails=None, drawdown=None, regimes=None, path=None, runup=None)
 
 
 # --- what is learnt of a planted market

@@ -31,7 +31,7 @@ from tracepaper.replay.commands.train import train as train_command
 from tracepaper.replay.learning.baselines import BASELINES, stored_baselines
 from tracepaper.replay.learning.card import REGIME_SHARES
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.fit import FitOptions, Observe, Progress
+from tracepaper.replay.learning.fit import FitOptions, Observe
 from tracepaper.replay.learning.fitted import FitRun, Say
 from tracepaper.replay.learning.holdouts import read_uses
 from tracepaper.replay.learning.recipe import Recipe, kinds
@@ -147,28 +147,6 @@ def test_a_forecaster_is_built_from_it_and_judged_by_its_quantiles(
     )
     confidences = [f.explanation.confidence_entropy for f in forecasts if f.explanation is not None]
     assert 0.02 < float(np.mean(np.array(confidences) >= threshold)) < 0.98
-
-
-def test_an_unfinished_training_is_taken_up(
-    checkpoint: Checkpoint, folder: Path, paths: list[str]
-) -> None:
-    material = Dataset.read(paths, lambda _: SPLIT, HORIZONS)
-
-    class CutOffError(Exception):
-        pass
-
-    def cut(progress: Progress) -> None:
-        if progress.step == 4:
-            raise CutOffError
-
-    target = folder / "cut"
-    lines: list[str] = []
-    with pytest.raises(CutOffError):
-        trained(material, target, observe=cut)
-    assert not target.exists()
-    rest = trained(material, target, say=lines.append, resume=True)
-    assert lines[0] == "Resuming the fit at step 3."
-    assert rest.sha256 == checkpoint.sha256
 
 
 def test_where_no_untouched_price_moves_the_card_says_so_and_is_written_before_the_judgement(

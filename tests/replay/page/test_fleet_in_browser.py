@@ -86,19 +86,6 @@ def check_reading(page: Page) -> None:
     assert axe.violations_count == 0, axe.generate_report()
 
 
-def test_every_row_is_the_commands_in_its_order_and_an_alarm_is_marked(
-    browser: Browser, url: str, fleet: str, cli: Cli
-) -> None:
-    wanted = of_command(fleet, cli)
-    assert {row["health"] for row in wanted} == {"halted", "running", "ended"}
-    with opened(browser, url) as page:
-        expect(page.locator("main h1")).to_have_text("Fleet")
-        assert rows(page) == [cells(run) for run in wanted]
-        marked = page.locator("tbody tr").filter(has=page.locator(".loss", has_text="alarm: "))
-        assert marked.count() == 1
-        expect(page.locator("main")).to_contain_text("3 runs, 1 with an alarm")
-
-
 def test_what_is_shipped_appears_without_a_reload(
     browser: Browser, url: str, fleet: str, tmp_path: Path, cli: Cli
 ) -> None:
@@ -164,15 +151,6 @@ def test_a_row_opens_its_run_by_keys_alone(browser: Browser, url: str) -> None:
         expect(page.locator("tbody tr")).to_have_count(1)
         page.get_by_role("button", name="Fleet").click()
         expect(page.locator("tbody tr")).to_have_count(3)
-
-
-def test_markup_in_a_name_is_text(browser: Browser, url: str) -> None:
-    with opened(browser, url) as page:
-        assert page.evaluate("document.querySelectorAll('img, [onerror]').length") == 0
-        assert page.evaluate("window.planted") is None
-        row = page.locator("tbody tr", has_text="halted by")
-        expect(row.locator("[data-title=host]")).to_have_text(PLANT)
-        expect(row.locator("[data-title=alarms]")).to_contain_text(f"halted by {PLANT}")
 
 
 def test_each_width_fits_and_can_be_read(browser: Browser, url: str) -> None:

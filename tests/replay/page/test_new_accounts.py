@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from browser import chromium, opened
+from browser import opened
 from builders import present
-from page_cases import serving_apart, shown_of
+from page_cases import shown_of
 from pages import record_in
 from playwright.sync_api import expect
 from records import rows
@@ -201,41 +200,6 @@ def test_the_page_and_the_report_have_the_same_gross_and_net_exposure(hedged: Pa
 
 
 # ---------------------------------------------------------------- the browser
-
-
-@pytest.fixture(scope="module")
-def url(hedged: Path, several: Path, queued: Path) -> Iterator[str]:
-    chromium()
-    with serving_apart(hedged, several, queued) as address:
-        yield address
-
-
-@pytest.mark.slow
-def test_the_card_and_the_chart_tell_a_liquidation(
-    browser: Browser, url: str, hedged: Path
-) -> None:
-    sequence = liquidated(hedged)[0]
-    with opened(browser, f"{url}/#/run/{run_of(hedged)}/decision/{sequence}", TALL) as page:
-        expect(page.locator(".card h2")).to_contain_text("Liquidated: ")
-        text = decisions.decision(shown_of(hedged), sequence).parts[0]["text"]
-        expect(page.locator(".because .strong").first).to_have_text(text)
-        expect(page.locator(".legend .values")).to_contain_text("net position")
-
-
-@pytest.mark.slow
-def test_account_shows_both_sides_gross_and_net(browser: Browser, url: str, hedged: Path) -> None:
-    with opened(browser, f"{url}/#/run/{run_of(hedged)}/account", TALL) as page:
-        names = page.locator("table").first.locator("tbody tr td:first-child")
-        expect(names.nth(1)).to_have_text("long side")
-        expect(names.nth(2)).to_have_text("short side")
-        expect(page.get_by_text("gross exposure, both sides ÷ equity")).to_be_visible()
-        expect(page.get_by_text("exposure, long less short ÷ equity")).to_be_visible()
-        page.get_by_role("button", name="Fills", exact=True).click()
-        heads = page.locator("table").last.locator("th")
-        expect(heads.filter(has_text="position side")).to_be_visible()
-        sides = page.locator("table").last.locator("tbody").inner_text()
-        assert "LONG" in sides
-        assert "SHORT" in sides
 
 
 @pytest.mark.slow

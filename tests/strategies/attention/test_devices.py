@@ -108,20 +108,18 @@ def windowed(kind: str, dtype: str = "float32") -> WindowedForecaster:
 
 
 @pytest.mark.parametrize(
-    ("built", "count", "device", "words"),
+    ("count", "device", "words"),
     [
-        (False, 0, "cuda", "built without CUDA; install a CUDA build of torch, or set cpu"),
-        (True, 0, "cuda", "finds no CUDA device; check the driver with nvidia-smi"),
-        (True, 2, "cuda:2", "there are 2 CUDA devices"),
-        (True, 2, "cuda:1", ""),
-        (True, 2, "cuda", ""),
-        (False, 0, "tpu", "choose cpu, cuda or cuda:N"),
+        (0, "cuda", "finds 0 CUDA devices"),
+        (2, "cuda:2", "finds 2 CUDA devices"),
+        (2, "cuda:1", ""),
+        (2, "cuda", ""),
+        (0, "cpu", ""),
     ],
 )
 def test_a_device_that_is_not_there_is_said(
-    built: bool, count: int, device: str, words: str, monkeypatch: pytest.MonkeyPatch
+    count: int, device: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: built)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     if not words:

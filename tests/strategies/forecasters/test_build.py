@@ -63,19 +63,6 @@ def test_the_thread_count_is_set() -> None:
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        ({"mode": "leap"}, "model.mode is 'leap'"),
-        ({"device": "tpu"}, "model.device is 'tpu'"),
-        ({"threads": 0}, "model.threads is 0"),
-    ],
-)
-def test_options_that_cannot_be_are_refused(options: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ConfigInvalid, match=sentence):
-        build(models.card(), models.network().state_dict(), RunOptions(**options))
-
-
 def test_a_network_of_order_books_is_no_model_of_bars() -> None:
     card = models.card()
     card["model"]["kind"] = "orderbook"
