@@ -27,7 +27,6 @@ from tracepaper.strategies.features.rolling import Array
 
 K = TypeVar("K")
 RESAMPLES: Final = 500
-ECE_BINS: Final = 15
 COVERAGE: Final = 0.9
 VARIANCE_FLOOR: Final = 0.01
 """Floor of scaled variances: QLIKE divides by them, and some labels never move."""

@@ -47,8 +47,6 @@ from tracepaper.strategies.types.decisions import SHARES
 
 SIDES: Final = {"long": -1.0, "short": 1.0}
 """The sign of the returns by which each side loses."""
-LEAST_PROBABILITY: Final = 1e-9
-"""Floor of the realised class's probability, which keeps its log loss finite."""
 _SYMBOL: Final = 1 << SYMBOL_BITS
 """A key is the bar's number times this, plus the symbol's number."""
 
@@ -329,26 +327,8 @@ def _brier(view: MetricView) -> Array:
     return statistics.brier_of(view["probability"], view.labels["direction"])
 
 
-def _log_loss(view: MetricView) -> Array:
-    probability, classes = view["probability"], view.labels["direction"]
-    return -np.log(np.maximum(probability[np.arange(len(classes)), classes], LEAST_PROBABILITY))
-
-
-def _calibration_error(view: MetricView) -> Array:
-    """Return the terms of the top class's calibration error by equal bins (Guo, 2017)."""
-    probability, count = view["probability"], statistics.ECE_BINS
-    top, sure = probability.argmax(axis=1), probability.max(axis=1)
-    hit = (top == view.labels["direction"]).astype(np.float64)
-    bins = np.minimum((sure * count).astype(np.int64), count - 1)
-    rows = [np.where(bins == at, hit - sure, 0.0) for at in range(count)]
-    return np.stack([*rows, np.ones_like(hit)])
-
-
 _CONSTANT: Final[Mapping[str, Reference]] = {"climatology": climatology}
-_SCORES: Final = (
-    Metric("brier", "Brier score", _ODDS, _brier, references=_CONSTANT, is_alone=True),
-    Metric("log_loss", "Log loss", _ODDS, _log_loss, references=_CONSTANT, is_alone=True),
-)
+_BRIER: Final = Metric("brier", "Brier score", _ODDS, _brier, references=_CONSTANT, is_alone=True)
 
 
 # --- across assets
@@ -406,11 +386,7 @@ METRICS: Final = named(
     ),
     Metric("qlike", "QLIKE of the volatility (less is better)", ("variance",), _qlike),
     interval(COVERAGE),
-    *(metric._replace(name=f"direction.{metric.name}", title="") for metric in _SCORES),
-    Metric(
-        "direction.ece", "", _ODDS, _calibration_error,
-        lambda sums: np.abs(sums[:, :-1]).sum(axis=1) / sums[:, -1], is_alone=True,
-    ),
+    _BRIER._replace(name="direction.brier", title=""),
     Metric(
         "relative_rank_ic", "Rank correlation across the assets, by close", ("score",),
         lambda view: ranks(view, view["score"]), less_is_better=False, of_model=(RELATIVE,),
@@ -433,7 +409,7 @@ _WRONG: Final = Metric(
     ("sign",),
     lambda view: 1.0 - METRICS["sign_accuracy"].terms(view),
 )
-LOSSES: Final = named(METRICS["qlike"]._replace(title="QLIKE"), *_SCORES, _WRONG)
+LOSSES: Final = named(METRICS["qlike"]._replace(title="QLIKE"), _BRIER, _WRONG)
 """The losses that compare forecasters row by row."""
 
 
@@ -452,10 +428,6 @@ def _margin(view: MetricView) -> Array:
 RISKS: Final = named(
     _WRONG._replace(title="sign wrong"),
     Metric("qlike_rank", "volatility error (rank)", ("variance",), qlike_rank),
-    Metric(
-        "interval_miss", "90 % interval missed", LAW,
-        lambda view: 1.0 - METRICS["coverage_90"].terms(view),
-    ),
 )  # fmt: skip
 """The cost of answering a bar, which a good measure of sureness ranks."""
 MEASURES: Final = named(

@@ -180,7 +180,7 @@ def _forecasts(judgement: Judgement) -> Iterable[Table]:
 
 
 def _probabilities(judgement: Judgement) -> Iterable[Table]:
-    """Yield Brier score, log loss and ECE of the direction, with climatology's."""
+    """Yield the Brier score of the direction, with climatology's."""
     rows = _rows("figure", judgement, "direction")
     notes = [_CLIMATOLOGY] if rows else []
     columns = _columns("figure", judgement)

@@ -25,8 +25,6 @@ def figure_of(name: str, value: Array, **fields: Array) -> DailyEstimate:
     days = DAYS if len(value) == ROWS else np.arange(len(value))
     place = np.arange(len(value)) - np.searchsorted(days, days)
     labels = {"returns": value, "variance": np.abs(value) + 0.1, "unit": np.ones(len(value))}
-    if "probability" in fields:
-        labels |= {"direction": value}
     rows = table(days * 86_400_000 + place * 60_000, labels, {MODEL: fields})
     return estimate(METRICS[name], MetricView(rows))
 
@@ -71,17 +69,6 @@ def test_coverage_of_the_right_distribution_is_ninety_percent() -> None:
     hit = figures.inside(ones, 2 * ones, 4 * ones, value, figures.COVERAGE)
     daily_estimate = figures.mean(hit, DAYS)
     assert daily_estimate.value == pytest.approx(0.9, abs=4 * (daily_estimate.error or 0.0))
-
-
-def test_probabilities_that_are_true_are_calibrated_and_sure_ones_are_not() -> None:
-    sure = RNG.uniform(0.4, 0.9, ROWS)
-    probability = np.stack([sure, (1 - sure) / 2, (1 - sure) / 2], axis=1)
-    drawn = (RNG.random((ROWS, 1)) > probability.cumsum(axis=1)).sum(axis=1)
-    honest = figure_of("direction.ece", drawn, probability=probability)
-    certain = np.eye(3)[np.zeros(ROWS, dtype=int)]
-    boastful = figure_of("direction.ece", drawn, probability=certain)
-    assert honest.value < 0.03
-    assert boastful.value == pytest.approx(1 - (drawn == 0).mean())
 
 
 def test_brier_of_certainty_is_zero_or_two() -> None:

@@ -103,11 +103,9 @@ def test_the_majority_sign_and_climatology_are_the_best_constants() -> None:
     direction = main["direction"]
     brier = 1 - falls**2 - (1 - falls) ** 2
     assert direction["brier_climatology"][0] == pytest.approx(brier, abs=1e-5)
-    entropy = -falls * np.log(falls) - (1 - falls) * np.log(1 - falls)
-    assert direction["log_loss_climatology"][0] == pytest.approx(entropy, abs=1e-5)
-    assert direction["log_loss"][0] == pytest.approx(np.log(3), abs=1e-5)
-    less = direction["log_loss_less_climatology"]
-    assert less[0] == pytest.approx(np.log(3) - entropy, abs=2e-5)
+    assert direction["brier"][0] == pytest.approx(2 / 3, abs=1e-5)
+    less = direction["brier_less_climatology"]
+    assert less[0] == pytest.approx(2 / 3 - brier, abs=2e-5)
     assert 0 < less[1] < 0.02
     # What climatology would have said costs nothing beside it.
     logits = np.log(np.broadcast_to([falls, 1e-12, 1 - falls], (len(falling), 3)))
