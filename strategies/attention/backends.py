@@ -25,7 +25,6 @@ from tracepaper.strategies.attention.flash import (
     flash_package,
     laid_out,
 )
-from tracepaper.strategies.errors import AttentionInvalid
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -262,9 +261,7 @@ BACKENDS: Final[dict[str, Backend]] = {}
 
 
 def register(backend: Backend) -> Backend:
-    """Register *backend*; raise ``AttentionInvalid`` for a name that is taken."""
-    if backend.name in BACKENDS:
-        raise AttentionInvalid(f"There is an attention backend {backend.name!r} already.")
+    """Register *backend* under its name."""
     BACKENDS[backend.name] = backend
     return backend
 
@@ -272,31 +269,21 @@ def register(backend: Backend) -> Backend:
 def kernel_for(
     backend: str, device: torch.device, dtype: torch.dtype, dim: int = ALIGNED
 ) -> Kernel:
-    """Return the kernel of *backend* for tensors of heads of *dim*; raise ``AttentionInvalid``.
+    """Return the kernel of *backend*, which has one, for tensors of heads of *dim*.
 
     On CUDA the head dim is a multiple of 8 by then: ``attend`` pads it.
     """
-    make = BACKENDS[backend].kernel if backend in BACKENDS else None
-    if make is None:
-        raise _no_kernel(backend, device)
+    make = BACKENDS[backend].kernel
+    assert make is not None, "a backend without it takes every mask itself"
     return make(device, dtype, dim)
 
 
 def _sdpa(device: torch.device, dtype: torch.dtype, dim: int) -> Kernel:
     if device.type == "cpu":
         return CpuFlash()
-    if device.type == "cuda":
-        # The flash kernel takes neither older devices nor wider heads; the other takes both.
-        flash = dtype in HALF and dim <= _FLASH_DIM_MOST and generation_of(device) >= AMPERE
-        return CudaFlash() if flash else CudaEfficient()
-    raise _no_kernel("sdpa", device)
-
-
-def _no_kernel(backend: str, device: torch.device) -> AttentionInvalid:
-    return AttentionInvalid(
-        f"No {backend} kernel runs on {device.type}; move the tensors to cpu or cuda, or ask for "
-        "the backend chunked."
-    )
+    # The flash kernel takes neither older devices nor wider heads; the other takes both.
+    flash = dtype in HALF and dim <= _FLASH_DIM_MOST and generation_of(device) >= AMPERE
+    return CudaFlash() if flash else CudaEfficient()
 
 
 register(

@@ -384,7 +384,8 @@ def _attend(
     query: Tensor, key: Tensor, value: Tensor, mask: Mask, *, factor: float, backend: str
 ) -> Attention:
     """Attend by *backend*; pad the head dim if its kernel needs that."""
-    mask = _simplify(mask, query.shape[2])
+    if mask.kind is MaskKind.WINDOW and mask.window_bars >= query.shape[2]:
+        mask = Mask()  # a window as long as the sequence
     dim, width = query.shape[-1], value.shape[-1]
     name = resolve(backend, query.device, query.dtype, max(dim, width))
     common = max(dim, width)
@@ -408,13 +409,6 @@ def _run(
         return Attention(*whole(query, key, value, mask, factor))
     kernel = kernel_for(name, query.device, query.dtype, query.shape[-1])
     return Attention(*kernel_attention(query, key, value, kernel, mask, factor))
-
-
-def _simplify(mask: Mask, time: int) -> Mask:
-    """Return the causal mask for a window as long as the sequence."""
-    if mask.kind is MaskKind.WINDOW and mask.window_bars >= time:
-        return Mask()
-    return mask
 
 
 def resolve(

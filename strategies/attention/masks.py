@@ -53,14 +53,8 @@ def check_tensor(name: str, tensor: object, kinds: Sequence[torch.dtype] = FLOAT
     """Raise ``AttentionInvalid`` unless *tensor* is dense, with numbers of one of *kinds*."""
     if not isinstance(tensor, Tensor):
         raise AttentionInvalid(f"{name} is a {type(tensor).__name__}; give a torch tensor.")
-    if tensor.is_nested:
-        raise AttentionInvalid(
-            f"{name} is a nested tensor; pad it to one length, and give a mask with stops."
-        )
-    if tensor.layout != torch.strided:
-        raise AttentionInvalid(f"{name} is stored as {tensor.layout}; give {name}.to_dense().")
-    if tensor.is_meta:
-        raise AttentionInvalid(f"{name} is on the device meta, without numbers; give a real one.")
+    if tensor.is_nested or tensor.layout != torch.strided or tensor.is_meta:
+        raise AttentionInvalid(f"{name} is nested, sparse or without numbers; give a dense tensor.")
     if tensor.dtype not in kinds:
         wanted = "whole numbers, such as int64" if kinds == WHOLE else "a float type"
         either = "booleans or " if torch.bool in kinds else ""

@@ -10,11 +10,12 @@ The rules are docs/attention.md, A18 to A20.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 import torch
+from torch.nn.functional import pad
 
 from tracepaper.strategies.attention.checks import (
     check_axes,
@@ -41,7 +42,6 @@ from tracepaper.strategies.errors import AttentionInvalid
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.autograd.function import FunctionCtx
 
 FACTOR: Final = 5
 _SAMPLED_ROWS: Final = 512
@@ -158,7 +158,6 @@ def _spread(query: Tensor, key: Tensor, samples: Tensor) -> Tensor:
     query, key = query.detach().to(kind), key.detach().to(kind)
     time, count = samples.shape
     is_dense = key.shape[2] <= _DENSE_RATIO * count
-    products = _sampled_from_all if is_dense else _sampled_from_gathered
     windows, heads = query.shape[:2]
     # On the CPU the products of one window stay in the cache; a GPU is faster with all at once.
     at_once = windows if query.device.type != "cpu" else 1
@@ -169,9 +168,12 @@ def _spread(query: Tensor, key: Tensor, samples: Tensor) -> Tensor:
             batch = slice(window, window + at_once)
             for start in range(0, time, step):
                 rows = slice(start, start + step)
-                sampled = products(
-                    query[batch, :, rows], key[batch], samples[rows]
-                )  # [.., row, sample]
+                asked, known, at = query[batch, :, rows], key[batch], samples[rows]
+                if is_dense:  # one product with every key is cheap
+                    every = asked @ known.mT  # [batch, head, row, time]
+                    sampled = every.gather(3, at.expand(*every.shape[:2], -1, -1))
+                else:  # [batch, head, row, sample, dim] · [batch, head, row, dim, 1]
+                    sampled = (known[:, :, at] @ asked[..., None])[..., 0]
                 mean = sampled.sum(dim=-1) / count
                 torch.sub(sampled.amax(dim=-1), mean, out=spread[batch, :, rows])
         return spread
@@ -188,18 +190,6 @@ def _largest(spread: Tensor, count: int) -> Tensor:
         if bool(((spread >= top.values[..., -1:]).sum(dim=-1) == count).all()):
             return top.indices
     return spread.sort(dim=-1, descending=True, stable=True).indices[..., :count]
-
-
-def _sampled_from_all(query: Tensor, key: Tensor, samples: Tensor) -> Tensor:
-    """Compute every product, then gather the sampled ones: one matrix product is cheap."""
-    every = query @ key.transpose(2, 3)  # [batch, head, row, time]
-    return every.gather(3, samples.expand(*every.shape[:2], -1, -1))
-
-
-def _sampled_from_gathered(query: Tensor, key: Tensor, samples: Tensor) -> Tensor:
-    """Gather the sampled keys, then compute their products alone."""
-    chosen = key[:, :, samples]  # [batch, head, row, sample, dim]
-    return (chosen @ query[..., None])[..., 0]
 
 
 def _mean_value(value: Tensor, mask: Mask) -> Tensor:
@@ -257,39 +247,10 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """
     taps = weight.permute(2, 0, 1).flatten(0, 1)  # [tap * out, channel]
     products = (x @ taps.T).unflatten(-1, (TAPS, -1))
-    summed: Callable[[Tensor], Tensor] = _sum_of_taps
-    if products.requires_grad:
-        summed = _SumOfTaps.apply
-    return summed(products) + bias, products
-
-
-def _sum_of_taps(products: Tensor) -> Tensor:
-    """Map the terms [batch, bar, tap, out] of a convolution to its sums [batch, bar, out]."""
-    mixed = products[:, :, 1].clone()
-    mixed[:, 1:] += products[:, :-1, 0]
-    mixed[:, :-1] += products[:, 1:, 2]
-    return mixed
-
-
-class _SumOfTaps(torch.autograd.Function):
-    """``_sum_of_taps`` with its own gradient: that of slices would fill whole arrays with zeros."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, products: Tensor) -> Tensor:
-        """Map the terms to their sums."""
-        del ctx
-        return _sum_of_taps(products)
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, *above: Tensor) -> Tensor:
-        """Map the gradient of the sums to that of the terms."""
-        del ctx
-        [gradient] = above
-        terms = gradient.new_zeros(gradient.shape[0], gradient.shape[1], TAPS, gradient.shape[2])
-        terms[:, :-1, 0] = gradient[:, 1:]
-        terms[:, :, 1] = gradient
-        terms[:, 1:, 2] = gradient[:, :-1]
-        return terms
+    # The gradient of one unbind is one array; those of three slices would be three full of zeros.
+    before, at, after = products.unbind(2)
+    mixed = at + pad(before[:, :-1], (0, 0, 1, 0)) + pad(after[:, 1:], (0, 0, 0, 1))
+    return mixed + bias, products
 
 
 def pooling_taps(chosen: Tensor, time: int) -> MapRead:

@@ -140,8 +140,8 @@ class PatchTST(nn.Module):
         config = PatchTSTConfig(
             num_input_channels=series.values.shape[1], context_length=series.window,
             prediction_length=series.horizon, patch_length=16, patch_stride=8, d_model=16,
-            num_attention_heads=4, num_hidden_layers=3, ffn_dim=128, ff_dropout=0.3, head_dropout=0.3,
-            attention_dropout=0.0, scaling="std", loss="mse",
+            num_attention_heads=4, num_hidden_layers=3, ffn_dim=128, ff_dropout=0.3,
+            head_dropout=0.3, attention_dropout=0.0, scaling="std", loss="mse",
         )  # fmt: skip
         self.model = PatchTSTForPrediction(config)
 
