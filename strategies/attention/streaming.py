@@ -44,16 +44,12 @@ class TailRings:
     is left, the *kept* newest move to the front. With a *slack* of rows between two moves a row
     costs one write and, on average, ``kept / slack`` copies; reading copies nothing. Before its
     first row a stream has *kept* rows of zeros, so that a view of fixed
-    shape exists from the start. Raises ``AttentionInvalid`` for sizes that hold nothing.
+    shape exists from the start.
     """
 
     def __init__(
         self, *, kept: int, slack: int, streams: int = 1, device: torch.device | str = "cpu"
     ) -> None:
-        if kept < 0 or slack < 1:
-            raise AttentionInvalid(
-                f"A ring that keeps {kept} rows with room for {slack} holds nothing; enlarge it."
-            )
         self.ends = [kept] * streams
         """Where in the buffers the newest counted row of each stream ends."""
         self._kept = kept
@@ -122,8 +118,6 @@ class WrapRing:
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
     ) -> None:
-        if capacity < 1:
-            raise AttentionInvalid(f"A ring of {capacity} rows holds nothing; enlarge it.")
         self.rows = torch.zeros((capacity, *shape), dtype=dtype, device=device)
         self._written = 0
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tracepaper.strategies.attention.streaming import TailRings, WrapRing
-from tracepaper.strategies.errors import AttentionInvalid
 
 portions = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), max_size=40)
 
@@ -67,13 +65,6 @@ def test_unrolled_rows_do_not_change_when_the_ring_goes_on() -> None:
     before = ring.unrolled()
     ring.push(torch.tensor([3.0]))
     assert before.tolist() == [1.0, 2.0]
-
-
-def test_rings_that_hold_nothing_are_refused() -> None:
-    with pytest.raises(AttentionInvalid, match="holds nothing; enlarge it"):
-        TailRings(kept=3, slack=0)
-    with pytest.raises(AttentionInvalid, match="holds nothing; enlarge it"):
-        WrapRing(capacity=0, shape=(), dtype=torch.float32)
 
 
 def test_streams_of_different_ends_are_brought_to_a_common_one() -> None:
