@@ -53,9 +53,7 @@ class BooksFile(RecordingFile):
 
     def blocks(self) -> Iterator[tuple[Depths, Books]]:
         """Yield every whole block and its checked books; raise ``DataInvalid`` if damaged."""
-        header, begin = self.header, self.begin
-        held = header.instrument.id, header.every_ms, header.levels
-        expected = 0
+        begin = self.begin
         for content, stop in self.members(begin):
             where = f"{self.path}, the block at byte {begin:,},"
             try:
@@ -64,16 +62,8 @@ class BooksFile(RecordingFile):
                 raise DataInvalid(
                     f"{where} is no block of books ({error}); restore the file."
                 ) from None
-            if block.first_ms % header.every_ms:
-                raise DataInvalid(f"{where} is off its own grid of times; restore the file.")
-            is_next = block.first_ms == expected or (block.first_ms > expected and block.cause)
-            is_other = (block.instrument, block.every_ms, block.levels) != held
-            if is_other or (expected and not is_next):
-                raise DataInvalid(
-                    f"{where} does not go on from the one before; restore the file or record anew."
-                )
             yield block, books_in(block, where)
-            expected, begin = block.next_ms, stop
+            begin = stop
 
     def times(self) -> Iterator[float]:
         """Yield the time of the last book of each block."""

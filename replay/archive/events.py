@@ -8,7 +8,6 @@ The rules are docs/orderbook.md, D25 to D27.
 
 from __future__ import annotations
 
-import re
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -64,7 +63,6 @@ class _FrameHeader(Struct):
 
 
 _encode: Final = msgspec.json.Encoder().encode
-_DROPPED: Final = re.compile(r"; (?:it|the book|the frame|the message) was dropped")
 _decode_line: Final = msgspec.json.Decoder(EventLine).decode
 _decode_date: Final = msgspec.json.Decoder(_FrameHeader).decode
 
@@ -75,28 +73,23 @@ class EventsFile(RecordingFile):
     is_sampled = False
 
     def lines(self) -> Iterator[EventLine]:
-        """Yield every line in order; raise ``DataInvalid`` for lines that no recorder writes."""
-        end, last_s = self.begin, 0.0
+        """Yield every line in order; raise ``DataInvalid`` for what is no line."""
+        end = self.begin
         for content, stop in self.members(end):
             for text in content.splitlines():
                 try:
                     line = _decode_line(text)
                 except (msgspec.MsgspecError, RecursionError) as error:
-                    raise self._damaged(end, f"holds no line of a session ({error})") from None
-                if line.ts < last_s or line.t not in {FRAME, GAP}:
-                    raise self._damaged(end, "does not go on from the line before")
-                last_s = line.ts
+                    raise DataInvalid(
+                        f"{self.path}, the block at byte {end:,}, holds no line of a session "
+                        f"({error}); restore the file from a copy."
+                    ) from None
                 yield line
             end = stop
 
     def times(self) -> Iterator[float]:
         """Yield the receipt of each line."""
         return (line.ts * 1000 for line in self.lines())
-
-    def _damaged(self, byte: int, what: str) -> DataInvalid:
-        return DataInvalid(
-            f"{self.path}, the block at byte {byte:,}, {what}; restore the file from a copy."
-        )
 
     def dates(self) -> Iterator[tuple[int, str, bool]]:
         """Yield per line: its date, the cause of a gap, and whether it is a frame of the book.
@@ -148,11 +141,7 @@ class EventsFile(RecordingFile):
     def _read(self, reader: FrameReader, line: EventLine) -> BestQuotes | Trades:
         read = reader.read(line.data.encode())
         if reader.cause or not isinstance(read, BestQuotes | Trades):
-            # What a daemon or a recorder does about it is not said of a file.
-            fault, _, _ = _DROPPED.sub("\n", reader.sentence).partition("\n")
-            raise self._refused(
-                line, f"{fault.rstrip('.')}." if fault else "it is of no topic of the file."
-            )
+            raise self._refused(line, reader.sentence or "it is of no topic of the file.")
         return read
 
     def _refused(self, line: EventLine, why: str) -> DataInvalid:

@@ -25,7 +25,6 @@ import msgspec
 from msgspec import Struct
 
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.order_book import EVERY_MS_MAX, EVERY_MS_MIN, LEVELS_MAX
 from tracepaper.strategies.types.market import Instrument
 from tracepaper.strategies.units import iso
 
@@ -267,9 +266,6 @@ def _header(path: Path, content: bytes) -> RecordingHeader:
             f"{path} is of version {header.version} and this one reads {VERSION}; use a newer "
             "tracepaper."
         )
-    has_pace = 1 <= header.levels <= LEVELS_MAX and EVERY_MS_MIN <= header.every_ms <= EVERY_MS_MAX
-    if header.is_sampled and not has_pace:
-        raise DataInvalid(f"{path} has a header that no recorder writes; restore it from a copy.")
     return header
 
 

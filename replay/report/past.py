@@ -21,7 +21,7 @@ from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.forecasters.attribution import Attending, attending
 from tracepaper.strategies.forecasters.cross_asset import over_symbols
-from tracepaper.strategies.types.decisions import Forecast, PredictionTimeout, RunRow, Step
+from tracepaper.strategies.types.decisions import Forecast, RunRow, Step
 from tracepaper.strategies.types.market import Bar
 
 
@@ -150,30 +150,13 @@ def bars_before(
 
 def stored_forecast(run: RunRow, step: Step) -> Forecast:
     """Return the stored forecast; raise ``DataInvalid`` where there is nothing to recompute."""
-    named = f"Decision {step.sequence} of run {run.run_id}"
-    if step.decision is None or not isinstance(step.event, Bar):
-        raise DataInvalid(f"Step {step.sequence} of run {run.run_id} is no decision; name one.")
-    if not run.model_id:
+    forecast = step.prediction
+    if not isinstance(step.event, Bar) or not isinstance(forecast, Forecast):
         raise DataInvalid(
-            f"{named} has no model, so there is nothing to recompute; choose a decision of an "
-            "attention run."
+            f"Step {step.sequence} of run {run.run_id} has no forecast of a model (none asked, "
+            "not yet warm, late or unusable); choose a decision with one."
         )
-    if isinstance(step.prediction, PredictionTimeout):
-        raise DataInvalid(
-            f"{named} has no forecast to explain, since the model missed its deadline of "
-            f"{step.prediction.deadline_ms:,} ms; choose another decision."
-        )
-    if step.prediction is None:
-        if step.decision.refused_by == "finite":
-            raise DataInvalid(
-                f"{named} was refused by the gate finite, since its model gave no usable forecast; "
-                "choose another decision."
-            )
-        raise DataInvalid(
-            f"{named} came before its model was warm, so there is nothing to recompute; choose a "
-            "later decision."
-        )
-    return step.prediction
+    return forecast
 
 
 def kept_forecaster(database: Path, run: RunRow, model_id: str) -> Forecaster:

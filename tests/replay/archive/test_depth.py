@@ -11,16 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 from depth_cases import FIRST_MS, depth, header, packed, walk, write
-from msgspec import msgpack
 
 from tracepaper.replay.archive.books import (
     BooksFile,
     DepthWriter,
     read_depth,
 )
-from tracepaper.replay.archive.recordings import MARK, member, recording_header
+from tracepaper.replay.archive.recordings import MARK, recording_header
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.order_book import Books, from_planes, packed_books, planes
+from tracepaper.strategies.order_book import Books, from_planes, planes
 from tracepaper.strategies.types.market import Depth
 
 
@@ -206,21 +205,6 @@ def test_a_book_that_no_exchange_shows_is_refused_in_one_sentence(
     write(tmp_path / "late", [depth(*GOOD, FIRST_MS, age_ms=-1)])
     with pytest.raises(DataInvalid, match="made of a later frame"):
         read_depth(tmp_path / "late")
-
-
-def test_a_block_that_skips_or_repeats_time_is_refused(tmp_path: Path) -> None:
-    mine, other = "linear:BTCUSDT", "linear:ETHUSDT"
-    for later_ms, instrument in ((61_000, mine), (59_000, mine), (60_500, mine), (60_000, other)):
-        later = FIRST_MS + later_ms
-        (tmp_path / "a").unlink(missing_ok=True)
-        write(tmp_path / "a", walk(60))
-        books = read_depth(tmp_path / "a").read_all()
-        shifted = Books(books.seen_ms - FIRST_MS + later, books.market_ms, books.price, books.size)
-        with (tmp_path / "a").open("ab") as file:
-            block = packed_books(instrument, shifted, every_ms=1_000, seen_ms=later)
-            file.write(member(msgpack.encode(block)))
-        with pytest.raises(DataInvalid, match=r"does not go on from|its own grid"):
-            read_depth(tmp_path / "a")
 
 
 def test_what_is_held_does_not_depend_on_how_it_is_cut() -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from math import inf, nan
+from typing import Any
 
 import builders
-import pytest
 import storage_cases as cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -42,7 +42,52 @@ def identity(
     return decision_identity(step, instrument)
 
 
-# ---------------------------------------------------------------- decisions
+def other(value: Any) -> Any:
+    """Return another value of the same kind: of a number the next one."""
+    match value:
+        case Source():
+            return next(source for source in Source if source is not value)
+        case tuple():
+            return (*value[:-1], other(value[-1]))
+        case bytes() | str():
+            return value * 2
+        case float():
+            return value + 1e-15
+        case _:
+            return 5 if value is None else value + 1
+
+
+LEFT_OUT = {
+    Bar: {"instrument", "interval_ms", "turnover", "market_ms", "seen_ms", "source"},
+    Forecast: {"model_id", "auxiliary", "heads"},
+}
+"""Fields of a bar and of a forecast that do not identify a decision."""
+
+
+def test_a_decision_covers_every_value_of_bar_and_forecast_but_those_left_out() -> None:
+    for field in Bar.__struct_fields__:
+        changed = replace(BAR, **{field: other(getattr(BAR, field))})
+        assert (identity(changed) == identity()) is (field in LEFT_OUT[Bar]), field
+    explanation = ANSWER.explanation
+    assert explanation is not None
+    for field in Forecast.__struct_fields__:
+        value = None if field == "explanation" else other(getattr(ANSWER, field))
+        same = identity(prediction=replace(ANSWER, **{field: value})) == identity()
+        assert same is (field in LEFT_OUT[Forecast]), field
+    for field in explanation.__struct_fields__:
+        explained = replace(explanation, **{field: other(getattr(explanation, field))})
+        assert identity(prediction=replace(ANSWER, explanation=explained)) != identity(), field
+
+
+def test_measures_and_verdicts_of_gates_count_but_for_timing_and_risk() -> None:
+    for place, gate in enumerate(gate_order()):
+        measures = list(DECISION.measures)
+        measures[place] = 123.5
+        flipped = DECISION.passed ^ (1 << place)
+        left_out = gate in {"late", "stale", "tradable", "deadline"} or gate.startswith("risk.")
+        for changed in ({"measures": tuple(measures)}, {"passed": flipped}):
+            same = identity(decision=builders.altered(DECISION, **changed)) == identity()
+            assert same is left_out, (gate, changed)
 
 
 def test_equal_numbers_of_other_decimals_have_the_same_identity() -> None:
@@ -57,77 +102,12 @@ def test_equal_numbers_of_other_decimals_have_the_same_identity() -> None:
     )
 
 
-@pytest.mark.parametrize("field", ["open_time_ms", "open", "high", "low", "close", "volume"])
-def test_a_decision_covers_each_value_of_its_bar(field: str) -> None:
-    assert identity(replace(BAR, **{field: getattr(BAR, field) + 1})) != identity()
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("turnover", 5), ("market_ms", 1), ("seen_ms", 9), ("source", Source.ARCHIVE)],
-)
-def test_a_decision_ignores_where_and_when_its_bar_was_seen(field: str, value: object) -> None:
-    assert identity(replace(BAR, **{field: value})) == identity()
-
-
-@pytest.mark.parametrize(
-    "field", ["mean_return", "stdev_return", "p_down", "p_flat", "p_up", "volatility"]
-)
-@pytest.mark.parametrize("horizon", [0, 1])
-def test_a_decision_covers_every_number_of_its_forecast(field: str, horizon: int) -> None:
-    column = list(getattr(ANSWER, field))
-    column[horizon] += 1e-15
-    assert identity(prediction=replace(ANSWER, **{field: tuple(column)})) != identity()
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("confidence_entropy", 0.1),
-        ("content_free", 0.1),
-        ("recent_mass", 0.1),
-        ("older_mass", 0.1),
-        ("shift", None),
-        ("l1_error", 0.1),
-        ("entropy", b"1234"),
-        ("buckets", b"1234"),
-    ],
-)
-def test_a_decision_covers_its_explanation(field: str, value: object) -> None:
-    assert ANSWER.explanation is not None
-    explained = replace(ANSWER.explanation, **{field: value})
-    assert identity(prediction=replace(ANSWER, explanation=explained)) != identity()
-    assert identity(prediction=replace(ANSWER, explanation=None)) != identity()
-
-
-def test_a_decision_ignores_the_models_id() -> None:
-    assert identity(prediction=replace(ANSWER, model_id="another")) == identity()
-
-
 def test_late_none_and_a_forecast_differ_but_the_deadline_does_not_count() -> None:
     decision_identities = {
         identity(prediction=prediction)
         for prediction in (None, ANSWER, PredictionTimeout(1), PredictionTimeout(2))
     }
     assert len(decision_identities) == 3
-
-
-@pytest.mark.parametrize("gate", list(gate_order()))
-def test_measures_count_but_for_timing_and_risk(gate: str) -> None:
-    place = list(gate_order()).index(gate)
-    measures = list(DECISION.measures)
-    measures[place] = 123.5
-    changed = identity(decision=builders.altered(DECISION, measures=tuple(measures))) != identity()
-    left_out = gate in {"late", "stale", "tradable", "deadline"} or gate.startswith("risk.")
-    assert changed is not left_out
-
-
-@pytest.mark.parametrize("gate", list(gate_order()))
-def test_verdicts_count_but_for_timing_and_risk(gate: str) -> None:
-    flipped = DECISION.passed ^ (1 << list(gate_order()).index(gate))
-    changed = identity(decision=builders.altered(DECISION, passed=flipped)) != identity()
-    left_out = gate in {"late", "stale", "tradable", "deadline"} or gate.startswith("risk.")
-    assert changed is not left_out
 
 
 def test_gates_that_do_not_count_may_be_declared_or_not() -> None:
@@ -139,7 +119,7 @@ def test_gates_that_do_not_count_may_be_declared_or_not() -> None:
     )
     outcome = DecisionOutcome(Action.LONG, "", True, None, small, 0b111, Regime.UNKNOWN)
     decision = Decision(outcome, 5, (1.0, 120.0, 0.0))
-    other = builders.altered(
+    same = builders.altered(
         decision,
         gate_set=large,
         measures=(1.0, 120.0, 3.0, 0.0, 17.0, 1.0),
@@ -148,20 +128,20 @@ def test_gates_that_do_not_count_may_be_declared_or_not() -> None:
         allowed=False,
         reason="another",
     )
-    assert identity(decision=decision) == identity(decision=other)
+    assert identity(decision=decision) == identity(decision=same)
 
 
-def test_thresholds_count() -> None:
+def test_thresholds_action_and_target_count() -> None:
     moved = GateSet(DECISION.gate_set.gates, tuple(t + 1 for t in DECISION.gate_set.thresholds))
-    assert identity(decision=builders.altered(DECISION, gate_set=moved)) != identity()
-
-
-def test_action_and_target_count() -> None:
-    assert identity(decision=builders.altered(DECISION, action=Action.FLAT)) != identity()
-    assert identity(decision=builders.altered(DECISION, target_quantity=-1)) != identity()
-    assert identity(decision=builders.altered(DECISION, target_quantity=1)) != identity(
-        decision=builders.altered(DECISION, target_quantity=-1)
+    changes: tuple[dict[str, Any], ...] = (
+        {},
+        {"gate_set": moved},
+        {"action": Action.FLAT},
+        {"target_quantity": -1},
+        {"target_quantity": 1},
     )
+    different = {identity(decision=builders.altered(DECISION, **each)) for each in changes}
+    assert len(different) == len(changes)
 
 
 def test_minus_zero_is_zero_and_what_is_not_finite_is_null() -> None:

@@ -111,7 +111,7 @@ def test_explain_compares_on_the_terminal_and_as_json(database: Path, cli: Cli) 
     _, err = printed(cli, 2, *words, "--compare", path, "--with", "last")
     assert "leave --with or --compare out" in err
     _, err = printed(cli, 1, *words, "--with", "last:1")
-    assert "came before its model was warm" in err
+    assert "has no forecast of a model" in err
 
 
 def test_a_decisions_page_holds_its_charts_and_asks_nobody(

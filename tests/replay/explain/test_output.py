@@ -135,7 +135,7 @@ def test_a_decision_before_the_warm_up_says_so(database: Path, cli: Cli) -> None
     assert f"not yet warm: 7 of the {CONTEXT} bars" in text
     text, complaint = texts(cli, database, 7, "--full", code=1)
     assert "refused by warm" in text
-    assert "came before its model was warm" in complaint
+    assert "has no forecast of a model" in complaint
     assert complaint.count("\n") == 1
 
 
@@ -146,7 +146,7 @@ def test_a_run_without_a_model_shows_the_stored_part_and_says_why_not_more(
     assert "The strategy sma_cross uses no model" in text
     document, complaint = document_of(cli, modelless, 40, "--full", code=1)
     assert document["full"] is None
-    assert "has no model" in document["full_missing"]
+    assert "has no forecast of a model" in document["full_missing"]
     assert document["full_missing"] in complaint
 
 

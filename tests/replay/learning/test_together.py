@@ -421,7 +421,7 @@ def test_a_decision_says_which_asset_and_which_of_its_bars(
     assert f"It looked at {influence['symbol']}" in text
     early = rows(path, "SELECT min(sequence) FROM v_decisions")[0][0]
     cold = refused(cli, "explain", f"last:{early}", "--db", path, "--full")
-    assert "came before its model was warm" in cold
+    assert "has no forecast of a model" in cold
     usual = cli.json("explain", f"last:{sequence}", "--db", path, "--method", "rollout")[
         "influence"
     ]
