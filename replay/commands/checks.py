@@ -30,7 +30,7 @@ from tracepaper.daemon.commands.options import (
 )
 from tracepaper.replay.backtest.run_spec import Consumer, RunSpec, command
 from tracepaper.replay.commands.documents import answer_of
-from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.units import DAY_MS, RATE_DECIMALS, count_of, iso, unscaled
 
 if TYPE_CHECKING:
@@ -303,7 +303,7 @@ def drift(
     db: DatabaseOption = None,
     config: ConfigOption = None,
 ) -> CommandAnswer | None:
-    """Compare a run with its backtest; exit 1 if a measure is not what the backtest allows.
+    """Compare a run with its backtest; exit 1 if a measure is outside, 2 if they do not compare.
 
     Return, hit rate, turnover, costs, refusals and forecasts are compared over whole days.
     """
@@ -330,7 +330,10 @@ def drift(
         if service:
             _serve_drift(reference, columns, level)
             return None
-        drift_read = read_drift(reference, columns, level)
+        try:
+            drift_read = read_drift(reference, columns, level)
+        except DataInvalid as error:  # exit code 2: 1 says that a measure is outside
+            raise ConfigInvalid(str(error)) from None
     return answer_of(
         drift_document(drift_read),
         drift_json(drift_read),

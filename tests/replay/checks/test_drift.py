@@ -306,6 +306,7 @@ def test_runs_that_differ_are_named_and_not_compared(tmp_path: Path) -> None:
     named = r"differs in symbols \(linear:BTCUSDT, not linear:AAAUSDT, linear:BBBUSDT\), strat"
     with pytest.raises(DataInvalid, match=named):
         read(reference, SCENARIOS[BOOK].recorded())
+    assert invoke(["drift", "--against", f"{reference}#last", "--db", str(other)]) == 2
 
 
 def test_of_a_pruned_run_the_days_count_that_are_left(tmp_path: Path) -> None:
