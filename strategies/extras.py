@@ -20,11 +20,13 @@ EXTRAS: Final = {
     "matplotlib": "plot",
     "onnx": "export",
     "onnxscript": "export",
+    "opentimestamps": "witness",
     "optuna": "sweep",
     "polars": "report",
     "psycopg": "fleet",
     "pyarrow": "data",
     "ray": "scale",
+    "rfc3161_client": "witness",
     "yfinance": "yahoo",
 }
 """The extra that installs each package; ``tracepaper[all]`` installs every one of them."""

@@ -62,20 +62,27 @@ def key(
 @answers
 def status(*, db: DatabaseOption = None, config: ConfigOption = None) -> CommandAnswer:
     """Show how many commits of the record are logged and dated, and by whom."""
+    from urllib.parse import unquote
+
     from tracepaper.storage.witness.log import WitnessLog
 
     log = WitnessLog(database_path(db, config))
     sizes = {name.rpartition("+")[0]: int(each["size"][-1]) for name, each in log.dates.items()}
-    names = [name for name, size in sizes.items() if size == log.dated]
+    for path in log.clock_files("*"):
+        day, size, clock = path.stem.split("+")
+        state = ", on its way into Bitcoin" if path.suffix == ".pending" else ""
+        sizes[f"{unquote(clock)} ({day}{state})"] = int(size)
+    newest = {name.partition(" ")[0]: name for name in sizes}.values()
+    lines = [f"{sizes[name]} of {log.leaves.size} commits dated by {name}" for name in newest]
     document = {
         "origin": log.origin,
         "leaves": log.leaves.size,
         "cosigned": log.dated,
-        "witnesses": names,
+        "witnesses": {name: sizes[name] for name in newest},
         "ended": log.ended,
     }
-    text = f"{log.origin}: {log.dated} of {log.leaves.size} commits dated by "
-    text += ", ".join(names) or "nobody"
+    nobody = f"0 of {log.leaves.size} commits dated by nobody"
+    text = "\n".join(f"{log.origin}: {line}" for line in lines or [nobody])
     return CommandAnswer(document, "\n".join(filter(None, (text, log.ended))))
 
 
@@ -129,17 +136,20 @@ def judge(
     proofs: Annotated[list[Path], typer.Argument(metavar="PROOF…", help="Files or folders.")],
     *,
     log: Annotated[str, typer.Option(metavar="KEY", help="The public key of the log.")],
-    witness: Annotated[list[str], typer.Option(metavar="KEY", help="The public key of a witness.")],
+    witness: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY", help="A witness's public key, or a clock's certificate file."),
+    ] = None,
 ) -> CommandAnswer:
     """Say what proofs prove, by `deploy/judge.py`, which needs no tracepaper; exit 1 if nothing."""
-    from tracepaper.storage.witness.judge import Refused
+    from tracepaper.storage.witness.judge import Refused, read_witness
     from tracepaper.storage.witness.judge import judge as judge_files
     from tracepaper.storage.witness.keys import parse_key
 
-    keys = [parse_key(text, "--witness") for text in witness]
     try:
+        keys = [read_witness(text) for text in witness or ()]
         sentences = judge_files(proofs, parse_key(log, "--log"), keys)
-    except Refused as refused:
+    except (Refused, ValueError) as refused:
         return CommandAnswer({"holds": False, "refused": str(refused)}, f"Refused: {refused}", 1)
     return CommandAnswer({"holds": True, "sentences": sentences}, "\n".join(sentences))
 

@@ -58,6 +58,7 @@ from tracepaper.daemon.config.values import (
     SymbolShares,
     Threshold,
     address,
+    clock_address,
     host_with_port,
     json_object,
     loopback,
@@ -575,7 +576,7 @@ class StorageSection(Section):
 
 
 class WitnessSection(Section):
-    """Witnesses that date the record: none without an address. `tracepaper witness` makes keys."""
+    """Witnesses and public clocks that date the record. `tracepaper witness` makes keys."""
 
     decides = False
 
@@ -585,6 +586,11 @@ class WitnessSection(Section):
     """Addresses of witnesses, https:// or http://, to which each checkpoint is submitted."""
     keys: Annotated[tuple[str, ...], BeforeValidator(several)] = ()
     """Their public keys, as each witness publishes its own: NAME+ID+BASE64."""
+    clocks: Annotated[
+        tuple[Annotated[str, AfterValidator(clock_address)], ...], BeforeValidator(several)
+    ] = ()
+    """Public clocks, each asked once a day: addresses of time-stamp authorities (RFC 3161), and of
+    OpenTimestamps calendars after opentimestamps:."""
 
 
 class DriftSection(Section):

@@ -269,16 +269,23 @@ def _minimal_roi(value: object) -> object:
 
 def address(*schemes: str) -> AfterValidator:
     """Return a validator of addresses of *schemes* that removes a trailing slash."""
+    return AfterValidator(lambda value: _check_address(value, schemes))
 
-    def check(value: str) -> str:
-        if not re.match(rf"^({'|'.join(schemes)})://[^/\s]+", value) or not _has_host(value):
-            raise ValueError(
-                f"write an address that starts with {schemes[-1]}:// and names a host, with a "
-                "port from 1 to 65535 if it needs one"
-            )
-        return value.rstrip("/")
 
-    return AfterValidator(check)
+def _check_address(value: str, schemes: tuple[str, ...]) -> str:
+    if not re.match(rf"^({'|'.join(schemes)})://[^/\s]+", value) or not _has_host(value):
+        raise ValueError(
+            f"write an address that starts with {schemes[-1]}:// and names a host, with a "
+            "port from 1 to 65535 if it needs one"
+        )
+    return value.rstrip("/")
+
+
+def clock_address(value: str) -> str:
+    """Check the address of a public clock; ``CALENDAR`` may stand before it."""
+    calendar = CALENDAR if value.startswith(CALENDAR) else ""
+    url = _check_address(value.removeprefix(CALENDAR), ("http", "https"))
+    return f"{calendar}{url}"
 
 
 def sqlite_file(value: str) -> str:
@@ -489,6 +496,7 @@ else:
 
 MODULE_CLASS: Final = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
 SQLITE: Final = "sqlite:///"
+CALENDAR: Final = "opentimestamps:"
 STOCK: Final = "stock"
 TREND_WINDOWS: Final = ("8d", "16d", "32d", "64d")
 """The default windows of a trend."""

@@ -453,7 +453,7 @@ class Daemon:
             )
         if (url := config.storage.ship_to) is not None:
             yield ShippingProcess(url, database, clock, self._start_process)
-        if self._witness_keys:
+        if config.witness.url or config.witness.clocks:
             yield Witnessing(config.witness, self._witness_keys, database, run, clock)
         if (folder := folder_of(config)) is not None:
             yield Recorder(config, folder, clock, self._start_process)

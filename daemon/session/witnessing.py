@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing, suppress
+from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -12,9 +14,18 @@ import aiohttp
 
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.sections import WitnessSection
+from tracepaper.daemon.config.values import CALENDAR
 from tracepaper.daemon.log import Logger
 from tracepaper.daemon.session.background import Companion, repeat
+from tracepaper.daemon.session.clocks import (
+    ClockFault,
+    Send,
+    authority_token,
+    calendar_promise,
+    calendar_proof,
+)
 from tracepaper.daemon.session.loop import Worker
+from tracepaper.storage.covariates import write_whole
 from tracepaper.storage.database.connection import open_reader
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.extras import require
@@ -31,9 +42,9 @@ ANSWER_BYTES: Final = 10_000
 CLOCK_S: Final = 60
 """Most seconds by which the clock of a witness may differ from ours without being named."""
 SECTION: Final = "[witness]"
-
-Post = Callable[[str, str], Awaitable[tuple[int, str]]]
-"""Sends a body to an address; returns status and text of the answer."""
+TEXT: Final = "text/plain"
+PROMISES: Final = 30
+"""Most hashes whose way into Bitcoin a calendar is asked for a day."""
 
 log = Logger("witness")
 
@@ -42,33 +53,39 @@ class NotWitnessed(Exception):
     """No witness has cosigned; the text names each with its fault."""
 
 
-async def post(url: str, body: str) -> tuple[int, str]:
-    """Send *body* to *url*; return status and text of the answer, of at most ``ANSWER_BYTES``.
+async def send(url: str, body: bytes | None, kind: str) -> tuple[int, bytes]:
+    """Answer as ``Send`` does, with at most ``ANSWER_BYTES``.
 
-    Raises an error of aiohttp, ``TimeoutError`` or ``UnicodeDecodeError``.
+    Raises an error of aiohttp or ``TimeoutError``.
     """
-    limit = aiohttp.ClientTimeout(total=ANSWER_S)
+    limit, headers = aiohttp.ClientTimeout(total=ANSWER_S), {"Content-Type": kind, "Accept": kind}
     async with (
-        aiohttp.ClientSession(timeout=limit) as session,
-        session.post(url, data=body.encode(), allow_redirects=False) as answer,
+        aiohttp.ClientSession(timeout=limit, headers=headers) as session,
+        session.request(
+            "GET" if body is None else "POST", url, data=body, allow_redirects=False
+        ) as answer,
     ):
-        return answer.status, (await answer.content.read(ANSWER_BYTES)).decode()
+        return answer.status, await answer.content.read(ANSWER_BYTES)
 
 
 def witness_keys(section: WitnessSection, database: Path) -> list[NoteKey]:
     """Return the keys of [witness]; empty without a witness.
 
-    Raises ``ConfigInvalid`` if one is wrong, or the log beside *database* has no private key.
+    Raises ``ConfigInvalid`` if one is wrong, a library of the clocks is missing, or the log beside
+    *database* has no private key.
     """
-    if not section.url:
+    if not section.url and not section.clocks:
         return []
     require("cryptography", SECTION)
     from tracepaper.storage.witness.judge import COSIGNED, PLAIN
     from tracepaper.storage.witness.keys import parse_key, read_key
     from tracepaper.storage.witness.leaves import witness_folder
 
+    for package in ("opentimestamps", "rfc3161_client") if section.clocks else ():
+        require(package, f"{SECTION} clocks")
+        import_module(package)  # now: no step waits for it later
     keys = [parse_key(text, f"{SECTION} keys") for text in section.keys]
-    if not keys or any(key.kind != COSIGNED for key in keys):
+    if section.url and (not keys or any(key.kind != COSIGNED for key in keys)):
         raise ConfigInvalid(f"{SECTION} keys: name the key that `witness serve` prints.")
     read_key(witness_folder(database) / "key", PLAIN)
     return keys
@@ -90,19 +107,19 @@ class Witnessing(Companion):
         database: Path,
         run: RunRow,
         clock: Clock,
-        send: Post = post,
+        send: Send = send,
     ) -> None:
         self._section, self._keys, self._database, self._run = section, keys, database, run
         self._clock, self._send, self._worker = clock, send, Worker("witness")
         self._log: WitnessLog | None = None
-        self._due = asyncio.Event()
+        self._due, self._clocks_due = asyncio.Event(), asyncio.Event()
         self._due.set()
-        self._may_sign = False
+        self._may_sign = not section.url
         self._faults: dict[str, str] = {}  # by address
         self._is_doubted = False  # whether a witness claims to know another history
         self._size, self._cosigned = 0, 0  # leaves
         self._waiting_s: float | None = clock.network_s()  # since when a leaf waits
-        self._error = ""
+        self._error = self._clock_error = ""
 
     def status(self) -> dict[str, object]:
         """Return leaves, how many of them are cosigned, since when others wait, and the faults."""
@@ -112,7 +129,7 @@ class Witnessing(Companion):
             "cosigned": self._cosigned,
             "away_s": 0.0 if since is None else self._clock.network_s() - since,
             "horizon_s": self._run.forecast_bars * self._run.interval_ms / 1000,
-            "error": self._error,
+            "error": "; ".join(filter(None, (self._error, self._clock_error))),
         }
 
     def observe(self, step: Step) -> None:
@@ -123,7 +140,10 @@ class Witnessing(Companion):
                 self._waiting_s = self._clock.network_s()
 
     async def _work(self) -> None:
-        await repeat(self._round, self._clock, self._failed, self._sleep)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(repeat(self._round, self._clock, self._failed, self._sleep))
+            if self._section.clocks:
+                group.create_task(repeat(self._ask_clocks, self._clock, self._clock_failed))
 
     async def _sleep(self, seconds: float) -> None:
         """Wait *seconds*, or until a bar is stored: it is submitted at once."""
@@ -144,6 +164,10 @@ class Witnessing(Companion):
             pass
         note = await self._worker.submit(self._newest)
         if not self._size:  # the run is stored with its first commit
+            return
+        self._clocks_due.set()
+        if not self._section.url:
+            self._waiting_s = None
             return
         answers = await asyncio.gather(*(self._ask(url, note) for url in self._section.url))
         self._may_sign = any(answers) and not self._is_doubted
@@ -166,7 +190,8 @@ class Witnessing(Companion):
         try:
             for _ in range(2):
                 body = await self._worker.submit(self._log.request, old, note)
-                status, text = await self._send(f"{url}/add-checkpoint", body)
+                status, answer = await self._send(f"{url}/add-checkpoint", body.encode(), TEXT)
+                text = answer.decode()
                 if status == 200:
                     return await self._worker.submit(self._checked, url, note, text)
                 their_size = int(text) if status == 409 else size
@@ -188,6 +213,53 @@ class Witnessing(Companion):
         self._faults[url] = fault
         return ""
 
+    # ------------------------------------------------------------ public clocks
+
+    async def _ask_clocks(self) -> None:
+        """Have each clock that has not done so today date the newest signed note."""
+        await self._clocks_due.wait()
+        self._clocks_due.clear()
+        faults = [await self._ask_clock(clock) for clock in self._unasked()]
+        if text := "; ".join(filter(None, faults)):
+            raise NotWitnessed(text)
+        self._clock_error = ""
+
+    def _unasked(self) -> list[str]:
+        """Return the clocks that have dated no note today."""
+        assert self._log is not None
+        return [each for each in self._section.clocks if not self._log.clock_files(each, self._day)]
+
+    @property
+    def _day(self) -> str:
+        return f"{datetime.fromtimestamp(self._clock.wall_ms() / 1000, UTC):%Y-%m-%d}"
+
+    def _clock_failed(self, error: Exception, pause_s: float) -> None:
+        if str(error) != self._clock_error:
+            log.warning("no date of a clock", error=str(error), again_s=pause_s)
+        self._clock_error = str(error)
+
+    async def _ask_clock(self, clock: str) -> str:
+        """Keep the token of *clock* on the newest note; return a fault."""
+        assert self._log is not None
+        url, note, day = clock.removeprefix(CALENDAR), self._log.signed, self._day
+        run = self._worker.submit
+        try:
+            if url == clock:
+                text, ending = note.rpartition("\n\n")[0] + "\n", "tsr"
+                token = await authority_token(url, text, self._send)
+            else:
+                for path in self._log.clock_files(clock, ending="pending")[-PROMISES:]:
+                    if proof := await calendar_proof(url, path.read_bytes(), self._send):
+                        await run(write_whole, (proof,), path.with_suffix(".ots"))
+                        path.unlink()
+                token, ending = await calendar_promise(url, note, self._send), "pending"
+            await run(self._log.keep_token, day, note, clock, ending, token)
+        except ClockFault as fault:
+            return f"{clock} {fault}"
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            return f"{clock} does not answer ({type(error).__name__})"
+        return ""
+
     # ------------------------------------------------------------ in the worker
 
     def _extend(self) -> int:
@@ -205,6 +277,8 @@ class Witnessing(Companion):
         """Return the note to submit, signed now if that may be; empty without a commit."""
         assert self._log is not None
         self._size = len(self._log.tree)
+        if not self._section.url:
+            self._may_sign, self._cosigned = bool(self._unasked()), self._log.dated
         self._faults.clear()
         self._is_doubted = False
         signed = self._log.signed
@@ -222,7 +296,7 @@ class Witnessing(Companion):
         with suppress(ValueError):
             for line in text.splitlines():
                 cosigned = Note.parse(f"{note}{line}\n")
-                dated |= {f"{line}\n": at for k in self._keys if (at := cosigned.signed_at(k))}
+                dated |= {f"{line}\n": at for k in self._keys if (at := k.signed_at(cosigned))}
         if not dated:
             self._faults[url] = f"{url} does not sign with a key that [witness] keys names"
             return ""

@@ -19,10 +19,10 @@ from tracepaper.storage.witness.judge import (
     NoteKey,
     Refused,
     node,
-    split,
     unbase64,
 )
 from tracepaper.storage.witness.keys import Signer
+from tracepaper.storage.witness.leaves import split
 
 PROOF_MOST: Final = 63
 """Most hashes of a consistency proof."""
@@ -93,7 +93,7 @@ class Cosigner:
             raise RequestDeclined(400, "malformed\n")
         if (key := self._logs.get(note.origin)) is None:
             raise RequestDeclined(404, "unknown log\n")
-        if note.signed_at(key) is None:
+        if key.signed_at(note) is None:
             raise RequestDeclined(403, "not signed by the log\n")
         size, text = self._signed.get(note.origin, (0, ""))
         root = unbase64(text)

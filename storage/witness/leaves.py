@@ -1,13 +1,16 @@
 """The leaves of a log and the dates of witnesses, read without a key: since when a step is dated.
 
 The folder beside the database has ``leaves`` and, for each witness, ``dates/NAME+ID``: records of
-one length, of which the disk may have lost a part of the last.
+one length, of which the disk may have lost a part of the last. Each token of a public clock is a
+file ``clocks/DAY+LEAVES+ADDRESS``: ``.tsr`` of RFC 3161, ``.ots`` of OpenTimestamps, and
+``.pending`` while that is on its way into Bitcoin.
 """
 
 from __future__ import annotations
 
 import os
 import sqlite3
+from collections import defaultdict
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +31,11 @@ DATES: Final = np.dtype([("size", ">u4"), ("at_s", ">u8"), ("signature", "V64")]
 def witness_folder(database: Path) -> Path:
     """Return the folder of the log of *database*."""
     return database.with_name(database.name + ".witness")
+
+
+def split(size: int) -> int:
+    """Return the size of the left subtree of a tree of *size* leaves, two or more."""
+    return 1 << (size - 1).bit_length() - 1
 
 
 def read_records(path: Path, kind: np.dtype[Any]) -> Records:
@@ -68,10 +76,24 @@ class LoggedCommits:
         files = sorted((self.folder / "dates").glob("*"))
         return {unquote(path.name): read_records(path, DATES) for path in files}
 
+    @cached_property
+    def stamped(self) -> dict[int, list[Path]]:
+        """The tokens of public clocks, by the leaves that they date, as this process found them."""
+        tokens = defaultdict(list)
+        clocks = self.folder / "clocks"
+        for path in sorted([*clocks.glob("*.tsr"), *clocks.glob("*.ots")]):
+            tokens[int(path.name.split("+")[1])].append(path)
+        return tokens
+
+    @property
+    def witnessed(self) -> int:
+        """How many leaves the newest date of a witness covers."""
+        return max((int(each["size"][-1]) for each in self.dates.values() if each.size), default=0)
+
     @property
     def dated(self) -> int:
-        """How many leaves the newest date covers."""
-        return max((int(each["size"][-1]) for each in self.dates.values() if each.size), default=0)
+        """How many leaves the newest date of a witness or a clock covers."""
+        return max(self.witnessed, *self.stamped, 0)
 
     def find(self, number: int, steps: Ints) -> Ints:
         """Return the index of the leaf with each of the *steps* of run *number*; -1 if none."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import msgspec
 import numpy as np
@@ -20,17 +20,16 @@ import numpy as np
 from tracepaper.storage.covariates import write_whole
 from tracepaper.storage.database.chunks import prune_point
 from tracepaper.storage.witness.judge import (
+    CLOCK,
     LEAF,
     PLAIN,
     SALT_BYTES,
     Note,
-    entry_hash,
     leaf_hash,
     node,
-    split,
 )
 from tracepaper.storage.witness.keys import read_key, signature_line
-from tracepaper.storage.witness.leaves import DATES, LoggedCommits, append_records
+from tracepaper.storage.witness.leaves import DATES, LoggedCommits, append_records, split
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.units import unscaled
 
@@ -263,7 +262,7 @@ class WitnessLog(LoggedCommits):
 
     def _hashes(self, number: int, first: int, entries: Sequence[Entry]) -> list[bytes]:
         return [
-            entry_hash(self._salt(number, first, place), entry_text(entry))
+            leaf_hash(self._salt(number, first, place) + entry_text(entry).encode())
             for place, entry in enumerate(entries)
         ]
 
@@ -271,11 +270,11 @@ class WitnessLog(LoggedCommits):
 
     def sign(self) -> str:
         """Sign a checkpoint of all leaves and keep it; return the note."""
-        note = self._note(len(self.tree))
+        note = self.note(len(self.tree))
         write_whole((note.encode(),), self.folder / "checkpoint")
         return note
 
-    def _note(self, size: int) -> str:
+    def note(self, size: int) -> str:
         """Return the signed checkpoint of the first *size* leaves; always the same text."""
         text = f"{self.origin}\n{size}\n{_base64(self.tree.root(0, size))}\n"
         return f"{text}\n{self.signer.line(text)}"
@@ -295,13 +294,27 @@ class WitnessLog(LoggedCommits):
         vars(self).pop("dates", None)
 
     def cosigned(self, size: int) -> str:
-        """Return the note of the first *size* leaves with each cosignature on it."""
-        note = self._note(size)
+        """Return the note of the first *size* leaves with each cosignature and token on it."""
+        note = self.note(size)
         for key, each in self.dates.items():
             name, _, number = key.rpartition("+")
             for row in each[each["size"] == size][:1]:
                 note += signature_line(name, bytes.fromhex(number) + row.tobytes()[4:])
+        for path in self.stamped.get(size, ()):
+            if path.suffix == ".tsr":
+                note += signature_line(unquote(path.stem.split("+")[2]), CLOCK + path.read_bytes())
         return note
+
+    def clock_files(self, clock: str, day: str = "*", ending: str = "*") -> list[Path]:
+        """Return the files of the *clock*, an address, from the oldest on."""
+        name = f"{day}+*+{quote(clock, safe='*')}.{ending}"
+        return sorted((self.folder / "clocks").glob(name))
+
+    def keep_token(self, day: str, note: str, clock: str, ending: str, token: bytes) -> None:
+        """Keep the *token* of the *clock* on *note*, which was asked for on *day*."""
+        name = f"{day}+{Note.parse(note).size}+{quote(clock, safe='')}.{ending}"
+        write_whole((token,), self.folder / "clocks" / name)
+        vars(self).pop("stamped", None)
 
     # ------------------------------------------------------------ proofs
 
@@ -320,12 +333,16 @@ class WitnessLog(LoggedCommits):
                 f"No witness has dated {what} yet; `tracepaper witness status` shows why."
             )
         shown = {index: self._shown(connection, index, step) for index in indices}
-        (_, size, _), *_ = self.first_dates(max(shown))
-        path = self.tree.path([*shown], 0, size)
-        return {
-            "leaves": [*shown.values()],
-            "notes": [{"note": self.cosigned(size), "path": [*map(_base64, path)]}],
-        }
+        of_witness = [size for _, size, _ in self.first_dates(max(shown))][:1]
+        of_clock = sorted(size for size in self.stamped if size > max(shown))[:1]
+        notes = [
+            {
+                "note": self.cosigned(size),
+                "path": [*map(_base64, self.tree.path([*shown], 0, size))],
+            }
+            for size in dict.fromkeys(of_witness + of_clock)
+        ]
+        return {"leaves": [*shown.values()], "notes": notes}
 
     def _shown(self, connection: sqlite3.Connection, index: int, step: int | None) -> Entry:
         """Return what a proof shows of leaf *index*: its commit, or the decision at *step*."""

@@ -54,15 +54,22 @@ def publish(log: WitnessLog, connection: sqlite3.Connection, folder: Path) -> di
             proof = json.dumps(log.prove(connection, number, None))
             write_whole((proof.encode(),), folder / f"runs/{number}.json")
             proofs += 1
-    note = log.cosigned(size)
-    names = " and ".join(name for name, _ in Note.parse(note).signatures[1:])
+    notes = {"witness.note": log.cosigned(log.witnessed)} if log.witnessed else {}
+    if log.stamped:
+        notes["clock.note"] = log.cosigned(max(log.stamped))
+    for path in log.clock_files("*", ending="ots")[-1:]:  # `ots verify` hashes the note beside it
+        notes["day.note"] = log.note(int(path.name.split("+")[1]))
+        write_whole((path.read_bytes(),), folder / "day.note.ots")
+    signers = {name for note in notes.values() for name, _ in Note.parse(note).signatures}
+    names = " and ".join(sorted(signers - {log.origin}))
     texts = {"origin": log.origin, "witnesses": names, "key": key_text(log.signer.key)}
     texts |= {"size": str(size), "runs": ", ".join(map(str, runs))}
     page = PAGE.format(**{name: escape(text) for name, text in texts.items()})
     for name, content in (
         ("leaves", leaves.tobytes()),
         ("index.html", page.encode()),
-        ("checkpoint", note.encode()),  # the last: a follower reads it first
+        *((name, note.encode()) for name, note in notes.items()),
+        ("checkpoint", log.cosigned(size).encode()),  # the last: a follower reads it first
     ):
         write_whole((content,), folder / name)
     return {"leaves": size, "runs": proofs}

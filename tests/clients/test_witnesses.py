@@ -97,7 +97,7 @@ def test_their_witness_cosigns_our_log_and_refuses_a_forged_history(
         assert submit(url, log, 23)[0] == 422
     with closing(open_reader(case.database)) as reader:
         proof = WitnessLog(case.database).prove(reader, 1, 9)
-    sentence, _ = judge([saved(tmp_path, proof)], case.log, [key])
+    (sentence,) = judge([saved(tmp_path, proof)], case.log, [key])
     assert "by the clock of witness.example/other; the next bar closes at" in sentence
 
 

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from clocks import Authority
 from witnessed import saved, witnessed
 
 from tracepaper.storage.database.connection import open_reader
-from tracepaper.storage.witness.judge import Refused, judge
-from tracepaper.storage.witness.keys import key_text
+from tracepaper.storage.witness.judge import CLOCK, Note, NoteKey, Refused, judge, read_witness
+from tracepaper.storage.witness.judge import Authority as TokenKey
+from tracepaper.storage.witness.keys import key_text, signature_line
 
 TARGET = Path(__file__).parents[1] / "data" / "witness" / "vectors.json"
 
@@ -53,14 +55,26 @@ def main() -> None:
             run = log.prove(reader, 1, None)
         cases: list[dict[str, Any]] = []
 
-        def add(name: str, *proofs: Any, change: Callable[[Any], object] = id) -> None:
+        def add(
+            name: str,
+            *proofs: Any,
+            change: Callable[[Any], object] = id,
+            keys: Sequence[NoteKey | TokenKey] = (case.witness,),
+        ) -> None:
             paths = [saved(folder, proof, change) for proof in proofs]
             try:
-                verdict, holds = "\n".join(judge(paths, case.log, [case.witness])), True
+                verdict, holds = "\n".join(judge(paths, case.log, keys)), True
             except Refused as refused:
                 verdict, holds = f"Refused: {refused}", False
             texts = [path.read_text("utf-8") for path in paths]
-            of_case = {"name": name, "holds": holds, "verdict": f"{verdict}\n", "files": texts}
+            by = "witness" if case.witness in keys else "certificate"
+            of_case = {
+                "name": name,
+                "by": by,
+                "holds": holds,
+                "verdict": f"{verdict}\n",
+                "files": texts,
+            }
             cases.append(of_case)
 
         add("decision", decisions[0])
@@ -69,7 +83,19 @@ def main() -> None:
         add("left out run", decisions[0], decisions[2])
         for change in (change_rows, change_root, backdate):
             add(change.__name__.replace("_", " "), decisions[0], change=change)
+        authority = Authority(folder / "tsa")
+        clock, text = read_witness(str(authority.certificate)), Note.parse(log.note(6)).text
+        tokens = {
+            "token": authority.token(text),
+            "token of another note": authority.token(f"{text}more"),
+            "token of another authority": Authority(folder / "other").token(text),
+        }
+        for case_name, token in tokens.items():
+            note = f"{log.note(6)}{signature_line('https://tsa.example', CLOCK + token)}"
+            dated = {"note": note, "path": decisions[0]["notes"][0]["path"]}
+            add(case_name, {**decisions[0], "notes": [dated]}, keys=[clock])
         keys = {"log": key_text(case.log), "witness": key_text(case.witness)}
+        keys["certificate"] = authority.certificate.read_text("ascii")
         TARGET.parent.mkdir(exist_ok=True)
         TARGET.write_text(json.dumps({**keys, "cases": cases}, indent=1) + "\n", "utf-8")
 

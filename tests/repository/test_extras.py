@@ -82,6 +82,7 @@ def test_a_missing_extra_is_said_before_anything_is_opened(
 
 def test_every_extra_is_asked_for_by_some_command() -> None:
     in_code = {"cvxpy", "polars"}  # by a strategy, and by a call for frames
+    in_code |= {"opentimestamps", "rfc3161_client"}  # by a daemon's start
     assert {package for _, package, _ in NAMED} | in_code == set(EXTRAS)
 
 

@@ -28,7 +28,8 @@ from tracepaper.daemon.http.client import ask
 from tracepaper.daemon.http.metrics import registry_of
 from tracepaper.daemon.http.monitor import Monitor
 from tracepaper.daemon.session import background
-from tracepaper.daemon.session.witnessing import Post, Witnessing, witness_keys
+from tracepaper.daemon.session.clocks import Send
+from tracepaper.daemon.session.witnessing import Witnessing, witness_keys
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.witness.cosigner import Cosigner
 from tracepaper.storage.witness.judge import PLAIN, Note, judge
@@ -152,15 +153,16 @@ async def test_a_witness_that_fails_delays_no_decision_and_is_named(
 # ---------------------------------------------------------------- without a daemon
 
 
-def companion(case: Any, send: Post, *urls: str) -> Witnessing:
+def companion(case: Any, send: Send, *urls: str) -> Witnessing:
     section = WitnessSection(url=urls or ("http://w1",), keys=(key_text(case.witness),))
     keys = witness_keys(section, case.database)
     return Witnessing(section, keys, case.database, builders.run(), SystemClock(), send)
 
 
-def sender(cosigner: Cosigner, ahead_s: int = 0) -> Post:
-    async def send(_url: str, body: str) -> tuple[int, str]:
-        return cosigner.add_checkpoint(body, now_s() + ahead_s)
+def sender(cosigner: Cosigner, ahead_s: int = 0) -> Send:
+    async def send(_url: str, body: bytes | None, _kind: str) -> tuple[int, bytes]:
+        status, text = cosigner.add_checkpoint((body or b"").decode(), now_s() + ahead_s)
+        return status, text.encode()
 
     return send
 
@@ -178,11 +180,11 @@ async def test_a_bar_is_submitted_at_once_whatever_failed_before(tmp_path: Path)
     """Between two bars the pauses double; the longest is five minutes."""
     case, loop, tried_s, is_away = witnessed(tmp_path, bars=4), asyncio.get_running_loop(), [], True
 
-    async def send(_url: str, body: str) -> tuple[int, str]:
+    async def send(url: str, body: bytes | None, kind: str) -> tuple[int, bytes]:
         tried_s.append(loop.time())
         if is_away:
             raise ConnectionError
-        return case.cosigner.add_checkpoint(body, now_s())
+        return await sender(case.cosigner)(url, body, kind)
 
     work = companion(case, send)
     async with work.in_background(pytest.fail):
@@ -252,17 +254,17 @@ async def test_drawn_faults_never_fork_the_log_and_all_is_dated_after_the_last(
     case, rng, is_over = witnessed(tmp_path, bars=2), random.Random(5), False
     roots: dict[int, set[bytes]] = {}
 
-    async def send(url: str, body: str) -> tuple[int, str]:
-        note = Note.parse(body.partition("\n\n")[2])
+    async def send(url: str, body: bytes | None, kind: str) -> tuple[int, bytes]:
+        note = Note.parse((body or b"").decode().partition("\n\n")[2])
         roots.setdefault(note.size, set()).add(note.root)
         fault = "none" if is_over else rng.choice(("none", "lost", "away", "status", "nonsense"))
         if fault == "away":
             raise ConnectionError
-        status, text = case.cosigner.add_checkpoint(body, now_s())
+        answer = await sender(case.cosigner)(url, body, kind)
         if fault == "lost":
             raise TimeoutError
-        given = {"status": (503, ""), "nonsense": (200, rng.choice(("", "— x\n", "\0", "— a b\n")))}
-        return given.get(fault, (status, text))
+        nonsense = rng.choice(("", "— x\n", "\0", "— a b\n")).encode()
+        return {"status": (503, b""), "nonsense": (200, nonsense)}.get(fault, answer)
 
     for number in range(12):
         is_over = number == 11

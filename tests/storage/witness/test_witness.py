@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clocks import Authority
 from programs import ROOT
 from records import tamper
 from storage_cases import prune
@@ -33,6 +34,7 @@ from tracepaper.storage.witness.judge import (
     Refused,
     judge,
     leaf_hash,
+    read_witness,
     root_of,
 )
 from tracepaper.storage.witness.keys import key_text, make_key, read_key
@@ -95,8 +97,8 @@ def test_a_note_of_another_program_verifies_by_its_published_key() -> None:
         "1FFYC2pZSNXgKvqfqdngotpR",
     )
     signature = (("PeterNeumann", base64.b64decode(f"{first}{second}Zb6KE6RyyBwJnAM=")),)
-    assert Note("", 0, b"", text, signature).signed_at(key) == 0
-    assert Note("", 0, b"", text + "!", signature).signed_at(key) is None
+    assert key.signed_at(Note("", 0, b"", text, signature)) == 0
+    assert key.signed_at(Note("", 0, b"", text + "!", signature)) is None
     other = NoteKey.parse("sum.golang.org+033de0ae+Ac4zctda0e5eza+HJyk9SxEdh+s3Ux18htTTAD8OuAn8")
     assert other.name == "sum.golang.org"
 
@@ -120,14 +122,10 @@ def test_a_note_of_the_specification_is_read() -> None:
 def test_a_decision_is_dated_by_the_first_note_that_covers_it(
     dated: Witnessed, reader: sqlite3.Connection, tmp_path: Path
 ) -> None:
-    sentence, newest = verdict(dated, saved(tmp_path, proof_of(dated, reader)))
+    (sentence,) = verdict(dated, saved(tmp_path, proof_of(dated, reader)))
     assert sentence.startswith("This decision (BTCUSDT ")
     assert (
         "was in the log before 2023-11-15 00:01:41 by the clock of witness.example/w1" in sentence
-    )
-    assert (
-        newest
-        == "The log had 124 leaves before 2023-11-15 00:01:41 by the clock of witness.example/w1."
     )
 
 
@@ -326,14 +324,14 @@ def test_a_witness_that_signs_two_histories_is_exposed_by_the_two_notes(
     with pytest.raises(Refused) as refused:
         verdict(dated, tmp_path / "a", tmp_path / "b")
     assert str(refused.value) == (f"Two histories of {size} leaves, signed by {ORIGIN}, {WITNESS}.")
-    assert len(verdict(dated, tmp_path / "a", tmp_path / "a")) == 1
+    assert len(verdict(dated, tmp_path / "a", tmp_path / "a")) == 2
 
 
 def test_two_proofs_show_the_runs_between_them_that_were_left_out(
     dated: Witnessed, reader: sqlite3.Connection, tmp_path: Path
 ) -> None:
     first, second, third = (saved(tmp_path, proof_of(dated, reader, n)) for n in (1, 2, 3))
-    assert len(verdict(dated, first, second, third)) == 4
+    assert len(verdict(dated, first, second, third)) == 3
     with pytest.raises(Refused, match="Runs of the log are not shown: number 2"):
         verdict(dated, first, third)
 
@@ -370,6 +368,63 @@ def test_a_log_that_hides_a_run_among_its_leaves_is_refused(tmp_path: Path) -> N
         publish(log, connection, tmp_path / "public")
     with pytest.raises(Refused, match="Runs of the log are not shown: number 1, 2, 3"):
         verdict(case, tmp_path / "public")
+
+
+# ---------------------------------------------------------------- public clocks
+
+
+def flipped(token: bytes) -> bytes:
+    return token[:-9] + bytes([token[-9] ^ 1]) + token[-8:]
+
+
+@pytest.mark.parametrize("kind", ["rsa:2048", "ec -pkeyopt ec_paramgen_curve:P-256"])
+def test_a_token_of_the_authority_dates_a_decision_and_no_other_does(
+    tmp_path: Path, kind: str
+) -> None:
+    case = witnessed(tmp_path, bars=5)
+    log, own, other = case.extend(), Authority(tmp_path / "a", kind), Authority(tmp_path / "b")
+    note = log.sign()
+    text = Note.parse(note).text
+    authority = read_witness(str(own.certificate))
+    tokens = [
+        own.token(text),
+        other.token(text),
+        own.token(f"{text}more"),
+        flipped(own.token(text)),
+    ]
+    for day, token in enumerate(tokens):
+        shutil.rmtree(log.folder / "clocks", ignore_errors=True)
+        log.keep_token(f"2023-11-{day:02}", note, "https://tsa.example", "tsr", token)
+        with closing(open_reader(case.database)) as connection:
+            path = saved(tmp_path, log.prove(connection, 1, 3))
+        if day == 0:
+            (sentence,) = judge([path], case.log, [authority])
+            assert "by the clock of CN=tsa.example (a public clock, asked once a day)" in sentence
+            assert sentence.endswith("the date is too late to prove that it was no hindsight.")
+        else:
+            with pytest.raises(Refused, match="None of the given witnesses signed the note"):
+                judge([path], case.log, [authority])
+
+
+def test_a_proof_has_the_first_date_of_a_witness_and_of_a_clock(tmp_path: Path) -> None:
+    case = witnessed(tmp_path, bars=5)
+    log, own = case.extend(), Authority(tmp_path / "a")
+    assert case.submit(log, NOW_S).status == 200
+    log.append([(1, 7, 7, b"n" * 32)])
+    note = log.sign()
+    log.keep_token(
+        "2023-11-15", note, "https://tsa.example", "tsr", own.token(Note.parse(note).text)
+    )
+    with closing(open_reader(case.database)) as connection:
+        path = saved(tmp_path, log.prove(connection, 1, 3))
+    keys = [case.witness, read_witness(str(own.certificate))]
+    (both,), (first,), (second,) = (
+        judge([path], case.log, given) for given in (keys, keys[:1], keys[1:])
+    )
+    of_witness = f"before 2023-11-15 00:01:40 by the clock of {WITNESS}"
+    assert f"{of_witness} and before " in both
+    assert of_witness in first
+    assert WITNESS not in second
 
 
 # ---------------------------------------------------------------- the record behind the log
@@ -461,7 +516,7 @@ def test_a_prune_keeps_the_leaves_and_their_dates(tmp_path: Path) -> None:
         of_rest = (log.prove(connection, *step) for step in ((1, 1000), (2, 3)))
         rest = [saved(tmp_path, proof) for proof in of_rest]
     assert len(log.tree) == size + 1 + 7  # the prune is an event of the first run
-    assert len(verdict(case, attested, *rest)) == 4
+    assert len(verdict(case, attested, *rest)) == 3
 
 
 def test_a_date_before_the_bar_closed_tells_of_a_wrong_clock(tmp_path: Path) -> None:
@@ -512,7 +567,8 @@ def test_the_golden_vectors_have_the_verdicts_beside_them(tmp_path: Path) -> Non
     """Whoever writes another judge tries it on these; this runs ours as a stranger does."""
     vectors = json.loads((VECTORS / "vectors.json").read_text("utf-8"))
     program = ["-I", str(ROOT / "deploy" / "judge.py")]
-    keys = ["--log", vectors["log"], "--witness", vectors["witness"]]
+    keys = {"witness": vectors["witness"], "certificate": str(tmp_path / "tsa.pem")}
+    (tmp_path / "tsa.pem").write_text(vectors["certificate"], "ascii")
     assert {each["holds"] for each in vectors["cases"]} == {True, False}
     for case in vectors["cases"]:
         paths = []
@@ -520,7 +576,15 @@ def test_the_golden_vectors_have_the_verdicts_beside_them(tmp_path: Path) -> Non
             paths.append(tmp_path / f"{case['name']}{number}")
             paths[-1].write_text(text, "utf-8")
         done = subprocess.run(
-            [sys.executable, *program, *paths, *keys],
+            [
+                sys.executable,
+                *program,
+                *paths,
+                "--log",
+                vectors["log"],
+                "--witness",
+                keys[case["by"]],
+            ],
             capture_output=True,
             text=True,
             check=False,
