@@ -5,15 +5,17 @@ settlements, filters, risk tiers, commands, missed intervals and kills. Beside i
 that is never killed, is shown the same events and lets no bar pass its orders unread, an account
 kept in decimals (``reference_ledger``) and every order as the steps told of it. What a
 strategy says at a bar is drawn from the bar's volume, so that the record alone says it again.
+``OPTIONS`` has what a history's configuration has beside its world's, by name.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
@@ -24,7 +26,13 @@ import pytest
 from builders import MINUTE, START_MS, instrument
 from engines import engine_of
 from hypothesis import HealthCheck, Phase, settings
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from msgspec import msgpack
 from msgspec.structs import replace
 from reference_ledger import ReferenceLedger
@@ -39,6 +47,8 @@ from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.integrity import audit
 from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.api.timeframes import frame_bar_of
+from tracepaper.strategies.shortfall import DAYS_LEAST
 from tracepaper.strategies.types.decisions import (
     Action,
     Decision,
@@ -69,7 +79,7 @@ from tracepaper.strategies.types.market import (
     Side,
     Source,
 )
-from tracepaper.strategies.units import MONEY_SCALE
+from tracepaper.strategies.units import DAY_MS, MONEY_SCALE
 
 IN_MEMORY: Final = "/dev/shm" if Path("/dev/shm").is_dir() else None
 """Where databases lie that live for a second: a disk would be waited for at each commit."""
@@ -82,6 +92,16 @@ TIERS: Final = (
     RiskTier(0, 200_000_000, 1_000, 210 * MONEY_SCALE),
 )
 """0.5 % to 2,000 at 100 times, 1 % to 20,000 at 25 times, then 2 % at 10 times."""
+OPTIONS: Final[Mapping[str, tuple[dict[str, Any], ...]]] = {
+    "delay": ({"execution": {"delay_bars": 1}}, {"execution": {"delay_bars": 2}}),
+    "impact": ({"execution": {"beyond_best": "square_root", "impact_bp": "20"}},),
+    "shortfall": tuple(
+        {"risk": {"max_book_shortfall": limit, "book_days": DAYS_LEAST}}
+        for limit in ("0.0002", "0.0008", "0.01")
+    ),
+}
+"""What a history may have, and how."""
+SHORTFALL: Final = "risk.book_shortfall"
 FILL_WITHIN_MS: Final = Config().execution.fill_within_ms
 SAYINGS: Final = 2**20
 """Volumes of bars, each of which tells the strategy something else."""
@@ -113,6 +133,31 @@ WORLDS: Final = (
 )
 
 
+def drawn_options(seed: int) -> dict[str, dict[str, Any]]:
+    """Draw what a history has of ``OPTIONS``, mostly nothing, as sections of its configuration.
+
+    Each name has a stream of its own: another name changes no other draw.
+    """
+    sections: dict[str, dict[str, Any]] = {}
+    for name, choices in OPTIONS.items():
+        rng = random.Random(f"{seed} {name}")
+        if rng.random() < 0.25:
+            for section, keys in rng.choice(choices).items():
+                sections[section] = sections.get(section, {}) | keys
+    return sections
+
+
+def drawn_days(key: str, until_ms: int) -> list[Bar]:
+    """Return candles of the days before *until_ms*, of which each closes 1 % up or down."""
+    rng, close, days = random.Random(key), 10_000, []
+    for at_ms in range(until_ms - (DAYS_LEAST + 1) * DAY_MS, until_ms, DAY_MS):
+        opened, close = close, close + rng.choice((1, -1)) * rng.randint(50, 150)
+        path = opened, max(opened, close), min(opened, close), close
+        end = at_ms + DAY_MS
+        days.append(Bar(key, at_ms, DAY_MS, *path, 10**6, None, end, until_ms, Source.REST))
+    return days
+
+
 def reached(start: OrderStatus, end: OrderStatus) -> bool:
     """Return whether the table of the orders leads from *start* to *end* in some steps, or none."""
     states = {start}
@@ -132,8 +177,8 @@ def sign_of(side: Side) -> int:
 class Lives:
     """A run on one database: started, killed after any step, and started again."""
 
-    def __init__(self, world: World, path: Path) -> None:
-        self.world, self.path = world, path
+    def __init__(self, world: World, path: Path, options: Mapping[str, Mapping[str, Any]]) -> None:
+        self.world, self.path, self.options = world, path, options
         names = SYMBOLS[: world.symbols]
         tiers = () if world.leverage is None else TIERS
         self.items = {
@@ -162,6 +207,8 @@ class Lives:
             "execution": {"slippage_bp": "2", "latency_jitter_ms": 50, "spread_bp": "2"},
             "account": account,
         }
+        for section, keys in options.items():
+            given[section] = {**given.get(section, {}), **keys}
         self.config = resolved(load({}, given), world.model)
         self.start()
 
@@ -220,6 +267,15 @@ class Book:
         self.halted = False
         self.settled: dict[str, int] = {}
         self.marks: dict[str, int] = {}
+        execution = lives.config.execution
+        self.delay_ms = execution.delay_bars * MINUTE
+        is_root = execution.beyond_best == "square_root"
+        self.impact = execution.impact_bp / 10_000 if is_root else Decimal(0)
+        limit = lives.options.get("risk", {}).get("max_book_shortfall")
+        self.limit = None if limit is None else Decimal(limit)
+        self.taken: Counter[Side] = Counter()  # by takers, in this step
+        self.at_close: dict[str, int] = {}  # triggers as they stood at the last bar
+        self.returns: dict[str, list[Decimal]] = {}  # of days before the start
         self.entered: set[str] = set()  # instruments held by signal: orders by list are bare (E11)
         self.waiting: dict[str, Quote] = {}  # the newest quote that was not believed
         self.met: Counter[str] = Counter()
@@ -241,6 +297,7 @@ class Book:
         ids = [order.order_id for order in step.orders]
         assert len(set(ids)) == len(ids), "an order is shown once a step"
         now = {order.order_id: order for order in step.orders}
+        self.taken.clear()
         for fill in step.fills:
             self._fill(fill, now[fill.order_id], before.get(fill.order_id), quote or event)
         for order in step.orders:
@@ -250,7 +307,14 @@ class Book:
         self._stops(before, quote)
         self._in_time(before, quote)
         self._reasoned(step)
+        self._limited(step)
         self._account(step)
+        if isinstance(event, Bar):
+            self.at_close |= {
+                name: order.trigger
+                for name, order in self.reported.items()
+                if order.instrument == event.instrument and order.trigger is not None
+            }
 
     def _believed(self, step: Step) -> Event | None:
         """Return what the step acts on: its event, a quote that waited for it, or nothing (M34)."""
@@ -293,7 +357,8 @@ class Book:
         assert fill.price % self.items[key].tick_size == 0, "a price between two ticks"
         born = int(order.order_id.partition("-")[0])
         assert order.role not in DECIDED or before is not None, f"{born} filled by its own cause"
-        assert fill.filled_ms >= order.created_ms or order.role not in DECIDED, "before its cause"
+        due_ms = order.eligible_ms if self.delay_ms else order.created_ms
+        assert fill.filled_ms >= due_ms or order.role not in DECIDED, "before its cause"
         if fill.model is FillModel.LIQUIDATION:
             self._liquidated(fill, order, event)
         elif isinstance(event, Quote):
@@ -339,7 +404,7 @@ class Book:
         sign, far = sign_of(fill.side), fill.reference_price
         if isinstance(event, Quote):
             far = event.ask if sign > 0 else event.bid
-        slipped = far + sign * (far // 500 + 10)
+        slipped = far + sign * (far // 500 + 10 + int(far * self._most_impact))
         is_beyond = sign * (slipped - fill.price) > 0
         assert sign * (fill.reference_price - order.trigger) >= 0 or is_beyond, "too early"
 
@@ -351,7 +416,10 @@ class Book:
             assert fill.price == order.price
             assert sign_of(fill.side) * (fill.price - far) > 0, "not through its price"
         else:
-            assert sign_of(fill.side) * (fill.price - far) >= 0, "better than the quote"
+            size = quote.ask_size if fill.side is Side.BUY else quote.bid_size
+            left = size - self.taken[fill.side]
+            self.taken[fill.side] += fill.quantity
+            self._worse(fill, order, far, fill.quantity - left, Decimal(left))
 
     def _in_bar(self, fill: Fill, order: Order, bar: Bar) -> None:
         missed = self._is_missed(bar)
@@ -359,6 +427,7 @@ class Book:
         assert missed or self.world.model is FillModel.NEXT_OPEN, "a bar filled, and quotes came"
         assert bar.open_time_ms <= fill.filled_ms < bar.close_time_ms
         sign, slack = sign_of(fill.side), fill.reference_price // 500 + 10
+        slack += int(fill.reference_price * self._most_impact)
         gapped = fill.liquidity is Liquidity.MAKER and fill.filled_ms == bar.open_time_ms
         if gapped:
             assert sign * (fill.price - bar.open) > 0, "the open is not beyond its price"
@@ -369,6 +438,60 @@ class Book:
             assert bar.low < order.price if sign > 0 else bar.high > order.price, "not through"
         else:
             assert 0 <= sign * (fill.price - fill.reference_price) <= slack, "not what was met"
+            self.taken[fill.side] += fill.quantity
+            volume = Decimal(bar.volume).scaleb(3 - self.items[bar.instrument].volume_decimals)
+            self._worse(fill, order, fill.reference_price, self.taken[fill.side], volume)
+
+    @property
+    def _most_impact(self) -> Decimal:
+        """The impact at the highest participation that counts, 100."""
+        return 10 * self.impact
+
+    def _worse(self, fill: Fill, order: Order, far: int, quantity: int, liquidity: Decimal) -> None:
+        """Assert that *fill* pays at least the impact of a *quantity* of that *liquidity* (M111).
+
+        What an account cannot pay is cut from a fill, whose price stays that of the whole.
+        """
+        worse = sign_of(fill.side) * (fill.price - far)
+        assert worse >= 0, "better than the market"
+        if order.price is not None or quantity <= 0 or not self.impact:
+            return
+        most = Decimal(100)
+        part = min(quantity / liquidity, most) if liquidity > 0 else most
+        assert worse >= far * (self.impact * part.sqrt() - Decimal("1e-10")), "no impact"
+        self.met["an impact"] += 1
+
+    def _limited(self, step: Step) -> None:
+        """Hold what opens a book of one position to the limit of its shortfall (G42)."""
+        decision, event = step.decision, step.event
+        if self.limit is None or decision is None or not isinstance(event, Bar):
+            return
+        if decision.refused_by == SHORTFALL:
+            measure = decision.measures[decision.gate_set.gates.index(SHORTFALL)]
+            assert measure is not None
+            assert measure > self.limit, "the book may lose so much"
+            self.met["a shortfall refused"] += 1
+        if decision.action not in {Action.LONG, Action.SHORT} or decision.target_quantity is None:
+            return
+        key = event.instrument
+        is_alone = not any(
+            each.quantity for other, each in self.reference.held.items() if other != key
+        ) and not any(
+            order.instrument != key and order.status not in ENDED
+            for order in self.reported.values()
+        )
+        held = self.reference.of(key).quantity
+        target = Decimal(decision.target_quantity).scaleb(-3)
+        if not is_alone or held * target < 0 or abs(target) <= abs(held) * Decimal("1.01"):
+            return
+        profits = sorted(
+            each * target * Decimal(event.close).scaleb(-2) for each in self.returns[key]
+        )
+        worst = profits[: 1 + (len(profits) - 1) * 25 // 1_000]
+        loss = -sum(worst) / len(worst)
+        equity = Decimal(step.account.equity).scaleb(-8)
+        assert loss <= self.limit * equity * Decimal("1.02"), "the book may not lose so much"
+        self.met["a shortfall allowed"] += 1
 
     def _is_missed(self, bar: Bar) -> bool:
         quotes = self.world.model is FillModel.QUOTE
@@ -380,7 +503,9 @@ class Book:
             quantity = sum(
                 fill.quantity
                 for fill in step.fills
-                if fill.side is side and fill.model is not FillModel.LIQUIDATION
+                if fill.side is side
+                and fill.model is not FillModel.LIQUIDATION
+                and not (self.impact and self.reported[fill.order_id].price is None)
             )
             assert quantity <= size, "more than the quote showed"
 
@@ -401,7 +526,10 @@ class Book:
             self._born(order, step)
         if before is not None and order.role is OrderRole.TRAILING and order.trigger is not None:
             assert before.trigger is not None
-            assert sign_of(order.side) * (before.trigger - order.trigger) >= 0, "it loosened"
+            stood = before.trigger
+            if isinstance(step.event, Bar) and self._is_missed(step.event):
+                stood = self.at_close.get(order.order_id, stood)  # before quotes of this bar
+            assert sign_of(order.side) * (stood - order.trigger) >= 0, "it loosened"
 
     def _born(self, order: Order, step: Step) -> None:
         item = self.items[order.instrument]
@@ -413,7 +541,23 @@ class Book:
             assert item.min_quantity <= order.quantity <= item.max_quantity, "beyond the filters"
             assert not self.halted, "an order was sent while halted"
             assert type(step.event) is Bar
-            assert order.eligible_ms >= order.created_ms + 100, "sooner than the latency"
+            due_ms = max(order.created_ms, step.event.close_time_ms + self.delay_ms)
+            if not self.delay_ms or self.world.model is FillModel.QUOTE:
+                due_ms += 100
+            if self.delay_ms and order.role is OrderRole.SIGNAL:
+                due_ms = min([due_ms, *self._on_their_way(order)])  # another size is not later
+            assert order.eligible_ms >= due_ms, "sooner than the latency"
+
+    def _on_their_way(self, new: Order) -> list[int]:
+        """Return when orders of signals on the side of *new* would have arrived, or will."""
+        return [
+            order.eligible_ms
+            for order in self.reported.values()
+            if order.instrument == new.instrument
+            and order.role is OrderRole.SIGNAL
+            and order.side is new.side
+            and order.eligible_ms >= new.created_ms
+        ]
 
     def _stops(self, before: dict[str, Order], event: Event | None) -> None:
         """No stop that rested is still waiting where the market touched it."""
@@ -444,6 +588,8 @@ class Book:
         else:
             runs = self.world.model is FillModel.NEXT_OPEN or self._is_missed(event)
             if not runs or (order.role not in DECIDED and order.created_ms > event.open_time_ms):
+                return False
+            if self.delay_ms and order.role in DECIDED and order.eligible_ms > event.open_time_ms:
                 return False
             best = event.high if buys else event.low
         return best >= trigger if buys else best <= trigger
@@ -561,9 +707,13 @@ class Laws(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        world = self.world
         self.folder = Path(tempfile.mkdtemp(prefix="laws", dir=IN_MEMORY))
-        self.lives = Lives(world, self.folder / "run.db")
+        self.is_whole = False  # whether the last event broke no law
+
+    @initialize(options=st.integers(0, 2**16).map(drawn_options))
+    def begin(self, options: Mapping[str, Mapping[str, Any]]) -> None:
+        """Open a run that has the *options*."""
+        self.lives = Lives(self.world, self.folder / "run.db", options)
         self.plain = self.lives.unkilled()
         self.book = Book(self.lives)
         self.keys = tuple(self.lives.items)
@@ -571,7 +721,14 @@ class Laws(RuleBasedStateMachine):
         self.at_ms = START_MS
         self.close = dict.fromkeys(self.keys, 10_000)
         self.decisions: list[Decision] = []
-        self.is_whole = False  # whether the last event broke no law
+        for lacking in self.lives.engine.lacking_frames(START_MS):
+            days = drawn_days(lacking.instrument, lacking.until_ms)
+            closes = [Decimal(day.close) for day in days]
+            self.book.returns[lacking.instrument] = [
+                close / before - 1 for before, close in itertools.pairwise(closes)
+            ]
+            for day in days:
+                self.feed(frame_bar_of(day, seen_ms=START_MS))
         for event in self.lives.started(START_MS):
             self.feed(event)
         self.lives.log.flush()  # a start that is over is stored

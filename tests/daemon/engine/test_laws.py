@@ -7,13 +7,16 @@ from typing import Any
 
 import pytest
 from engine_laws import WORLDS, Laws, World, examine
+from msgspec.structs import replace
 
 from tracepaper.daemon.broker import matching, order_prices
 from tracepaper.daemon.broker.account import PaperAccount
+from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.broker.orders import OrdersState, RestingOrders
 from tracepaper.daemon.broker.rules import Filters
 from tracepaper.daemon.broker.settings import Latency
+from tracepaper.daemon.engine.book_shortfall import BookShortfall
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.instrument_state import MemberState
 from tracepaper.strategies.errors import InvariantBroken
@@ -30,6 +33,7 @@ def test_the_laws_hold_whatever_comes(world: World) -> None:
 def test_a_late_bar_meets_orders_as_they_stood_before_newer_quotes() -> None:
     history = type("History", (Laws,), {"world": MARGIN_BY_QUOTES})()
     try:
+        history.begin(options={})
         history.bars(seed=0, size=10**6, volumes=[369620, 54], wild=100)
         history.quote(later=0, moved=-12, sizes=(0, 0), spread=1, which=0)
         history.missed(count=1, seed=0, volume=1)
@@ -78,8 +82,20 @@ def _always(_honest: Callable[..., bool]) -> Callable[..., bool]:
     return lambda *_given: True
 
 
+def _zero(_honest: Callable[..., float]) -> Callable[..., float]:
+    return lambda *_given: 0.0
+
+
 def _says_nothing(_honest: Callable[..., Any]) -> Callable[..., Decision]:
     return lambda _state, decision, _refusal: decision
+
+
+def _loses_bars(honest: Callable[..., int]) -> Callable[..., int]:
+    return lambda self, *given: honest(replace(self, bars=0), *given)
+
+
+def _by_participation(honest: Callable[..., int]) -> Callable[..., int]:
+    return lambda self, *given: honest(replace(self, is_root=False), *given)
 
 
 PLANTED: list[tuple[World, Any, str, Callable[..., Any]]] = [
@@ -95,6 +111,11 @@ PLANTED: list[tuple[World, Any, str, Callable[..., Any]]] = [
     (MARGIN_BY_QUOTES, RestingOrders, "expire", _nothing),
     (SPOT_BY_BARS, MemberState, "unfilled", _says_nothing),
     (MARGIN_BY_BARS, matching, "passes", _always),
+    (SPOT_BY_BARS, Latency, "eligible_ms", _loses_bars),
+    (TWO_BY_QUOTES, Latency, "eligible_ms", _loses_bars),
+    (MARGIN_BY_QUOTES, ExecutionCosts, "impact_rate", _by_participation),
+    (MARGIN_BY_BARS, ExecutionCosts, "impact_rate", _at_once),
+    (SPOT_BY_BARS, BookShortfall, "measure", _zero),
 ]
 
 
