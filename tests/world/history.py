@@ -363,9 +363,10 @@ class History:
                 self._violate("notices", f"{note} was told and is not stored")
 
     def _hold_log(self) -> None:
-        """Law: the judge accepts what was dated; of a pruned record it has no proofs."""
-        if "witness" in self.spec.traits and not self._is_pruned:
-            work = partial(refused, self.folder, is_restored=self._is_restored)
+        """Law: the log goes on, also after a prune, and the judge accepts what was dated."""
+        if "witness" in self.spec.traits:
+            flags = {"is_restored": self._is_restored, "is_pruned": self._is_pruned}
+            work = partial(refused, self.folder, **flags)
             if sentence := in_child(work):
                 self._violate("witness", sentence)
 

@@ -620,7 +620,7 @@ class Life:
     def _hold_dates(self, witness: FaultyWitness) -> None:
         """Laws: no witness is shown two histories, and once nothing strikes each bar is dated."""
         for fork in witness.forks:
-            self._break("witness", f"the witness answered {fork}")
+            self._break("fork", f"the witness answered {fork}")
         now_s, decided_s = self._stop_asked_s, [-1.0, *self.report.decided_s][-1]
         calm_ms = self.exchange.clock.now_ms() - self.spec.calm_ms
         since_s = max(
