@@ -153,7 +153,7 @@ class MemberState:
         """Use another model's card for gates and sizes from now on."""
         self.outcomes.forget()
         self.gates.change_model(self.market.instrument, terms)
-        self._sizer.change_model(terms.sizing_slope, terms.fitted)
+        self._sizer.change_model(terms.sizing_slope, terms.fitted, terms.tails)
 
     def change(self, instrument: Instrument) -> None:
         """Use the exchange's new filters."""
@@ -604,7 +604,7 @@ class MemberState:
         costs = inputs.round_trip_cost if edge.name in self.gates.evaluator.gate_set.gates else None
         return (
             *(lookback.warmup, lookback.needed, lookback.frames, tracker.followed_by, costs),
-            *(inputs.horizon_index, inputs.slope, inputs.fitted),
+            *(inputs.horizon_index, inputs.slope, inputs.fitted, inputs.tails),
             *(inputs.regimes, inputs.learned_regimes),
         )
 

@@ -264,7 +264,7 @@ class GateJudgement:
         """Use another model's gates and card from now on."""
         self.evaluator = terms.gates[instrument.id]
         self.inputs.horizon_index, self.inputs.slope = terms.horizon_index, terms.slope
-        self.inputs.fitted = terms.fitted
+        self.inputs.fitted, self.inputs.tails = terms.fitted, terms.tails
 
     def update(
         self,

@@ -14,7 +14,7 @@ from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.gates.evaluator import GateEvaluator, RegimeBounds
 from tracepaper.strategies.gates.gate import GateKind, gate_order
 from tracepaper.strategies.sessions import Calendar
-from tracepaper.strategies.types.calibration import FittedConfidence, RegimeCells
+from tracepaper.strategies.types.calibration import FittedConfidence, MeasuredTails, RegimeCells
 from tracepaper.strategies.types.decisions import (
     Regime,
 )
@@ -54,6 +54,7 @@ class ModelTerms(Struct, frozen=True):
     bounds: RegimeBounds | None
     cells: RegimeCells | None  # the card's learned regimes
     fitted: FittedConfidence | None
+    tails: MeasuredTails | None  # of the card, at the horizon
     passing: dict[str, float]  # by instrument: the share of bars that passed on the card's slice
 
     @property

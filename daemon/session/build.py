@@ -27,6 +27,7 @@ from tracepaper.daemon.session.combinations import Trait, reject_combination, tr
 from tracepaper.daemon.session.models import (
     make_orderbook,
     make_together,
+    measures_of,
     reject_by_confidence,
     reject_equal_shadows,
     reject_limits,
@@ -422,6 +423,7 @@ def _sizer(config: Config, instrument: Instrument, terms: ModelTerms) -> Sizer:
             risk=float(keys.risk),
             shortfall=float(keys.shortfall),
             slope=terms.sizing_slope,
+            tails=terms.tails,
             estimate=None if keys.volatility == "forecast" else VolatilityKind(keys.volatility),
             lookback=keys.lookback,
             horizon=config.gate.horizon,
@@ -619,7 +621,7 @@ def model_terms(
     Raises ``ConfigInvalid`` if the configuration needs a calibration that the card lacks.
     """
     calibration = None if forecaster is None else forecaster.calibration
-    measures = MEASURES if forecaster is None else forecaster.measures
+    measures = MEASURES if forecaster is None else measures_of(config, forecaster)
     sections = config.model_dump()
     fitted = fitted_confidence(sections, calibration)
     reject_by_confidence(config, fitted)
@@ -651,6 +653,7 @@ def model_terms(
         bounds=_bounds(config, calibration, measures) if has_regime else None,
         cells=None if calibration is None else calibration.cells,
         fitted=fitted,
+        tails=None if calibration is None else calibration.tails.get(config.gate.horizon),
         passing=_coverage(config, gates, calibration),
     )
 

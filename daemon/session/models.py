@@ -393,9 +393,16 @@ def _number(path: Path, name: str = "") -> int | None:
     return None if matched is None else int(matched[1])
 
 
+def measures_of(config: Config, forecaster: Forecaster) -> frozenset[str]:
+    """Return what gates and sizes may use of a model: its outputs, and tails that its card has."""
+    calibration = forecaster.calibration
+    has_tails = calibration is not None and config.gate.horizon in calibration.tails
+    return forecaster.measures | ({"tails"} if has_tails else set())
+
+
 def reject_limits(config: Config, forecaster: Forecaster | None) -> None:
     """Raise ``ConfigInvalid`` for a size or limit that needs outputs the model does not have."""
-    measures: frozenset[str] = frozenset() if forecaster is None else forecaster.measures
+    measures = frozenset[str]() if forecaster is None else measures_of(config, forecaster)
     required = {
         threshold_key(GATES[name]): GATES[name].needs
         for name in risk_thresholds(config.model_dump())

@@ -29,7 +29,7 @@ from tracepaper.strategies.api.context import Signal
 from tracepaper.strategies.corporate_actions import adjusted_price
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.gates.gate import size_factor
-from tracepaper.strategies.types.calibration import FittedConfidence
+from tracepaper.strategies.types.calibration import FittedConfidence, MeasuredTails
 from tracepaper.strategies.types.decisions import Action, Forecast
 from tracepaper.strategies.types.market import Bar, CorporateAction, Instrument
 from tracepaper.strategies.units import Notional, unscaled
@@ -167,6 +167,7 @@ class Sizing(Struct, frozen=True):
     risk: float = 0.01  # share of equity between the close and the stop
     shortfall: float = 0.01  # share of equity, the mean of the worst 2.5 % of cases
     slope: float = 1.0  # the card's calibration slope for the model's mean return
+    tails: MeasuredTails | None = None  # of the card, for a network without a head of tails
     estimate: VolatilityKind | None = None  # None: use the model's forecast
     lookback: int = 660  # bars of the estimate
     horizon: int = 30  # bars that ``target_volatility`` refers to
@@ -257,11 +258,13 @@ class Sizer:
         """Use a new quantity step; a fixed quantity is rounded down to it."""
         self._step = instrument.quantity_step
 
-    def change_model(self, slope: float, confidence: FittedConfidence | None) -> None:
+    def change_model(
+        self, slope: float, confidence: FittedConfidence | None, tails: MeasuredTails | None
+    ) -> None:
         """Use another model's calibration; *confidence* only if sizes already depend on one."""
         if self._sizing.confidence is None:
             confidence = None
-        self._sizing = replace(self._sizing, slope=slope, confidence=confidence)
+        self._sizing = replace(self._sizing, slope=slope, confidence=confidence, tails=tails)
 
     def observe(self, bar: Bar) -> None:
         """Add a closed bar to the volatility estimate."""
@@ -419,7 +422,9 @@ class Sizer:
             if expected:
                 share = sizing.target_volatility / expected
         elif forecast is not None and mode is SizingMode.EXPECTED_SHORTFALL:
-            loss = forecast.expected_shortfall(self._index, is_short=is_short)
+            loss = forecast.expected_shortfall(
+                self._index, is_short=is_short, measured=sizing.tails
+            )
             share = sizing.shortfall / (loss * sizing.fraction) if loss else 0.0
         elif forecast is not None and mode is SizingMode.NETWORK_ALLOCATION:
             allocation = forecast.allocation(self._index) or 0.0

@@ -15,6 +15,7 @@ from tracepaper.strategies.types.calibration import (
     Calibration,
     FittedConfidence,
     GateCoverage,
+    MeasuredTails,
     RegimeCells,
 )
 
@@ -35,6 +36,10 @@ def calibration_of(
         confidence=_fitted(section, "confidence", FittedConfidence),
         cells=_fitted(section, "regimes", RegimeCells),
         coverage=_fitted(section, "coverage", tuple[GateCoverage, ...]) or (),
+        tails={
+            int(bars): tails
+            for bars, tails in (_fitted(section, "tails", dict[str, MeasuredTails]) or {}).items()
+        },
     )
 
 

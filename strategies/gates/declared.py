@@ -389,11 +389,13 @@ def risk_tail(inputs: GateInputs) -> float | None:
     """Mean loss of the target in its worst 2.5 % of cases over gate.horizon, without fees.
 
     Largest expected shortfall of a position in its worst 2.5 % of cases over gate.horizon, in
-    quote currency, by the network's tails.
+    quote currency, by the network's tails or those that the model's card measured.
     """
     if inputs.forecast is None:
         return None
-    loss = inputs.forecast.expected_shortfall(inputs.horizon_index, is_short=inputs.is_short)
+    loss = inputs.forecast.expected_shortfall(
+        inputs.horizon_index, is_short=inputs.is_short, measured=inputs.tails
+    )
     return None if loss is None else inputs.notional / MONEY_SCALE * loss
 
 

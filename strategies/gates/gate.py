@@ -19,7 +19,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from tracepaper.strategies.errors import InvariantBroken
-from tracepaper.strategies.types.calibration import FittedConfidence
+from tracepaper.strategies.types.calibration import FittedConfidence, MeasuredTails
 from tracepaper.strategies.types.decisions import (
     Action,
     Explanation,
@@ -174,6 +174,7 @@ class GateInputs(Struct, gc=False):
     horizon_index: int = 0
     slope: float = 1.0
     fitted: FittedConfidence | None = None
+    tails: MeasuredTails | None = None  # of the card, at the horizon
     round_trip_cost: float = 0.0
     regime: Regime = Regime.UNKNOWN
     regimes: frozenset[Regime] = frozenset()

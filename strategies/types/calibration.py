@@ -123,6 +123,17 @@ def coverage_share(
     )
 
 
+class MeasuredTails(Struct, frozen=True, forbid_unknown_fields=True):
+    """The losses of each side beyond the forecast at one horizon: (loss - mean) ÷ stdev.
+
+    A pair for each of ``decisions.SHARES``: the loss that the share of bars exceeds, and the mean
+    of these.
+    """
+
+    long: tuple[tuple[float, float], tuple[float, float]]
+    short: tuple[tuple[float, float], tuple[float, float]]
+
+
 class Calibration(Struct, frozen=True):
     """The results of a model's calibration slice, as stored on its card."""
 
@@ -132,3 +143,4 @@ class Calibration(Struct, frozen=True):
     confidence: FittedConfidence | None = None
     cells: RegimeCells | None = None
     coverage: tuple[GateCoverage, ...] = ()  # of all judgement gates together
+    tails: dict[int, MeasuredTails] = {}  # by horizon; empty for a model with tails of its own

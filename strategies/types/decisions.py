@@ -17,6 +17,7 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import astuple, replace
 
+from tracepaper.strategies.types.calibration import MeasuredTails
 from tracepaper.strategies.types.market import Bar, CloseStart, Event, Instrument, RunKind, Side
 
 BLOCK_BARS: Final = 64
@@ -128,16 +129,23 @@ class Forecast(Struct, frozen=True, gc=False):
         count = len(packed) // (4 * len(self.horizons))
         return unpack_from(f"<{count}f", packed, 4 * at * count)
 
-    def expected_shortfall(self, at: int, *, is_short: bool) -> float | None:
+    def expected_shortfall(
+        self, at: int, *, is_short: bool, measured: MeasuredTails | None = None
+    ) -> float | None:
         """Return the mean loss in the worst 2.5 % of cases, as a fraction of the notional.
 
-        It is interpolated between the head's ``SHARES`` in the logarithm of the share, which is
-        exact for an exponential tail. None without the head.
+        It is that of the network's head, else by the tails that the card has *measured* at the
+        horizon; None without either. It is interpolated between ``SHARES`` in the logarithm of
+        the share, which is exact for an exponential tail.
         """
-        tails = self.head("tails", at)[4 * is_short :][: 2 * len(SHARES)]
-        if not tails:
+        if tails := self.head("tails", at)[4 * is_short :][: 2 * len(SHARES)]:
+            _, at_1, _, at_5 = tails
+        elif measured is None or not (self.mean_return and self.stdev_return):
             return None
-        _, at_1, _, at_5 = tails
+        else:
+            mean = self.mean_return[at] if is_short else -self.mean_return[at]
+            (_, far), (_, near) = measured.short if is_short else measured.long
+            at_1, at_5 = (mean + self.stdev_return[at] * each for each in (far, near))
         loss = at_5 + _RARER_WEIGHT * (at_1 - at_5)
         return math.expm1(loss) if is_short else -math.expm1(-loss)
 

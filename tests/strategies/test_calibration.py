@@ -171,7 +171,7 @@ def test_sizes_that_follow_no_confidence_follow_none_of_another_model() -> None:
     follows = Sizing(SizingMode.FIXED, quantity=1_000, confidence=FITTED)
     for sizing in (follows, replace(follows, confidence=None)):
         sizer = Sizer(sizing, instrument())
-        sizer.change_model(1.0, FITTED)
+        sizer.change_model(1.0, FITTED, None)
         assert (sizer.factor(forecast()) is None) is (sizing.confidence is None)
 
 

@@ -30,7 +30,7 @@ from tracepaper.replay.learning.estimators.tabular import (
 from tracepaper.replay.learning.fitted import FitRun, FittedModel, Mix
 from tracepaper.replay.learning.judge.forecasts import MODEL, NORMAL, OF_MODEL, Forecasts
 from tracepaper.replay.learning.judge.gates import Judgement
-from tracepaper.replay.learning.judge.metrics import LOSSES, compare
+from tracepaper.replay.learning.judge.metrics import LOSSES, TAILS, compare, standardized_tails
 from tracepaper.replay.learning.recipe import Kind, Recipe, register
 from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR, DailyEstimate
@@ -114,7 +114,8 @@ class EnsembleModel(NetworkModel):
             gains[str(horizon)] = fitted.gain.rounded()
         mix = _mixed(table, shares)
         spreads = {str(horizon): spread(rows) for horizon, rows in mix.by_horizon()}
-        section = {**self.card["calibration"], "spread": spreads}
+        tails = standardized_tails(spreading(mix, spreads))
+        section = {**self.card["calibration"], "spread": spreads, TAILS: tails}
         return self.with_card(
             **{ENSEMBLE: {"network_share": shares, "gain": gains}}, calibration=section
         )

@@ -35,6 +35,7 @@ from tracepaper.replay.learning.judge.forecasts import (
     forecasts_of,
 )
 from tracepaper.replay.learning.judge.gates import Judgement
+from tracepaper.replay.learning.judge.metrics import TAILS, standardized_tails
 from tracepaper.replay.learning.recipe import Kind, Recipe, register
 from tracepaper.replay.learning.recipe_data import card_of
 from tracepaper.replay.learning.samples import Fields, Samples
@@ -130,6 +131,7 @@ class VarianceModel(FittedModel):
                 for horizon, rows in table.by_horizon()
             },
             "spread": spreads,
+            TAILS: standardized_tails(spreading(table, spreads)),
         }
         return self.with_card(calibration=section)
 

@@ -53,6 +53,7 @@ from tracepaper.replay.learning.judge.metrics import (
     RANKS,
     RELATIVE,
     RISKS,
+    TAILS,
     MetricView,
     breach_rows,
     compare,
@@ -61,6 +62,7 @@ from tracepaper.replay.learning.judge.metrics import (
     estimate,
     forecaster_table,
     interval,
+    measured_tails,
     pinball,
     student_tails,
     verdict_of,
@@ -250,6 +252,16 @@ def _risk(judgement: Judgement) -> Iterable[Table]:
     title = "Value at risk and expected shortfall"
     breaches = [row for _, rows in horizons for row in breach_rows(rows, student_tails(rows))]
     yield table("risk", title, BREACHES, breaches, notes=[note])
+    standardized = judgement.card.get("calibration", {}).get(TAILS, {})
+    measured = [
+        row
+        for horizon, rows in horizons
+        if (pairs := standardized.get(str(horizon)))
+        for row in breach_rows(rows, measured_tails(rows, pairs))
+    ]
+    if measured:
+        title = f"{title}, by the tails of the calibration slice"
+        yield table("risk_calibrated", title, BREACHES, measured, notes=[note])
 
 
 def _scores(judgement: Judgement) -> Iterable[Table]:

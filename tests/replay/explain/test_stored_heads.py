@@ -17,8 +17,11 @@ from command_line import Cli
 from msgspec import structs
 from records import rows
 
+from tracepaper import backtest
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.backtest.predictors import heads_agree
+from tracepaper.replay.bench.replay import tiled
+from tracepaper.storage.checkpoints import locate, read_card
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.record.columns import HEAD_COLUMNS
 from tracepaper.strategies.errors import ConfigInvalid
@@ -226,6 +229,36 @@ def test_gates_judge_what_heads_said(tmp_path: Path) -> None:
     assert {bool(rises) for _, rises, *_ in sided} == {True, False}
     for measure, rises, long, short in sided:
         assert measure == pytest.approx(10_000 * (long if rises else short), rel=0.05)
+    assert invoke(["verify", "last", "--db", str(path)]) == 0
+
+
+def test_the_tails_of_a_card_stand_in_for_the_head(tmp_path: Path) -> None:
+    """The bundled ensemble has no head of tails; its card measured them at each horizon."""
+    path = tmp_path / "run.db"
+    config = {
+        "model": {"checkpoint": "flash-1m"},
+        "gate": {"drop": ["edge", "direction"]},
+        "risk": {"max_tail": "60"},
+        "sizing": {"mode": "expected_shortfall", "shortfall": "0.0005"},
+    }
+    backtest("attention", tiled(7_600), db=path, config=config)
+    judged = rows(
+        path,
+        "SELECT g.measure, d.mean_return, d.stdev_return, d.action, "
+        "abs(d.target_quantity) * b.close FROM v_gates g "
+        "JOIN v_decisions d USING (run_id, sequence) JOIN v_bars b USING (run_id, sequence) "
+        "WHERE g.gate = 'risk.tail' AND g.measure > 0 AND d.action IN ('LONG', 'SHORT')",
+    )
+    assert len(judged) > 20
+    tails = read_card(locate("flash-1m"))["calibration"]["tails"]["30"]
+    weight = math.log(0.05 / 0.025) / math.log(0.05 / 0.01)
+    for measure, mean, stdev, action, notional in judged:
+        (_, far), (_, near) = tails[action.lower()]
+        sign = 1 if action == "SHORT" else -1
+        loss = sign * mean + stdev * (near + weight * (far - near))
+        share = math.expm1(loss) if action == "SHORT" else -math.expm1(-loss)
+        assert measure == pytest.approx(notional * share, rel=1e-5)
+        assert 45 < measure <= 50.5, "the size loses .05 % of 100,000"
     assert invoke(["verify", "last", "--db", str(path)]) == 0
 
 

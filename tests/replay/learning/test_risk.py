@@ -12,13 +12,15 @@ from learning import table
 from numpy.typing import NDArray
 from scipy import integrate, stats
 
-from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts
+from tracepaper.replay.learning.judge.forecasts import MODEL, NORMAL, Forecasts
 from tracepaper.replay.learning.judge.gates import Judgement
 from tracepaper.replay.learning.judge.metrics import (
     SIDES,
     breach_rows,
     christoffersen,
     follows,
+    measured_tails,
+    standardized_tails,
     student_tails,
     value_at_risk,
     without_overlap,
@@ -60,9 +62,10 @@ def test_the_shortfall_is_the_mean_of_what_lies_beyond(dof: float, share: float)
     assert expected[0] == pytest.approx(beyond / share, rel=1e-6)
 
 
-def breaches(rows: Forecasts) -> list[Any]:
-    """Return the tests of the Student t tails."""
-    return [SimpleNamespace(**row) for row in breach_rows(rows, student_tails(rows))]
+def breaches(rows: Forecasts, standardized: dict[str, Any] | None = None) -> list[Any]:
+    """Return the tests of the Student t tails, or those of a card."""
+    tails = student_tails(rows) if standardized is None else measured_tails(rows, standardized["1"])
+    return [SimpleNamespace(**row) for row in breach_rows(rows, tails)]
 
 
 def test_right_tails_are_believed_and_wrong_ones_are_not() -> None:
@@ -81,6 +84,36 @@ def test_right_tails_are_believed_and_wrong_ones_are_not() -> None:
         assert breach.realised.value > breach.share
     thin = breaches(right.with_fields(MODEL, dof=np.full(len(right), 200.0)))
     assert all(breach.shortfall.value > 1.15 for breach in thin)
+
+
+@pytest.mark.parametrize("dof", [3.0, 5.0])
+def test_tails_that_are_too_thin_are_right_once_calibrated(dof: float) -> None:
+    def thin(seed: int) -> Forecasts:
+        # A normal law of the right 90 % interval, as an ensemble's is.
+        right = forecasts(dof=dof, seed=seed)
+        wide = stats.t.ppf(0.95, dof) / stats.norm.ppf(0.95)
+        normal = np.full(len(right), 1e6)
+        return right.with_fields(MODEL, scale=wide * right.value("scale"), dof=normal)
+
+    standardized = standardized_tails(thin(1))
+    other = thin(2)
+    for before, after in zip(breaches(other), breaches(other, standardized), strict=True):
+        assert after.realised.value == pytest.approx(after.share, abs=4 * after.realised.error)
+        assert after.shortfall.value == pytest.approx(1.0, abs=4 * after.shortfall.error)
+        if before.share == 0.01:
+            assert before.realised.value > before.share + 2 * before.realised.error
+
+
+def test_few_losses_and_a_law_with_its_own_tails_calibrate_no_tail() -> None:
+    assert standardized_tails(forecasts()) == {}
+    right = forecasts(dof=NORMAL)
+    few = right.where(slice(0, 99))
+    normal = [[2.326348, 2.665214], [1.644854, 2.062713]]
+    as_it_was = dict.fromkeys(("long", "short"), normal)
+    assert standardized_tails(few)["1"] == as_it_was
+    # Bars that share their future are one loss, however many there are.
+    far = standardized_tails(forecasts(horizon=len(right) // 99, dof=NORMAL))
+    assert list(far.values()) == [as_it_was]
 
 
 def test_each_tail_is_that_of_its_position() -> None:
