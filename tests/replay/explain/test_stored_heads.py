@@ -9,6 +9,7 @@ import struct
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import explained_runs
 import numpy as np
@@ -235,7 +236,7 @@ def test_gates_judge_what_heads_said(tmp_path: Path) -> None:
 def test_the_tails_of_a_card_stand_in_for_the_head(tmp_path: Path) -> None:
     """The bundled ensemble has no head of tails; its card measured them at each horizon."""
     path = tmp_path / "run.db"
-    config = {
+    config: dict[str, dict[str, Any]] = {
         "model": {"checkpoint": "flash-1m"},
         "gate": {"drop": ["edge", "direction"]},
         "risk": {"max_tail": "60"},
