@@ -234,7 +234,7 @@ def _closes(
             prices = np.where(times <= action.market_ms, prices * action.old / action.new, prices)
     if (calendar := columns.times.calendar) is not None and period == "day":
         days = calendar.days_at(times)
-        last = np.append(np.flatnonzero(np.diff(days)), days.size - 1)
+        last = np.append(np.flatnonzero(np.diff(days)), days.size - 1)[: days.size]
         ranks = np.searchsorted(np.unique(calendar.sessions.days), days[last]) + 1
         times, prices = ranks * DAY_MS, prices[last]
     return times, prices
