@@ -20,7 +20,6 @@ from records import prune, run_again, tamper
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.history import InstrumentState
-from tracepaper.replay.archive import Candles
 from tracepaper.replay.checks.diagnosis import Cause
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage import maintenance
@@ -29,47 +28,21 @@ from tracepaper.storage.database.chunks import KeptStart, commit_at
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.record.decode import BAR_READ
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.types.market import Category
 
 HOUR = 3_600_000
 HOURS = 240
-KINDS: dict[str, dict[str, Any]] = {
-    "crossing": {
-        "strategy": {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False},
-        "sizing": {"mode": "equity", "fraction": "0.5"},
-        "execution": {"taker_fee": "0.0007"},
-    },
-    "stops": {
-        "strategy": {"name": "recorded_strategies:ProtectedTurns", "options": {"bars": 300}},
-        "sizing": {"mode": "fixed", "quantity": "0.5"},
-        "execution": {"slippage_bp": "1"},
-    },
-    "orders that rest": {
-        "strategy": {
-            "name": "tracepaper.strategies.examples.grid:Grid",
-            "options": {"bars": 40, "spacing": 0.05},
-        },
-        "execution": {"fees": {"BTCUSDT": {"taker": "0.0011", "maker": "-0.0001"}}},
-    },
-    "spot": {
-        "market": {"category": "spot"},
-        "strategy": {"name": "sma_cross", "fast": 3, "slow": 7},
-        "sizing": {"mode": "equity", "fraction": "0.5"},
-    },
+CROSSING: dict[str, Any] = {
+    "market": {"symbols": ["BTCUSDT"], "interval": "60"},
+    "strategy": {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False},
+    "sizing": {"mode": "equity", "fraction": "0.5"},
+    "execution": {"taker_fee": "0.0007"},
 }
 
 
-def data_of(kind: str) -> list[Candles]:
-    category = Category(KINDS[kind].get("market", {}).get("category", "linear"))
-    return [made_candles(walk_rows(HOURS), interval_ms=HOUR, category=category)]
-
-
-def replayed(path: Path, kind: str) -> str:
-    """Replay the *kind* of run into *path*; return its id."""
-    sections = KINDS[kind]
-    market = {"symbols": ["BTCUSDT"], "interval": "60", **sections.get("market", {})}
-    config = load(None, {**sections, "market": market})
-    original = recorded(config, data_of(kind), started_at_ms=1, group_steps=1)
+def replayed(path: Path, group_steps: int = 1) -> str:
+    """Replay the run into *path*; return its id."""
+    data = [made_candles(walk_rows(HOURS), interval_ms=HOUR)]
+    original = recorded(load(None, CROSSING), data, started_at_ms=1, group_steps=group_steps)
     with Reader.open(copied(original, path)) as reader:
         return reader.find("last")
 
@@ -106,11 +79,8 @@ def short_days(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_one_commit_is_derived_alone_from_the_state_before_it(tmp_path: Path) -> None:
     path = tmp_path / "run.db"
-    market = {"symbols": ["BTCUSDT"], "interval": "60"}
-    config = load(None, {**KINDS["crossing"], "market": market})
-    copied(recorded(config, data_of("crossing"), started_at_ms=1, group_steps=50), path)
+    run_id = replayed(path, group_steps=50)
     with Reader.open(path) as reader:
-        run_id = reader.find("last")
         bounds = present(commit_at(reader.connection, 1, 160))
         proof = verify_run(reader, path, run_id, commit=160)
         assert (proof.passes, proof.steps, proof.from_step) == (True, 50, bounds[0])
@@ -141,7 +111,7 @@ def test_a_model_in_one_pass_is_asked_anew_from_a_context_before(tmp_path: Path)
 
 def test_a_forged_state_or_warm_up_bar_is_found(tmp_path: Path) -> None:
     path = tmp_path / "run.db"
-    replayed(path, "crossing")
+    replayed(path)
     prune(path, keep_days=3)
     assert verified(path).passes
     oldest = "sequence = (SELECT min(sequence) FROM states)"
@@ -191,10 +161,9 @@ def richer(state: bytes) -> bytes:
     return msgspec.msgpack.encode(fields)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_decision_that_a_prune_keeps_is_derived(tmp_path: Path, kind: str) -> None:
+def test_every_decision_that_a_prune_keeps_is_derived(tmp_path: Path) -> None:
     path = tmp_path / "run.db"
-    replayed(path, kind)
+    replayed(path)
     whole = len(opened(path))
     for keep_days in (6, 5, 2):  # the second one looks back on bars that the first one dropped
         done = prune(path, keep_days=keep_days)

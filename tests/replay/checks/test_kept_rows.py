@@ -209,7 +209,6 @@ LOSING = (
     "{old} AND order_id IN (SELECT order_id FROM ledger WHERE kind = 'realized' AND amount < 0)"
 )
 FORGED: dict[str, tuple[str, str]] = {
-    "a price": ("stops", f"UPDATE fills SET price = price + 1 WHERE {FIRST}"),
     "a rebate": (
         "rests",
         "UPDATE fills SET liquidity = 'TAKER' WHERE liquidity = 'MAKER' AND {old}",
@@ -222,7 +221,6 @@ FORGED: dict[str, tuple[str, str]] = {
         UPDATE holdings SET cash = cash + 1, fees_paid = fees_paid - 1,
         account_fees_paid = account_fees_paid - 1 WHERE {LATER}""",
     ),
-    "a fee in base": ("spot", f"UPDATE fills SET fee_base = fee_base - 1 WHERE {FIRST}"),
     "losing fills": ("stops", f"DELETE FROM fills WHERE {LOSING}"),
     "losing fills and their orders": (
         "stops",
@@ -235,22 +233,13 @@ FORGED: dict[str, tuple[str, str]] = {
         """UPDATE ledger SET amount = amount + 5 WHERE kind = 'fee' AND {old};
         UPDATE ledger SET amount = amount - 5 WHERE kind = 'realized' AND {old}""",
     ),
-    "another side": ("stops", "UPDATE fills SET side = 'BUY' WHERE {old}"),
     "an order of which nothing is known": (
         "stops",
         "DELETE FROM orders WHERE {old} AND order_id IN (SELECT order_id FROM fills)",
     ),
-    "a stop that is a limit": (
-        "stops",
-        "UPDATE orders SET kind = 'LIMIT' WHERE kind = 'STOP' AND {old}",
-    ),
     "a market order that is a stop": (
         "crossing",
         "UPDATE orders SET kind = 'STOP' WHERE kind IS NULL AND {old}",
-    ),
-    "a kind that no order has": (
-        "crossing",
-        "UPDATE orders SET kind = 'ICEBERG' WHERE kind IS NULL AND {old}",
     ),
     "a market order with a price": (
         "crossing",
@@ -319,7 +308,6 @@ FORGED: dict[str, tuple[str, str]] = {
         "hedge",
         "UPDATE holdings SET cash = cash + 7 WHERE shadow = 'ungated' AND {old}",
     ),
-    "a closed trade": ("crossing", "UPDATE trades SET gross = gross + 1 WHERE {old}"),
     "a fill of a run that took over another": (
         "taken over",
         f"DELETE FROM fills WHERE {FIRST}",
