@@ -35,7 +35,7 @@ def test_its_recipe_is_printed_listed_and_checked(outputs: dict[str, str]) -> No
 def test_it_is_trained_by_that_recipe_onto_a_whole_card(outputs: dict[str, str]) -> None:
     assert "Fitting the seasonal.\nCalibrating.\nJudging on untouched time.\n" in outputs["train"]
     card = document(outputs["again"])["card"]
-    assert card["architecture"] == {"horizons": [5, 30], "window": 60, "shrink": 0.5}
+    assert card["architecture"] == {"horizons": [5, 30], "window": 60, "shrink": 0.25}
     assert set(card["calibration"]) >= {"slope", "spread", "quantiles", "coverage"}
     assert card["training"]["closes"] == 60
     assert card["honesty"]["sentences"][0].startswith("For paper trading only")
