@@ -111,7 +111,7 @@ class NoteKey(NamedTuple):
         kind, *_ = material = unbase64(public) or b"\0"
         key = cls(name, material[1:], kind)
         if len(key.public) != 32 or kind not in {PLAIN, COSIGNED} or key.id.hex() != number:
-            raise Refused(f"{text!r} is no key of Ed25519, or was copied with a mistake.")
+            raise Refused(f"{text!r} is no key of Ed25519 or no file, or was copied wrongly.")
         return key
 
     def signed_at(self, note: Note) -> int | None:

@@ -605,5 +605,5 @@ def test_the_judge_needs_nothing_of_tracepaper_and_fits_on_a_few_pages() -> None
 
 def test_keys_are_written_as_they_are_read(dated: Witnessed) -> None:
     assert NoteKey.parse(key_text(dated.log)) == dated.log
-    with pytest.raises(Refused, match="is no key of Ed25519, or was copied with a mistake"):
+    with pytest.raises(Refused, match="is no key of Ed25519 or no file, or was copied wrongly"):
         NoteKey.parse(key_text(dated.log).replace("alice", "alicf"))
