@@ -46,7 +46,7 @@ def test_the_parts_are_the_papers_and_the_scale_is_that_of_training(path: Path) 
     assert int(hours[0, -1]) == first - 1
 
 
-def test_the_best_epoch_is_tested_and_a_ridge_is_near_the_noise(path: Path) -> None:
+def test_a_fit_learns_and_a_ridge_is_near_the_noise(path: Path) -> None:
     series = etth1.Series.read(path, 48, HORIZON)
     model, _ = etth1.ridge(series)
     noise = 0.1**2 / (0.5 + 0.1**2)
