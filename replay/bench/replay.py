@@ -21,7 +21,7 @@ from tracepaper.replay.archive.columns import IntArray
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.predictors import CHUNK_EVENTS
-from tracepaper.replay.backtest.run import Tally, run_replay
+from tracepaper.replay.backtest.run import PROGRESS_EVENTS, Tally, run_replay
 from tracepaper.replay.bench.machine import machine_line, resident_mb
 from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.storage.audit import SqlAuditLog
@@ -33,14 +33,14 @@ from tracepaper.strategies.api.context import BarContext, Percent, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.indicators import rsi
-from tracepaper.strategies.types.decisions import Action, Step
+from tracepaper.strategies.types.decisions import Action
 
 YEAR_BARS: Final = 525_600
 COMPARED: Final = ("one", "two", "symbols", "written", "plain", "memory", "audit")
 ALONE_S: Final = 1.0
 """CPU seconds per round in which the network alone explains bars."""
-AHEAD: Final = 64
-"""Bars before the end of a chunk at which timing begins, as a chunk holds a few other events."""
+AHEAD: Final = 2 * PROGRESS_EVENTS
+"""Bars before the end of a chunk from which timing may begin: at the next report of progress."""
 
 Tell = Callable[[str], None]
 
@@ -121,6 +121,7 @@ class RecordingCost:
     """The cost of one replay into a new database: seconds, the file's bytes, memory in MB."""
 
     begun: tuple[float, float] = (0.0, 0.0)  # wall and CPU
+    skipped: int = 0  # bars before that
     wall_s: float = 0.0
     cpu_s: float = 0.0
     log_s: float = 0.0  # CPU seconds of encoding, hashing and storing, part of ``cpu_s``
@@ -130,9 +131,8 @@ class RecordingCost:
 
 
 class _WatchedLog(SqlAuditLog):
-    """A log that calls ``observe`` after each step and adds up the CPU seconds of its commits."""
+    """A log that adds up the CPU seconds of its commits."""
 
-    observe: Callable[[Step], None] = staticmethod(lambda _step: None)
     cpu_s = 0.0
 
     def flush(self, also: Callable[[], object] = lambda: None) -> None:
@@ -140,31 +140,28 @@ class _WatchedLog(SqlAuditLog):
         super().flush(also)
         self.cpu_s += time.process_time() - began
 
-    def append_now(self, *steps: Step) -> None:
-        super().append_now(*steps)
-        for step in steps:
-            self.observe(step)
-
 
 def recorded(replay: Replay, *, after: int = 0) -> RecordingCost:
-    """Replay into a new database and return its cost; the seconds count from bar *after* on."""
+    """Replay into a new database and return its cost.
+
+    The seconds count from the first report of progress at or after bar *after*.
+    """
     record = RecordingCost()
-    tally = Tally(progress=lambda _: record.memory_mb.append(resident_mb()))
 
     def begin() -> None:
         record.begun, audit.cpu_s = (time.perf_counter(), time.process_time()), 0.0
 
-    def observe(_step: Step) -> None:
-        if tally.bars == after:
+    def report(bars: int) -> None:
+        record.memory_mb.append(resident_mb())
+        if record.skipped < after <= bars:
+            record.skipped = bars
             begin()
 
     with tempfile.TemporaryDirectory() as folder:
         database = Path(folder) / "bench.db"
         audit = _WatchedLog.open(database)
-        if after:
-            audit.observe = observe
         begin()
-        run_replay(replay, audit, tally)
+        run_replay(replay, audit, Tally(progress=report))
         record.wall_s = time.perf_counter() - record.begun[0]
         record.cpu_s = time.process_time() - record.begun[1]
         record.log_s = audit.cpu_s
@@ -280,8 +277,9 @@ def measure_model(
     for turn in range(rounds):
         tell(f"round {turn + 1} of {rounds}: {len(candles):,} bars")
         record = recorded(replay_of([candles], "attention", checkpoint=checkpoint), after=warm)
-        replayed.append(record.cpu_s / bars)
-        logged.append(record.log_s / bars)
+        timed = len(candles) - record.skipped
+        replayed.append(record.cpu_s / timed)
+        logged.append(record.log_s / timed)
         began, done = time.process_time(), 0
         while time.process_time() - began < ALONE_S:
             done += alone()
@@ -294,7 +292,7 @@ def measure_model(
         "network_alone_cpu_ms": 1e3 * network_alone,
         "bar_to_network_alone": bar / network_alone,
         "log_cpu_us_per_bar": 1e6 * statistics.median(logged),
-        "year_minutes_wall_extrapolated": YEAR_BARS * record.wall_s / bars / 60,
+        "year_minutes_wall_extrapolated": YEAR_BARS * record.wall_s / timed / 60,
         "database_bytes_per_bar": record.size / len(candles),
         "rss_mb_peak": max(record.memory_mb),
     }
