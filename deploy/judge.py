@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
-from cryptography.x509 import load_pem_x509_certificate
 
 PLAIN, COSIGNED = 1, 4  # kinds of keys: a log's, and a witness's, whose signatures have a time
 SALT_BYTES = 16
@@ -173,18 +172,18 @@ def read_witness(text: str) -> NoteKey | Authority:
     """Return the witness whose key *text* is, or whose certificate it names."""
     if not Path(text).is_file():
         return NoteKey.parse(text)
+    from cryptography.x509 import load_pem_x509_certificate  # a quarter of the judge's time
+
     certificate = load_pem_x509_certificate(Path(text).read_bytes())
     name = f"{certificate.subject.rfc4514_string()} (a public clock, asked once a day)"
     return Authority(name, certificate.public_key())
 
 
-def dates(
-    note: Note, log: NoteKey, witnesses: Sequence[NoteKey | Authority]
-) -> list[tuple[int, str]]:
-    """Return when, in Unix seconds, and which *witnesses* signed *note* of *log*, or refuse it."""
+def dates(note: Note, log: NoteKey, keys: Sequence[NoteKey | Authority]) -> list[tuple[int, str]]:
+    """Return when, in Unix seconds, and which of *keys* signed *note* of *log*, or refuse it."""
     if note.origin != log.name or log.signed_at(note) is None:
         raise Refused(f"The note is not signed by the log {log.name}.")
-    return sorted((at_s, key.name) for key in witnesses if (at_s := key.signed_at(note)))
+    return sorted((at_s, key.name) for key in keys if (at_s := key.signed_at(note)))
 
 
 def read_proof(given: Mapping[str, Any]) -> tuple[list[Note], dict[str, Any]]:
