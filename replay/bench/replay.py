@@ -272,7 +272,7 @@ def measure_model(
 
     chunk = min(CHUNK_EVENTS, forecaster.scanned_at_once)
     warm = max(forecaster.context, -(-forecaster.context // chunk) * chunk - AHEAD)
-    candles = tiled(bars + warm)
+    candles = tiled(warm + PROGRESS_EVENTS + bars)  # at least *bars* are timed
     replayed, explained, logged = [], [], []
     for turn in range(rounds):
         tell(f"round {turn + 1} of {rounds}: {len(candles):,} bars")
