@@ -83,13 +83,16 @@ def run_events(
     engine: Engine,
     log: StepLog,
     tally: Tally,
+    *,
+    stretches: bool = True,
 ) -> None:
     """Run known *events* through *engine* into *log*; if stopped, keep every completed step.
 
     *predictor* answers in this thread, and steps are committed in groups, since a replay can be
     repeated. The next event, or the bars of the next close, is drawn only after the last was
     processed: ``ScanPredictor`` relies on that. Consecutive steps that only change prices are
-    computed together as a stretch.
+    computed together as a stretch, unless *stretches* is false: a stretch draws events while the
+    engine's state is behind them.
     """
     units = UnitQueue(gathered(events))
     predict = None if predictor.is_silent else predictor.predict
@@ -98,7 +101,7 @@ def run_events(
     with settled_heap():
         while units.peek() is not None:
             room = min(log.room, due - count)
-            stretch = engine.stretch(units, room, predict)
+            stretch = engine.stretch(units, room, predict) if stretches else None
             if stretch is not None:
                 log.append_stretch(stretch)
                 count += stretch.units

@@ -99,7 +99,8 @@ class ChangedRun:
             rows = _later(self.reader, self.run, self.first_ms, rows)
         log.begin(self.run, self.engine.gate_sets)
         events = predictor.handed_on(rows, place={})
-        run_events(events, predictor, self.engine, log, Tally())
+        # A wait moves the engine when the next event is drawn, so no stretch may be open then.
+        run_events(events, predictor, self.engine, log, Tally(), stretches=wait is None)
 
     @property
     def words(self) -> tuple[str, ...]:
