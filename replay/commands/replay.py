@@ -143,10 +143,14 @@ def _progress(noun: str) -> Iterator[Callable[[int, int, str | None], None]]:
 def _show_run(run: MadeRun, check: ParityCheck | None) -> None:
     from tracepaper.daemon.terminal.console import Terminal
     from tracepaper.replay.document.terminal import show_document
-    from tracepaper.replay.report.terminal import decision_to_explain, summary_document
+    from tracepaper.replay.report.terminal import (
+        decision_to_explain,
+        program_name,
+        summary_document,
+    )
 
     database, run_id, tally = run.database, run.run_id, run.tally
-    console = Terminal()
+    console, program = Terminal(), program_name()
     sequence = decision_to_explain(database, run_id)
     show_document(console, summary_document(database, run_id), blank_lines=False)
     if not tally.finished:
@@ -157,9 +161,9 @@ def _show_run(run: MadeRun, check: ParityCheck | None) -> None:
         console.print(f"Parity of the run with its replay: {check.reason}.", markup=False)
     console.print(
         f"{count_of(tally.bars, 'bar')} in {run.seconds:,.1f} s. Next:\n"
-        f"  tracepaper audit verify last --db {database}\n"
-        f"  tracepaper verify last --db {database}\n"
-        f"  tracepaper explain last:{0 if sequence is None else sequence} --db {database}",
+        f"  {program} audit verify last --db {database}\n"
+        f"  {program} verify last --db {database}\n"
+        f"  {program} explain last:{0 if sequence is None else sequence} --db {database}",
         soft_wrap=True,
         markup=False,
     )
@@ -361,6 +365,13 @@ def demo(
 
     exit_zero_on_signals()
     listening = open_in_browser if open_page else None
+    of_month = {days, seconds, model, incidents} != {None}
+    of_data = bool(columns) or bars is not None or speed is not None
+    if of_month if data or config else of_data:
+        raise ConfigInvalid(
+            "--days, --seconds, --model and --incidents apply to the bundled month; --columns, "
+            "--bars and --speed to --data or -c. Leave out what applies to the other."
+        )
     if data or config:
         from tracepaper.replay.demo.run import perform_on_data
         from tracepaper.replay.exchange.server import ExchangeSettings

@@ -29,7 +29,7 @@ from tracepaper.replay.demo.stage import FASTEST, SLOW, Demo, RaceScreen, ShowFi
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.replay.report.judgement import judgement
 from tracepaper.replay.report.record import read_record
-from tracepaper.replay.report.terminal import decision_to_explain
+from tracepaper.replay.report.terminal import decision_to_explain, program_name
 from tracepaper.replay.report.trades import closed_trades
 from tracepaper.replay.samples import DEMO_CONFIG, MONTH_CANDLES
 from tracepaper.storage.chain.verify import ChainReport, verify_chain
@@ -309,8 +309,8 @@ def sum_up(database: Path, demo: Demo | None, *, as_json: bool) -> None:
     )
     style = "" if passes else "bold red"
     terminal.print(sentence, style=style, soft_wrap=True, markup=False)
-    sequence = figures["explained_sequence"]
+    program, sequence = program_name(), figures["explained_sequence"]
     decision = " report last" if sequence is None else f" explain last:{sequence} --full"
     for verb, command in (("open", " ui --open"), ("type", decision)):
-        line = f"What to {verb}: tracepaper{command} --db {database}"
+        line = f"What to {verb}: {program}{command} --db {database}"
         terminal.print(line, soft_wrap=True, markup=False)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from decimal import Decimal
@@ -163,6 +165,18 @@ def as_document(
 
 
 FILLS_SHOWN: Final = 8
+
+
+def program_name() -> str:
+    """Return the command that starts this program: its name, or its path if PATH lacks it."""
+    program = Path(sys.argv[0])
+    on_path = shutil.which("tracepaper")
+    if program.name != "tracepaper" or (on_path and Path(on_path).resolve() == program.resolve()):
+        return "tracepaper"
+    try:
+        return str(program.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(program)
 
 
 def decision_to_explain(database: Path, run_id: str) -> int | None:

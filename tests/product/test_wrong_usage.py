@@ -125,6 +125,8 @@ CASES = [
     ("exchange --data BTCUSDT.csv --speed nan", 2, "give a number above 0"),
     ("exchange --data BTCUSDT.csv --start -1", 2, "give 0 to 59"),
     ("run --bars 0", 2, "--bars"),
+    ("demo --days 1 --data candles.csv", 2, "--data"),
+    ("demo --bars 5", 2, "--data"),
     ("demo --model nowhere", 2, "nowhere"),
 ]
 
