@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Final
 
+import pytest
+
 CAMPAIGNS: Final = Path(__file__).parents[1] / "campaigns"
 
 
@@ -42,6 +44,7 @@ def test_a_history_of_each_kind_breaks_no_law() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow  # a fifth of what the world costs: run before a merge
 def test_histories_that_found_a_fault_break_no_law() -> None:
     done = played("campaign_world.py", "--kept")
     assert done.returncode == 0, done.stdout + done.stderr
