@@ -10,6 +10,7 @@ from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+import numpy as np
 from msgspec.structs import astuple
 
 from tracepaper.storage.record.columns import (
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
         Account,
         BookMarks,
         Decision,
+        Explanation,
         GateSet,
         Prediction,
         RunRow,
@@ -154,6 +156,8 @@ class StepEncoder:
         self._shadows: dict[int | None, tuple[list[Row], int | None]] = {}
         self._trades = TradeBooks(run) if trades is None else trades
         self._rows: Rows = {table: [] for table in CHAINED_TABLES}
+        # Key, prediction, measures and note of each answer whose row is not yet made.
+        self._waiting: list[tuple[tuple[int, int], Prediction, Row, str | None]] = []
 
     def opening(
         self, run: RunRow, gate_sets: int, previous: Previous = FIRST
@@ -185,6 +189,9 @@ class StepEncoder:
     def take(self) -> Rows:
         """Return the rows of the added steps, and remove them."""
         rows, self._rows = self._rows, {table: [] for table in CHAINED_TABLES}
+        if self._waiting:
+            rows["answers"] += self._waiting_rows()
+            rows["answers"].sort(key=itemgetter(_SEQUENCE))
         return rows
 
     def add_together(self, steps: Sequence[Step] | QuietStretch) -> None:
@@ -236,11 +243,17 @@ class StepEncoder:
         )  # fmt: skip
 
     def _add_answer(
-        self, key: tuple[int, int], decision: Decision | None, prediction: Prediction
+        self,
+        key: tuple[int, int],
+        decision: Decision | None,
+        prediction: Prediction,
+        *,
+        waits: bool = False,
     ) -> tuple[int | None, Value, Value]:
         """Add the rows of *decision* and *prediction*; return three columns of ``steps``.
 
-        They are ``outcome``, the measure of ``plausible``, and ``measures``.
+        They are ``outcome``, the measure of ``plausible``, and ``measures``. If the answer *waits*,
+        its row is made with the others of the commit.
         """
         note = outcome = plausible = measures = None
         answered: Row = ()
@@ -254,7 +267,11 @@ class StepEncoder:
             if plan.judges_answer:
                 answered = plan.pick_answer(judged)
         if prediction is not None or note is not None or answered.count(None) < len(answered):
-            self._rows["answers"].append(self._answer_row(key, prediction, answered, note))
+            answer = key, prediction, answered, note
+            if waits:
+                self._waiting.append(answer)
+            else:
+                self._rows["answers"].append(self._answer_row(*answer))
         return outcome, plausible, measures
 
     def add_stretch(self, stretch: QuietStretch) -> None:
@@ -301,7 +318,9 @@ class StepEncoder:
             judged = zip(sequences, stretch.answers[count:], strict=True)
             columns[_OUTCOME], columns[_PLAUSIBLE], columns[_MEASURES] = zip(
                 *[
-                    self._add_answer((self._run_key, at), answer.decision, answer.prediction)
+                    self._add_answer(
+                        (self._run_key, at), answer.decision, answer.prediction, waits=True
+                    )
                     for at, answer in judged
                 ],
                 strict=True,
@@ -479,6 +498,28 @@ class StepEncoder:
         row = (*key, note, *forecast, *explained, *measures)
         return trimmed((*row, *(None,) * (_HEADS - len(row)), *rare) if rare else row)
 
+    def _waiting_rows(self) -> list[Row]:
+        """Return the ``answers`` rows that wait, laid out as arrays if all forecasts are usual.
+
+        These are explained, of the run's model, without heads, and finite in every column.
+        """
+        waiting, self._waiting = self._waiting, []
+        usual = [
+            (forecast, explanation)
+            for _, forecast, _, _ in waiting
+            if isinstance(forecast, Forecast)
+            and (explanation := forecast.explanation) is not None
+            and forecast.heads is None
+            and forecast.model_id == self._model_id
+        ]
+        together = _columns_together(usual, self._horizon) if len(usual) == len(waiting) else []
+        if not together:
+            return [self._answer_row(*answer) for answer in waiting]
+        return [
+            trimmed((*key, note, *columns, *measures))
+            for (key, _, measures, note), columns in zip(waiting, together, strict=True)
+        ]
+
     def _head_columns(self, prediction: Forecast) -> Row:
         """Return the packed auxiliary heads, and their numbers at the gates' horizon."""
         if prediction.heads is None:
@@ -646,6 +687,34 @@ def _forecast_columns(forecast: Forecast, preferred: int | None) -> Row:
     if None in numbers:
         numbers = [nan if number is None else number for number in numbers]
     return (horizons[at], *at_horizon, pack(*numbers), forecast.auxiliary or None)
+
+
+def _columns_together(
+    explained: Sequence[tuple[Forecast, Explanation]], preferred: int | None
+) -> list[Row]:
+    """Return the columns of each of *explained* forecasts; nothing if one has a null among them."""
+    columns = [column for forecast, _ in explained for column in _OF_FORECAST(forecast)]
+    every = {forecast.horizons for forecast, _ in explained}
+    if len(every) != 1 or {*map(len, columns)} != {*map(len, every)}:
+        return []
+    (horizons,) = every
+    numbers = np.fromiter(chain.from_iterable(columns), np.float64) + 0.0
+    numbers = numbers.reshape(len(explained), len(FORECAST_COLUMNS), -1)
+    figures = np.array([_OF_EXPLANATION(each) for _, each in explained], np.float64) + 0.0
+    if not (np.isfinite(numbers).all() and np.isfinite(figures).all()):
+        return []
+    at, pack = _packing(horizons, (len(horizons),) * len(FORECAST_COLUMNS), preferred)
+    others = np.delete(numbers, at, axis=2).reshape(len(explained), -1).astype("<f8")
+    head = pack(*others[0])[: -others[0].nbytes or None]
+    return [
+        (
+            *(horizons[at], *at_horizon, head + other.tobytes(), forecast.auxiliary or None),
+            *(*shares, explanation.entropy, buckets_text(explanation.buckets)),
+        )
+        for (forecast, explanation), at_horizon, other, shares in zip(
+            explained, numbers[:, :, at].tolist(), others, figures.tolist(), strict=True
+        )
+    ]
 
 
 @lru_cache(64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -284,8 +285,6 @@ def model_explanation(number: int) -> Explanation:
 
 
 def _float32(number: float) -> bytes:
-    import struct
-
     return struct.pack("<f", number)
 
 
@@ -526,14 +525,11 @@ orders = st.builds(
 )
 explanations = st.builds(
     Explanation,
-    st.none() | floats,
-    st.none() | floats,
-    st.none() | floats,
-    st.none() | floats,
-    st.none() | floats,
-    st.none() | floats,
+    *[st.none() | floats] * 8,
     st.binary(max_size=16),
-    st.binary(max_size=16),
+    st.lists(st.integers(-(2**31), 2**31 - 1), max_size=4).map(
+        lambda weights: struct.pack(f"<{len(weights)}i", *weights)
+    ),
 )
 
 

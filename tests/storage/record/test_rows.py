@@ -9,7 +9,7 @@ from types import GenericAlias
 
 import pytest
 import storage_cases as cases
-from builders import MINUTE, START_MS, present
+from builders import MINUTE, START_MS, bars, present
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import defstruct
@@ -31,7 +31,19 @@ from tracepaper.storage.record.hashing import ChainHead, all_finite, finite, pac
 from tracepaper.storage.record.interning import GateSetPlan
 from tracepaper.storage.record.rows import EVENT_TYPES, SCHEMA, layout_number
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
-from tracepaper.strategies.types.decisions import ShadowStep, Step
+from tracepaper.strategies.types.decisions import (
+    Answer,
+    BookMarks,
+    Explanation,
+    Forecast,
+    Position,
+    Prediction,
+    PredictionTimeout,
+    QuietStretch,
+    Repeat,
+    ShadowStep,
+    Step,
+)
 from tracepaper.strategies.types.market import (
     CloseStart,
     CovariateRow,
@@ -93,6 +105,40 @@ def test_what_is_not_finite_is_stored_as_null_and_minus_zero_as_zero() -> None:
     assert back.prediction is not None
     assert repr(getattr(back.prediction, "mean_return")) == "(nan, 0.0)"  # noqa: B009
     assert repr(getattr(back.prediction, "volatility")) == "(nan, 1.0)"  # noqa: B009
+
+
+def explained(numbers: st.SearchStrategy[float]) -> st.SearchStrategy[Forecast]:
+    """Return forecasts of the run's model with columns of *numbers*."""
+    columns = [st.tuples(numbers, numbers)] * 6
+    shares = st.builds(Explanation, *[numbers] * 8, st.binary(max_size=8), st.just(b"\1\2\3\0"))
+    given = (st.just((10, 30)), *columns, st.just("0123456789ab"), shares)
+    return st.builds(Forecast, *given, st.sampled_from((b"", b"members")))
+
+
+USUAL = explained(st.floats(allow_nan=False, allow_infinity=False) | st.just(-0.0))
+OTHER = st.none() | st.just(PredictionTimeout(5)) | explained(st.floats()) | cases.forecasts()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(USUAL, min_size=2, max_size=4), st.lists(OTHER, max_size=1))
+def test_the_answers_of_a_stretch_are_stored_as_those_of_its_steps(
+    usual: list[Forecast], others: list[Prediction]
+) -> None:
+    answers = [
+        Answer(prediction, cases.model_decision(number, prediction), ())
+        for number, prediction in enumerate([*usual, *others])
+    ]
+    marks = BookMarks(cases.ACCOUNT, [0] * len(answers), [0] * len(answers))
+    repeats = {cases.BTC.id: Repeat(answers[0].decision, None, Position(), {})}
+    measures = [0.0] * len(answers)
+    stretch = QuietStretch(0, bars(len(answers)), (), measures, repeats, marks, (), answers)
+    stored = []
+    for groups in ([stretch], map(stretch.steps, range(stretch.units))):
+        encoder = StepEncoder(cases.run(model_id="0123456789ab"), 1)
+        for group in groups:
+            encoder.add_together(group if isinstance(group, QuietStretch) else [*group])
+        stored.append(repr(encoder.seal()))
+    assert stored[0] == stored[1]
 
 
 @given(st.lists(st.none() | st.floats(), max_size=5))
