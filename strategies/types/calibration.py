@@ -90,7 +90,9 @@ class RegimeCells(Struct, frozen=True, forbid_unknown_fields=True):
         if None in values:
             return previous
         point = [
-            min(max((value - center) / scale, -_MAX_DEVIATIONS), _MAX_DEVIATIONS)  # type: ignore[operator]
+            deviation  # most are within the limits, and calls cost more than comparisons
+            if -_MAX_DEVIATIONS <= (deviation := (value - center) / scale) <= _MAX_DEVIATIONS  # type: ignore[operator]
+            else min(max(deviation, -_MAX_DEVIATIONS), _MAX_DEVIATIONS)
             for value, center, scale in zip(values, self.center, self.scale, strict=True)
         ]
         distances = [math.dist(point, cell) for cell in self.cells]
