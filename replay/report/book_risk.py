@@ -153,8 +153,8 @@ def read_book_risk(columns: RunColumns, period: Period = "day") -> BookRisk:
         if row["quantity"]
     ]
     before = (columns.frame_bars() if held and period == "day" else [], columns.actions())
-    # A session ends when it ends, not with a UTC day.
-    length_ms = columns.interval_ms if columns.times.calendar else LENGTHS[period]
+    # Every bar of a calendar: a session ends when it ends, not with a UTC day or hour.
+    length_ms = 1 if columns.times.calendar else LENGTHS[period]
     closes = columns.rows.closes(columns.interval_ms, length_ms) if held else ()
     returns = {
         item.id: returns_of(*_closes(columns, item, period, closes, *before), LENGTHS[period])
@@ -215,9 +215,9 @@ def _closes(
     split of *actions* are divided by its ratio. With a calendar each session closes at the end of
     its rank among the sessions.
     """
-    own = closes[0] == columns.place(item.id)
-    times = columns.times.closes_of(closes[1][own])
-    prices = closes[2][own] / 10.0**item.price_decimals
+    of_item = closes[0] == columns.place(item.id)
+    times = columns.times.closes_of(closes[1][of_item])
+    prices = closes[2][of_item] / 10.0**item.price_decimals
     if period == "day":
         first_ms = int(times[0]) if times.size else 2**62
         earlier = [
@@ -234,7 +234,7 @@ def _closes(
             prices = np.where(times <= action.market_ms, prices * action.old / action.new, prices)
     if (calendar := columns.times.calendar) is not None and period == "day":
         days = calendar.days_at(times)
-        last = np.append(np.flatnonzero(np.diff(days)), days.size - 1)[: days.size]
+        last = np.append(np.flatnonzero(np.diff(days)), days.size - 1)
         ranks = np.searchsorted(np.unique(calendar.sessions.days), days[last]) + 1
         times, prices = ranks * DAY_MS, prices[last]
     return times, prices

@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from command_line import Cli
 from page_cases import shown_of
@@ -23,7 +24,9 @@ from tracepaper.replay.backtest.build import build, configuration
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run_spec import RunSpec
 from tracepaper.replay.page import holding
+from tracepaper.replay.report.book_risk import read_book_risk
 from tracepaper.replay.report.report import buy_and_hold_at_equal_exposure
+from tracepaper.replay.run_columns import RunColumns
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.context import Orders, Signal, buy
 from tracepaper.strategies.api.strategy import Strategy
@@ -416,6 +419,17 @@ def test_buy_and_hold_of_the_page_is_that_of_the_report(interval_ms: int) -> Non
     for held in expected:
         newest = next(of for share, of in by_share.items() if share == pytest.approx(held.share))
         assert newest.newest == pytest.approx(held.equity[-1], abs=1e-6)
+    with Reader.open(run.database) as reader:
+        columns = RunColumns(reader, run.run_id)
+        assert columns.times.calendar is not None
+        sessions = np.unique(
+            columns.times.calendar.days_at(
+                columns.times.closes_of(columns.bars("stock:ACME")["open_time_ms"])
+            )
+        )
+        risk = read_book_risk(columns)
+        assert bool(risk.coins) is (interval_ms == DAY), "by hours it has ended flat"
+        assert risk.periods == (sessions.size - 1 if risk.coins else 0)
 
 
 # ---------------------------------------------------------------- sweeps
