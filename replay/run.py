@@ -663,7 +663,7 @@ class Run(Generic[Frame]):
 
 @overload
 def open_run(
-    run: str = ...,
+    run: str | Path = ...,
     database: str | Path | None = ...,
     *,
     frames: Literal["polars"],
@@ -673,7 +673,7 @@ def open_run(
 
 @overload
 def open_run(
-    run: str = ...,
+    run: str | Path = ...,
     database: str | Path | None = ...,
     *,
     frames: Literal["pandas"],
@@ -683,7 +683,7 @@ def open_run(
 
 @overload
 def open_run(
-    run: str = ...,
+    run: str | Path = ...,
     database: str | Path | None = ...,
     *,
     frames: Literal["numpy"],
@@ -693,7 +693,7 @@ def open_run(
 
 @overload
 def open_run(
-    run: str = ...,
+    run: str | Path = ...,
     database: str | Path | None = ...,
     *,
     frames: Library | None = ...,
@@ -702,7 +702,7 @@ def open_run(
 
 
 def open_run(
-    run: str = "last",
+    run: str | Path = "last",
     database: str | Path | None = None,
     *,
     frames: Library | None = None,
@@ -710,12 +710,16 @@ def open_run(
 ) -> Run[Any]:
     """Open a run, even while a daemon writes it: an id, a unique prefix, ``last``, or ``FILE#RUN``.
 
-    Without *database* or ``FILE#`` it is a run of the configured database. *frames* is ``polars``,
+    ``FILE.db`` alone is the last run of that file. Without *database* or ``FILE`` it is a run of
+    the configured database. *frames* is ``polars``,
     ``pandas`` or ``numpy``: the library of the run's frames; by default polars if it is installed.
     With *exact* a frame also has the exact text ``x_text`` of each number ``x``. Raises
     ``DataInvalid`` if there is no such run, and ``ConfigInvalid`` if the library is missing.
     """
     library = frames_for(None, frames)
+    run = str(run)
+    if database is None and run.endswith(".db"):
+        run = f"{run}#last"
     if database is None and "#" not in run:
         from tracepaper.daemon.config.loading import load
 

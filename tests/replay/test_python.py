@@ -97,7 +97,7 @@ def test_frames_have_the_rows_of_the_record(sma_run: Run[Any]) -> None:
 
 def test_an_opened_run_answers_as_the_run_that_was_made(sma_run: Run[Any]) -> None:
     opened = tracepaper.open_run("last", sma_run.database)
-    assert repr(opened) == repr(sma_run)
+    assert repr(opened) == repr(tracepaper.open_run(sma_run.database)) == repr(sma_run)
     assert opened.summary == sma_run.summary
     assert opened.trades.equals(sma_run.trades)
     assert opened.explain(-1).text == sma_run.explain(-1).text
