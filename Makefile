@@ -79,9 +79,9 @@ check: $(STAMP)
 docs: $(STAMP)
 	PYTHONPATH=tests:tests/support $(BIN)/python tests/generators/documentation.py
 
-# Measures every figure of deploy/FIGURES.md; ONLY is a word of the commands to run.
+# Measures every figure of deploy/FIGURES.md; ONLY is a text that the commands to run hold.
 bench: $(STAMP)
-	PYTHONPATH=tests:tests/support $(BIN)/python tests/generators/figures.py $(ONLY)
+	PYTHONPATH=tests:tests/support $(BIN)/python tests/generators/figures.py "$(ONLY)"
 
 # Hours; what passed on this commit is not run again. ONLY names a part, or the beginning of its name.
 campaign: $(STAMP)

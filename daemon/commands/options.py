@@ -220,6 +220,12 @@ def tell(text: str) -> None:
     say(text, err=True)
 
 
+def reject_without_effect(options: Mapping[str, object], remedy: str) -> None:
+    """Raise ``ConfigInvalid`` with the *remedy* if one of *options*, by name, was given."""
+    if given := [name for name, value in options.items() if value]:
+        raise ConfigInvalid(f"{given[0]} has no effect here; {remedy}, or leave {given[0]} out.")
+
+
 def print_json(document: object) -> None:
     """Print *document* as one JSON document; numbers that are not finite become null."""
     import msgspec

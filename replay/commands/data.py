@@ -14,6 +14,7 @@ from tracepaper.daemon.commands.options import (
     ConfigOption,
     HtmlOption,
     answers,
+    reject_without_effect,
     tell,
 )
 from tracepaper.replay.commands.documents import answer_of
@@ -193,6 +194,10 @@ def record(
     request = DepthRequest(
         category or Category.LINEAR, symbols[0], depth, 1_000 if every is None else every, events
     )
+    if frames is not None:
+        reject_without_effect({"--url": url, "--for": lasting}, "leave --from out")
+    if events:
+        reject_without_effect({"--every": every}, "leave --events out")
     wanted = requests_of(request, symbols, out)
     if frames is None:
         exchange = exchange_of(config, url, service)

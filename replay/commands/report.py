@@ -26,6 +26,7 @@ from tracepaper.daemon.commands.options import (
     located,
     print_json,
     reads_record,
+    reject_without_effect,
     tell,
 )
 from tracepaper.replay.commands.documents import answer_of
@@ -88,17 +89,21 @@ def report(
         ),
     ] = None,
     picture: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--picture",
             metavar="NAME",
             help="With --chart: price (default), equity, trades or events.",
-            show_default=False,
         ),
-    ] = "price",
+    ] = None,
     last: Annotated[
-        int, typer.Option("--last", min=2, help="With --chart: number of newest bars.")
-    ] = BARS_DRAWN,
+        int | None,
+        typer.Option(
+            "--last",
+            min=2,
+            help=f"With --chart: number of newest bars, {BARS_DRAWN:,} by default.",
+        ),
+    ] = None,
     notes: Annotated[bool, typer.Option("--notes", help="Show caveats.")] = False,
     stress: Annotated[
         bool,
@@ -129,7 +134,16 @@ def report(
     from tracepaper.replay.report.report import build_report
     from tracepaper.replay.report.terminal import as_document, show_report
 
-    name = _checked_picture(chart, picture, last)
+    for remedy, has_effect, options in (
+        ("add --html FILE", html, {"--full": full}),
+        ("add --importance EVERY", importance, {"--samples": samples}),
+        ("add --chart FILE", chart, {"--picture": picture, "--last": last}),
+        ("add --capacity", capacity, {"--impact-bp": impact_bp}),
+        ("add --stress or --capacity", stress or capacity, {"--jobs": jobs}),
+    ):
+        if not has_effect:
+            reject_without_effect(options, remedy)
+    name = _checked_picture(chart, picture or "price", last or BARS_DRAWN)
     if (stress or capacity) and not html and (heads or importance or chart or stress == capacity):
         raise ConfigInvalid(
             "--stress and --capacity are documents of their own; give --html FILE for a page with "
@@ -164,7 +178,7 @@ def report(
         from tracepaper.replay.document.pictures import write_picture
         from tracepaper.replay.report.run_charts import chart_named
 
-        write_picture(chart_named(run_report, name, last=last), chart)
+        write_picture(chart_named(run_report, name, last=last or BARS_DRAWN), chart)
         tell(f"The chart is {chart}.")
 
     def print_report() -> None:

@@ -1,6 +1,6 @@
 """Measures the product and writes deploy/FIGURES.md: `make bench`.
 
-``make bench ONLY=replay`` runs the commands with that word alone; the others keep what they
+``make bench ONLY=replay`` runs only the commands that hold that text; the others keep what they
 measured last, which ``deploy/figures.json`` holds with its date and machine. The table follows from
 that file.
 """
@@ -313,12 +313,18 @@ def page() -> str:
     return f"{before}{table}\n\n{work.removesuffix(';')}.{between}{after}"
 
 
-def measure(word: str) -> None:
-    """Run the commands that hold *word*; keep what they print."""
+def commands(text: str) -> list[str]:
+    """Return the commands that hold *text*; the one for a GPU only where *text* names it."""
+    held = (each.command for each in FIGURES if text in each.command)
+    return [each for each in dict.fromkeys(held) if each != CUDA or "cuda" in text]
+
+
+def measure(text: str) -> None:
+    """Run the commands that hold *text*; keep what they print."""
     measured = documents() if RESULTS.exists() else {}
-    for command in dict.fromkeys(each.command for each in FIGURES):
-        if word not in command or (command == CUDA and word != "cuda"):
-            continue
+    if not (chosen := commands(text)):
+        raise SystemExit(f"No command holds {text!r}; deploy/FIGURES.md lists them.")
+    for command in chosen:
         sys.stdout.write(f"{command}\n")
         program, *words = command.split()
         done = subprocess.run(
@@ -337,4 +343,4 @@ def measure(word: str) -> None:
 
 
 if __name__ == "__main__":
-    measure(sys.argv[1] if len(sys.argv) > 1 else "")
+    measure(sys.argv[1])
