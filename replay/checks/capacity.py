@@ -19,8 +19,7 @@ from tracepaper.daemon.config.loading import Config, Sections, restore
 from tracepaper.daemon.config.sections import MODES_OF, is_read
 from tracepaper.daemon.config.several import members_of
 from tracepaper.daemon.config.values import CASH_MAX
-from tracepaper.replay.checks.changed_run import changed_run
-from tracepaper.replay.checks.fragility import Days, Each, Rerun, days_of, derived, one_by_one
+from tracepaper.replay.checks.fragility import Days, Each, Left, Rerun, one_by_one
 from tracepaper.replay.document.charts import (
     BandLayer,
     Chart,
@@ -51,7 +50,7 @@ from tracepaper.replay.report.participation import (
 from tracepaper.replay.report.record import RunRecord, read_record
 from tracepaper.replay.run_columns import Floats, RunColumns
 from tracepaper.storage.database.reader import Reader
-from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, TracepaperError
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.types.decisions import FillModel
 
 SIZES: Final = (1, 4, 16, 64, 256, 1_024)
@@ -67,33 +66,6 @@ UNSCALED: Final = 0.9
 
 
 @dataclass(frozen=True)
-class SizedRun:
-    """The run at *size* times its money; 0 is the run without impact, at its own size."""
-
-    size: int
-    cash: float
-    days: Days | None = None
-    profit: float | None = None
-    fills: int | None = None
-    first: float = 0.0  # quote currency of the first fill
-    error: str = ""  # why nothing is known
-
-    @property
-    def name(self) -> str:
-        """The size in words."""
-        return f"× {self.size:,}" if self.size else "without impact"
-
-    @property
-    def mean_day(self) -> Estimate | None:
-        """The mean return of a day with its error; None if it is not known."""
-        return None if self.days is None else self.days.mean
-
-    def is_held_back(self, free: SizedRun) -> bool:
-        """Whether its orders are less than its multiple of those of the run *free* of impact."""
-        return self.first < UNSCALED * self.size * free.first
-
-
-@dataclass(frozen=True)
 class Capacity:
     """At what size the edge is gone; ``sentence`` is the answer."""
 
@@ -103,13 +75,18 @@ class Capacity:
     source: str  # of the coefficient
     half: Estimate | None  # the multiple of the run's money at which half of the edge is gone
     too_few: bool  # the days are too few for an error
-    sizes: tuple[SizedRun, ...]  # without impact first
+    sizes: tuple[Left, ...]  # without impact first
     participation: tuple[Participation, ...]
 
     @property
-    def held_back(self) -> list[SizedRun]:
+    def held_back(self) -> list[Left]:
         """The sizes whose orders are less than their multiple."""
-        return [run for run in self.sizes if not run.error and run.is_held_back(self.sizes[0])]
+        return [run for run in self.sizes if not run.error and _is_held_back(run, self.sizes[0])]
+
+
+def _is_held_back(run: Left, free: Left) -> bool:
+    """Return whether the orders of *run* are less than its multiple of those of *free*."""
+    return run.first < UNSCALED * run.size * free.first
 
 
 # ---------------------------------------------------------------- runs again
@@ -136,31 +113,6 @@ def sized(config: Config, size: int, impact_bp: Decimal) -> Sections:
         sizing = multiplied(tables["strategies"][name].get("sizing", {}), SCALED["sizing"])
         changes.setdefault("strategies", {})[name] = {"sizing": sizing}
     return changes | {"execution": rule}
-
-
-def run_sized(rerun: Rerun, _say: Callable[[str], None] = lambda _text: None) -> SizedRun:
-    """Return the result of *rerun*, whose name is its size, or why there is none."""
-    size, cash = int(rerun.name), 0.0
-    try:
-        with Reader.open(rerun.database) as reader:
-            changed = changed_run(reader, rerun.database, rerun.run_id, changes=rerun.changes)
-            cash = float(changed.config.account.cash)
-            result = derived(changed)
-            calendar = RunColumns(reader, rerun.run_id).times.calendar
-    except TracepaperError as error:
-        return SizedRun(size, cash, error=str(error))
-    returns = metrics.daily_returns(result.closes_ms, result.equity, calendar)
-    days = Days(returns, metrics.return_days(result.closes_ms, calendar)[: returns.size])
-    profit = float(result.equity[-1] - result.equity[0])
-    return SizedRun(size, cash, days, profit, result.fills, result.first_notional)
-
-
-def _recorded(record: RunRecord, size: int) -> SizedRun:
-    """Return the run as it was recorded, which is the one of *size*."""
-    account = record.account
-    profit = float(account.equity[-1] - account.equity[0])
-    cash, first = float(record.config.account.cash), account.fills[0]["notional"]
-    return SizedRun(size, cash, days_of(record), profit, len(account.fills), first)
 
 
 def coefficient_of(record: RunRecord) -> tuple[Decimal, str]:
@@ -191,7 +143,7 @@ def capacity(
     run_id: str,
     *,
     impact_bp: Decimal | None = None,
-    each: Each[SizedRun] = one_by_one,
+    each: Each = one_by_one,
     begins: Callable[[int], None] = lambda _count: None,
 ) -> Capacity:
     """Return at what size half of the edge of *run_id* is gone.
@@ -214,32 +166,40 @@ def capacity(
         chosen, source = impact_bp, "as given"
     if not 0 < chosen <= 1_000:
         raise ConfigInvalid(f"The impact is {chosen} bp; give one above 0 and at most 1000.")
-    cash, reruns, sizes = record.config.account.cash, list[Rerun](), list[SizedRun]()
+    cash, reruns, sizes = record.config.account.cash, list[Rerun](), list[Left]()
     for size in (0, *SIZES) if shares else ():
         changes = sized(record.config, size, chosen)
         if size * cash > CASH_MAX:
             continue
+        named = "size", f"× {size:,}" if size else "without impact"
         if restore(record.run["config"], changes).sha256() == record.config.sha256():
-            sizes.append(_recorded(record, size))
+            account = record.account
+            profit, first = account.equity[-1] - account.equity[0], account.fills[0]["notional"]
+            sizes.append(
+                Left(
+                    *named, float(profit), Days.of_record(record), len(account.fills),
+                    size=size, cash=float(cash), first=first,
+                )
+            )  # fmt: skip
         else:
-            reruns.append(Rerun(database, run_id, "size", str(size), changes))
+            reruns.append(Rerun(database, run_id, *named, changes, size))
     begins(len(reruns))
-    sizes = sorted((*sizes, *each(run_sized, reruns)), key=lambda run: run.size)
+    sizes = sorted((*sizes, *each(reruns)), key=lambda run: run.size)
     half = half_gone(sizes) if sizes else None
-    free = sizes[0] if sizes else SizedRun(0, float(cash))
+    free = sizes[0].mean_day if sizes else None
     return Capacity(
         run_id,
         judged(sizes, half, shares),
         float(chosen),
         source,
         half,
-        free.mean_day is None or free.mean_day[1] is None,
+        free is None or free[1] is None,
         tuple(sizes),
         shares,
     )
 
 
-def half_gone(sizes: Sequence[SizedRun]) -> Estimate | None:
+def half_gone(sizes: Sequence[Left]) -> Estimate | None:
     """Return the multiple at which half of the mean day without impact is gone, with its error.
 
     Between two sizes the mean day is linear in the root of the size, as impact is. The error leaves
@@ -252,7 +212,7 @@ def half_gone(sizes: Sequence[SizedRun]) -> Estimate | None:
     by_size = [days.returns]
     roots = [0.0]
     for run in others:
-        if run.mean_day is not None and run.days is not None and not run.is_held_back(free):
+        if run.mean_day is not None and run.days is not None and not _is_held_back(run, free):
             by_size.append(run.days.returns)
             roots.append(math.sqrt(run.size))
     returns = np.array(by_size)  # [size, day]
@@ -279,7 +239,7 @@ def _crossing(roots: Sequence[float], means: Floats) -> float:
 
 
 def judged(  # noqa: PLR0911 - one return an answer
-    sizes: Sequence[SizedRun], half: Estimate | None, shares: Sequence[Participation]
+    sizes: Sequence[Left], half: Estimate | None, shares: Sequence[Participation]
 ) -> str:
     """Return the sentence that answers the question."""
     if not sizes:
@@ -295,7 +255,7 @@ def judged(  # noqa: PLR0911 - one return an answer
     if mean <= 0.0 or not (few or metrics.is_credible(mean, error)):
         return f"There is no edge to lose: {a_day}{few} without impact."
     if half is None:
-        tried = [run for run in others if not (run.error or run.is_held_back(free))]
+        tried = [run for run in others if not (run.error or _is_held_back(run, free))]
         if not tried:
             return "Nothing is known: no size trades its multiple."
         size = f"{tried[-1].size:,} times the size{few}"
@@ -321,7 +281,7 @@ _SIZES: Final = (
     of_field("cash", "account", "money"),
     of_field("profit", "profit", "gain"),
     of_field("mean_day", "bp a day ± error", "gain bp"),
-    of_field("fills", "fills", "count"),
+    of_field("fills", "fills", "count", "count"),
     of_field("why", "why not", "text", "error"),
 )
 _NOTE: Final = (

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from statistics import median
-from typing import Any, Final, Literal, NamedTuple, TypeVar
+from typing import Any, Final, Literal, NamedTuple, Self
 
 import numpy as np
 
@@ -50,6 +50,7 @@ from tracepaper.replay.report.trades import ClosedTrade, closed_trades
 from tracepaper.replay.run_columns import Floats, Ints, RunColumns
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import DataInvalid, TracepaperError
+from tracepaper.strategies.sessions import Calendar
 from tracepaper.strategies.units import MONEY_SCALE, RATE_SCALE, count_of, time_of
 
 BEST: Final = (1, 5, 10)
@@ -70,10 +71,16 @@ class Days(NamedTuple):
     returns: Floats
     days: Ints
 
-    @property
-    def mean(self) -> Estimate | None:
-        """The mean with its error by blocks of days; None if the returns are not defined."""
-        return metrics.mean_by_day(*self)
+    @classmethod
+    def of(cls, times_ms: Ints, equity: Floats, calendar: Calendar | None) -> Self:
+        """Return the days of an *equity* that begins before the first of *times_ms*."""
+        returns = metrics.daily_returns(times_ms, equity, calendar)
+        return cls(returns, metrics.return_days(times_ms, calendar)[: returns.size])
+
+    @classmethod
+    def of_record(cls, record: RunRecord) -> Self:
+        """Return the days of the run's account."""
+        return cls.of(record.times_ms, record.account.equity, record.bar_times.calendar)
 
 
 @dataclass(frozen=True)
@@ -83,9 +90,17 @@ class Left:
     group: str
     name: str
     profit: float | None = None
-    mean_day: Estimate | None = None
+    days: Days | None = None
     count: int | None = None  # trades or days without removed ones, or fills
     error: str = ""
+    size: int = 1  # times the recorded money; 0: the same without impact
+    cash: float = 0.0
+    first: float = 0.0  # quote currency of the first fill
+
+    @property
+    def mean_day(self) -> Estimate | None:
+        """The mean day with its error by blocks of days; None if it is not known."""
+        return None if self.days is None else metrics.mean_by_day(*self.days)
 
     @property
     def is_lost(self) -> bool:
@@ -101,11 +116,11 @@ class Rerun(NamedTuple):
     group: str
     name: str
     changes: Sections
+    size: int = 1
 
 
-T = TypeVar("T")
-Each = Callable[[Callable[[Rerun, Callable[[str], None]], T], Sequence[Rerun]], list[T]]
-"""Calls a function for each run again: here in order, by ``Spread`` in processes."""
+Each = Callable[[Sequence[Rerun]], list[Left]]
+"""Makes runs again: ``run_again`` for each, in this process or in others."""
 
 
 @dataclass(frozen=True)
@@ -137,8 +152,8 @@ def removals(record: RunRecord, closed: Sequence[ClosedTrade]) -> tuple[Left, li
             "--actions FILE."
         )
     equity, times = record.account.equity, record.times_ms
-    earned, days = float(equity[-1] - equity[0]), days_of(record)
-    whole = Left("", "as recorded", earned, days.mean, len(closed))
+    earned, days = float(equity[-1] - equity[0]), Days.of_record(record)
+    whole = Left("", "as recorded", earned, days, len(closed))
     if not days.returns.size:
         return whole, []
     ends = metrics.day_ends(times, record.bar_times.calendar)
@@ -152,26 +167,19 @@ def removals(record: RunRecord, closed: Sequence[ClosedTrade]) -> tuple[Left, li
         values = days.returns.copy()
         np.subtract.at(values, places, profits / before[places])
         name = f"without the best {f'{count} trades' if count > 1 else 'trade'}"
-        mean = Days(values, days.days).mean
-        left.append(Left("trades", name, earned - float(profits.sum()), mean, len(best) - count))
+        rest = Days(values, days.days)
+        left.append(Left("trades", name, earned - float(profits.sum()), rest, len(best) - count))
     at = int(days.returns.argmax())
     values, gain = days.returns.copy(), float(days.returns[at] * before[at])
     values[at] = 0.0
-    mean = Days(values, days.days).mean
-    left.append(Left("days", "without the best day", earned - gain, mean, values.size - 1))
+    rest = Days(values, days.days)
+    left.append(Left("days", "without the best day", earned - gain, rest, values.size - 1))
     return whole, left
-
-
-def days_of(record: RunRecord) -> Days:
-    """Return the days of the run's account."""
-    times, calendar = record.times_ms, record.bar_times.calendar
-    returns = metrics.daily_returns(times, record.account.equity, calendar)
-    return Days(returns, metrics.return_days(times, calendar)[: returns.size])
 
 
 def parts_of(record: RunRecord) -> list[Left]:
     """Return the result by month, and by tercile of the days' volatility."""
-    (returns, days), equity = days_of(record), record.account.equity
+    (returns, days), equity = Days.of_record(record), record.account.equity
     if not returns.size:
         return []
     ends = metrics.day_ends(record.times_ms, record.bar_times.calendar)
@@ -187,7 +195,7 @@ def parts_of(record: RunRecord) -> list[Left]:
             group,
             name,
             float(money[chosen].sum()),
-            Days(returns[chosen], days[chosen]).mean,
+            Days(returns[chosen], days[chosen]),
             int(chosen.sum()),
         )
         for group, name, chosen in groups
@@ -306,36 +314,20 @@ def reruns_of(reader: Reader, database: Path, run_id: str, config: Config) -> li
 
 def run_again(rerun: Rerun, _say: Callable[[str], None] = lambda _text: None) -> Left:
     """Return the result of *rerun*, or why there is none."""
-    group, name = rerun.group, rerun.name
+    left = Left(rerun.group, rerun.name, size=rerun.size)
     try:
         with Reader.open(rerun.database) as reader:
             changed = changed_run(reader, rerun.database, rerun.run_id, changes=rerun.changes)
-            closes, equity, fills, _ = derived(changed)
-            calendar = RunColumns(reader, rerun.run_id).times.calendar
+            left = replace(left, cash=float(changed.config.account.cash))
+            return _derived(changed, left)
     except TracepaperError as error:
-        return Left(group, name, error=str(error))
-    returns = metrics.daily_returns(closes, equity, calendar)
-    days = metrics.return_days(closes, calendar)[: returns.size]
-    return Left(group, name, float(equity[-1] - equity[0]), Days(returns, days).mean, fills)
+        return replace(left, error=str(error))
 
 
-class RunOutcome(NamedTuple):
-    """What a run again came to; money in quote currency.
-
-    The equity has its value before the first decision, then one at each close.
-    """
-
-    closes_ms: Ints  # of its decisions
-    equity: Floats
-    fills: int
-    first_notional: float  # of its first fill; 0 without one
-
-
-def derived(changed: ChangedRun) -> RunOutcome:
-    """Derive *changed*; raise ``DataInvalid`` if it decides no bar."""
+def _derived(changed: ChangedRun, left: Left) -> Left:
+    """Return *left* with the result of *changed*; raise ``DataInvalid`` if it decides no bar."""
     codes: dict[Verdict, int] = {}
-    log = DecisionLog(cash := float(changed.config.account.cash), codes)
-    columns = RunColumns(changed.reader, changed.stored.run.run_id)
+    log, columns = DecisionLog(left.cash, codes), RunColumns(changed.reader, changed.run.run_id)
     wait = None
     if changed.engine.may_wait:  # only then are the record's decisions of use
         wait = waiting_of(changed, columns, columns.rows.decided(), log)
@@ -344,26 +336,29 @@ def derived(changed: ChangedRun) -> RunOutcome:
     closes = columns.times.closes_of(decided.rows["open_time_ms"])
     if not closes.size:
         raise DataInvalid("The changed run decides no bar of the record.")
-    _, _, fills = decided.account(0, -1)
-    equity = np.concatenate(([cash], decided.rows["equity"] / MONEY_SCALE))
-    return RunOutcome(closes, equity, fills, log.first_notional / MONEY_SCALE)
+    equity = np.concatenate(([left.cash], decided.rows["equity"] / MONEY_SCALE))
+    return replace(
+        left,
+        profit=float(equity[-1] - equity[0]),
+        days=Days.of(closes, equity, columns.times.calendar),
+        count=decided.account(0, -1)[2],
+        first=log.first_notional / MONEY_SCALE,
+    )
+
+
+def one_by_one(reruns: Sequence[Rerun]) -> list[Left]:
+    """Make each of *reruns* in this process."""
+    return [run_again(rerun) for rerun in reruns]
 
 
 # ---------------------------------------------------------------- the answer
-
-
-def one_by_one(
-    function: Callable[[Rerun, Callable[[str], None]], T], reruns: Sequence[Rerun]
-) -> list[T]:
-    """Call *function* for each of *reruns* in this process."""
-    return [function(rerun, lambda _text: None) for rerun in reruns]
 
 
 def fragility(
     database: Path,
     run_id: str,
     *,
-    each: Each[Left] = one_by_one,
+    each: Each = one_by_one,
     begins: Callable[[int], None] = lambda _count: None,
 ) -> Fragility:
     """Return what the result of *run_id* rests on.
@@ -377,7 +372,7 @@ def fragility(
         whole, removed = removals(record, closed)
         reruns = reruns_of(reader, database, run_id, record.config) if record.account.fills else []
     begins(len(reruns))
-    again = each(run_again, reruns)
+    again = each(reruns)
     word, sentence = judged(record, closed, whole, removed, again)
     return Fragility(
         run_id,

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from decimal import Decimal, InvalidOperation
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -36,8 +36,7 @@ from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.units import count_of
 
 if TYPE_CHECKING:
-    from tracepaper.replay.checks.capacity import SizedRun
-    from tracepaper.replay.checks.fragility import Each, Left
+    from tracepaper.replay.checks.fragility import Each
     from tracepaper.replay.document.values import TitledParts
     from tracepaper.replay.explain.importance import RunImportance
     from tracepaper.replay.report.attention import InfluenceReport
@@ -45,8 +44,6 @@ if TYPE_CHECKING:
     from tracepaper.replay.report.report import Report
     from tracepaper.replay.report.run_charts import PictureName
     from tracepaper.storage.database.chunks import RunLocation
-
-T = TypeVar("T")
 
 
 @reads_record
@@ -205,8 +202,7 @@ def _stress(place: RunLocation, jobs: int | None) -> tuple[TitledParts, dict[str
     """Return what the run's result rests on, as a document and as values."""
     from tracepaper.replay.checks.fragility import as_json, fragility, fragility_document
 
-    each: Each[Left] = _each(jobs)
-    result = fragility(place.path, place.run_id, each=each, begins=_begins)
+    result = fragility(place.path, place.run_id, each=_each(jobs), begins=_begins)
     return fragility_document(result), as_json(result)
 
 
@@ -220,7 +216,7 @@ def _capacity(
         exact = None if impact_bp is None else Decimal(impact_bp)
     except InvalidOperation:
         raise ConfigInvalid(f"--impact-bp is {impact_bp!r}; give a number such as 5.") from None
-    each: Each[SizedRun] = _each(jobs)
+    each = _each(jobs)
     result = capacity(place.path, place.run_id, impact_bp=exact, each=each, begins=_begins)
     return capacity_document(result), as_json(result)
 
@@ -230,14 +226,14 @@ def _begins(count: int) -> None:
     tell(f"{count_of(count, 'run')} again from the record, each of all its bars.")
 
 
-def _each(jobs: int | None) -> Each[T]:
+def _each(jobs: int | None) -> Each:
     """Return what makes the runs again: this process, or *jobs* processes."""
-    from tracepaper.replay.checks.fragility import one_by_one
+    from tracepaper.replay.checks.fragility import one_by_one, run_again
     from tracepaper.replay.sweep.places import each_on
 
     if (spread := each_on(None, jobs)) is None:
         return one_by_one
-    return lambda function, units: spread(function, units, lambda _sentence: None)
+    return lambda reruns: spread(run_again, reruns, lambda _sentence: None)
 
 
 def _with_reruns(document: TitledParts, reruns: Sequence[TitledParts]) -> TitledParts:

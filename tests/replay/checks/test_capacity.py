@@ -27,13 +27,12 @@ from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.checks.capacity import (
     SIZES,
     Capacity,
-    SizedRun,
     capacity,
     capacity_document,
     half_gone,
     sized,
 )
-from tracepaper.replay.checks.fragility import Days
+from tracepaper.replay.checks.fragility import Days, Left
 from tracepaper.replay.document.charts import Chart
 from tracepaper.replay.report.participation import participations
 from tracepaper.replay.run import Run, open_run
@@ -98,7 +97,7 @@ def test_the_default_impact_is_the_volatility_of_a_bar_or_the_runs_own(tmp_path:
     same = next(run for run in result.sizes if run.size == 1)
     with Reader.open(own) as reader:
         fills = RunColumns(reader, last(own)).views.rows("v_fills")
-    assert same.fills == len(fills)
+    assert same.count == len(fills)
 
 
 def days(returns: np.ndarray[Any, np.dtype[np.float64]]) -> Days:
@@ -110,8 +109,8 @@ def test_half_is_found_where_the_root_says_and_its_error_is_that_of_the_days() -
     draws = np.random.default_rng(3).normal(10.0, 8.0, (400, 200)) / 1e4
     halves = []
     for returns in draws:
-        runs = [SizedRun(0, 1.0, days(returns), first=1.0)]
-        runs += [SizedRun(size, 1.0, days(returns - 1e-4 * size**0.5), first=size)
+        runs = [Left("", "", days=days(returns), size=0, first=1.0)]
+        runs += [Left("", "", days=days(returns - 1e-4 * size**0.5), size=size, first=size)
                  for size in SIZES]  # fmt: skip
         half = half_gone(runs)
         assert half is not None
@@ -198,7 +197,7 @@ def test_a_run_by_quotes_pays_beyond_what_they_show(tmp_path: Path) -> None:
     Process(path, config, FillModel.QUOTE).through(shown)
     result = capacity(path, last(path), impact_bp=Decimal(50))
     free, same, *larger = result.sizes
-    assert free.fills
+    assert free.count
     assert same.profit == free.profit  # each order is within the shown size
     assert larger[-1].profit is not None
     assert free.profit is not None
