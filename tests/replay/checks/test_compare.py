@@ -194,16 +194,16 @@ def test_what_differs_only_in_time_is_counted_by_its_gate_in_json(
     assert cli.json("parity", f"{run}#last", f"{late}#last")["timing"]["late"] > 0
 
 
-# ---------------------------------------------------------------- the halves of an ensemble
+# ---------------------------------------------------------------- the members of an ensemble
 
-MEMBERS = np.array([[[1e-4, -2e-4], [1e-3, 2e-3]], [[3e-4, 0.0], [1.5e-3, 2.5e-3]]], dtype="<f4")
-"""[half, mean or volatility, horizon]."""
+MEMBERS = np.array([[[1e-4], [1e-3]], [[3e-4], [2e-3]], [[0.0], [4e-3]]], dtype="<f4")
+"""[member; mean or volatility; horizon]."""
 
 
-def halves_with(change: float, place: tuple[int, int, int]) -> bytes:
-    halves = MEMBERS.copy()
-    halves[place] += change
-    return halves.tobytes()
+def moved(place: tuple[int, int, int], change: float) -> bytes:
+    members = MEMBERS.astype(np.float64)
+    members[place] += change
+    return members.astype("<f4").tobytes()
 
 
 @pytest.mark.parametrize(
@@ -212,20 +212,16 @@ def halves_with(change: float, place: tuple[int, int, int]) -> bytes:
         b"",
         None,
         MEMBERS.tobytes()[:-4],
-        MEMBERS.tobytes() + b"\0" * 16,
-        halves_with(float("nan"), (0, 0, 0)),
-        halves_with(float("inf"), (1, 1, 1)),
+        MEMBERS.tobytes() + b"\0" * 8,
+        moved((0, 0, 0), float("nan")),
+        moved((1, 1, 0), float("inf")),
         MEMBERS[::-1].tobytes(),
     ],
 )
-def test_halves_of_another_shape_or_without_a_value_differ(derived: bytes | None) -> None:
+def test_members_of_another_shape_or_without_a_value_differ(derived: bytes | None) -> None:
     stored = MEMBERS.tobytes()
-    assert not is_rounding(("answers.members", stored, derived), None, None, member_shape=(2, 2))
-    assert not is_rounding(("answers.members", derived, stored), None, None, member_shape=(2, 2))
-
-
-MEMBERS = np.array([[[1e-4], [1e-3]], [[3e-4], [2e-3]], [[0.0], [4e-3]]], dtype="<f4")
-"""[member; mean or volatility; horizon]."""
+    assert not is_rounding(("answers.members", stored, derived), None, None, member_shape=(3, 2))
+    assert not is_rounding(("answers.members", derived, stored), None, None, member_shape=(3, 2))
 
 
 @pytest.mark.parametrize("place", list(np.ndindex(3, 2, 1)))
@@ -234,10 +230,8 @@ def test_a_member_s_numbers_have_its_volatility_as_unit_of_their_tolerance(
     place: tuple[int, int, int], share: float, holds: bool
 ) -> None:
     member, _, horizon = place
-    size = float(MEMBERS[member, 1, horizon])
-    moved = MEMBERS.astype(np.float64)
-    moved[place] += share * RETURNS * size
-    unequal = ("answers.members", MEMBERS.tobytes(), moved.astype("<f4").tobytes())
+    derived = moved(place, share * RETURNS * float(MEMBERS[member, 1, horizon]))
+    unequal = ("answers.members", MEMBERS.tobytes(), derived)
     assert is_rounding(unequal, None, None, member_shape=(3, 2)) is holds
     assert is_rounding(unequal, None, None, member_shape=(5, 2)) is False
     assert is_rounding(unequal, None, None) is False

@@ -27,7 +27,6 @@ from pages import said_in
 from user_strategies import importable
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.replay.learning import statistics as figures
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.fit import FitOptions
 from tracepaper.replay.learning.fitted import FitRun
@@ -38,7 +37,7 @@ from tracepaper.replay.learning.judge.metrics import LOSSES, compare
 from tracepaper.replay.learning.judge.tables import tables_across, tables_of
 from tracepaper.replay.learning.recipe import Recipe, kinds, recipe_of
 from tracepaper.replay.learning.splits import Holdout, Split
-from tracepaper.replay.learning.statistics import DayDifference, difference, holm
+from tracepaper.replay.learning.statistics import DayDifference, holm
 from tracepaper.replay.learning.training import train
 from tracepaper.storage.checkpoints import load
 from tracepaper.strategies.units import iso
@@ -170,45 +169,6 @@ def test_models_of_every_kind_are_held_to_the_same_bars(
     assert [row["horizon"] for row in whole] == [5] * 3 + [30] * 3 + [5] * 2 + [30] * 2
     assert "the model minus each other model" in said_in(page)
     assert said_in(page).count("Risk of the most confident bars") == 2
-
-
-def test_the_difference_is_that_of_losses_in_log_returns(
-    first: Path, other: Path, candles: str, cli: Cli
-) -> None:
-    """Compare with the definition, computed from separate judgements of both models."""
-    words = ["evaluate", str(first), "--data", candles, "--compare", str(other), "--json"]
-    dates = ["--from", iso(TEN_DAYS.from_ms or 0), "--to", iso(TEN_DAYS.until_ms or 0)]
-    tables = json.loads(cli.out(*words, *dates))["holdouts"][0]["tables"]
-    alone = [judged(path, candles, TEN_DAYS) for path in (first, other)]
-    for horizon in HORIZONS:
-        model, rival = (each.forecasts.at(horizon) for each in alone)
-        keys = sorted(set(model.keys.tolist()) & set(rival.keys.tolist()))
-        forecast = [
-            dict(
-                zip(
-                    each.keys.tolist(),
-                    each.value("variance") * each.labels["unit"] ** 2,
-                    strict=True,
-                )
-            )
-            for each in (model, rival)
-        ]
-        square = model.labels["unit"] ** 2
-        real = dict(zip(model.keys.tolist(), model.labels["variance"] * square, strict=True))
-        unit = dict(zip(model.keys.tolist(), square, strict=True))
-        days = np.array([key >> 32 for key in keys]) // DAY_BARS
-        losses = [
-            figures.qlike_of(
-                np.array([each[key] / unit[key] for key in keys]),
-                np.array([real[key] / unit[key] for key in keys]),
-            )
-            for each in forecast
-        ]
-        wanted = difference(losses[0], losses[1], days)
-        row = by_forecaster(tables["beside_qlike"]["rows"], horizon)[str(other)]
-        assert row["difference"]["value"] == pytest.approx(wanted.value, rel=1e-9)
-        assert row["difference"]["error"] == pytest.approx(wanted.error)
-        assert row["p"] == pytest.approx(wanted.p, rel=1e-6)
 
 
 def test_what_is_the_same_is_level_and_what_knows_the_future_is_better(

@@ -18,21 +18,16 @@ import numpy as np
 import pytest
 import torch
 from depth_cases import FIRST_MS, depth, header, walk, write
-from learning import by_forecaster, choose, judge_checkpoint
+from learning import by_forecaster, choose
 from pages import said_in
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.archive.columns import instant
 from tracepaper.replay.learning.fitted import FitRun
 from tracepaper.replay.learning.holdouts import FILE_NAME, read_uses
-from tracepaper.replay.learning.judge.forecasts import MODEL
-from tracepaper.replay.learning.judge.metrics import BOOKS, FEW, MetricView, verdict_of
-from tracepaper.replay.learning.judge.tables import tables_of
 from tracepaper.replay.learning.order_books import BookDataset
 from tracepaper.replay.learning.recipe import recipe_of
-from tracepaper.replay.learning.recipe_data import DataRequest, read_dataset
-from tracepaper.replay.learning.splits import Holdout, Part, Span, Split
-from tracepaper.replay.learning.statistics import DayDifference, difference
+from tracepaper.replay.learning.splits import Part, Split
 from tracepaper.storage.checkpoints import load
 from tracepaper.strategies.order_book import books_of
 from tracepaper.strategies.types.market import Depth
@@ -180,35 +175,7 @@ def test_the_whole_is_what_the_card_says(
     assert part["figures"]["1"]["days"] == 20
 
 
-def test_a_difference_is_that_of_the_losses_and_few_days_say_nothing(good: str, file: Path) -> None:
-    model = load(Path(good))
-    books = read_dataset(recipe_of(model.card), DataRequest([str(file)]), model.card)
-    judgement = judge_checkpoint(model, books, Holdout("A", None, None))
-    rng = np.random.default_rng(0)
-    full = judgement.forecasts.at(1)
-    rows = rng.permutation(len(full))[:100]
-    other = full.where(rows)
-    other = other.with_fields(MODEL, log_probability=other.value("log_probability") - 0.25)
-    both = judgement.compared_with("other", other)
-    [losses] = [table for table in tables_of(both) if table.key == "beside_log_loss"]
-    row = by_forecaster(losses.documents(), 1)["other"]
-    assert row["difference"]["value"] == pytest.approx(-0.25)
-    assert "other" not in by_forecaster(losses.documents(), 2)
-    loss = BOOKS["log_loss"].terms
-    wanted = difference(loss(MetricView(full.where(rows))), loss(MetricView(other)), full.day[rows])
-    assert row["days"] == wanted.days
-    sure = [DayDifference(-1.0, 0.01, days, 1e-6) for days in (9, 10)]
-    assert [verdict_of(BOOKS["log_loss"], each) for each in sure] == [FEW, "better"]
-
-
-class LeakingSplit(Split):
-    """A split that trains on its test."""
-
-    def span(self, part: Part) -> Span:
-        return super().span(part) if part is not Part.TRAIN else (0, FIRST_MS + 20 * DAY_MS)
-
-
-def test_no_held_out_book_moves_a_fit_and_a_split_that_leaks_is_found(tmp_path: Path) -> None:
+def test_no_held_out_book_moves_a_fit(tmp_path: Path) -> None:
     """From the middle of the test on, the mid moves against the lean; earlier books stay."""
     middle = 15 * A_DAY
     of = header(levels=2, every_ms=PACE_MS, source="exchange")
@@ -222,17 +189,15 @@ def test_no_held_out_book_moves_a_fit_and_a_split_that_leaks_is_found(tmp_path: 
     card = recipe_of({"model": kind, "architecture": {**keys, "levels": 2}, "training": options})
     ends = (FIRST_MS + 9 * DAY_MS, FIRST_MS + 10 * DAY_MS - 1, FIRST_MS + 10 * DAY_MS)
 
-    def before(data: BookDataset, by: Split) -> np.ndarray:
-        parted = replace(data, split=by)
+    def before(data: BookDataset) -> np.ndarray:
+        parted = replace(data, split=Split(*ends, embargo_bars=0))
         model = card.kind.fit(parted, card, FitRun(tmp_path, say=lambda _: None)).scaled(parted)
         answers = model.answers(parted, Part.TEST)
         return answers.value("log_probability")[
             answers.open_ms < FIRST_MS + (middle - 12) * PACE_MS
         ]
 
-    split, leaking = Split(*ends, embargo_bars=0), LeakingSplit(*ends, embargo_bars=0)
-    assert np.array_equal(before(plain, split), before(other, split))
-    assert not np.array_equal(before(plain, leaking), before(other, leaking))
+    assert np.array_equal(before(plain), before(other))
 
 
 # --- what is refused

@@ -13,11 +13,9 @@ from learning import DAY_BARS, HORIZONS, learnable, rows_recipe, split, write_cs
 from tracepaper.daemon import cli
 from tracepaper.replay.learning.boosting import BoostingOptions
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.estimators.tabular import RowsModel, table_of
 from tracepaper.replay.learning.fitted import FitRun
 from tracepaper.replay.learning.recipe import recipe_of
 from tracepaper.replay.learning.recipe_data import DataRequest
-from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.training import train, train_seeds
 from tracepaper.storage.checkpoints import Checkpoint, load, save
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, InvariantBroken
@@ -108,11 +106,6 @@ def test_it_learns_what_the_candles_hold(checkpoint: Checkpoint) -> None:
     assert set(checkpoint.card["calibration"]["quantiles"]) == {"edge"}
 
 
-def test_the_figures_follow_from_the_weights(checkpoint: Checkpoint, material: Dataset) -> None:
-    again = RowsModel(checkpoint.card, checkpoint.tensors).evaluated(material).card
-    assert again["figures"] == checkpoint.card["figures"]
-
-
 def test_contributions_sum_to_the_forecast(checkpoint: Checkpoint, material: Dataset) -> None:
     bars = material.segments[0].candles.bars()[:600]
     forecaster = forecaster_of(checkpoint)
@@ -127,15 +120,6 @@ def test_contributions_sum_to_the_forecast(checkpoint: Checkpoint, material: Dat
     assert mean == pytest.approx(last.mean_return, rel=1e-12)
     total = added.log_variance.sum(axis=1) + added.log_variance_base
     assert np.exp(0.5 * total) * root == pytest.approx(last.volatility, rel=1e-12)
-
-
-def test_no_label_of_a_later_part_is_learnt_from(material: Dataset) -> None:
-    training = material.samples(Part.TRAIN)
-    table = table_of(training, "returns")
-    reach = [np.flatnonzero(s.weights[:, 1]).max() + HORIZONS[1] for s in training]
-    closed = [s.segment.close_time_ms[at] for s, at in zip(training, reach, strict=True)]
-    assert max(closed) <= SPLIT.train_until_ms
-    assert len(table.rows) == sum(int(s.weights.any(axis=1).sum()) for s in training)
 
 
 def test_the_card_counts_what_its_gates_let_through(models: dict[str, Checkpoint]) -> None:

@@ -26,7 +26,7 @@ import pytest
 import stock_files
 from book_modality_cases import ENDS, EVERY_MS, LEVELS, SPLIT, leans, write_books
 from killed_replays import killed, resumed
-from learning import DAY_BARS, MINUTE_MS, START_MS, Say, choose, learnable, write_csv
+from learning import MINUTE_MS, START_MS, Say, choose, learnable, write_csv
 from other_symbol_cases import LEADER, LED, closes
 from recordings import record
 from records import run_again
@@ -55,7 +55,7 @@ from tracepaper.replay.learning.dataset import Dataset, joined_to, read_files
 from tracepaper.replay.learning.recipe import kind_of, recipe_of
 from tracepaper.replay.learning.recipe_data import DataRequest, read_dataset
 from tracepaper.replay.learning.side_inputs import BookInputs, CovariateInputs
-from tracepaper.replay.learning.splits import Part, Split, segments_of
+from tracepaper.replay.learning.splits import Part, Segment, Split, segments_of
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.checkpoints import Checkpoint, load
 from tracepaper.storage.covariates import kept_covariates, read_covariates
@@ -64,7 +64,6 @@ from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.book_features import RunBooks, reading_of
 from tracepaper.strategies.covariates import (
     CovariateColumns,
-    CovariateRows,
     CovariateScale,
     FixedCovariates,
     rows_of,
@@ -80,7 +79,7 @@ from tracepaper.strategies.features.rows import (
 from tracepaper.strategies.forecasters.build import build as forecaster_of
 from tracepaper.strategies.order_book import Books, packed_books
 from tracepaper.strategies.types.decisions import Forecast
-from tracepaper.strategies.types.market import Bar, Depths, Event
+from tracepaper.strategies.types.market import Bar, Event
 
 pytestmark = pytest.mark.sockets
 
@@ -488,12 +487,17 @@ def test_the_card_names_columns_scale_and_file(news: Scene) -> None:
     assert "vectors" in card["architecture"]["modalities"]
 
 
-def test_what_is_learnt_begins_with_the_first_bar_that_has_a_vector(news: Scene) -> None:
+def learnt_by(news: Scene, file: Path) -> Segment:
+    """Return the bars of a training with the covariates in *file*."""
     first, second, third = (START_MS + MINUTE_MS * end for end in ENDS)
     split = Split(first, second, third, embargo_bars=30)
-    supplied = CovariateInputs(read_covariates(news.folder / "news.csv"))
+    supplied = CovariateInputs(read_covariates(file))
     data = [str(news.folder / CSV)]
-    segment = Dataset.read(data, lambda _: split, (5, 30), vectors=supplied).segments[0]
+    return Dataset.read(data, lambda _: split, (5, 30), vectors=supplied).segments[0]
+
+
+def test_what_is_learnt_begins_with_the_first_bar_that_has_a_vector(news: Scene) -> None:
+    segment = learnt_by(news, news.folder / "news.csv")
     assert segment.first == FIRST  # whose close is the first at or after the first row's time
     rows = np.searchsorted(AT, segment.close_time_ms[FIRST:], side="right") - 1
     assert (
@@ -554,67 +558,13 @@ def test_a_bar_that_a_sessions_end_cuts_short_has_no_row_of_later(tmp_path: Path
     assert np.array_equal(stepped[first:, 78:], values[:, 78:])
 
 
-# ---------------------------------------------------------------- covariates of the training part
-
-
-TWO_DAYS = 2 * DAY_BARS
-MINUTES = START_MS + MINUTE_MS * np.arange(100, TWO_DAYS, 7)
-VALUES = np.random.default_rng(3).normal(size=(len(MINUTES), 2))
-
-
-def minute(bar: int) -> int:
-    return START_MS + MINUTE_MS * bar
-
-
-LEARNT = minute(1_400)
-LEARNT_SPLIT = Split(LEARNT, minute(1_600), minute(2_000), embargo_bars=0)
-
-
-@pytest.fixture(scope="module")
-def two_days(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(write_csv(learnable(TWO_DAYS), tmp_path_factory.mktemp("candles")))
-
-
-def dataset_with(two_days: str, path: Path, numbers: np.ndarray) -> Dataset:
-    """Return the data with the covariates *numbers*."""
-    pairs = zip(MINUTES.tolist(), numbers.tolist(), strict=True)
-    rows = [f"{time},{mood!r},{heat!r}" for time, (mood, heat) in pairs]
-    path.write_text("\n".join(["time,mood,heat", *rows]), encoding="utf-8")
-    supplied = CovariateInputs(read_covariates(path))
-    return Dataset.read([two_days], lambda _: LEARNT_SPLIT, (5, 30), vectors=supplied)
-
-
-def learnt(material: Dataset) -> np.ndarray:
-    """Return the features of the bars that close before the fit ends."""
-    (segment,) = material.segments
-    return segment.values[segment.close_time_ms < LEARNT]
-
-
-def with_other_rows_later() -> np.ndarray:
-    return np.where((MINUTES >= LEARNT)[:, None], 9.0 - 40.0 * VALUES, VALUES)
-
-
-def test_rows_after_a_fit_move_nothing_that_it_learns(two_days: str, tmp_path: Path) -> None:
-    usual = dataset_with(two_days, tmp_path / "v.csv", VALUES)
-    changed = dataset_with(two_days, tmp_path / "v.csv", with_other_rows_later())
-    assert np.array_equal(learnt(usual), learnt(changed), equal_nan=True)
-    assert not np.array_equal(usual.segments[0].values, changed.segments[0].values, equal_nan=True)
-
-
-def test_a_scale_of_all_rows_is_found_to_look_ahead(
-    two_days: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    honest = CovariateScale.fitted
-
-    def leaking(
-        columns: Sequence[str], every: Sequence[CovariateRows], until_ms: int
-    ) -> CovariateScale:
-        return honest(columns, every, until_ms + MINUTE_MS * TWO_DAYS)
-
-    monkeypatch.setattr(CovariateScale, "fitted", leaking)
-    usual = dataset_with(two_days, tmp_path / "v.csv", VALUES)
-    changed = dataset_with(two_days, tmp_path / "v.csv", with_other_rows_later())
-    assert not np.array_equal(learnt(usual), learnt(changed), equal_nan=True)
+def test_rows_after_a_fit_move_nothing_that_it_learns(news: Scene, tmp_path: Path) -> None:
+    until = START_MS + MINUTE_MS * ENDS[0]
+    usual = learnt_by(news, written(tmp_path / "usual.csv"))
+    changed = learnt_by(news, written(tmp_path / "changed.csv", changed_after=until))
+    learnt = usual.close_time_ms < until
+    assert np.array_equal(usual.values[learnt], changed.values[learnt], equal_nan=True)
+    assert not np.array_equal(usual.values, changed.values, equal_nan=True)
 
 
 # ---------------------------------------------------------------- order books
@@ -760,20 +710,6 @@ def test_a_false_book_gives_no_row_nor_does_what_stood_before_it(books: Scene) -
         assert bool(np.isfinite(row).all()) is has_row, (false, factor)
         moved = row[supplied.reading.columns.index("2_5_bid_grown")]
         assert bool(has_row and moved != 0) is has_before, (false, factor)
-
-
-def test_a_changed_book_of_the_record_is_found(books: Scene, tmp_path: Path) -> None:
-    """Without the book of one bar, the answers of that bar and later ones cannot be derived."""
-    with Reader.open(books.database) as reader:
-        run_id = reader.find("last")
-        events = [event for _, _, event, _ in reader.events(run_id)]
-    place = max(at for at, event in enumerate(events) if isinstance(event, Depths)) - 20
-    place = next(at for at in range(place, 0, -1) if isinstance(events[at], Depths))
-    live = RunBooks(BookInputs.read([books.folder / "books.depth"]).reading)
-    for event in events[:place] + events[place + 1 :]:
-        live.see(event)
-    bar = next(event for event in events[place:] if isinstance(event, Bar))
-    assert np.isnan(live.at(LED, np.array([bar.close_time_ms])).values).all()
 
 
 def test_heads_are_told_at_bars_that_were_answered(books: Scene, say: Say) -> None:

@@ -10,11 +10,9 @@ import pytest
 from tracepaper.replay.report.benchmarks import (
     ALLOWED,
     Mask,
-    RefusalJudgement,
     forward_returns,
     judge,
     refusals,
-    verdict_on,
 )
 from tracepaper.replay.report.record import Bars, Decisions
 from tracepaper.replay.report.report import Report
@@ -229,13 +227,6 @@ def test_a_planted_gate_is_named_for_what_it_did(
     assert np.sign(kept) == -refused_luck
     costs = 2 * record.cost_rate
     assert rows["regime"].net == pytest.approx((rows["regime"].gross or 0.0) - costs, abs=1e-5)
-
-
-def test_allowed_signals_are_better_or_worse_and_never_saved() -> None:
-    for sign, gate, kept in ((1, "saved", "worse"), (-1, "cost", "better")):
-        judged = RefusalJudgement(sign * 1e-3, 1e-4, 40, -1e-4, 1e-4, sign)
-        assert verdict_on(judged, allowed=False) == gate
-        assert verdict_on(judged, allowed=True) == kept
 
 
 def test_a_gate_on_few_days_is_not_judged_and_one_that_refuses_all_cannot_be() -> None:
