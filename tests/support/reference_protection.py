@@ -1,15 +1,17 @@
 """One account under protection, computed from the sentences of the rules alone.
 
-The rules are docs/protection.md, E8 to E17, docs/orders.md, B2 to B4, and docs/money.md, M10 to
+The rules are docs/protection.md, E8 to E22, docs/orders.md, B2 to B4, and docs/money.md, M10 to
 M13. It holds no code of the engine: levels are fractions, and what rests is a list of a few orders
 whose size is that of the position. Nothing costs anything, and nothing is ever on its way.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import pairwise
+from math import erf, exp, isfinite, sqrt
 from typing import Final, NamedTuple
 
 from tracepaper.strategies.api.context import Distance, Percent, Signal, Volatility
@@ -21,6 +23,11 @@ UNITS: Final = 100  # of a price: two decimals
 FILL_WITHIN_MS: Final = 10_000
 RANGE_BARS: Final = 14
 SIGNS: Final = {Action.LONG: 1, Action.SHORT: -1}
+KEYS: Final = {"stop": "stop_loss", "target": "take_profit", "trailing": "trailing"}
+
+
+class NoPlan(Exception):
+    """A signal asks for what cannot be (E9, E10)."""
 
 
 class ReferenceFill(NamedTuple):
@@ -33,8 +40,9 @@ class ReferenceFill(NamedTuple):
 
 
 class Level(NamedTuple):
-    """A price, or a distance from the entry: so far, or such a share of it."""
+    """A price, or a distance from the entry: so far, or such a share of it; and who names it."""
 
+    name: str
     price: int | None = None
     distance: int | None = None
     share: Fraction | None = None
@@ -49,6 +57,56 @@ class Level(NamedTuple):
     def at(self, entry: int, direction: int) -> int:
         """Return its price, *direction* of *entry*."""
         return entry + direction * self.away(entry) if self.price is None else self.price
+
+
+def nearest(levels: Iterable[Level | None], entry: int, direction: int) -> Level | None:
+    """Return the nearest to *entry* of the *levels* in *direction* (E19)."""
+    named = [level for level in levels if level is not None]
+    return min(named, key=lambda level: direction * level.at(entry, direction), default=None)
+
+
+def quantile(share: float) -> float:
+    """Return the standard normal deviate below which *share* lies, by bisection."""
+    low, high = -10.0, 10.0
+    for _ in range(80):
+        middle = (low + high) / 2
+        if (1 + erf(middle / sqrt(2))) / 2 < share:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+class ForecastReturn(NamedTuple):
+    """A forecast of the log return to the horizon."""
+
+    mean: float
+    stdev: float
+    volatility: float
+
+
+@dataclass(frozen=True)
+class ReferenceExits:
+    """The ``[exits]`` of a configuration (E18): a distance is a unit and a number."""
+
+    stop: tuple[str, float] | None = None
+    target: tuple[str, float] | None = None
+    trailing: tuple[str, float] | None = None
+    roi: tuple[tuple[int, float], ...] = ()  # percent from each age on, by rising age
+    limit_ms: int = 0
+    reenter: bool = False
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether the age of a position matters."""
+        return bool(self.roi or self.limit_ms)
+
+    def by_age(self, age_ms: int) -> Level | None:
+        """Return the target of a position of this age (E21)."""
+        percents = [percent for from_ms, percent in self.roi if age_ms >= from_ms]
+        if not percents:
+            return None
+        return Level("exits.minimal_roi", share=Fraction(percents[-1]) / 100)
 
 
 @dataclass(frozen=True)
@@ -76,6 +134,7 @@ class RestingProtection:
     is_triggered: bool = False
     arrives: bool = False  # a target that the market had reached when it was sent
     since_ms: int = 0
+    names: set[str] = field(default_factory=set)  # of the levels that put it there
 
 
 def tick(price: Fraction | int) -> int:
@@ -88,6 +147,9 @@ class ReferenceProtection:
     """The account; ``fills`` are those of the newest event."""
 
     quantity: int  # of a full position
+    exits: ReferenceExits = ReferenceExits()
+    forecast: ForecastReturn | None = None  # at the newest bar
+    opened_ms: int = 0
     held: int = 0
     worth: Fraction = Fraction(0)  # of what is held, at its entry
     wanted: int = 0
@@ -113,7 +175,13 @@ class ReferenceProtection:
         """Whether what is held is of the plan's side."""
         return self.plan is not None and self.plan.sign * self.held > 0
 
-    def _fill(self, role: str, quantity: int, price: int, *, is_maker: bool = False) -> None:
+    def _is_nothing(self, plan: Plan) -> bool:
+        """Return whether *plan* asks for nothing, and no age ends its position."""
+        return plan.sign == 0 or (plan.is_empty and not self.exits.is_timed)
+
+    def _fill(
+        self, role: str, quantity: int, price: int, at_ms: int, *, is_maker: bool = False
+    ) -> None:
         self.fills.append(ReferenceFill(role, quantity, price, is_maker))
         before = self.held
         self.held += quantity
@@ -124,6 +192,7 @@ class ReferenceProtection:
         else:
             self.worth = Fraction(self.held * price)
         if before * self.held <= 0:
+            self.opened_ms = at_ms
             self.orders.clear()  # what closes the position cancels them (E11)
         if role == "SIGNAL":
             self.sent -= quantity
@@ -141,7 +210,7 @@ class ReferenceProtection:
             self.waits = self.plan.sign
         if self.plan.sign * before > 0 and self.plan.sign * self.held <= 0:
             self.plan, self.next, self.follows_by = self.next, None, 0
-            if self.plan is not None and self.plan.is_empty:
+            if self.plan is not None and self._is_nothing(self.plan):
                 self.plan = None
         if "SIGNAL" in roles and self.is_protected:
             self._arm(market, at_ms)
@@ -151,25 +220,32 @@ class ReferenceProtection:
     def _resting(self, role: str) -> RestingProtection | None:
         return next((order for order in self.orders if order.role == role), None)
 
-    def _stand(self, role: str, price: int | None, at_ms: int) -> None:
-        """Let a stop of *role* stand at *price*, or none."""
+    def _stand(self, role: str, price: int | None, at_ms: int, name: str = "") -> None:
+        """Let a stop of *role* stand at *price*, which *name* asks for, or none."""
         order = self._resting(role)
         if price is None:
             self.orders = [resting for resting in self.orders if resting.role != role]
         elif order is None:
-            self.orders.append(RestingProtection(role, price, since_ms=at_ms))
+            self.orders.append(RestingProtection(role, price, since_ms=at_ms, names={name}))
         elif not order.is_triggered:
+            order.names = {name} | (order.names if order.price == price else set())
             order.price = price
+
+    def _stand_at(self, level: Level | None, role: str, direction: int, at_ms: int) -> None:
+        price = None if level is None else tick(level.at(self.entry, direction))
+        self._stand(role, price, at_ms, "" if level is None else level.name)
 
     def _arm(self, market: int, at_ms: int, *, is_nearer: bool | None = None) -> None:
         plan, entry = self.plan, self.entry
         assert plan is not None
         sign = plan.sign
-        if plan.until is None or at_ms < plan.until:
+        closing = self._resting("UNTIL")
+        if (plan.until is None or at_ms < plan.until) and (
+            closing is not None and "exits.time_limit" not in closing.names
+        ):
             self._stand("UNTIL", None, at_ms)
-        self._stand("STOP", None if plan.stop is None else tick(plan.stop.at(entry, -sign)), at_ms)
-        self._arm_target(None if plan.target is None else tick(plan.target.at(entry, sign)),
-                         market, at_ms)  # fmt: skip
+        self._stand_at(plan.stop, "STOP", -sign, at_ms)
+        self._arm_target(market, at_ms)
         if plan.trailing is None:
             return
         standing = self._resting("TRAILING")
@@ -179,22 +255,28 @@ class ReferenceProtection:
             at = tick(start - sign * self.follows_by)
             if standing is not None:
                 at = sign * max(sign * at, sign * standing.price)
-            self._stand("TRAILING", at, at_ms)
+            self._stand("TRAILING", at, at_ms, plan.trailing.name)
 
-    def _arm_target(self, price: int | None, market: int, at_ms: int) -> None:
-        """Let the target stand at *price*: it rests unless the market has reached that (B4)."""
+    def _arm_target(self, market: int, at_ms: int) -> None:
+        """Let the plan's target stand: it rests unless the market has reached it (B4)."""
         assert self.plan is not None
-        order = self._resting("TARGET")
-        if price is None:
+        order, level = self._resting("TARGET"), self.plan.target
+        if level is None:
             self._stand("TARGET", None, at_ms)
             return
+        price = tick(level.at(self.entry, self.plan.sign))
         rests = self.plan.sign * (price - market) > 0
         if order is not None and (rests or order.price == price):
             order.arrives = order.arrives and not rests
+            order.names = {level.name} | (order.names if order.price == price else set())
             order.price = price
             return
         self._stand("TARGET", None, at_ms)
-        self.orders.append(RestingProtection("TARGET", price, arrives=not rests, since_ms=at_ms))
+        self.orders.append(
+            RestingProtection(
+                "TARGET", price, arrives=not rests, since_ms=at_ms, names={level.name}
+            )
+        )
 
     # ------------------------------------------------------------ the market
 
@@ -202,21 +284,30 @@ class ReferenceProtection:
         if self.sent and at_ms - self.sent_ms > FILL_WITHIN_MS:
             self.sent = 0  # M12: the target stands
 
-    def _due(self, at_ms: int) -> None:
+    def _due(self, at_ms: int, bid: int, ask: int) -> None:
         plan = self.plan
-        if plan is None or plan.until is None or at_ms < plan.until:
+        if plan is None:
             return
+        is_over, age_ms = plan.until is not None and at_ms >= plan.until, at_ms - self.opened_ms
         if not self.is_protected:
-            if not self.sent:
+            if is_over and not self.sent:
                 self.plan, self.wanted = None, self.held
-        elif self._resting("UNTIL") is None:
-            self.orders.append(RestingProtection("UNTIL", since_ms=at_ms))
+        elif is_over or 0 < self.exits.limit_ms <= age_ms:
+            if self._resting("UNTIL") is None:
+                names = {"until" if is_over else "exits.time_limit"}
+                self.orders.append(RestingProtection("UNTIL", since_ms=at_ms, names=names))
+        else:
+            by_age = self.exits.by_age(age_ms)
+            target = nearest((plan.target, by_age), self.entry, plan.sign)
+            if target is not plan.target:
+                self.plan = replace(plan, target=target)
+                self._arm_target(bid if self.held > 0 else ask, at_ms)
 
     def quote(self, quote: Quote) -> None:
         """Meet *quote*."""
         self.fills, before, at_ms = [], self.held, quote.market_ms
         self._expire(at_ms)
-        self._due(at_ms)
+        self._due(at_ms, quote.bid, quote.ask)
         left = {1: quote.ask_size, -1: quote.bid_size}
         stops = [resting for resting in self.orders if resting.role != "TARGET"]
         armed = list(self.orders)
@@ -227,7 +318,8 @@ class ReferenceProtection:
             sign = 1 if self.sent > 0 else -1
             quantity = min(abs(self.sent), left[sign])
             if quantity:
-                self._fill("SIGNAL", sign * quantity, quote.ask if sign > 0 else quote.bid)
+                price = quote.ask if sign > 0 else quote.bid
+                self._fill("SIGNAL", sign * quantity, price, at_ms)
                 left[sign] -= quantity
         for order in [
             resting for resting in armed if resting.role == "TARGET" and resting in self.orders
@@ -244,7 +336,7 @@ class ReferenceProtection:
         if order.role == "UNTIL" or order.is_triggered:
             quantity = min(abs(self.held), left[-sign])
             if quantity:
-                self._fill(order.role, -sign * quantity, far)
+                self._fill(order.role, -sign * quantity, far, quote.market_ms)
                 left[-sign] -= quantity
 
     def _target_meets(
@@ -258,7 +350,7 @@ class ReferenceProtection:
         quantity = min(abs(self.held), left[-sign], most)
         if quantity and (beyond >= 0 if arrives else beyond > 0):
             self._fill("TARGET", -sign * quantity, far if arrives else order.price,
-                       is_maker=not arrives)  # fmt: skip
+                       quote.market_ms, is_maker=not arrives)  # fmt: skip
             if quantity == most:
                 self._stand("TARGET", None, 0)
 
@@ -276,12 +368,12 @@ class ReferenceProtection:
         self.fills, before, opened = [], self.held, bar.open_time_ms
         if is_missed:
             self._expire(bar.close_time_ms)
-        self._due(opened)
+        self._due(opened, bar.open, bar.open)
         until = self._resting("UNTIL")
         if until is not None and until.since_ms <= opened:
-            self._fill("UNTIL", -self.held, bar.open)
+            self._fill("UNTIL", -self.held, bar.open, opened)
         if self.sent and not is_missed:
-            self._fill("SIGNAL", self.sent, bar.open)
+            self._fill("SIGNAL", self.sent, bar.open, opened)
         self._reacted(before, 0, bar.open, opened)
         before, since = self.held, len(self.fills)
         met = [
@@ -298,11 +390,12 @@ class ReferenceProtection:
         for order in sorted(met, key=lambda resting: resting.role == "TARGET"):
             beyond = sign * (bar.open - order.price)
             if order.role != "TARGET" and (beyond <= 0 or order.is_triggered):
-                self._fill(order.role, -self.held, bar.open)
+                self._fill(order.role, -self.held, bar.open, bar.open_time_ms)
                 return
             if order.role == "TARGET" and (beyond >= 0 if order.arrives else beyond > 0):
                 price = bar.open if order.arrives else order.price
-                self._fill("TARGET", -self.held, price, is_maker=not order.arrives)
+                self._fill("TARGET", -self.held, price, bar.open_time_ms,
+                           is_maker=not order.arrives)  # fmt: skip
                 return
             order.arrives = False
         ways = [
@@ -312,9 +405,12 @@ class ReferenceProtection:
         left = [sign * (bar.close if fill is None else fill[1]) for fill, _ in ways]
         fill, at = ways[0] if left[0] <= left[1] else ways[1]
         if fill is not None:
-            self._fill(fill[0], -self.held, fill[1], is_maker=fill[0] == "TARGET")
+            self._fill(fill[0], -self.held, fill[1], bar.open_time_ms,
+                       is_maker=fill[0] == "TARGET")  # fmt: skip
         elif at is not None:
-            self._stand("TRAILING", at, 0)
+            trailing = self._resting("TRAILING")
+            assert trailing is not None
+            trailing.price = at
 
     def _way(
         self, met: list[RestingProtection], path: tuple[int, ...]
@@ -364,10 +460,11 @@ class ReferenceProtection:
             else:
                 self.plan = None
         elif sign:
-            if sign == self.waits and not signal.reenter:
+            if sign == self.waits and not (signal.reenter or self.exits.reenter):
                 return True
-            plan = self._planned(signal, sign, bar.close, at_ms)
-            if plan is None:
+            try:
+                plan = self._planned(signal, sign, bar.close, at_ms)
+            except NoPlan:
                 self._want(self.wanted, at_ms)
                 return True
             self._want(sign * round(self.quantity * signal.strength), at_ms)
@@ -399,46 +496,73 @@ class ReferenceProtection:
         self.plan, self.next, self.waits = plan, None, 0
         if self.is_protected:
             self._arm(close, at_ms, is_nearer=is_nearer)
-        if plan.is_empty:
+        if self._is_nothing(plan):
             self.plan = None
 
-    def _planned(self, signal: Signal, sign: int, close: int, at_ms: int) -> Plan | None:
-        """Return what *signal* asks for; None where that cannot be (E9, E10)."""
+    def _planned(self, signal: Signal, sign: int, close: int, at_ms: int) -> Plan:
+        """Return what *signal* and the configuration ask for; raise ``NoPlan`` (E9, E10)."""
         if signal.until is not None and signal.until <= at_ms:
-            return None
-        entry = self.entry if sign * self.held > 0 else close
-        levels: list[Level | None] = []
-        for distance, direction in ((signal.stop, -sign), (signal.target, sign),
-                                 (signal.trailing, -sign)):  # fmt: skip
-            is_trail = len(levels) == 2
-            level = None if distance is None else self._level(distance, is_trail=is_trail)
-            levels.append(level)
-            if distance is None:
-                continue
-            if level is None:
-                return None
-            at = close + direction * level.away(entry) if is_trail else level.at(entry, direction)
-            if direction * (at - close) < TICK or at < TICK:
-                return None
-        stop, target, trailing = levels
-        return Plan(sign, stop, target, trailing, signal.until)
+            raise NoPlan
+        is_held = sign * self.held > 0
+        entry = self.entry if is_held else close
+        levels: dict[str, Level | None] = {}
+        for name, direction in (("stop", -sign), ("target", sign), ("trailing", -sign)):
+            named = self._level(name, getattr(signal, name))
+            configured = self._configured(name, sign, direction)
+            for level in (named, None if is_held else configured):
+                if level is None:
+                    continue
+                at = level.at(entry, direction) + (close - entry if name == "trailing" else 0)
+                if direction * (at - close) < TICK or at < TICK:
+                    raise NoPlan
+            by_age = self.exits.by_age(at_ms - self.opened_ms if is_held else 0)
+            by_age = by_age if name == "target" else None
+            levels[name] = nearest((named, configured, by_age), entry, direction)
+        return Plan(sign, **levels, until=signal.until)
 
-    def _level(self, distance: Distance, *, is_trail: bool) -> Level | None:
+    def _configured(self, name: str, sign: int, direction: int) -> Level | None:
+        """Return the level of ``[exits]``: where its entry set it, if it still stands (E20)."""
+        distance: tuple[str, float] | None = getattr(self.exits, name)
+        if distance is None:
+            return None
+        (unit, number), key, plan = distance, f"exits.{KEYS[name]}", self.plan
+        before = None if plan is None or plan.sign != sign else getattr(plan, name)
+        if sign * self.held > 0 and isinstance(before, Level) and before.name == key:
+            return before
+        if unit == "%":
+            return Level(key, share=Fraction(number) / 100)
+        if unit == "atr":
+            return Level(key, distance=round(Fraction(number) * self._mean_range()))
+        if self.forecast is None:
+            raise NoPlan
+        mean, stdev, volatility = self.forecast
+        moved = direction * number * volatility
+        if unit == "q":  # of the position's return, which a short gets where the price falls
+            moved = sign * (sign * mean + quantile(number) * stdev)
+        return Level(key, share=Fraction(direction * (exp(moved) - 1)))
+
+    def _level(self, name: str, distance: Distance | None) -> Level | None:
+        match distance:
+            case None:
+                return None
+            case Percent(value=number) | Volatility(multiple=number) | (int() | float() as number):
+                if not isfinite(number):
+                    raise NoPlan
         match distance:
             case Percent(value=number):
-                return Level(share=Fraction(number) / 100)
+                return Level(name, share=Fraction(number) / 100)
             case Volatility(multiple=multiple):
-                mean = self._mean_range()
-                return None if mean is None else Level(distance=round(Fraction(multiple) * mean))
+                return Level(name, distance=round(Fraction(multiple) * self._mean_range()))
             case number:
                 units = round(Fraction(number) * UNITS)
-                return Level(distance=units) if is_trail else Level(price=tick(units))
+                is_trail = name == "trailing"
+                return Level(name, distance=units) if is_trail else Level(name, price=tick(units))
 
-    def _mean_range(self) -> int | None:
-        """Return the mean true range of the last bars (E9)."""
+    def _mean_range(self) -> int:
+        """Return the mean true range of the last bars; raise ``NoPlan`` before (E9)."""
         last = self.bars[-RANGE_BARS - 1 :]
         if len(last) <= RANGE_BARS:
-            return None
+            raise NoPlan
         widths = [
             max(bar.high - bar.low, abs(bar.high - old.close), abs(bar.low - old.close))
             for old, bar in pairwise(last)
