@@ -49,7 +49,14 @@ from tracepaper.daemon.engine.price_checks import Price
 from tracepaper.daemon.engine.risk import RiskWatch
 from tracepaper.daemon.engine.settings import INTEGRITY, MemberTerms, ModelTerms
 from tracepaper.daemon.engine.shadows import Shadows
-from tracepaper.daemon.engine.state import HELD, LIMITED, WITHOUT, EngineState, SharesState
+from tracepaper.daemon.engine.state import (
+    FOLLOWING,
+    HELD,
+    LIMITED,
+    WITHOUT,
+    EngineState,
+    SharesState,
+)
 from tracepaper.daemon.engine.units import UnitQueue
 from tracepaper.strategies.api.columns import ColumnRecord
 from tracepaper.strategies.api.context import Orders, Signal
@@ -545,33 +552,51 @@ class Engine:
 
         It confirms the positions of the accounts whose entries repeat.
         """
-        state, broker, shadows = self.states[key], self.broker, self.shadows[""]
+        state, broker, strategy = self.states[key], self.broker, self.states[key].strategy
         line, (lowest, highest) = broker.account.books[0].lines[key], closes
-        others = [
-            (name, account, account.books[0].lines[key]) for name, account in broker.shadows.items()
-        ]
+        others = [account.books[0].lines[key] for account in broker.shadows.values()]
+        by_signal = state.is_sized_by_signal and FOLLOWING.issuperset(strategy.shadows)
+        followed: Signal | Orders | None = None  # a signal by which all of them keep an entry
 
         def keeps(bar: Bar, prediction: Prediction) -> bool:
+            nonlocal followed
             decision, usable = state.decide_ahead(bar, prediction, broker.account)
             if not lowest <= bar.close <= highest or not _is_kept(state.intent, line):
                 return False
-            entered = [line] if _enters(state.intent) else []
-            for name, account, other in others:
-                if name not in state.strategy.shadows or decision.refused_by in INTEGRITY:
-                    continue
-                intent = shadows.intent(name, state, bar, usable, decision, account)
-                if not _is_kept(intent, other):
+            entered: list[Line] | None = []
+            if decision.refused_by not in INTEGRITY:
+                if state.signal == followed:
+                    entered = others
+                elif (entered := self._reentered(state, bar, usable, decision)) is None:
                     return False
-                if _enters(intent):
-                    entered.append(other)
-            for entry in entered:
-                broker.confirm(entry, bar)
+                else:
+                    followed = state.signal if by_signal and entered == others else None
+            if _enters(state.intent):
+                broker.confirm(line, bar)
+            for other in entered:
+                broker.confirm(other, bar)
             at_ms = bar.open_time_ms
-            confirmed = tuple([other.orders.confirmed_ms == at_ms for _, _, other in others])
+            confirmed = tuple([other.orders.confirmed_ms == at_ms for other in others])
             answers.append(Answer(usable, decision, confirmed))
             return True
 
         return keeps
+
+    def _reentered(
+        self, state: MemberState, bar: Bar, prediction: Prediction, decision: Decision
+    ) -> list[Line] | None:
+        """Return the lines of shadow accounts that keep an entry; None if one changes anything."""
+        entered = []
+        for name, account in self.broker.shadows.items():
+            if name not in state.strategy.shadows:
+                continue
+            line = account.books[0].lines[bar.instrument]
+            intent = self.shadows[""].intent(name, state, bar, prediction, decision, account)
+            if not _is_kept(intent, line):
+                return None
+            if _enters(intent):
+                entered.append(line)
+        return entered
 
     def _begin_stretch(self, key: str) -> Repeat | None:
         """Return the decisions on *key* that the directly following bars would repeat.

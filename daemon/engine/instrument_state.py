@@ -130,6 +130,9 @@ class MemberState:
         self.declared = DeclaredState.of(strategy)
         self.gates = GateJudgement(risk, instrument, settings)
         self.outcomes = DecisionOutcomes()
+        # The newest decision if it holds nothing and no limit or member had a part in it: the same
+        # signal and the same passed gates repeat it.
+        self._flat: Decision | None = None
         self.signal: Signal | Orders | None = None  # the newest, even if a gate refused it
         self._exits = settings.broker.exits
         # Whether the newest signal or [exits] name a stop, a target or a time limit.
@@ -248,6 +251,17 @@ class MemberState:
         if gates.risk.active:
             self._see_signal(signal, bar, forecast, account)
         measures, passed = gates.evaluator.judge(gates.inputs)
+        if (
+            (last := self.outcomes.newest) is self._flat
+            and last is not None
+            and last.outcome.passed == passed
+            and last.outcome.regime is self.regimes.regime
+            and last.outcome.regime_cell == self.regimes.cell
+            and signal == before
+            and account.target(bar.instrument) == 0
+        ):
+            self.outcomes.newest = self._flat = Decision(last.outcome, 0, measures)
+            return self._flat
         refused = gates.evaluator.first_failed(passed, reduces=gates.inputs.reduces)
         intent: Intent | Orders
         if isinstance(signal, Signal):
@@ -268,6 +282,9 @@ class MemberState:
         self.intent = None if is_held else intent
         note = None if signal.note is None else dict(signal.note)
         decision = self.outcomes.newest = Decision(outcome, target, measures, note)
+        is_alone = not (gates.risk.active or account.sides or self._owner_intents.targets)
+        is_flat = action is Action.HOLD and target == 0 and signal.note is None
+        self._flat = decision if is_alone and is_flat else None
         return decision
 
     def reducing_part(
@@ -469,6 +486,11 @@ class MemberState:
             not (strategy.sees_account or strategy.books or self._sizer.sees_account)
             and self.market.instrument.category is not Category.STOCK
         )
+
+    @property
+    def is_sized_by_signal(self) -> bool:
+        """Whether a target depends on the signal and the standing target alone."""
+        return self._sizer.follows_signal
 
     def decide_ahead(
         self, bar: Bar, prediction: Prediction, account: Holdings

@@ -85,6 +85,8 @@ LIMITED: Final = frozenset({FULL_SIZE, *WITHOUT})
 """Shadow accounts to which the limits apply, as to the run."""
 BASED_ON_RUN: Final = frozenset({RANDOM_GATE, HELD})
 """Shadow accounts that depend on the run's earlier steps."""
+FOLLOWING: Final = SHADOWS.keys() - LIMITED - BASED_ON_RUN
+"""Shadow accounts whose intents depend on signals and their sizes alone."""
 RANDOM_SEED: Final = 1
 _DRAWN: Final = 1 << 64
 

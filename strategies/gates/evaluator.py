@@ -208,6 +208,8 @@ _PLAIN: Final = frozenset(
 
 Verdict = tuple[tuple[float | None, ...], int]
 """Every gate's measure, and a mask whose bit i is set if gate i passed."""
+Test = tuple[Measure, float, bool, int]
+"""A gate's measure, threshold, whether it passes at or above that, and its bit."""
 
 
 class GateEvaluator:
@@ -219,14 +221,18 @@ class GateEvaluator:
             if not math.isfinite(thresholds[name]):
                 raise ConfigInvalid(f"gate.{name} needs a finite threshold.")
         self.gate_set = GateSet(ordered, tuple(float(thresholds[name]) for name in ordered))
-        self._tests = tuple(
+        tests = [
             (GATES[name].measure, float(thresholds[name]), GATES[name].at_least, 1 << index)
             for index, name in enumerate(ordered)
-        )
-        self._tests_of_exits = tuple(
+        ]
+        leading = [name in _PLAIN for name in (*ordered, "")].index(False)
+        self._leading, self._tests = tests[:leading], tests[leading:]
+        self._tests_of_exits = [
             (_exit_measure(GATES[name], test[1]), *test[1:])
-            for name, test in zip(ordered, self._tests, strict=True)
-        )
+            for name, test in zip(ordered[leading:], self._tests, strict=True)
+        ]
+        self._facts: tuple[float, ...] = ()
+        self._of_facts: Verdict = (), 0  # on the leading gates, by the inputs ``_facts``
         self.all_passed = (1 << len(ordered)) - 1
         self._never_reducing = self.all_passed & ~sum(
             1 << index for index, name in enumerate(ordered) if GATES[name].is_lasting
@@ -236,41 +242,18 @@ class GateEvaluator:
         at = ordered.index(declared.plausible.name) if declared.plausible.name in ordered else None
         self.plausible_at = at
         self.plausible_limit = math.inf if at is None else self.gate_set.thresholds[at]
-        self._facts: tuple[float, ...] = ()  # inputs of the cached verdict, if ``is_plain``
-        self._verdict: Verdict = (), 0
 
     def judge(self, inputs: GateInputs) -> Verdict:
         """Return every gate's measure, and a mask whose bit i is set if gate i passed.
 
         A measure that cannot be computed, or is not finite, is None and fails.
         """
-        if not self.is_plain:
-            return self._judge(inputs)
-        plausible = inputs.plausible
         facts = inputs.running, inputs.bars, inputs.missing_bars, inputs.late_ms
-        if facts != self._facts or not plausible <= self.plausible_limit:
-            self._verdict = self._judge(inputs)
-            # The verdict on an implausible bar is not cached.
-            self._facts = facts if plausible <= self.plausible_limit else ()
-        elif (at := self.plausible_at) is not None:  # the usual case
-            measures, passed = self._verdict
-            return (*measures[:at], plausible + 0.0, *measures[at + 1 :]), passed
-        return self._verdict
-
-    def _judge(self, inputs: GateInputs) -> Verdict:
-        measures: list[float | None] = []
-        passed = 0
-        tests = self._tests_of_exits if inputs.reduces else self._tests
-        for measure_of, threshold, at_least, bit in tests:
-            measure = measure_of(inputs)
-            if measure is not None:
-                measure += 0.0  # -0.0 becomes 0.0, so that both have the same hash
-                if not math.isfinite(measure):
-                    measure = None
-                elif measure >= threshold if at_least else measure <= threshold:
-                    passed |= bit
-            measures.append(measure)
-        return tuple(measures), passed
+        if facts != self._facts:  # the leading gates measure nothing else
+            self._facts, self._of_facts = facts, _judge(self._leading, inputs)
+        measures, passed = self._of_facts
+        others, more = _judge(self._tests_of_exits if inputs.reduces else self._tests, inputs)
+        return measures + others, passed | more
 
     def first_failed(
         self, passed: int, *, reduces: bool = False, without: str | None = None
@@ -285,6 +268,21 @@ class GateEvaluator:
         if not missing:
             return None
         return self.gate_set.gates[(missing & -missing).bit_length() - 1]
+
+
+def _judge(tests: Sequence[Test], inputs: GateInputs) -> Verdict:
+    measures: list[float | None] = []
+    passed = 0
+    for measure_of, threshold, at_least, bit in tests:
+        measure = measure_of(inputs)
+        if measure is not None:
+            measure += 0.0  # -0.0 becomes 0.0, so that both have the same hash
+            if not math.isfinite(measure):
+                measure = None
+            elif measure >= threshold if at_least else measure <= threshold:
+                passed |= bit
+        measures.append(measure)
+    return tuple(measures), passed
 
 
 def _exit_measure(gate: Gate, threshold: float) -> Measure:
@@ -377,9 +375,9 @@ _MAX_PROBABILITY: Final = 1 + 1e-6
 
 def is_finite_forecast(forecast: Forecast) -> bool:
     """Return whether every number of *forecast* is finite and every probability in range."""
-    probabilities = (*forecast.p_down, *forecast.p_flat, *forecast.p_up)
-    deviations = (*forecast.stdev_return, *forecast.volatility)
-    if not _are_finite((*forecast.mean_return, *deviations, *probabilities)):
+    probabilities = forecast.p_down + forecast.p_flat + forecast.p_up
+    deviations = forecast.stdev_return + forecast.volatility
+    if not _are_finite(forecast.mean_return + deviations + probabilities):
         return False
     if probabilities and not 0 <= min(probabilities) <= max(probabilities) <= _MAX_PROBABILITY:
         return False
@@ -393,7 +391,7 @@ def is_finite_forecast(forecast: Forecast) -> bool:
         explanation.confidence_entropy, explanation.content_free, explanation.recent_mass,
         explanation.event_focus, explanation.shift,
     )  # fmt: skip
-    return _are_finite([number for number in measures if number is not None])
+    return _are_finite(measures if None not in measures else (*filter(None, measures),))
 
 
 def _all_finite(packed: bytes) -> bool:
