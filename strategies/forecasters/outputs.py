@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Any, Final
@@ -100,8 +100,7 @@ def forecasts(
     stdev = np.exp(scale) * np.sqrt(dof / (dof - 2.0)) * root
     volatility = np.exp(0.5 * variance) * root
     figures = (mean * root, stdev, p_down, p_flat, p_up, volatility)
-    columns = [map(tuple, figure.tolist()) for figure in figures]
-    answers = map(Forecast, repeat(horizons), *columns, repeat(model_id), explained)
+    answers = map(Forecast, repeat(horizons), *map(tuples, figures), repeat(model_id), explained)
     heads = head_forecasts(outputs, sigmas, horizons, levels or {})
     if heads is None:
         return list(answers)
@@ -214,6 +213,11 @@ def explained_rows(
         units_of(rows[:, :-1]),
     )
     return list(map(Explanation, *columns))
+
+
+def tuples(rows: Floats) -> Iterator[tuple[float, ...]]:
+    """Return each of *rows* [bar, number] as a tuple, without a list of each."""
+    return zip(*rows.T.tolist(), strict=True)
 
 
 def packed(rows: NDArray[np.floating]) -> list[bytes]:

@@ -43,7 +43,7 @@ from tracepaper.strategies.forecasters.build import (
     reject_method,
     tensors_of,
 )
-from tracepaper.strategies.forecasters.outputs import packed
+from tracepaper.strategies.forecasters.outputs import packed, tuples
 from tracepaper.strategies.forecasters.trees import Floats, Scorer, Trees, contributions
 from tracepaper.strategies.gates.card import calibration_of, per_horizon, section_of
 from tracepaper.strategies.types.calibration import Calibration
@@ -227,10 +227,9 @@ class RowForecaster(CheckpointForecaster):
         """Return the forecast of each of *rows*; NaN if a feature is not finite."""
         mean, volatility = self.figures(rows, sigmas)
         figures = (mean, volatility * self._spread, volatility)
-        columns = (map(tuple, each.tolist()) for each in figures)
         return [
             Forecast(self.horizons, means, stdevs, (), (), (), volatilities, self.model_id)
-            for means, stdevs, volatilities in zip(*columns, strict=True)
+            for means, stdevs, volatilities in zip(*map(tuples, figures), strict=True)
         ]
 
 
@@ -323,10 +322,10 @@ class EnsembleForecaster(CheckpointForecaster):
         of_network = np.array([forecast.volatility for forecast in network.values()])
         logs = self._shares * np.log(of_network) + (1.0 - self._shares) * np.log(volatility)
         both, figures = np.exp(logs), packed(np.concatenate((mean, volatility), axis=1))
-        columns = (both * self._spread).tolist(), both.tolist(), figures
+        columns = tuples(both * self._spread), tuples(both), figures
         for (at, forecast), stdev, wide, of_rows in zip(network.items(), *columns, strict=True):
             mixed[first + at] = structs.replace(
-                forecast, stdev_return=tuple(stdev), volatility=tuple(wide), auxiliary=of_rows
+                forecast, stdev_return=stdev, volatility=wide, auxiliary=of_rows
             )
         return mixed
 
