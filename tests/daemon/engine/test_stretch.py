@@ -16,12 +16,13 @@ from stretches import HistoryBothWays
 from tracepaper.daemon.broker.broker import Save
 from tracepaper.daemon.engine import engine
 from tracepaper.daemon.engine.instrument_state import MemberState
+from tracepaper.daemon.engine.state import SHADOWS
 from tracepaper.daemon.engine.units import UnitQueue
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.market import Unit
 
 ONE, TWO, SEVERAL, FAILS, NOTES, STOP = 4, 40, 48, 33, 20, 56
-MODEL, OF_TWO, SCANNED, NOTED = 100, 1118, 111, 847
+MODEL, OF_TWO, SCANNED, NOTED, LESS_EDGE = 100, 1118, 111, 847, 17
 """Histories with a model."""
 
 
@@ -61,6 +62,7 @@ decide_ahead = MemberState.decide_ahead
         (MODEL, engine, "_is_kept", lambda _intent, _line: True),
         (MODEL, UnitQueue, "predictions", lambda units, predict: predict(units.peek())),
         (NOTED, MemberState, "decide_ahead", _ask_again),
+        (LESS_EDGE, engine, "FOLLOWING", frozenset(SHADOWS)),
     ],
 )
 def test_a_loss_in_a_stretch_with_a_model_is_seen(
