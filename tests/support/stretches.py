@@ -392,7 +392,10 @@ class HistoryBothWays:
         usual = engine_module.STATE_EVERY_STEPS
 
         def counted(units: Any, room: int, predict: Any = None) -> Any:
-            if is_stepped:
+            if is_stepped:  # each decision is judged anew
+                for states in (engine.states, *(member.states for member in engine.members)):
+                    for state in states.values():
+                        vars(state)["_flat"] = None
                 return None
             if (stretch := stretch_of(units, room, predict)) is not None:
                 self._count(stretch)
