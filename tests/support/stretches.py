@@ -353,6 +353,13 @@ def figures(reader: Reader) -> str:
         )  # fmt: skip
 
 
+def _judge_anew(engine: engine_module.Engine) -> None:
+    """Let *engine* repeat no decision without judging it."""
+    for states in (engine.states, *(member.states for member in engine.members)):
+        for state in states.values():
+            vars(state)["_flat"] = None
+
+
 class HistoryBothWays:
     """One history, written both ways."""
 
@@ -392,10 +399,8 @@ class HistoryBothWays:
         usual = engine_module.STATE_EVERY_STEPS
 
         def counted(units: Any, room: int, predict: Any = None) -> Any:
-            if is_stepped:  # each decision is judged anew
-                for states in (engine.states, *(member.states for member in engine.members)):
-                    for state in states.values():
-                        vars(state)["_flat"] = None
+            if is_stepped:
+                _judge_anew(engine)
                 return None
             if (stretch := stretch_of(units, room, predict)) is not None:
                 self._count(stretch)

@@ -22,7 +22,7 @@ from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.market import Unit
 
 ONE, TWO, SEVERAL, FAILS, NOTES, STOP = 4, 40, 48, 33, 20, 56
-MODEL, OF_TWO, SCANNED, NOTED, LESS_EDGE = 100, 1118, 111, 847, 17
+MODEL, OF_TWO, SCANNED, NOTED, LESS_EDGE, BY_MONEY = 100, 1118, 111, 847, 17, 33
 """Histories with a model."""
 
 
@@ -63,6 +63,7 @@ decide_ahead = MemberState.decide_ahead
         (MODEL, UnitQueue, "predictions", lambda units, predict: predict(units.peek())),
         (NOTED, MemberState, "decide_ahead", _ask_again),
         (LESS_EDGE, engine, "FOLLOWING", frozenset(SHADOWS)),
+        (BY_MONEY, MemberState, "is_sized_by_signal", property(lambda _state: True)),
     ],
 )
 def test_a_loss_in_a_stretch_with_a_model_is_seen(
