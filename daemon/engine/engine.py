@@ -563,14 +563,15 @@ class Engine:
             decision, usable = state.decide_ahead(bar, prediction, broker.account)
             if not lowest <= bar.close <= highest or not _is_kept(state.intent, line):
                 return False
-            entered: list[Line] | None = []
-            if decision.refused_by not in INTEGRITY:
-                if state.signal == followed:
-                    entered = others
-                elif (entered := self._reentered(state, bar, usable, decision)) is None:
+            entered = others
+            if decision.refused_by in INTEGRITY:
+                entered = []
+            elif state.signal != followed:
+                reentered = self._reentered(state, bar, usable, decision)
+                if reentered is None:
                     return False
-                else:
-                    followed = state.signal if by_signal and entered == others else None
+                entered = reentered
+                followed = state.signal if by_signal and entered == others else None
             if _enters(state.intent):
                 broker.confirm(line, bar)
             for other in entered:

@@ -391,7 +391,7 @@ def is_finite_forecast(forecast: Forecast) -> bool:
         explanation.confidence_entropy, explanation.content_free, explanation.recent_mass,
         explanation.event_focus, explanation.shift,
     )  # fmt: skip
-    return _are_finite(measures if None not in measures else (*filter(None, measures),))
+    return _are_finite([*filter(None, measures)])
 
 
 def _all_finite(packed: bytes) -> bool:
