@@ -1,13 +1,14 @@
 """Plays histories of the simulated world from seeds, and prints what came of them.
 
     python tests/campaigns/campaign_world.py [--seed N] [--count M | --hours H | --kept | --each]
-        [--bars B] [--kind KIND] [--minutes M] [--without NAME,...] [--shrink] [--trace]
+        [--bars B] [--kind KIND] [--minutes M] [--kills] [--without NAME,...] [--shrink] [--trace]
         [--folder F]
 
 Without ``--seed`` it goes on from the seed that stands in ``world.toml`` beside it, adds what it
-played to the totals there, and writes the next seed. A history that breaks a law prints the command
-that repeats it; ``--shrink`` then makes it smaller. The trace of every tick goes to ``trace`` in
-the history's folder with ``--trace``.
+played to the totals there, and writes the next seed. A history that breaks a law is not counted:
+its seed is kept there, and it prints the command that repeats it; ``--shrink`` then makes it
+smaller. With ``--kills`` lives are short, and nearly each ends in a kill. The trace of every tick
+goes to ``trace`` in the history's folder with ``--trace``.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ TESTS: Final = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS / "campaigns")]
 
 from world.history import Outcome, history, prepare  # noqa: E402 - after their folder
-from world.spec import KINDS, Spec, drawn, kinds_of, without  # noqa: E402
+from world.spec import KILL_SHARE, KINDS, Spec, deadly, drawn, kinds_of, without  # noqa: E402
 
 KEPT: Final = TESTS / "world" / "seeds.toml"
 STATE: Final = TESTS / "campaigns" / "world.toml"
@@ -50,6 +51,8 @@ class State(msgspec.Struct):
     kills: int = 0
     faults: int = 0
     decisions: int = 0
+    broken: list[int] = []
+    """Seeds of histories that broke a law."""
     years: dict[str, float] = {}
     """Simulated years by the minutes of a bar."""
 
@@ -71,7 +74,7 @@ def main() -> int:
         if arguments.hours and time.monotonic() > until_s:
             break
         spec = drawn(seed, bars=bars, kind=kind, minutes=arguments.minutes)
-        spec = without(spec, left_out.split(","))
+        spec = without(deadly(spec) if arguments.kills else spec, left_out.split(","))
         outcome = history(spec, base / str(seed), is_traced=arguments.trace)
         outcomes.append(outcome)
         print(_line(outcome), flush=True)
@@ -82,9 +85,9 @@ def main() -> int:
             print(f"  repeat: {_command(spec, left_out)}", flush=True)
             if arguments.shrink:
                 _shrink(spec, base, outcome, left_out)
-    _add(state, outcomes)
     print(_summary(outcomes, broken))
-    if arguments.seed is None and not arguments.kept and not broken:
+    if arguments.seed is None and not arguments.kept:
+        _add(state, outcomes)
         state.next_seed = first + len(outcomes)
         STATE.write_text(_written(state), encoding="utf-8")
     return int(broken > 0)
@@ -117,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--bars", type=int, default=BARS)
     parser.add_argument("--kind", choices=["", *KINDS], default="")
     parser.add_argument("--minutes", type=int, default=0)
+    parser.add_argument("--kills", action="store_true", help="nearly each life ends in a kill")
     parser.add_argument("--without", default="", help="faults to leave out, by name")
     parser.add_argument("--shrink", action="store_true")
     parser.add_argument("--trace", action="store_true")
@@ -137,6 +141,7 @@ def _line(outcome: Outcome) -> str:
 def _command(spec: Spec, left_out: str) -> str:
     options = f"--seed {spec.seed} --count 1 --bars {spec.bars}"
     options += f" --kind {spec.kind} --minutes {spec.minutes}"
+    options += " --kills" * (spec.kill_share == KILL_SHARE)
     options += f" --without {left_out}" if left_out else ""
     return f"python tests/campaigns/campaign_world.py {options}"
 
@@ -189,7 +194,10 @@ def _difference(passing: Path, broken: Path) -> str:
 
 
 def _add(state: State, outcomes: list[Outcome]) -> None:
+    state.broken += [outcome.seed for outcome in outcomes if outcome.violations]
     for outcome in outcomes:
+        if outcome.violations:
+            continue
         state.histories += 1
         state.lives += outcome.lives
         state.kills += outcome.ends.get("killed", 0)

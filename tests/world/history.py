@@ -9,7 +9,6 @@ from __future__ import annotations
 import bisect
 import contextlib
 import gc
-import importlib
 import io
 import itertools
 import math
@@ -30,10 +29,10 @@ from typing import Final, cast
 import msgspec
 from drawn import SIDES
 from world.checker import Served, Truth, Violation, totals, violations
-from world.disk import KILLED
+from world.disk import KILLED, Disk, installed
 from world.life import OPEN_PHASES, PORT, STOP_WITHIN_S, Life, Report, Shared, renamed
 from world.loop import START_S
-from world.processes import in_child
+from world.processes import FORK, in_child
 from world.spec import (
     BEGIN_MS,
     INTERVALS,
@@ -61,6 +60,7 @@ from tracepaper.replay.exchange.market import (
     next_funding_ms,
 )
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
+from tracepaper.storage.database.views import VIEWS
 from tracepaper.storage.database.writer import open_writer
 from tracepaper.strategies.errors import DataInvalid
 
@@ -238,7 +238,7 @@ class History:
         """Change the configuration: the quantity of an order, and the stop where there is one."""
         rng = random.Random(f"{self.spec.seed}:edited:{self.outcome.lives}")
         config = dict(self._configs[-1])
-        quantity = Decimal(self.spec.config["sizing"]["quantity"]) * rng.choice((1, 2, 3)) / 2
+        quantity = Decimal(self.spec.config["sizing"]["quantity"]) * rng.choice((1, 2, 3))
         config["sizing"] = {**config["sizing"], "quantity": str(quantity)}
         if "stop_loss" in config.get("exits", {}):
             config["exits"] = {**config["exits"], "stop_loss": rng.choice(("0.5%", "1%", "2%"))}
@@ -266,8 +266,7 @@ class History:
         """Law: what was acknowledged is in the file at the next start."""
         if not self._acknowledged:
             return
-        # In a child: SQLite's locks belong to a process, and this one opens no file.
-        stored = in_child(lambda: _stored_steps(self.database))
+        stored = _stored_steps(self.database)
         if stored < self._acknowledged:
             sentence = f"{stored} steps in the file, {self._acknowledged} acknowledged"
             self._violate("acknowledged", f"life {number}: {sentence}")
@@ -439,6 +438,7 @@ def _verdict(
 
     Of a pruned record only the product's checks are asked: the checker reads whole runs.
     """
+    _add_views(database)
     broken, counts = [] if is_pruned else violations(database, truth), totals(database)
     newest = "(SELECT run_id FROM runs ORDER BY run_key DESC LIMIT 1)"
     decided = _column(database, f"SELECT 1 FROM v_decisions WHERE run_id = {newest} LIMIT 1")
@@ -448,6 +448,14 @@ def _verdict(
         if code:
             broken.append(Violation(" ".join(command), f"exit code {code}: {said[-600:]}"))
     return broken, counts
+
+
+def _add_views(database: Path) -> None:
+    """Give a record the views that its lives may have left out, which the checks read."""
+    with closing(sqlite3.connect(database)) as connection:
+        if not connection.execute("SELECT 1 FROM sqlite_schema WHERE type = 'view'").fetchone():
+            for view in VIEWS:
+                connection.execute(view.sql)
 
 
 def _run_command(arguments: list[str]) -> tuple[int, str]:
@@ -489,9 +497,13 @@ def _column(database: Path, query: str) -> list[str]:
 
 
 def _stored_steps(database: Path) -> int:
+    """Return the steps of the longest run; the log of a life stays for the next one to recover.
+
+    The connection is closed before the next fork: SQLite's locks belong to a process.
+    """
     if not database.exists():
         return 0
-    with closing(sqlite3.connect(database)) as connection:
+    with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection:
         try:
             query = "SELECT coalesce(max(step_count), 0) FROM runs"
             return int(connection.execute(query).fetchone()[0])
@@ -511,7 +523,7 @@ def _classes(database: Path) -> int:
 def _forked(work: Callable[[], object]) -> int:
     """Do *work* in a forked child and return its exit code."""
     sys.stdout.flush()
-    pid = os.fork()
+    pid = FORK()
     if pid == 0:
         try:
             work()
@@ -534,20 +546,12 @@ def prepare(folder: Path) -> None:
     """
     short = calm(drawn(0, bars=3, kind="plain", minutes=60))
 
-    def names() -> list[str]:
-        before = set(sys.modules)
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.chdir(folder), installed(Disk()):
         short_history = History(short, folder)
         short_history._life(0, Shared()).run()
         _verdict(folder / "run.db", short_history._truth())
-        return [name for name in sys.modules if name not in before]
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.chdir(folder):
-        names_there = in_child(names)
     shutil.rmtree(folder)
-    for name in names_there:
-        with contextlib.suppress(ImportError):
-            importlib.import_module(name)
     for minutes in INTERVALS:
         preflight_engine(load(drawn(0, kind="plain", minutes=minutes).config), None)
     code_version()

@@ -28,14 +28,14 @@ FAULTS: Final = ("killed", "silent", "garbage")
 FAULT_SHARE: Final = 0.3
 """Share of the answers of a process that a fault replaces, where faults of processes are drawn."""
 A = TypeVar("A")
-_FORK: Final = os.fork
+FORK: Final = os.fork
 """The guard of a life refuses the daemon this one."""
 
 
 def in_child(work: Callable[[], A]) -> A:
     """Return the result of *work*, which is done in a forked child."""
     read, write = os.pipe()
-    pid = _FORK()
+    pid = FORK()
     if pid == 0:
         asyncio._set_running_loop(None)
         try:

@@ -102,10 +102,10 @@ TRAITS: Final = (
     "witness",  # that dates the record, and fails as drawn
 )
 """What a history has from its beginning to its end."""
-HOST_FAULTS: Final = (
-    *("kill", "kill_in_operation", "kill_when_answered", "short_write", "errors"),
-    *("process", "terminate"),
-)
+KILL_SHARE: Final = 0.7
+"""The share where nearly each life is to end in a kill."""
+KILLS: Final = ("kill", "kill_in_operation", "kill_when_answered")
+HOST_FAULTS: Final = (*KILLS, "short_write", "errors", "process", "terminate")
 """Faults of the machine: all but those of processes strike a life at most once each; SIGTERM may
 come twice."""
 BETWEEN: Final = ("backup", "restore", "prune", "edit", "newer")
@@ -142,6 +142,10 @@ class Spec(msgspec.Struct, frozen=True):
     """The bar from which on the first symbol has a coarser tick; 0: it keeps it."""
     bar_s: float = 1.0
     """Seconds of network time that a bar lasts."""
+    kill_share: float = 0.35
+    """The share of lives that a kill of each kind may end."""
+    has_views: bool = True
+    """Whether the record is made with views; the judge adds them to one without."""
 
     @property
     def interval_ms(self) -> int:
@@ -412,6 +416,25 @@ def having(spec: Spec, traits: Iterable[str]) -> Spec:
     }
     return msgspec.structs.replace(
         spec, traits=fit, renamed_bar=turns["renamed"], filters_bar=turns["filters"]
+    )
+
+
+def deadly(spec: Spec) -> Spec:
+    """Return *spec* with short lives, of which nearly each ends in a kill.
+
+    What costs more than a life is left out: a daily replay, and views, whose reading is two thirds
+    of what it takes to open a record.
+    """
+    return msgspec.structs.replace(
+        spec,
+        host=tuple(name for name in HOST_FAULTS if name in {*KILLS, *spec.host}),
+        traits=tuple(name for name in spec.traits if name != "parity"),
+        kill_share=KILL_SHARE,
+        has_views=False,
+        life_bars=2.0,
+        life_operations=600,
+        command_bars=min(spec.command_bars, 1.0),
+        bar_s=1.0,
     )
 
 
