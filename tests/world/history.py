@@ -317,6 +317,7 @@ class History:
 
     def _judge(self) -> None:
         if self.database.exists():
+            in_child(lambda: _add_views(self.database))
             if self.spec.kind == "raising" and in_child(lambda: _classes(self.database)) == 1:
                 # It was mended, and no run began since: the last one is derived by its own class.
                 (self.folder / "raising_drawn.py").write_text(RAISING)
@@ -438,7 +439,6 @@ def _verdict(
 
     Of a pruned record only the product's checks are asked: the checker reads whole runs.
     """
-    _add_views(database)
     broken, counts = [] if is_pruned else violations(database, truth), totals(database)
     newest = "(SELECT run_id FROM runs ORDER BY run_key DESC LIMIT 1)"
     decided = _column(database, f"SELECT 1 FROM v_decisions WHERE run_id = {newest} LIMIT 1")
@@ -453,7 +453,8 @@ def _verdict(
 def _add_views(database: Path) -> None:
     """Give a record the views that its lives may have left out, which the checks read."""
     with closing(sqlite3.connect(database)) as connection:
-        if not connection.execute("SELECT 1 FROM sqlite_schema WHERE type = 'view'").fetchone():
+        made = {kind for (kind,) in connection.execute("SELECT type FROM sqlite_schema")}
+        if "table" in made and "view" not in made:
             for view in VIEWS:
                 connection.execute(view.sql)
 
