@@ -58,7 +58,7 @@ from tracepaper.storage.database.lock import FileWatch
 from tracepaper.storage.witness.leaves import witness_folder
 from tracepaper.strategies.errors import TracepaperError
 from tracepaper.strategies.types.decisions import OrderStatus, RunRow, Step
-from tracepaper.strategies.types.market import Command, Gap, RunKind
+from tracepaper.strategies.types.market import Bar, Command, Gap, Quote, RunKind
 
 PORT: Final = 9_000
 PROXY_PORT: Final = 9_001
@@ -759,7 +759,10 @@ class Life:
             report.decided += 1
             report.decided_s.append(round(self.loop.now_s, 3))
         self._follow(step)
-        report.is_done = report.is_done or event.market_ms >= self.spec.end_ms
+        # Settlements may wait behind what is late: a backlog has to be worked off first.
+        is_late = event.seen_ms - event.market_ms > self.spec.interval_ms
+        is_over = isinstance(event, Bar | Quote) and event.market_ms >= self.spec.end_ms
+        report.is_done |= is_over and not is_late
         self._share()
         if report.is_done or self.loop.now_s >= self._stop_s:
             self._stop_asked_s = self._stop_asked_s or self.loop.now_s
