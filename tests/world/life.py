@@ -207,7 +207,7 @@ class Life:
         self._positions: dict[str, int] = {}
         self._orders: set[object] = set()
         self._stop_asked_s = 0.0
-        self._is_running = False
+        self._is_running = self._has_ended = False
         self._send_rng = random.Random(f"{self.seed}:send")
         self._disk = _LifeDisk(self._acknowledge)
 
@@ -369,7 +369,9 @@ class Life:
             self._kill_ticks -= 1
             if self._kill_ticks < 0:
                 self._kill("kill")
-        if self._terms and self._is_running and self.loop.now_s >= self._term_s:
+        # A signal while a run that has ended is closed may drop its notices (O28).
+        is_served = self._is_running and not self._has_ended
+        if self._terms and is_served and self.loop.now_s >= self._term_s:
             self._term_ticks -= 1
             if self._term_ticks < 0:
                 self._terminate()
@@ -766,8 +768,8 @@ class Life:
         self._share()
         if report.is_done or self.loop.now_s >= self._stop_s:
             self._stop_asked_s = self._stop_asked_s or self.loop.now_s
-            return False
-        return True
+            self._has_ended = True
+        return not self._has_ended
 
     def _follow(self, step: Step) -> None:
         """Note what is open: a gap, a position, an order, or a notice that was not sent."""
