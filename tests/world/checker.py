@@ -719,7 +719,7 @@ class _Books:
         self.settlements.end(self.opened, self._funding_gaps(), is_last=is_last)
         for order in self.orders.values():
             filled = self.filled[order.order_id]
-            is_done = order.quantity == order.filled
+            is_done = 0 < order.quantity == order.filled  # an order of nothing is refused
             if order.filled != filled or is_done != (order.status == "FILLED"):
                 got = f"{order.status} with {order.filled} of {order.quantity}"
                 self.judge.breach("orders", f"{order.order_id} is {got}, and {filled} were filled")

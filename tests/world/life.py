@@ -434,6 +434,7 @@ class Life:
             case "stopped":  # SIGSTOP: network time goes on
                 seconds = rng.choice((1.0, 10.0, 40.0))
                 loop.now_s += seconds
+                self._stop_asked_s += seconds if self._stop_asked_s else 0.0
                 self._explain(0.0)
             case "busy":  # what runs in a thread takes long: a model, a commit
                 loop.busy_until_s = loop.now_s + rng.uniform(1, 20)
@@ -709,8 +710,9 @@ class Life:
                 yield f"connection to {port}"
         for timer in self.loop.pending_timers():
             # What is in flight belongs to the network; a bomb sees a millisecond late that its
-            # client has gone, whose connection is told above if it has not.
-            if not timer.startswith(("Transport.", "Bomb.")):
+            # client has gone, whose connection is told above if it has not. A process does not
+            # wait for a model's answer (exit_without_waiting).
+            if not timer.startswith(("Transport.", "Bomb.", "a thread of model")):
                 yield f"timer {timer}"
         for file in sorted(_open_files() - self._files):
             if not file.endswith("leaking_drawn.py"):  # a class that closes nothing

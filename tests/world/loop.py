@@ -110,7 +110,7 @@ class _Thread:
         self._future, self._work = future, work
 
     def __repr__(self) -> str:
-        return "a thread"
+        return f"a thread of {getattr(self.executor, '_thread_name_prefix', '')}"
 
     @property
     def is_left(self) -> bool:
