@@ -231,8 +231,9 @@ class Life:
         except BaseException as error:  # noqa: BLE001 - a fault of the world is told as one
             report.end += f" WORLD {type(error).__name__}: {error}"
             report.trace = traceback.format_exc()[-2_500:]
-        report.now_s, report.ticks = self.loop.now_s, self.loop.ticks
-        report.market_ms = self.exchange.clock.now_ms()
+        report.ticks = self.loop.ticks
+        if not report.now_s:
+            self._note_end()
         report.digest, report.counts = self._digest.hexdigest(), dict(self._counts)
         report.errors_met = self._disk.fired
 
@@ -432,10 +433,7 @@ class Life:
             case "wall_step":
                 self.wall_s += rng.choice((-86_400, -3_600, -1, 1, 3_600, 86_400))
             case "stopped":  # SIGSTOP: network time goes on
-                seconds = rng.choice((1.0, 10.0, 40.0))
-                loop.now_s += seconds
-                self._stop_asked_s += seconds if self._stop_asked_s else 0.0
-                self._explain(0.0)
+                self._pause(rng.choice((1.0, 10.0, 40.0)))
             case "busy":  # what runs in a thread takes long: a model, a commit
                 loop.busy_until_s = loop.now_s + rng.uniform(1, 20)
                 self._explain(loop.busy_until_s - loop.now_s)
@@ -456,6 +454,12 @@ class Life:
                     self._counts[f"not armed: {detail}"] += 1
             case _:
                 raise ValueError(name)
+
+    def _pause(self, seconds: float) -> None:
+        """Let this process do nothing for *seconds*, of which a stop is not guilty."""
+        self.loop.now_s += seconds
+        self._stop_asked_s += seconds if self._stop_asked_s else 0.0
+        self._explain(0.0)
 
     def _flood(self, rng: random.Random) -> None:
         """Send thousands of frames behind the next closing one; half the time stop amid them.
@@ -596,6 +600,7 @@ class Life:
                 each.cancel()
             await asyncio.gather(*side, limit, return_exceptions=True)
             await self._end_of(runner)
+            self._note_end()  # what serves the daemon may take longer
             if self._stop_asked_s:
                 report.stop_s = self.loop.now_s - self._stop_asked_s
         resource.setrlimit(resource.RLIMIT_NOFILE, self._files_limit)
@@ -683,6 +688,10 @@ class Life:
         self.report.is_done = True
         self._stop_asked_s = self._stop_asked_s or self.loop.now_s
         daemon.stop()
+
+    def _note_end(self) -> None:
+        self.report.now_s = self.loop.now_s
+        self.report.market_ms = self.exchange.clock.now_ms()
 
     async def _end_of(self, runner: asyncio.Task[None]) -> None:
         report = self.report

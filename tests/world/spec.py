@@ -102,7 +102,7 @@ TRAITS: Final = (
     "witness",  # that dates the record, and fails as drawn
 )
 """What a history has from its beginning to its end."""
-KILL_SHARE: Final = 0.7
+KILL_SHARE: Final = 0.9
 """The share where nearly each life is to end in a kill."""
 KILLS: Final = ("kill", "kill_in_operation", "kill_when_answered")
 HOST_FAULTS: Final = (*KILLS, "short_write", "errors", "process", "terminate")
