@@ -1150,16 +1150,20 @@ class _Settlements:
     ) -> None:
         """Find the settlement of a movement; *paid* says what one of a rate would cost.
 
-        It is that of *moved_ms*, the time of the step, if there is one, and else the first.
+        It is that of *moved_ms*, the time of the step, if there is one, and else the first, before
+        one at which it is not known what was held.
         """
         due = self.due[key[0]]
-        places = range(self.places[key], len(due))
-        for place in sorted(places, key=lambda place: due[place][0] != moved_ms):
-            at, rate = due[place]
-            if self.held(key, at) != 0 and -amount in paid(rate):
-                self._skip(key, place)
-                self.places[key] = place + 1
-                return
+        fit = [
+            (at != moved_ms, held is None, place)
+            for place, (at, rate) in enumerate(due[self.places[key] :], self.places[key])
+            if -amount in paid(rate) and (held := self.held(key, at)) != 0
+        ]
+        if fit:
+            *_, place = min(fit)
+            self._skip(key, place)
+            self.places[key] = place + 1
+            return
         wanted = sorted(paid(due[-1][1])) if due else []
         self.judge.breach("settlements", f"{key} paid {-amount}, not {_texts(wanted)}")
         self.places[key] = len(due)

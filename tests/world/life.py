@@ -52,6 +52,7 @@ from tracepaper.daemon.session.child import ChildProcess, TimeLimits
 from tracepaper.daemon.session.daemon import Daemon
 from tracepaper.daemon.session.messenger import Message
 from tracepaper.replay.exchange.fault_kinds import Fault, Stage
+from tracepaper.replay.exchange.instruments import list_instrument
 from tracepaper.replay.exchange.market import SimulatedMarket
 from tracepaper.replay.exchange.server import EmbeddedExchange
 from tracepaper.storage.database.lock import FileWatch
@@ -850,12 +851,17 @@ class Life:
 
 
 def renamed(exchange: EmbeddedExchange) -> SimulatedMarket:
-    """Return the market of the second symbol under its later name."""
+    """Return the market of the second symbol under its later name, with its filters."""
     settings = exchange.settings
     candles = next(each for each in settings.candles if each.symbol == SYMBOLS[1])
-    return SimulatedMarket(
+    market = SimulatedMarket(
         replace(candles, symbol=RENAMED), seed=settings.seed, frames=settings.frames_per_candle
     )
+    names = {name: market.listing.item[name] for name in ("symbol", "baseCoin")}
+    before = list_instrument(candles)
+    listing = replace(before, item=before.item | names, base_coin=names["baseCoin"])
+    setattr(market, "listing", listing)  # noqa: B010 - it is final
+    return market
 
 
 def _unmasked(body: bytes) -> bytes:
