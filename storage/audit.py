@@ -19,7 +19,7 @@ from sqlalchemy.dialects import sqlite
 from tracepaper.storage.chain.verify import StoredCommit
 from tracepaper.storage.checkpoints import kept_identity
 from tracepaper.storage.database.chunks import chain_head, find_step, latest_state, run_span
-from tracepaper.storage.database.connection import is_busy_error
+from tracepaper.storage.database.connection import PAGE_BYTES, is_busy_error
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.remedies import refusal
 from tracepaper.storage.database.schema import metadata
@@ -153,9 +153,11 @@ class SqlAuditLog:
         self._is_leaving = False
 
     @classmethod
-    def open(cls, path: Path, *, group_steps: int | None = None) -> Self:
+    def open(
+        cls, path: Path, *, group_steps: int | None = None, page_bytes: int = PAGE_BYTES
+    ) -> Self:
         """Open or create the database *path* and take its lock; raise as ``open_writer`` does."""
-        return cls(open_writer(path), group_steps, path=path)
+        return cls(open_writer(path, page_bytes=page_bytes), group_steps, path=path)
 
     def report_waits(self, on_wait: Callable[[], object]) -> None:
         """Call *on_wait*, in the writer's thread, for each second of waiting for the write lock.

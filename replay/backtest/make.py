@@ -42,6 +42,7 @@ from tracepaper.replay.backtest.run_spec import Consumer, RunSpec, names_a_run, 
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.checkpoints import identity, kept_checkpoints
 from tracepaper.storage.covariates import kept_covariates
+from tracepaper.storage.database.connection import REPLAY_PAGE_BYTES
 from tracepaper.storage.database.lock import lock_file
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.memory_log import MemoryLog
@@ -89,7 +90,7 @@ def make_run(spec: RunSpec, watch: Watch | None = None) -> MadeRun:
         )
     began_s = clock.network_s()
     is_new, kept = not database.exists(), _kept(database)
-    audit = SqlAuditLog.open(database)
+    audit = SqlAuditLog.open(database, page_bytes=REPLAY_PAGE_BYTES)
     tally = Tally(stopped=watch.stopped)
     try:
         if recorded:

@@ -26,6 +26,7 @@ from tracepaper.replay.bench.machine import machine_line, resident_mb
 from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.integrity import audit as audit_record
+from tracepaper.storage.database.connection import REPLAY_PAGE_BYTES
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.memory_log import MemoryLog
 from tracepaper.strategies.api.arrays import BarArrays
@@ -159,7 +160,7 @@ def recorded(replay: Replay, *, after: int = 0) -> RecordingCost:
 
     with tempfile.TemporaryDirectory() as folder:
         database = Path(folder) / "bench.db"
-        audit = _WatchedLog.open(database)
+        audit = _WatchedLog.open(database, page_bytes=REPLAY_PAGE_BYTES)
         begin()
         run_replay(replay, audit, Tally(progress=report))
         record.wall_s = time.perf_counter() - record.begun[0]

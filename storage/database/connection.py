@@ -156,10 +156,15 @@ def is_busy_error(error: BaseException | None) -> bool:
 # ---------------------------------------------------------------- the files beside a database
 
 PAGE_BYTES: Final = 2048
-"""The size of a page of a new file, and of the file while SQLite creates it.
+"""The size of a page of a new file. A file keeps the size with which it was made.
 
 A commit writes whole pages of five tables, a few hundred bytes in each: with SQLite's usual pages
-of 4,096 bytes a live bar writes twice as much. A file keeps the size with which it was made.
+of 4,096 bytes a live bar writes twice as much.
+"""
+REPLAY_PAGE_BYTES: Final = 8192
+"""The size of a page of a file that a replay makes, whose commits fill many pages.
+
+Fewer pages hold the long rows of explained bars with less space left over.
 """
 _BESIDE: Final = ("-wal", "-journal", "-shm", ".lock")
 _HOLED: Final = (
@@ -186,7 +191,7 @@ def is_first_page(path: Path) -> bool:
 
     Its journal undoes that page. Afterwards the database has a log, and no journal.
     """
-    return _has_bytes(beside(path, "-journal")) and path.stat().st_size <= PAGE_BYTES
+    return _has_bytes(beside(path, "-journal")) and path.stat().st_size <= REPLAY_PAGE_BYTES
 
 
 def check_log(path: Path, connection: sqlite3.Connection) -> None:

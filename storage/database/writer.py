@@ -135,8 +135,10 @@ def left_log(path: Path) -> str:
     )
 
 
-def open_writer(path: Path, *, reader_attempts: int = READER_ATTEMPTS) -> Writer:
-    """Open *path* for writing; create database and folder if they are missing.
+def open_writer(
+    path: Path, *, page_bytes: int = PAGE_BYTES, reader_attempts: int = READER_ATTEMPTS
+) -> Writer:
+    """Open *path* for writing; create database, of pages of *page_bytes*, and folder if missing.
 
     Waits *reader_attempts* seconds for other processes that read the log of the last writer.
 
@@ -173,7 +175,7 @@ def open_writer(path: Path, *, reader_attempts: int = READER_ATTEMPTS) -> Writer
             undo.callback(driver.close)
             if (schema := schema_of(driver)) != 0:  # the first read undoes a first page
                 check_schema(path, driver)
-            _settle_journal(path, driver)
+            _settle_journal(path, driver, page_bytes)
             _empty_log(path, driver, reader_attempts)
             connection = connected(driver)
             undo.callback(connection.close)  # else its pool finds the driver closed, and prints so
@@ -187,8 +189,8 @@ def open_writer(path: Path, *, reader_attempts: int = READER_ATTEMPTS) -> Writer
         return Writer(driver, connection, lock, file)
 
 
-def _settle_journal(path: Path, connection: sqlite3.Connection) -> None:
-    connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")  # before the log, which fixes it
+def _settle_journal(path: Path, connection: sqlite3.Connection, page_bytes: int) -> None:
+    connection.execute(f"PRAGMA page_size = {page_bytes}")  # before the log, which fixes it
     (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
         raise ConfigInvalid(f"{path} cannot use a write-ahead log; use a local disk.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from programs import ROOT
 from tracepaper.replay.archive import Candles, read_candles
 from tracepaper.replay.backtest.build import configuration
 from tracepaper.replay.backtest.market_data import MarketData
+from tracepaper.storage.database.connection import REPLAY_PAGE_BYTES, open_reader
 from tracepaper.strategies.errors import ConfigInvalid
 
 SOL = ROOT / "tests" / "data" / "candles" / "binance_um_SOLUSDT_1m_2025-05.csv.gz"
@@ -119,3 +121,9 @@ def test_a_strategy_is_found_beside_its_configuration(
     monkeypatch.setattr("sys.path", list(sys.path))
     called = ["replay", str(SOL), "-c", str(home / "mine.toml"), "--db", "run.db", "--json"]
     assert json.loads(cli.out(*called))["decisions"] == len(sol())
+
+
+def test_a_file_that_a_replay_makes_has_larger_pages(tmp_path: Path, cli: Cli) -> None:
+    cli.out("replay", str(SOL), "-c", str(file(PLAIN)), "--db", "run.db")
+    with closing(open_reader(tmp_path / "run.db")) as reader:
+        assert reader.execute("PRAGMA page_size").fetchone() == (REPLAY_PAGE_BYTES,)
