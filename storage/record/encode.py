@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache, partial
-from itertools import chain, compress, takewhile
+from itertools import chain, compress, repeat, takewhile
 from math import nan
 from operator import attrgetter, itemgetter
 from struct import Struct
@@ -40,7 +40,14 @@ from tracepaper.storage.record.hashing import (
     sealed,
     trimmed,
 )
-from tracepaper.storage.record.interning import HeldRows, Outcomes, Rows, buckets_text, json_text
+from tracepaper.storage.record.interning import (
+    HeldRows,
+    Outcomes,
+    Rows,
+    buckets_text,
+    buckets_texts,
+    json_text,
+)
 from tracepaper.storage.record.rows import (
     CHAINED_TABLES,
     EVENT_KINDS,
@@ -75,6 +82,7 @@ if TYPE_CHECKING:
     from tracepaper.storage.record.rows import Previous
     from tracepaper.strategies.types.decisions import (
         Account,
+        Answer,
         BookMarks,
         Decision,
         Explanation,
@@ -156,8 +164,8 @@ class StepEncoder:
         self._shadows: dict[int | None, tuple[list[Row], int | None]] = {}
         self._trades = TradeBooks(run) if trades is None else trades
         self._rows: Rows = {table: [] for table in CHAINED_TABLES}
-        # Key, prediction, measures and note of each answer whose row is not yet made.
-        self._waiting: list[tuple[tuple[int, int], Prediction, Row, str | None]] = []
+        # Sequence, prediction, measures and note of each answer whose row is not yet made.
+        self._waiting: list[tuple[int, Prediction, Row, str | None]] = []
 
     def opening(
         self, run: RunRow, gate_sets: int, previous: Previous = FIRST
@@ -243,17 +251,11 @@ class StepEncoder:
         )  # fmt: skip
 
     def _add_answer(
-        self,
-        key: tuple[int, int],
-        decision: Decision | None,
-        prediction: Prediction,
-        *,
-        waits: bool = False,
+        self, key: tuple[int, int], decision: Decision | None, prediction: Prediction
     ) -> tuple[int | None, Value, Value]:
         """Add the rows of *decision* and *prediction*; return three columns of ``steps``.
 
-        They are ``outcome``, the measure of ``plausible``, and ``measures``. If the answer *waits*,
-        its row is made with the others of the commit.
+        They are ``outcome``, the measure of ``plausible``, and ``measures``.
         """
         note = outcome = plausible = measures = None
         answered: Row = ()
@@ -263,16 +265,49 @@ class StepEncoder:
             if len(decision.measures) != plan.length:
                 raise InvariantBroken("A decision needs one measure for each of its gates.")
             judged = (*all_finite(decision.measures), None)
-            plausible, measures = judged[plan.plausible_at], plan.measures(judged)
+            plausible, measures = judged[plan.plausible_at], plan.measures(plan.pick_step(judged))
             if plan.judges_answer:
                 answered = plan.pick_answer(judged)
         if prediction is not None or note is not None or answered.count(None) < len(answered):
-            answer = key, prediction, answered, note
-            if waits:
-                self._waiting.append(answer)
-            else:
-                self._rows["answers"].append(self._answer_row(*answer))
+            self._rows["answers"].append(self._answer_row(key, prediction, answered, note))
         return outcome, plausible, measures
+
+    def _add_answers(
+        self, sequences: Sequence[int], answers: Sequence[Answer], count: int
+    ) -> list[list[Value]]:
+        """Add the *answers* to the bars at *sequences*; return the columns of :meth:`_add_answer`.
+
+        The bars are of *count* instruments in turn, each judged by one gate set. Rows of
+        ``answers`` are made with the others of the commit.
+        """
+        decisions = [answer.decision for answer in answers]
+        stored = [
+            self.outcomes.store(decision.outcome, at, self._rows)
+            for at, decision in zip(sequences, decisions, strict=True)
+        ]
+        plausible: list[Value] = [None] * len(stored)
+        measures, answered = plausible.copy(), list[Row]([()]) * len(stored)
+        for place, (plan, _) in enumerate(stored[:count]):
+            at = slice(place, None, count)
+            every = [decision.measures for decision in decisions[at]]
+            if {*map(len, every)} != {plan.length}:
+                raise InvariantBroken("A decision needs one measure for each of its gates.")
+            judged = (*map(all_finite, zip(*every, strict=True)), (None,) * len(every))
+            plausible[at] = judged[plan.plausible_at]
+            measures[at] = [
+                None if picked == plan.usual else plan.measures(picked)
+                for picked in zip(*plan.pick_step(judged), strict=True)
+            ]
+            if plan.judges_answer:
+                answered[at] = zip(*plan.pick_answer(judged), strict=True)
+        self._waiting += [
+            (at, answer.prediction, row, json_text(answer.decision.note))
+            for at, answer, row in zip(sequences, answers, answered, strict=True)
+            if answer.prediction is not None
+            or answer.decision.note is not None
+            or row.count(None) < len(row)
+        ]
+        return [[outcome for _, outcome in stored], plausible, measures]
 
     def add_stretch(self, stretch: QuietStretch) -> None:
         """Add the rows of each step of *stretch*: those that :meth:`add` would add.
@@ -315,15 +350,8 @@ class StepEncoder:
             [_CODE_OF[id(source)] for source in sources],
         )
         if stretch.answers:
-            judged = zip(sequences, stretch.answers[count:], strict=True)
-            columns[_OUTCOME], columns[_PLAUSIBLE], columns[_MEASURES] = zip(
-                *[
-                    self._add_answer(
-                        (self._run_key, at), answer.decision, answer.prediction, waits=True
-                    )
-                    for at, answer in judged
-                ],
-                strict=True,
+            columns[_OUTCOME], columns[_PLAUSIBLE], columns[_MEASURES] = self._add_answers(
+                sequences, stretch.answers[count:], count
             )
         else:
             is_judged = [repeat.plausible_at is not None for repeat in stretch.repeats.values()]
@@ -504,21 +532,22 @@ class StepEncoder:
         These are explained, of the run's model, without heads, and finite in every column.
         """
         waiting, self._waiting = self._waiting, []
+        key = self._run_key
         usual = [
             (forecast, explanation)
             for _, forecast, _, _ in waiting
             if isinstance(forecast, Forecast)
             and (explanation := forecast.explanation) is not None
+            and explanation.buckets
             and forecast.heads is None
             and forecast.model_id == self._model_id
         ]
         together = _columns_together(usual, self._horizon) if len(usual) == len(waiting) else []
         if not together:
-            return [self._answer_row(*answer) for answer in waiting]
-        return [
-            trimmed((*key, note, *columns, *measures))
-            for (key, _, measures, note), columns in zip(waiting, together, strict=True)
-        ]
+            return [self._answer_row((key, at), *answer) for at, *answer in waiting]
+        sequences, _, measures, notes = zip(*waiting, strict=True)
+        rows = zip(repeat(key, len(waiting)), sequences, notes, *together, strict=True)
+        return [trimmed(row + judged) for row, judged in zip(rows, measures, strict=True)]
 
     def _head_columns(self, prediction: Forecast) -> Row:
         """Return the packed auxiliary heads, and their numbers at the gates' horizon."""
@@ -691,11 +720,16 @@ def _forecast_columns(forecast: Forecast, preferred: int | None) -> Row:
 
 def _columns_together(
     explained: Sequence[tuple[Forecast, Explanation]], preferred: int | None
-) -> list[Row]:
-    """Return the columns of each of *explained* forecasts; nothing if one has a null among them."""
-    columns = [column for forecast, _ in explained for column in _OF_FORECAST(forecast)]
+) -> list[Sequence[Value]]:
+    """Return the columns of *explained* forecasts; nothing if one is null or their lengths differ.
+
+    They are those of :func:`_forecast_columns` and of the explanation.
+    """
+    columns = [*chain.from_iterable(_OF_FORECAST(forecast) for forecast, _ in explained)]
+    buckets = [explanation.buckets for _, explanation in explained]
     every = {forecast.horizons for forecast, _ in explained}
-    if len(every) != 1 or {*map(len, columns)} != {*map(len, every)}:
+    is_alike = len(every) == 1 == len({*map(len, buckets)})
+    if not is_alike or {*map(len, columns)} != {*map(len, every)}:
         return []
     (horizons,) = every
     numbers = np.fromiter(chain.from_iterable(columns), np.float64) + 0.0
@@ -705,15 +739,16 @@ def _columns_together(
         return []
     at, pack = _packing(horizons, (len(horizons),) * len(FORECAST_COLUMNS), preferred)
     others = np.delete(numbers, at, axis=2).reshape(len(explained), -1).astype("<f8")
-    head = pack(*others[0])[: -others[0].nbytes or None]
+    width, packed = others[0].nbytes, others.tobytes()
+    head = pack(*others[0])[: -width or None]
     return [
-        (
-            *(horizons[at], *at_horizon, head + other.tobytes(), forecast.auxiliary or None),
-            *(*shares, explanation.entropy, buckets_text(explanation.buckets)),
-        )
-        for (forecast, explanation), at_horizon, other, shares in zip(
-            explained, numbers[:, :, at].tolist(), others, figures.tolist(), strict=True
-        )
+        [horizons[at]] * len(explained),
+        *numbers[:, :, at].T.tolist(),
+        [head + packed[row * width : (row + 1) * width] for row in range(len(explained))],
+        [forecast.auxiliary or None for forecast, _ in explained],
+        *figures.T.tolist(),
+        [explanation.entropy for _, explanation in explained],
+        buckets_texts(buckets),
     ]
 
 

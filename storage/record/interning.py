@@ -61,9 +61,9 @@ class GateSetPlan:
         places = {gate: place for place, gate in enumerate(gates)}
         # Index -1 is a null that ``StepEncoder`` puts after the measures: for gates not in the set.
         self.plausible_at = places.get(PLAUSIBLE, -1)
-        self._pick_step = itemgetter(*(places.get(gate, -1) for gate in STEP_GATES))
+        self.pick_step = itemgetter(*(places.get(gate, -1) for gate in STEP_GATES))
         thresholds = dict(zip(gates, gate_set.thresholds, strict=True))
-        self._usual = tuple(
+        self.usual = tuple(
             usual_measure(gate, thresholds[gate])
             if gate in places and gate in STEADY_GATES
             else None
@@ -76,12 +76,11 @@ class GateSetPlan:
             *(places.get(gate, -1) for gate in ANSWER_GATES[: max(width, 2)])
         )
 
-    def measures(self, judged: Row) -> str | None:
-        """Return the column ``steps.measures`` for the measures *judged*."""
-        picked = self._pick_step(judged)
-        if picked == self._usual:
+    def measures(self, picked: Row) -> str | None:
+        """Return the column ``steps.measures`` for measures *picked* by ``pick_step``."""
+        if picked == self.usual:
             return None
-        compared = zip(STEP_GATES, picked, self._usual, strict=True)
+        compared = zip(STEP_GATES, picked, self.usual, strict=True)
         return json_text({gate: number for gate, number, usual in compared if number != usual})
 
     def rows(self, run_key: int, sequence: int | None) -> list[Row]:
@@ -101,6 +100,14 @@ def json_text(values: Mapping[str, float | str | None] | None) -> str | None:
 def buckets_text(buckets: bytes) -> str | None:
     """Return ``Explanation.buckets`` as JSON; None where there are none."""
     return msgspec.json.encode(memoryview(buckets).cast("i").tolist()).decode() if buckets else None
+
+
+def buckets_texts(each: Sequence[bytes]) -> list[str]:
+    """Return :func:`buckets_text` of *each*, which have one length above 0."""
+    shape = len(each), len(each[0]) // 4
+    weights = memoryview(b"".join(each)).cast("B").cast("i", shape).tolist()
+    every = msgspec.json.encode(weights).decode()
+    return [f"[{text}]" for text in every[2:-2].split("],[")]
 
 
 StoredOutcome = tuple["DecisionOutcome", GateSetPlan, int]
