@@ -110,7 +110,8 @@ def test_what_is_not_finite_is_stored_as_null_and_minus_zero_as_zero() -> None:
 def explained(numbers: st.SearchStrategy[float]) -> st.SearchStrategy[Forecast]:
     """Return forecasts of the run's model with columns of *numbers*."""
     columns = [st.tuples(numbers, numbers)] * 6
-    shares = st.builds(Explanation, *[numbers] * 8, st.binary(max_size=8), st.just(b"\1\2\3\0"))
+    buckets = st.sampled_from((b"\1\2\3\0\4\0\0\0", b"\5\0\0\0" * 2, b"\6\0\0\0" * 2))
+    shares = st.builds(Explanation, *[numbers] * 8, st.binary(max_size=8), buckets)
     given = (st.just((10, 30)), *columns, st.just("0123456789ab"), shares)
     return st.builds(Forecast, *given, st.sampled_from((b"", b"members")))
 
