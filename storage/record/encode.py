@@ -544,10 +544,13 @@ class StepEncoder:
         ]
         together = _columns_together(usual, self._horizon) if len(usual) == len(waiting) else []
         if not together:
-            return [self._answer_row((key, at), *answer) for at, *answer in waiting]
-        sequences, _, measures, notes = zip(*waiting, strict=True)
+            return [
+                self._answer_row((key, at), prediction, measures, note)
+                for at, prediction, measures, note in waiting
+            ]
+        sequences, _, answered, notes = zip(*waiting, strict=True)
         rows = zip(repeat(key, len(waiting)), sequences, notes, *together, strict=True)
-        return [trimmed(row + judged) for row, judged in zip(rows, measures, strict=True)]
+        return [trimmed(row + judged) for row, judged in zip(rows, answered, strict=True)]
 
     def _head_columns(self, prediction: Forecast) -> Row:
         """Return the packed auxiliary heads, and their numbers at the gates' horizon."""

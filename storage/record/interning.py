@@ -76,7 +76,7 @@ class GateSetPlan:
             *(places.get(gate, -1) for gate in ANSWER_GATES[: max(width, 2)])
         )
 
-    def measures(self, picked: Row) -> str | None:
+    def measures(self, picked: tuple[float | None, ...]) -> str | None:
         """Return the column ``steps.measures`` for measures *picked* by ``pick_step``."""
         if picked == self.usual:
             return None
