@@ -155,7 +155,6 @@ def study(
     compared.
     """
     from tracepaper.replay.checks.study import studied, study_document
-    from tracepaper.replay.document.terminal import show_document
 
     result = studied(
         column,
@@ -164,5 +163,4 @@ def study(
         cost_bp=cost_bp,
         columns=columns_of(columns, "columns"),
     )
-    document = study_document(result)
-    return notebook.Text(lambda console: show_document(console, document), result.document())
+    return notebook.Text.of(study_document(result), result.document())

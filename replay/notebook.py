@@ -10,13 +10,15 @@ from html import escape
 from importlib import import_module
 from io import BytesIO, StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from tracepaper.daemon.clock import SystemClock
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.console import Console
+
+    from tracepaper.replay.document.values import TitledParts
 
 SHOWN_AFTER_S: Final = 1.0
 EVERY_S: Final = 0.2
@@ -77,6 +79,13 @@ class Text:
     def __init__(self, draw: Callable[[Console], None], document: Mapping[str, Any]) -> None:
         self.draw = draw
         self.document = document
+
+    @classmethod
+    def of(cls, titled: TitledParts, document: Mapping[str, Any]) -> Self:
+        """Return what *titled* shows."""
+        from tracepaper.replay.document.terminal import show_document
+
+        return cls(lambda console: show_document(console, titled), document)
 
     @cached_property
     def text(self) -> str:

@@ -378,14 +378,12 @@ class Run(Generic[Frame]):
 
         *period* is that of the returns over which the positions are held.
         """
-        from tracepaper.replay.document.terminal import show_document
         from tracepaper.replay.report.book_risk import read_book_risk, risk_document, risk_json
         from tracepaper.replay.run_columns import RunColumns
 
         with self._reader() as reader:
             book = read_book_risk(RunColumns(reader, self.run_id), period)
-        document = risk_document(self.run_id, book)
-        return Text(lambda console: show_document(console, document), risk_json(self.run_id, book))
+        return Text.of(risk_document(self.run_id, book), risk_json(self.run_id, book))
 
     def drift(self, against: str | Run[Any], *, level: float = 0.05) -> Text:
         """Compare the run with its backtest; ``document`` is that of ``drift --json``.
@@ -395,7 +393,6 @@ class Run(Generic[Frame]):
         configuration differ.
         """
         from tracepaper.replay.checks.drift import drift_document, drift_json, read_drift
-        from tracepaper.replay.document.terminal import show_document
         from tracepaper.replay.run_columns import RunColumns
 
         if isinstance(against, Run):
@@ -404,8 +401,7 @@ class Run(Generic[Frame]):
         with Reader.open(place.path) as before, self._reader() as reader:
             columns = RunColumns(reader, self.run_id)
             drift = read_drift(RunColumns(before, place.run_id), columns, level)
-        document = drift_document(drift)
-        return Text(lambda console: show_document(console, document), drift_json(drift))
+        return Text.of(drift_document(drift), drift_json(drift))
 
     def plot(self, picture: str = "price", *, last: int = BARS_DRAWN) -> Picture:
         """Draw a picture of the run.
@@ -504,7 +500,6 @@ class Run(Generic[Frame]):
         """
         from tracepaper.replay.checks.changed_run import changed_run
         from tracepaper.replay.checks.what_if import as_json, what_if, what_if_document
-        from tracepaper.replay.document.terminal import show_document
 
         from_ms = RunSpec(start=moment(start, "start")).from_ms
         with self._custom_classes(), self._reader() as reader:
@@ -517,8 +512,7 @@ class Run(Generic[Frame]):
                 from_ms=from_ms,
             )
             result = what_if(changed)
-        document = what_if_document(result)
-        return Text(lambda console: show_document(console, document), as_json(result))
+        return Text.of(what_if_document(result), as_json(result))
 
     def stress(self) -> Text:
         """Return what the result rests on: ``tracepaper report --stress``.
@@ -528,13 +522,11 @@ class Run(Generic[Frame]):
         ``word`` is stands, rests on few trades, or gone.
         """
         from tracepaper.replay.checks.fragility import as_json, fragility, fragility_document
-        from tracepaper.replay.document.terminal import show_document
 
         self._require_open()
         with self._custom_classes():
             result = fragility(self.database, self.run_id)
-        document = fragility_document(result)
-        return Text(lambda console: show_document(console, document), as_json(result))
+        return Text.of(fragility_document(result), as_json(result))
 
     def capacity(self, impact_bp: float | None = None) -> Text:
         """Return at what size its edge is gone: ``tracepaper report --capacity``.
@@ -546,14 +538,12 @@ class Run(Generic[Frame]):
         volume, ``ConfigInvalid`` for an impact that is not above 0 and at most 1000.
         """
         from tracepaper.replay.checks.capacity import as_json, capacity, capacity_document
-        from tracepaper.replay.document.terminal import show_document
 
         self._require_open()
         exact = None if impact_bp is None else Decimal(str(impact_bp))
         with self._custom_classes():
             result = capacity(self.database, self.run_id, impact_bp=exact)
-        document = capacity_document(result)
-        return Text(lambda console: show_document(console, document), as_json(result))
+        return Text.of(capacity_document(result), as_json(result))
 
     @contextmanager
     def _custom_classes(self) -> Iterator[None]:

@@ -84,26 +84,25 @@ def differences_of(
 
 def decision_differences(first: Decision, second: Decision) -> Iterator[tuple[str, str, str]]:
     """Yield every field in which two decisions differ; gates by their names."""
-    for name in ("action", "target_quantity", "reason", "allowed", "refused_by", "regime"):
-        first_value, second_value = getattr(first, name), getattr(second, name)
-        if first_value != second_value:
-            yield name, shown(first_value), shown(second_value)
-    for name in ("regime_cell", "size_factor"):
-        first_value, second_value = getattr(first.outcome, name), getattr(second.outcome, name)
-        if first_value != second_value:
-            yield name, shown(first_value), shown(second_value)
+    names = ("action", "target_quantity", "reason", "allowed", "refused_by", "regime")
+    pairs = [(name, getattr(first, name), getattr(second, name)) for name in names]
+    pairs += [
+        (name, getattr(first.outcome, name), getattr(second.outcome, name))
+        for name in ("regime_cell", "size_factor")
+    ]
     note, other = first.note or {}, second.note or {}
-    for name in dict.fromkeys((*note, *other)):
-        first_value, second_value = note.get(name, "absent"), other.get(name, "absent")
+    pairs += [
+        (f"note {name}", note.get(name, "absent"), other.get(name, "absent"))
+        for name in dict.fromkeys((*note, *other))
+    ]
+    if first.gate_set == second.gate_set:
+        gates = (f"gate {gate}" for gate in first.gate_set.gates)
+        pairs += zip(gates, first.measures, second.measures, strict=True)
+    else:
+        pairs.append(("gate set", first.gate_set, second.gate_set))
+    for name, first_value, second_value in pairs:
         if first_value != second_value:
-            yield f"note {name}", shown(first_value), shown(second_value)
-    if first.gate_set != second.gate_set:
-        yield "gate set", shown(first.gate_set), shown(second.gate_set)
-        return
-    for place, gate in enumerate(first.gate_set.gates):
-        first_value, second_value = first.measures[place], second.measures[place]
-        if first_value != second_value:
-            yield f"gate {gate}", shown(first_value), shown(second_value)
+            yield name, shown(first_value), shown(second_value)
 
 
 def shown(value: object) -> str:

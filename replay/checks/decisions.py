@@ -90,16 +90,16 @@ def _decided(step: Step, engine: Engine, key: str) -> Decided:
     """Return the values of the decision of *step* on instrument *key*."""
     decision = step.decision
     assert decision is not None
-    said = {"": (engine.states[key].signal, decision.note)}
+    signals = {"": (engine.states[key].signal, decision.note)}
     if engine.members:  # their net target depends on what they hold, so it is no signal
-        said = {
+        signals = {
             f"{member.name} ": (member.states[key].signal, share.note)
             for member, share in zip(engine.members, step.strategies, strict=True)
             if member.failed or not member.is_empty
         }
-    values: Decided = {_STRATEGIES: " ".join(said)}
+    values: Decided = {_STRATEGIES: " ".join(signals)}
     values |= {(EVERYTHING, f"column {name}"): value for name, value in engine.columns_of(key)}
-    for owner, (signal, note) in said.items():
+    for owner, (signal, note) in signals.items():
         asked: object = signal.requests if isinstance(signal, Orders) else None
         if isinstance(signal, Signal):
             asked, values[SIGNAL, f"{owner}strength"] = signal.action.value, signal.strength

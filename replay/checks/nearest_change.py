@@ -232,11 +232,11 @@ def _without_order(step: Step) -> str:
     assert decision is not None
     if decision.refused_by is not None:  # the changed key is also another gate's threshold
         return f"been refused by {decision.refused_by}"
-    own = f"{step.sequence}-"
+    prefix = f"{step.sequence}-"
     rejected = (
         order.reason
         for order in step.orders
-        if order.status is OrderStatus.REJECTED and order.order_id.startswith(own)
+        if order.status is OrderStatus.REJECTED and order.order_id.startswith(prefix)
     )
     cause = decision.unfilled_reason or next(rejected, None)
     if cause is None:

@@ -206,9 +206,9 @@ def _after_first_fill(
             given = [filled for filled in pair if filled is not None]
             if len({filled[1:] for filled in given}) == 1 and len(given) == len(pair):
                 continue
-            for known, filled in zip(known_from, pair, strict=True):
+            for sequences, filled in zip(known_from, pair, strict=True):
                 if filled is not None:
-                    known.append(filled[0])
+                    sequences.append(filled[0])
             at_ms = min(filled[1] for filled in given)
             first_text, second_text = ("none" if filled is None else filled[2] for filled in pair)
             fills = f"{first_text} in the first and {second_text} in the second"

@@ -262,7 +262,7 @@ def standardized(values: Floats) -> Floats:
     return scaled
 
 
-def quantile_of(values: Floats, quantiles: int = QUANTILES) -> Floats:
+def quantile_of(values: Floats) -> Floats:
     """Return the quantile from 0 of *values* [group, member] within each group; NaN stays.
 
     A value on an edge is of the lower quantile, as pandas' ``qcut`` has it.
@@ -271,7 +271,7 @@ def quantile_of(values: Floats, quantiles: int = QUANTILES) -> Floats:
     last = np.isfinite(rows).sum(axis=1) - 1
     label = np.zeros(values.shape)
     at = np.arange(len(rows))
-    for share in np.linspace(0.0, 1.0, quantiles + 1)[1:-1]:
+    for share in np.linspace(0.0, 1.0, QUANTILES + 1)[1:-1]:
         place = share * np.maximum(last, 0)
         low = np.floor(place).astype(np.int64)
         high = np.minimum(low + 1, np.maximum(last, 0))
@@ -375,9 +375,9 @@ def _turnover(ends: Sequence[Floats], horizon: int) -> float | None:
     shares = []
     for each in ends:
         now, before = each[horizon:] == 1.0, each[:-horizon] == 1.0
-        known = np.isfinite(each[:-horizon])
-        if total := int((now & known).sum()):
-            shares.append(float((now & known & ~before).sum()) / total)
+        comparable = np.isfinite(each[:-horizon])
+        if total := int((now & comparable).sum()):
+            shares.append(float((now & comparable & ~before).sum()) / total)
     return float(np.mean(shares)) if shares else None
 
 
@@ -538,13 +538,13 @@ def _known(values: Floats, panel: StudyPanel, groups: Groups) -> Iterator[tuple[
     month = 24
     past = np.full(close.shape, np.nan)
     past[month:] = close[month:] / close[:-month] - 1.0
-    known = {
+    columns = {
         "return of the bar": moves,
         f"return of {month} bars": past,
         f"volatility of {month} bars": _rolling(np.abs(moves), month),
         f"volume of {month} bars": _rolling(panel.volume, month),
     }
-    for name, other in known.items():
+    for name, other in columns.items():
         both = np.isfinite(values) & np.isfinite(other)
         pair = [groups.of(np.where(both, each, np.nan)) for each in (values, other)]
         series = groups.series(standardized(ranked(pair[0])) * standardized(ranked(pair[1])))

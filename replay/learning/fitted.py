@@ -63,21 +63,6 @@ class Each(Protocol):
         ...
 
 
-def one_by_one(
-    function: Callable[[U, Say], R],
-    units: Sequence[U],
-    say: Say,
-    keep: Callable[[int, R], None] = lambda _place, _value: None,
-    /,
-) -> list[R]:
-    """Call *function* in this process, one unit after another."""
-    results = []
-    for place, unit in enumerate(units):
-        results.append(function(unit, say))
-        keep(place, results[-1])
-    return results
-
-
 class FitRun(NamedTuple):
     """The options of one fit; *folder* holds the state of an unfinished fit."""
 

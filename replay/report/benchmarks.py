@@ -151,8 +151,8 @@ def mean_exposures(record: RunRecord) -> dict[str, float] | None:
         name: finite_mean(held[record.decidable_from :])
         for name, held in exposures(record, record.account).items()
     }
-    known = {name: mean for name, mean in means.items() if mean is not None}
-    return known if len(known) == len(means) else None
+    finite = {name: mean for name, mean in means.items() if mean is not None}
+    return finite if len(finite) == len(means) else None
 
 
 @dataclass(frozen=True)

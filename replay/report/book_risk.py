@@ -254,8 +254,8 @@ def forecast_scaled(profits: Floats) -> Floats:
     for profit in profits[SEED_PERIODS:].tolist():
         deviations.append(variance**0.5)
         variance = DECAY * variance + (1 - DECAY) * profit**2
-    known = np.array(deviations)
-    scaled: Floats = profits[SEED_PERIODS:] / np.where(known > 0, known, np.inf) * variance**0.5
+    before = np.array(deviations)
+    scaled: Floats = profits[SEED_PERIODS:] / np.where(before > 0, before, np.inf) * variance**0.5
     return scaled
 
 
@@ -272,14 +272,14 @@ def tails_of(profits: Floats, days: Ints, equity: float) -> Iterator[Tail]:
         if blocks.max():  # a single block has no rows beside it
             without = [_tail_figures(values[blocks != at]) for at in range(blocks.max() + 1)]
             errors = jackknife_error(np.array(without), of_days)
-        known = [None] * figures.size if errors is None else errors.tolist()
+        spreads = [None] * figures.size if errors is None else errors.tolist()
         for place, level in enumerate(LEVELS):
             at = 2 * place
             yield Tail(
                 method,
                 level,
-                (float(figures[at]), known[at]),
-                (float(figures[at + 1]), known[at + 1]),
+                (float(figures[at]), spreads[at]),
+                (float(figures[at + 1]), spreads[at + 1]),
                 float(figures[at + 1]) * equity,
             )
 
@@ -355,10 +355,10 @@ def _moves_with(returns: Returns, largest: Returns) -> tuple[Estimate | None, Es
     periods = common_days([returns, largest])[-PERIODS_MOST:]
     if len(periods) < DAYS_LEAST:
         return None, None
-    own, other = (np.array([each[at] for at in periods]) for each in (returns, largest))
-    own, other, days = own - own.mean(), other - other.mean(), np.array(periods)
+    x, y = (np.array([each[at] for at in periods]) for each in (returns, largest))
+    x, y, days = x - x.mean(), y - y.mean(), np.array(periods)
     blocks = blocks_of(days)
-    parts = [np.ones(own.size), own, other, own * own, other * other, own * other]
+    parts = [np.ones(x.size), x, y, x * x, y * y, x * y]
     summed = np.array([np.bincount(blocks, part) for part in parts])  # [part, block]
     total = summed.sum(axis=1, keepdims=True)
     if not total[3] or not total[4]:
@@ -367,17 +367,15 @@ def _moves_with(returns: Returns, largest: Returns) -> tuple[Estimate | None, Es
         return (1.0, None), (1.0, None)
     beta, correlation = _slopes(total)[0].tolist()
     errors = jackknife_error(_slopes(total - summed), days)
-    known = [None, None] if errors is None else errors.tolist()
-    return estimate(beta, known[0]), estimate(correlation, known[1])
+    spreads = [None, None] if errors is None else errors.tolist()
+    return estimate(beta, spreads[0]), estimate(correlation, spreads[1])
 
 
 def _slopes(sums: Floats) -> Floats:
     """Return beta and correlation [case, 2] of sums [part, case]: of 1, x, y, x², y² and xy."""
-    count, own, other, own_squares, other_squares, products = sums
-    of_own = own_squares - own**2 / count
-    of_other = other_squares - other**2 / count
-    of_both = products - own * other / count
-    return np.array([of_both / of_other, of_both / np.sqrt(of_own * of_other)]).T
+    count, x, y, xx, yy, xy = sums
+    of_x, of_y, of_both = xx - x**2 / count, yy - y**2 / count, xy - x * y / count
+    return np.array([of_both / of_y, of_both / np.sqrt(of_x * of_y)]).T
 
 
 def _stress(
@@ -475,20 +473,20 @@ _TAILS_NOTE: Final = (
 
 def risk_tables(risk: BookRisk) -> dict[str, Table]:
     """Return the tables of *risk* by their keys; only what is known has rows."""
-    made = []
+    tables = []
     if risk.coins:
-        made.append(
+        tables.append(
             table("book_exposure", "Exposure by coin", COINS, risk.coins, notes=(_COINS_NOTE,))
         )
     if risk.tails:
         title = f"What {count_of(risk.periods, risk.period)} say of the book"
-        made.append(table("book_tails", title, TAILS, risk.tails, notes=(_TAILS_NOTE,)))
+        tables.append(table("book_tails", title, TAILS, risk.tails, notes=(_TAILS_NOTE,)))
     if risk.stress:
-        made.append(table("book_stress", "Stress", STRESS, risk.stress))
+        tables.append(table("book_stress", "Stress", STRESS, risk.stress))
     if risk.margin_left is not None:
         note = f"Equity less the margin of all positions is {written(risk.margin_left, 'money')}."
-        made.append(table("book_margin", "Margin", MARGINS, risk.margins, notes=(note,)))
-    return {each.key: each for each in made}
+        tables.append(table("book_margin", "Margin", MARGINS, risk.margins, notes=(note,)))
+    return {each.key: each for each in tables}
 
 
 def risk_chart(risk: BookRisk) -> Chart | None:

@@ -58,11 +58,11 @@ def _shares(columns: RunColumns, bars: Columns, fills: Sequence[Row]) -> Iterato
 
 
 def _of(name: str, shares: Sequence[float | None]) -> Participation:
-    known = np.array([share for share in shares if share is not None])
-    large, unknown = int((known > LARGE).sum()), len(shares) - known.size
-    if not known.size:
+    with_volume = np.array([share for share in shares if share is not None])
+    large, unknown = int((with_volume > LARGE).sum()), len(shares) - with_volume.size
+    if not with_volume.size:
         return Participation(name, len(shares), None, None, None, large, unknown)
-    median, p95, most = np.quantile(known, (0.5, 0.95, 1.0)).tolist()
+    median, p95, most = np.quantile(with_volume, (0.5, 0.95, 1.0)).tolist()
     return Participation(name, len(shares), median, p95, most, large, unknown)
 
 

@@ -86,13 +86,12 @@ def _sequences(reader: Reader, record: RunRecord) -> list[int]:
 
 def _failures(views: RunViews) -> Iterator[int]:
     """Yield the step of each decision by a strategy that was set aside, the first of each."""
-    told = set[str]()
+    firsts: dict[str, int] = {}
     for reason, _ in views.counts("v_strategy_decisions", "reason"):
         if reason.startswith(SET_ASIDE):
             for row in views.rows("v_strategy_decisions", reason=reason):
-                if row["strategy"] not in told:
-                    told.add(row["strategy"])
-                    yield row["sequence"]
+                firsts.setdefault(row["strategy"], row["sequence"])
+    yield from firsts.values()
 
 
 def _late_steps(record: RunRecord) -> Iterator[int]:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import pickle
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.market_data import SOURCES, MarketData
-from tracepaper.replay.backtest.run import Tally, run_replay
+from tracepaper.replay.backtest.run import Tally, predictor_over, run_events, run_replay
 from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.strategies.types.market import Bar, Command, Event
 
 _STORE = tempfile.TemporaryDirectory(prefix="recordings-")
 """It goes with the process."""
@@ -48,6 +51,24 @@ def run_into(
     finally:
         audit.close()
     return replay.run.run_id
+
+
+def commanded(replay: Replay, log: SqlAuditLog, commands: Mapping[int, Command]) -> None:
+    """Run *replay* into *log* to its end, with each of *commands* after so many bars."""
+    way = predictor_over(replay)
+
+    def events() -> Iterator[Event]:
+        bars = 0
+        for event in way.events(replay):
+            yield event
+            bars += isinstance(event, Bar)
+            if isinstance(event, Bar) and (command := commands.get(bars)) is not None:
+                yield replace(command, market_ms=event.market_ms, seen_ms=event.seen_ms)
+
+    log.begin(replay.run, replay.engine.gate_sets)
+    run_events(events(), way.predictor, replay.engine, log, Tally())
+    log.end(2)
+    log.close()
 
 
 def record(

@@ -658,23 +658,22 @@ def pinball(level: float) -> Metric:
 def compare(
     rows: Forecasts,
     metric: Metric,
-    model: str = MODEL,
     others: tuple[str, ...] | None = None,
     leave: tuple[str, ...] = (),
 ) -> dict[str, DayDifference]:
-    """Return *metric* of *model* minus that of each other, by name; p by Holm over the others.
+    """Return *metric* of the model minus that of each other, by name; p by Holm over the others.
 
     Each pair is compared on the rows that both answer. *others* defaults to the baselines and the
     references, without those in *leave*. Forecasters without the needed fields are left out.
     """
-    forecasters = views(metric, rows, None if others is None else (model, *others))
-    if model not in forecasters or metric.less_is_better is None:
+    forecasters = views(metric, rows, None if others is None else (MODEL, *others))
+    if MODEL not in forecasters or metric.less_is_better is None:
         return {}
     differences = {}
     for name, view in forecasters.items():
-        if name in (model, *leave):
+        if name in (MODEL, *leave):
             continue
-        pair = _common_terms(metric, forecasters[model], view)
+        pair = _common_terms(metric, forecasters[MODEL], view)
         if pair is not None:
             differences[name] = difference(*pair)
     return corrected(differences)
@@ -742,24 +741,23 @@ def forecaster_table(
     metrics: Metric | Mapping[str, Metric],
     *,
     label_column: str = "",
-    model: str = MODEL,
     others: tuple[str, ...] | None = None,
     notes: Sequence[str] = (NOTE,),
 ) -> Table:
     """Return the table of *metrics*: a row for each horizon and forecaster.
 
-    A row has the forecaster's value on the rows that it answers, and the difference of *model* to
-    it with p and verdict. *others* are those of ``compare``. With several metrics, *label_column*
+    A row has the forecaster's value on the rows that it answers, and the model's difference to it
+    with p and verdict. *others* are those of ``compare``. With several metrics, *label_column*
     names the column of their titles.
     """
     rows: list[Cells] = []
-    names = None if others is None else (model, *others)
+    names = None if others is None else (MODEL, *others)
     by_label = {"": metrics} if isinstance(metrics, Metric) else metrics
     for label, metric in by_label.items():
         for horizon, at in forecasts.by_horizon():
-            differences = compare(at, metric, model, others)
+            differences = compare(at, metric, others)
             forecasters = views(metric, at, names)
-            for name in sorted(forecasters, key=model.__ne__):
+            for name in sorted(forecasters, key=MODEL.__ne__):
                 view = forecasters[name]
                 if not (usable := answered(metric, view)).any():
                     continue
@@ -786,7 +784,7 @@ def forecaster_table(
         of_row("value", "value", "measure"),
         of_row("difference", "difference", "measure"),
         of_row("p", "p", "measure"),
-        of_row("verdict", f"{words(model)} is", "text"),
+        of_row("verdict", f"{words(MODEL)} is", "text"),
         of_row("days", "days", "count", wide=True),
     ]
     result = table(key, title, columns, rows, notes=notes if rows else ())

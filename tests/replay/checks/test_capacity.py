@@ -74,6 +74,8 @@ def test_twice_the_impact_takes_half_of_the_edge_at_a_quarter_of_the_size(tmp_pa
     profits = {run.size: run.profit for run in once.sizes}
     recorded = run.equity["equity"]
     assert profits[0] == pytest.approx(float(recorded[-1]) - 100_000)
+    assert once.sizes[0].mean_day is not None
+    assert once.sizes[0].mean_day[0] == pytest.approx(run.summary["mean_day"])
     means = [1e4 * run.mean_day[0] for run in once.sizes if run.mean_day is not None]
     assert means[2:] == sorted(means[2:], reverse=True)
     assert once.held_back == []

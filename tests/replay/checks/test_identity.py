@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from tracepaper.replay.checks.compare import decision_differences
 from tracepaper.replay.checks.identity import DecisionIdentity, decision_identity
 from tracepaper.strategies.gates.gate import gate_order
 from tracepaper.strategies.types.decisions import (
@@ -164,3 +165,17 @@ def test_the_canonical_number_depends_on_its_value_alone(
     finer = units * 10**more
     same = replace(BAR, open=finer, high=finer, low=finer, close=finer, volume=finer)
     assert identity(bar, instrument=coarse).bar == identity(same, instrument=fine).bar
+
+
+def test_what_differs_of_a_decision_is_named() -> None:
+    gate, first = DECISION.gate_set.gates[0], (DECISION.measures[0] or 0.0) + 1.0
+    changes: dict[str, dict[str, Any]] = {
+        "reason": {"reason": "another"},
+        "target_quantity": {"target_quantity": 7},
+        "size_factor": {"size_factor": 0.5},
+        "note mood": {"note": {**(DECISION.note or {}), "mood": 1.0}},
+        f"gate {gate}": {"measures": (first, *DECISION.measures[1:])},
+    }
+    for name, changed in changes.items():
+        other_decision = builders.altered(DECISION, **changed)
+        assert [found for found, *_ in decision_differences(DECISION, other_decision)] == [name]

@@ -21,7 +21,6 @@ from tracepaper.replay.learning.inspection.inspections import (
     adaptive_widths,
     agreement,
     context_ablation,
-    examined,
     feature_permutation,
     interval_width,
     methods,
@@ -343,13 +342,6 @@ def test_without_captum_one_sentence_names_the_extra(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "captum.attr", None)
     with pytest.raises(ConfigInvalid, match=r"pip install 'tracepaper\[attributions\]"):
         methods(is_smooth=True)
-
-
-def test_what_is_not_asked_for_is_not_examined(material: Dataset) -> None:
-    subject = Subject(material, HORIZON, PlantedNetwork())
-    assert list(examined(subject, {})) == []
-    [table] = examined(subject, {"context": 5})
-    assert table.key == "ablation"
 
 
 def test_an_ensemble_is_as_deaf_to_a_half_as_its_share_says(leaking: Dataset) -> None:

@@ -255,13 +255,6 @@ def test_what_cannot_be_asked_of_books_is_refused_in_one_sentence(
     assert "Only books that `tracepaper data record` took from" in loopback
 
 
-def test_a_network_of_books_is_no_rival_of_a_model_of_bars(
-    good: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ("flash-15m", "--data", tmp_path / "candles.csv", "--compare", good)
-    assert "of it and flash-15m one forecasts the mid of an order book" in refused(capsys, *words)
-
-
 def test_a_checkpoint_is_checked_by_an_interpreter_that_drops_assertions() -> None:
     """The check reads the network outside any ``assert``."""
     script = """

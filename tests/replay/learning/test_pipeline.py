@@ -40,7 +40,6 @@ from tracepaper.replay.learning.training import UNJUDGED, _is_finished, train
 from tracepaper.storage.checkpoints import Checkpoint, load
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.forecasters.build import RunOptions, build
-from tracepaper.strategies.gates.evaluator import threshold_of
 from tracepaper.strategies.gates.gate import GATES
 from tracepaper.strategies.units import iso
 
@@ -129,24 +128,6 @@ def test_the_figures_stand_beside_every_baseline(checkpoint: Checkpoint) -> None
     gates = checkpoint.card["figures"]["gates"]
     assert "entropy" in gates["selective"]
     assert gates["traded"]["bars"] > 500
-
-
-def test_a_forecaster_is_built_from_it_and_judged_by_its_quantiles(
-    checkpoint: Checkpoint, paths: list[str]
-) -> None:
-    forecaster = build(checkpoint.card, checkpoint.tensors, RunOptions(threads=1))
-    material = Dataset.read(paths[:1], lambda _: SPLIT, HORIZONS)
-    segment = material.segments[0]
-    bars = segment.candles.bars()[: forecaster.context + 200]
-    forecasts = [forecast for forecast in forecaster.scan(bars) if forecast is not None]
-    assert len(forecasts) == 201
-    assert forecasts[0].model_id == checkpoint.id
-    # The median of the calibration slice is near the median of other bars of one market.
-    threshold = threshold_of(
-        "q0.5", "confidence_entropy", forecaster.calibration, key="gate.confidence"
-    )
-    confidences = [f.explanation.confidence_entropy for f in forecasts if f.explanation is not None]
-    assert 0.02 < float(np.mean(np.array(confidences) >= threshold)) < 0.98
 
 
 def test_where_no_untouched_price_moves_the_card_says_so_and_is_written_before_the_judgement(

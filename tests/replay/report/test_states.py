@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,13 @@ from engines import engine_of
 from exchange_client import FIRST_MS, walk_rows
 from exchange_client import candles as made_candles
 from forging import verified
+from recordings import commanded
 from records import prune, rows, tamper
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.restart import Restart
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.market_data import MarketData
-from tracepaper.replay.backtest.run import Tally, predictor_over, run_events
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.report.states import LIMITS, LastingState, lasting_states
 from tracepaper.replay.run import Run
@@ -28,7 +28,7 @@ from tracepaper.replay.run_columns import RunColumns
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.integrity import audit
 from tracepaper.storage.database.reader import Reader
-from tracepaper.strategies.types.market import Bar, Command, CommandKind, Event
+from tracepaper.strategies.types.market import Command, CommandKind
 
 HOUR = 3_600_000
 CROSS = {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False}
@@ -56,20 +56,7 @@ def ran(
     times_ms = [FIRST_MS + place * HOUR for place in kept]
     candles = [made_candles(walk_rows(240), interval_ms=HOUR, times_ms=times_ms)]
     replay = build(load(None, sections), MarketData(candles), started_at_ms=1, database=path)
-    log, way = SqlAuditLog.open(path, group_steps=64), predictor_over(replay)
-
-    def events() -> Iterator[Event]:
-        bars = 0
-        for event in way.events(replay):
-            yield event
-            bars += isinstance(event, Bar)
-            if isinstance(event, Bar) and (word := words.get(bars)) is not None:
-                yield Command(word.kind, word.note, event.market_ms, event.seen_ms)
-
-    log.begin(replay.run, replay.engine.gate_sets)
-    run_events(events(), way.predictor, replay.engine, log, Tally())
-    log.end(2)
-    log.close()
+    commanded(replay, SqlAuditLog.open(path, group_steps=64), words)
     return replay.run.run_id
 
 

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from exchange_client import FIRST_MS, walk_rows
 from exchange_client import candles as made_candles
+from recordings import commanded
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.session.notices import Notices
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.market_data import MarketData
-from tracepaper.replay.backtest.run import Tally, predictor_over, run_events
 from tracepaper.replay.report.record import read_record
 from tracepaper.replay.report.timeline import LABELS, Timeline, read_timeline
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.types.decisions import Step
-from tracepaper.strategies.types.market import Bar, Command, CommandKind, Event
+from tracepaper.strategies.types.market import Command, CommandKind
 
 HOUR = 3_600_000
 BARS = 160
@@ -81,22 +81,10 @@ def ran(
     times_ms = [FIRST_MS + place * HOUR for place in range(BARS + 5) if not 60 <= place < 65]
     candles = [made_candles(walk_rows(BARS), interval_ms=HOUR, times_ms=times_ms)]
     replay = build(config, MarketData(candles), started_at_ms=1, database=path)
-    log, way = WatchedLog.open(path), predictor_over(replay)
+    log = WatchedLog.open(path)
     log.replay, log.made = replay, []
     log.notices = Notices(config.notify, replay.run, on_breach=config.risk.on_breach)
-
-    def events() -> Iterator[Event]:
-        bars = 0
-        for event in way.events(replay):
-            yield event
-            bars += isinstance(event, Bar)
-            if isinstance(event, Bar) and (kind := commands.get(bars)) is not None:
-                yield Command(kind, "", event.market_ms, event.seen_ms)
-
-    log.begin(replay.run, replay.engine.gate_sets)
-    run_events(events(), way.predictor, replay.engine, log, Tally())
-    log.end(2)
-    log.close()
+    commanded(replay, log, {at: Command(kind, "", 0, 0) for at, kind in commands.items()})
     return log.made
 
 
