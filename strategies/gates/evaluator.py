@@ -250,9 +250,9 @@ class GateEvaluator:
         """
         facts = inputs.running, inputs.bars, inputs.missing_bars, inputs.late_ms
         if facts != self._facts:  # the leading gates measure nothing else
-            self._facts, self._of_facts = facts, _judge(self._leading, inputs)
+            self._facts, self._of_facts = facts, _verdict(self._leading, inputs)
         measures, passed = self._of_facts
-        others, more = _judge(self._tests_of_exits if inputs.reduces else self._tests, inputs)
+        others, more = _verdict(self._tests_of_exits if inputs.reduces else self._tests, inputs)
         return measures + others, passed | more
 
     def first_failed(
@@ -270,7 +270,7 @@ class GateEvaluator:
         return self.gate_set.gates[(missing & -missing).bit_length() - 1]
 
 
-def _judge(tests: Sequence[Test], inputs: GateInputs) -> Verdict:
+def _verdict(tests: Sequence[Test], inputs: GateInputs) -> Verdict:
     measures: list[float | None] = []
     passed = 0
     for measure_of, threshold, at_least, bit in tests:
