@@ -28,7 +28,6 @@ BARS: Final = 120
 BOOK_MINUTES: Final = 60
 SMA: Final = {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False}
 GRID: Final = "tracepaper.strategies.examples.grid:Grid"
-REVERSION: Final = "tracepaper.strategies.examples.rsi_reversion:RsiReversion"
 
 
 def drawn_candles(

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,6 @@ from tracepaper.replay.backtest.tracks import BATCH_BARS
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.market import Bar, Event, Funding, Gap, GapCause, Source
 
-SAMPLES = Path(__file__).parents[2] / "data" / "candles"
 MINUTE = 60_000
 T0 = 1_735_689_600_000
 

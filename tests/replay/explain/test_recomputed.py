@@ -240,19 +240,3 @@ def test_the_decided_bar_is_never_among_the_heaviest(full: Full) -> None:
     assert weights == sorted(weights, reverse=True)
     tied = replace(full.attribution, weights=(0.5, 0.5, 0.0))
     assert tied.heaviest(1) == [0]
-
-
-# ---------------------------------------------------------------- sparse
-
-
-GATE = """
-[gate]
-confidence = "0"
-direction = "0"
-edge = "0"
-shift = "1"
-collapse = "-9"
-[regime]
-momentum = "0.6"
-mean_reversion = "0.4"
-"""

@@ -49,8 +49,6 @@ SPANS = [
     for name, first in (("A", 6), ("B", 8))
 ]
 LAST_DAY = 16
-TEN_DAYS = Holdout("ten", SPANS[0].from_ms, START_MS + LAST_DAY * DAY_MS)
-"""Enough days for an error over blocks of five."""
 AS_TEXT = ",".join(
     f"{s.name}={iso(s.from_ms or 0)[:10]}:{iso(s.until_ms or 0)[:10]}" for s in SPANS
 )

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from learning import table
 from msgspec.structs import replace
-from numpy.typing import NDArray
 
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts
 from tracepaper.replay.learning.judge.gates import (
@@ -30,7 +29,6 @@ from tracepaper.replay.report.honesty import FEW_DAYS
 from tracepaper.strategies.gates.gate import GATES, INPUTS, GateInputs, input_names, input_values
 from tracepaper.strategies.types.calibration import CALIBRATED, FittedConfidence
 
-Floats = NDArray[np.float64]
 ROWS, DAYS = 4_000, 80
 NAMES = (*INPUTS, "entropy_0", "entropy_1")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import resource
 from dataclasses import replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -248,11 +248,17 @@ def test_the_rate_rises_then_falls_to_a_hundredth() -> None:
     assert rates[-1] == pytest.approx(0.01)
 
 
-def test_accumulated_batches_are_one_larger_batch(tmp_path: Path) -> None:
-    fitted = fit(tmp_path, options(accumulate=3, steps=2))
-    fitted.run(ignore)
-    assert fitted.progress.step == 2
-    assert math.isfinite(fitted.progress.training_loss)
+def test_accumulated_batches_make_one_step_of_their_mean() -> None:
+    def gradient(accumulate: int, *at: int) -> torch.Tensor:
+        torch.manual_seed(0)
+        chosen = options(accumulate=accumulate)
+        learnt = HeadLosses(network("flash", 0.0), TRAINING, VALIDATION, chosen)
+        batches = list(islice(learnt.batches(0), 2))
+        for place in at:
+            learnt.gradient(batches[place])
+        return torch.cat([p.grad.flatten() for p in learnt.network.parameters()])
+
+    torch.testing.assert_close(gradient(2, 0, 1), (gradient(1, 0) + gradient(1, 1)) / 2)
 
 
 def test_a_batch_learnt_from_in_pieces_has_the_gradient_of_the_whole(
