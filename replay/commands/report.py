@@ -411,6 +411,22 @@ def explain(
     With --depth, show the attribution of an order-book network instead, by level and time.
     """
     if depth is not None or checkpoint is not None or at is not None:
+        of_decision = {
+            "RUN": decision,
+            "--time": time,
+            "--full": full,
+            "--method": method,
+            "--fusion": fusion,
+            "--residual": residual is not None,
+            "--start-layer": start_layer is not None,
+            "--discard": discard is not None,
+            "--head-weights": head_weights,
+            "--png": png,
+            "--page": page,
+            "--with": other,
+            "--compare": compare,
+        }
+        reject_without_effect(of_decision, "explain a decision without --depth")
         _explain_book(depth, checkpoint, at, as_json=json)
         return
     from tracepaper.replay.checks.nearest_change import nearest_changes

@@ -130,6 +130,8 @@ CASES = [
     ("report --last 1000 --db run.db", 2, "add --chart FILE"),
     ("report --impact-bp 5 --stress --db run.db", 2, "add --capacity"),
     ("report --jobs 2 --db run.db", 2, "add --stress or --capacity"),
+    ("explain last --depth b.depth --checkpoint b", 2, "RUN has no effect here; explain a"),
+    ("explain --depth b.depth --checkpoint b --discard 0", 2, "--discard has no effect here"),
     ("data record A --from a.jsonl --url http://b --out c", 2, "--url has no effect here; leave"),
     ("data record A --from a.jsonl --for 3s --out c", 2, "--for has no effect here; leave"),
     ("data record A --events --every 50 --out c", 2, "leave --events out, or leave --every out"),
