@@ -1,4 +1,4 @@
-"""Compiled C loops for rollout, entropy and streaming, built if a C compiler is installed.
+"""Compiled C loops for attention, streams and trees, built if a C compiler is installed.
 
 ``native.c`` is one source for every vector width. Installing tracepaper compiles one object for
 AVX-512 and one for AVX2, and each reports whether this processor has its instructions. The loops
@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+import numpy as np
 import torch
 
 from tracepaper.strategies.errors import AttentionInvalid
@@ -23,6 +24,7 @@ from tracepaper.strategies.errors import AttentionInvalid
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from tracepaper.strategies.attention.masks import Mask
@@ -38,7 +40,10 @@ _SIGNATURES: Final = {
     "entropy": (*[_P] * 5, _F, _F, _L),
     "scan": (*[_P] * 12, _F, _L),
     "buckets": (*[_P] * 8, _F, _F, _L),
+    "trees": (*[_P] * 10, _L),
 }
+TREES_AT_ONCE: Final = 64
+"""A table of trees has a multiple of these, four vectors of the widest loops."""
 
 
 class Loops(NamedTuple):
@@ -212,6 +217,27 @@ def scan_rows(
     tensors = map(_at, (*given, *rings))
     _call(name, "scan", *tensors, before, *map(_at, attended), shape, scale)
     return attended
+
+
+class TreeTable(NamedTuple):
+    """Trees as tables of the leaves that remain (``forecasters.trees``); entry 0 has all."""
+
+    columns: NDArray[np.int64]  # [feature] of a row
+    edges: NDArray[np.float64]  # [feature, edge], rising, then infinite
+    first: NDArray[np.int64]  # [feature]: the entry for a value above no edge
+    of_nan: NDArray[np.int64]  # [feature]: the entry for NaN
+    entries: NDArray[np.unsignedinteger]  # [entry, tree] of 32 or 64 bits
+    values: NDArray[np.float64]  # [leaf], each tree's from left to right
+    starts: NDArray[np.int64]  # [tree]: the place of its first leaf
+
+
+def leaf_values(rows: NDArray[np.float64], table: TreeTable, name: str) -> NDArray[np.float64]:
+    """Return the value of the leaf that each of *rows* [row, column] reaches, [row, tree]."""
+    output = np.empty((len(rows), len(table.starts)))
+    sizes = *rows.shape, *table.edges.shape, len(table.starts), table.entries.itemsize
+    arrays = [array.ctypes.data for array in (np.ascontiguousarray(rows), *table, output)]
+    _call(name, "trees", *arrays, (ctypes.c_long * len(sizes))(*sizes))
+    return output
 
 
 def _call(name: str, function: str, *arguments: object) -> None:

@@ -1,4 +1,5 @@
-/* Rollout, entropy, buckets and the scan of a stream in one pass over tiles, for native.py. docs/attention.md, A31.
+/* Rollout, entropy, buckets and the scan of a stream in one pass over tiles, and the leaves of boosted trees, for compiled.py.
+ * docs/attention.md, A31.
  *
  * Vectors are GCC's, so one text serves every width; the object says by supported() whether this
  * processor has its instructions. Scores are to base 2. No thread's share depends on their number, so
@@ -423,4 +424,51 @@ long scan(const float *query, const float *new_key, const float *new_value, cons
                       .query_time = sizes[8], .key_pair = sizes[9], .key_time = sizes[10], .rollout_stream = sizes[11],
                       .factor = scale * LOG2_E};
     return run(&job, threads);
+}
+
+/* Of every tree the value of the leaf that a row reaches: the lowest bit that remains of its words, one word for each feature's
+ * place among its edges (forecasters/trees.py). Trees are met so many at a time that their part of the table stays in the cache. */
+#define TREES (2 * PANEL)
+#define LEAVES(name, word, lowest_bit) \
+    static void name(const word *table, const long *places, const double *value, const long *start, double *output, \
+                     long rows, long features, long trees) { \
+        typedef word words __attribute__((vector_size(4 * LANES), aligned(8), may_alias)); \
+        enum { MANY = TREES / (4 * LANES / sizeof(word)) }; \
+        for (long at = 0; at < trees; at += TREES) \
+            for (long row = 0; row < rows; row++) { \
+                words left[MANY]; \
+                EACH(v, MANY) left[v] = ~(words){0}; \
+                for (long f = 0; f < features; f++) { \
+                    const words *kept = (const void *)(table + places[row * features + f] * trees + at); \
+                    EACH(v, MANY) left[v] &= kept[v]; \
+                } \
+                const word *each = (const void *)left; \
+                for (int i = 0; i < TREES; i++) output[row * trees + at + i] = value[start[at + i] + lowest_bit(each[i])]; \
+            } \
+    }
+LEAVES(leaves_of_32, uint32_t, __builtin_ctz)
+LEAVES(leaves_of_64, uint64_t, __builtin_ctzll)
+
+/* rows [row, column], columns [feature] -> output [row, tree]; edges [feature, most] rise. A table has the entries
+ * first[feature] … for a value above none, one, … of the edges, and of_nan[feature]. trees is a multiple of TREES. */
+long trees(const double *rows, const long *columns, const double *edges, const long *first, const long *of_nan, const void *table,
+           const double *value, const long *start, double *output, const long *sizes, long threads) {
+    long count = sizes[0], width = sizes[1], features = sizes[2], most_edges = sizes[3], all = sizes[4];
+    long *places = malloc(sizeof(long) * (count * features + 1));
+    (void)threads; /* a row model answers on one */
+    if (!places) return 1;
+    for (long row = 0; row < count; row++)
+        for (long f = 0; f < features; f++) {
+            double x = rows[row * width + columns[f]];
+            const double *low = edges + f * most_edges;
+            for (long left = most_edges, half; left > 0; left -= half) { /* no branch: it would be guessed wrong half the time */
+                half = (left + 1) / 2;
+                low += (x > low[left / 2]) * half;
+            }
+            places[row * features + f] = x == x ? first[f] + (low - edges - f * most_edges) : of_nan[f];
+        }
+    if (sizes[5] == 4) leaves_of_32(table, places, value, start, output, count, features, all);
+    else leaves_of_64(table, places, value, start, output, count, features, all);
+    free(places);
+    return 0;
 }

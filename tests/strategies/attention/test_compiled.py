@@ -27,6 +27,7 @@ from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.methods import Rollout
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.forecasters.build import RunOptions, build, choose_backend
+from tracepaper.strategies.forecasters.trees import leaf_values
 from tracepaper.strategies.networks.encodings import ENCODINGS
 from tracepaper.strategies.networks.flash import TILES
 from tracepaper.strategies.networks.stream import (
@@ -394,3 +395,31 @@ def test_a_stream_is_explained_by_loops_only_where_they_take_the_heads_mean(name
         stream = StreamingNetwork(network, usual, backend=backend)
         rollouts.append(stream.advance(StreamState(network), x, positions, padded=True).rollout)
     np.testing.assert_allclose(rollouts[0], rollouts[1], rtol=0, atol=NEAR)
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    seed=st.integers(0, 10_000),
+    features=st.integers(0, 4),
+    edges=st.integers(1, 9),
+    word=st.sampled_from([np.uint32, np.uint64]),
+)
+def test_the_leaves_of_trees_are_those_of_numpy(
+    name: str, seed: int, features: int, edges: int, word: type[np.unsignedinteger]
+) -> None:
+    rng = np.random.default_rng(seed)
+    bits, trees = 8 * np.dtype(word).itemsize, 2 * compiled.TREES_AT_ONCE
+    entries = rng.integers(0, np.iinfo(word).max, (1 + features * (edges + 2), trees), word)
+    entries |= word(1) << (bits - 1)  # a leaf remains
+    entries[0] = np.iinfo(word).max
+    first = 1 + (edges + 2) * np.arange(features)
+    table = compiled.TreeTable(
+        rng.integers(0, 5, features), np.sort(rng.integers(0, 9, (features, edges)) / 2.0),
+        first, first + edges + 1, entries, rng.normal(size=bits * trees), bits * np.arange(trees),
+    )  # fmt: skip
+    rows = rng.integers(-1, 10, (40, 5)) / 2.0  # they meet edges
+    rows[rng.random(rows.shape) < 0.1] = np.nan
+    rows[rng.random(rows.shape) < 0.05] = np.inf
+    np.testing.assert_array_equal(compiled.leaf_values(rows, table, name), leaf_values(rows, table))
