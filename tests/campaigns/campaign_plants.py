@@ -287,7 +287,7 @@ def filters_of_the_first_day() -> None:
     _replace(Engine, "_change_instrument", lambda _self, _instrument: None)
 
 
-def a_renamed_symbol_ends_it() -> None:
+def a_symbol_that_is_gone_ends_it() -> None:
     """Know no symbol that the exchange lists no more."""
     setattr(daemon_module, "last_instruments", lambda *_: {})  # noqa: B010 - likewise
 
@@ -400,7 +400,7 @@ PLANTS: Final = (
     Plant(a_frame_without_end, "bomb", ("bomb",)),
     Plant(no_proxy, "proxy", ("proxy",)),
     Plant(filters_of_the_first_day, "filters", ("filters",), first=2),
-    Plant(a_renamed_symbol_ends_it, "end", ("renamed",), first=5),
+    Plant(a_symbol_that_is_gone_ends_it, "recovery", ("gone",)),
     Plant(a_replay_that_must_succeed, "end", ("parity",), first=2),
     Plant(a_decision_that_no_record_explains, "parity", ("parity",), first=2),
     Plant(a_notice_told_twice, "notices", ("notices",), first=4),
@@ -414,7 +414,7 @@ def find(plant: Plant, base: Path, seeds: Sequence[int], bars: int) -> str:
     """Return the law that *plant* broke in the first history that showed it; else nothing."""
     plant.fault()
     kind = dict.fromkeys(("parity", "hanging", "leaking"), "plain")
-    kind |= {"filters": "limits", "renamed": "two"}
+    kind |= {"filters": "limits", "gone": "two"}
     chosen = next((kind[name] for name in plant.has if name in kind), "")
     for number, seed in enumerate(seeds[plant.first :], start=1):
         # Many commands, kills and bursts: a fault shows where one meets the other.
@@ -425,11 +425,12 @@ def find(plant: Plant, base: Path, seeds: Sequence[int], bars: int) -> str:
         spec = msgspec.structs.replace(
             having(without(spec, ("listed", "gone")), plant.has),
             host=HOST_FAULTS,
+            gone_bar=bars // 4 if "gone" in plant.has else 0,
             command_bars=15.0 if plant.law == "filters" else 0.5,  # what is halted orders nothing
             rates=rates,
             between=tuple(name for name in plant.has if name in BETWEEN),
         )
-        outcome = history(spec, base / plant.fault.__name__)
+        outcome = history(spec, base / plant.fault.__name__, until=plant.law)
         if plant.law in {each.law for each in outcome.violations}:
             return f"{plant.law} after {number}"
     return ""

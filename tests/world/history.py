@@ -96,10 +96,15 @@ class Outcome(msgspec.Struct):
 
 
 class History:
-    """One history in *folder*; *is_traced* writes each tick of its loops to ``trace``."""
+    """One history in *folder*; *is_traced* writes each tick of its loops to ``trace``.
 
-    def __init__(self, spec: Spec, folder: Path, *, is_traced: bool = False) -> None:
-        self.spec, self.folder, self.is_traced = spec, folder, is_traced
+    It ends with the life that breaks the law *until*.
+    """
+
+    def __init__(
+        self, spec: Spec, folder: Path, *, is_traced: bool = False, until: str = ""
+    ) -> None:
+        self.spec, self.folder, self.is_traced, self.until = spec, folder, is_traced, until
         self.outcome = Outcome(spec.seed, spec.kind, spec.minutes)
         self._configs = [configured(spec)]
         self._series = candles(spec)
@@ -140,17 +145,21 @@ class History:
         pauses = random.Random(f"{self.spec.seed}:pause")
         outcome = self.outcome
         while outcome.lives < LIVES_MOST and self._market_ms < self.spec.end_ms:
-            if not self._live():
+            if not self._live() or self._is_broken():
                 break
             self._operate()
             self._now_s += pauses.expovariate(1 / 10) + 0.5
             self._market_ms += int(pauses.expovariate(1 / 2_000) * self.spec.speed)
-        self._judge()
+        if not self._is_broken():
+            self._judge()
         outcome.ends, outcome.counts = dict(self._ends), dict(self._counts)
         outcome.combinations = sorted(self._combinations)
         outcome.cpu_s = round(_cpu_s() - before_s, 2)
         outcome.digest = "".join(report.digest[:8] for report in self._reports)
         return outcome
+
+    def _is_broken(self) -> bool:
+        return self.until in {each.law for each in self.outcome.violations}
 
     def _violate(self, law: str, sentence: str) -> None:
         self.outcome.violations.append(Violation(law, sentence))
@@ -291,8 +300,10 @@ class History:
             return True
         if report.end != "orderly" and "leaking" in self.spec.traits and "CRASH" not in report.end:
             return True  # it had no file left to open; the next life has
-        if self.spec.gone_bar and "trades no linear instrument" in report.end:
-            return False  # it had no run yet, and the symbol is gone: nothing can follow
+        is_gone = self.spec.gone_bar or self.spec.renamed_bar
+        if is_gone and "trades no linear instrument" in report.end and not self._lines("opened"):
+            # It had no run yet: nothing can follow, or what the operator configures anew.
+            return bool(self.spec.renamed_bar)
         if report.end != "orderly" and not report.errors_met and not report.faults:
             self._violate("end", f"life {number} without a fault: {report.end}")
             return False
@@ -559,12 +570,12 @@ def prepare(folder: Path) -> None:
     gc.freeze()
 
 
-def history(spec: Spec, folder: Path, *, is_traced: bool = False) -> Outcome:
+def history(spec: Spec, folder: Path, *, is_traced: bool = False, until: str = "") -> Outcome:
     """Play *spec* in a new *folder*, which stays where a law was broken or ticks are traced."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     with contextlib.chdir(folder):
-        outcome = History(spec, folder, is_traced=is_traced).play()
+        outcome = History(spec, folder, is_traced=is_traced, until=until).play()
     if not outcome.violations and not is_traced:
         shutil.rmtree(folder, ignore_errors=True)
     return outcome
