@@ -10,7 +10,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from sqlalchemy import create_engine, event, func, insert, select
+from sqlalchemy import create_engine, event, func, insert
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.pool import StaticPool
 
@@ -117,7 +117,8 @@ def identify(connection: Connection) -> None:
     A copy has the same id. The chain does not cover the id.
     """
     with connection.begin():
-        if connection.scalar(select(func.count()).select_from(DATABASES)) == 0:
+        # Not compiled: a new engine has no compiled statements, and each start would wait for it.
+        if connection.exec_driver_sql("SELECT 1 FROM databases LIMIT 1").first() is None:
             connection.execute(insert(DATABASES).values(database_id=RANDOM_ID))
 
 

@@ -62,7 +62,7 @@ def main() -> int:
     kinds = [arguments.only] if arguments.only else [*HISTORIES]
     by_history, by_image = Counter[str](), Counter[str]()
     histories = Counter[str]()
-    first, operations, violations = seed, 0, 0
+    first, operations, violations, distinct = seed, 0, 0, 0
     begun_s = time.process_time()
     with tempfile.TemporaryDirectory(prefix="disk-", dir=_memory()) as base:
         while sum(by_history.values()) < arguments.images:
@@ -73,6 +73,7 @@ def main() -> int:
             if made is not None:
                 operations += len(made.recorded.history)
                 by_history[kind] += len(made.verdicts)
+                distinct += sum(verdict.is_first for verdict in made.verdicts)
                 by_image.update(verdict.cut.kind for verdict in made.verdicts)
             violations += _report(kind, seed, made, arguments.only)
             seed += 1
@@ -89,8 +90,8 @@ def main() -> int:
         state.keep()
     total = sum(by_history.values())
     print(
-        f"{total:,} images of {sum(histories.values())} histories (seeds {first} to {seed - 1}, "
-        f"{operations:,} operations): {violations} violations; "
+        f"{total:,} images, {distinct:,} of them distinct, of {sum(histories.values())} histories "
+        f"(seeds {first} to {seed - 1}, {operations:,} operations): {violations} violations; "
         f"{total / max(spent_s, 0.01):.0f} images a CPU second, {spent_s:.0f} CPU s"
     )
     return int(violations > 0)
@@ -113,7 +114,7 @@ def _report(kind: str, seed: int, made: Played | None, only: str) -> int:
     command = f"python tests/campaigns/campaign_disk.py --seed {seed}{option}"
     if made is None:
         print(f"{kind}, seed {seed}: could not be made\n  repeat: {command} --images 1")
-    for cut, problem in problems[:LOGGED]:
+    for cut, problem, _ in problems[:LOGGED]:
         print(f"{kind}, seed {seed}, cut at {cut.at} ({cut.kind}): {problem}")
         print(f"  repeat: {command} --image {cut.number}", flush=True)
     return len(problems) if made is not None else 1

@@ -6,6 +6,7 @@ changes an image keeps what its kind says. ``check`` opens an image as the next 
 
 from __future__ import annotations
 
+import hashlib
 import random
 import shutil
 import sqlite3
@@ -242,10 +243,14 @@ class Cut(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """An image, and what is wrong with it; "" if nothing is."""
+    """An image, what is wrong with it ("" if nothing is), and whether it is the first of its kind.
+
+    Equal images that have to hold the same are opened once.
+    """
 
     cut: Cut
     problem: str
+    is_first: bool
 
 
 def is_hot(operation: Operation) -> bool:
@@ -288,15 +293,29 @@ def verdicts(
 ) -> Iterator[Verdict]:
     """Make the image of each of the *cuts*, which are in order, in *folder*, and check it."""
     files, taken = Files(), 0
+    problems: dict[bytes, str] = {}
     for cut in cuts:
         for operation in recorded.history[taken : cut.at]:
             files.take(operation)
         taken = max(taken, cut.at)
         rng = random.Random(f"{seed} image {cut.number}")
-        put(files.image(cut.kind, rng, loses_names=cut.loses_names), folder)
-        yield Verdict(
-            cut, check(recorded, folder, files, is_thorough=cut.number % recorded.thorough == 0)
-        )
+        image = files.image(cut.kind, rng, loses_names=cut.loses_names)
+        is_thorough = cut.number % recorded.thorough == 0
+        digest = _digest(image, files, is_thorough)
+        if is_first := digest not in problems:
+            put(image, folder)
+            problems[digest] = check(recorded, folder, files, is_thorough=is_thorough)
+        yield Verdict(cut, problems[digest], is_first)
+
+
+def _digest(image: Mapping[str, bytes | bytearray], files: Files, is_thorough: bool) -> bytes:
+    """Return the digest of all that the check of *image* depends on."""
+    promised = sorted(files.promised)
+    whole = hashlib.sha256(repr((files.acknowledged, promised, is_thorough)).encode())
+    for name, content in image.items():
+        whole.update(f"{name} {len(content)} ".encode())
+        whole.update(content)
+    return whole.digest()
 
 
 def put(image: Mapping[str, bytes | bytearray], folder: Path) -> None:
