@@ -246,14 +246,13 @@ def leave(line: Line, reason: str) -> None:
 
 
 def act_if_due(line: Line, market_ms: int, bid: int, ask: int) -> None:
-    """Apply the time limits that are reached, with the market at *bid* and *ask*.
+    """Apply the time limits of a plan that are reached, with the market at *bid* and *ask*.
 
     They close the position, end a plan that was never entered, or set the target that
     minimal_roi has for the position's age.
     """
     plan = line.protection.plan
-    if plan is None:
-        return
+    assert plan is not None
     is_over = plan.until_ms is not None and market_ms >= plan.until_ms
     if not _protects(line, plan):
         if is_over and not line.orders.leads_on(line.held):

@@ -79,7 +79,7 @@ def balance_of(cash: int, lines: Lines) -> int:
 def is_liquidated(cash: int, lines: Lines) -> bool:
     """Return whether the account is liquidated: its maintenance ratio is 100 % or above."""
     if not any(line.exposed or line.held for line in lines.values()):
-        return False
+        return False  # a balance of 0 covers the margin of nothing
     return sum(line.maintenance for line in lines.values()) >= balance_of(cash, lines)
 
 
@@ -129,11 +129,10 @@ def loss_of(key: Line, cash: int, lines: Lines) -> int:
     It is negative if the balance is, in which case the exchange's insurance fund pays. The last
     position loses the whole balance.
     """
+    balance = balance_of(cash, lines)
     total = sum(abs(line.value) for line in lines.values() if line.held)
-    balance, others = balance_of(cash, lines), sum(line.held != 0 for line in lines.values()) - 1
-    if not others or not total:
-        return balance
-    return balance * abs(lines[key].value) // total
+    # Positions whose values round to nothing: the first of them loses all.
+    return balance * abs(lines[key].value) // total if total else balance
 
 
 class MarginPolicy:

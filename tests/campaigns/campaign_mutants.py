@@ -7,7 +7,7 @@ the product. The tests of the groups are collected once and run once as they are
 functions each test runs and how long it takes. Then each mutation is made in a fork of that
 process, and no file changes: the tests that run its definition are run until one fails, near ones
 first; one that does not end has failed. What a test runs in another program is not mutated, and
-tests marked ``long`` are left out. A survivor fails the command.
+tests marked ``long`` are left out, but for deleted branches. A survivor fails the command.
 
 Mutations that were drawn meet only the nearest of the fast tests, in the order of the draw, so that
 those judged before an interruption are a fair sample. Their survivors are printed.
@@ -55,6 +55,8 @@ NEAREST_S: Final = 5
 OUTPUTS: Final = (
     "product/test_line", "product/test_scenarios", "product/test_examples",
     "daemon/engine/test_laws", "daemon/engine/test_histories", "daemon/engine/test_stretch",
+    "daemon/broker/test_exit_orders_simulated", "daemon/broker/test_cross_margin",
+    "daemon/broker/test_rules_law", "daemon/broker/test_splits_law",
     "replay/checks/test_what_if", "cases/test_candle_files", "cases/test_commands",
     "cases/test_figures", "cases/test_models", "cases/test_orders", "world/test_world",
     "first_hour/test_answers", "first_hour/test_first_errors",
@@ -624,6 +626,8 @@ def main() -> int:
             table, mutants, jobs=options.jobs, least_limit_s=options.least_limit, root=options.root
         )
         marks = "not slow and not long" if options.random is not None else "not long"
+        if options.branches is not None:
+            marks = ""  # laws take long
         is_wrong = judge(table, budget, marks, options.root)
     except MutationLost as error:
         print(error, file=sys.stderr)

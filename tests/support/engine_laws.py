@@ -305,6 +305,7 @@ class Book:
         if isinstance(quote, Quote):
             self._shown(step, quote)
         self._stops(before, quote)
+        self._limits(before, quote, step)
         self._in_time(before, quote)
         self._reasoned(step)
         self._limited(step)
@@ -597,6 +598,45 @@ class Book:
                 return False
             best = event.high if buys else event.low
         return best >= trigger if buys else best <= trigger
+
+    def _limits(self, before: dict[str, Order], event: Event | None, step: Step) -> None:
+        """No limit that rested is left where the market went through it, but for want of size."""
+        if not isinstance(event, (Bar, Quote)):
+            return
+        for order in before.values():
+            if (
+                order.instrument != event.instrument
+                or order.price is None
+                or order.status in {OrderStatus.NEW, *ENDED}
+                or order.role is OrderRole.LIQUIDATION
+                or (order.trigger is not None and (isinstance(event, Bar) or not order.triggered))
+            ):
+                continue
+            now = self.reported[order.order_id]
+            prices = {order.price, now.price or order.price}  # a fill at the open may have moved it
+            if all(self._is_through(order, event, price) for price in prices):
+                self.met["a limit was passed"] += 1
+                assert now.status in ENDED or self._is_used_up(order.side, event, step), (
+                    f"passed: {order.role} {order.kind}"
+                )
+
+    def _is_through(self, order: Order, event: Bar | Quote, price: int) -> bool:
+        buys = order.side is Side.BUY
+        if isinstance(event, Quote):
+            return event.ask < price if buys else event.bid > price
+        runs = self.world.model is FillModel.NEXT_OPEN or self._is_missed(event)
+        if not runs or (order.role not in DECIDED and order.created_ms > event.open_time_ms):
+            return False
+        if self.delay_ms and order.role in DECIDED and order.eligible_ms > event.open_time_ms:
+            return False
+        return event.low < price if buys else event.high > price
+
+    @staticmethod
+    def _is_used_up(side: Side, event: Bar | Quote, step: Step) -> bool:
+        if isinstance(event, Bar):
+            return False
+        taken = sum(fill.quantity for fill in step.fills if fill.side is side)
+        return taken >= (event.ask_size if side is Side.BUY else event.bid_size)
 
     def _in_time(self, before: dict[str, Order], event: Event | None) -> None:
         """No order at the market outlives the time within which a quote has to fill it."""

@@ -4,8 +4,6 @@ from decimal import Decimal
 
 import pytest
 from builders import bar, instrument
-from hypothesis import given
-from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker.account import PaperAccount
@@ -38,91 +36,6 @@ def account(category: Category = Category.LINEAR) -> tuple[str, Book]:
     return item.id, PaperAccount([item], SETTINGS).books[0]
 
 
-SIGNED = st.sampled_from((-1, 1)) | st.integers(-5_000, 5_000).filter(bool)  # one step, or more
-TRADES = st.lists(st.tuples(SIGNED, st.integers(1_000, 10**7)), max_size=30)
-
-
-@given(TRADES, st.integers(1_000, 10**7))
-def test_linear_cash_is_start_plus_realised_less_fees(
-    trades: list[tuple[int, int]], mark: int
-) -> None:
-    key, ledger = account()
-    fills = [fill(signed, price) for signed, price in trades]
-    for item in fills:
-        ledger.lines[key].post(item)
-    ledger.lines[key].mark_to(mark)
-    position, total = ledger.position(key), ledger.balance()
-    assert position.quantity == sum(signed for signed, _ in trades)
-    assert total.cash == START + total.realized_pnl - total.fees_paid
-    assert total.equity == total.cash + total.unrealized_pnl
-    # Whatever the path, equity is what was paid and received plus what is held at the mark.
-    paid = sum(item.notional if item.side is Side.BUY else -item.notional for item in fills)
-    value = mark * position.quantity * 10**3
-    assert total.equity == START - paid - sum(item.fee for item in fills) + value
-
-
-@given(TRADES, st.integers(1_000, 10**7))
-def test_spot_equity_is_cash_plus_base_at_the_mark(
-    trades: list[tuple[int, int]], mark: int
-) -> None:
-    key, ledger = account(Category.SPOT)
-    for signed, price in trades:
-        held = ledger.held(key)
-        wanted = max(signed, -held)
-        if wanted:
-            ledger.lines[key].post(fill(wanted, price, Category.SPOT))
-    ledger.lines[key].mark_to(mark)
-    position, total = ledger.position(key), ledger.balance()
-    assert total.equity == total.cash + mark * position.quantity * 10**3
-    assert total.cash == (START + total.realized_pnl - total.fees_paid - position.entry_notional)
-
-
-CHANGES = st.lists(
-    st.tuples(
-        st.sampled_from(("fill", "mark", "fund", "restart")),
-        st.integers(0, 2),
-        st.integers(-5_000, 5_000).filter(bool),
-        st.integers(1_000, 10**7),
-    ),
-    max_size=40,
-)
-
-
-@given(CHANGES)
-def test_the_account_is_the_sum_of_its_positions_however_it_came_to_them(
-    changes: list[tuple[str, int, int, int]],
-) -> None:
-    items = [
-        instrument("BTCUSDT"), instrument("ETHUSDT"), instrument("BTCUSDT", Category.SPOT)
-    ]  # fmt: skip
-    instruments = {item.id: item for item in items}
-    ledger = PaperAccount(items, SETTINGS).books[0]
-    for kind, place, signed, price in changes:
-        item = items[place]
-        if kind == "mark":
-            ledger.lines[item.id].mark_to(price)
-        elif kind == "fund":
-            ledger.lines[item.id].pay_funding(signed * 10**4)
-        elif kind == "restart":
-            marks = dict.fromkeys(instruments, price)
-            ledger, before = PaperAccount(items, SETTINGS).books[0], ledger
-            ledger.restore(before.state())
-            for key, mark in marks.items():
-                ledger.lines[key].mark_to(mark)
-        else:
-            spot = item.category is Category.SPOT
-            wanted = max(signed, -ledger.held(item.id)) if spot else signed
-            if wanted:
-                entry = fill(wanted, price, item.category)
-                ledger.lines[item.id].post(replace(entry, instrument=item.id))
-        total = ledger.balance()
-        positions = {key: ledger.position(key) for key in instruments}
-        for name in ("realized_pnl", "unrealized_pnl", "fees_paid", "funding_paid"):
-            assert getattr(total, name) == sum(getattr(row, name) for row in positions.values())
-        on_spot = positions["spot:BTCUSDT"].entry_notional
-        assert total.equity == total.cash + total.unrealized_pnl + on_spot
-
-
 @pytest.mark.parametrize(("cash", "bound"), [(20 * 10**8, 10), (5 * 10**8, 5), (-(10**8), 0)])
 def test_what_is_taken_over_without_margin_binds_no_more_than_there_is(
     cash: int, bound: int
@@ -144,43 +57,6 @@ def test_what_is_taken_over_is_worth_its_entry_until_a_price_comes() -> None:
     assert ledger.position(item.id).unrealized_pnl == 0
     ledger.lines_of(item.id)[0].mark_to(1)
     assert ledger.position(item.id).unrealized_pnl == 100 * 10**8 - 10**6
-
-
-def test_a_partial_close_takes_its_share_of_the_entry() -> None:
-    key, ledger = account()
-    ledger.lines[key].post(fill(3, 10_000))
-    ledger.lines[key].post(fill(-1, 10_000))
-    assert ledger.position(key).entry_notional == 2 * 10_000 * 10**3
-    assert ledger.position(key).realized_pnl == 0
-
-
-def test_a_reversal_closes_all_and_opens_the_rest() -> None:
-    key, ledger = account()
-    ledger.lines[key].post(fill(1_000, 10_000))
-    ledger.lines[key].post(fill(-3_000, 11_000))
-    position = ledger.position(key)
-    assert position.quantity == -2_000
-    assert Decimal(position.realized_pnl).scaleb(-8) == 10
-    assert Decimal(position.entry_notional).scaleb(-8) == -220
-
-
-def test_longs_pay_positive_funding_and_shorts_receive_it() -> None:
-    for signed, expected in ((1_000, "0.01"), (-1_000, "-0.01")):
-        key, ledger = account()
-        ledger.lines[key].post(fill(signed, 10_000))
-        ledger.lines[key].mark_to(10_000)
-        cash = ledger.cash
-        paid = ledger.lines[key].pay_funding(1_000_000)  # 0.0001
-        assert Decimal(paid).scaleb(-8) == Decimal(expected)
-        assert ledger.cash == cash - paid
-        assert ledger.balance().funding_paid == paid
-
-
-def test_the_fee_of_a_buy_on_spot_is_missing_from_what_is_held() -> None:
-    key, ledger = account(Category.SPOT)
-    bought = replace(fill(1_000, 10_000, Category.SPOT), fee_base=3)
-    ledger.lines[key].post(bought)
-    assert ledger.held(key) == 997
 
 
 def test_selling_more_than_is_held_on_spot_is_a_bug() -> None:

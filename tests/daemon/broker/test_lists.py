@@ -243,21 +243,6 @@ def test_cancel_takes_back_one_tag_or_all() -> None:
 # ---------------------------------------------------------------- quotes
 
 
-def test_a_limit_rests_and_is_filled_as_maker_only_through_its_price() -> None:
-    desk = Desk()
-    desk.send(buy(1, limit=99))
-    assert desk.quote(9_950, 9_960, after_ms=99).orders == ()  # it is still on its way
-    assert reasons(desk.quote(9_950, 9_960).orders) == [(OrderStatus.ACCEPTED, "listed")]
-    assert desk.quote(9_890, 9_900).fills == []  # at its price others are served first
-    (fill,) = desk.quote(9_870, 9_880, size=400).fills
-    assert (fill.price, fill.quantity, fill.liquidity) == (9_900, 400, Liquidity.MAKER)
-    assert fill.fee == fill.notional * 2 // 10**4
-    (rest,) = desk.quote(9_870, 9_880).fills
-    assert rest.quantity == 600
-    assert desk.held == 1_000
-    assert desk.resting == ()
-
-
 def test_a_limit_that_is_reached_on_arrival_takes_but_never_worse_than_its_price() -> None:
     desk = Desk(ExecutionCosts(0, slippage=10**8))  # 1 %
     desk.send(buy(1, limit=99))
@@ -286,17 +271,6 @@ def test_a_stop_is_touched_by_the_side_that_fills_it_and_takes_at_once() -> None
     assert (fill.price, fill.quantity, fill.liquidity) == (10_110, 400, Liquidity.TAKER)
     (rest,) = desk.quote(9_990, 10_000).fills  # triggered once, it is a market order
     assert (rest.price, rest.quantity) == (10_000, 600)
-
-
-@pytest.mark.parametrize(
-    ("stopped", "at", "before"), [("buy", 10_100, 10_090), ("sell", 9_900, 9_910)]
-)
-def test_a_stop_is_touched_at_its_very_trigger(stopped: str, at: int, before: int) -> None:
-    desk = Desk()
-    desk.send(buy(1, stop=101) if stopped == "buy" else sell(1, stop=99))
-    assert desk.quote(before, before).fills == []
-    (fill,) = desk.quote(at, at).fills
-    assert fill.price == at
 
 
 def test_a_stop_limit_becomes_a_limit_where_it_is_touched() -> None:
@@ -334,13 +308,6 @@ def test_a_stop_limit_that_a_quote_triggered_takes_no_price_of_a_missed_bar_befo
         assert [fill.price for fill in met.fills] == prices
 
 
-def test_orders_of_one_side_share_the_size_of_a_quote() -> None:
-    desk = Desk()
-    desk.send(buy(1), buy(1))
-    first, second = desk.quote(9_990, 10_000, size=1_500).fills
-    assert (first.quantity, second.quantity) == (1_000, 500)
-
-
 def test_what_a_quote_does_not_show_waits_or_pays_an_impact() -> None:
     desk = Desk(ExecutionCosts(0, impact=10**6))  # 1 bp a multiple
     desk.send(buy(3))
@@ -359,15 +326,6 @@ def test_an_order_is_over_at_its_time_and_a_market_order_when_no_quote_came() ->
     assert reasons(desk.quote(9_990, 10_000, after_ms=10_101).orders) == [
         (OrderStatus.CANCELED, "no quote filled it within 10,000 ms")
     ]
-
-
-def test_spot_cash_is_asked_again_at_the_fill() -> None:
-    desk = Desk(category=Category.SPOT, cash=1_000)
-    desk.send(buy(9, limit=100), buy(1))
-    desk.account.books[0].cash = 500 * 10**8
-    assert (OrderStatus.CANCELED, "cash does not cover it") in reasons(
-        desk.quote(9_990, 10_000).orders
-    )
 
 
 def test_cash_that_is_exactly_the_cost_covers_it() -> None:
@@ -397,16 +355,6 @@ def test_a_market_order_by_list_is_filled_at_the_next_open() -> None:
     desk.send(buy(1))
     (fill,) = desk.bar(10_020, 10_100, 9_900, 10_000).fills
     assert (fill.price, fill.model) == (10_020, FillModel.NEXT_OPEN)
-
-
-def test_a_limit_needs_a_price_strictly_beyond_its_own() -> None:
-    desk = Desk()
-    desk.send(buy(1, limit=99))
-    assert desk.bar(10_000, 10_050, 9_900, 10_000).fills == []
-    (fill,) = desk.bar(10_000, 10_050, 9_890, 10_000).fills
-    assert (fill.price, fill.model, fill.liquidity) == (
-        9_900, FillModel.BAR_PATH, Liquidity.MAKER,
-    )  # fmt: skip
 
 
 def test_a_gap_fills_what_had_rested_at_its_own_price_and_a_stop_at_the_open() -> None:
@@ -560,21 +508,6 @@ def test_an_order_that_may_only_reduce_is_refused_on_the_side_that_would_add() -
     assert less.status is OrderStatus.NEW
 
 
-def test_an_order_that_may_only_reduce_is_shrunk_to_the_position_and_never_turns_it() -> None:
-    desk = Desk()
-    desk.send(buy(1))
-    desk.quote(9_990, 10_000)
-    (exit_,) = desk.send(sell(5, limit=101, reduce_only=True))
-    assert exit_.quantity == 1_000
-    desk.quote(9_990, 10_000)
-    desk.send(sell(0.4))
-    changed = desk.quote(9_990, 10_000).orders
-    assert [(order.order_id, order.quantity) for order in changed][-1] == (exit_.order_id, 600)
-    desk.quote(10_120, 10_130)
-    assert desk.held == 0
-    assert desk.resting == ()
-
-
 def test_an_order_that_may_only_reduce_does_not_grow_with_the_position() -> None:
     desk = Desk()
     desk.send(buy(1))
@@ -697,16 +630,6 @@ def test_disarming_cancels_the_named_roles() -> None:
     assert reasons(desk.disarm("over", [OrderRole.UNTIL])) == [(OrderStatus.CANCELED, "over")]
     assert [order.role for order in desk.resting] == [OrderRole.TRAILING]
     assert len(desk.disarm("all over")) == 1
-
-
-def test_state_with_resting_orders_survives_a_restart() -> None:
-    desk = Desk()
-    desk.send(buy(1, limit=99, tag="a", post_only=True, until=2 * START_MS), buy(1, stop=101))
-    desk.quote(9_990, 10_000)
-    again = Desk()
-    again.account.restore(desk.account.state(), {})
-    assert again.resting == desk.resting
-    assert again.account.state() == desk.account.state()
 
 
 def test_latency_is_drawn_from_seed_instrument_bar_and_ordinal_alone() -> None:

@@ -99,13 +99,6 @@ def margin_of(step: Step) -> int:
 # ---------------------------------------------------------------- the numbers of one position
 
 
-def test_an_entry_binds_its_initial_margin_and_the_fee_of_closing() -> None:
-    step = entered(engine(Says(LONG)))
-    initial, closing = 100 * MONEY_SCALE, 900 * MONEY_SCALE * 55 // 100_000
-    assert margin_of(step) == initial + closing
-    assert step.account.cash == 1_000 * MONEY_SCALE - 1_000 * MONEY_SCALE * 55 // 100_000
-
-
 def test_the_exchanges_own_order_stands_at_the_liquidation_price() -> None:
     order = bound(entered(engine(Says(LONG))))
     # Entry 1,000, bankrupt at 900, maintenance margin 0.5 % of 904.52: 900 / .995.
@@ -114,28 +107,6 @@ def test_the_exchanges_own_order_stands_at_the_liquidation_price() -> None:
         "margin of 100.495 less the loss had fallen to the maintenance margin of 4.5227 of"
         in order.reason
     )
-
-
-def test_a_short_is_liquidated_above() -> None:
-    order = bound(entered(engine(Says(Signal(Action.SHORT, "now")))))
-    assert (order.trigger, order.price, order.side) == (109_452, 110_000, Side.BUY)  # 1,100 / 1.005
-
-
-def test_a_position_is_liquidated_where_the_path_reaches_it_and_loses_its_margin() -> None:
-    machine = engine(Says(LONG))
-    before = entered(machine)
-    step = machine.step(bar(95_000, index=2, open_=96_000, low=90_453), None)
-    (fill,) = step.fills
-    assert (fill.model, fill.price, fill.quantity) == (FillModel.LIQUIDATION, 90_000, 1_000)
-    assert before.account.cash - step.account.cash == margin_of(before)
-    assert [entry.kind for entry in step.ledger] == ["realized", "liquidation_fee"]
-    assert (present(step.position).quantity, present(step.position).margin) == (0, 0)
-
-
-def test_one_tick_above_it_stands() -> None:
-    machine = engine(Says(LONG))
-    entered(machine)
-    assert machine.step(bar(95_000, index=2, open_=96_000, low=90_454), None).fills == ()
 
 
 def test_an_entry_at_the_open_can_be_liquidated_in_the_same_bar() -> None:
@@ -337,17 +308,6 @@ def test_the_exchanges_own_orders_of_one_step_have_ids_of_their_own() -> None:
     assert len({order.order_id for order in orders}) == len(items)
 
 
-def test_funding_beyond_the_available_balance_comes_from_the_margin() -> None:
-    machine = engine(Says(LONG), cash="102")
-    before = entered(machine)
-    at = START_MS + 2 * 60_000
-    step = machine.step(Funding(KEY, 100_000_000, at, at), None)  # 1 %
-    assert step.account.cash == before.account.cash - 10 * MONEY_SCALE
-    assert margin_of(step) == step.account.cash
-    nearer = present(bound(step).trigger)
-    assert nearer > 90_500
-
-
 # ---------------------------------------------------------------- what is refused
 
 
@@ -411,20 +371,6 @@ def test_leverage_above_the_first_tier_or_the_instruments_most_is_refused_at_the
             engine(Says(LONG), of=of, leverage="101")
     with pytest.raises(ConfigInvalid, match=r"above 12\.5, the most"):
         engine(Says(LONG), of=item(max_leverage=1_250), leverage="20")
-
-
-def test_the_tier_of_the_size_sets_the_maintenance_margin() -> None:
-    rules = MarginRules(item(risk_tiers=TIERS), 1_000, FEE)
-    small, large = 10_000 * MONEY_SCALE, 40_000 * MONEY_SCALE
-    near = rules.bounds(small, 10_000, rules.required(small))
-    far = rules.bounds(large, 40_000, rules.required(large))
-    assert (near.liquidation, near.bankruptcy) == (90_453, 90_000)
-    assert (far.liquidation, far.bankruptcy) == (90_657, 90_000)  # (900 x 40 - 100) / .99 / 40
-    assert "risk tier 2 (1 %)" in far.reason
-    # 1 % less 100, and 0.055 % of what is left where the margin is lost.
-    assert rules.maintenance(large) == (30_000 + 1_980) * MONEY_SCALE // 100
-    limit = TIERS[0].limit  # what both tiers ask for there is the same
-    assert abs(rules.maintenance(limit + 1) - rules.maintenance(limit)) < 10
 
 
 def test_a_position_is_first_reduced_to_a_tier_in_which_it_stands() -> None:
@@ -632,28 +578,6 @@ def test_money_laws_hold_over_random_orders_markets_settlements_and_restarts(see
 
 
 # ---------------------------------------------------------------- as it is shown
-
-
-def test_what_is_shown_of_a_position_is_what_its_own_order_says() -> None:
-    short = Signal(Action.SHORT, "now")
-    machine = engine(Says(LONG, HOLD, HOLD, short, HOLD, FLAT), cash="100000", quantity="13.7")
-    rules = MarginRules(item(), 1_000, FEE)
-    triggers: list[int | None] = []
-    for at, close in enumerate((100_000, 100_010, 99_000, 98_777, 99_020, 98_900, 98_800, 98_700)):
-        step = machine.step(bar(close, index=at), None)
-        for order in step.orders:
-            if order.role is OrderRole.LIQUIDATION:
-                ended = order.status in {OrderStatus.FILLED, OrderStatus.CANCELED}
-                triggers.append(None if ended else order.trigger)
-        use = rules.use_of(step.position)
-        assert (None if use is None else use.liquidation) == (triggers or [None])[-1]
-        if use is not None:
-            assert (use.margin, use.leverage) == (margin_of(step), 1_000)
-        paid = machine.step(Funding(KEY, 10**6, *(bar(close, index=at).close_time_ms,) * 2), None)
-        moved = [order.trigger for order in paid.orders if order.role is OrderRole.LIQUIDATION]
-        triggers += moved
-    assert len({*triggers} - {None}) >= 2
-    assert triggers[-1] is None
 
 
 def test_rules_are_those_of_the_configured_fees_and_leverage() -> None:

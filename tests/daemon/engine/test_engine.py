@@ -22,13 +22,11 @@ from tracepaper.strategies.types.calibration import Calibration
 from tracepaper.strategies.types.decisions import (
     Action,
     FillModel,
-    OrderStatus,
     PredictionTimeout,
     Regime,
     Step,
 )
 from tracepaper.strategies.types.market import (
-    Bar,
     Category,
     Command,
     CommandKind,
@@ -223,20 +221,6 @@ def test_sma_cross_equals_an_independent_computation_to_the_last_tick(
     assert sum(len(step.fills) for step in got) == trades > 10
 
 
-# ---------------------------------------------------------------- laws
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.integers(20, 60), st.integers(1, 100), st.booleans())
-def test_steps_over_a_prefix_are_a_prefix_of_the_steps(
-    count: int, seed: int, long_only: bool
-) -> None:
-    history: list[Event] = list(bars(60, seed=seed))
-    strategy = {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": long_only}
-    whole = steps_of(engine(strategy=strategy), history)
-    assert steps_of(engine(strategy=strategy), history[:count]) == whole[:count]
-
-
 # ---------------------------------------------------------------- bars
 
 
@@ -259,15 +243,6 @@ def test_a_close_that_no_market_gives_is_held_and_the_next_one_is_not_judged_by_
     assert measured > 100_000
     allowed = steps_of(engine(gate={"plausible": "1000000"}), list(history))
     assert all(step.decision.refused_by != "plausible" for step in allowed if step.decision)
-
-
-def test_an_order_is_filled_at_the_earliest_by_the_next_bar() -> None:
-    got = steps_of(engine(), list(bars(60)))
-    for step in got:
-        for fill in step.fills:
-            assert int(fill.order_id.split("-")[0]) < step.sequence
-            assert isinstance(step.event, Bar)
-            assert fill.price == step.event.open
 
 
 def test_a_bar_before_the_period_has_no_decision() -> None:
@@ -337,23 +312,6 @@ def test_a_quote_fills_only_after_the_latency() -> None:
     (fill,) = machine.step(quote(9_000, 9_010, at_ms=eligible), None).fills
     assert fill.price == (9_010 if order.side == "BUY" else 9_000)
     assert machine.broker.quote_from_ms(quote()) is None
-
-
-def test_a_thin_quote_fills_in_part_and_the_rest_waits() -> None:
-    machine = engine(execution=FillModel.QUOTE, gate={"stale_ms": 10**9})
-    machine.step(quote(at_ms=START_MS), None)
-    for item in bars(60):
-        if machine.step(item, None).orders:
-            break
-    assert item is not None
-    later = item.market_ms + 1_000
-    first = machine.step(quote(size=400, at_ms=later), None)
-    second = machine.step(quote(size=10**6, at_ms=later + 1), None)
-    assert [fill.quantity for fill in (*first.fills, *second.fills)] == [400, 600]
-    assert [order.status for order in (*first.orders, *second.orders)] == [
-        OrderStatus.PARTIALLY_FILLED,
-        OrderStatus.FILLED,
-    ]
 
 
 def test_without_a_quote_the_stale_gate_is_null_and_refuses() -> None:

@@ -106,6 +106,7 @@ PLANTED: list[tuple[World, Any, str, Callable[..., Any]]] = [
     (MARGIN_BY_QUOTES, RestingOrders, "resize", _nothing),
     (SPOT_BY_BARS, Line, "unpaid", _never),
     (SPOT_BY_BARS, Filters, "refusal", _never),
+    (SPOT_BY_QUOTES, matching, "is_through", _never),
     (TWO_BY_QUOTES, PaperAccount, "match_mark", _never),
     (TWO_BY_QUOTES, Engine, "clear_transient", _never),
     (MARGIN_BY_QUOTES, RestingOrders, "expire", _nothing),
