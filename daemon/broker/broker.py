@@ -495,7 +495,7 @@ class Broker:
             return None, refusal
         self.confirm(line, bar)
         state = line.protection
-        # With [exits] every signal gives a plan, mostly the same; without, a plan is stored anew.
+        # With [exits] every signal gives a plan, mostly the same.
         is_known = (state.plan, state.closed, state.next_plan) == (plan, 0, None)
         return None if is_known and line.book.settings.exits is not None else plan, None
 

@@ -140,6 +140,8 @@ class Line:
 
     def protect_by(self, state: ProtectionState) -> None:
         """Replace the plan of the exit orders and what belongs to it by *state*."""
+        if state == self.protection:
+            return  # a repeated entry names the same plan: no new state to store
         self.protection = state
         self.is_guarded = state.plan is not None or state.closed != 0
         self.journal.has_changes = True

@@ -704,11 +704,12 @@ class Engine:
         takes: list[Takes] = []
         asks: list[tuple[int, Asks]] = []
         for place, (key, repeat) in enumerate(repeats.items()):
-            mark, most = self.broker.account.books[0].lines[key].mark, inf
-            closes = mark * 3 // 4, mark * 5 // 4
+            line, most = self.broker.account.books[0].lines[key], inf
+            closes = line.mark * 3 // 4, line.mark * 5 // 4
             if answers is None:
                 deciders = [state for _, state in self._members_on[key]] or [self.states[key]]
-                plans = [decider.look_ahead(closes, repeat) for decider in deciders]
+                planned = self.broker.planned
+                plans = [each.look_ahead(closes, repeat, line, planned) for each in deciders]
                 limits = [each.gates.evaluator.plausible_limit for each in self._deciders[key]]
                 most = min(limits)
             else:

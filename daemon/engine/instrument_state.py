@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from tracepaper.daemon.broker.account import ENTRIES, OPENS, SIDE_OF, Intent
 from tracepaper.daemon.broker.book import Holdings
 from tracepaper.daemon.broker.broker import NO_OWNER_INTENTS, OwnerIntents
-from tracepaper.daemon.broker.exit_plans import ExpectedReturn
+from tracepaper.daemon.broker.exit_plans import ExpectedReturn, Plan, ProtectionState
 from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.broker.rules import below_step
 from tracepaper.daemon.engine.history import (
@@ -70,6 +70,9 @@ NO_SIDE: Final = (
     "buy() and sell() position_side=PositionSide.LONG or SHORT."
 )
 _COLD: Final = Signal(Action.HOLD, "fewer bars than the warm-up")
+
+Planned = Callable[[Line, Intent, Bar, int], tuple[Plan | None, str | None]]
+"""Returns the exit plan of an entry at a bar and a time, and why it cannot be entered."""
 
 
 class MemberStatus:
@@ -509,7 +512,7 @@ class MemberState:
         """Return the decision that the directly following bars would repeat.
 
         None if it cannot repeat: some bars are not known, a gate refused it, its target is not
-        reached, or its entry has exit orders.
+        reached, or its exit orders may change.
         """
         last, signal, orders = self.outcomes.newest, self.signal, line.orders
         if (
@@ -523,8 +526,8 @@ class MemberState:
             or last.outcome.unfilled_reason not in {None, below_step(self.market.instrument)}
             or not isinstance(signal, Signal)
             or (self.member is not None and signal.note is not None)  # each bar stores it anew
-            or (self._wants_protection and signal.action in ENTRIES)
-            or ((orders.others or line.is_guarded) and signal.action is not Action.HOLD)
+            or ((orders.others or line.is_guarded) and signal.action is Action.FLAT)
+            or (signal.action in ENTRIES and not self._keeps_exits(line))
             or not self.market.is_full
         ):
             return None
@@ -534,15 +537,27 @@ class MemberState:
         decision = Decision(last.outcome, last.target_quantity, measures)
         return Repeat(decision, self.gates.evaluator.plausible_at, line.position, {})
 
+    def _keeps_exits(self, line: Line) -> bool:
+        """Whether a repeated entry may leave the exit orders of *line* as they are.
+
+        It may not if they follow prices or [exits]; at a time limit the broker ends a stretch.
+        """
+        plan = line.protection.plan
+        if plan is None:
+            return not (self._wants_protection or line.orders.others or line.is_guarded)
+        is_alone = self._exits is None and self.member is None
+        return is_alone and line.protection == ProtectionState(plan)  # without a trailing stop
+
     def look_ahead(
-        self, closes: tuple[int, int], repeat: Repeat
+        self, closes: tuple[int, int], repeat: Repeat, line: Line, planned: Planned
     ) -> tuple[Callable[[Bar], None] | None, Callable[[Bar, Prediction], bool]]:
         """Return two functions for the directly following bars: one observes, the other asks.
 
         The first is None if neither strategy nor sizer observes bars. The second returns whether
         the step of a bar repeats the newest decision except for the note; it never does for a close
         outside *closes*, the lowest and the highest. It adds notes to *repeat*. It calls the sizer
-        only for a close outside the prices at which the sizer is known to keep the position.
+        only for a close outside the prices at which the sizer is known to keep the position. An
+        entry repeats if the broker has *planned* the exit orders that *line* has.
         """
         strategy, sizer, member = self.strategy, self._sizer, self.member
         signal, last = self.signal, self.outcomes.newest
@@ -558,6 +573,9 @@ class MemberState:
         least, most = (1, 0) if signal.action in ENTRIES and not sizer.follows_signal else closes
         grows = sizer.falls_with_price(signal)
         shared, regime = self._instrument_context, self.regimes.regime
+        plan = line.protection.plan
+        intent = self.intent if plan is not None and signal.action in ENTRIES else None
+        assert not isinstance(intent, Orders)
 
         def repeats(bar: Bar, _prediction: Prediction) -> bool:
             nonlocal newest, least, most
@@ -566,6 +584,8 @@ class MemberState:
                 if not self._repeats_signal(answer, signal, repeat.notes, bar):
                     return False
                 newest = answer if answer.note is None else None  # each bar stores its note
+            if intent is not None and planned(line, intent, bar, bar.close_time_ms) != (plan, None):
+                return False
             close = bar.close
             if least <= close <= most:
                 return True

@@ -127,10 +127,11 @@ def test_a_size_by_its_stop_counts_the_nearest_stop_of_either_side(
     assert planner.distance(signal, 10_000, day) == distance
 
 
-def test_a_repeated_signal_without_exits_stores_the_state_as_ever() -> None:
+@pytest.mark.parametrize("exits", [{}, {"stop_loss": "9%"}])
+def test_a_repeated_signal_stores_no_state(exits: dict[str, str]) -> None:
     signals = dict.fromkeys(range(4), long(stop=98.0))
-    assert steps_of(machine(signals), flat_bars(4))[-1].state is not None
-    assert steps_of(machine(signals, exits={"stop_loss": "9%"}), flat_bars(4))[-1].state is None
+    _, _, *repeated = steps_of(machine(signals, exits=exits), flat_bars(4))
+    assert [step.state for step in repeated] == [None, None]
 
 
 # ---------------------------------------------------------------- by forecast and by size

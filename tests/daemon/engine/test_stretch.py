@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
 import stretches
-from builders import bars
+from builders import START_MS, bars
 from exchange_client import FIRST_MS, MINUTE, candles
+from exit_cases import flat_bars, long, machine, path, steps_of
 from stretches import HistoryBothWays
 
 from tracepaper.daemon.broker.broker import Save
@@ -18,6 +20,7 @@ from tracepaper.daemon.engine import engine
 from tracepaper.daemon.engine.instrument_state import MemberState
 from tracepaper.daemon.engine.state import SHADOWS
 from tracepaper.daemon.engine.units import UnitQueue
+from tracepaper.strategies.api.context import Percent
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.market import Unit
 
@@ -93,6 +96,31 @@ def test_a_stretch_ends_before_shares_are_given_anew(
     monkeypatch.setattr(stretches, "drawn_candles", lambda *_: rising)
     monkeypatch.setattr(stretches, "drawn_settings", lambda *_: given)
     assert HistoryBothWays(ONE, tmp_path).counted["stretches of several strategies"] > 1
+
+
+@pytest.mark.parametrize(
+    ("protection", "exits", "units"),
+    [
+        ({"stop": Percent(0.16)}, {}, 3),
+        ({"stop": Percent(0.16)}, {"stop_loss": "9%"}, 0),
+        ({"trailing": Percent(0.16)}, {}, 0),
+        ({"until": START_MS + 4 * MINUTE}, {}, 0),
+    ],
+)
+def test_a_repeated_entry_ends_a_stretch_where_its_exit_orders_may_change(
+    protection: dict[str, Any], exits: dict[str, str], units: int
+) -> None:
+    signals = dict.fromkeys(range(6), long(**protection))
+    # Close 9,990 is within a tick of the stop at 9,984, whose order rests at 9,980.
+    events = [*flat_bars(5), path(5, 10_000, 10_000, 9_990, 9_990)]
+    by_steps = steps_of(machine(signals, exits=exits), events)
+    ahead = machine(signals, exits=exits)
+    steps = steps_of(ahead, events[:2])
+    stretch = ahead.stretch(UnitQueue(events[2:]), 9)
+    assert (0 if stretch is None else stretch.units) == units
+    if stretch is not None:
+        steps += chain.from_iterable(map(stretch.steps, range(stretch.units)))
+    assert [*steps, *steps_of(ahead, events[len(steps) :])] == by_steps
 
 
 def test_a_state_that_is_not_stored_is_seen(
