@@ -7,17 +7,15 @@ what to do, or adds a note that ``tracepaper data check`` and the summary of a r
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from itertools import permutations
-from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from tracepaper.replay.archive.columns import Decimals, IntArray, texts_of
+from tracepaper.replay.archive.columns import ZONELESS, Decimals, IntArray, texts_of
 from tracepaper.replay.archive.names import PRICES, SYMBOL_COLUMNS, TIME, interval_of
 from tracepaper.replay.archive.tables import FileTable
 from tracepaper.strategies.errors import DataInvalid
@@ -33,10 +31,8 @@ from tracepaper.strategies.units import (
     iso,
 )
 
-SCALE_MOST: Final = 2.0
-"""The maximum median ratio of high to low; a volume among prices exceeds it."""
 SCALE_WRONG: Final = 10.0
-"""A larger median ratio is that of a volume in the place of a price."""
+"""A larger median ratio of high to low is that of a volume in the place of a price."""
 MOST_WRONG: Final = 0.01
 """Above this share of wrong rows, a column is not what its name says."""
 REGULAR_STEPS: Final = 20
@@ -45,10 +41,13 @@ JUMP_LEAST: Final = 1.45
 JUMP_MOVES: Final = 30.0
 """The ratio of two prices in a row, or its inverse, and its usual moves, from which a split is
 likely."""
-GATE: Final = ("close", "high", "low", "open")
-"""The order of prices, behind the volume, in files of Gate."""
-MONTH_LEAST_MS: Final = 26 * DAY_MS
-MONTH_MOST_MS: Final = 35 * DAY_MS
+ORDERS: Final = (
+    ("open", "close", "high", "low", "volume"),  # KuCoin
+    ("low", "high", "open", "close", "volume"),  # Coinbase
+    ("volume", "close", "high", "low", "open"),  # Gate
+)
+"""Other orders of columns without a header, behind the time."""
+MONTH_STEPS: Final = (26 * DAY_MS, 35 * DAY_MS)
 """The distance of two monthly candles, dated by their first session if they have one."""
 NIGHT: Final = ("0 00", "0 01", "0 02", "0 03")
 """The hours of a Sunday in which clocks are turned."""
@@ -88,40 +87,33 @@ class Rows:
 # ---------------------------------------------------------------- names
 
 
-def reject_contracts(path: Path, *, is_named: bool) -> None:
-    """Raise ``DataInvalid`` if the name of *path* tells inverse or dated contracts.
+def reject_contracts(table: FileTable, *, is_named: bool) -> None:
+    """Raise ``DataInvalid`` if the path or content of *table* tells inverse or dated contracts.
 
     A dated contract may be traded if the user named it (*is_named*).
     """
-    folders = {part.lower() for part in path.parts[-7:-1]}
-    _reject_contract(path, path.name.split(".", 1)[0], folders, is_named=is_named)
-
-
-def reject_content(table: FileTable, *, is_named: bool) -> None:
-    """Raise ``DataInvalid`` if a symbol or category in *table* tells such contracts."""
-    for kind, text in table.beside:
-        kinds = {text.lower()} if kind == "category" else set()
-        _reject_contract(table.path, "" if kinds else text, kinds, is_named=is_named)
+    path = table.path
+    symbols = [
+        path.name.split(".", 1)[0],
+        *[text for kind, text in table.beside if kind == "symbol"],
+    ]
+    kinds = {part.lower() for part in path.parts[-7:-1]}
+    kinds |= {text.lower() for kind, text in table.beside if kind == "category"}
     for name in (*SYMBOL_COLUMNS, "category"):
-        if name not in table.columns:
-            continue
-        for text in texts_of(np.unique(table.columns[name])):
-            kinds = {text.lower()} if name == "category" else set()
-            _reject_contract(table.path, text, kinds, is_named=is_named)
-
-
-def _reject_contract(path: Path, text: str, kinds: set[str], *, is_named: bool) -> None:
-    stem = text.upper()
-    words = {word.lower() for word in re.split(r"[-_ ]", stem)}
-    if len(words) == 1:  # CM is a share
-        words = set()
-    if INVERSE.search(stem) or (words | kinds) & INVERSE_WORDS:
+        texts = texts_of(np.unique(table.columns[name])) if name in table.columns else []
+        kinds |= {text.lower() for text in texts if name == "category"}
+        symbols += texts if name != "category" else []
+    stems = [symbol.upper() for symbol in symbols]
+    for stem in stems:
+        words = re.split(r"[-_ ]", stem.lower())
+        kinds |= {*words} if len(words) > 1 else set()  # CM is a share
+    if kinds & INVERSE_WORDS or any(map(INVERSE.search, stems)):
         raise DataInvalid(
             f"{path} holds contracts that are margined and paid in coin (inverse), and only linear "
             "contracts, spot and shares can be traded: give the file of a USDT or USDC contract, "
             "or move it out of a folder of that name."
         )
-    if (DATED.search(stem) or words & DATED_WORDS) and not is_named:
+    if (kinds & DATED_WORDS or any(map(DATED.search, stems))) and not is_named:
         raise DataInvalid(
             f"{path} holds a contract that is delivered on a date, which is no perpetual: write "
             f"NAME={path} to trade it under a name of its own."
@@ -132,7 +124,7 @@ def _reject_contract(path: Path, text: str, kinds: set[str], *, is_named: bool) 
 
 
 def reject_impossible(rows: Rows) -> None:
-    """Raise ``DataInvalid`` at the first impossible candle; say what order the columns may have."""
+    """Raise ``DataInvalid`` at the first impossible candle, with the order of bare columns."""
     price = {name: rows.columns[name].mantissa for name in PRICES}
     high, low = price["high"], price["low"]
     wrong = {f"{name} is not above zero": values <= 0 for name, values in price.items()}
@@ -140,66 +132,42 @@ def reject_impossible(rows: Rows) -> None:
     for name in ("open", "close"):
         outside = (price[name] > high) | (price[name] < low)
         wrong[f"{name} is outside the range from low to high"] = outside
-    with np.errstate(divide="ignore", invalid="ignore"):
-        is_volume = np.median(high / low) > SCALE_WRONG  # an outlier is none
+    is_volume = _is_volume(high, low)  # an outlier is none
     wrong["low is far below high, as in most rows"] = np.full(high.size, is_volume)
     for name, column in rows.columns.items():
         wrong[f"{name} is negative"] = column.mantissa < 0
     for what, bad in wrong.items():
         if bad.any():
-            place = rows.table.place(int(bad.argmax()))
-            raise DataInvalid(
-                f"{place}: {what}: correct or remove the row; if most rows are so, the columns "
-                f"have another order: {_order_named(rows, likely_order(price))}."
+            change = "frame" if rows.table.bare else ""
+            names = [TIME, *_other_order(rows)]
+            raise rows.table.refuse(
+                what, row=int(bad.argmax()), change=change, names=names, close="NAME"
             )
 
 
-def _order_named(rows: Rows, order: Sequence[str]) -> str:
-    """Return what names the prices as *order* has them, or columns without a header as Gate's."""
-    table = rows.table
-    if table.bare:
-        names = [TIME, *order, "volume"] if order else [TIME, "volume", *GATE]
-        return "name them, such as by pandas: " + table.by_pandas(
-            "frame", [*names, *[*table.columns][len(names) :]]
-        )
-    held = {name: rows.fields[place] for name, place in zip(order, PRICES, strict=False)}
-    choice = {name: column for name, column in held.items() if rows.fields[name] != column}
-    return f"name them by {table.choice(**(choice or {'close': 'NAME'}))}"
+def _is_volume(high: npt.NDArray[Any], low: npt.NDArray[Any]) -> bool:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return bool(np.median(high / low) > SCALE_WRONG)
 
 
-def likely_order(prices: Mapping[str, IntArray]) -> tuple[str, ...]:
-    """Return the order of four price columns if it is not open, high, low, close.
-
-    Empty if half the rows are valid candles in that order, or no other order fits nearly all rows.
-    """
-    columns = [prices[name] for name in PRICES]
-    if (usual := _breaks(columns)) <= columns[0].size // 2:
-        return ()
-    fitting = []
-    for order in permutations(range(4)):
-        arranged = [columns[order.index(place)] for place in range(4)]
-        names = tuple(PRICES[place] for place in order)
-        # Exchanged open and close fit equally well; vendors write the open first.
-        is_usual = names.index("open") < names.index("close")
-        high, low = np.maximum(arranged[1], 1), np.maximum(arranged[2], 1)
-        is_usual = is_usual and bool(np.median(high / low) < SCALE_MOST)
-        if is_usual and (broken := _breaks(arranged)) <= usual // 4:
-            fitting.append((broken, names))
-    return min(fitting)[1] if fitting else ()
+def _other_order(rows: Rows) -> tuple[str, ...]:
+    """Return the first of ``ORDERS`` in which nearly all rows are candles, or ()."""
+    cells = [rows.columns[name].floats for name in (*PRICES, "volume")]
+    for order in ORDERS:
+        held = dict(zip(order, cells, strict=True))
+        high, low = held["high"], held["low"]
+        ends = (held["open"], held["close"])
+        is_candle = (high >= np.maximum(*ends)) & (low <= np.minimum(*ends)) & (low > 0)
+        if is_candle.mean() >= 1 - MOST_WRONG and not _is_volume(high, low):
+            return order
+    return ()
 
 
-def _breaks(columns: list[IntArray]) -> int:
-    """Return the number of rows in which the columns cannot be open, high, low and close."""
-    first, high, low, last = columns
-    return int(((high < np.maximum(first, last)) | (low > np.minimum(first, last))).sum())
-
-
-def in_order(rows: Rows, *, is_zoneless: bool) -> Rows:
+def in_order(rows: Rows) -> Rows:
     """Return *rows* oldest first, each time once.
 
     A file that is newest first is reversed; equal repetitions are dropped. Raises ``DataInvalid``
-    for other orders, and if two rows of one time differ. If its times are texts without a zone
-    (*is_zoneless*), an hour of a Sunday morning that comes twice is that of a local clock.
+    for other orders, and if two rows of one time differ.
     """
     steps = np.diff(rows.times)
     if steps.size and (steps <= 0).all() and (steps < 0).any():
@@ -212,8 +180,15 @@ def in_order(rows: Rows, *, is_zoneless: bool) -> Rows:
         differs |= np.diff(column.mantissa) != 0
     for row in (np.flatnonzero((steps < 0) | ((steps == 0) & differs)) + 1).tolist():
         before, now = rows.times[row - 1 : row + 1].tolist()
-        if is_zoneless:
-            _reject_local(rows, row, before, now)
+        night = f"{datetime.fromtimestamp(now / 1000, UTC):%w %H}" in NIGHT
+        if ZONELESS in rows.notes and night and before - now <= HOUR_MS:
+            raise rows.table.refuse(
+                f"has {iso(now)}, which comes twice, as on local clocks in the night when summer "
+                "time ends",
+                change=rows.table.with_times(
+                    rows.fields[TIME], ").dt.tz_localize('America/New_York', ambiguous='infer'"
+                ),
+            )
         what = f"the time goes back from {iso(before)} to {iso(now)}; sort the file"
         if before == now:
             what = (
@@ -227,21 +202,6 @@ def in_order(rows: Rows, *, is_zoneless: bool) -> Rows:
     return rows.select(np.delete(np.arange(rows.times.size), again))
 
 
-def _reject_local(rows: Rows, row: int, before: int, again: int) -> None:
-    """Raise ``DataInvalid`` if a time repeats an hour in a night of changing clocks."""
-    moment = datetime.fromtimestamp(again / 1000, UTC)
-    if before - again > HOUR_MS or f"{moment:%w %H}" not in NIGHT:
-        return
-    change = rows.table.with_times(
-        rows.fields[TIME], ").dt.tz_localize('America/New_York', ambiguous='infer'"
-    )
-    raise DataInvalid(
-        f"{rows.table.place(row)}: {iso(again)} comes twice, as on local clocks in the night when "
-        "summer time ends: export it in UTC, or convert it, such as by pandas: "
-        f"{change}."
-    )
-
-
 # ---------------------------------------------------------------- the interval
 
 
@@ -252,20 +212,22 @@ def interval_between(rows: Rows, *, is_fixed: bool = True) -> int:
     most intervals have no candle. Bars of sessions differ in length: unless *is_fixed* the name
     comes first. Raises ``DataInvalid`` if the steps contradict the name.
     """
-    name = rows.table.path.name
-    stated, steps = interval_of(name), np.diff(rows.times)
+    name, steps = rows.table.path.name, np.diff(rows.times)
+    values, counts = np.unique(steps, return_counts=True)
+    stated = interval_of(name)
     if not steps.size and stated is None:
         raise DataInvalid(
             f"{rows.table.path} holds one candle, so its interval is not known: name the file "
             "with it, such as BTCUSDT_5m.csv, or give a longer one."
         )
-    values, counts = np.unique(steps, return_counts=True)
-    usual = int(values[counts.argmax()]) if steps.size else 0
-    step = stated if stated and not (steps.size and is_fixed) else usual
-    if _are_months(rows, step):
+    step = stated if stated and not (steps.size and is_fixed) else int(values[counts.argmax()])
+    # Holes may be as frequent as adjacent months, so the shortest step decides.
+    months = rows.times.astype("datetime64[ms]").astype("datetime64[M]").astype(np.int64)
+    is_month = MONTH_STEPS[0] <= min([step, *values[:1]]) <= MONTH_STEPS[1]
+    if (step == MONTH_MS and not steps.size) or (is_month and (np.diff(months) > 0).all()):
         return MONTH_MS
     stated = interval_of(name, step)
-    if not is_fixed or stated is None or stated == step or not steps.size:
+    if not is_fixed or stated in (None, step) or not steps.size:
         return step
     is_sparse = step % stated == 0 and bool((steps % step).any())
     if is_sparse and (steps % stated == 0).mean() >= 1 - MOST_WRONG:
@@ -276,18 +238,6 @@ def interval_between(rows: Rows, *, is_fixed: bool = True) -> int:
     )
 
 
-def _are_months(rows: Rows, step: int) -> bool:
-    """Return whether *rows*, usually *step* apart, are months: no two in one month.
-
-    Holes may be as frequent as adjacent months, so the shortest step decides.
-    """
-    if step == MONTH_MS and rows.times.size == 1:
-        return True
-    months = rows.times.astype("datetime64[ms]").astype("datetime64[M]").astype(np.int64)
-    shortest = int(np.diff(rows.times).min(initial=step))
-    return MONTH_LEAST_MS <= shortest <= MONTH_MOST_MS and bool((np.diff(months) > 0).all())
-
-
 def on_grid(rows: Rows, interval_ms: int) -> Rows:
     """Return the rows that open on the file's grid.
 
@@ -295,13 +245,14 @@ def on_grid(rows: Rows, interval_ms: int) -> Rows:
     neighbours. It is dropped with a note and leaves a hole. Raises ``DataInvalid`` if so many are
     off the grid that the interval is doubtful.
     """
+    phases, usual = rows.times % interval_ms, 0
     if interval_ms == MONTH_MS:
         calendar = month_calendar()
-        off = np.flatnonzero(calendar.opens[calendar.places(rows.times)] != rows.times)
+        phases = rows.times - calendar.opens[calendar.places(rows.times)]
     else:
-        phases = rows.times % interval_ms
         values, counts = np.unique(phases, return_counts=True)
-        off = np.flatnonzero(phases != values[counts.argmax()])
+        usual = values[counts.argmax()]
+    off = np.flatnonzero(phases != usual)
     if not off.size:
         return rows
     first = rows.table.place(int(off[0]))
@@ -319,73 +270,57 @@ def on_grid(rows: Rows, interval_ms: int) -> Rows:
 # ---------------------------------------------------------------- what columns hold
 
 
-def _float(column: Decimals) -> npt.NDArray[np.float64]:
-    return column.mantissa / 10.0**column.places
-
-
-def is_outside(turnover: Decimals, volume: Decimals, low: Decimals, high: Decimals) -> bool:
-    """Return whether turnover ÷ volume lies outside low to high in too many rows with volume.
+def outside(rows: Rows, turnover: Decimals) -> npt.NDArray[np.bool_]:
+    """Return for each row with volume whether *turnover* ÷ volume lies outside low to high.
 
     Half a unit of the last printed digit of either is tolerated.
     """
-    wrong = _outside(turnover, volume, low, high)
-    return bool(wrong.sum() > MOST_WRONG * wrong.size)
-
-
-def _outside(
-    turnover: Decimals, volume: Decimals, low: Decimals, high: Decimals
-) -> npt.NDArray[np.bool_]:
-    paid, size = _float(turnover), _float(volume)
+    volume = rows.columns["volume"]
+    paid, size = turnover.floats, volume.floats
     half_paid, half_size = 0.5 * 10.0**-turnover.places, 0.5 * 10.0**-volume.places
-    traded = (size > 0) & (paid > 0)
     least = (paid - half_paid) / (size + half_size)
     with np.errstate(divide="ignore"):
         most = np.where(size > half_size, (paid + half_paid) / (size - half_size), np.inf)
-    slack = 1e-6
-    outside = (most < _float(low) * (1 - slack)) | (least > _float(high) * (1 + slack))
-    judged: npt.NDArray[np.bool_] = outside[traded]
-    return judged
+    low, high = (rows.columns[name].floats for name in ("low", "high"))
+    wrong: npt.NDArray[np.bool_] = (most < low * (1 - 1e-6)) | (least > high * (1 + 1e-6))
+    return wrong[(size > 0) & (paid > 0)]
+
+
+def is_count(rows: Rows) -> bool:
+    """Return whether the turnover is whole and no price times the volume, as a count of trades."""
+    turnover = rows.columns.get("turnover")
+    if turnover is None or turnover.places:
+        return False
+    wrong = outside(rows, turnover)
+    return bool(wrong.sum() > MOST_WRONG * wrong.size)
 
 
 def reject_units(rows: Rows) -> None:
     """Raise ``DataInvalid`` unless turnover ÷ volume is a price, in coins and their quote coin."""
     table, fields = rows.table, rows.fields
-    turnover, volume = rows.columns.get("turnover"), rows.columns["volume"]
-    low, high = rows.columns["low"], rows.columns["high"]
     # OKX: of a swap vol counts contracts and volCcy coins; of spot volCcy is the turnover.
     coins = next((name for name in ("volccy", "vol_ccy") if name in table.columns), "")
     is_pair = coins and fields.get("volume") == "vol" and "turnover" in fields
     if is_pair and not np.array_equal(table.columns[coins], table.columns[fields["turnover"]]):
-        raise DataInvalid(
-            f"{table.path}: vol counts contracts, as {coins} counts coins: choose that by "
-            f"{table.choice(volume=coins)}."
+        raise table.refuse(f"vol counts contracts, as {coins} counts coins", volume=coins)
+    turnover = rows.columns.get("turnover")
+    wrong = np.zeros(0, dtype=np.bool_) if turnover is None else outside(rows, turnover)
+    if wrong.sum() > MOST_WRONG * wrong.size:
+        raise table.refuse(
+            f"turnover ÷ volume lies outside low to high in {int(wrong.sum()):,} of "
+            f"{wrong.size:,} rows, so one of them counts something else (trades, contracts, coins)",
+            volume="NAME",
+            turnover="",
         )
-    if turnover is None or not is_outside(turnover, volume, low, high):
-        return
-    if not is_outside(volume, turnover, low, high):
-        choice = table.choice(volume=fields["turnover"], turnover=fields.get("volume", ""))
-        raise DataInvalid(
-            f"{table.path}: volume and turnover are exchanged, as volume ÷ turnover lies inside "
-            f"low to high: name their columns by {choice}."
-        )
-    wrong = _outside(turnover, volume, low, high)
-    raise DataInvalid(
-        f"{table.path}: turnover ÷ volume lies outside low to high in {int(wrong.sum()):,} of "
-        f"{wrong.size:,} rows, so one of them counts something else (trades, contracts, or coins): "
-        f"leave the column out by {table.choice(turnover='')}, or give the volume in coins."
-    )
 
 
 def reject_closes(rows: Rows, interval_ms: int) -> None:
     """Raise ``DataInvalid`` if the times are those of closes."""
     left = interval_ms - rows.times % interval_ms
-    if interval_ms < MINUTE_MS or not ((left < 1_000) | (left == 1_000)).mean() > 1 - MOST_WRONG:
-        return
-    raise DataInvalid(
-        f"{rows.table.path}: its times, such as {iso(int(rows.times[0]))}, are those of closes: "
-        "give the open time of each candle, or name its column by "
-        f"{rows.table.choice(open_time='NAME')}."
-    )
+    if interval_ms >= MINUTE_MS and (left <= 1_000).mean() > 1 - MOST_WRONG:
+        raise rows.table.refuse(
+            f"its times, such as {iso(int(rows.times[0]))}, are those of closes", open_time="NAME"
+        )
 
 
 def reject_changed(rows: Rows, interval_ms: int) -> None:
@@ -412,7 +347,7 @@ def jump(rows: Rows) -> str:
 
     Candles in sessions do without: their run names a suspected split, and knows its actions.
     """
-    prices = {name: _float(rows.columns[name]) for name in PRICES}
+    prices = {name: rows.columns[name].floats for name in PRICES}
     close = prices["close"]
     moves = np.abs(np.diff(close) / close[:-1])
     if (moves := moves[moves > 0]).size < 10:

@@ -120,9 +120,10 @@ class _Rows:
 
     def __init__(self, table: FileTable) -> None:
         self.table: Final = table
-        self.columns: Final = _columns(table.path, table.columns)
+        plain = {name: key for key, name in table.written.items()}
+        self.columns: Final = _columns(table.path, plain)
         self._texts = {
-            meaning: texts_of(table.columns[name]) for meaning, name in self.columns.items()
+            meaning: texts_of(table.columns[plain[name]]) for meaning, name in self.columns.items()
         }
 
     def __len__(self) -> int:
@@ -135,7 +136,7 @@ class _Rows:
 
     def reject(self, row: int, meaning: str, what: str) -> DataInvalid:
         """Return an error that names line and column."""
-        return self.table.reject(CellInvalidError(row, what), self.columns[meaning])
+        return self.table.refuse(f"{self.columns[meaning]} {what}", row=row)
 
 
 def read_executions(path: Path) -> Executions:
@@ -188,8 +189,7 @@ def _head(path: Path, rows: Sequence[Sequence[str]]) -> FileHead:
     for name in _columns(path, names).values():
         if names.count(name) > 1:  # ambiguous
             raise DataInvalid(f"{path} has the column {name[:40]!r} twice; remove one of them.")
-    plain = [name if names.count(name) == 1 else f"{name} {at}" for at, name in enumerate(names)]
-    return FileHead(plain, place + 1, is_plain=True)
+    return FileHead(names, place + 1)
 
 
 def _columns(path: Path, names: Iterable[str]) -> dict[str, str]:

@@ -18,15 +18,13 @@ TIME: Final = "open_time"
 PRICES: Final = ("open", "high", "low", "close")
 REQUIRED: Final = (TIME, *PRICES, "volume")
 FIELDS: Final = (*REQUIRED, "turnover")
-INDEXES: Final = ("index", "__index_level_0__", "column_0")
-"""Names of an index without a name; it often counts rows."""
 NAMES: Final = {
     TIME: (
         *("open_time", "opentime", "open_time_ms", "start", "start_time", "starttime", "start_at"),
         *("startat", "timestamp", "time", "datetime", "date_time", "date", "ts", "unix", "t"),
         *("candle_begin_time", "gmt_time", "time_utc", "utc", "open_time_utc", "datetime_utc"),
         *("date_utc", "timestamp_utc", "timestamp_ms", "local_time", "window_start", "mts"),
-        *INDEXES,
+        *("index", "__index_level_0__", "column_0"),  # an index without a name
     ),
     "open": ("open", "open_price", "openprice", "o"),
     "high": ("high", "high_price", "highprice", "h"),

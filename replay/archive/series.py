@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tracepaper.daemon.bybit.instruments import recorded_instruments
 from tracepaper.replay.archive.candles import Candles, Span
-from tracepaper.replay.archive.columns import CellInvalidError, Decimals, IntArray, epoch_ms, parse
+from tracepaper.replay.archive.columns import Decimals, IntArray, epoch_ms, parse
 from tracepaper.replay.archive.names import NAMES, TIME, coins_of, split_argument
 from tracepaper.replay.archive.read import of_one_symbol
 from tracepaper.replay.archive.tables import FileTable, read_table
@@ -320,6 +320,5 @@ def _columns(table: FileTable) -> tuple[IntArray, Decimals]:
             "them by 100, or give more days where they are none."
         )
     for row in np.flatnonzero(np.abs(rates.mantissa) >= 10**rates.places).tolist():
-        error = CellInvalidError(row, "is 100 % or more, so it is no rate")
-        raise table.reject(error, "funding_rate")
+        raise table.refuse("funding_rate is 100 % or more, so it is no rate", row=row)
     return times, rates

@@ -222,7 +222,9 @@ def _of_file(path: Path, name: str, panel: StudyPanel) -> Floats:
     read = read_table(path)
     for wanted in ("time", name.lower()):
         if wanted not in read.columns:
-            raise DataInvalid(f"{path} has no column {wanted}; it has {read.found}.")
+            raise DataInvalid(
+                f"{path} has no column {wanted}; it has {', '.join(read.written.values())}."
+            )
     times = read.checked("time", lambda: epoch_ms(read.columns["time"])[0])
     texts = texts_of(read.columns[name.lower()])
     values = np.array([float(text) if text.strip() else math.nan for text in texts])

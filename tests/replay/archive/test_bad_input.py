@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import sys
-import tracemalloc
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from tracepaper.replay.archive import merge_candles, read_candles, read_funding, tables
+from tracepaper.replay.archive import merge_candles, read_candles, read_funding
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, TracepaperError
 
 HEADER = "open_time,open,high,low,close,volume"
@@ -255,24 +253,3 @@ def test_funding_is_read_as_binance_and_okx_name_it(header: str, line: str, tmp_
         [T0],
         [1_000_000],
     )
-
-
-def test_a_terabyte_is_not_read(tmp_path: Path) -> None:
-    path = file(tmp_path, [HEADER, *GOOD])
-    os.truncate(path, 1 << 40)  # it takes no room on the disk
-    assert "MiB" in refusal(path)
-
-
-def test_a_gzip_that_unpacks_without_end_takes_a_bounded_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tables, "SIZE_MOST", 1 << 24)
-    path = tmp_path / "BTCUSDT.json.gz"
-    path.write_bytes(gzip.compress(b" " * (1 << 24), 1) * 12)  # members: 192 MiB
-    tracemalloc.start()
-    try:
-        assert "MiB" in refusal(path)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak < 50 << 20

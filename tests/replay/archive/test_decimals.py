@@ -51,7 +51,7 @@ def test_any_float_is_exact_or_refused(numbers: list[float]) -> None:
     places = max(fewest_places(value) for value in values)
     column = np.array(numbers, dtype=np.float64)
     if max(values) * 10**places > 2**63 - 1 or places > 2 * 18:
-        with pytest.raises(CellInvalidError, match=r"64 bits|beside the others|out of range"):
+        with pytest.raises(CellInvalidError, match=r"64 bits|not a number"):
             parse(column)
     else:
         parsed = parse(column)
@@ -87,7 +87,7 @@ def test_unusual_spellings_of_a_number_are_exact(text: str, value: str) -> None:
         ("٣", "is not a number but '٣'"),
         ("1e99999", "is not a number but '1e99999'"),
         ("nan", "is not a number but 'nan'"),
-        ("1e400", "has an exponent that is out of range in '1e400'"),
+        ("1e400", "is not a number but '1e400'"),
         ("99999999999999999999", "has more digits than 64 bits hold in '99999999999999999999'"),
     ],
 )

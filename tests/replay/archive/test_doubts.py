@@ -76,7 +76,7 @@ CASES = {
     # ---- the order of columns against prices
     "names against prices": Case(
         text([[row[0], row[3], row[1], row[2], row[4]] for row in CANDLES]),
-        "open, close, high, low|high=low",
+        "high is below low.*--columns close=NAME",
     ),
     "KuCoin without names": Case(
         text([[row[0], row[3], row[1], row[2], row[4]] for row in CANDLES], ""),
@@ -105,7 +105,7 @@ CASES = {
     ),
     "turnover and volume exchanged": Case(
         text([[*row[:4], paid(at), 2.5] for at, row in enumerate(CANDLES)], f"{HEADER},turnover"),
-        "exchanged.*volume=turnover --columns turnover=volume",
+        "30 of 30 rows.*--columns volume=NAME --columns turnover=,",
     ),
     "contracts beside coins": Case(
         text(
@@ -152,7 +152,7 @@ CASES = {
         f"contract {name}": Case(text(), "paid in coin|delivered on a date", name=name)
         for name in (
             *("BTCUSD_PERP-1m.csv", "PI_XBTUSD_1m.csv", "BTC-USD-SWAP_1m.csv"),
-            *("BTC-PERPETUAL_1m.csv", "futures/cm/BTCUSDT-1m.csv", "BTCUSD_240628-1m.csv"),
+            *("BTCUSD=BTC-PERPETUAL_1m.csv", "futures/cm/BTCUSDT-1m.csv", "BTCUSD_240628-1m.csv"),
             *("BTCUSD_inverse_1m.csv", "BTCUSDT_240628-1m.csv", "ETHUSDT-27JUN25_1m.csv"),
             *("BTC-USDT-240628_1m.csv", "BTCUSD_coin_m_1m.csv", "BTC_USD_BTC-1m-futures.csv"),
             "BTCUSDT_CURRENT_QUARTER_1m.csv",
@@ -187,7 +187,8 @@ CASES = {
     "closes, a millisecond before": Case(text(off=MINUTE - 1), "are those of closes"),
     "closes, a second before": Case(text(off=MINUTE - 1_000), "are those of closes"),
     "an index that counts": Case(
-        ",Datum,open,high,low,close,volume\n" + "0,2024-01-01,1,1,1,1,1\n" * 3, "open_time.*Datum"
+        ",Datum,open,high,low,close,volume\n" + "0,2024-01-01,1,1,1,1,1\n" * 3,
+        "the open time is 0.*Datum.*--columns open_time=NAME",
     ),
     "t and T": Case(
         text([[*row, START + at * MINUTE] for at, row in enumerate(CANDLES)], "T,o,h,l,c,v,t")
@@ -221,7 +222,7 @@ CASES = {
         dated([f"2024010100{at:02}" for at in range(30)]), note="read as UTC"
     ),
     "a day or a month": Case(dated([f"02/01/2024 05:{at:02}" for at in range(9)]), "told apart"),
-    "days of a spreadsheet": Case(dated(range(45_292, 45_300)), "spreadsheets count days"),
+    "days of a spreadsheet": Case(dated(range(45_292, 45_300)), "unit='D', origin='1899-12-30'"),
     "a date and a clock joined by a plus": Case(dated(["2025-01-01+01:00"] * 2), "open_time=NAME"),
     "a month in words": Case(dated(["01-Jan-2024"] * 2), "to_datetime"),
     "a clock alone": Case(dated(["05:00:00", "05:01:00"]), "open_time=NAME"),
@@ -263,7 +264,7 @@ CASES = {
     # ---- numbers
     "commas that may be decimal": Case(
         text([["1,100"] * 4 + [5]] * 9).replace(",", ";").replace("1;100", "1,100"),
-        "1,100, whose comma may be",
+        "not a number but '1,100'",
     ),
     "commas that nothing tells": Case(text([['"1,100"'] * 4 + [5]] * 9), "'1,100'"),
     "points and commas mixed": Case(
@@ -290,7 +291,9 @@ CASES = {
         wider("BTCUSDT", lambda at: ["BTCUSDT", "ETHUSDT"][at % 2], header="ticker,ticker"),
         "two columns ticker",
     ),
-    "a name against its content": Case(wider("ETHUSDT", header="symbol"), "by its content"),
+    "a name against its content": Case(
+        wider("ETHUSDT", header="symbol"), "holds BTCUSDT, ETHUSDT: choose one"
+    ),
     "no symbol": Case(text(), "write SYMBOL=", name="prices.csv"),
 }  # fmt: skip
 

@@ -79,7 +79,7 @@ def test_a_symbol_in_a_known_form_is_believed(text: str, name: str, tmp_path: Pa
 def test_a_symbol_in_no_known_form_is_asked_for(text: str, tmp_path: Path) -> None:
     rows = [f"{text},{T0 + 60 * place},10,12,9,11,5" for place in range(4)]
     path = file(tmp_path, "\n".join([f"symbol,{HEADER}", *rows]) + "\n", "prices.csv")
-    assert "which is no known form: write SYMBOL=" in refusal(path)
+    assert "choose one by SYMBOL=" in refusal(path)
     assert read_candles(f"BTCUSDT={path}").symbol == "BTCUSDT"
 
 
@@ -90,7 +90,8 @@ def test_symbols_in_no_known_form_are_never_joined(tmp_path: Path) -> None:
         for symbol in ("BTC:USDT", "ETH:USDT")
     ]
     path = file(tmp_path, "\n".join([f"symbol,{HEADER}", *rows]) + "\n", "prices.csv")
-    assert "write them as BTCUSDT or AAPL" in refusal(path)
+    assert "holds BTC:USDT, ETH:USDT: choose one" in refusal(path)
+    assert "holds BTC:USDT, ETH:USDT" in refusal(f"BTCUSDT={path}")
 
 
 def test_a_name_beside_rows_is_a_symbol_only_in_a_known_form(tmp_path: Path) -> None:
@@ -158,14 +159,14 @@ def test_a_frame_of_another_symbol_is_refused() -> None:
     times = [1_000 * (T0 + 60 * place) for place in range(9)]
     frame = {name: [10] * 9 for name in HEADER.split(",")} | {"time": times}
     assert read_candles(NamedFrame("btc/usdt", frame)).symbol == "BTCUSDT"
-    with pytest.raises(ConfigInvalid, match="given as ETHUSDT, and holds BTCUSDT"):
+    with pytest.raises(ConfigInvalid, match="holds BTCUSDT, ETHUSDT"):
         read_candles(NamedFrame("ETHUSDT", {**frame, "symbol": ["BTCUSDT"] * 9}))
 
 
 def test_a_name_and_a_content_that_differ_are_refused(tmp_path: Path) -> None:
     text = f"symbol,{HEADER}\nETHUSDT,{T0},10,12,9,11,5\nETHUSDT,{T0 + 60},10,12,9,11,5\n"
     path = file(tmp_path, text)
-    assert "says BTCUSDT by its name and ETHUSDT by its content" in refusal(path)
+    assert "holds BTCUSDT, ETHUSDT: choose one by SYMBOL=" in refusal(path)
     assert read_candles(f"ETHUSDT={path}").symbol == "ETHUSDT"
 
 
