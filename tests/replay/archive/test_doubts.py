@@ -17,6 +17,7 @@ from tracepaper.replay.archive import Candles, read_candles, read_funding
 from tracepaper.replay.archive.read import NamedFrame
 from tracepaper.replay.archive.series import missing_settlements
 from tracepaper.strategies.errors import TracepaperError
+from tracepaper.strategies.months import MONTH_MS
 
 START = 1_704_067_200_000
 MINUTE = 60_000
@@ -242,6 +243,13 @@ CASES = {
     "an interval that no name gives": Case(
         dated(steps(*[1, 1, 2] * 20, *[5] * 20)), "5.0 min apart from line"
     ),
+    "a month that opens on its second day": Case(
+        dated(["2024-01-01", "2024-02-01", "2024-03-02", "2024-04-01"]), "off the file's grid"
+    ),
+    "months, of unequal lengths": Case(
+        dated(["2024-01-01", "2024-02-01", "2024-03-01", "2024-04-01"]),
+        holds={"interval_ms": MONTH_MS},
+    ),
     "one candle": Case(text(CANDLES[:1]), "holds one candle"),
     "one candle of a named interval": Case(
         text(CANDLES[:1]), name="BTCUSDT_5m.csv", holds={"interval_ms": 5 * MINUTE}
@@ -269,6 +277,10 @@ CASES = {
     "commas that nothing tells": Case(text([['"1,100"'] * 4 + [5]] * 9), "'1,100'"),
     "points and commas mixed": Case(
         text([["1,234.5"] * 4 + [5]] * 9).replace(",", ";").replace("1;234", "1,234"), "'1,234.5'"
+    ),
+    "points between thousands": Case(
+        text([["1.234,5"] * 4 + [5]] * 9).replace(",", ";").replace("1.234;5", "1.234,5"),
+        "'1.234,5'",
     ),
     # ---- choices
     "a chosen close": Case(
