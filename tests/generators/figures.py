@@ -149,7 +149,7 @@ FIGURES: Final = (
     Figure(
         "time to store an explained bar", MODEL,
         lambda document: document["log_cpu_us_per_bar"], 15, "µs", ".0f",
-        next="store explained bars by column, as stretches are",
+        next="lay rows out from the forecasts' arrays; SQLite takes 7 µs of 850 bytes a row",
     ),
     Figure(
         "record with the default model, bytes per bar", MODEL,
