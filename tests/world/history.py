@@ -301,7 +301,7 @@ class History:
         if report.end != "orderly" and "leaking" in self.spec.traits and "CRASH" not in report.end:
             return True  # it had no file left to open; the next life has
         is_gone = self.spec.gone_bar or self.spec.renamed_bar
-        if is_gone and "trades no linear instrument" in report.end and not self._lines("opened"):
+        if is_gone and "trades no linear instrument" in report.end and not self._acknowledged:
             # It had no run yet: nothing can follow, or what the operator configures anew.
             return bool(self.spec.renamed_bar)
         if report.end != "orderly" and not report.errors_met and not report.faults:

@@ -688,7 +688,8 @@ class Life:
             await asyncio.sleep(self.spec.bar_s)
         self.report.is_done = True
         self._stop_asked_s = self._stop_asked_s or self.loop.now_s
-        daemon.stop()
+        if not self._has_ended:  # what is closed already is not to be stopped amid that
+            daemon.stop()
 
     def _note_end(self) -> None:
         self.report.now_s = self.loop.now_s
