@@ -1150,12 +1150,12 @@ class _Settlements:
     ) -> None:
         """Find the settlement of a movement; *paid* says what one of a rate would cost.
 
-        It is that of *moved_ms*, the time of the step, if there is one, and else the first, before
-        one at which it is not known what was held.
+        It is one at which it is known what was held, before others; among these that of *moved_ms*,
+        the time of the step, if there is one, and else the first.
         """
         due = self.due[key[0]]
         fit = [
-            (at != moved_ms, held is None, place)
+            (held is None, at != moved_ms, place)
             for place, (at, rate) in enumerate(due[self.places[key] :], self.places[key])
             if -amount in paid(rate) and (held := self.held(key, at)) != 0
         ]
