@@ -432,7 +432,9 @@ def table_of_columns(path: Path, named: Mapping[Any, Any]) -> FileTable:
     cells = [column_of(values) for values in named.values()]
     shapes = {cell.shape for cell in cells}
     if len(shapes) != 1 or len(shape := shapes.pop()) != 1:
-        raise DataInvalid(f"{path} has columns of different lengths, or none: give rows alone.")
+        raise DataInvalid(
+            f"{path} has columns of different lengths, or not of single values: give rows alone."
+        )
     if not shape[0]:
         raise DataInvalid(f"{path} is empty: give one with candles.")
     head = FileHead([str(name) for name in named])

@@ -246,7 +246,7 @@ def test_candles_and_several_symbols(candles: Path) -> None:
         ({"BTCUSDT": CSV.with_columns(high=pl.lit(1.0))}, "the frame: row 1"),
         (
             {"BTCUSDT": CSV.with_columns(pl.lit("soon").alias(CSV.columns[0]))},
-            'another column by columns={"open_time": "NAME"}, or write',
+            'columns by columns={"open_time": "NAME"}, or convert it',
         ),
         ({"BTCUSDT": CSV.with_columns(open=pl.lit(None, pl.Float64))}, "row 1: open is empty"),
         ({"BTCUSDT": {**{name: [1] for name in CSV.columns}, "open": [[1, 2]]}}, "single values"),
