@@ -15,7 +15,6 @@ from command_line import Cli
 from exchange_client import candles, walk_rows
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.storage.database.connection import PAGE_BYTES
 
 SMA = """
 [market]
@@ -164,8 +163,9 @@ def test_a_damaged_page_is_said_by_every_question(place: Path, cli: Cli, table: 
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         query = "SELECT rootpage FROM sqlite_schema WHERE name = ?"
         [(page,)] = db.execute(query, (table,))
+        [(size,)] = db.execute("PRAGMA page_size")
     content = bytearray((place / "run.db").read_bytes())
-    content[(page - 1) * PAGE_BYTES : page * PAGE_BYTES] = b"\xa5" * PAGE_BYTES
+    content[(page - 1) * size : page * size] = b"\xa5" * size
     (place / "hurt.db").write_bytes(content)
     for question in (
         "audit verify last",

@@ -232,7 +232,7 @@ def test_a_frame_that_holds_no_covariates_is_refused(frame: Any, sentence: str) 
 def plain(sentence: str, folder: Path) -> str:
     """Return *sentence* about a file as one about a frame."""
     sentence = sentence.rstrip("\n").replace(str(folder / "bad.csv"), "the frame")
-    of_file = r"pandas\.read_csv\('the frame', dtype=str\); (frame\.rename\(.*?\))\.to_csv\(.*?\)"
+    of_file = r"pandas\.read_csv\('the frame', dtype=str\); (frame\.\w+\(.*?\))\.to_csv\(.*?\)"
     sentence = re.sub(of_file, r"\1", sentence)
     sentence = re.sub(r"--columns (\w+)=(?=\W)", r'columns={"\1": None}', sentence)
     return re.sub(r"--columns (\w+)=(\w+)", r'columns={"\1": "\2"}', sentence)

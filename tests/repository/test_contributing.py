@@ -74,7 +74,7 @@ def test_an_example_uses_names_that_are_there(heading: str) -> None:
 def test_make_bench_runs_the_commands_that_hold_the_whole_text(
     text: str, commands: list[str]
 ) -> None:
-    asked = ["make", "--dry-run", "bench", f"ONLY={text}"]
+    asked = ["make", "--dry-run", "--no-print-directory", "bench", f"ONLY={text}"]
     plan = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert shlex.split(plan.splitlines()[-1])[-1] == text
     assert figures.commands(text) == commands
