@@ -38,6 +38,8 @@ DAY_MS: Final = 86_400_000
 """Market time between two readings of an instrument's filters."""
 LATE_BARS: Final = 12
 """Bars that a settlement of a live run may wait for."""
+ASLEEP_BARS: Final = 40
+"""Bars for which a machine sleeps at most: filters may come before a frame has told the time."""
 NEAR_MS: Final = 120_000
 """A fill so near to a settlement may have met it or not, unless candles fill orders."""
 AT_THE_OPEN_MS: Final = 1_000
@@ -744,15 +746,18 @@ class _Books:
         key, at = f"{fields['category']}:{fields['symbol']}", event["market_ms"]
         tick = Decimal(fields["tick_size"]).scaleb(-fields["price_decimals"])
         self.rules[key] = self.rules[key]._replace(tick=tick)
-        late_ms = LATE_BARS * self.judge.truth.instruments[key].interval_ms
-        if key in self.judge.truth.ticks and tick not in self._ticks(key, at - late_ms, at):
+        if key in self.judge.truth.ticks and tick not in self._ticks(key, at):
             self.judge.breach("filters", f"{key} has a tick of {tick} at {at}")
 
-    def _ticks(self, key: str, since_ms: int, until_ms: int) -> set[Decimal]:
-        """Return the ticks that the exchange had between two times."""
-        served = self.judge.truth.ticks[key]
-        first = [tick for at, tick in served if at <= since_ms][-1]
-        return {first, *(tick for at, tick in served if since_ms < at <= until_ms)}
+    def _ticks(self, key: str, at: int, *, read_ms: int = 0) -> set[Decimal]:
+        """Return the ticks that a run may know at the time *at*, if they were read *read_ms* ago.
+
+        Its clock is behind after a sleep, and a reading takes a while.
+        """
+        bar_ms, served = self.judge.truth.instruments[key].interval_ms, self.judge.truth.ticks[key]
+        since_ms, until_ms = at - read_ms - LATE_BARS * bar_ms, at + ASLEEP_BARS * bar_ms
+        first = [tick for at_ms, tick in served if at_ms <= since_ms][-1]
+        return {first, *(tick for at_ms, tick in served if since_ms < at_ms <= until_ms)}
 
     def _check_grid(self, order: Order) -> None:
         """Check that the prices of a new *order* lie on the tick that the run knows."""
@@ -763,10 +768,9 @@ class _Books:
 
     def _check_known(self, key: str, at: int) -> None:
         """Check that the filters of a decision at the time *at* were read a day before at most."""
-        if key in self.judge.truth.ticks:
-            late_ms = DAY_MS + LATE_BARS * self.judge.truth.instruments[key].interval_ms
-            if self.rules[key].tick not in self._ticks(key, at - late_ms, at):
-                self.judge.breach("filters", f"{key} {at} was decided by {self.rules[key].tick}")
+        known = self.rules[key].tick
+        if key in self.judge.truth.ticks and known not in self._ticks(key, at, read_ms=DAY_MS):
+            self.judge.breach("filters", f"{key} {at} was decided by {known}")
 
     def _check_bars(
         self, sequence: int, bars: Sequence[sqlite3.Row], fills: Sequence[sqlite3.Row]
