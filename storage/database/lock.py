@@ -255,7 +255,7 @@ def lock_file(path: Path) -> Path:
 
 
 class InstanceLock:
-    """An flock on ``FILE.lock``, which holds the ``Holder`` as JSON.
+    """An flock on ``FILE.lock``, which holds the ``Holder`` as two equal lines of JSON.
 
     The kernel drops the lock when its holder dies, so a stale file can be locked again. A holder
     that ends in good order removes the file. If it is deleted earlier, the lock on the database
@@ -300,7 +300,8 @@ class InstanceLock:
         self._write(replace(self._holder, run_id=run_id, steps=steps))
 
     def _write(self, holder: Holder) -> None:
-        self._holder, content = holder, msgspec.json.encode(holder)
+        # Twice: after lost power the beginning of a count may stand before the end of an older one.
+        self._holder, content = holder, 2 * (msgspec.json.encode(holder) + b"\n")
         with suppress(OSError):  # the disk may be full; a count that is too low rejects nothing
             os.pwrite(self._descriptor, content, 0)
             os.truncate(self._descriptor, len(content))
@@ -399,7 +400,10 @@ def _read_holder(descriptor: int) -> Holder | None:
 
 
 def _decoded(content: bytes) -> Holder | None:
+    """Return the holder in *content*; None if it was written in part."""
+    line, _, rest = content.partition(b"\n")
     try:
-        return msgspec.json.decode(content, type=Holder)
+        holder = msgspec.json.decode(line, type=Holder)
     except msgspec.DecodeError:
         return None
+    return holder if rest.startswith(line + b"\n") else None

@@ -426,6 +426,21 @@ def test_a_lock_file_that_was_deleted_comes_back_with_the_next_step(tmp_path: Pa
     assert holder_of(path) is None
 
 
+def test_a_count_that_lost_power_wrote_in_part_counts_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    log = log_of(path)
+    contents = []
+    for steps in (29, 30):
+        log.lock.acknowledge("r-1", steps)
+        contents.append(lock_file(path).read_bytes())
+    older, newer = contents
+    for cut in range(len(newer)):
+        lock_file(path).write_bytes(newer[:cut] + older[cut:])
+        last = last_holder(path)
+        assert last is None or last.steps in (29, 30), cut
+    log.close()
+
+
 def test_the_lock_goes_with_the_writer(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     open_writer(path).close()
