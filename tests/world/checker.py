@@ -897,6 +897,8 @@ class _Books:
         moved = position.fill(fill, self.rules[fill["instrument"]])
         if before * position.quantity <= 0:
             position.opened_ms = fill["filled_ms"]
+        if not position.quantity:  # a ruin ends positions of other symbols than that of its bar
+            self.unrealized[f"{key[0]} {key[1] or ''}"] = Decimal(0)
         self.filled[fill["order_id"]] += Decimal(fill["quantity_text"])
         order = self.orders.get(fill["order_id"])
         is_larger = before * position.quantity < 0 or abs(position.quantity) > abs(before)
