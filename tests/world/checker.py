@@ -768,9 +768,9 @@ class _Books:
 
     def _check_known(self, key: str, at: int) -> None:
         """Check that the filters of a decision at the time *at* were read a day before at most."""
-        known = self.rules[key].tick
-        if key in self.judge.truth.ticks and known not in self._ticks(key, at, read_ms=DAY_MS):
-            self.judge.breach("filters", f"{key} {at} was decided by {known}")
+        tick = self.rules[key].tick
+        if key in self.judge.truth.ticks and tick not in self._ticks(key, at, read_ms=DAY_MS):
+            self.judge.breach("filters", f"{key} {at} was decided by {tick}")
 
     def _check_bars(
         self, sequence: int, bars: Sequence[sqlite3.Row], fills: Sequence[sqlite3.Row]
