@@ -33,22 +33,15 @@ class RunWatcher:
     """Logs every stored step of a run, and counts the bars decided in time.
 
     Fills, gaps and commands are logged everywhere; where no *view* is drawn, also a bar a second.
-    The run ends after *limit* bars decided in time, or with the bar that closes at market time
-    *until_ms*.
+    The run ends after *limit* bars decided in time.
     """
 
     def __init__(
-        self,
-        clock: Clock,
-        view: LiveView | None = None,
-        *,
-        limit: int | None = None,
-        until_ms: int | None = None,
+        self, clock: Clock, view: LiveView | None = None, *, limit: int | None = None
     ) -> None:
         self._clock = clock
         self._view = view
         self._limit = limit
-        self._until_ms = until_ms
         self._run: RunRow | None = None  # None until a run is open
         self._last: Step | None = None
         self._decided = 0
@@ -56,7 +49,6 @@ class RunWatcher:
         self._refused: Counter[str] = Counter()
         self._unfilled: Counter[str] = Counter()
         self._logged_s = -LOG_EVERY_S
-        self.reached_end = False
 
     @property
     def decisions(self) -> int:
@@ -68,13 +60,11 @@ class RunWatcher:
         self._run = run
 
     def watch(self, step: Step) -> bool:
-        """Log *step*; return False once enough bars are decided or the data have ended."""
+        """Log *step*; return False once enough bars are decided."""
         assert self._run is not None
         self._last = step
         self._log(step, self._run)
         self._counts["fills"] += len(step.fills)
-        if isinstance(bar := step.event, Bar) and self._until_ms is not None:
-            self.reached_end = bar.close_time_ms >= self._until_ms
         if (decision := step.decision) is not None:
             self._counts["bars"] += 1
             self._counts["allowed"] += decision.allowed
@@ -83,7 +73,7 @@ class RunWatcher:
             elif decision.unfilled_reason is not None:
                 self._unfilled[decision.unfilled_reason] += 1
             self._decided += decision.refused_by != late.name
-        return not self.reached_end and (self._limit is None or self._decided < self._limit)
+        return self._limit is None or self._decided < self._limit
 
     def _log(self, step: Step, run: RunRow) -> None:
         for fill in step.fills:
@@ -168,16 +158,13 @@ def _log_bar(step: Step, run: RunRow) -> None:
 
 
 @contextmanager
-def watched(
-    *, database: Path, limit: int | None = None, until_ms: int | None = None
-) -> Iterator[RunWatcher]:
+def watched(*, database: Path, limit: int | None = None) -> Iterator[RunWatcher]:
     """Show the steps of the daemon of *database* in a live view on a terminal, else as log lines.
 
-    The run ends after *limit* bars decided in time, or with the bar that closes at market time
-    *until_ms*.
+    The run ends after *limit* bars decided in time.
     """
     view = view_of(database)
-    watcher = RunWatcher(SystemClock(), view, limit=limit, until_ms=until_ms)
+    watcher = RunWatcher(SystemClock(), view, limit=limit)
     if view is None:
         yield watcher
         return

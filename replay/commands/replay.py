@@ -14,7 +14,6 @@ import typer
 from tracepaper.daemon.commands.options import (
     ColumnsOption,
     CommandAnswer,
-    ConfigOption,
     HtmlOption,
     JsonOption,
     answers,
@@ -312,41 +311,14 @@ def demo(
         typer.Option(metavar="N", min=0.5, help="Days of the bundled month; by default all."),
     ] = None,
     seconds: Annotated[
-        float | None,
-        typer.Option(
-            metavar="S", min=1, max=3_600, help="Wall seconds that it takes; 90 by default."
-        ),
-    ] = None,
+        float, typer.Option(metavar="S", min=1, max=3_600, help="Wall seconds that it takes.")
+    ] = 90.0,
     model: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="A bundled checkpoint, or the folder of one."),
-    ] = None,
+        str, typer.Option(metavar="NAME", help="A bundled checkpoint, or the folder of one.")
+    ] = "flash-15m",
     incidents: Annotated[
-        bool | None,
-        typer.Option(
-            "--incidents/--no-incidents",
-            help="Inject crashes, outages and cut streams while it trades.",
-        ),
-    ] = None,
-    data: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATH", help="Trade these candles instead; repeat."),
-    ] = None,
-    columns: ColumnsOption = None,
-    config: ConfigOption = None,
-    bars: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="With --data or -c: end after N decided bars."),
-    ] = None,
-    speed: Annotated[
-        float | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            max=20_000,
-            help="With --data or -c: market seconds per second (2,000).",
-        ),
-    ] = None,
+        bool, typer.Option(help="Inject crashes, outages and cut streams while it trades.")
+    ] = True,
     db: Annotated[
         Path | None, typer.Option("--db", metavar="FILE", help="By default a new file.")
     ] = None,
@@ -355,53 +327,21 @@ def demo(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Trade a month of real candles at high speed on a local exchange, with incidents.
-
-    With --data or -c it trades your candles or configuration instead, without incidents, until the
-    candles end, --bars are decided, or Ctrl-C.
-    """
+    """Trade a month of real candles at high speed on a local exchange, with incidents."""
     from tracepaper.daemon.session.shutdown import exit_zero_on_signals
     from tracepaper.replay.commands.page import open_in_browser
+    from tracepaper.replay.demo.run import Show, perform
 
     exit_zero_on_signals()
-    listening = open_in_browser if open_page else None
-    of_month = {days, seconds, model, incidents} != {None}
-    of_data = bool(columns) or bars is not None or speed is not None
-    if of_month if data or config else of_data:
-        raise ConfigInvalid(
-            "--days, --seconds, --model and --incidents apply to the bundled month; --columns, "
-            "--bars and --speed to --data or -c. Leave out what applies to the other."
-        )
-    if data or config:
-        from tracepaper.replay.demo.run import perform_on_data
-        from tracepaper.replay.exchange.server import ExchangeSettings
-        from tracepaper.replay.samples import DEMO_CANDLES
-
-        perform_on_data(
-            ExchangeSettings(
-                data=tuple(data or [str(DEMO_CANDLES)]),
-                columns=tuple(columns or ()),
-                speed=speed or 2_000.0,
-                hold=True,
-            ),
-            config,
-            bars=bars,
-            database=db,
-            as_json=json,
-            listening=listening,
-        )
-        return
-    from tracepaper.replay.demo.run import MODEL, Show, perform
-
     perform(
         Show(
             days=days,
-            seconds=seconds or 90.0,
-            model=model or MODEL,
-            has_incidents=incidents is not False,
+            seconds=seconds,
+            model=model,
+            has_incidents=incidents,
             database=db,
             as_json=json,
-            listening=listening,
+            listening=open_in_browser if open_page else None,
         )
     )
 

@@ -1,1 +1,1 @@
-"""``tracepaper demo``: a month of candles at speed, or a user's own candles."""
+"""``tracepaper demo``: a month of candles at speed."""

@@ -1,4 +1,4 @@
-"""The demo on the bundled month or on a user's own candles, from start to end."""
+"""The demo on the bundled month, from start to end."""
 
 from __future__ import annotations
 
@@ -14,15 +14,10 @@ from urllib.parse import urlsplit
 
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.commands.options import print_json
-from tracepaper.daemon.config.loading import Config, load, restore
+from tracepaper.daemon.config.loading import restore
 from tracepaper.daemon.config.values import NO_MODEL
-from tracepaper.daemon.log import Logger
-from tracepaper.daemon.session.daemon import Daemon
-from tracepaper.daemon.session.parity import OFF
-from tracepaper.daemon.session.shutdown import run_loop, signals_call
+from tracepaper.daemon.session.shutdown import signals_call
 from tracepaper.daemon.terminal import console as log
-from tracepaper.daemon.terminal.watcher import watched
-from tracepaper.replay.backtest.build import fit_windows
 from tracepaper.replay.checks.parity import check_whole
 from tracepaper.replay.demo.incidents import INCIDENTS
 from tracepaper.replay.demo.stage import FASTEST, SLOW, Demo, RaceScreen, ShowFiles
@@ -37,13 +32,11 @@ from tracepaper.storage.checkpoints import is_checkpoint, locate
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, FeedLost
 from tracepaper.strategies.gates.declared import late
-from tracepaper.strategies.types.market import ParityOutcome, RunKind
+from tracepaper.strategies.types.market import ParityOutcome
 from tracepaper.strategies.units import DAY_MS, INTERVALS, count_of, interval_start
 
 SERVED_SPEED: Final = 20_000.0
 """The speed for which the exchange thins its frames."""
-MODEL: Final = "flash-15m"
-"""The checkpoint that the configuration names."""
 WARM_UP_BARS: Final = 700
 """Bars of the bundled month before the first decided bar."""
 SHARE_PLAYED: Final = 0.9
@@ -55,13 +48,13 @@ STOPPED: Final = "The demo was stopped before its first decision; start it again
 class Show:
     """The options of ``tracepaper demo``."""
 
-    days: float | None = None  # of market time; None is the whole month
-    seconds: float = 90.0  # planned duration of the race
-    model: str = MODEL  # a bundled name or a folder
-    has_incidents: bool = True
-    database: Path | None = None
-    as_json: bool = False
-    listening: Callable[[str], None] | None = None  # called with the address of the daemon's page
+    days: float | None  # of market time; None is the whole month
+    seconds: float  # planned duration of the race
+    model: str  # a bundled name or a folder
+    has_incidents: bool
+    database: Path | None
+    as_json: bool
+    listening: Callable[[str], None] | None  # called with the address of the daemon's page
 
 
 def perform(show: Show) -> None:
@@ -84,7 +77,7 @@ def perform(show: Show) -> None:
         if not files.database.exists():
             files.config.unlink()
         raise failure or FeedLost(STOPPED)
-    sum_up(files.database, demo, as_json=show.as_json)
+    sum_up(demo, as_json=show.as_json)
     if failure is not None:
         raise failure
 
@@ -184,64 +177,6 @@ async def _script(demo: Demo, show: Show) -> None:
     demo.hold()
 
 
-# ---------------------------------------------------------------- a user's candles
-
-
-def perform_on_data(
-    settings: ExchangeSettings,
-    file: Path | None,
-    *,
-    bars: int | None,
-    database: Path | None,
-    as_json: bool,
-    listening: Callable[[str], None] | None,
-) -> None:
-    """Trade what *settings* serve with the configuration *file*, and print the summary.
-
-    It is shown as ``run`` shows it, and ends with the data, after *bars* decided bars or at a
-    signal. *listening* is called with the address of the daemon's page. Raises ``DataInvalid`` if
-    the database exists.
-    """
-    path = ShowFiles.at(database, SystemClock().wall_ms()).database
-
-    async def play() -> int:
-        async with EmbeddedExchange(settings) as exchange:
-            served = exchange.announcement()
-            # Trend windows that the file does not set are shortened to fit the candles.
-            span_ms = served["end_ms"] - served["start_ms"]
-            config, warnings = fit_windows(_config(file, served), span_ms)
-            log.configure(level=config.log.level, output=config.log.format)
-            for sentence in warnings:
-                Logger("demo").warning(sentence)
-            with watched(limit=bars, until_ms=served["end_ms"], database=path) as watcher:
-                daemon = Daemon(
-                    config,
-                    path,
-                    kind=RunKind.LIVE,
-                    opened=watcher.opened,
-                    watch=watcher.watch,
-                    listening=listening or (lambda _url: None),
-                )
-                await daemon.run()
-                return watcher.decisions
-
-    if not run_loop(play()):
-        raise FeedLost(STOPPED)
-    sum_up(path, None, as_json=as_json)
-
-
-def _config(file: Path | None, served: dict[str, Any]) -> Config:
-    """Return the configuration for the embedded exchange and its symbols."""
-    market = {"category": served["categories"][0]}
-    market |= {key: served[key] for key in ("symbols", "interval")}
-    exchange = {key: served[key] for key in ("rest_url", "stream_url")}
-    # This exchange serves fixed candles: one that is missing stays missing.
-    exchange |= {"time_scale": served["speed"], "certain_s": 0.5}
-    sections = {"market": market, "exchange": exchange, "http": {"port": 0}}
-    # Days pass in seconds; the end replays the whole run.
-    return load(file, sections, data={"parity": {"daily_at": OFF}})
-
-
 # ---------------------------------------------------------------- the summary
 
 
@@ -278,15 +213,14 @@ def _read(database: Path) -> tuple[dict[str, Any], ChainReport]:
     return figures, chain
 
 
-def sum_up(database: Path, demo: Demo | None, *, as_json: bool) -> None:
-    """Print the summary of the newest run; *demo* is that of the bundled month, if it ran."""
+def sum_up(demo: Demo, *, as_json: bool) -> None:
+    """Print the summary of the run of *demo*."""
+    database = demo.files.database
     (figures, chain), terminal = _read(database), log.Terminal(highlight=False)
-    through = ""
-    if demo is not None:
-        figures |= {"config": str(demo.files.config), "log": str(demo.files.log)}
-        figures |= {"processes": demo.starts, "incidents": demo.outcomes}
-        starts = count_of(demo.starts, "start")
-        through = f" through {count_of(len(demo.outcomes), 'incident')} and {starts} of the daemon"
+    figures |= {"config": str(demo.files.config), "log": str(demo.files.log)}
+    figures |= {"processes": demo.starts, "incidents": demo.outcomes}
+    starts = count_of(demo.starts, "start")
+    through = f" through {count_of(len(demo.outcomes), 'incident')} and {starts} of the daemon"
     if not as_json:
         too_late = f", {figures['late']:,} too late to trade" if figures["late"] else ""
         happened = (

@@ -10,12 +10,12 @@ import sqlite3
 import subprocess
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from programs import BIN, Program, environment, pointing_at, run
+from programs import BIN, Program, environment, exchange_on, pointing_at, run
 from public_cases import MINUTE
 
 from tracepaper.replay.samples import DEMO_CANDLES
@@ -26,16 +26,12 @@ TRADER: Final = '[strategy]\nname = "sma_cross"\nfast = 5\nslow = 20\n'
 RUN: Final = ("run", "-c", "trader.toml", "--db", "run.db")
 
 
-@contextmanager
-def exchange(folder: Path, port: str = "0", name: str = "exchange") -> Iterator[Program]:
+def exchange(
+    folder: Path, port: str = "0", name: str = "exchange"
+) -> AbstractContextManager[Program]:
     """Serve the bundled minutes at sixty times the speed of the market."""
-    served = ["exchange", "--data", str(DEMO_CANDLES), "--hold", "--port", port, "--speed", SPEED]
-    program = Program([TRACEPAPER, *served], folder, name=name)
-    try:
-        program.wait_until(lambda: "\n" in program.out)
-        yield program
-    finally:
-        program.kill()
+    served = ("--data", str(DEMO_CANDLES), "--hold", "--port", port, "--speed", SPEED)
+    return exchange_on(folder, *served, name=name)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Draws the README's pictures from what the program really shows: `make readme`.
 
-`deploy/live.svg` is the status of a demo that holds a position, as its live view repeats it.
+`deploy/live.svg` is the status of a daemon that holds a position, as its live view repeats it.
 `deploy/chart.svg` is what `tracepaper report --chart` draws of an example. The other pictures are
 the page over the README's backtest, in a real browser.
 """
@@ -18,7 +18,7 @@ from typing import Any, Final
 import drawings
 from browser import browsing
 from PIL import Image
-from programs import BIN, ROOT, Program, run
+from programs import BIN, ROOT, Program, exchange_on, pointing_at, run
 from readme import SAMPLES, Walk
 from rich.console import Console
 
@@ -31,10 +31,6 @@ LIVE: Final = ROOT / "deploy" / "live.svg"
 CHART: Final = ROOT / "deploy" / "chart.svg"
 EXAMPLE: Final = ROOT / "strategies" / "examples" / "rsi_reversion.toml"
 CANDLES: Final = ROOT / "replay" / "samples" / "binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
-SERVED: Final = (
-    *("demo", "--data", str(CANDLES), "--config", str(EXAMPLE)),
-    *("--speed", "120", "--db", "live.db"),
-)
 PAGES: Final = {"page": (1320, 800), "page-phone": (390, 844)}
 """Pictures of the page, and the size of the window in CSS pixels."""
 PARTS: Final = {
@@ -51,7 +47,7 @@ COLUMNS: Final = 100  # of the terminal
 
 
 def main() -> None:
-    """Run the demos and draw the pictures."""
+    """Run the program and draw the pictures."""
     with tempfile.TemporaryDirectory() as folder:
         view(Path(folder))
         chart(Path(folder))
@@ -114,8 +110,8 @@ def model(folder: Path) -> None:
 
 
 def view(folder: Path) -> None:
-    """Draw the status of a demo as soon as it holds a position."""
-    program = Program([str(BIN / "tracepaper"), *SERVED], folder, name="demo")
+    """Draw the status of a daemon as soon as it holds a position."""
+    command = [str(BIN / "tracepaper"), "run", "-c", str(EXAMPLE), "--db", "live.db"]
     status: dict[str, Any] = {}
 
     def holds() -> bool:
@@ -124,10 +120,12 @@ def view(folder: Path) -> None:
         held = [facts.get("position", FLAT) for facts in status.get("instruments", {}).values()]
         return any(text != FLAT for text in held)
 
-    try:
-        program.wait_until(holds)
-    finally:
-        program.kill()
+    with exchange_on(folder, "--data", str(CANDLES), "--hold", "--speed", "120") as exchange:
+        program = Program(command, folder, name="daemon", extra=pointing_at(exchange.out))
+        try:
+            program.wait_until(holds)
+        finally:
+            program.kill()
     console = Console(width=COLUMNS, record=True, file=io.StringIO(), force_terminal=True)
     console.print(status_text(status))
     console.save_svg(str(LIVE), title="tracepaper run")

@@ -17,7 +17,7 @@ from bybit_server import MINUTE, START_MS, ScriptedServer
 from daemon_under_test import daemon, price
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
-from programs import ROOT, environment, run
+from programs import ROOT, environment, exchange_on, pointing_at, run
 from readme import blocks
 from records import rows
 from user_strategies import importable
@@ -63,8 +63,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["replay", "-c", "tree.toml", "--data", SAMPLE, *span, "--db", "replay.db", "--json"], top
     )
     assert replayed.code == 0, replayed.err
-    options = ["--bars", "24", "--speed", "1200", "--db", "live.db", "--json"]
-    live = run(["demo", "-c", "tree.toml", *options], top)
+    options = ["--bars", "24", "--db", "live.db"]
+    with exchange_on(top, "--data", SAMPLE, "--hold", "--speed", "1200") as exchange:
+        live = run(["run", "-c", "tree.toml", *options], top, pointing_at(exchange.out))
     assert live.code == 0, live.err[-2000:]
     return top
 

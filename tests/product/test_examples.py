@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import pytest
-from programs import ROOT, run
+from programs import ROOT, exchange_on, pointing_at, run
 from records import rows
 
 CANDLES: Final = ROOT / "replay" / "samples" / "binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
@@ -104,10 +104,10 @@ def test_an_example_decides_live_as_it_does_on_the_candles(
     example: Example, tmp_path: Path
 ) -> None:
     given = config_of(example)
-    served = given or ["--data", str(CANDLES)]
-    demo = ["demo", *served, "--bars", str(LIVE_BARS), "--speed", "1200", "--db", "live.db"]
-    live = document_of(demo, tmp_path, example.settings)
-    assert live["decisions"] >= LIVE_BARS
+    live = ["run", *given, "--bars", str(LIVE_BARS), "--db", "live.db"]
+    with exchange_on(tmp_path, "--data", str(CANDLES), "--hold", "--speed", "1200") as exchange:
+        ended = run(live, tmp_path, example.settings | pointing_at(exchange.out))
+    assert ended.code == 0, ended.err[-2000:]
     assert document_of(["verify", "last", "--db", "live.db"], tmp_path, {})["passes"]
     replay = ["replay", *given, "--data", str(CANDLES), "--db", "past.db", "--to", LIVE_UNTIL]
     document_of(replay, tmp_path, example.settings)

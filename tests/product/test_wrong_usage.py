@@ -135,8 +135,6 @@ CASES = [
     ("data record A --from a.jsonl --for 3s --out c", 2, "--for has no effect here; leave"),
     ("data record A --events --every 50 --out c", 2, "leave --events out, or leave --every out"),
     ("run --bars 0", 2, "--bars"),
-    ("demo --days 1 --data candles.csv", 2, "--data"),
-    ("demo --bars 5", 2, "--data"),
     ("demo --model nowhere", 2, "nowhere"),
 ]
 

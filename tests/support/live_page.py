@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from programs import BIN, Program, pointing_at
+from programs import BIN, Program, exchange_on, pointing_at
 from report_cases import SAMPLE
 
 from tracepaper.daemon.http.client import token_file
@@ -70,16 +70,10 @@ def live_daemon(folder: Path, config: str, *data: str) -> Iterator[LiveDaemon]:
     with socket.create_server(("127.0.0.1", 0)) as held:
         port = held.getsockname()[1]
     candles = data or ("--data", str(SAMPLE))
-    exchange = Program(
-        [str(BIN / "tracepaper"), "exchange", *candles, "--speed", SPEED], folder, name="exchange"
-    )
-    try:
-        exchange.wait_until(lambda: "\n" in exchange.out)
+    with exchange_on(folder, *candles, "--speed", SPEED) as exchange:
         settings = pointing_at(exchange.out) | {"TRACEPAPER_HTTP__PORT": str(port)}
         served = LiveDaemon(folder, f"http://127.0.0.1:{port}", settings, started(folder, settings))
         try:
             yield served
         finally:
             served.daemon.kill()
-    finally:
-        exchange.kill()

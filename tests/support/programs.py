@@ -7,7 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -168,6 +169,17 @@ class Program:
         """End it at once; harmless where it has ended."""
         self.process.kill()
         self.process.wait()
+
+
+@contextmanager
+def exchange_on(folder: Path, *given: str, name: str = "exchange") -> Iterator[Program]:
+    """Run ``tracepaper exchange`` with the arguments *given*; it has printed its addresses."""
+    program = Program([str(BIN / "tracepaper"), "exchange", *given], folder, name=name)
+    try:
+        program.wait_until(lambda: "\n" in program.out)
+        yield program
+    finally:
+        program.kill()
 
 
 def pointing_at(served: str) -> dict[str, str]:
