@@ -133,9 +133,16 @@ def change_of(
 ) -> UniverseChange:
     """Return the event with the choice among a run's *instruments*.
 
-    An instrument that is not *listed* is not chosen.
+    An instrument that is not *listed* is not chosen. The figures are rounded first, so that those
+    in the event give the same choice again.
     """
-    by_symbol = {traded.symbol: traded for traded in listed}
+    by_symbol = {
+        traded.symbol: traded._replace(
+            turnover=traded.turnover.quantize(Decimal(1)),
+            volatility=traded.volatility.quantize(_VOLATILITY_UNIT),
+        )
+        for traded in listed
+    }
     candidates = [by_symbol[item.symbol] for item in instruments if item.symbol in by_symbol]
     choice = choose(rule, candidates, count=rule.top, now_ms=now_ms, names=names)
     ids = {item.symbol: item.id for item in instruments}
@@ -145,8 +152,8 @@ def change_of(
         candidates=tuple(
             (
                 ids[traded.symbol],
-                plain(traded.turnover.quantize(Decimal(1))),
-                plain(traded.volatility.quantize(_VOLATILITY_UNIT)),
+                plain(traded.turnover),
+                plain(traded.volatility),
                 age_days(traded, now_ms),
             )
             for traded in candidates

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
-from typing import Final, NamedTuple
 
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.market import UniverseRule
@@ -20,29 +19,8 @@ from tracepaper.strategies.types.decisions import RunRow
 from tracepaper.strategies.types.market import Bar, Event, Instrument, Source, UniverseChange
 from tracepaper.strategies.units import DAY_MS, iso
 
-_UNIT: Final = Decimal(1)
-_SHARE: Final = Decimal("0.000001")
-"""Rounding steps of an event's turnover and volatility."""
-
 Unlike = tuple[str, object, object]
 """The name of a field, its stored value, and the expected one."""
-
-
-class _CandidateFigures(NamedTuple):
-    """A candidate's figures as stored in its event."""
-
-    turnover: Decimal
-    volatility: Decimal
-    age_days: int
-
-    def passes(self, rule: UniverseRule, slack: int) -> bool:
-        """Return whether the figures keep the limits, widened by *slack* rounding steps."""
-        return (
-            self.turnover + slack * _UNIT >= rule.min_turnover
-            and rule.min_volatility - slack * _SHARE <= self.volatility
-            and self.volatility <= rule.max_volatility + slack * _SHARE
-            and (not rule.min_age_days or self.age_days >= rule.min_age_days)
-        )
 
 
 class ChoiceCheck:
@@ -114,47 +92,33 @@ class ChoiceCheck:
             yield "universe", f"a choice at {iso(at_ms)}", f"none before {iso(due_ms)}"
 
     def _of_figures(self, event: UniverseChange, rule: UniverseRule) -> Iterator[Unlike]:
-        """Check the choice against the figures in its event, within their rounding.
-
-        The record does not hold the symbols of a list.
-        """
-        figures = {
-            key: _CandidateFigures(Decimal(turnover), Decimal(volatility), age)
-            for key, turnover, volatility, age in event.candidates
-        }
-        chosen = event.chosen
-        invalid = [key for key in chosen if key not in figures or not figures[key].passes(rule, 1)]
-        if invalid or len(set(chosen)) < len(chosen) or not set(figures) <= set(self._instruments):
-            yield "chosen", chosen, f"symbols that pass market.universe of {list(figures)}"
-            return
-        measures = [getattr(figures[key], rule.by) for key in chosen]
-        due_others = [
-            candidate
-            for key, candidate in figures.items()
-            if key not in chosen and candidate.passes(rule, -1)
-        ]
-        if rule.file is not None:
-            due_others = []
-        least = measures[-1] if measures else None
-        if (
-            measures != sorted(measures, reverse=True)
-            or len(chosen) > rule.top
-            or (due_others and len(chosen) < rule.top)
-            or (
-                least is not None
-                and any(getattr(candidate, rule.by) > least for candidate in due_others)
+        """Choose again by the figures in the event."""
+        items, at_ms, names = self._instruments, event.market_ms, None
+        listed = [
+            TradedSymbol(
+                items[key].symbol,
+                items[key].quote_coin,
+                Decimal(turnover),
+                Decimal(volatility),
+                at_ms - age * DAY_MS if age >= 0 else 0,
             )
+            for key, turnover, volatility, age in event.candidates
+            if key in items
+        ]
+        if rule.file is not None:  # the record does not hold its list
+            names = {items[key].symbol for key in event.chosen if key in items}
+        due = change_of(rule, tuple(items.values()), listed, now_ms=at_ms, names=names)
+        reason, due_reason = event.reason, due.reason
+        if rule.file is not None:  # how many of the list pass is not known either
+            due_reason = due_reason.rpartition(" the ")[0]
+            reason = reason[: len(due_reason)] if listed else due_reason  # else it says why
+        for name, stored, follows in (
+            ("candidates", event.candidates, due.candidates),
+            ("chosen", event.chosen, due.chosen),
+            ("reason", reason, due_reason),
         ):
-            yield "chosen", chosen, f"the first {rule.top} by {rule.by}"
-        due_start = (
-            f"{len(chosen)} of {len(figures)} symbols may open positions, the first by "
-            f"{rule.by} of "
-            if chosen
-            else f"none of {len(figures)} symbols passes market.universe"
-        )
-        is_of_list = rule.file is not None and not figures  # the reason says why not
-        if not event.reason.startswith(due_start) and not is_of_list:
-            yield "reason", event.reason, due_start
+            if stored != follows:
+                yield name, stored, follows
 
     def _of_bars(self, event: UniverseChange, rule: UniverseRule) -> Iterator[Unlike]:
         """Check the figures against the bars of the 24 hours before, where the record has them all.
@@ -187,9 +151,6 @@ class ChoiceCheck:
                 if is_older and not (is_other and key in complete):
                     continue
             yield "candidates", stored_row, due_row
-        for name in ("chosen", "reason") if self._begins_empty and rule.file is None else ():
-            if getattr(event, name) != getattr(due, name):
-                yield name, getattr(event, name), getattr(due, name)
 
     def _listed(self, item: Instrument, at_ms: int) -> TradedSymbol | None:
         """Return *item* with its ticker's figures at *at_ms*; None without a bar in that day."""

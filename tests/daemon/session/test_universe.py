@@ -107,6 +107,15 @@ def test_a_universe_that_is_empty_says_so_in_one_sentence() -> None:
     assert change.candidates == (("linear:AAAUSDT", "100", "0.05", 10),)
 
 
+def test_a_choice_is_by_the_rounded_figures_in_its_event() -> None:
+    traded = TradedSymbol("AAAUSDT", "USDT", Decimal("100.45"), Decimal("0.0100004"), 90 * DAY)
+    for limit, is_chosen in (("100.4", False), ("100", True)):
+        rule = UniverseRule(top=1, min_turnover=Decimal(limit), min_volatility=Decimal("0.01"))
+        change = change_of(rule, [instrument("AAAUSDT")], [traded], now_ms=100 * DAY)
+        assert bool(change.chosen) is is_chosen
+        assert change.candidates == (("linear:AAAUSDT", "100", "0.01", 10),)
+
+
 def test_the_next_choice_is_at_the_next_stated_time() -> None:
     rule = UniverseRule(top=1, at=("12:00", "00:05"))
     assert rule.at == ("00:05", "12:00")
