@@ -30,7 +30,6 @@ from tracepaper.strategies.types.market import (
     CommandKind,
     GapCause,
     GapWord,
-    Side,
     gap_word,
 )
 from tracepaper.strategies.units import DAY_MS, HOUR_MS, MINUTE_MS, count_of, minute_text
@@ -64,17 +63,12 @@ class LastingState:
     since_ms: int  # market time; for bars the open time of the first in the longest gap
     sequence: int  # of the step that recorded the state
     refused: int | None
-    idle_ms: int  # since the last entry; for bars their total time
     sentence: str
-    ends_by: str  # the command; empty for bars
-    word: str = ""  # the operator's command, HALT or FLATTEN
-    note: str = ""
-    giver: str = ""  # who gave the command, and by which means
 
     @property
     def is_halt(self) -> bool:
         """Whether the state lasts until RESUME."""
-        return bool(self.ends_by)
+        return self.kind in ("limit", "operator")
 
 
 def lasting_states(columns: RunColumns, *, until: int | None = None) -> tuple[LastingState, ...]:
@@ -99,11 +93,11 @@ def lasting_states(columns: RunColumns, *, until: int | None = None) -> tuple[La
     states = []
     if lasting := [command for command in commands if command[0] > resumed]:
         (sequence, since_ms, _), (_, _, newest_command) = lasting[0], lasting[-1]
-        states.append(span.state("operator", operator.name, since_ms, sequence, newest_command))
+        states.append(span.of_operator(newest_command, since_ms, sequence))
     halts = columns.rows.halts((resumed + 1, last))
     if halts:
         halt = halts[-1]
-        states.append(span.state("limit", halt.limit, halt.since_ms, halt.sequence))
+        states.append(span.of_limit(halt.limit, halt.since_ms, halt.sequence))
     elif (state := span.refused_by_drawdown(resumed)) is not None:
         states.append(state)
     states += filter(None, (span.of_bars("absent"), span.of_bars("late")))
@@ -181,36 +175,27 @@ class _Span:
         self._columns, self._views, self._rows = columns, columns.views, columns.rows
         self._last, self._now_ms = last, now_ms
 
-    def state(
-        self,
-        kind: str,
-        gate: str,
-        since_ms: int,
-        sequence: int,
-        command: Command | None = None,
-    ) -> LastingState:
-        """Return the halt by *gate* since step *sequence*; *command* is the operator's, if any."""
-        gates, subject, by = LIMITS, "entries", gate
+    def of_limit(self, gate: str, since_ms: int, sequence: int) -> LastingState:
+        """Return the halt by the limit of *gate* since step *sequence*."""
         ends = ""
         if gate == risk_daily_loss.name:
-            ends = 'With risk.on_breach = "refuse" it would end with the day.'
-        word = note = giver = ""
-        if command is not None:
-            word, note, giver = command.kind.value, command.note, command.giver
-            gates, subject = (gate,), "decisions"
-            by = f"the operator's {word} {giver}" + (f" ({note})" if note else "")
-        refused = self._refused(gates, sequence)
-        least = "at least " if self._columns.span[0] > sequence else ""
-        count = f"; {subject} refused: {least}{refused:,}"
-        idle_ms = self._now_ms - max(since_ms, self._entered_ms(sequence))
+            ends = ' With risk.on_breach = "refuse" it would end with the day.'
+        refused = self._refused(LIMITS, sequence)
         sentence = (
-            f"This run is halted by {by} since {time_text(since_ms)}{count}; nothing entered for "
-            f"{span_text(idle_ms)}. Only RESUME lifts it. {ends}".rstrip()
+            f"This run is halted by {gate} since {time_text(since_ms)}; entries refused: "
+            f"{self._least(sequence)}{refused:,}. Only RESUME lifts it.{ends}"
         )
-        return LastingState(
-            kind, gate, since_ms, sequence, refused, idle_ms, sentence, CommandKind.RESUME.value,
-            word, note, giver,
-        )  # fmt: skip
+        return LastingState("limit", gate, since_ms, sequence, refused, sentence)
+
+    def of_operator(self, command: Command, since_ms: int, sequence: int) -> LastingState:
+        """Return the halt since step *sequence*; *command* is the operator's newest."""
+        refused, note = self._refused((operator.name,), sequence), f" ({command.note})"
+        sentence = (
+            f"This run is halted by the operator's {command.kind} {command.giver}"
+            f"{note if command.note else ''} since {time_text(since_ms)}; decisions refused: "
+            f"{self._least(sequence)}{refused:,}. Only RESUME lifts it."
+        )
+        return LastingState("operator", operator.name, since_ms, sequence, refused, sentence)
 
     def refused_by_drawdown(self, after: int) -> LastingState | None:
         """Return the state of a run without a position whose entries a drawdown refuses, or None.
@@ -231,14 +216,12 @@ class _Span:
         (decision,) = self._views.rows("v_decisions", sequence=sequence)
         since_ms = self._columns.times.close_ms(decision["open_time_ms"])
         refused = self._refused((risk_drawdown.name,), sequence)
-        idle_ms = self._now_ms - since_ms
         sentence = (
             f"This run is held by {risk_drawdown.name} since {time_text(since_ms)}; entries "
-            f"refused: {refused:,}; nothing entered for {span_text(idle_ms)}. Without a position "
-            "its equity stays where it is: RESUME begins a new peak."
+            f"refused: {refused:,}. Without a position its equity stays where it is: RESUME begins "
+            "a new peak."
         )
-        by, lifted = risk_drawdown.name, CommandKind.RESUME.value
-        return LastingState("limit", by, since_ms, sequence, refused, idle_ms, sentence, lifted)
+        return LastingState("limit", risk_drawdown.name, since_ms, sequence, refused, sentence)
 
     def of_bars(self, word: GapWord) -> LastingState | None:
         """Return the absent or late bars of the instrument with most of them; None if they are few.
@@ -277,13 +260,17 @@ class _Span:
             effect, came = "Decisions were late", "were late, and repaired"
         sentence = f"{effect} for {span_text(total_ms)}: {bars} {came}, {where} ({_CAUSES[cause]})."
         first = longest["from_ms"], longest["sequence"]
-        return LastingState(word, cause, *first, None, total_ms, sentence, "")
+        return LastingState(word, cause, *first, None, sentence)
 
     def _is_held(self) -> bool:
         """Whether a position was held after the last step."""
         steps = [item.quantity_step for item in self._columns.instruments.values()]
         held = self._rows.held(self._last)
         return any(abs(quantity) >= steps[place] for place, quantity in held)
+
+    def _least(self, sequence: int) -> str:
+        """Return that a count from step *sequence* on lacks what was pruned."""
+        return "at least " if self._columns.span[0] > sequence else ""
 
     def _keys(self, gates: Collection[str]) -> list[int]:
         """Return the keys of the outcomes that one of *gates* refused.
@@ -296,29 +283,6 @@ class _Span:
         """Return the number of decisions from step *sequence* on that one of *gates* refused."""
         counts = self._rows.outcome_counts((sequence, self._last))
         return sum(counts[key].times for key in self._keys(gates) if key in counts)
-
-    def _entered_ms(self, sequence: int) -> int:
-        """Return the time of the newest fill after step *sequence* that added to a position, or 0.
-
-        An order that rested before the step may still fill.
-        """
-        for at in self._rows.filled((sequence + 1, self._last)):
-            held = self._views.rows("v_positions", sequence=at)
-            for fill in self._views.rows("v_fills", sequence=at):
-                if any(_adds(fill, position) for position in held):
-                    return int(fill["filled_ms"])
-        return 0
-
-
-def _adds(fill: Row, held: Row) -> bool:
-    """Whether *fill* opened or added to the position *held* after it."""
-    if held["instrument"] != fill["instrument"] or fill["position_side"] not in (
-        None,
-        held["side"],
-    ):
-        return False
-    sign = 1 if fill["side"] == Side.BUY else -1
-    return bool(sign * held["quantity"] > 0)
 
 
 def time_text(time_ms: int) -> str:
