@@ -12,6 +12,7 @@ The rules are docs/identity.md, I6, docs/operations.md, O21 to O24, and docs/mon
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -157,7 +158,8 @@ def compare_runs(first: ComparedRun, second: ComparedRun) -> Parity:
     dependent = (
         first_run.sees_account or second_run.sees_account
     ) and not comparison.fills_compared
-    after = _after_first_fill(comparison, first, second) if dependent else frozenset()
+    apart = _first_fill_apart(first, second) if dependent else None
+    apart_ms, comparison.first_fill = apart or (math.inf, "")
     others = {decided.key: decided for decided in _decided(second)}
     shared: set[Key] = set()
     alone: list[Key] = []
@@ -170,7 +172,7 @@ def compare_runs(first: ComparedRun, second: ComparedRun) -> Parity:
             alone.append(key)
             continue
         shared.add(key)
-        if key in after:
+        if decided.step.event.market_ms > apart_ms:
             comparison.after_first_fill += 1
             continue
         agreed, _ = closes.get(key[1], (True, decided))
@@ -190,54 +192,32 @@ def compare_runs(first: ComparedRun, second: ComparedRun) -> Parity:
     return comparison
 
 
-def _after_first_fill(
-    comparison: Parity, first: ComparedRun, second: ComparedRun
-) -> frozenset[Key]:
-    """Note the first fill that differs; return the bars that either run decided after it.
+def _first_fill_apart(first: ComparedRun, second: ComparedRun) -> tuple[int, str] | None:
+    """Return time and text of the first fill that differs, or None; all decisions share a fill.
 
-    Fills are compared in order for each instrument. A fill can affect the decisions of its step and
-    of all later steps on every instrument, since all share one account.
+    Fills are compared in order for each instrument.
     """
-    first_fills, second_fills = _filled(first), _filled(second)
+    fills, other_fills = _filled(first), _filled(second)
     differing: list[tuple[int, str]] = []
-    known_from: tuple[list[int], list[int]] = ([], [])
-    for key in sorted(first_fills.keys() | second_fills.keys()):
-        for pair in zip_longest(first_fills.get(key, ()), second_fills.get(key, ())):
-            given = [filled for filled in pair if filled is not None]
-            if len({filled[1:] for filled in given}) == 1 and len(given) == len(pair):
-                continue
-            for sequences, filled in zip(known_from, pair, strict=True):
-                if filled is not None:
-                    sequences.append(filled[0])
-            at_ms = min(filled[1] for filled in given)
-            first_text, second_text = ("none" if filled is None else filled[2] for filled in pair)
-            fills = f"{first_text} in the first and {second_text} in the second"
-            differing.append((at_ms, f"{key} at {iso(at_ms)}: {fills}"))
-            break
-    if not differing:
-        return frozenset()
-    comparison.first_fill = min(differing)[1]
-    return frozenset(
-        decided.key
-        for run, sequences in zip((first, second), known_from, strict=True)
-        if sequences
-        for decided in _decided(run)
-        if decided.step.sequence >= min(sequences)
-    )
+    for key in fills.keys() | other_fills.keys():
+        for pair in zip_longest(fills.get(key, ()), other_fills.get(key, ())):
+            if pair[0] != pair[1]:
+                at_ms = min(filled[0] for filled in pair if filled is not None)
+                texts = ("none" if filled is None else filled[1] for filled in pair)
+                both = "{} in the first and {} in the second".format(*texts)
+                differing.append((at_ms, f"{key} at {iso(at_ms)}: {both}"))
+                break
+    return min(differing, default=None)
 
 
-_Filled = tuple[int, int, str]
-"""A fill: its step's sequence, its time, and its side, exact quantity and price as text."""
-
-
-def _filled(source: ComparedRun) -> dict[str, list[_Filled]]:
-    """Return the fills of the run's own account, by instrument, in order."""
+def _filled(source: ComparedRun) -> dict[str, list[tuple[int, str]]]:
+    """Return time and text of the fills of the run's own account, by instrument, in order."""
     scales = source.scales
-    fills: dict[str, list[_Filled]] = {}
+    fills: dict[str, list[tuple[int, str]]] = {}
     for step in source.reader.steps(source.run_id):
         for fill in step.fills:
             text = _fill_text(fill, scales[fill.instrument])
-            fills.setdefault(fill.instrument, []).append((step.sequence, fill.filled_ms, text))
+            fills.setdefault(fill.instrument, []).append((fill.filled_ms, text))
     return fills
 
 
