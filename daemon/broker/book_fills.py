@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.journal import taken_over_id
+from tracepaper.daemon.broker.orders import taken_over_id
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.market import BookUpdate, Side
 

@@ -28,12 +28,11 @@ from tracepaper.daemon.broker.book_fills import (
     walk_levels,
 )
 from tracepaper.daemon.broker.exit_orders import due_from_ms
+from tracepaper.daemon.broker.ledger import Ledger
 from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.broker.margin import MarginPolicy
 from tracepaper.daemon.broker.matching import WOULD_TAKE, Market
-from tracepaper.daemon.broker.order_prices import is_waiting_stop, matters_from, touched
-from tracepaper.daemon.broker.orders import OrderEvent
-from tracepaper.daemon.broker.totals import Ledger
+from tracepaper.daemon.broker.orders import OrderEvent, is_waiting_stop, matters_from, touched
 from tracepaper.strategies.types.decisions import FillModel, Order, OrderRole, OrderStatus
 from tracepaper.strategies.types.market import BookUpdate, Quote, Side
 
@@ -143,7 +142,7 @@ class BookMarket(Market):
                 fill = self._executor.fill_resting(now, quantity, FillModel.BOOK, at_ms)
             else:
                 fill = self._executor.at_level(now, level.price, quantity, middle, at_ms)
-            before = len(self.journal.entries)
+            before = len(self.ledger.fills)
             if not self._apply_fill(now, fill):
                 return
             self.queues.take(side, level, self._filled_since(before))
@@ -157,7 +156,7 @@ class BookMarket(Market):
             self._apply_fill(now, self._executor.at_level(now, last, rest, middle, at_ms, rate))
 
     def _filled_since(self, before: int) -> int:
-        return sum(entry.fill.quantity for entry in self.journal.entries[before:])
+        return sum(entry.fill.quantity for entry in self.ledger.fills[before:])
 
     # ------------------------------------------------------------ queues
 
@@ -196,7 +195,7 @@ class BookMarket(Market):
             if quantity <= 0:
                 continue
             fill = self._executor.fill_resting(order, quantity, FillModel.BOOK, move.at_ms)
-            before = len(self.journal.entries)
+            before = len(self.ledger.fills)
             if self._apply_fill(order, fill):
                 used += self._filled_since(before)
 
@@ -232,9 +231,9 @@ class BookWatch:
         self._others: list[tuple[Order, int]] = []
         arriving: list[int] = []
         for line in self._lines:
-            resting, queues = line.orders, line.queues
+            queues = line.queues
             assert queues is not None
-            for order in resting.orders:
+            for order in line.orders:
                 place = queues.places.get(order.order_id)
                 if place is not None and order.price is not None:
                     at = (order.side, order.price)

@@ -18,11 +18,14 @@ from msgspec.structs import replace
 
 from tracepaper.daemon.broker.account import (
     ENTRIES,
+    AccountState,
+    Book,
+    Holdings,
     Intent,
     PaperAccount,
     intent_for_side,
+    requests_of,
 )
-from tracepaper.daemon.broker.book import AccountState, Book, Holdings, requests_of
 from tracepaper.daemon.broker.book_fills import unpack_moves
 from tracepaper.daemon.broker.book_matching import BookMarket, BookWatch
 from tracepaper.daemon.broker.execution import RANGE_BARS, MeanRange
@@ -35,12 +38,11 @@ from tracepaper.daemon.broker.exit_orders import (
     on_signal,
 )
 from tracepaper.daemon.broker.exit_plans import HeldPosition, Plan
-from tracepaper.daemon.broker.journal import FillEntry
+from tracepaper.daemon.broker.ledger import FillEntry
 from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.broker.margin import MarginPolicy
 from tracepaper.daemon.broker.matching import Market
-from tracepaper.daemon.broker.order_prices import matters_from
-from tracepaper.daemon.broker.orders import FLATTEN, OrderContext
+from tracepaper.daemon.broker.orders import FLATTEN, OrderContext, matters_from
 from tracepaper.daemon.broker.settings import BrokerSettings, Ownership
 from tracepaper.daemon.broker.splits import apply_action
 from tracepaper.strategies.api.context import Orders, Signal
@@ -108,7 +110,7 @@ class OwnerIntents(NamedTuple):
         for share in position.shares:
             owner_intent = self.intents.get(share.owner)
             requests = requests_of(owner_intent, side) if isinstance(owner_intent, Orders) else ()
-            bought, sold, _ = share.orders.opens(requests)
+            bought, sold, _ = share.opens(requests)
             most, least = most + bought, least - sold
         return max(abs(most), abs(least))
 
@@ -207,7 +209,7 @@ class Broker:
     def begin(self, sequence: int) -> None:
         """Begin step *sequence*: new orders get its number."""
         for account in self._accounts:
-            account.journal.sequence = sequence
+            account.ledger.sequence = sequence
 
     def positions(self, instrument: str) -> dict[str | None, Position]:
         """Return the position of every account in *instrument*, by name; None is the run's."""
@@ -220,25 +222,24 @@ class Broker:
 
     def take(self) -> FilledEvent:
         """Return the fills and order changes since the last call, or ``NOTHING_FILLED``."""
-        journal = self.account.journal
         other_fills: dict[str, tuple[Fill, ...]] = {}
         for name, shadow in self.shadows.items():
-            if shadow.journal.has_changes:
+            if shadow.ledger.has_changes:
                 self.save = Save.NOW
-                if shadow_fills := tuple(shadow.journal.take().fills):
+                if shadow_fills := tuple(shadow.ledger.take().fills):
                     other_fills[name] = shadow_fills
-        if journal.has_changes:
-            journal = journal.take()
+        if self.account.ledger.has_changes:
             self.save = Save.NOW
         elif not other_fills:  # as at most bars
             return NOTHING_FILLED
-        fills = tuple(journal.fills)
+        changes = self.account.ledger.take()
+        fills = tuple(changes.fills)
         for fill in fills if self.account.sides else ():
             assert fill.position_side is not None
             other_fills[fill.position_side] = (*other_fills.get(fill.position_side, ()), fill)
-        for owner, fill in journal.share_fills:
+        for owner, fill in changes.share_fills:
             other_fills[owner] = (*other_fills.get(owner, ()), fill)
-        return FilledEvent(fills, journal.orders, other_fills, journal.entries)
+        return FilledEvent(fills, changes.orders, other_fills, changes.entries)
 
     def on_bar(self, bar: Bar, *, is_last: bool = True) -> None:
         """Match the resting orders against *bar*, and value the positions.
@@ -274,16 +275,16 @@ class Broker:
         """Match *bar* if its quotes were missed; in any case cancel expired orders."""
         key = bar.instrument
         self.expire(key, bar.market_ms)
-        moved = [line.orders for line in self._lines[key] if line.orders.before_quotes]
+        moved = [line for line in self._lines[key] if line.before_quotes]
         if moved:  # this bar drops what no later one needs
             self.save = Save.NOW
         if bar.open_time_ms >= self._missed_until_ms.get(key, 0):
-            for orders in moved:
-                orders.before_quotes = ()
+            for line in moved:
+                line.before_quotes = ()
             return
         for account in self._accounts:
             account.markets[key].match_bar(bar, settlements, is_missed=True)
-            account.journal.mark_while_down()
+            account.ledger.mark_while_down()
 
     def on_quote(self, quote: Quote) -> None:
         """Match the resting orders against *quote*, if quotes fill orders."""
@@ -381,7 +382,7 @@ class Broker:
         """Cancel orders that were not filled in time, if quotes or order books fill orders."""
         if self._by_quotes or self._by_book:
             for line in self._lines[instrument]:
-                line.orders.expire(market_ms)
+                line.expire(market_ms)
 
     def change(self, instrument: Instrument) -> None:
         """Use the exchange's new filters from now on."""
@@ -452,29 +453,28 @@ class Broker:
             policy.send(line, intent, bar, at_ms)
             return None
         action, target, reason = intent.action, intent.target, intent.reason
-        orders = line.orders
         if intent.ends_lists:
-            orders.cancel_listed("", reason, opening_only=True)
-        before = orders.target
+            line.cancel_listed("", reason, opening_only=True)
+        before, held = line.target, line.held
         plan, refusal = self._enter(line, intent, bar, at_ms)
         if refusal is not None:
             action, target = Action.HOLD, before  # a refused entry keeps the target
         shortfall = None
-        if orders.order is None and target == before == line.held:
+        if line.order is None and target == before == held:
             pass  # as at most bars
         elif (
-            orders.shortfall
+            line.shortfall
             and target == before
             and action is Action.HOLD
-            and not orders.is_reached(target, line.held)
+            and not line.is_reached(target)
         ):
-            shortfall = orders.shortfall
+            shortfall = line.shortfall
         else:
             if target == before and action is Action.HOLD:
-                reason = orders.reason  # HOLD keeps the target's reason too
-            context = OrderContext(at_ms, bar.open_time_ms, bar.close, line.held)
+                reason = line.reason  # HOLD keeps the target's reason too
+            context = OrderContext(at_ms, bar.open_time_ms, bar.close)
             shortfall = policy.submit(line, target, reason, context)
-        is_refused = shortfall and orders.order is None and not line.held
+        is_refused = shortfall and line.order is None and not held
         if plan is not None and target and not is_refused:
             follow(line, plan, bar.close, at_ms)
         elif line.is_guarded and action is Action.FLAT and target == 0:
@@ -504,7 +504,7 @@ class Broker:
         # Later is enough: the step itself records the confirmation.
         self.save = self.save or _LATER
         if line.key in self._confirms:
-            line.orders.confirmed_ms = bar.open_time_ms
+            line.confirmed_ms = bar.open_time_ms
             book, is_own = line.book, line.book.ledger is self.account.ledger
             is_named = bool(book.owner or book.side)
             if is_named and not (is_own and (line.parent is None or book.side is None)):
@@ -552,7 +552,7 @@ class Broker:
         """Cancel the run's orders by list: all, or only those that could open a position."""
         for book in self.account.every_book:
             for line in book.lines.values():
-                line.orders.cancel_listed("", reason, opening_only=opening_only)
+                line.cancel_listed("", reason, opening_only=opening_only)
 
     def flatten(self, closes: Mapping[str, int], at_ms: int) -> None:
         """Close the run's positions, by the operator's command.
@@ -566,7 +566,7 @@ class Broker:
             for key, close in closes.items():
                 line = book.lines[key]
                 leave(line, FLATTEN)
-                context = OrderContext(at_ms, 0, close, line.held)
+                context = OrderContext(at_ms, 0, close)
                 self.account.policy.submit(line, 0, FLATTEN, context, by_command=True)
 
     # ------------------------------------------------------------ questions of the feed
@@ -579,7 +579,7 @@ class Broker:
         times = [
             from_ms
             for line in self._lines[key]
-            for order in line.orders.orders
+            for order in line.orders
             if (from_ms := matters_from(order, quote, line.protection.trail)) is not None
         ]
         due_times = [due_from_ms(line, quote) for line in self._lines[key]]
@@ -641,10 +641,9 @@ class Broker:
             return False
         for lines in self._lines.values():
             for line in lines:
-                orders = line.orders
-                if orders.order is not None:
+                if line.order is not None:
                     return False
-                if (orders.others or line.is_guarded) and self.account.owners:
+                if (line.others or line.is_guarded) and self.account.owners:
                     return False
             if self._is_on_margin and any(line.holding.quantity for line in lines):
                 return False
@@ -654,10 +653,7 @@ class Broker:
     def is_settled(self, instrument: str) -> bool:
         """Return whether every account holds its target of *instrument*, and no order waits."""
         return not any(
-            line.orders.target != line.held
-            or line.orders.shortfall
-            or line.is_guarded
-            or line.waits
+            line.target != line.held or line.shortfall or line.is_guarded or line.waits
             for line in self._lines[instrument]
         )
 
@@ -668,7 +664,7 @@ class Broker:
     def resting_orders(self, instrument: str) -> list[Order]:
         """Return the resting orders of the account and of its owners in *instrument*."""
         books = self.account.every_book
-        return [order for book in books for order in book.lines[instrument].orders.orders]
+        return [order for book in books for order in book.lines[instrument].orders]
 
     def follow(self, bars: Sequence[Bar]) -> None:
         """Value the positions by the last of *bars*, of one instrument; nothing else changes."""
@@ -686,9 +682,7 @@ class Broker:
 
     def is_engaged(self, instrument: str) -> bool:
         """Return whether any account has a position, a target or orders in *instrument*."""
-        return any(
-            line.held or line.orders.target or line.orders.rests for line in self._lines[instrument]
-        )
+        return any(line.held or line.target or line.rests for line in self._lines[instrument])
 
     def state(self) -> tuple[AccountState, dict[str, AccountState]]:
         """Return the state to store: of the run's account, and of the other accounts by name."""
@@ -766,21 +760,20 @@ def _check(
 
 def cross(position: Line, price: int, at_ms: int) -> None:
     """Cross the opposing shares of *position* at *price*, without fee."""
-    wanted = [share.orders.target - share.held for share in position.shares]
+    wanted = [share.target - share.held for share in position.shares]
     for share, signed in zip(position.shares, crossed(wanted), strict=True):
         if not signed:
             continue
-        orders = share.orders
         side, quantity = (Side.BUY, signed) if signed > 0 else (Side.SELL, -signed)
         order = Order(
-            orders.next_id(), share.key, side, quantity, quantity,
-            OrderStatus.FILLED, orders.reason, at_ms, at_ms, position_side=share.book.side,
+            share.next_id(), share.key, side, quantity, quantity,
+            OrderStatus.FILLED, share.reason, at_ms, at_ms, position_side=share.book.side,
         )  # fmt: skip
         fill = Fill(
             order.order_id, share.key, side, quantity, price, price,
             share.notional(price, quantity), 0, 0, Liquidity.MAKER, FillModel.CROSSED,
-            orders.reason, at_ms, position_side=share.book.side,
+            share.reason, at_ms, position_side=share.book.side,
         )  # fmt: skip
         share.post_part(fill)
-        orders.resize(share.held)
+        share.resize()
         on_fills(share, [order], price, at_ms)

@@ -58,7 +58,7 @@ def _has_time_limits(line: Line) -> bool:
 def _protects(line: Line, plan: Plan) -> bool:
     """Return whether the position has the side of *plan* and at least one step to close."""
     held = line.held
-    return held * plan.sign > 0 and line.orders.closable(held) > 0
+    return held * plan.sign > 0 and line.closable > 0
 
 
 def due_from_ms(line: Line, quote: Quote) -> int | None:
@@ -121,10 +121,9 @@ def place_protection(
     the *market* has not reached rests at once. If the market has reached the new price of a
     limit, the order is sent anew and takes.
     """
-    resting, held = line.orders, line.held
-    quantity = resting.closable(held)
+    held, quantity = line.held, line.closable
     kind = kind_of(price, trigger)
-    armed = resting.protective(role)
+    armed = line.protective(role)
     side = Side.SELL if held > 0 else Side.BUY
     rests = kind is OrderKind.LIMIT and _is_ahead(side, price, market)
     if armed is not None and (armed.side, armed.kind) == (side, kind):
@@ -144,22 +143,22 @@ def place_protection(
             )
             if rests and amended.status is OrderStatus.NEW:
                 amended = after(amended, OrderEvent.ACCEPT)
-            resting.note(amended)
+            line.note(amended)
             return
     if armed is not None:
-        resting.end(armed, "replaced")
-    order = resting.exit_order(
-        held, role=role, reason=reason, at_ms=at_ms, quantity=quantity, price=price,
+        line.end(armed, "replaced")
+    order = line.exit_order(
+        role=role, reason=reason, at_ms=at_ms, quantity=quantity, price=price,
         trigger=trigger,
     )  # fmt: skip
-    resting.add(after(order, OrderEvent.ACCEPT) if rests else order)
+    line.add(after(order, OrderEvent.ACCEPT) if rests else order)
 
 
 def cancel_protection(line: Line, reason: str, roles: Collection[OrderRole] = PROTECTIVE) -> None:
     """Cancel the protective orders of *roles*."""
-    for order in line.orders.others:
+    for order in line.others:
         if order.role in roles:
-            line.orders.end(order, reason)
+            line.end(order, reason)
 
 
 # ------------------------------------------------------------ plans
@@ -199,7 +198,7 @@ def _is_nearer(line: Line, named: Level | None, before: Level | None) -> bool:
     """
     if named is None or before is None:
         return named is not None
-    is_armed = line.orders.protective(OrderRole.TRAILING) is not None
+    is_armed = line.protective(OrderRole.TRAILING) is not None
     return not is_armed or line.planner.to_tick(named.distance(line.entry_price)) < (
         line.protection.trail
     )
@@ -255,8 +254,8 @@ def act_if_due(line: Line, market_ms: int, bid: int, ask: int) -> None:
     assert plan is not None
     is_over = plan.until_ms is not None and market_ms >= plan.until_ms
     if not _protects(line, plan):
-        if is_over and not line.orders.leads_on(line.held):
-            line.orders.target = line.held  # the entry never filled
+        if is_over and not line.leads_on:
+            line.target = line.held  # the entry never filled
             line.protect_by(replace(line.protection, plan=None, next_plan=None))
         return
     reason, target = ("until" if is_over else ""), plan.target
@@ -291,7 +290,7 @@ def _place(
         return
     entry = line.entry_price
     unwanted = []
-    closing = line.orders.protective(OrderRole.UNTIL)
+    closing = line.protective(OrderRole.UNTIL)
     is_over = plan.until_ms is not None and at_ms >= plan.until_ms
     limit = None if line.exits is None else line.exits.limit_reason
     if closing is not None and (is_over or closing.reason == limit):
@@ -307,7 +306,7 @@ def _place(
         unwanted.append(OrderRole.TARGET)
     _place_target(line, plan, market, at_ms)
     if plan.trailing is not None:
-        armed = line.orders.protective(OrderRole.TRAILING)
+        armed = line.protective(OrderRole.TRAILING)
         trigger = None if armed is None else armed.trigger
         if trigger is None or is_nearer:
             distance = line.planner.to_tick(plan.trailing.distance(entry))
@@ -341,12 +340,12 @@ def _sign(action: Action) -> int:
 def protect_fills(lines: Sequence[Line], first: tuple[int, int]) -> None:
     """Update the exit orders of *lines* after the fills of a pass.
 
-    *lines* are positions and shares of one instrument. The fills begin at *first*: see
-    :meth:`Journal.begin`.
+    *lines* are positions and shares of one instrument. *first* is the number of the account's
+    fills before the pass, and of those of its shares.
     """
-    journal, (first_entry, first_share) = lines[0].journal, first
-    fills = [("", entry.fill) for entry in journal.entries[first_entry:]]
-    fills += journal.share_fills[first_share:]
+    ledger, (first_entry, first_share) = lines[0].ledger, first
+    fills = [("", entry.fill) for entry in ledger.fills[first_entry:]]
+    fills += ledger.share_fills[first_share:]
     if not fills:
         return
     for line in lines:
@@ -360,5 +359,5 @@ def protect_fills(lines: Sequence[Line], first: tuple[int, int]) -> None:
             # The market stands at a taker's price; a resting limit was only passed on the way.
             takers = (fill.reference_price for fill in ours if fill.liquidity is Liquidity.TAKER)
             market = next(takers, ours[-1].reference_price)
-            filled = [journal.order_of(fill) for fill in ours]
+            filled = [ledger.orders[fill.order_id] for fill in ours]
             on_fills(line, filled, market, ours[-1].filled_ms)

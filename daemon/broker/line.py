@@ -8,13 +8,19 @@ is the quote balance, start + realized - fees - entry notional of the holding; e
 holding's value at the mark. A position stores its entry notional, since its average price may not
 be a finite decimal.
 
-The rules are docs/money.md, M6 to M21, and docs/one_account.md, J12 to J20.
+There is at most one order by signal, since a new target replaces it. Orders by list and exit
+orders are in ``others``, oldest first. A fill of a reduce-only order sets the target to the
+position after it, and cancels the order by signal, which was computed for another position.
+
+The rules are docs/money.md, M6 to M21, docs/orders.md, B1 and B2, and docs/one_account.md, J12 to
+J20.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
+from typing import Any, Final
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -22,33 +28,43 @@ from msgspec.structs import replace
 from tracepaper.daemon.broker.book_fills import Queues, QueueState
 from tracepaper.daemon.broker.execution import Executor, MeanRange
 from tracepaper.daemon.broker.exit_plans import Planner, ProtectionState
-from tracepaper.daemon.broker.journal import FillEntry
+from tracepaper.daemon.broker.ledger import FillEntry, Totals
 from tracepaper.daemon.broker.orders import (
+    DECIDED,
+    ENDED,
+    PROTECTIVE,
+    OrderContext,
     OrderEvent,
     OrdersState,
-    RestingOrders,
     after,
+    carried,
+    kind_of,
+    terms_of,
+    tighter,
+    urgency,
 )
-from tracepaper.daemon.broker.rules import NO_CASH, MarginRules
-from tracepaper.daemon.broker.totals import Totals
+from tracepaper.daemon.broker.rules import NO_CASH, Filters, MarginRules
+from tracepaper.strategies.api.context import Cancel, OrderRequest
 from tracepaper.strategies.apportion import apportion
 from tracepaper.strategies.corporate_actions import ShareTerms
 from tracepaper.strategies.errors import InvariantBroken
-from tracepaper.strategies.holding import Holding
+from tracepaper.strategies.holding import Holding, Movement
 from tracepaper.strategies.types.decisions import (
     Fill,
     FillModel,
+    LedgerEntry,
     LedgerKind,
     Order,
+    OrderKind,
     OrderRole,
+    OrderStatus,
     Position,
 )
-from tracepaper.strategies.types.market import (
-    Category,
-    Instrument,
-    Side,
-)
+from tracepaper.strategies.types.market import Category, Instrument, Side
 from tracepaper.strategies.units import RATE_SCALE, divide_half_even
+
+RESTING_MOST: Final = 200
+"""The most orders by list that may rest at a time."""
 
 
 class LineState(Struct, frozen=True, array_like=True):
@@ -74,13 +90,14 @@ class Line:
     """One instrument in one book."""
 
     __slots__ = (
-        "book", "executor", "exits", "holding", "is_cash", "is_cross", "is_guarded",
-        "isolated_rules", "item", "journal", "key", "margin_rules", "mark", "mean_range",
-        "notional", "orders", "owner", "parent", "planner", "position", "protection", "queues",
-        "shares", "terms",
+        "_cancel_ms", "_is_spot", "_orders_of_step", "before_quotes", "book", "canceling",
+        "confirmed_ms", "executor", "exits", "filters", "holding", "is_cash", "is_cross",
+        "is_guarded", "isolated_rules", "item", "key", "ledger", "margin_rules", "mark",
+        "mean_range", "notional", "order", "others", "owner", "parent", "planner", "position",
+        "protection", "queues", "reason", "shares", "shortfall", "target", "terms",
     )  # fmt: skip
-    orders: RestingOrders
     executor: Executor
+    filters: Filters
     planner: Planner
 
     def __init__(
@@ -94,15 +111,17 @@ class Line:
     ) -> None:
         """Open the line of *item* in *book*; a share has the line of its position, *parent*.
 
-        *queues* are those of the account, where order books fill orders.
+        *queues* are those of the account, where order books fill orders. Then a strategy's
+        cancellation takes effect after the latency; until then the order can be filled.
         """
         settings = book.settings
-        self.book, self.key, self.owner, self.journal = book, item.id, book.owner, book.journal
+        self.book, self.ledger, self.key, self.owner = book, book.ledger, item.id, book.owner
         self.parent = parent
         self.shares: list[Line] = []
         if parent is not None:
             parent.shares.append(self)
         self.is_cash = item.category.is_cash
+        self._is_spot = item.category is Category.SPOT
         self.is_cross = settings.leverage is not None and settings.is_cross
         self.terms = ShareTerms.of(item)
         self.notional = self.terms.notional
@@ -110,19 +129,27 @@ class Line:
         self.mark = 0  # 0 before the first price
         self.position = Position()  # the holding, valued at the mark
         self.margin_rules: MarginRules | None = None  # by which orders are accepted
-        self.isolated_rules: MarginRules | None = (
-            None  # by which an isolated position is liquidated
-        )
+        # Those by which an isolated position is liquidated.
+        self.isolated_rules: MarginRules | None = None
         self.queues, self.mean_range = queues, mean_range
-        net = None if parent is None else parent.orders
-        self.orders = RestingOrders(item, settings, book=book, net=net)
+        self.order: Order | None = None  # by signal
+        self.others: tuple[Order, ...] = ()
+        # Orders that quotes moved or triggered, in their state at the newest bar not missed.
+        self.before_quotes: tuple[Order, ...] = ()
+        self.canceling: tuple[str, ...] = ()  # ids of orders with a cancellation on its way
+        self.target = 0  # the last decided target, whether or not it could be reached
+        self.reason = ""  # of the target
+        self.shortfall = ""  # why less than the target was ordered or filled
+        self.confirmed_ms = 0  # open time of the bar whose decision was last allowed
+        self._orders_of_step = (-1, 0)  # the current step, and the number of orders it created here
+        self._cancel_ms = settings.latency.fixed_ms if settings.execution is FillModel.BOOK else 0
         self.exits = settings.exits
         self.protection = ProtectionState()  # the plan of the exit orders
         self.is_guarded = False  # an exit plan is active, or an entry waits for another signal
         self.change(item)
 
     def change(self, item: Instrument) -> None:
-        """Use the exchange's new filters and risk tiers for orders and prices from now on."""
+        """Use the exchange's new filters and risk tiers for new orders and prices from now on."""
         self.item, settings = item, self.book.settings
         costs = settings.costs_for(self.key)
         if (
@@ -134,7 +161,7 @@ class Line:
                 item, settings.leverage, costs.taker_fee, is_cross=settings.is_cross
             )
             self.isolated_rules = None if settings.is_cross else self.margin_rules
-        self.orders.change(item, self.margin_rules)
+        self.filters = Filters(item, costs, self.margin_rules)
         self.planner = Planner(item, self.exits)
         self.executor = Executor(item, costs, self.mean_range)
 
@@ -144,7 +171,7 @@ class Line:
             return  # a repeated entry names the same plan: no new state to store
         self.protection = state
         self.is_guarded = state.plan is not None or state.closed != 0
-        self.journal.has_changes = True
+        self.ledger.has_changes = True
 
     # ------------------------------------------------------------ the holding and its value
 
@@ -195,7 +222,7 @@ class Line:
             holding.margin,
             holding.funding_paid if self.book.sign > 0 else 0,
         )
-        self.book.forget_balance()
+        self.book.valued = None
 
     def post_holding(self) -> None:
         """Value the holding, and add its changes to the sums of the book."""
@@ -210,27 +237,46 @@ class Line:
 
     # ------------------------------------------------------------ fills and funding
 
+    def move_cash(self, movement: Movement, order_id: str | None = None) -> None:
+        """Change the cash of the book; the cash of the account too, unless this is a share.
+
+        A step changes cash nowhere else. In the run's account each change is a ledger entry.
+        """
+        kind, amount = movement
+        if not amount:
+            return
+        book, ledger = self.book, self.ledger
+        book.cash += amount
+        if self.parent is not None:
+            return
+        ledger.cash += amount
+        if ledger.entries is not None:
+            ledger.entries.append(
+                LedgerEntry(kind, amount, ledger.cash, self.key, order_id, book.side)
+            )
+
     def apply(self, fill: Fill) -> Order:
         """Apply *fill* to the position and its shares; return the order after it.
 
         The order rests in the position itself or in one of its shares. A fill of a share's order
         is also a fill of the position; one of the position's order is apportioned to the shares.
         """
-        line = next(
-            (share for share in self.shares if share.orders.find(fill.order_id) is not None), self
-        )
+        line = next((share for share in self.shares if share.find(fill.order_id) is not None), self)
         before = self.position
         self.post(fill)
         if line is not self:
             line.post_part(fill)
-        order = line.orders.apply_fill(fill, line.held)
+        order = line.fill_order(fill)
         if line is not self:
             self.sum_share_targets()
-            self.orders.resize(self.held)
-            self.orders.shrink_to_target(self.held)
+            self.resize()
+            if self.order is not None:
+                sign = 1 if self.order.side is Side.BUY else -1
+                needed = max(sign * (self.target - self.held), 0)
+                self._shrink(self._quantity_of(sign * needed))
         elif self.shares:
             self._apportion(fill, order)
-        self.journal.entries.append(FillEntry(fill, order, before, self.position))
+        self.ledger.fills.append(FillEntry(fill, order, before, self.position))
         # The rest of the event meets the changed position.
         self.set_liquidation_price(fill.filled_ms, amends_only=True)
         return order
@@ -243,7 +289,7 @@ class Line:
         a reduction, by liquidation for instance, the targets are set to what is left.
         """
         shares, sign = self.shares, 1 if fill.side is Side.BUY else -1
-        weights = [max(sign * (line.orders.target - line.held), 0) for line in shares]
+        weights = [max(sign * (line.target - line.held), 0) for line in shares]
         if order.reduce_only or not any(weights):
             weights = [max(-sign * line.held, 0) for line in shares]
         if not any(weights):  # on spot an order includes the fee, which may exceed the targets
@@ -259,7 +305,7 @@ class Line:
                     fill, quantity=quantity, notional=notional, fee=fee, fee_base=fee_base
                 )
                 share.post_part(part)
-                share.orders.resize(share.held)
+                share.resize()
             if order.reduce_only:
                 share.set_target(share.held, "liquidated")
 
@@ -269,7 +315,7 @@ class Line:
         before = holding.quantity
         if self.is_cash and -signed_quantity(fill) > before:
             raise InvariantBroken(f"sold {fill.quantity} of {before} held")
-        for kind, amount in holding.fill(
+        for movement in holding.fill(
             signed_quantity(fill),
             fill.notional,
             fill.fee,
@@ -278,7 +324,7 @@ class Line:
             is_liquidation=fill.model is FillModel.LIQUIDATION,
             required=None if self.isolated_rules is None else self.isolated_rules.required,
         ):
-            book.move(kind, amount, self.key, fill.order_id)
+            self.move_cash(movement, fill.order_id)
         if before * holding.quantity <= 0:
             holding.opened_ms = fill.filled_ms if holding.quantity else 0
         if holding.quantity * book.sign < 0:
@@ -300,7 +346,7 @@ class Line:
             return 0
         paid = divide_half_even(self.value(holding.quantity) * rate, RATE_SCALE)
         if self.isolated_rules is not None:
-            available = max(self.book.ledger.available, 0)
+            available = max(self.ledger.available, 0)
             paid = min(paid, available + holding.margin)
             holding.margin -= max(paid - available, 0)
         self.post_funding(paid)
@@ -309,7 +355,7 @@ class Line:
     def post_funding(self, paid: int) -> None:
         """Book *paid* as funding."""
         self.holding.funding_paid += paid
-        self.book.move(LedgerKind.FUNDING, -paid, self.key)
+        self.move_cash((LedgerKind.FUNDING, -paid))
         self.post_holding()
 
     def unpaid(self, fill: Fill) -> str | None:
@@ -320,21 +366,48 @@ class Line:
     def post_part(self, part: Fill) -> None:
         """Book *part* in this share: its part of an order's fill, or a crossing."""
         self.post(part)
-        self.journal.share_fills.append((self.owner, part))
-        self.journal.has_changes = True
+        self.ledger.share_fills.append((self.owner, part))
+        self.ledger.has_changes = True
 
     def sum_share_targets(self) -> None:
         """Set the target to the sum of the shares' targets."""
-        self.orders.target = sum(share.orders.target for share in self.shares)
+        self.target = sum(share.target for share in self.shares)
 
     def set_target(self, target: int, reason: str) -> None:
         """Set the *target* and its *reason* without an order."""
-        orders = self.orders
-        if (orders.target, orders.reason) != (target, reason):
-            orders.target, orders.reason = target, reason
-            self.journal.has_changes = True
+        if (self.target, self.reason) != (target, reason):
+            self.target, self.reason = target, reason
+            self.ledger.has_changes = True
 
-    # ------------------------------------------------------------ orders
+    # ------------------------------------------------------------ resting orders
+
+    @property
+    def rests(self) -> bool:
+        """Whether any order rests."""
+        return self.order is not None or bool(self.others)
+
+    @property
+    def orders(self) -> tuple[Order, ...]:
+        """Every resting order, in the order in which they meet the market.
+
+        Stops come first and targets last, so that doubtful cases end with the worse result.
+        """
+        signalled = () if self.order is None else (self.order,)
+        if not self.others:
+            return signalled
+        return tuple(sorted((*signalled, *self.others), key=urgency))
+
+    @property
+    def leads_on(self) -> bool:
+        """Whether a resting order by signal still moves the position.
+
+        For a share that is the account's net order, if it moves towards the share's target.
+        """
+        if self.parent is None:
+            return self.order is not None
+        if (rest := self.parent.order) is None:
+            return False
+        return self.target > self.held if rest.side is Side.BUY else self.target < self.held
 
     @property
     def waits(self) -> bool:
@@ -342,7 +415,7 @@ class Line:
 
         It can where an order rests, an exit plan is active, or a position is on cross margin.
         """
-        if self.orders.rests or self.protection.plan is not None:
+        if self.order is not None or self.others or self.protection.plan is not None:
             return True
         if self.is_cross and self.holding.quantity:
             return True  # a bar may liquidate the account
@@ -350,6 +423,439 @@ class Line:
             if share.waits:
                 return True
         return False
+
+    def next_id(self) -> str:
+        """Return the id of the next order that this step creates here."""
+        (last, count), sequence = self._orders_of_step, self.ledger.sequence
+        self._orders_of_step = sequence, count + 1 if last == sequence else 1
+        return self.ledger.next_id()
+
+    def find(self, order_id: str) -> Order | None:
+        """Return the resting order with that id, or None."""
+        if (order := self.order) is not None and order.order_id == order_id:
+            return order
+        return next((other for other in self.others if other.order_id == order_id), None)
+
+    # ------------------------------------------------------------ changes of orders
+
+    def note(self, order: Order) -> Order:
+        """Record the new state of *order*, resting or ended, and return it."""
+        self._keep(order)
+        return self.record(order)
+
+    def record(self, order: Order) -> Order:
+        """Record *order*, which changed, and return it."""
+        self.ledger.has_changes = True
+        self.ledger.orders[order.order_id] = order
+        return order
+
+    def add(self, order: Order) -> None:
+        """Let the new *order* rest."""
+        self.others += (self.record(order),)
+
+    def _keep(self, order: Order) -> None:
+        ended = order.status in ENDED
+        if self.order is not None and order.order_id == self.order.order_id:
+            self.order = None if ended else order
+        else:
+            kept = [other if other.order_id != order.order_id else order for other in self.others]
+            self.others = tuple(other for other in kept if other.status not in ENDED)
+        if self.before_quotes:
+            self.before_quotes = tuple(
+                other for other in self.before_quotes if other.order_id != order.order_id
+            )
+        if self.canceling:
+            resting = {other.order_id for other in self.others}
+            self.canceling = tuple(key for key in self.canceling if key in resting)
+
+    def move(self, order: Order, moved: Order) -> Order:
+        """Replace *order* by *moved*, its state after a quote moved or triggered it.
+
+        The state before is kept for :meth:`rewind`.
+        """
+        first = next(
+            (other for other in self.before_quotes if other.order_id == order.order_id), order
+        )
+        self.note(moved)
+        self.before_quotes += (first,)
+        return moved
+
+    def rewind(self) -> dict[str, Order]:
+        """Undo the moves of orders by quotes; return the moved states by order id.
+
+        A missed bar may arrive after quotes that are newer than it.
+        """
+        old = {order.order_id: order for order in self.before_quotes}
+        newer = {order.order_id: order for order in self.others if order.order_id in old}
+        self.others = tuple(old.get(order.order_id, order) for order in self.others)
+        self.before_quotes = ()
+        return newer
+
+    def resume(self, newer: Mapping[str, Order], opened_ms: int) -> None:
+        """Undo :meth:`rewind` after the bar that opened at *opened_ms*.
+
+        A trailing stop keeps the tighter one of the triggers that bar and quotes gave it.
+        """
+        for order in self.others:
+            if (later := newer.get(order.order_id)) is None:
+                continue
+            later = replace(later, quantity=order.quantity, trigger=tighter(order, later))
+            (self.note if order.order_id in self.ledger.orders else self._keep)(later)
+            if order.created_ms <= opened_ms:  # else the order is newer than the bar
+                self.before_quotes += (order,)
+
+    def end(self, order: Order, reason: str, event: OrderEvent = OrderEvent.CANCEL) -> Order:
+        """End *order* by *event* and return it.
+
+        Its reason becomes *reason*; an order whose cancellation was on its way keeps that reason.
+        """
+        if event is OrderEvent.EXPIRE and order.order_id in self.canceling:
+            reason = order.reason
+        return self.note(after(order, event, reason=reason))
+
+    def fill_order(self, fill: Fill) -> Order:
+        """Apply *fill*, which is already booked, to its order and the orders beside it.
+
+        Returns the order after the fill.
+        """
+        order = self.find(fill.order_id)
+        if order is None:
+            raise InvariantBroken(f"a fill of order {fill.order_id}, which does not rest")
+        filled = order.filled + fill.quantity
+        event = OrderEvent.FILL_REST if filled == order.quantity else OrderEvent.FILL_PART
+        is_by_signal = order is self.order
+        filled_order = self.note(after(order, event, filled=filled))
+        if not is_by_signal and order.reduce_only:
+            self._close_first(order)
+        elif not is_by_signal:
+            bought = fill.side is Side.BUY
+            self.target += fill.quantity - fill.fee_base if bought else -fill.quantity
+        self.resize()
+        return filled_order
+
+    def _close_first(self, order: Order) -> None:
+        """Shrink or end the order by signal after *order* reduced the position.
+
+        The order by signal was computed for another position, so it ends. If *order* is protective
+        and the order by signal reverses the position, the rest of the reversal stays.
+        """
+        signed_target = self.target if order.side is Side.BUY else -self.target
+        reverses = order.role in PROTECTIVE and signed_target > 0
+        needed = self._whole_steps(abs(self.target - self.held)) if reverses else 0
+        if not needed:
+            self.target = self.held
+        self._shrink(needed)
+
+    def _shrink(self, needed: int) -> None:
+        """Shrink the order by signal to the quantity *needed*, or end it where that is 0."""
+        if (rest := self.order) is None or needed >= rest.quantity - rest.filled:
+            return
+        if needed:
+            self.note(after(rest, OrderEvent.REPLACE, quantity=rest.filled + needed))
+        else:
+            self.end(rest, "another order closed the position first")
+
+    def resize(self) -> None:
+        """Shrink reduce-only orders to the position, and cancel those it leaves nothing."""
+        for order in self.others:
+            if not order.reduce_only:
+                continue
+            most = self._closable_by(order.side)
+            if most == 0:
+                self.end(order, "the position that it was to close is gone")
+            elif order.quantity - order.filled > most:
+                self.note(after(order, OrderEvent.REPLACE, quantity=order.filled + most))
+
+    def _closable_by(self, side: Side) -> int:
+        """Return how much of the position an order of *side* can close, in whole steps."""
+        closes = self.held < 0 if side is Side.BUY else self.held > 0
+        return self.closable if closes else 0
+
+    @property
+    def closable(self) -> int:
+        """How much of the position can be closed, unsigned: less than a step cannot."""
+        return self._whole_steps(abs(self.held))
+
+    def _whole_steps(self, quantity: int) -> int:
+        """Return *quantity* (unsigned) rounded down to whole steps."""
+        return quantity - quantity % self.item.quantity_step
+
+    def expire(self, market_ms: int, *, unfilled: bool = True) -> None:
+        """Cancel the orders whose time is over; with *unfilled* also market orders left unfilled.
+
+        Those are orders by decisions that no quote filled within ``fill_within_ms``.
+        """
+        for order in self.orders:
+            if order.until_ms is not None and market_ms >= order.until_ms:
+                self.end(order, "its time is over", OrderEvent.EXPIRE)
+            elif (
+                unfilled
+                and order.kind is OrderKind.MARKET
+                and order.role in DECIDED
+                and market_ms - order.eligible_ms > self.book.settings.fill_within_ms
+            ):
+                within = f"no quote filled it within {self.book.settings.fill_within_ms:,} ms"
+                self.end(order, within, OrderEvent.EXPIRE)
+
+    # ------------------------------------------------------------ by signal
+
+    def submit(
+        self, target: int, reason: str, context: OrderContext, *, by_command: bool = False
+    ) -> str | None:
+        """Place the order that moves the position to *target*; return why it is smaller or missing.
+
+        Each repetition of the target computes the reason anew. A reversal is one order. An order
+        for more than the account can pay for is cut, and the rest is not ordered again, since that
+        would be a hidden limit order. A refused order *by_command* is recorded as REJECTED, since
+        no decision holds its reason.
+        """
+        held, price, cash = self.held, context.price, context.cash
+        is_ordered = self.order is not None and target == self.target
+        if target != self.target:
+            self.target, self.reason, self.shortfall = target, reason, ""
+            self.ledger.has_changes = True
+        if is_ordered:
+            return None
+        if self.shortfall and target * held > 0 and not self.is_reached(target):
+            return self.shortfall
+        if (order := self.order) is not None:
+            self.end(order, "another target")
+        if self.is_reached(target):
+            return None
+        needed = target - held
+        role = OrderRole.COMMAND if by_command else OrderRole.SIGNAL
+        filters, quantity = self.filters, self._quantity_of(needed)
+        placed = self._new_order(_side(needed), quantity, reason, context, role=role)
+        placed = self._in_place_of(order, placed)
+        refusal = filters.refusal(placed, price, reduces=target == 0)
+        refusal = refusal or filters.tier_refusal(held, target, price)
+        is_accepted, shortfall = refusal is None, refusal
+        if is_accepted:
+            covered = filters.affordable(placed.side, placed.quantity, held, price, cash)
+            if covered < placed.quantity:
+                closes = target * held < 0 and covered == abs(held)
+                placed, shortfall = replace(placed, quantity=covered), filters.no_funds
+                is_accepted = filters.refusal(placed, price, reduces=closes) is None
+        self.ledger.has_changes |= (shortfall or "") != self.shortfall
+        self.shortfall = shortfall or ""
+        if is_accepted:
+            self.order = self.record(after(placed, OrderEvent.ACCEPT))
+        elif by_command:
+            self.record(after(placed, OrderEvent.REJECT, reason=shortfall))
+        return shortfall
+
+    def _in_place_of(self, order: Order | None, placed: Order) -> Order:
+        """Return *placed*; one that only changes the size of the delayed *order* is not later.
+
+        Otherwise a target that changes at every bar would never be reached.
+        """
+        if order is None or order.side is not placed.side or not self.book.settings.latency.bars:
+            return placed
+        return replace(placed, eligible_ms=min(placed.eligible_ms, order.eligible_ms))
+
+    def is_reached(self, target: int) -> bool:
+        """Return whether the position is *target*; on spot within one step, for fees in base."""
+        near = self.item.quantity_step if self._is_spot else 0
+        return abs(target - self.held) <= near
+
+    def affordable(self, target: int, price: int, funds: int) -> int:
+        """Return *target*, or as much of it as *funds* pay for at *price*.
+
+        *funds* is cash, on margin only what no position binds.
+        """
+        held = self.held
+        side, quantity = _side(target - held), self._quantity_of(target - held)
+        covered = self.filters.affordable(side, quantity, held, price, funds)
+        if covered == quantity:
+            return target
+        if side is Side.SELL:
+            return held - covered
+        rate = RATE_SCALE - (self.executor.costs.taker_fee if self._is_spot else 0)
+        return held + self._whole_steps(covered * rate // RATE_SCALE)
+
+    def _quantity_of(self, needed: int) -> int:
+        """Return the quantity of a market order that moves a position by *needed*, signed."""
+        quantity = abs(needed)
+        if self._is_spot and needed > 0:
+            # The fee is paid in base: *needed* must be left after it.
+            step = self.item.quantity_step
+            gross = -(-quantity * RATE_SCALE // (RATE_SCALE - self.executor.costs.taker_fee))
+            quantity = -(-gross // step) * step
+        return self._whole_steps(quantity)
+
+    def _new_order(
+        self,
+        side: Side,
+        quantity: int,
+        reason: str,
+        context: OrderContext,
+        **terms: Any,  # noqa: ANN401
+    ) -> Order:
+        """Return a new order of a decision; it reaches the exchange after the latency."""
+        order_id = self.next_id()
+        eligible_ms = self.book.settings.latency.eligible_ms(
+            context.at_ms, self.key, context.opened_ms, self._orders_of_step[1] - 1
+        )
+        return Order(
+            order_id, self.key, side, quantity, 0, OrderStatus.NEW, reason, context.at_ms,
+            eligible_ms, position_side=self.book.side, **terms,
+        )  # fmt: skip
+
+    # ------------------------------------------------------------ by list
+
+    def send(
+        self, requests: Iterable[OrderRequest | Cancel], reason: str, context: OrderContext
+    ) -> None:
+        """Execute the *requests* of a list, in their order.
+
+        An order that the exchange would refuse is recorded as REJECTED with the reason. A refused
+        replacement leaves the resting order as it is.
+        """
+        for request in requests:
+            if isinstance(request, Cancel):
+                self.cancel_listed(request.tag, "canceled by the strategy", sent_ms=context.at_ms)
+            else:
+                self._place(request, reason, context)
+
+    def cancel_listed(
+        self, tag: str, reason: str, *, opening_only: bool = False, sent_ms: int = 0
+    ) -> None:
+        """Cancel the orders by list with *tag*; with an empty one all of them.
+
+        A cancellation that a strategy sends, at *sent_ms*, takes effect after its latency.
+        """
+        for order in self._listed() if sent_ms and self._cancel_ms else self.others:
+            if order.role is not OrderRole.LIST or (tag and order.tag != tag):
+                continue
+            if sent_ms and self._cancel_ms:
+                arrives_ms = sent_ms + self._cancel_ms
+                until_ms = min(arrives_ms, order.until_ms or arrives_ms)
+                self.canceling += (order.order_id,)
+                self.note(after(order, OrderEvent.REPLACE, until_ms=until_ms, reason=reason))
+            elif not (opening_only and order.reduce_only):
+                self.end(order, reason)
+
+    def _place(self, request: OrderRequest, reason: str, context: OrderContext) -> None:
+        order, refusal = self._order_of(request, reason, context)
+        if refusal is not None:
+            self.record(after(order, OrderEvent.REJECT, reason=refusal))
+            return
+        if request.tag:
+            same = [other for other in self._listed() if other.tag == request.tag]
+            if any(terms_of(other) == terms_of(order) for other in same):
+                return
+            self.cancel_listed(request.tag, "replaced", sent_ms=context.at_ms)
+        self.add(order)
+
+    def _listed(self) -> list[Order]:
+        """Return the orders by list that are not being canceled."""
+        return [
+            order
+            for order in self.others
+            if order.role is OrderRole.LIST and order.order_id not in self.canceling
+        ]
+
+    def _order_of(
+        self, request: OrderRequest, reason: str, context: OrderContext
+    ) -> tuple[Order, str | None]:
+        """Return the order of *request*, and why the exchange would refuse it, or None."""
+        # For an owner's share, limits and margin are those of the account's position.
+        position = self.parent or self
+        filters, held = position.filters, position.held
+        terms = filters.terms(request)
+        # Spot and shares cannot be sold short.
+        reduce_only = request.reduce_only or (self.is_cash and request.side is Side.SELL)
+        closing = self._closable_by(request.side)
+        order = self._new_order(
+            request.side,
+            min(terms.quantity, closing) if reduce_only and closing else terms.quantity,
+            request.reason or reason,
+            context,
+            kind=request.kind,
+            role=OrderRole.LIST,
+            price=terms.price,
+            trigger=terms.trigger,
+            post_only=request.post_only,
+            reduce_only=reduce_only,
+            until_ms=request.until,
+            tag=request.tag,
+            owner=self.owner,
+        )
+        if terms.refusal is not None:
+            return order, terms.refusal
+        if reduce_only and not closing:
+            return order, "it is reduce-only, and there is no position for it to close"
+        if request.until is not None and request.until <= context.at_ms:
+            return order, "its time is over already"
+        listed = [other for other in self._listed() if not request.tag or other.tag != request.tag]
+        if len(listed) >= RESTING_MOST:
+            return order, f"{RESTING_MOST} orders by list rest already"
+        price = order.price or order.trigger or context.price
+        refusal = filters.stop_refusal(order, context.price)
+        refusal = refusal or filters.refusal(order, price, reduces=reduce_only)
+        if refusal is None and not reduce_only:
+            signed = order.quantity if order.side is Side.BUY else -order.quantity
+            refusal = filters.tier_refusal(held, held + signed, price)
+            bound = sum(
+                filters.bound(
+                    other.quantity - other.filled,
+                    other.price or other.trigger or context.price,
+                    other.side,
+                )
+                for other in listed
+                if not other.reduce_only and other.side is order.side
+            )
+            funds = context.cash - bound
+            if refusal is None and not filters.covers(
+                order.side, order.quantity, held, price, funds
+            ):
+                refusal = filters.no_funds
+        return order, refusal
+
+    def opens(self, requests: Iterable[OrderRequest | Cancel]) -> tuple[int, int, bool]:
+        """Return the quantities that *requests* and resting orders could buy and sell to open.
+
+        The third value says whether all of *requests* can only reduce.
+        """
+        sides = {Side.BUY: 0, Side.SELL: 0}
+        only_reduces = True
+        requests = tuple(requests)
+        replaced = {request.tag for request in requests if request.tag}
+        cancels_all = any(isinstance(request, Cancel) and not request.tag for request in requests)
+        for order in () if cancels_all else self._listed():
+            if not order.reduce_only and order.tag not in replaced:
+                sides[order.side] += order.quantity - order.filled
+        for request in requests:
+            if isinstance(request, Cancel) or request.reduce_only:
+                continue
+            if self.is_cash and request.side is Side.SELL:
+                continue
+            only_reduces = False
+            sides[request.side] += self.filters.terms(request).quantity
+        return sides[Side.BUY], sides[Side.SELL], only_reduces
+
+    # ------------------------------------------------------------ exit orders
+
+    def exit_order(
+        self,
+        *,
+        role: OrderRole,
+        reason: str,
+        at_ms: int,
+        quantity: int,
+        price: int | None = None,
+        trigger: int | None = None,
+    ) -> Order:
+        """Return a new order, not yet accepted, that closes *quantity* of the position."""
+        return Order(
+            self.next_id(), self.key, Side.SELL if self.held > 0 else Side.BUY, quantity, 0,
+            OrderStatus.NEW, reason, at_ms, at_ms, kind_of(price, trigger), role, price, trigger,
+            reduce_only=True, position_side=self.book.side, owner=self.owner,
+        )  # fmt: skip
+
+    def protective(self, role: OrderRole) -> Order | None:
+        """Return the resting protective or liquidation order of *role*, or None."""
+        return next((order for order in self.others if order.role is role), None)
 
     def set_liquidation_price(self, at_ms: int, *, amends_only: bool = False) -> None:
         """Place or amend the liquidation order of an isolated position.
@@ -359,26 +865,26 @@ class Line:
         """
         if (rules := self.isolated_rules) is None:
             return
-        resting, holding, held = self.orders, self.holding, self.held
+        holding, held = self.holding, self.held
         bounds = rules.bounds(holding.entry_notional, held, holding.margin) if held else None
-        armed = resting.protective(OrderRole.LIQUIDATION)
-        quantity = resting.closable(held)
+        armed = self.protective(OrderRole.LIQUIDATION)
+        quantity = self.closable
         if bounds is None or not quantity:
             if armed is not None and not amends_only:  # the exchange's step grew
-                resting.end(armed, "nothing is held")
+                self.end(armed, "nothing is held")
         elif armed is not None:
             amended = replace(
                 armed, quantity=armed.filled + quantity, trigger=bounds.liquidation,
                 price=bounds.bankruptcy, reason=bounds.reason, triggered=False,
             )  # fmt: skip
             if amended != armed:
-                resting.note(after(amended, OrderEvent.REPLACE))
+                self.note(after(amended, OrderEvent.REPLACE))
         elif not amends_only:
-            order = resting.exit_order(
-                held, role=OrderRole.LIQUIDATION, reason=bounds.reason, at_ms=at_ms,
+            order = self.exit_order(
+                role=OrderRole.LIQUIDATION, reason=bounds.reason, at_ms=at_ms,
                 quantity=quantity, price=bounds.bankruptcy, trigger=bounds.liquidation,
             )  # fmt: skip
-            resting.add(after(order, OrderEvent.ACCEPT))
+            self.add(after(order, OrderEvent.ACCEPT))
 
     # ------------------------------------------------------------ state
 
@@ -386,12 +892,21 @@ class Line:
         """Return the state to store; the first line of the account stores the queues."""
         is_first = self.parent is None and self.book.sign >= 0
         queues = self.queues.state() if self.queues is not None and is_first else None
-        return LineState(self.holding, self.orders.state(), self.protection, queues)
+        return LineState(self.holding, self.orders_state(), self.protection, queues)
+
+    def orders_state(self) -> OrdersState:
+        """Return the stored state of the orders."""
+        return OrdersState(*carried(self))
+
+    def restore_orders(self, state: OrdersState) -> None:
+        """Restore the stored *state* of the orders."""
+        for name in OrdersState.__struct_fields__:
+            setattr(self, name, getattr(state, name))
 
     def restore(self, state: LineState) -> None:
         """Restore the stored *state*; the bars that are fed again set the mark."""
         self.hold(state.holding)
-        self.orders.restore(state.orders)
+        self.restore_orders(state.orders)
         self.protect_by(state.protection)
         if state.queues is not None and self.queues is not None:
             self.queues.restore(state.queues)
@@ -403,5 +918,9 @@ class Line:
             held.margin = 0
         elif held.quantity and not held.margin:  # taken over from a run without margin
             needed = self.isolated_rules.required(held.entry_notional)
-            held.margin = max(min(needed, self.book.ledger.available), 0)
+            held.margin = max(min(needed, self.ledger.available), 0)
         self.post_holding()
+
+
+def _side(needed: int) -> Side:
+    return Side.BUY if needed > 0 else Side.SELL

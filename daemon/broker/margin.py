@@ -17,11 +17,10 @@ from typing import Final, NamedTuple
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker.exit_orders import protect_fills
+from tracepaper.daemon.broker.ledger import Ledger
 from tracepaper.daemon.broker.line import Line, signed_quantity
-from tracepaper.daemon.broker.order_prices import touched
-from tracepaper.daemon.broker.orders import OrderContext, OrderEvent, RestingOrders, after
+from tracepaper.daemon.broker.orders import OrderContext, OrderEvent, after, touched
 from tracepaper.daemon.broker.rules import MarginRules, excess_quantity, largest_multiple
-from tracepaper.daemon.broker.totals import Ledger
 from tracepaper.strategies.api.context import Orders
 from tracepaper.strategies.holding import Holding
 from tracepaper.strategies.types.decisions import Fill, FillModel, Order, OrderRole
@@ -164,26 +163,24 @@ class MarginPolicy:
         A share only records its target: the position's order fills it.
         """
         if line.parent is not None:
-            if target != line.orders.target:
+            if target != line.target:
                 line.set_target(target, reason)
             return None
-        cash = self.spendable(line, is_reversal=target * context.held < 0)
-        return line.orders.submit(
-            target, reason, context._replace(cash=cash), by_command=by_command
-        )
+        cash = self.spendable(line, is_reversal=target * line.held < 0)
+        return line.submit(target, reason, context._replace(cash=cash), by_command=by_command)
 
     def affordable(self, line: Line, target: int, price: int) -> int:
         """Return *target*, or as much of it as the account can pay for at *price*."""
         funds = self.spendable(line, is_reversal=target * line.held < 0)
-        return line.orders.affordable(target, line.held, price, funds)
+        return line.affordable(target, price, funds)
 
     def send(self, line: Line, orders: Orders, bar: Bar, at_ms: int) -> None:
         """Send the list of *orders* of *line*, which were decided at the close of *bar*."""
-        position = line.parent or line
-        payer = line if line.is_cash else position  # margin is the account's alone
+        # Margin is the account's alone.
+        payer = line if line.is_cash or line.parent is None else line.parent
         cash = self.spendable(payer, is_reversal=False)
-        context = OrderContext(at_ms, bar.open_time_ms, bar.close, line.held, cash, position.held)
-        line.orders.send(orders.requests, orders.reason, context)
+        context = OrderContext(at_ms, bar.open_time_ms, bar.close, cash)
+        line.send(orders.requests, orders.reason, context)
 
     def spendable(self, line: Line, *, is_reversal: bool) -> int:
         """Return the cash for an order of *line*: on margin only what no position binds."""
@@ -245,12 +242,13 @@ class IsolatedMargin(MarginPolicy):
 
     def match_mark(self, lines: Sequence[Line], mark: int, at_ms: int) -> None:
         """Liquidate each of *lines* whose liquidation price *mark* has reached."""
-        first = lines[0].journal.begin()
+        ledger = self._ledger
+        first = len(ledger.fills), len(ledger.share_fills)
         for line in lines:
-            if line.held and line.orders.protective(OrderRole.LIQUIDATION) is None:
+            if line.held and line.protective(OrderRole.LIQUIDATION) is None:
                 line.set_liquidation_price(at_ms)  # from another run
         for line in lines:
-            order = line.orders.protective(OrderRole.LIQUIDATION)
+            order = line.protective(OrderRole.LIQUIDATION)
             if order is not None and touched(order, mark):
                 liquidate(line, order, mark, at_ms)
         protect_fills([part for line in lines for part in (line, *line.shares)], first)
@@ -261,7 +259,7 @@ class IsolatedMargin(MarginPolicy):
             order.role is OrderRole.LIQUIDATION and touched(order, prices[instrument])
             for line in self._lines
             if line.key == instrument
-            for order in line.orders.others
+            for order in line.others
         )
 
 
@@ -279,7 +277,7 @@ def liquidate(line: Line, order: Order, mark: int, at_ms: int) -> None:
         fill = line.executor.taken(reduced, mark, FillModel.LIQUIDATION, at_ms)
         assert order.price is not None
         if fill.price >= order.price if order.side is Side.SELL else fill.price <= order.price:
-            reduced = line.orders.note(after(reduced, OrderEvent.TRIGGER, triggered=True))
+            reduced = line.note(after(reduced, OrderEvent.TRIGGER, triggered=True))
             line.apply(line.executor.part(reduced, fill, quantity))
             return
     take_over(line, order, mark, at_ms)
@@ -287,7 +285,7 @@ def liquidate(line: Line, order: Order, mark: int, at_ms: int) -> None:
 
 def take_over(line: Line, order: Order, mark: int, at_ms: int) -> None:
     """Close an isolated position at its bankruptcy price by *order*, its liquidation order."""
-    order = line.orders.note(after(order, OrderEvent.TRIGGER, triggered=True))
+    order = line.note(after(order, OrderEvent.TRIGGER, triggered=True))
     line.apply(line.executor.liquidated(order, mark, at_ms))
 
 
@@ -309,8 +307,8 @@ class CrossMargin(MarginPolicy):
             holding = line.holding
             if trial is not None and trial[0] is line:
                 holding = trial[1]
-            resting = [part.orders for part in (line, *line.shares)]
-            if not holding.quantity and not any(orders.rests for orders in resting):
+            parts = line, *line.shares
+            if not holding.quantity and not any(part.rests for part in parts):
                 continue
             price = prices.get(line.key) or line.mark
             if not price:
@@ -323,7 +321,7 @@ class CrossMargin(MarginPolicy):
                 holding.quantity,
                 holding.entry_notional,
                 line.notional(price, holding.quantity),
-                line.notional(price, _exposure(resting, holding.quantity)),
+                line.notional(price, _exposure(parts, holding.quantity)),
             )
         return values
 
@@ -426,7 +424,7 @@ class CrossMargin(MarginPolicy):
             line.mark_to(price)
         for position in self._lines:
             for part in (position, *position.shares):
-                _cancel(part.orders, part.held)
+                _cancel(part)
         if is_ruined or self.is_liquidated_at():
             values = self.values()
             assert values is not None
@@ -453,8 +451,7 @@ class CrossMargin(MarginPolicy):
         self, line: Line, quantity: int, cause: str, at_ms: int, price: int | None = None
     ) -> Order:
         """Return a liquidation order: at the market, or at the bankruptcy *price*."""
-        return line.orders.exit_order(
-            line.held,
+        return line.exit_order(
             role=OrderRole.LIQUIDATION,
             reason=f"{CALLED}: {cause}",
             at_ms=at_ms,
@@ -476,19 +473,19 @@ class CrossMargin(MarginPolicy):
     def _close(self, line: Line, order: Order) -> None:
         """Fill the liquidation *order*."""
         order = after(order, OrderEvent.ACCEPT)
-        line.orders.others += (order,)
-        first = line.journal.begin()
+        line.others += (order,)
+        first = len(line.ledger.fills), len(line.ledger.share_fills)
         line.apply(line.executor.liquidated(order, line.mark, order.created_ms))
         protect_fills((line, *line.shares), first)
 
 
-def _exposure(resting: Iterable[RestingOrders], held: int) -> int:
-    """Return the largest position (signed) to which the orders in *resting* could lead *held*.
+def _exposure(lines: Iterable[Line], held: int) -> int:
+    """Return the largest position (signed) to which the orders of *lines* could lead *held*.
 
     Either all buys or all sells are assumed to fill. Reduce-only orders do not count.
     """
     most, least = held, held
-    for order in (order for orders in resting for order in orders.orders):
+    for order in (order for line in lines for order in line.orders):
         if not order.reduce_only:
             left = order.quantity - order.filled
             if order.side is Side.BUY:
@@ -500,11 +497,12 @@ def _exposure(resting: Iterable[RestingOrders], held: int) -> int:
     return max(most, least, key=abs)
 
 
-def _cancel(resting: RestingOrders, held: int) -> None:
-    """Cancel all orders that could do more than reduce the position *held*."""
-    for order in resting.orders:
+def _cancel(line: Line) -> None:
+    """Cancel all orders that could do more than reduce the position of *line*."""
+    held = line.held
+    for order in line.orders:
         signed = order.quantity - order.filled
         left = held + (signed if order.side is Side.BUY else -signed)
-        only_closes = order is resting.order and 0 <= left * held <= held * held
+        only_closes = order is line.order and 0 <= left * held <= held * held
         if not order.reduce_only and not (held and only_closes):
-            resting.end(order, CALLED)
+            line.end(order, CALLED)

@@ -27,6 +27,7 @@ from typing import Final, Self
 
 from tracepaper.daemon.broker.execution import Executor
 from tracepaper.daemon.broker.exit_orders import act_if_due, is_timed, protect_fills
+from tracepaper.daemon.broker.ledger import Ledger, Totals
 from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.broker.margin import (
     CrossMargin,
@@ -34,8 +35,10 @@ from tracepaper.daemon.broker.margin import (
     liquidate,
     take_over,
 )
-from tracepaper.daemon.broker.order_prices import (
+from tracepaper.daemon.broker.orders import (
     DECIDED,
+    OrderEvent,
+    after,
     crosses,
     is_through,
     is_waiting_stop,
@@ -44,11 +47,10 @@ from tracepaper.daemon.broker.order_prices import (
     price_met,
     touched,
     trailed_to,
+    urgency,
     waits_for_next_bar,
 )
-from tracepaper.daemon.broker.orders import OrderEvent, after, urgency
 from tracepaper.daemon.broker.rules import largest_multiple
-from tracepaper.daemon.broker.totals import Ledger, Totals
 from tracepaper.strategies.apportion import funding_parts
 from tracepaper.strategies.types.decisions import (
     Fill,
@@ -72,7 +74,7 @@ class Market:
         """Match for the positions *lines*, one for each side, and for the shares in them."""
         self.lines = tuple(lines)
         self.every_line = tuple(part for line in lines for part in (line, *line.shares))
-        self.ledger, self.policy, self.journal = ledger, policy, ledger.journal
+        self.ledger, self.policy = ledger, policy
         self.cross = policy if isinstance(policy, CrossMargin) else None
         self.trial: TrialFills | None = None  # the trial that is in progress
         self.taken = {Side.BUY: 0, Side.SELL: 0}  # quantity by takers within the bar
@@ -97,16 +99,16 @@ class Market:
     def _orders(self) -> tuple[Order, ...]:
         """Every resting order, in the order in which they meet the market."""
         if len(self.every_line) == 1:
-            return self.every_line[0].orders.orders
-        signalled = (line.orders.order for line in self.lines)
+            return self.every_line[0].orders
+        signalled = (line.order for line in self.lines)
         first = [order for order in signalled if order is not None]
-        others = (order for line in self.every_line for order in line.orders.others)
+        others = (order for line in self.every_line for order in line.others)
         return tuple(sorted((*first, *others), key=urgency))
 
     def _line_of(self, order_id: str) -> Line:
         """Return the position or share in which the order with that id rests."""
         for line in self.every_line[1:]:
-            if line.orders.find(order_id) is not None:
+            if line.find(order_id) is not None:
                 return line
         return self.every_line[0]
 
@@ -117,7 +119,7 @@ class Market:
 
     def _find(self, order_id: str) -> Order | None:
         """Return the resting order with that id, or None."""
-        return self._line_of(order_id).orders.find(order_id)
+        return self._line_of(order_id).find(order_id)
 
     # ------------------------------------------------------------ quotes
 
@@ -162,9 +164,9 @@ class Market:
         """Expire orders and apply time limits before a quote; return where its fills begin."""
         self._is_quote, self._younger = True, set()
         for line in self.every_line:
-            line.orders.expire(at_ms)
+            line.expire(at_ms)
         self._end_due(at_ms, bid, ask)
-        return self.journal.begin()
+        return self._filled()
 
     def _end_due(self, market_ms: int, bid: int, ask: int) -> None:
         """Apply the time limits that are reached, with the market at *bid* and *ask*."""
@@ -175,13 +177,17 @@ class Market:
             if line.shares:
                 line.sum_share_targets()
 
+    def _filled(self) -> tuple[int, int]:
+        """Return the number of fills of the event so far, and of those of shares."""
+        return len(self.ledger.fills), len(self.ledger.share_fills)
+
     def _end_pass(self, first: tuple[int, int], at_ms: int) -> None:
         """Update exit orders and liquidation prices after the fills of a pass.
 
-        *first* is where they begin: see :meth:`Journal.begin`.
+        *first* is where they begin: see :meth:`_filled`.
         """
         protect_fills(self.every_line, first)
-        filled = {entry.fill.position_side for entry in self.journal.entries[first[0] :]}
+        filled = {entry.fill.position_side for entry in self.ledger.fills[first[0] :]}
         for line in self.lines:
             if line.book.side in filled:
                 line.set_liquidation_price(at_ms)
@@ -201,30 +207,26 @@ class Market:
         """
         newer = []
         if is_missed:
-            newer = [
-                (line.orders, line.orders.rewind())
-                for line in self.every_line
-                if line.orders.before_quotes
-            ]
+            newer = [(line, line.rewind()) for line in self.every_line if line.before_quotes]
         if self.waits and not self.is_passed_by(bar):
             self._match_path(bar, settlements, is_missed=is_missed)
         else:
             for funding in settlements:
                 self.settle(funding)
-        for orders, moved in newer:  # quotes after the bar had moved these
-            orders.resume(moved, bar.open_time_ms)
+        for line, moved in newer:  # quotes after the bar had moved these
+            line.resume(moved, bar.open_time_ms)
 
     def _match_path(self, bar: Bar, settlements: Sequence[Funding], *, is_missed: bool) -> None:
         """Match the open of *bar*, then its *settlements*, then its path."""
         self._is_quote, self._younger = False, set()
         self._volume, self.taken = bar.volume, {Side.BUY: 0, Side.SELL: 0}
         for line in self.every_line:
-            line.orders.expire(bar.close_time_ms - 1, unfilled=False)
+            line.expire(bar.close_time_ms - 1, unfilled=False)
         self._end_due(bar.open_time_ms, bar.open, bar.open)
-        first = self.journal.begin()
+        first = self._filled()
         self._match_open(bar, is_missed=is_missed)
         self._end_pass(first, bar.open_time_ms)
-        first = self.journal.begin()
+        first = self._filled()
         self._arrive(bar)
         for funding in settlements:
             self.settle(funding)
@@ -250,10 +252,9 @@ class Market:
     def is_passed_by(self, bar: Bar) -> bool:
         """Return whether *bar* changes no resting order and liquidates nothing."""
         for line in self.every_line:
-            orders = line.orders
-            if orders.order is not None or is_timed(line):
+            if line.order is not None or is_timed(line):
                 return False
-            if not passes(orders.others, bar, line.protection.trail):
+            if not passes(line.others, bar, line.protection.trail):
                 return False
         return self.cross is None or not self.cross.is_liquidated_within(self.lines[0], bar)
 
@@ -290,7 +291,7 @@ class Market:
         """Liquidate the positions whose liquidation price *mark* has reached, or the account."""
         self._liquidate_account(mark, mark, at_ms)
         for line in self.lines:
-            order = line.orders.protective(OrderRole.LIQUIDATION)
+            order = line.protective(OrderRole.LIQUIDATION)
             if order is not None and touched(order, mark):
                 liquidate(line, order, mark, at_ms)
 
@@ -428,7 +429,7 @@ class Market:
         for line in self.every_line:
             if not line.protection.trail:
                 continue
-            order = line.orders.protective(OrderRole.TRAILING)
+            order = line.protective(OrderRole.TRAILING)
             if order is None or order.order_id in self._younger:
                 continue
             if moved := trailed_to(order, bid, ask, line.protection.trail):
@@ -453,13 +454,13 @@ class Market:
         """
         if not self._is_quote:
             return self._note(moved)
-        return self._line_of(order.order_id).orders.move(order, moved)
+        return self._line_of(order.order_id).move(order, moved)
 
     def _note(self, order: Order) -> Order:
-        return self._line_of(order.order_id).orders.note(order)
+        return self._line_of(order.order_id).note(order)
 
     def _end(self, order: Order, reason: str, event: OrderEvent = OrderEvent.CANCEL) -> None:
-        self._line_of(order.order_id).orders.end(order, reason, event)
+        self._line_of(order.order_id).end(order, reason, event)
 
     def _apply_fill(self, order: Order, fill: Fill) -> bool:
         """Book *fill* of *order*, cut to what the account can pay; return whether it booked any."""
@@ -496,7 +497,7 @@ class Market:
         """End *order*, which the account cannot pay; its rest is not ordered again."""
         self._end(order, refusal)
         if order.role is OrderRole.SIGNAL:
-            position.orders.shortfall = refusal
+            position.shortfall = refusal
 
     def _affordable(self, position: Line, order: Order, fill: Fill) -> Fill | None:
         """Return the largest part of *fill* that the account can pay, in whole steps; or None."""
@@ -513,7 +514,7 @@ class Market:
 
         Nobody can close at a price beyond the bankruptcy price.
         """
-        bound = position.orders.protective(OrderRole.LIQUIDATION)
+        bound = position.protective(OrderRole.LIQUIDATION)
         if bound is None or order.role is OrderRole.LIQUIDATION or fill.side is not bound.side:
             return False
         assert bound.price is not None
@@ -548,11 +549,11 @@ class TrialFills:
     def __enter__(self) -> Self:
         """Save the state; until the exit neither ledger nor strategies learn of fills."""
         market, lines = self._market, self._market.every_line
-        self._journal = market.journal.take()
         money: list[Ledger | Totals] = [market.ledger, *(line.book for line in lines)]
         self._saved = [(owner, vars(owner).copy()) for owner in money]
-        self._lines = [(line, line.holding, line.position, line.orders.state()) for line in lines]
+        self._lines = [(line, line.holding, line.position, line.orders_state()) for line in lines]
         self._taken = market.taken.copy()
+        market.ledger.clear()
         market.ledger.entries = None
         for line in lines:
             line.holding, line.book.fills = copy(line.holding), {}
@@ -566,8 +567,7 @@ class TrialFills:
             vars(owner).update(values)
         for line, holding, position, orders in self._lines:
             line.holding, line.position = holding, position
-            line.orders.restore(orders)
-        self._market.journal.swap(self._journal)
+            line.restore_orders(orders)
 
     def equity(self, price: int) -> int:
         """Return the equity with the instrument at *price*.

@@ -349,10 +349,6 @@ class Filters:
         price, trigger = prices
         return RequestTerms(quantity, price, trigger, refusal)
 
-    def round_down(self, quantity: int) -> int:
-        """Return *quantity* (unsigned) rounded down to whole steps."""
-        return quantity - quantity % self.instrument.quantity_step
-
     def refusal(self, order: Order, price: int, *, reduces: bool) -> str | None:
         """Return why the exchange refuses *order* at *price* regardless of the balance, or None.
 

@@ -37,7 +37,7 @@ def apply_action(line: Line, action: CorporateAction) -> None:
     entitled = entitlement(action, *total, line.terms)
     entitled_parts = entitlement_parts(action, entitled, parts, line.terms)
     for each, due in zip(lines, (entitled, *entitled_parts), strict=True):
-        each.book.move(*each.holding.act(action, due), each.key)
+        each.move_cash(each.holding.act(action, due))
         if action.is_split:
             each.mark = adjusted_price(action, action.close)
         each.post_holding()
@@ -52,25 +52,25 @@ def _adjust_orders(line: Line, action: CorporateAction, before: int) -> None:
     *before* is the signed quantity before the split. The order by signal leads to the adjusted
     target. Exit orders move to the adjusted prices. Orders by list are canceled.
     """
-    resting, instrument, held = line.orders, line.item, line.held
-    target = whole_steps(action, resting.target, instrument.quantity_step)
+    instrument, held = line.item, line.held
+    target = whole_steps(action, line.target, instrument.quantity_step)
     if line.shares:
         line.sum_share_targets()
-    elif resting.target == before:
-        resting.target = held
+    elif line.target == before:
+        line.target = held
     else:  # rounding may give a share more than it had: its order keeps its side
-        resting.target = (max if resting.target > before else min)(target, held)
-    if (order := resting.order) is not None:
-        needed = abs(resting.target - held)
+        line.target = (max if line.target > before else min)(target, held)
+    if (order := line.order) is not None:
+        needed = abs(line.target - held)
         if needed:
             quantity = order.filled + needed
-            resting.note(after(order, OrderEvent.REPLACE, quantity=quantity))
+            line.note(after(order, OrderEvent.REPLACE, quantity=quantity))
         else:
-            resting.end(order, SPLIT)
-    closable = resting.closable(held)
-    for order in resting.others:
+            line.end(order, SPLIT)
+    closable = line.closable
+    for order in line.others:
         if order.role is OrderRole.LIST or not closable:
-            resting.end(order, SPLIT)
+            line.end(order, SPLIT)
             continue
         amended = after(
             order,
@@ -79,7 +79,7 @@ def _adjust_orders(line: Line, action: CorporateAction, before: int) -> None:
             price=_price(action, order.price, instrument.tick_size),
             trigger=_price(action, order.trigger, instrument.tick_size),
         )
-        resting.note(amended)
+        line.note(amended)
     state = line.protection
     line.protect_by(
         replace(

@@ -577,7 +577,7 @@ class Engine:
             for other in entered:
                 broker.confirm(other, bar)
             at_ms = bar.open_time_ms
-            confirmed = tuple([other.orders.confirmed_ms == at_ms for other in others])
+            confirmed = tuple([other.confirmed_ms == at_ms for other in others])
             answers.append(Answer(usable, decision, confirmed))
             return True
 
@@ -753,7 +753,7 @@ class Engine:
             return None  # even a refused signal may end the wait after an exit
         if line.held and state.strategy.horizon is not None:
             return None  # the position may outlive its horizon
-        return line if line.orders.target == line.held else None
+        return line if line.target == line.held else None
 
     def wait(
         self, bars: Sequence[Bar], signal: Signal, passed: int, regime: Regime, cell: int | None
@@ -1013,8 +1013,8 @@ class Engine:
                 if isinstance(signal, Signal):
                     on_signal(line, signal.action)
                 if member.closed:
-                    line.orders.cancel_listed("", member.closed)
-                target = before = line.orders.target
+                    line.cancel_listed("", member.closed)
+                target = before = line.target
                 part = None if intent is None else intent_for_side(intent, book.side)
                 if isinstance(part, Intent) and not broker.planned(line, part, bar, at_ms)[1]:
                     target = part.target
@@ -1372,7 +1372,7 @@ def _is_kept(intent: Intent | Orders | None, line: Line) -> bool:
         return intent is None
     is_empty = intent.target == 0 and intent.action in ENTRIES  # its decision names the reason
     is_more = intent.refusal is not None or intent.is_protected or intent.ends_lists
-    return intent.target == line.orders.target and not (is_empty or is_more)
+    return intent.target == line.target and not (is_empty or is_more)
 
 
 def _follows(bars: Sequence[Bar], keys: Sequence[str], due_ms: int, interval_ms: int) -> bool:

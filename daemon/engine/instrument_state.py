@@ -10,8 +10,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.account import ENTRIES, OPENS, SIDE_OF, Intent
-from tracepaper.daemon.broker.book import Holdings
+from tracepaper.daemon.broker.account import ENTRIES, OPENS, SIDE_OF, Holdings, Intent
 from tracepaper.daemon.broker.broker import NO_OWNER_INTENTS, OwnerIntents
 from tracepaper.daemon.broker.exit_plans import ExpectedReturn, Plan, ProtectionState
 from tracepaper.daemon.broker.line import Line
@@ -514,19 +513,19 @@ class MemberState:
         None if it cannot repeat: some bars are not known, a gate refused it, its target is not
         reached, or its exit orders may change.
         """
-        last, signal, orders = self.outcomes.newest, self.signal, line.orders
+        last, signal = self.outcomes.newest, self.signal
         if (
             last is None
             or last.target_quantity is None
-            or last.target_quantity != orders.target
-            or not orders.is_reached(orders.target, line.held)
+            or last.target_quantity != line.target
+            or not line.is_reached(line.target)
             or not last.outcome.allowed
             or last.outcome.size_factor is not None
             # Any other reason for an unfilled target may be gone at the next bar.
             or last.outcome.unfilled_reason not in {None, below_step(self.market.instrument)}
             or not isinstance(signal, Signal)
             or (self.member is not None and signal.note is not None)  # each bar stores it anew
-            or ((orders.others or line.is_guarded) and signal.action is Action.FLAT)
+            or ((line.others or line.is_guarded) and signal.action is Action.FLAT)
             or (signal.action in ENTRIES and not self._keeps_exits(line))
             or not self.market.is_full
         ):
@@ -544,7 +543,7 @@ class MemberState:
         """
         plan = line.protection.plan
         if plan is None:
-            return not (self._wants_protection or line.orders.others or line.is_guarded)
+            return not (self._wants_protection or line.others or line.is_guarded)
         is_alone = self._exits is None and self.member is None
         return is_alone and line.protection == ProtectionState(plan)  # without a trailing stop
 
@@ -765,7 +764,7 @@ class MemberState:
             return target
         if target == standing:
             # A gap in price cut the order to what equity pays: that is no shortfall to order again.
-            return (line.held or target) if line.orders.shortfall else target
+            return (line.held or target) if line.shortfall else target
         return account.affordable(bar.instrument, target, bar.close)
 
     def _see_signal(

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
-from tracepaper.daemon.broker.book import Holdings
+from tracepaper.daemon.broker.account import Holdings
 from tracepaper.daemon.engine.history import InstrumentState
 from tracepaper.daemon.engine.instrument_state import MemberState, MemberStatus
 from tracepaper.daemon.engine.risk import RiskWatch

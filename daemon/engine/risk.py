@@ -11,7 +11,7 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.book import Holdings
+from tracepaper.daemon.broker.account import Holdings
 from tracepaper.daemon.engine.book_shortfall import BookShortfall
 from tracepaper.daemon.engine.history import InstrumentState, RegimeTracker
 from tracepaper.daemon.engine.settings import EngineSettings, ModelTerms

@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.account import Intent, intent_for_side
-from tracepaper.daemon.broker.book import Book, Holdings
+from tracepaper.daemon.broker.account import Book, Holdings, Intent, intent_for_side
 from tracepaper.daemon.engine.instrument_state import MemberState
 from tracepaper.daemon.engine.settings import INTEGRITY, JUDGEMENT, LIMITS
 from tracepaper.daemon.engine.state import (

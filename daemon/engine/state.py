@@ -21,8 +21,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.account import SIDES
-from tracepaper.daemon.broker.book import AccountState
+from tracepaper.daemon.broker.account import SIDES, AccountState
 from tracepaper.daemon.engine.risk import RiskState
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.gates.gate import gates_left_out

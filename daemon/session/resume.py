@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.account import posting_account
-from tracepaper.daemon.broker.book import AccountState
+from tracepaper.daemon.broker.account import AccountState, posting_account
 from tracepaper.daemon.broker.broker import Save
 from tracepaper.daemon.broker.splits import apply_action
 from tracepaper.daemon.config.loading import Config, restore

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.book import AccountState, Holdings
+from tracepaper.daemon.broker.account import AccountState, Holdings
 from tracepaper.daemon.broker.line import Line, signed_quantity
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.restart import Restart

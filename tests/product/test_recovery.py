@@ -228,14 +228,13 @@ def test_an_order_that_a_new_run_takes_over_keeps_an_id_of_its_own(counts: Path)
     second = Process(path, other, FillModel.NEXT_OPEN)
     assert not second.opened.resumed
     (line,) = second.opened.engine.broker.account.books[0].lines.values()
-    orders = line.orders
-    before = [order.order_id for order in orders.others]
+    before = [order.order_id for order in line.others]
     second.begin()
     second.start()
     for event in given[18:]:
         second.feed(event)
     second.stop()
-    after = [order.order_id for order in orders.others]
+    after = [order.order_id for order in line.others]
     assert len(before) == 6
     assert len({*after}) == len(after) == 28
     assert {*after} >= {*before}

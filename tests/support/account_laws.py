@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tracepaper.daemon.broker.account import PaperAccount
-from tracepaper.daemon.broker.book import Book
+from tracepaper.daemon.broker.account import Book, PaperAccount
 from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.strategies.types.decisions import Step
@@ -24,7 +23,7 @@ def check_account(account: PaperAccount, opened: int | None = None) -> None:
         _check_line(line)
         if line.shares:  # I1
             assert sum(share.held for share in line.shares) == line.held
-            assert sum(share.orders.target for share in line.shares) == line.orders.target
+            assert sum(share.target for share in line.shares) == line.target
     if opened is not None:
         assert account.cash == opened + sum(map(_earned, positions))  # I2
     assert account.cash == sum(book.cash for book in account.books)
@@ -42,7 +41,7 @@ def check_account(account: PaperAccount, opened: int | None = None) -> None:
         order.order_id
         for book in account.every_book
         for line in book.lines.values()
-        for order in line.orders.orders
+        for order in line.orders
     ]
     assert len(ids) == len(set(ids))
 
@@ -69,7 +68,7 @@ def _check_line(line: Line) -> None:
         assert part.held * part.book.sign >= 0
         assert part.held >= 0 or not part.is_cash
     assert not any(share.holding.margin for share in line.shares)  # I5
-    for order in line.orders.orders if line.book.sign else ():
+    for order in line.orders if line.book.sign else ():
         closes = (order.side.value == "SELL") == (line.book.sign > 0)
         assert not closes or order.quantity - order.filled <= abs(line.held)
 

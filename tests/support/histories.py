@@ -18,7 +18,7 @@ from engines import engine_of
 from msgspec.structs import replace
 from records import check_record
 
-from tracepaper.daemon.broker.book import Holdings
+from tracepaper.daemon.broker.account import Holdings
 from tracepaper.daemon.broker.book_fills import BookLevel, BookMoves, Move, pack_moves
 from tracepaper.daemon.broker.margin import CrossMargin, IsolatedMargin, balance_of
 from tracepaper.daemon.config.loading import load

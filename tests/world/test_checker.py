@@ -120,7 +120,7 @@ def test_a_changed_row_names_its_law(tmp_path: Path, law: str, statement: str, k
             "margin",
             ("MarginRules.required", "self._closing_fee(entry, initial)", "0"),
         ),
-        ("orders", "plain", ("RestingOrders.submit", "needed = target - held", "needed = target")),
+        ("orders", "plain", ("Line.submit", "needed = target - held", "needed = target")),
         (
             "levels",
             "exits",

@@ -6,8 +6,7 @@ import pytest
 from builders import bar, instrument
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.account import PaperAccount
-from tracepaper.daemon.broker.book import AccountState, Book
+from tracepaper.daemon.broker.account import AccountState, Book, PaperAccount
 from tracepaper.daemon.broker.execution import ExecutionCosts, Executor
 from tracepaper.daemon.broker.line import LineState
 from tracepaper.daemon.broker.orders import OrderContext, OrdersState
@@ -94,9 +93,9 @@ def test_an_account_in_rupiah_buys_bitcoins_and_pays_rates_of_ten_decimals() -> 
     terms = ExecutionCosts(taker_fee=5_500_001)
     paper = PaperAccount([item], BrokerSettings(FillModel.NEXT_OPEN, terms, cash, Latency(0)))
     line = paper.line(item.id)
-    paper.policy.submit(line, 10_000, "why", OrderContext(0, 0, price, 0))
+    paper.policy.submit(line, 10_000, "why", OrderContext(0, 0, price))
     paper.markets[item.id].match_bar(bar(open_=price, instrument_id=item.id))
-    (bought,) = paper.journal.take().fills
+    (bought,) = paper.ledger.take().fills
     assert Decimal(bought.notional).scaleb(-8) == 17_000_000_000
     assert Decimal(bought.fee).scaleb(-8) == Decimal("9350001.7")
     line.mark_to(1_800_000_000)

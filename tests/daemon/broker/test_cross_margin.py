@@ -213,7 +213,7 @@ def test_a_bar_calls_along_its_path_and_a_nearer_stop_comes_first() -> None:
     late.enter(BTC, 2_000)
     late.send(BTC, sell(2, stop=850, reduce_only=True))
     assert liquidations_in(late.bar(BTC, 99_000, **shape)) == [reduction]
-    assert not late.broker.account.line(BTC).orders.rests, "the stop ends with its position"
+    assert not late.broker.account.line(BTC).rests, "the stop ends with its position"
 
 
 def test_bars_of_one_close_value_everything_before_the_account_is_asked() -> None:
@@ -504,7 +504,7 @@ class Twice:
             assert rules.used_by(position) == reference.initial(value) * 10**8
             needed = reference.maintenance(key, value) if value else 0
             assert rules.needed_by(position) == needed * 10**8
-            resting = {order.order_id for order in line.orders.orders}
+            resting = {order.order_id for order in line.orders}
             assert resting == {
                 name for name, order in reference.orders.items() if order.symbol == key
             }

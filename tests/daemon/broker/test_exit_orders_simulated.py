@@ -27,7 +27,7 @@ from tracepaper.daemon.broker import broker, exit_orders, exit_plans, matching
 from tracepaper.daemon.broker.execution import Executor
 from tracepaper.daemon.broker.exit_plans import ExitDistance, Exits, Planner
 from tracepaper.daemon.broker.line import Line
-from tracepaper.daemon.broker.orders import PROTECTIVE, RestingOrders
+from tracepaper.daemon.broker.orders import PROTECTIVE
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.instrument_state import MemberState
@@ -366,9 +366,9 @@ def _at_once(honest: Any) -> Any:
 
 
 def _canceled(honest: Any) -> Any:
-    def closed_first(self: RestingOrders, order: Order, held: int) -> Any:
-        self.target = held
-        return honest(self, order, held)
+    def closed_first(self: Line, order: Order) -> Any:
+        self.target = self.held
+        return honest(self, order)
 
     return closed_first
 
@@ -442,7 +442,7 @@ PLANTED: list[tuple[Any, str, Callable[[Any], Any], FillModel]] = [
     (exit_orders, "_is_nearer", _always, FillModel.NEXT_OPEN),
     (exit_orders, "_place", _at_entry, FillModel.NEXT_OPEN),
     (broker, "leave", _at_once, FillModel.NEXT_OPEN),
-    (RestingOrders, "_close_first", _canceled, FillModel.QUOTE),
+    (Line, "_close_first", _canceled, FillModel.QUOTE),
     (Executor, "fill_resting", _at_the_open, FillModel.QUOTE),
     *((ExitDistance, "of", _mistaken(unit), FillModel.NEXT_OPEN) for unit in DISTANCES),
     (ExitDistance, "share", _as_of_a_long, FillModel.NEXT_OPEN),

@@ -12,9 +12,8 @@ from msgspec.structs import replace
 from tracepaper.daemon.broker.account import PaperAccount
 from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.daemon.broker.exit_orders import cancel_protection, place_protection
-from tracepaper.daemon.broker.line import Line
-from tracepaper.daemon.broker.order_prices import matters_from
-from tracepaper.daemon.broker.orders import RESTING_MOST, OrderContext
+from tracepaper.daemon.broker.line import RESTING_MOST, Line
+from tracepaper.daemon.broker.orders import OrderContext, matters_from
 from tracepaper.daemon.broker.settings import BrokerSettings, Latency
 from tracepaper.strategies.api.context import Cancel, OrderRequest, Orders, buy, sell
 from tracepaper.strategies.types.decisions import (
@@ -56,47 +55,47 @@ class Desk:
 
     def aim(self, target: int, at_ms: int) -> tuple[Order, ...]:
         """Submit *target* as a signal does."""
-        now = OrderContext(at_ms, 0, CLOSE, self.held)
+        now = OrderContext(at_ms, 0, CLOSE)
         self.account.policy.submit(self.line, target, "why", now)
-        return self.account.journal.take().orders
+        return self.account.ledger.take().orders
 
     @property
     def resting(self) -> tuple[Order, ...]:
-        return self.line.orders.orders
+        return self.line.orders
 
     def send(self, *requests: OrderRequest | Cancel, close: int = CLOSE) -> tuple[Order, ...]:
-        self.account.journal.take()
-        self.account.journal.sequence += 1
+        self.account.ledger.take()
+        self.account.ledger.sequence += 1
         candle = bar(close, instrument_id=self.item.id)
         orders = Orders(requests, "listed")
         self.account.policy.send(self.line, orders, candle, candle.close_time_ms)
-        return self.account.journal.take().orders
+        return self.account.ledger.take().orders
 
     def arm(self, role: OrderRole, **given: Any) -> Any:
         place_protection(self.line, role, START_MS, "why", **given)
-        return self.account.journal.take().orders
+        return self.account.ledger.take().orders
 
     def disarm(self, reason: str, *roles: Any) -> Any:
         cancel_protection(self.line, reason, *roles)
-        return self.account.journal.take().orders
+        return self.account.ledger.take().orders
 
     def quote(self, bid: int, ask: int, *, size: int = 10_000, after_ms: int = 100) -> Any:
         at_ms = START_MS + 60_000 + after_ms
         level = quote(bid, ask, size=size, at_ms=at_ms, instrument_id=self.item.id)
-        self.account.journal.take()
+        self.account.ledger.take()
         self.account.markets[self.item.id].match_quote(level)
-        return self.account.journal.take()
+        return self.account.ledger.take()
 
     def bar(self, open_: int, high: int, low: int, close: int) -> Any:
-        self.account.journal.take()
+        self.account.ledger.take()
         self.account.markets[self.item.id].match_bar(self.next_bar(open_, high, low, close))
-        return self.account.journal.take()
+        return self.account.ledger.take()
 
     def next_bar(self, open_: int, high: int, low: int, close: int) -> Bar:
-        self.account.journal.sequence += 1
+        self.account.ledger.sequence += 1
         return bar(
             close, open_=open_, high=high, low=low,
-            index=self.account.journal.sequence, instrument_id=self.item.id,
+            index=self.account.ledger.sequence, instrument_id=self.item.id,
         )  # fmt: skip
 
 
@@ -235,8 +234,8 @@ def test_cancel_takes_back_one_tag_or_all() -> None:
     assert desk.send(Cancel("b")) == ()
     by_book = Desk(fills=FillModel.BOOK)  # whose cancellations are on their way
     by_book.send(buy(1, limit=99), Cancel())
-    assert [order.order_id in by_book.line.orders.canceling for order in by_book.resting] == [True]
-    by_book.line.orders.cancel_listed("", "halted")
+    assert [order.order_id in by_book.line.canceling for order in by_book.resting] == [True]
+    by_book.line.cancel_listed("", "halted")
     assert by_book.resting == ()
 
 
@@ -302,9 +301,9 @@ def test_a_stop_limit_that_a_quote_triggered_takes_no_price_of_a_missed_bar_befo
         # The bar of those quotes comes late: it opened at 100, before they did.
         late = desk.next_bar(10_000, 10_570, 10_000, 10_560)
         late = replace(late, open_time_ms=START_MS + 60_000)
-        desk.account.journal.take()
+        desk.account.ledger.take()
         desk.account.markets[desk.item.id].match_bar(late, is_missed=is_missed)
-        met = desk.account.journal.take()
+        met = desk.account.ledger.take()
         assert [fill.price for fill in met.fills] == prices
 
 
@@ -362,9 +361,9 @@ def test_a_gap_fills_what_had_rested_at_its_own_price_and_a_stop_at_the_open() -
     desk.send(buy(1, limit=99, tag="low"), buy(1, stop=101, tag="high"))
     desk.bar(10_000, 10_010, 9_990, 10_000)  # both have arrived, and rest
     opened = desk.next_bar(9_800, 9_850, 9_750, 9_800)
-    desk.account.journal.take()
+    desk.account.ledger.take()
     desk.account.markets[desk.item.id].match_bar(opened)
-    (through,) = desk.account.journal.take().fills
+    (through,) = desk.account.ledger.take().fills
     assert (through.price, through.liquidity) == (9_900, Liquidity.MAKER)
     assert (through.reference_price, through.filled_ms) == (9_900, opened.open_time_ms)
     (stopped,) = desk.bar(10_200, 10_250, 10_150, 10_200).fills
@@ -477,7 +476,7 @@ def test_what_lists_could_open_is_what_is_left_of_them() -> None:
     desk.send(buy(0.5, limit=98, reduce_only=True))
     desk.quote(9_950, 9_960)  # from then on the limits rest
     desk.quote(9_870, 9_880, size=400)
-    opens = desk.line.orders.opens
+    opens = desk.line.opens
     assert opens(()) == (600, 3_000, True)
     assert opens((buy(3, tag="a"), sell(5, reduce_only=True))) == (3_000, 3_000, False)
     assert opens((Cancel("b"),)) == (600, 2_000, True)
@@ -523,7 +522,7 @@ def test_an_order_that_may_only_reduce_does_not_grow_with_the_position() -> None
 
 def test_a_reversal_that_was_filled_in_part_goes_on_with_what_a_stop_leaves_of_it() -> None:
     desk = Desk()
-    broker = desk.line.orders
+    broker = desk.line
     desk.send(buy(1))
     desk.quote(9_990, 10_000)
     desk.arm(OrderRole.STOP, trigger=9_900)
@@ -555,11 +554,11 @@ def test_an_exit_ends_what_a_signal_ordered_except_the_rest_of_a_reversal() -> N
         (ordered,) = desk.aim(target, START_MS + 60_001)  # the next quote is before it arrives
         closed = rng.choice((held, rng.randint(1, held - 1)))
         desk.quote(trigger, trigger, size=closed)
-        left, orders = sign * (held - closed), desk.line.orders
+        left, line = sign * (held - closed), desk.line
         reverses = is_protective and target * sign < 0
-        rest = 0 if orders.order is None else orders.order.quantity - orders.order.filled
+        rest = 0 if line.order is None else line.order.quantity - line.order.filled
         assert desk.held == left
-        assert orders.target == (target if reverses else left)
+        assert line.target == (target if reverses else left)
         assert rest == (min(ordered.quantity, abs(target - left)) if reverses else 0)
         counted["reversal" if reverses else "closing"] += 1
     assert min(counted.values()) > 50
@@ -567,7 +566,7 @@ def test_an_exit_ends_what_a_signal_ordered_except_the_rest_of_a_reversal() -> N
 
 def test_what_lists_fill_moves_the_target_that_a_signal_left() -> None:
     desk = Desk()
-    broker = desk.line.orders
+    broker = desk.line
     desk.send(buy(1))
     desk.quote(9_990, 10_000)
     assert (broker.target, desk.held) == (1_000, 1_000)
@@ -578,7 +577,7 @@ def test_a_protective_order_is_armed_once_amended_in_place_and_cancels_what_it_m
     None
 ):
     desk = Desk()
-    broker = desk.line.orders
+    broker = desk.line
     desk.aim(2_000, START_MS + 60_000)
     desk.quote(9_990, 10_000, size=1_000)
     (armed,) = desk.arm(OrderRole.STOP, trigger=9_900)

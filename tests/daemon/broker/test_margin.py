@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from reference_ledger import ReferenceLedger
 
-from tracepaper.daemon.broker.account import PaperAccount
-from tracepaper.daemon.broker.book import AccountState
+from tracepaper.daemon.broker.account import AccountState, PaperAccount
 from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.daemon.broker.line import LineState
 from tracepaper.daemon.broker.orders import OrderContext, OrdersState
@@ -256,28 +255,28 @@ def taken_over(*items: Instrument, cash: int = 1_000) -> PaperAccount:
 def test_a_mark_price_liquidates_a_position_that_was_taken_over() -> None:
     account = taken_over(item())
     account.match_mark(KEY, 90_501, START_MS)
-    assert account.journal.take().fills == []
+    assert account.ledger.take().fills == []
     account = taken_over(item())
     account.match_mark(KEY, 90_400, START_MS)
-    (fill,) = account.journal.take().fills
+    (fill,) = account.ledger.take().fills
     assert (fill.price, account.held(KEY)) == (90_000, 0)
 
 
 def test_an_order_that_closes_at_the_bankruptcy_price_is_filled_there() -> None:
     account = taken_over(item())
     account.line(KEY).set_liquidation_price(START_MS)
-    now = OrderContext(START_MS, 0, 95_000, account.held(KEY))
+    now = OrderContext(START_MS, 0, 95_000)
     account.policy.submit(account.line(KEY), 0, "out", now)
-    account.journal.take()
+    account.ledger.take()
     account.markets[KEY].match_quote(quote(90_000, 90_010, at_ms=START_MS + 1))
-    (fill,) = account.journal.take().fills
+    (fill,) = account.ledger.take().fills
     assert (fill.price, fill.model, account.held(KEY)) == (90_000, FillModel.QUOTE, 0)
 
 
 def test_a_reversal_may_use_the_margin_that_it_frees() -> None:
     account = taken_over(item(), cash=105)
     account.line(KEY).mark_to(100_000)
-    now = OrderContext(START_MS, 0, 100_000, account.held(KEY))
+    now = OrderContext(START_MS, 0, 100_000)
     assert account.policy.submit(account.line(KEY), 2_000, "go", now) is not None
     assert account.policy.submit(account.line(KEY), -1_000, "go", now) is None
 
@@ -285,7 +284,7 @@ def test_a_reversal_may_use_the_margin_that_it_frees() -> None:
 def test_a_reversal_needs_margin_for_the_whole_of_its_new_side() -> None:
     account = taken_over(item(), cash=105)
     account.line(KEY).mark_to(100_000)
-    now = OrderContext(START_MS, 0, 100_000, account.held(KEY))
+    now = OrderContext(START_MS, 0, 100_000)
     assert account.policy.submit(account.line(KEY), -2_000, "go", now) is not None
 
 
@@ -294,7 +293,7 @@ def test_a_target_that_is_not_reached_counts_to_the_gross_of_the_others() -> Non
     account = taken_over(first, second)
     account.line(second.id).mark_to(100_000)
     assert account.gross_of_others(first.id) == 1_000 * MONEY_SCALE
-    now = OrderContext(START_MS, 0, 100_000, account.held(second.id))
+    now = OrderContext(START_MS, 0, 100_000)
     account.policy.submit(account.line(second.id), 2_000, "more", now)
     assert account.gross_of_others(first.id) == 2_000 * MONEY_SCALE
 
@@ -304,7 +303,7 @@ def test_the_exchanges_own_orders_of_one_step_have_ids_of_their_own() -> None:
     account = taken_over(*items)
     for named in items:
         account.line(named.id).set_liquidation_price(START_MS)
-    orders = account.journal.take().orders
+    orders = account.ledger.take().orders
     assert len({order.order_id for order in orders}) == len(items)
 
 

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 from builders import instrument
 
-from tracepaper.daemon.broker.execution import ExecutionCosts, Executor
-from tracepaper.daemon.broker.orders import NEXT, OrderContext, OrderEvent, RestingOrders, advance
+from tracepaper.daemon.broker.account import PaperAccount
+from tracepaper.daemon.broker.execution import ExecutionCosts
+from tracepaper.daemon.broker.line import Line
+from tracepaper.daemon.broker.orders import NEXT, OrderContext, OrderEvent, advance
 from tracepaper.daemon.broker.rules import NOTIONAL_MOST
 from tracepaper.daemon.broker.settings import BrokerSettings, Latency
 from tracepaper.strategies.errors import InvariantBroken
@@ -17,26 +19,22 @@ from tracepaper.strategies.types.market import Category, Side
 TERMS = ExecutionCosts(taker_fee=5_500_000)
 
 
-def settings(costs: ExecutionCosts = TERMS) -> BrokerSettings:
-    return BrokerSettings(FillModel.QUOTE, costs, 0, Latency(100))
-
-
-def opened(**filters: Any) -> RestingOrders:
-    return RestingOrders(instrument(**filters), settings())
+def opened(costs: ExecutionCosts = TERMS, **filters: Any) -> Line:
+    item = instrument(**filters)
+    settings = BrokerSettings(FillModel.QUOTE, costs, 0, Latency(100))
+    return PaperAccount([item], settings).line(item.id)
 
 
 def sent(
-    broker: RestingOrders, target: int, held: int = 0, *, price: int = 10_000
+    line: Line, target: int, held: int = 0, *, price: int = 10_000, cash: int = 10**18
 ) -> tuple[tuple[Order, ...], str | None]:
-    broker.journal.take()
-    refusal = broker.submit(target, "why", OrderContext(1_000, 0, price, held))
-    return broker.journal.take().orders, refusal
+    line.holding.quantity = held
+    refusal = line.submit(target, "why", OrderContext(1_000, 0, price, cash))
+    return line.ledger.take().orders, refusal
 
 
-def submit(
-    broker: RestingOrders, target: int, held: int = 0, *, price: int = 10_000
-) -> tuple[Order, ...]:
-    return sent(broker, target, held, price=price)[0]
+def submit(line: Line, target: int, held: int = 0, *, price: int = 10_000) -> tuple[Order, ...]:
+    return sent(line, target, held, price=price)[0]
 
 
 @pytest.mark.parametrize("pair", list(itertools.product(OrderStatus, OrderEvent)))
@@ -55,15 +53,15 @@ def test_a_reversal_is_one_order() -> None:
 
 
 def test_a_resting_order_that_differs_is_canceled_and_replaced_in_the_same_step() -> None:
-    broker = opened()
-    submit(broker, 1_000)
-    assert submit(broker, 1_000) == ()
-    canceled, placed = submit(broker, -500)
+    line = opened()
+    submit(line, 1_000)
+    assert submit(line, 1_000) == ()
+    canceled, placed = submit(line, -500)
     assert (canceled.status, canceled.reason) == (OrderStatus.CANCELED, "another target")
     assert (placed.side, placed.quantity) == (Side.SELL, 500)
-    (canceled,) = submit(broker, 0)
+    (canceled,) = submit(line, 0)
     assert canceled.status is OrderStatus.CANCELED
-    assert broker.order is None
+    assert line.order is None
 
 
 @pytest.mark.parametrize(
@@ -76,13 +74,13 @@ def test_a_resting_order_that_differs_is_canceled_and_replaced_in_the_same_step(
     ],
 )
 def test_what_the_filters_refuse_is_no_order_and_is_refused_again(
-    filters: dict[str, int], target: int, reason: str
+    filters: dict[str, Any], target: int, reason: str
 ) -> None:
-    broker = opened(**filters)
-    assert sent(broker, target) == ((), reason)
-    assert sent(broker, target) == ((), reason)
-    broker.change(instrument())
-    (order,) = submit(broker, target)
+    line = opened(**filters)
+    assert sent(line, target) == ((), reason)
+    assert sent(line, target) == ((), reason)
+    line.change(instrument())
+    (order,) = submit(line, target)
     assert (order.status, order.quantity) == (OrderStatus.ACCEPTED, target)
 
 
@@ -95,14 +93,14 @@ def test_what_the_filters_refuse_is_no_order_and_is_refused_again(
         ({"price_decimals": 0}, 1_000, NOTIONAL_MOST // 10**8),
     ],
 )
-def test_an_order_at_a_limit_is_taken(filters: dict[str, int], target: int, price: int) -> None:
+def test_an_order_at_a_limit_is_taken(filters: dict[str, Any], target: int, price: int) -> None:
     (order,) = submit(opened(**filters), target, price=price)
     assert order.status is OrderStatus.ACCEPTED
 
 
 def test_only_whole_steps_are_sent_and_the_rest_is_said() -> None:
-    broker = opened(quantity_step=10)
-    (order,) = submit(broker, 0, held=25)
+    line = opened(quantity_step=10)
+    (order,) = submit(line, 0, held=25)
     assert (order.side, order.quantity) == (Side.SELL, 20)
 
 
@@ -112,54 +110,50 @@ def test_closing_is_exempt_from_the_minimum_notional() -> None:
 
 
 def test_a_fill_of_an_order_that_does_not_rest_is_a_bug() -> None:
-    broker = opened()
-    (order,) = submit(broker, 1_000)
-    fill = Executor(instrument(), TERMS).taken(order, 10_000, FillModel.NEXT_OPEN, 1)
-    filled = broker.apply_fill(fill, 1_000)
-    assert filled.status is OrderStatus.FILLED
+    line = opened()
+    (order,) = submit(line, 1_000)
+    fill = line.executor.taken(order, 10_000, FillModel.NEXT_OPEN, 1)
+    assert line.apply(fill).status is OrderStatus.FILLED
     with pytest.raises(InvariantBroken, match="does not rest"):
-        broker.apply_fill(fill, 2_000)
+        line.apply(fill)
 
 
 def test_a_spot_buy_is_grossed_up_so_that_the_fee_in_base_leaves_the_target() -> None:
-    item = instrument(category=Category.SPOT)
-    broker = RestingOrders(item, settings(ExecutionCosts(taker_fee=10_000_000)))
-    (order,) = submit(broker, 1_000)
+    line = opened(ExecutionCosts(taker_fee=10_000_000), category=Category.SPOT)
+    (order,) = submit(line, 1_000)
     fee = order.quantity * 10_000_000 // 10**10
-    assert abs(order.quantity - fee - 1_000) <= item.quantity_step
-    assert submit(broker, 1_000, held=0) == ()
+    assert abs(order.quantity - fee - 1_000) <= line.item.quantity_step
+    assert submit(line, 1_000, held=0) == ()
 
 
 def test_on_spot_a_target_within_one_step_is_reached() -> None:
-    broker = opened(category=Category.SPOT, quantity_step=5)
+    line = opened(category=Category.SPOT, quantity_step=5)
     for held in (995, 1_005):
-        assert sent(broker, 1_000, held=held) == ((), None)
-    (bought,) = submit(broker, 1_000, held=994)
-    (_, sold) = submit(broker, 999, held=1_006)
+        assert sent(line, 1_000, held=held) == ((), None)
+    (bought,) = submit(line, 1_000, held=994)
+    (_, sold) = submit(line, 999, held=1_006)
     assert (bought.side, bought.quantity) == (Side.BUY, 10)
     assert (sold.side, sold.quantity) == (Side.SELL, 5)
     assert sent(opened(), 1_000, held=999)[0]  # linear positions are exact
 
 
 def test_an_order_that_money_could_not_hold_is_refused_and_a_close_never_is() -> None:
-    broker = opened()
+    line = opened()
     huge = 10**11
-    assert sent(broker, huge, price=10**8) == ((), "notional above 23058430092")
-    (close,) = submit(broker, 0, held=huge, price=10**8)
+    assert sent(line, huge, price=10**8) == ((), "notional above 23058430092")
+    (close,) = submit(line, 0, held=huge, price=10**8)
     assert close.status is OrderStatus.ACCEPTED
 
 
 def test_a_spot_buy_beyond_the_cash_is_cut_and_a_sale_is_not() -> None:
-    item = instrument(category=Category.SPOT)
-    broker = RestingOrders(item, settings(ExecutionCosts(taker_fee=0)))
+    line = opened(ExecutionCosts(taker_fee=0), category=Category.SPOT)
 
     def submitted(target: int, *, held: int, cash: int) -> tuple[tuple[Order, ...], str | None]:
-        refusal = broker.submit(target, "why", OrderContext(0, 0, 10_000, held, cash * 10**8))
-        return broker.journal.take().orders, refusal
+        return sent(line, target, held, cash=cash * 10**8)
 
     assert submitted(1_000, held=0, cash=0) == ((), "cash does not cover it")
     (cut,), why = submitted(1_000, held=0, cash=99)
-    assert (cut.quantity, broker.target, why) == (990, 1_000, "cash does not cover it")
+    assert (cut.quantity, line.target, why) == (990, 1_000, "cash does not cover it")
     submitted(0, held=0, cash=0)
     (bought,) = submitted(1_000, held=0, cash=100)[0]
     (canceled,) = submitted(0, held=0, cash=0)[0]

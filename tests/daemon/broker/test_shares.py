@@ -46,7 +46,7 @@ KEY = "stock:ACME"
 
 
 def order(of: PaperAccount, target: int, price: int, number: int) -> str | None:
-    now = OrderContext(0, 0, price, of.held(KEY))
+    now = OrderContext(0, 0, price)
     return of.policy.submit(of.line(KEY), target, "why", now)
 
 
@@ -72,7 +72,7 @@ def test_every_cent_equals_an_independent_decimal_ledger(
         if order(paper, target, cents, number) is not None:
             continue
         paper.markets[KEY].match_bar(bar(open_=cents, instrument_id=KEY))
-        filled = paper.journal.take()
+        filled = paper.ledger.take()
         wanted = Decimal(target).scaleb(-decimals)
         if not filled.fills:
             assert wanted == shares
@@ -122,9 +122,9 @@ def test_a_buy_needs_cash_for_its_fee_as_well() -> None:
 def test_a_gap_leaves_a_buy_of_shares_with_what_cash_covers_with_its_fee() -> None:
     paper = account(costs(minimum="1"))
     assert order(paper, 999, 100_00, 1) is None
-    paper.journal.take()
+    paper.ledger.take()
     paper.markets[KEY].match_bar(bar(125_00, open_=125_00, instrument_id=KEY))
-    met = paper.journal.take()
+    met = paper.ledger.take()
     assert [fill.quantity for fill in met.fills] == [799]  # 800 leave nothing for the fee
     assert money(paper.cash) == 100_000 - 799 * 125 - 1
 

@@ -59,12 +59,10 @@ class Drawn:
         return self.step * self.rng.randint(0, 900)
 
     def _aim(self, targets: list[int]) -> None:
-        self.account.journal.sequence += 1
+        self.account.ledger.sequence += 1
         aims = zip(self.parts, targets, strict=True) if self.line.shares else ()
         for part, target in (*aims, (self.line, sum(targets))):
-            self.account.policy.submit(
-                part, target, "why", OrderContext(START_MS, 0, 1_000, part.held)
-            )
+            self.account.policy.submit(part, target, "why", OrderContext(START_MS, 0, 1_000))
 
     def _fill(self, size: int) -> None:
         level = quote(1_000, 1_000, at_ms=START_MS + 1, size=size, instrument_id=KEY)
@@ -124,21 +122,19 @@ def test_a_split_moves_targets_orders_and_plans_as_fractions_do() -> None:
     for seed in range(DRAWN):
         drawn = Drawn(seed)
         line, parts = drawn.line, drawn.parts
-        before = [
-            (part.held, part.orders.target, part.orders.others, part.protection) for part in parts
-        ]
-        signal, held = line.orders.order, line.held
-        drawn.account.journal.take()
+        before = [(part.held, part.target, part.others, part.protection) for part in parts]
+        signal, held = line.order, line.held
+        drawn.account.ledger.take()
         given = 0, 1_000, START_MS + 9, START_MS + 9
         kind = CorporateActionKind.SPLIT
         apply_action(line, CorporateAction(KEY, kind, drawn.new, drawn.old, *given))
         assert line.held == drawn.quantity(held) == sum(part.held for part in parts)
         for part, (had, target, others, state) in zip(parts, before, strict=True):
-            assert part.orders.target == drawn.target(target, had, part.held)
+            assert part.target == drawn.target(target, had, part.held)
             counted["rounded up"] += part.held > drawn.quantity(had)
             counted["kept"] += target == had > 0 and part.held != drawn.quantity(had)
-            assert len(part.orders.others) == (len(others) if part.held else 0)
-            for order, was in zip(part.orders.others, others, strict=False):
+            assert len(part.others) == (len(others) if part.held else 0)
+            for order, was in zip(part.others, others, strict=False):
                 assert (rest(order), order.status) == (part.held, was.status)
                 prices = zip((order.price, order.trigger), (was.price, was.trigger), strict=True)
                 assert all(is_ == (of and drawn.price(of)) for is_, of in prices)
@@ -147,9 +143,9 @@ def test_a_split_moves_targets_orders_and_plans_as_fractions_do() -> None:
             assert after.plan == drawn.plan(state.plan)
             assert after.next_plan == drawn.plan(state.next_plan)
             assert after.trail == (drawn.price(state.trail) if state.trail else 0)
-        wanted = sum(part.orders.target for part in parts)
-        assert line.orders.target == wanted
-        now, changed = line.orders.order, drawn.account.journal.take().orders
+        wanted = sum(part.target for part in parts)
+        assert line.target == wanted
+        now, changed = line.order, drawn.account.ledger.take().orders
         if signal is not None:
             assert (0 if now is None else rest(now)) == abs(wanted - line.held)
             counted["order" if now else "no order"] += 1

@@ -9,11 +9,11 @@ import pytest
 from engine_laws import WORLDS, Laws, World, examine
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker import matching, order_prices
+from tracepaper.daemon.broker import matching, orders
 from tracepaper.daemon.broker.account import PaperAccount
 from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.daemon.broker.line import Line
-from tracepaper.daemon.broker.orders import OrdersState, RestingOrders
+from tracepaper.daemon.broker.orders import OrdersState
 from tracepaper.daemon.broker.rules import Filters
 from tracepaper.daemon.broker.settings import Latency
 from tracepaper.daemon.engine.book_shortfall import BookShortfall
@@ -60,10 +60,10 @@ def _only_beyond(honest: Callable[..., bool]) -> Callable[..., bool]:
 
 
 def _forgets(_honest: Callable[..., None]) -> Callable[..., None]:
-    def restore(self: RestingOrders, state: OrdersState) -> None:
+    def restore_orders(self: Line, state: OrdersState) -> None:
         self.target, self.order = state.target, state.order
 
-    return restore
+    return restore_orders
 
 
 def _at_once(_honest: Callable[..., int]) -> Callable[..., int]:
@@ -100,16 +100,16 @@ def _by_participation(honest: Callable[..., int]) -> Callable[..., int]:
 
 PLANTED: list[tuple[World, Any, str, Callable[..., Any]]] = [
     (SPOT_BY_BARS, Line, "post", _loses_a_unit),
-    (MARGIN_BY_BARS, order_prices, "touched", _only_beyond),
-    (TWO_BY_QUOTES, RestingOrders, "restore", _forgets),
+    (MARGIN_BY_BARS, orders, "touched", _only_beyond),
+    (TWO_BY_QUOTES, Line, "restore_orders", _forgets),
     (MARGIN_BY_QUOTES, Latency, "of", _at_once),
-    (MARGIN_BY_QUOTES, RestingOrders, "resize", _nothing),
+    (MARGIN_BY_QUOTES, Line, "resize", _nothing),
     (SPOT_BY_BARS, Line, "unpaid", _never),
     (SPOT_BY_BARS, Filters, "refusal", _never),
     (SPOT_BY_QUOTES, matching, "is_through", _never),
     (TWO_BY_QUOTES, PaperAccount, "match_mark", _never),
     (TWO_BY_QUOTES, Engine, "clear_transient", _never),
-    (MARGIN_BY_QUOTES, RestingOrders, "expire", _nothing),
+    (MARGIN_BY_QUOTES, Line, "expire", _nothing),
     (SPOT_BY_BARS, MemberState, "unfilled", _says_nothing),
     (MARGIN_BY_BARS, matching, "passes", _always),
     (SPOT_BY_BARS, Latency, "eligible_ms", _loses_bars),

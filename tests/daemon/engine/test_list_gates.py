@@ -181,7 +181,7 @@ def test_a_breach_that_flattens_takes_back_what_could_open_whatever_is_listed_on
         last = step(machine, index, close)
     assert last.decision is not None
     assert last.decision.reason == "halted by risk.drawdown"
-    assert held_by(machine) == len(machine.broker.account.line(KEY).orders.orders) == 0
+    assert held_by(machine) == len(machine.broker.account.line(KEY).orders) == 0
 
 
 def test_a_breach_refuses_what_could_open_and_no_bar_that_asks_for_less() -> None:

@@ -91,7 +91,7 @@ def test_a_close_that_would_cost_more_than_there_is_takes_the_account_over() -> 
     at_ms = START_MS + 70_000
     engine.step(quote(99_990, 100_010, at_ms=at_ms, instrument_id=KEY), None)
     assert all(part.held(KEY) > 0 for part in broker.account.owners.values())
-    stop = broker.account.owners["a"].lines_of(KEY)[0].orders.protective(OrderRole.STOP)
+    stop = broker.account.owners["a"].lines_of(KEY)[0].protective(OrderRole.STOP)
     assert stop is not None
     broker.on_quote(quote(40_000, 40_020, at_ms=at_ms + 1, instrument_id=KEY))
     filled = broker.take()

@@ -240,12 +240,12 @@ def test_what_halts_or_sets_aside_takes_back_orders_by_list(how: str) -> None:
     run(engine, [at_price(10_000, index=at) for at in range(2)])
     owner = engine.broker.account.owners["a"]
     assert owner.held(ITEM.id) == 2_000
-    assert owner.lines_of(ITEM.id)[0].orders.others
+    assert owner.lines_of(ITEM.id)[0].others
     if how in {"HALT", "FLATTEN"}:
         run(engine, [Command(CommandKind(how), "", 0, 0)])
     run(engine, [at_price(9_000, index=at) for at in range(2, 5)])
     for line in (owner.lines_of(ITEM.id)[0] for owner in engine.broker.account.owners.values()):
-        assert not line.orders.others
+        assert not line.others
         assert how == "HALT" or not line.held
     assert owner.held(ITEM.id) == (2_000 if how == "HALT" else 0)
 
@@ -386,5 +386,5 @@ def test_a_split_leaves_what_parts_still_want_and_sets_aside_who_cannot_adjust()
     # Of 10 for 12 that were ordered a has 5 of 6: of one share that is left, all.
     assert [owner.held(key) for owner in owners.values()] == [1, 0, 0]
     assert [owner.target(key) for owner in owners.values()] == [1, 0, 0]
-    assert engine.broker.account.line(key).orders.order is None
+    assert engine.broker.account.line(key).order is None
     assert [*engine.set_aside] == ["c"]

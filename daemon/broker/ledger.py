@@ -1,0 +1,130 @@
+"""The money of an account and of each of its books, and what a step changed in the account.
+
+The rules are docs/money.md, M6 to M21 and M90 to M102.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from msgspec.structs import replace
+
+from tracepaper.daemon.broker.settings import BrokerSettings
+from tracepaper.strategies.types.decisions import (
+    Account,
+    Fill,
+    LedgerEntry,
+    LedgerKind,
+    Order,
+    Position,
+    PositionSide,
+)
+
+_STEPS_COUNTED: Final = 4_096
+"""More than the bars of a close, which has one for each symbol of a venue."""
+
+
+class FillEntry(NamedTuple):
+    """A fill of a position, with its order after the fill, and the position before and after."""
+
+    fill: Fill
+    order: Order
+    before: Position
+    after: Position
+
+
+class Changes(NamedTuple):
+    """The fills of a step in one account, oldest first, and the orders that changed."""
+
+    entries: list[FillEntry]
+    share_fills: list[tuple[str, Fill]]
+    orders: tuple[Order, ...]
+    fills: list[Fill]
+
+
+class Ledger:
+    """The cash of an account, its order ids, and what changed since the last :meth:`take`.
+
+    The id of an order is the number of its step and a count within the step. Counts are kept by
+    step, since the steps of a close interleave: each bar fills orders before the first is decided.
+    """
+
+    def __init__(self, cash: int, *, keeps_entries: bool) -> None:
+        self.cash = cash
+        self.bound = 0  # cash that the margins of positions bind
+        # Cash movements that no step holds yet; a shadow account keeps none.
+        self.entries: list[LedgerEntry] | None = None
+        if keeps_entries:
+            self.entries = [LedgerEntry(LedgerKind.OPENED, cash, cash)]
+        self.sequence = 0  # of the step that acts on the account now
+        self._counts: dict[int, int] = {}
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what changed."""
+        self.fills: list[FillEntry] = []
+        # The fills and crossings of owners' shares, each with the name of the owner.
+        self.share_fills: list[tuple[str, Fill]] = []
+        self.orders: dict[str, Order] = {}  # the newest state of each order that changed
+        self.has_changes = False  # whether the account's stored state has changed
+
+    def take(self) -> Changes:
+        """Return what changed since the last call."""
+        fills = [entry.fill for entry in self.fills]
+        changes = Changes(self.fills, self.share_fills, tuple(self.orders.values()), fills)
+        self.clear()
+        return changes
+
+    @property
+    def available(self) -> int:
+        """Cash that no position binds."""
+        return self.cash - self.bound
+
+    def next_id(self) -> str:
+        """Return the id of the next order of the step."""
+        sequence = self.sequence
+        count = self._counts.get(sequence, 0)
+        if not count and len(self._counts) >= _STEPS_COUNTED:
+            del self._counts[next(iter(self._counts))]
+        self._counts[sequence] = count + 1
+        return f"{sequence}-{count}"
+
+    def mark_while_down(self) -> None:
+        """Mark all fills as made while the daemon was down."""
+        self.fills = [
+            entry._replace(fill=replace(entry.fill, while_down=True)) for entry in self.fills
+        ]
+        self.share_fills = [
+            (owner, replace(fill, while_down=True)) for owner, fill in self.share_fills
+        ]
+
+
+class Totals:
+    """The cash and the sums of the lines of one book, which lines update with each change.
+
+    So the cost of a step does not grow with the number of instruments.
+    """
+
+    def __init__(
+        self,
+        settings: BrokerSettings,
+        ledger: Ledger,
+        *,
+        side: PositionSide | None = None,
+        owner: str = "",
+        is_share: bool = False,
+    ) -> None:
+        """Begin with the cash of *settings*.
+
+        The book is of one *side* of an account in hedge mode. It *is_share* of an *owner* in the
+        positions of another book.
+        """
+        self.settings, self.ledger = settings, ledger
+        self.side, self.owner, self.is_share = side, owner, is_share
+        self.sign = {None: 0, PositionSide.LONG: 1, PositionSide.SHORT: -1}[side]
+        self.cash = settings.cash
+        self.realized = self.unrealized = self.fees = self.funding = 0
+        self.paid_entries = 0  # entry notional of its spot positions and shares
+        self.fills: dict[str, list[Fill]] = {}
+        """Fills since the last decision, by instrument, if its strategy sees fills."""
+        self.valued: Account | None = None  # the newest balance; None after a change
