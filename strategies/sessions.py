@@ -70,16 +70,6 @@ class Sessions(Struct, frozen=True):
             msgspec.msgpack.encode((*parts, steps, starts, lengths, self.offsets)), 9
         )
 
-    def shifted(self, weeks: int) -> Sessions:
-        """Return the same sessions *weeks* weeks later."""
-        days, minutes = weeks * WEEK_MS // DAY_MS, weeks * WEEK_MS // MINUTE_MS
-        return msgspec.structs.replace(
-            self,
-            days=tuple(day + days for day in self.days),
-            opens=tuple(at + minutes for at in self.opens),
-            closes=tuple(at + minutes for at in self.closes),
-        )
-
     @property
     def sha256(self) -> str:
         """The SHA-256 of all fields, hexadecimal."""

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -149,52 +149,32 @@ def units_of(books: Books) -> Units:
     )
 
 
-class BookChange(NamedTuple):
-    """Changes that ``lookahead`` makes to the books of a file."""
-
-    later_ms: int = 0
-    price_factor: int = 1
-    until_ms: int | None = None  # later books are removed
-    known_ms: int | None = None  # later books: prices tenfold, ask sizes × 1,000
-
-    def of(self, books: Books) -> Books:
-        """Apply the changes to *books*."""
-        if self == AS_RECORDED:
-            return books
-        price, size = books.price * self.price_factor, books.size.copy()
-        if self.known_ms is not None:
-            later = books.seen_ms > self.known_ms
-            price[later] *= 10
-            size[later, 1] *= 1_000
-        seen_ms, market_ms = books.seen_ms + self.later_ms, books.market_ms + self.later_ms
-        return Books(seen_ms, market_ms, price, size)
-
-
-AS_RECORDED: Final = BookChange()
-
-
 @dataclass(frozen=True, eq=False)
 class RecordedDepth:
-    """A file's books, checked once and kept packed; parts are unpacked on demand."""
+    """A file's books, checked once and kept packed; parts are unpacked on demand.
+
+    ``lookahead`` removes those after ``until_ms``, and falsifies those after ``known_ms``: prices
+    tenfold, sizes of asks × 1,000.
+    """
 
     header: RecordingHeader
     blocks: Sequence[Depths]
-    file_units: Units
+    units: Units  # greatest common divisors of all prices and of all sizes
     file_sha256: str
     torn: str = ""  # the part left out at the end, in words; empty if none
-    change: BookChange = AS_RECORDED
+    until_ms: int | None = None
+    known_ms: int | None = None
     _newest: dict[int, Books] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def times(self) -> Integers:
         """The time of every book."""
-        times = np.concatenate(
+        times: Integers = np.concatenate(
             [np.arange(block.first_ms, block.next_ms, block.every_ms) for block in self.blocks]
         )
-        if (until_ms := self.change.until_ms) is not None:
-            times = times[: np.searchsorted(times, until_ms, side="right")]
-        later: Integers = times + self.change.later_ms
-        return later
+        if self.until_ms is not None:
+            times = times[: np.searchsorted(times, self.until_ms, side="right")]
+        return times
 
     @cached_property
     def _firsts(self) -> Integers:
@@ -218,16 +198,11 @@ class RecordedDepth:
         return tuple(cause for _, cause in self._begins)
 
     @property
-    def units(self) -> Units:
-        """The greatest common divisors of all prices and of all sizes."""
-        return self.file_units._replace(price=self.file_units.price * self.change.price_factor)
-
-    @property
     def sha256(self) -> str:
         """The hash of the file and of the changes."""
-        if self.change == AS_RECORDED:
+        if self.until_ms is None and self.known_ms is None:
             return self.file_sha256
-        return sha256(f"{self.file_sha256} {self.change}".encode()).hexdigest()
+        return sha256(f"{self.file_sha256} {self.until_ms} {self.known_ms}".encode()).hexdigest()
 
     def read_all(self) -> Books:
         """Return all books, in memory; each call unpacks the whole file."""
@@ -248,24 +223,19 @@ class RecordedDepth:
             begin = int(self._firsts[number])
             books = self._block(number)
             parts.append(books.part(max(start - begin, 0), min(stop - begin, len(books))))
-        return self.change.of(parts[0] if len(parts) == 1 else joined(parts))
+        whole = parts[0] if len(parts) == 1 else joined(parts)
+        if self.known_ms is None:
+            return whole
+        price, size, later = whole.price.copy(), whole.size.copy(), whole.seen_ms > self.known_ms
+        price[later] *= 10
+        size[later, 1] *= 1_000
+        return Books(whole.seen_ms, whole.market_ms, price, size)
 
     def _block(self, number: int) -> Books:
         if number not in self._newest:
             self._newest.clear()
             self._newest[number] = books_in(self.blocks[number])
         return self._newest[number]
-
-    def changed(self, **changes: int) -> Self:
-        """Return the books with *changes*, the fields of ``BookChange``; times are current."""
-        before = self.change
-        for name in ("until_ms", "known_ms"):
-            if name in changes:
-                changes[name] -= before.later_ms
-        later_ms = before.later_ms + changes.pop("later_ms", 0)
-        factor = before.price_factor * changes.pop("price_factor", 1)
-        change = before._replace(later_ms=later_ms, price_factor=factor, **changes)
-        return replace(self, change=change)
 
 
 def read_depth(path: Path) -> RecordedDepth:

@@ -24,7 +24,6 @@ from tracepaper.strategies.sessions import Calendar, closes_of, month_calendar
 from tracepaper.strategies.types.market import Bar, Category, Instrument, Source
 from tracepaper.strategies.units import (
     DAY_MS,
-    WEEK_MS,
     interval_phase,
     interval_text,
     iso,
@@ -123,20 +122,6 @@ class Candles:
     def missing(self) -> int:
         """The number of candles missing in holes."""
         return int((self.steps - 1).sum())
-
-    def shifted(self, weeks: int) -> Candles:
-        """Return the candles and their sessions moved by *weeks* weeks."""
-        calendar = self.calendar
-        if calendar is not None:
-            calendar = Calendar(calendar.sessions.shifted(weeks), self.interval_ms)
-        times = self.open_time_ms + weeks * WEEK_MS
-        return replace(self, open_time_ms=times, calendar=calendar)
-
-    def with_prices_times(self, factor: int) -> Candles:
-        """Return the candles with prices and turnover times *factor*."""
-        prices = {name: getattr(self, name) * factor for name in ("open", "high", "low", "close")}
-        turnover = None if self.turnover is None else self.turnover * factor
-        return replace(self, **prices, turnover=turnover)
 
     def rescaled(
         self,

@@ -121,16 +121,13 @@ class EventsSource:
             yield frame if is_same else _mapped(frame, price.of, size.of)
 
 
-def _mapped(
-    frame: ReadFrame, price: Callable[[int], int], size: Callable[[int], int], later_ms: int = 0
-) -> ReadFrame:
-    """Return *frame* moved by *later_ms*, its prices and sizes mapped."""
+def _mapped(frame: ReadFrame, price: Callable[[int], int], size: Callable[[int], int]) -> ReadFrame:
+    """Return *frame* with its prices and sizes mapped."""
     book, best = frame.book, frame.best
     if book is not None:
         bids, asks = ([(price(ticks), size(lots)) for ticks, lots in side] for side in book)
         book = (bids, asks)
     return frame._replace(
-        at_ms=frame.at_ms + later_ms,
         book=book,
         best=None if best is None else (price(best[0]), price(best[1])),
         trades=[(taker, price(ticks), size(lots)) for taker, ticks, lots in frame.trades],
@@ -138,37 +135,28 @@ def _mapped(
 
 
 class ChangedSource:
-    """A source moved in time, scaled in price, or changed after *known_ms*, for ``lookahead``.
+    """A source changed after *known_ms*, for ``lookahead``.
 
     Frames after *known_ms* are removed if *cut*, else their sizes are multiplied by 1,000.
     """
 
     torn = ""
 
-    def __init__(
-        self,
-        source: FillSource,
-        *,
-        later_ms: int = 0,
-        price_factor: int = 1,
-        known_ms: int | None = None,
-        cut: bool = False,
-    ) -> None:
-        self._source = source
-        self._later_ms, self._factor = later_ms, price_factor
-        self._known_ms, self._cuts = known_ms, cut
+    def __init__(self, source: FillSource, known_ms: int, *, cut: bool) -> None:
+        self._source, self._known_ms, self._cuts = source, known_ms, cut
         self.is_sampled, self.instrument_id = source.is_sampled, source.instrument_id
-        self.first_ms, self.last_ms = source.first_ms + later_ms, source.last_ms + later_ms
+        self.first_ms, self.last_ms = source.first_ms, source.last_ms
         self.gaps = source.gaps
 
     def frames(self, instrument: Instrument) -> Iterator[ReadFrame]:
         """Yield every changed frame."""
         for frame in self._source.frames(instrument):
-            is_known = self._known_ms is None or frame.at_ms <= self._known_ms
-            if not is_known and self._cuts:
+            if frame.at_ms <= self._known_ms:
+                yield frame
+            elif self._cuts:
                 return
-            more = 1 if is_known else 1_000
-            yield _mapped(frame, self._factor.__mul__, more.__mul__, self._later_ms)
+            else:
+                yield _mapped(frame, int, (1_000).__mul__)
 
 
 class SampledSource:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields, replace
-from datetime import timedelta
 from itertools import chain, product
 from operator import attrgetter
 from pathlib import Path
@@ -49,7 +48,7 @@ from tracepaper.replay.backtest.tracks import (
 )
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.market import Category
-from tracepaper.strategies.units import WEEK_MS, iso
+from tracepaper.strategies.units import iso
 
 
 class SourceReader(NamedTuple):
@@ -72,13 +71,11 @@ class Cutoff(NamedTuple):
 
 
 class MarketSource(NamedTuple):
-    """A source of data; ``shift``, ``scale`` and ``digest`` take one of its items."""
+    """A source of data; ``digest`` takes one of its items."""
 
     read: Callable[[Sequence[Any], SourceReader], Sequence[Any]]  # paths, or data read before
     tracks: Callable[[Sequence[Any], BarSpan], list[Track]]
     until: Callable[[Sequence[Any], Cutoff], Sequence[Any]]
-    shift: Callable[[Any, int], Any]  # weeks
-    scale: Callable[[Any, int], Any]  # a factor of all prices
     digest: Callable[[Any], str]  # SHA-256 of all that affects a run
 
 
@@ -178,8 +175,9 @@ def _read_depth(
 
 def _depth_until(given: Sequence[RecordedDepth], cutoff: Cutoff) -> list[RecordedDepth]:
     """Remove the later books, or corrupt them."""
-    what = "until_ms" if cutoff.cut else "known_ms"
-    return [recorded.changed(**{what: cutoff.close_ms}) for recorded in given]
+    if cutoff.cut:
+        return [replace(recorded, until_ms=cutoff.close_ms) for recorded in given]
+    return [replace(recorded, known_ms=cutoff.close_ms) for recorded in given]
 
 
 SOURCES: Final[Mapping[str, MarketSource]] = {
@@ -187,24 +185,18 @@ SOURCES: Final[Mapping[str, MarketSource]] = {
         read=lambda given, reading: [_candles(item, reading, None) for item in given],
         tracks=frame_tracks,
         until=_frames_until,
-        shift=Candles.shifted,
-        scale=Candles.with_prices_times,
         digest=attrgetter("sha256"),
     ),
     "depth": MarketSource(
         read=_read_depth,
         tracks=depth_tracks,
         until=_depth_until,
-        shift=lambda books, weeks: books.changed(later_ms=weeks * WEEK_MS),
-        scale=lambda books, factor: books.changed(price_factor=factor),
         digest=lambda books: books.sha256,
     ),
     "candles": MarketSource(
         read=_read_candles,
         tracks=candle_tracks,
         until=_candles_until,
-        shift=Candles.shifted,
-        scale=Candles.with_prices_times,
         digest=attrgetter("sha256"),
     ),
     "funding": MarketSource(
@@ -213,8 +205,6 @@ SOURCES: Final[Mapping[str, MarketSource]] = {
         until=lambda given, cutoff: [
             rates.select(rates.time_ms <= cutoff.close_ms) for rates in given
         ],
-        shift=lambda rates, weeks: replace(rates, time_ms=rates.time_ms + weeks * WEEK_MS),
-        scale=lambda rates, _factor: rates,
         digest=_funding_sha256,
     ),
     "actions": MarketSource(
@@ -222,8 +212,6 @@ SOURCES: Final[Mapping[str, MarketSource]] = {
         tracks=action_tracks,
         # Later actions are always removed: none is known before its bar.
         until=lambda rows, cutoff: actions_until(rows, cutoff.days),
-        shift=lambda row, weeks: row._replace(ex_date=row.ex_date + timedelta(weeks=weeks)),
-        scale=lambda row, factor: row if row.is_split else row._replace(value=row.value * factor),
         digest=lambda row: hashlib.sha256(
             repr(row[1:]).encode()
         ).hexdigest(),  # without the row's position
@@ -234,10 +222,8 @@ SOURCES: Final[Mapping[str, MarketSource]] = {
         ],
         tracks=lambda _given, _bars: [],  # they fill orders: ``BookFeed`` yields them
         until=lambda given, cutoff: [
-            ChangedSource(source, known_ms=cutoff.close_ms, cut=cutoff.cut) for source in given
+            ChangedSource(source, cutoff.close_ms, cut=cutoff.cut) for source in given
         ],
-        shift=lambda source, weeks: ChangedSource(source, later_ms=weeks * WEEK_MS),
-        scale=lambda source, factor: ChangedSource(source, price_factor=factor),
         digest=lambda source: source.sha256,
     ),
 }
@@ -341,14 +327,6 @@ class MarketData:
     def first(self, bars: int) -> Self:
         """Keep the first *bars* candles of each symbol."""
         return replace(self, candles=[part[:bars] for part in self.candles])
-
-    def shifted(self, weeks: int) -> Self:
-        """Move all data so many *weeks* later."""
-        return self._changed(lambda source, given: [source.shift(part, weeks) for part in given])
-
-    def scaled(self, factor: int) -> Self:
-        """Multiply all prices by *factor*."""
-        return self._changed(lambda source, given: [source.scale(part, factor) for part in given])
 
     def tracks(self, bars: BarSpan) -> list[Track]:
         """Return the events of every source, placed between *bars*."""

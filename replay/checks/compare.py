@@ -137,7 +137,6 @@ class CheckFinding:
     warmup: int = 0
     opened: list[ExternalInput] = field(default_factory=list)  # neither declared nor allowed
     allowed: list[ExternalInput] = field(default_factory=list)
-    depends: list[str] = field(default_factory=list)  # on the date, on the absolute price
     unproved: list[str] = field(default_factory=list)
     unfinished: list[str] = field(default_factory=list)  # runs for which the time was too short
 

@@ -36,8 +36,8 @@ from tracepaper.strategies.types.decisions import Action, Forecast, Step
 from tracepaper.strategies.types.market import Bar, Event
 from tracepaper.strategies.without_fills import DecisionCounts
 
-SIGNAL, NOTE, EVERYTHING = range(3)
-"""How much of two decisions is compared: signals and forecasts, also notes, or all in every bit.
+NOTE, EVERYTHING = range(2)
+"""How much of two decisions is compared: signals, forecasts and notes, or all in every bit.
 
 What lies beyond notes depends on the account.
 """
@@ -102,12 +102,12 @@ def _decided(step: Step, engine: Engine, key: str) -> Decided:
     for owner, (signal, note) in signals.items():
         asked: object = signal.requests if isinstance(signal, Orders) else None
         if isinstance(signal, Signal):
-            asked, values[SIGNAL, f"{owner}strength"] = signal.action.value, signal.strength
-        values[SIGNAL, f"{owner}signal"] = str(asked)
+            asked, values[NOTE, f"{owner}strength"] = signal.action.value, signal.strength
+        values[NOTE, f"{owner}signal"] = str(asked)
         values |= {(NOTE, f"{owner}note {name}"): value for name, value in (note or {}).items()}
         values[EVERYTHING, f"{owner}terms of the signal"] = repr(signal)
     if isinstance(step.prediction, Forecast):
-        values[SIGNAL, "forecast"] = step.prediction
+        values[NOTE, "forecast"] = step.prediction
     for name in ("action", "target_quantity", "reason", "refused_by", "regime"):
         values[EVERYTHING, name] = getattr(decision, name)
     for gate, measure in zip(decision.gate_set.gates, decision.measures, strict=True):
@@ -126,12 +126,11 @@ def first_difference(
     only: str | None = None,
     from_ms: float = 0,
     until_ms: float = float("inf"),
-    later_ms: int = 0,
 ) -> tuple[Difference | None, int]:
     """Return the first difference of two runs, and how many decisions were compared.
 
-    Bars open from *from_ms* until *until_ms*, both included, and in *other* *later_ms* later. Only
-    the instrument *only* is compared, if given. Below ``EVERYTHING`` forecasts and numbers agree
+    Bars open from *from_ms* until *until_ms*, both included. Only the instrument *only* is
+    compared, if given. Below ``EVERYTHING`` forecasts and numbers agree
     within 1e-4, and bars are skipped at which only one run had set a strategy aside.
     """
     compared = 0
@@ -139,7 +138,7 @@ def first_difference(
         if not from_ms <= open_ms <= until_ms or only not in {None, key}:
             continue
         compared += 1
-        second = other.decisions.get((open_ms + later_ms, key))
+        second = other.decisions.get((open_ms, key))
         if second is None:
             why = "missing" if other.error is None else f"refused: {other.error}"
             return Difference(key, open_ms, "decision", "made", why), compared

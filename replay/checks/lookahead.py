@@ -27,7 +27,6 @@ from tracepaper.replay.checks.compare import LOOKAHEAD, RECURSIVE, CheckFinding,
 from tracepaper.replay.checks.decisions import (
     EVERYTHING,
     NOTE,
-    SIGNAL,
     DerivedRun,
     first_difference,
     send_record,
@@ -37,8 +36,7 @@ from tracepaper.replay.checks.decisions import (
 from tracepaper.replay.checks.external_inputs import ExternalInput
 from tracepaper.replay.checks.isolation import Child, FreshProcesses, Overdue
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, StrategyFailed
-from tracepaper.strategies.months import MONTH_MS
-from tracepaper.strategies.units import WEEK_MS, count_of, iso
+from tracepaper.strategies.units import count_of
 
 MODEL: Final = "tracepaper.strategies.forecasters.build"
 """The module that a check of a model loads once rather than in every fresh process."""
@@ -56,11 +54,6 @@ NOT_WARM: Final = (
 )
 BARS_AFTER: Final = 512
 """Changed bars after a probe: a batched pass of a model processes them with the bars before."""
-WEEKS_LATER: Final = 64
-"""64 weeks are a whole number of 64-bar blocks, which one week is not, and change the date."""
-MONTHS_LATER: Final = 1_461
-"""The weeks of 28 years, after which every month has the same first day and length again."""
-PRICE_FACTOR: Final = 10
 
 
 @dataclass(frozen=True)
@@ -82,7 +75,6 @@ class ProbeRun(NamedTuple):
     depth: int = EVERYTHING
     where: Mapping[str, Any] = {}  # the compared bars, as ``first_difference`` takes them
     base: Callable[[], MarketData] | None = None
-    is_refused: bool = True  # else a difference is only noted
 
 
 def lookahead(
@@ -230,22 +222,14 @@ class _Check:
         base = self.whole if trial.base is None else self._derived(trial.base())
         other = self._derived(trial.data(), **trial.how)
         if other.error is not None and not isinstance(other.error, StrategyFailed):
-            if trial.is_refused:
-                raise other.error
-            finding.unproved.append(f"whether it depends {trial.cause}: {other.error}")
-            return
+            raise other.error
         difference, compared = first_difference(base, other, trial.depth, **trial.where)
         finding.compared += compared
         finding.probes += _is_probe(trial)
         finding.without_later += other.bars if "one_by_one" in trial.how else 0
-        if difference is None:
-            return
-        if trial.is_refused:
+        if difference is not None:
             finding.cause = trial.cause
             finding.differences.append(difference)
-        else:
-            at = f"{difference.instrument} bar {iso(difference.open_time_ms)}"
-            finding.depends.append(f"it depends {trial.cause}, first at {at}")
 
     def _derived(
         self,
@@ -277,7 +261,7 @@ class _Check:
         return child.receive(None if math.isinf(left_s) else max(0.0, left_s))
 
     def lookahead_trials(self) -> Iterator[ProbeRun]:
-        """Yield what no decision may depend on; the last two differences are only noted."""
+        """Yield what no decision may depend on."""
         data, whole, market = self.data, self.whole, self.config.market
         yield ProbeRun("the same run again in one process", AGAIN, lambda: data, {"times": 2})
         if self._is_custom and not self.finding.opened:  # else that is the finding
@@ -290,13 +274,6 @@ class _Check:
                 changed = partial(_other_symbols, data, key)
                 yield ProbeRun(f"all but {key} changed", CHANGED, changed, {}, NOTE, {"only": key})
         yield from self._futures()
-        if self.config.model.covariates is None:  # their rows would stay
-            weeks = MONTHS_LATER if market.interval_ms == MONTH_MS else WEEKS_LATER
-            where = {"later_ms": weeks * WEEK_MS}
-            yield ProbeRun(f"{weeks} weeks later", "on the date", lambda: data.shifted(weeks), {},
-                        NOTE, where, is_refused=False)  # fmt: skip
-        yield ProbeRun(f"prices times {PRICE_FACTOR}", "on the absolute price",
-                    lambda: data.scaled(PRICE_FACTOR), {}, SIGNAL, is_refused=False)  # fmt: skip
 
     def _futures(self) -> Iterator[ProbeRun]:
         """Yield later data changed or cut off, at bars that are spread over the candles."""

@@ -481,7 +481,6 @@ def recursive(
 def _verdict(finding: CheckFinding) -> CommandAnswer:
     """Return the answer of a check."""
     lines = [f"{finding.check}: {finding.sentence()}"]
-    lines += [f"Note: {sentence}." for sentence in finding.depends]
     lines += [f"Cannot be proved: {sentence}." for sentence in finding.unproved]
     document = {**asdict(finding), "verdict": finding.verdict, "passes": finding.passes}
     return CommandAnswer(document, "\n".join(lines), int(not finding.passes))

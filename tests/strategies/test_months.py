@@ -29,7 +29,7 @@ from tracepaper.strategies.months import (
     month_start,
     place_of,
 )
-from tracepaper.strategies.sessions import Calendar, month_calendar
+from tracepaper.strategies.sessions import month_calendar
 from tracepaper.strategies.types.market import Source
 from tracepaper.strategies.units import (
     DAY_MS,
@@ -93,15 +93,6 @@ def test_whole_months_between_two_times_are_counted_one_by_one() -> None:
             at, count = at + 1, count + 1
         assert intervals_between(first, second, MONTH_MS) == count
         assert intervals_between(first, second, DAY_MS) == (second - first) // DAY_MS
-
-
-def test_sessions_moved_by_28_years_have_the_same_months() -> None:
-    months = month_calendar()
-    moved = Calendar(months.sessions.shifted(1_461), MONTH_MS)
-    lengths = months.closes - months.opens
-    inside = slice(0, 12 * 70)  # 2100 is no leap year
-    assert (moved.opens[inside] - months.opens[inside] == 1_461 * WEEK_MS).all()
-    assert ((moved.closes - moved.opens)[inside] == lengths[inside]).all()
 
 
 # ---------------------------------------------------------------- names

@@ -137,7 +137,6 @@ def test_verify_lookahead_and_recursive_hold_over_months(
     assert capsys.readouterr().out == "identical 1 of 1 decisions of 2022-06-01.\n"
     data = ["--data", str(months)]
     assert invoke(["lookahead", *SMA, *data, "--probes", "2"]) == 0
-    assert "1461 weeks later" in capsys.readouterr().err
     assert invoke(["recursive", *SMA, *data, "--probes", "2"]) == 0
 
 
