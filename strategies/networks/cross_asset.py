@@ -254,7 +254,7 @@ class CrossAssetNetwork(nn.Module):
             None if part is None else part.repeat(assets, 1, 1, 1)
             for part in (phases.cosine, phases.sine)
         )
-        repeated = Phases(cosine, sine, None)
+        repeated = Phases(cosine, sine)
         rows = state.flatten(1, 2)[:, None]  # [batch, 1, asset * time, dim]
         for block in each_block(self.over_time):
             rows, layer = along(block, rows, repeated, Mask.full(), trace)

@@ -26,13 +26,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tracepaper.strategies.attention.checks import working_type
 from tracepaper.strategies.attention.heads import content_free_confidence
 from tracepaper.strategies.errors import ConfigInvalid, shown
 
-_DIGITS: Final = {torch.bfloat16: (256, 3), torch.float16: (2_048, 2)}
-"""Half types hold whole numbers exactly up to a base; ages are written in so many digits of it."""
-_PIECES: Final = 3
-"""The half numbers whose sum keeps the 24 bits of a float32 coefficient."""
 _ROPE_BASE: Final = 10_000.0
 
 
@@ -77,16 +74,8 @@ def alibi_slopes(heads: int) -> Tensor:
     return torch.exp2(-8.0 * torch.arange(1, heads + 1, dtype=torch.float32) / heads)
 
 
-def alibi_dims(dtype: torch.dtype) -> int:
-    """Return how many extra head dimensions carry ALiBi's bias through an ordinary kernel.
-
-    Two for float32 and float64. A half number of 5,000 is off by up to 16, so for half types the
-    bias is split into numbers that they hold exactly, for ages up to 2^22 bars; their products
-    are summed in float32.
-    """
-    if dtype not in _DIGITS:
-        return 2
-    return _PIECES * (_DIGITS[dtype][1] + 1)
+ALIBI_DIMS: Final = 2
+"""The extra head dimensions that carry ALiBi's bias through an ordinary kernel."""
 
 
 def alibi_query(query: Tensor, age: Tensor, slopes: Tensor) -> Tensor:
@@ -96,43 +85,18 @@ def alibi_query(query: Tensor, age: Tensor, slopes: Tensor) -> Tensor:
     ``q·k / sqrt(dim) - slope (age_key - age_query)``. *age* [time], float32, counts back from any
     common origin; keep that near, for float32 holds the difference of two small numbers better.
     """
-    dim, dtype = query.shape[-1], query.dtype
-    root = math.sqrt(dim + alibi_dims(dtype))
+    dim = query.shape[-1]
+    root = math.sqrt(dim + ALIBI_DIMS)
+    steep = (slopes * root).to(query.dtype)[:, None].expand(query.shape[-3:-1])
+    extra = torch.stack((steep, steep * age.to(query.dtype)), dim=-1)  # [head, time, 2]
     scaled = query * (root / math.sqrt(dim))
-    if dtype not in _DIGITS:
-        steep = (slopes * root).to(dtype)[:, None].expand(query.shape[-3:-1])
-        extra = torch.stack((steep, steep * age.to(dtype)), dim=-1)  # [head, time, 2]
-    else:
-        base, digits = _DIGITS[dtype]
-        steep = (slopes * root)[:, None].expand(query.shape[-3:-1])
-        lift = (steep * age) / base  # its key is the base: float16 ends at 65,504
-        parts = [*(steep * float(base) ** place for place in range(digits)), lift]
-        pieces = [piece for part in parts for piece in _pieces(part, dtype)]
-        extra = torch.stack(pieces, dim=-1)  # [head, time, pieces]
-    return torch.cat((scaled, extra.expand(*query.shape[:-1], extra.shape[-1])), dim=-1)
+    return torch.cat((scaled, extra.expand(*query.shape[:-1], -1)), dim=-1)
 
 
 def alibi_key(key: Tensor, age: Tensor) -> Tensor:
     """Return *key* [..., time, dim] with the dimensions that match those of ``alibi_query``."""
-    if key.dtype not in _DIGITS:
-        extra = torch.stack((-age, torch.ones_like(age)), dim=-1).to(key.dtype)  # [time, 2]
-    else:
-        base, digits = _DIGITS[key.dtype]
-        whole = age.to(torch.int64)
-        columns = [-(whole // base**place % base) for place in range(digits)]
-        columns.append(torch.full_like(whole, base))
-        extra = torch.stack(columns, dim=-1).to(key.dtype).repeat_interleave(_PIECES, dim=-1)
-    return torch.cat((key, extra.expand(*key.shape[:-1], extra.shape[-1])), dim=-1)
-
-
-def _pieces(value: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    """Return numbers of a half *dtype* whose sum is the float32 *value*, the largest first."""
-    pieces = []
-    for _ in range(_PIECES):
-        piece = value.to(dtype)
-        pieces.append(piece)
-        value = value - piece.float()
-    return pieces
+    extra = torch.stack((-age, torch.ones_like(age)), dim=-1).to(key.dtype)  # [time, 2]
+    return torch.cat((key, extra.expand(*key.shape[:-1], -1)), dim=-1)
 
 
 def sinusoidal_table(positions: Tensor, dim: int, period: int) -> Tensor:
@@ -144,9 +108,11 @@ def sinusoidal_table(positions: Tensor, dim: int, period: int) -> Tensor:
 class Phases(NamedTuple):
     """The encoded positions of some bars, computed once for all layers."""
 
-    cosine: Tensor | None  # [time, 1, 1, head_dim], both of ``turns``: they rotate queries and keys
-    sine: Tensor | None
-    age: Tensor | None  # [time] float32, bars back from the last position, if scores have a bias
+    cosine: Tensor | None = None
+    """[time, 1, 1, head_dim], both of ``turns``: they rotate queries and keys."""
+    sine: Tensor | None = None
+    age: Tensor | None = None
+    """[time] float32, bars back from the last position, if scores have a bias."""
     volatility: Tensor | None = None  # [batch, time], if it scales the scores of a bar
 
 
@@ -186,7 +152,7 @@ class Encoding(nn.Module):
     def phases(self, positions: Tensor) -> Phases:
         """Return the phases of int64 *positions* [time], which all layers share."""
         del positions
-        return Phases(None, None, None)
+        return Phases()
 
     def bias(self, distance: Tensor) -> Tensor:
         """Return the bias of the scores: [stream, head, query, key].
@@ -200,7 +166,8 @@ class Encoding(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the tensors [..., head, time, dim] with the dimensions that carry the bias.
 
-        *age* is that of ``phases``. The dimensions added to the values are zeros.
+        *age* is that of ``phases``. The dimensions added to the values are zeros, and half types
+        may become float32.
         """
         del age
         return query, key, value
@@ -233,7 +200,7 @@ class Rope(Encoding):
     def phases(self, positions: Tensor) -> Phases:
         """Return the tables of ``turns``."""
         cosine, sine = turns(positions, self.sizes.dim // self.sizes.heads)
-        return Phases(cosine[:, None, None], sine[:, None, None], None)
+        return Phases(cosine[:, None, None], sine[:, None, None])
 
 
 @encoding("alibi")
@@ -250,7 +217,7 @@ class Alibi(Encoding):
 
     def phases(self, positions: Tensor) -> Phases:
         """Return the ages of the bars."""
-        return Phases(None, None, (positions[-1] - positions).float())
+        return Phases(age=(positions[-1] - positions).float())
 
     def bias(self, distance: Tensor) -> Tensor:
         """Return each head's slope times the distance; exact below 2^24 bars."""
@@ -259,9 +226,14 @@ class Alibi(Encoding):
     def widen(
         self, query: Tensor, key: Tensor, value: Tensor, age: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Extend *query* and *key* by ``alibi_query`` and ``alibi_key``, *value* by zeros."""
+        """Extend *query* and *key* by ``alibi_query`` and ``alibi_key``, *value* by zeros.
+
+        Half types become float32: a half number of 5,000 is off by up to 16.
+        """
         assert age is not None
-        wide = functional.pad(value, (0, alibi_dims(value.dtype)))
+        kind = working_type(query)
+        query, key, value = query.to(kind), key.to(kind), value.to(kind)
+        wide = functional.pad(value, (0, ALIBI_DIMS))
         return alibi_query(query, age, self.slopes), alibi_key(key, age), wide
 
     def content_free(self) -> float:

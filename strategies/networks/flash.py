@@ -335,8 +335,10 @@ class Transformer(Network):
         self, depth: int, block: Block, state: Tensor, phases: Phases, trace: Trace | None
     ) -> Tensor:
         """Return the *state* above *block*."""
-        projected = BlockProjection(*self.encoding.widen(*block.project(state, phases), phases.age))
-        return block.finish(state, self.attend(depth, block, projected, trace))
+        projected = block.project(state, phases)
+        wide = BlockProjection(*self.encoding.widen(*projected, phases.age))
+        attended = self.attend(depth, block, wide, trace)
+        return block.finish(state, attended.to(projected.value.dtype))
 
     def attend(
         self, depth: int, block: Block, projected: BlockProjection, trace: Trace | None

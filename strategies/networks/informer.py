@@ -5,6 +5,7 @@ Source: Zhou et al., 2021, arXiv:2012.07436. The rules are docs/attention.md, A1
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Final
 
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tracepaper.strategies.api.model import ModelKind, register
+from tracepaper.strategies.attention.kernels import attend
+from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.probsparse import (
     STRIDE,
@@ -27,13 +30,20 @@ from tracepaper.strategies.attention.probsparse import (
     sample_keys,
 )
 from tracepaper.strategies.networks import keys
-from tracepaper.strategies.networks.architecture import Network, Outputs, Trace, heads_of
-from tracepaper.strategies.networks.encodings import clock_code, sinusoidal_table
-from tracepaper.strategies.networks.flash import AttentionConfig
-from tracepaper.strategies.networks.informer_decoder import Decoder, LayerSizes
+from tracepaper.strategies.networks.architecture import (
+    AttendedPart,
+    Network,
+    Outputs,
+    Trace,
+    heads_of,
+)
+from tracepaper.strategies.networks.encodings import Phases, clock_code, sinusoidal_table
+from tracepaper.strategies.networks.flash import AttentionConfig, Block, BlockOptions
 from tracepaper.strategies.networks.keys import Rule
 
 _SAMPLED: Final = "keys_{depth}"
+_TOKENS: Final = "tokens"
+"""The stream of the decoder; the encoder's is of bars."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +166,98 @@ class SparseBlock(nn.Module):
         return x + self.dropout(self.fall(hidden))
 
 
+class DecoderLayer(nn.Module):
+    """Masked ProbSparse attention among the tokens, then full attention over the encoder.
+
+    Both are post-norm blocks, and the second has the feed-forward network.
+    """
+
+    samples: Tensor
+
+    def __init__(self, config: InformerConfig, depth: int, always: range) -> None:
+        """Let the rows in *always* attend; they are the last ones."""
+        super().__init__()
+        options = BlockOptions.of(config)._replace(norm="post", layers=config.decoder_layers)
+        self.within = Block(options._replace(mlp=""), depth)
+        self.across = Block(options, depth)
+        self.factor, self.always = config.factor, always
+        seed = config.seed + config.layers + depth
+        samples = sample_keys(always.stop, Mask(), factor=config.factor, seed=seed)
+        self.register_buffer("samples", samples, persistent=False)
+
+    def forward(self, x: Tensor, memory: Tensor, trace: Trace | None = None) -> Tensor:
+        """Map [batch, time, dim] and the encoder's [batch, row, dim] to [batch, time, dim]."""
+        query, key, value = self.within.project(x, Phases())
+        attended, sparse = attend_sparsely(
+            query, key, value, Mask(), self.samples, factor=self.factor, always=self.always
+        )
+        if trace is not None:
+            weight = self.within.project_out.weight
+            sparse = replace(sparse, output_weight=weight, target=_TOKENS, source=_TOKENS)
+            trace.attend(sparse, attended, is_layer=False)
+        x = self.within.finish(x, attended)
+        query = self.across.project(x, Phases()).query
+        _, key, value = self.across.project(memory, Phases())
+        attended, logsumexp = attend(query, key, value, Mask.full(), checked=False)
+        if trace is not None:
+            weight = self.across.project_out.weight
+            read = Layer(
+                query, key, value, logsumexp, Mask.full(), output_weight=weight, target=_TOKENS
+            )
+            trace.attend(read, attended, is_layer=False)
+        return self.across.finish(x, attended)
+
+
+class Decoder(nn.Module):
+    """The last bars and a placeholder per horizon in, the state of each placeholder out."""
+
+    code: Tensor
+
+    def __init__(self, config: InformerConfig) -> None:
+        super().__init__()
+        self.start = config.start_token
+        last = config.window - 1
+        rows = [*range(config.window - self.start, config.window)]
+        rows += [last + bars for bars in config.horizons]
+        self.embed = nn.Linear(config.features, config.dim)
+        code = _code(torch.tensor(rows), config.dim, rows[-1] + 1)
+        self.register_buffer("code", code, persistent=False)
+        self.layers = nn.ModuleList(
+            DecoderLayer(config, depth, range(self.start, len(rows)))
+            for depth in range(config.decoder_layers)
+        )
+        self.norm = nn.LayerNorm(config.dim)
+
+    def enter(self, x: Tensor) -> Tensor:
+        """Return the first state of windows *x* [batch, window, feature]: [batch, row, dim]."""
+        placeholders = len(self.code) - self.start
+        given = functional.pad(x[:, -self.start :], (0, 0, 0, placeholders))
+        state: Tensor = self.embed(given) + self.code.to(x.dtype)
+        return state
+
+    def forward(self, state: Tensor, memory: Tensor, trace: Trace | None = None) -> Tensor:
+        """Return the placeholders [batch, placeholder, dim] above the last layer.
+
+        The first tokens are the newest bars; weight that stays at placeholders belongs to no bar.
+        """
+        if trace is not None:
+            start, count = self.start, state.shape[1]
+            ages = torch.arange(start - 1, start - 1 - count, -1, device=state.device)
+            trace.places[_TOKENS] = tuple(range(start, count))
+            trace.ahead[_TOKENS] = count - start
+            trace.ages[_TOKENS] = ages.clamp_min(0)
+            trace.to_bars = self._to_bars
+        for layer in self.layers:
+            state = layer(state, memory, trace)
+        return self.norm(state[:, self.start :])
+
+    def _to_bars(self, weights: Mapping[str, Tensor]) -> tuple[Tensor, tuple[AttendedPart, ...]]:
+        """Return the weights [row, token] of both streams on the window's bars: [row, bar]."""
+        by_bar = weights["bars"].clone()
+        by_bar[:, -self.start :] += weights[_TOKENS][:, : self.start]
+        return by_bar, ()
+
+
 class InformerNetwork(Network):
     """A window of feature rows in, the forecast of its last bar out."""
 
@@ -178,24 +280,8 @@ class InformerNetwork(Network):
         place = _code(torch.arange(config.window, device="cpu"), config.dim, config.window)
         self.register_buffer("place", place, persistent=False)
         self.norm = nn.LayerNorm(config.dim)
-        self.decoder = self._decoder() if config.decoder_layers else None
+        self.decoder = Decoder(config) if config.decoder_layers else None
         self.heads = heads_of(config, horizons=1 if config.decoder_layers else None)
-
-    def _decoder(self) -> Decoder:
-        """Return the decoder of the window's last bars and one placeholder per horizon."""
-        config = self.config
-        last = config.window - 1
-        rows = [*range(config.window - config.start_token, config.window)]
-        rows += [last + bars for bars in config.horizons]
-        hidden = max(1, round(config.dim * config.mlp_ratio))
-        return Decoder(
-            LayerSizes(config.dim, config.heads, hidden, config.factor, config.dropout),
-            config.features,
-            _code(torch.tensor(rows), config.dim, rows[-1] + 1),
-            layers=config.decoder_layers,
-            start=config.start_token,
-            seed=config.seed + config.layers,
-        )
 
     def run(self, x: Tensor, positions: Tensor, trace: Trace | None) -> Tensor:
         """Return the states above the last layer, or of the decoder's placeholders.

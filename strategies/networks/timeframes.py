@@ -407,7 +407,7 @@ class CrossNetwork(Network):
     def _phases(self, positions: Tensor) -> Phases:
         """Return the tables that rotate the rows at *positions* [batch, time]."""
         cosine, sine = turns(positions, self.config.head_dim)
-        return Phases(cosine[:, :, None, None], sine[:, :, None, None], None)
+        return Phases(cosine[:, :, None, None], sine[:, :, None, None])
 
     def _to_bars(
         self, weights: Mapping[str, Tensor], frame: FrameTokens

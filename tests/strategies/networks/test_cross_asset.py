@@ -106,9 +106,7 @@ def dense(
                     (places[i], phases, Mask.window(network.config.window)) for i in range(assets)
                 ]
             case "assets":
-                groups = [
-                    (places[:, t], Phases(None, None, None), Mask.full()) for t in range(time)
-                ]
+                groups = [(places[:, t], Phases(), Mask.full()) for t in range(time)]
             case _:
                 assert phases.cosine is not None
                 assert phases.sine is not None

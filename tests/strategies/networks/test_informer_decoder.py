@@ -125,28 +125,24 @@ class Dense(DenseLayers):
         size = config.dim // config.heads
         for depth in range(config.decoder_layers):
             name = f"decoder.layers.{depth}"
-            query, key, value = (
-                self.linear(f"{name}.attention.projections.{part}", state)
-                for part in ("query", "key", "value")
-            )
-            drawn = self.weights[f"{name}.attention.samples"]
+            query, key, value = np.split(self.linear(f"{name}.within.project_in", state), 3, axis=1)
+            drawn = self.weights[f"{name}.samples"]
             always = range(start, len(state))
             read, self_matrix = self.sparse((query, key, value), drawn, always, masked=True)
-            moved = state + self.linear(f"{name}.attention.projections.out", read)
-            state = self.norm(f"{name}.attention_norm", moved)
-            query = self.linear(f"{name}.cross.projections.query", state)
-            key, value = (
-                self.linear(f"{name}.cross.projections.{part}", memory) for part in ("key", "value")
-            )
+            moved = state + self.linear(f"{name}.within.project_out", read)
+            state = self.norm(f"{name}.within.attention_norm", moved)
+            name = f"{name}.across"
+            query = np.split(self.linear(f"{name}.project_in", state), 3, axis=1)[0]
+            _, key, value = np.split(self.linear(f"{name}.project_in", memory), 3, axis=1)
             across = []
             for head in range(config.heads):
                 at = slice(head * size, (head + 1) * size)
                 across.append(softmax(query[:, at] @ key[:, at].T / math.sqrt(size)))
                 read[:, at] = across[-1] @ value[:, at]
-            moved = state + self.linear(f"{name}.cross.projections.out", read)
-            state = self.norm(f"{name}.cross_norm", moved)
-            moved = state + self.feed_forward(f"{name}.feed_forward", state)
-            state = self.norm(f"{name}.feed_forward.norm", moved)
+            moved = state + self.linear(f"{name}.project_out", read)
+            state = self.norm(f"{name}.attention_norm", moved)
+            moved = state + self.feed_forward(f"{name}.mlp", state)
+            state = self.norm(f"{name}.mlp_norm", moved)
             self.decoder.append((self_matrix, np.array(across)))
         raw = self.linear("heads.project", self.norm("decoder.norm", state[start:]))
         matrix: Matrix = raw[:, 0]  # of each placeholder the mean return
