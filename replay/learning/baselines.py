@@ -82,11 +82,16 @@ def har_windows(interval_ms: int) -> tuple[int, ...]:
     return tuple(max(time_ms // interval_ms, 1) for time_ms in HAR_TIMES)
 
 
-def past_variances(segment: Segment) -> Array:
-    """Return [window + 1, time]: mean squared return over ``HAR_TIMES``, and EWMA, ÷ σ²."""
+def _squares(segment: Segment) -> tuple[Array, Array]:
+    """Return the squared one-bar returns [time], and their sums before each bar [time + 1]."""
     logs = np.log(segment.close)
     squares = np.diff(logs, prepend=logs[0]) ** 2
-    total = np.concatenate([[0.0], np.cumsum(squares)])
+    return squares, np.concatenate([[0.0], np.cumsum(squares)])
+
+
+def past_variances(segment: Segment) -> Array:
+    """Return [window + 1, time]: mean squared return over ``HAR_TIMES``, and EWMA, ÷ σ²."""
+    squares, total = _squares(segment)
     stops = np.arange(1, len(squares) + 1)
     rows = []
     for window in har_windows(segment.interval_ms):
@@ -113,40 +118,28 @@ class Ridge:
         return answers
 
 
-def ridge(rows: Sequence[NDArray[np.floating]], values: Sequence[NDArray[np.floating]]) -> Ridge:
-    """Fit *values* [time, horizon] on *rows* [time, column], each by segment, in closed form.
+def ridge(rows: NDArray[np.floating], values: NDArray[np.floating]) -> Ridge:
+    """Fit *values* [row, horizon] on *rows* [row, column] in closed form.
 
     NaN values are left out for their horizon.
     """
-    columns, horizons = rows[0].shape[1], values[0].shape[1]
-    count = sum(len(part) for part in rows)
-    centre = np.sum([part.sum(axis=0, dtype=np.float64) for part in rows], axis=0) / count
-    weights, intercept = np.zeros((columns, horizons)), np.zeros(horizons)
-    for column in range(horizons):
-        gram, moment = RIDGE * np.eye(columns), np.zeros(columns)
-        masks = [np.isfinite(part[:, column]) for part in values]
-        size = max(sum(int(mask.sum()) for mask in masks), 1)
-        total = sum(
-            float(part[mask, column].sum(dtype=np.float64))
-            for part, mask in zip(values, masks, strict=True)
-        )
-        intercept[column] = total / size
-        for part, value, mask in zip(rows, values, masks, strict=True):
-            # Float32 sums over a million squares would lose digits that the solution needs.
-            shifted = part[mask].astype(np.float64) - centre
-            gram += shifted.T @ shifted / size
-            moment += shifted.T @ (value[mask, column] - intercept[column]) / size
-        weights[:, column] = np.linalg.solve(gram, moment)
-    return Ridge(centre, weights, intercept)
+    centre = rows.mean(axis=0, dtype=np.float64)
+    fits = []
+    for column in values.T:
+        used = np.isfinite(column)
+        gram, moment = np.diag([RIDGE] * len(centre) + [0.0]), np.zeros(len(centre) + 1)
+        for inputs, value, _ in _blocks(rows, column, used, centre):
+            gram += inputs.T @ inputs / used.sum()
+            moment += inputs.T @ value / used.sum()
+        fits.append(np.linalg.solve(gram, moment))
+    weights = np.stack(fits, axis=1)
+    return Ridge(centre, weights[:-1], weights[-1])
 
 
-def log_variance(
-    rows: Sequence[NDArray[np.floating]], variances: Sequence[NDArray[np.floating]]
-) -> Arrays:
+def log_variance(rows: NDArray[np.floating], variances: NDArray[np.floating]) -> Arrays:
     """Fit log variances by ridge; then the factor mean(v ÷ f) minimises QLIKE in training."""
-    linear = ridge(rows, [np.log(np.maximum(part, VARIANCE_FLOOR)) for part in variances])
-    ratios = [part / np.exp(linear.predict(row)) for row, part in zip(rows, variances, strict=True)]
-    return {**vars(linear), "factor": np.nanmean(np.concatenate(ratios), axis=0)}
+    linear = ridge(rows, np.log(np.maximum(variances, VARIANCE_FLOOR)))
+    return {**vars(linear), "factor": np.nanmean(variances / np.exp(linear.predict(rows)), axis=0)}
 
 
 def variances_of(fitted: Arrays, rows: NDArray[np.floating]) -> Array:
@@ -175,35 +168,28 @@ class GammaFit(NamedTuple):
 
 
 def fit_gamma(
-    rows: Sequence[NDArray[np.floating[Any]]],
-    variances: Sequence[NDArray[np.floating[Any]]],
-    weights: Sequence[NDArray[np.floating[Any]]],
+    rows: NDArray[np.floating], variances: NDArray[np.floating], weights: NDArray[Any]
 ) -> GammaFit:
-    """Fit the mean of *variances* [row] given *rows* [row, column], segment by segment.
+    """Fit the mean of *variances* [row] given *rows* [row, column].
 
     It minimises Σ w (v e^-s + s) ÷ Σ w + GAMMA_RIDGE ‖β‖² ÷ 2 over s = base + β · (row - centre),
     which is QLIKE up to constants, by Newton's method with expected curvature (IRLS: McCullagh and
     Nelder, 1989, chapter 8). Rows without weight are left out.
     """
-    total = float(sum(part.sum(dtype=np.float64) for part in weights))
-    pieces = list(zip(rows, variances, weights, strict=True))
-    columns = rows[0].shape[1]
+    columns, total = rows.shape[1], float(weights.sum(dtype=np.float64))
     centre, level = np.zeros(columns), 0.0
-    for part, variance, weight in pieces:
-        used = weight > 0
-        centre += weight[used].astype(np.float64) @ part[used] / total
-        level += float(weight[used].astype(np.float64) @ variance[used]) / total
-    beta = np.zeros(columns + 1)
-    beta[-1] = np.log(level)
+    for inputs, variance, weight in _blocks(rows, variances, weights, centre):
+        centre = centre + weight @ inputs[:, :-1] / total
+        level += float(weight @ variance) / total
+    beta = np.append(np.zeros(columns), np.log(level))
     # The expected curvature does not depend on the coefficients, so it is computed once.
-    curvature = np.zeros((columns + 1, columns + 1))
-    for inputs, _, weight in _blocks(pieces, centre):
-        curvature += inputs.T @ (inputs * weight[:, None]) / total
     penalty = np.append(np.full(columns, GAMMA_RIDGE), 0.0)
-    curvature += np.diag(penalty)
+    curvature = np.diag(penalty)
+    for inputs, _, weight in _blocks(rows, variances, weights, centre):
+        curvature += inputs.T @ (inputs * weight[:, None]) / total
     for _ in range(_STEPS_MOST):
         slope = penalty * beta
-        for inputs, variance, weight in _blocks(pieces, centre):
+        for inputs, variance, weight in _blocks(rows, variances, weights, centre):
             slope += inputs.T @ (weight * (1.0 - variance * np.exp(-(inputs @ beta)))) / total
         step = solve(curvature, slope, assume_a="pos")
         longest = max(float(np.abs(step).max()), 1e-300)
@@ -214,16 +200,18 @@ def fit_gamma(
 
 
 def _blocks(
-    pieces: Sequence[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]], centre: Array
+    rows: NDArray[Any], values: NDArray[Any], weights: NDArray[Any], centre: Array
 ) -> Iterator[tuple[Array, Array, Array]]:
-    """Yield (inputs with a column of ones, variances, weights) of weighted rows, in blocks."""
-    for rows, variances, weights in pieces:
-        used = np.flatnonzero(weights > 0)
-        for start in range(0, len(used), _BLOCK_ROWS):
-            at = used[start : start + _BLOCK_ROWS]
-            inputs = np.ones((len(at), len(centre) + 1))
-            inputs[:, :-1] = rows[at] - centre
-            yield inputs, variances[at].astype(np.float64), weights[at].astype(np.float64)
+    """Yield (inputs with a column of ones, values, weights) of weighted rows, in blocks.
+
+    All are float64: float32 sums over a million squares would lose digits.
+    """
+    used = np.flatnonzero(weights)
+    for start in range(0, len(used), _BLOCK_ROWS):
+        at = used[start : start + _BLOCK_ROWS]
+        inputs = np.ones((len(at), len(centre) + 1))
+        inputs[:, :-1] = rows[at] - centre
+        yield inputs, values[at].astype(np.float64), weights[at].astype(np.float64)
 
 
 def log_rows(variances: Array) -> Array:
@@ -237,9 +225,7 @@ def seasonal_variances(segment: Segment, horizon: int) -> Array:
     It is the mean squared return ÷ σ². NaN where the segment does not reach back far enough, or
     the horizon is longer than a day.
     """
-    logs = np.log(segment.close)
-    squares = np.diff(logs, prepend=logs[0]) ** 2
-    total = np.concatenate([[0.0], np.cumsum(squares)])
+    _, total = _squares(segment)
     variances = np.full((SEASONS, len(segment)), np.nan)
     day = segment.bars_a_day
     for back in range(1, SEASONS + 1):
@@ -294,13 +280,13 @@ def rolling_har(segment: Segment, horizon: int) -> Array:
 
 
 class Training(NamedTuple):
-    """The data that baselines are fitted on, by segment; unlabelled values are NaN."""
+    """The rows that baselines are fitted on, of all segments; unlabelled values are NaN."""
 
     samples: Sequence[Samples]
-    rows: list[NDArray[np.float32]]  # [time, feature]
-    returns: list[NDArray[np.float32]]  # [time, horizon]
-    variances: list[NDArray[np.float32]]  # [time, horizon]
-    past: list[Array]  # [window + 1, time], of ``past_variances``
+    rows: NDArray[np.float32]  # [row, feature]
+    returns: NDArray[np.float32]  # [row, horizon]
+    variances: NDArray[np.float32]  # [row, horizon]
+    past: Array  # [window + 1, row], of ``past_variances``
 
 
 Measure = Literal["mean", "variance"]
@@ -376,11 +362,8 @@ def _log_linear(fitted: Arrays) -> Answer:
 
 
 def _fit_ewma(training: Training) -> Arrays:
-    ratios = [
-        variance / np.maximum(past[-1], VARIANCE_FLOOR)[:, None]
-        for variance, past in zip(training.variances, training.past, strict=True)
-    ]
-    return {"factor": np.nanmean(np.concatenate(ratios), axis=0)}
+    past = np.maximum(training.past[-1], VARIANCE_FLOOR)
+    return {"factor": np.nanmean(training.variances / past[:, None], axis=0)}
 
 
 def _ewma(fitted: Arrays) -> Answer:
@@ -389,12 +372,7 @@ def _ewma(fitted: Arrays) -> Answer:
 
 def _fit_glm(training: Training) -> Arrays:
     fits = [
-        fit_gamma(
-            training.rows,
-            [np.nan_to_num(part[:, at]) for part in training.variances],
-            [np.isfinite(part[:, at]).astype(np.float64) for part in training.variances],
-        )
-        for at in range(training.variances[0].shape[1])
+        fit_gamma(training.rows, column, np.isfinite(column)) for column in training.variances.T
     ]
     return {
         "centre": np.stack([fit.centre for fit in fits]),
@@ -417,15 +395,12 @@ TREES: Final = BoostingOptions(rounds=100, leaves=15)
 """Fixed options that make trees about as good as a network (docs/models.md, L8)."""
 
 
-def _boosted(
-    training: Training, rows_of: Callable[[int, int], NDArray[np.floating[Any]]]
-) -> Arrays:
-    """Boost trees for each horizon; ``rows_of(segment, horizon)``, by index, gives the rows."""
+def _boosted(training: Training, rows_of: Callable[[int], NDArray[np.floating]]) -> Arrays:
+    """Boost trees for each horizon; ``rows_of(number of the horizon)`` gives the rows."""
     parts = []
-    for at in range(training.variances[0].shape[1]):
-        rows = np.concatenate([rows_of(part, at) for part in range(len(training.rows))])
-        values = np.concatenate([part[:, at : at + 1] for part in training.variances])
-        labelled = LabelledRows(rows, np.nan_to_num(values, nan=1.0), np.isfinite(values) * 1.0)
+    for at, column in enumerate(training.variances.T):
+        values = np.nan_to_num(column[:, None], nan=1.0)
+        labelled = LabelledRows(rows_of(at), values, np.isfinite(column[:, None]) * 1.0)
         parts.append(boost(labelled, None, TREES, target="variance", threads=1))
     return joined(parts).arrays()
 
@@ -439,7 +414,7 @@ def _tree_answer(
 
 
 def _fit_tree(training: Training) -> Arrays:
-    return _boosted(training, lambda part, _: training.rows[part])
+    return _boosted(training, lambda _: training.rows)
 
 
 def _tree(fitted: Arrays) -> Answer:
@@ -452,11 +427,12 @@ def _wide(values: NDArray[np.float32], past: Array, seasonal: Array) -> Array:
 
 
 def _fit_tree_seasonal(training: Training) -> Arrays:
-    def rows_of(part: int, at: int) -> Array:
-        samples = training.samples[part]
-        seasonal = seasonal_variances(samples.segment, samples.horizons[at])
-        past = training.past[part]
-        return _wide(training.rows[part], past, seasonal[:, samples.start : samples.stop])
+    def rows_of(at: int) -> Array:
+        seasonal = [
+            seasonal_variances(each.segment, each.horizons[at])[:, each.start : each.stop]
+            for each in training.samples
+        ]
+        return _wide(training.rows, training.past, np.concatenate(seasonal, axis=1))
 
     return _boosted(training, rows_of)
 
@@ -477,7 +453,7 @@ BASELINES: Final = {
     "reversed_persistence": Baseline("mean", _past(-1.0)),
     "seasonal_naive": Baseline("mean", _past(1.0, days=1)),
     "har": Baseline(
-        "variance", _har, lambda data: log_variance([*map(log_rows, data.past)], data.variances)
+        "variance", _har, lambda data: log_variance(log_rows(data.past), data.variances)
     ),
     "har_rolling": Baseline("variance", _har_rolling),
     "log_linear": Baseline(
@@ -501,12 +477,13 @@ FittedBaselines = Mapping[str, Arrays]
 def fit_baselines(samples: Sequence[Samples]) -> FittedBaselines:
     """Fit every baseline to *samples* of the training part; trees need LightGBM."""
     pairs = [(each, slice(each.start, each.stop)) for each in samples]
+    weights = np.concatenate([each.weights[at] for each, at in pairs])
     returns, variances = (
-        [np.where(each.weights[at] == 0, np.nan, each.labels[name][0, at]) for each, at in pairs]
+        np.where(weights, np.concatenate([each.labels[name][0, at] for each, at in pairs]), np.nan)
         for name in ("returns", "variance")
     )
-    rows = [each.segment.values[at] for each, at in pairs]
-    past = [past_variances(each.segment)[:, at] for each, at in pairs]
+    rows = np.concatenate([each.segment.values[at] for each, at in pairs])
+    past = np.concatenate([past_variances(each.segment)[:, at] for each, at in pairs], axis=1)
     training = Training(samples, rows, returns, variances, past)
     has_lightgbm = _has_lightgbm()
     return {

@@ -66,7 +66,8 @@ class _ModuleCall:
 
     name: str
     tokens: Tensor | None
-    reads_source: bool = False  # the keys are those of another sequence
+    reads_source: bool  # the keys are those of another sequence
+    attentions: int  # that were captured before
 
 
 class _Call(NamedTuple):
@@ -97,6 +98,7 @@ class capture:  # noqa: N801 - it is called as a function is
         """Layers without attention, as a hybrid has them: the rollout does not pass them."""
         self._causes: dict[str, str] = {}  # by module: why its softmax is no attention
         self._running: list[_ModuleCall] = []
+        self._counts: dict[str, dict[str, int]] = {}  # of each layer's attentions, by list
         self._attentions = 0  # of the last call: heads that were joined count too
         self._model, self._backward = model, backward
         self._calls: list[list[_Call]] = []  # by call of the model
@@ -269,24 +271,19 @@ class capture:  # noqa: N801 - it is called as a function is
         setattr(owner, name, value)
 
     def _watch(self, model: nn.Module) -> None:
-        """Follow the calls of *model*, and find attention that is not captured."""
+        """Follow the calls of *model* and its modules, and find attention that is not captured."""
         self._follow_calls(model)
-        named = {
-            name: module
-            for name, module in model.named_modules()
-            if name and "Attention" in type(module).__name__
-        }
-        lists: list[str] = []
-        for name, module in model.named_modules():
-            self._follow(name, module)
+        modules = dict(model.named_modules())
+        attending = [n for n, module in modules.items() if "Attention" in type(module).__name__]
+        lists = [name for name, module in modules.items() if isinstance(module, nn.ModuleList)]
+        for name, module in modules.items():
+            is_innermost = not any(other.startswith(f"{name}.") for other in attending)
+            must_attend = bool(name) and name in attending and is_innermost
+            group = name.rpartition(".")[0]
             # A list inside a layer, as of T5, holds the layer's parts.
-            inside = any(name.startswith(f"{outer}.") for outer in lists)
-            if isinstance(module, nn.ModuleList) and not inside:
-                lists.append(name)
-                self._compare_layers(name, module)
-        for name, module in named.items():
-            if not any(other.startswith(f"{name}.") for other in named):
-                self._require_layer(name, module)
+            inside = any(group.startswith(f"{outer}.") for outer in lists)
+            is_layer = group in lists and not inside
+            self._follow(name, module, must_attend=must_attend, group=group if is_layer else None)
         for home in homes_of_formulas(model):
             self._replace(home, EAGER, self._eager(getattr(home, EAGER)))
 
@@ -314,56 +311,39 @@ class capture:  # noqa: N801 - it is called as a function is
             self._stack.callback(module.register_forward_pre_hook(starts).remove)
             self._stack.callback(module.register_forward_hook(ends, always_call=True).remove)
 
-    def _require_layer(self, name: str, module: nn.Module) -> None:
-        """Add *name* to ``missed`` if a call of *module* adds no layer."""
-        before: list[int] = []
+    def _follow(
+        self, name: str, module: nn.Module, *, must_attend: bool, group: str | None
+    ) -> None:
+        """Keep the calls of *module* while it runs, the innermost last.
 
-        def enters(*_: object) -> None:
-            before.append(self._attentions)
-
-        def leaves(*_: object) -> None:
-            if before.pop() == self._attentions and name not in self.missed:
-                self.missed.append(name)
-
-        self._stack.callback(module.register_forward_pre_hook(enters).remove)
-        self._stack.callback(module.register_forward_hook(leaves).remove)
-
-    def _follow(self, name: str, module: nn.Module) -> None:
-        """Keep the calls of modules that run, the innermost last."""
+        One that *must_attend* and adds no layer is ``missed``. One of a *group* of layers that adds
+        none is ``skipped`` if others of the group add any.
+        """
 
         def enters(_module: nn.Module, args: Any, options: Any) -> None:
             given = [x for x in (*args, *options.values()) if isinstance(x, Tensor)]
             tokens = given[0] if given else None
             # Hugging Face names the other sequence so; torch's own modules are told by their keys.
             is_cross = options.get("key_value_states") is not None
-            self._running.append(_ModuleCall(name, tokens, is_cross))
+            self._running.append(_ModuleCall(name, tokens, is_cross, self._attentions))
 
-        def leaves(*_: object) -> None:
-            if self._running:
-                self._running.pop()
-
-        self._stack.callback(module.register_forward_pre_hook(enters, with_kwargs=True).remove)
-        self._stack.callback(module.register_forward_hook(leaves, always_call=True).remove)
-
-    def _compare_layers(self, name: str, layers: nn.ModuleList) -> None:
-        """Add the parts of *layers* that capture nothing to ``skipped``, if others capture any."""
-        counts: dict[str, int] = {}
-
-        def watch(part: str, module: nn.Module) -> None:
-            def enters(*_: object) -> None:
-                counts[part] = -self._attentions
-
-            def leaves(*_: object) -> None:
-                counts[part] += self._attentions
+        def leaves(_module: nn.Module, _given: object, result: object) -> None:
+            if not self._running:
+                return
+            added = self._attentions - self._running.pop().attentions
+            if result is None:  # it raised
+                return
+            if must_attend and not added and name not in self.missed:
+                self.missed.append(name)
+            if group is not None:
+                counts = self._counts.setdefault(group, {})
+                counts[name] = added
                 if any(counts.values()):
                     without = [each for each, count in counts.items() if not count]
                     self.skipped = [*dict.fromkeys([*self.skipped, *without])]
 
-            self._stack.callback(module.register_forward_pre_hook(enters).remove)
-            self._stack.callback(module.register_forward_hook(leaves).remove)
-
-        for number, module in enumerate(layers):
-            watch(f"{name}.{number}", module)
+        self._stack.callback(module.register_forward_pre_hook(enters, with_kwargs=True).remove)
+        self._stack.callback(module.register_forward_hook(leaves, always_call=True).remove)
 
     # ------------------------------------------------------------ one attention
 

@@ -221,30 +221,6 @@ def check_factor(number: object, name: str) -> float:
     raise AttentionInvalid(f"{name} is {number!r}; it must be a finite number above 0.")
 
 
-def check_products(query: Tensor, key: Tensor, scale: float, **others: Tensor) -> list[float]:
-    """Return the largest absolute value of *query*, *key* and *others*, all of them finite.
-
-    Raises ``AttentionInvalid`` for a value that is not finite, and where ``scale·q·k`` may be
-    beyond the type in which it is summed: a softmax of infinities is NaN, or silently 0.
-    """
-    tensors = {"query": query, "key": key, **others}
-    ends = [torch.stack(torch.aminmax(x.detach())).abs().amax() for x in tensors.values()]
-    # One transfer for all, because each one synchronises a GPU.
-    largest: list[float] = torch.stack(ends).double().tolist()
-    for name, size in zip(tensors, largest, strict=True):
-        if not math.isfinite(size):
-            raise AttentionInvalid(
-                f"{name} holds a value that is not finite; find the layer or feature it came from."
-            )
-    kind = working_type(query)
-    if max(1.0, scale) * query.shape[-1] * largest[0] * largest[1] > torch.finfo(kind).max:
-        raise AttentionInvalid(
-            f"query and key are as large as {largest[0]:.3g} and {largest[1]:.3g}, and their "
-            f"products can overflow {kind}; scale them down."
-        )
-    return largest
-
-
 def is_finite(tensor: Tensor) -> bool:
     """Return whether every value is finite.
 

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial, wraps
-from typing import Any, Final, NamedTuple, NoReturn
+from functools import partial
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,10 +34,9 @@ from tracepaper.strategies.attention.checks import (
     check_axes,
     check_factor,
     check_mask,
-    check_products,
     exact,
-    is_finite,
     ruled,
+    working_type,
 )
 from tracepaper.strategies.attention.flash import ALIGNED, Inputs, Pass
 from tracepaper.strategies.attention.masks import WHOLE, Mask, MaskKind, check_tensor
@@ -172,45 +171,6 @@ def window_backward(
     return cuts.join(grads[0]), cuts.join(grads[1]), cuts.join(grads[2])
 
 
-class _Once(torch.autograd.Function):
-    """Passes a gradient through unchanged; differentiating it again raises."""
-
-    @staticmethod
-    def forward(ctx: Any, gradient: Tensor, *origins: Tensor) -> Tensor:
-        """Return *gradient*."""
-        del ctx, origins
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> NoReturn:
-        """Raise: no kernel computes a second derivative."""
-        del ctx, grad_outputs
-        raise RuntimeError(
-            "Attention can be differentiated once (once_differentiable), and a second derivative "
-            "was requested; write out softmax(q·k)·v in torch for that."
-        )
-
-
-def once_differentiable(
-    backward: Callable[..., tuple[Tensor | None, ...]],
-) -> Callable[..., tuple[Tensor | None, ...]]:
-    """Return *backward* with autocast off; differentiating its gradients again raises.
-
-    torch's own decorator misses this if the incoming gradient is constant.
-    """
-
-    @wraps(backward)
-    def once(ctx: Any, *above: Tensor) -> tuple[Tensor | None, ...]:
-        with torch.no_grad():
-            gradients = exact(backward)(ctx, *above)
-        if not torch.is_grad_enabled():
-            return gradients
-        origins = (*ctx.saved_tensors, *above)
-        return tuple(None if x is None else _Once.apply(x, *origins) for x in gradients)  # type: ignore[no-untyped-call]
-
-    return once
-
-
 class _KernelAttention(torch.autograd.Function):
     """One kernel's attention with its gradient; the logsumexp carries none."""
 
@@ -233,9 +193,15 @@ class _KernelAttention(torch.autograd.Function):
         return output, logsumexp
 
     @staticmethod
-    @once_differentiable
+    @exact
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of query, key and value; that of the logsumexp is ignored."""
+        if torch.is_grad_enabled():
+            # No kernel computes a second derivative, and a graph without it would be wrong.
+            raise RuntimeError(
+                "Attention has no second derivative: leave create_graph out, or write out "
+                "softmax(q·k)·v in torch."
+            )
         gradient, _ = grad_outputs
         *inputs, output, logsumexp = ctx.saved_tensors
         kernel, mask, scale = ctx.options
@@ -297,16 +263,17 @@ def attend(
     """Return ``softmax(scale q·k) v`` and its logsumexp under *mask*; differentiable in q, k, v.
 
     Shapes are [batch, head, time, dim]; the value may have another dim. *scale* defaults to ``1 /
-    sqrt(dim)``. Memory is linear in time. *checked* checks that inputs are finite, in one pass (and
-    a synchronisation on CUDA). Raises ``AttentionInvalid`` for tensors, masks and backends that do
-    not fit together, and if numbers overflow.
+    sqrt(dim)``. Memory is linear in time. *checked* checks that inputs and results are finite, in
+    one pass (and a synchronisation on CUDA). Raises ``AttentionInvalid`` for tensors, masks and
+    backends that do not fit together, and if numbers overflow.
     """
     check_inputs(query, key, value, mask)
     query, key, value = ruled(query, key, value)
     factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else check_factor(scale, "scale")
-    largest = check_products(query, key, factor, value=value)[2] if checked else 0.0
     attended = _attend(query, key, value, mask, factor=factor, backend=backend)
-    return reject_overflow(attended, largest, key.shape[2])
+    if checked:
+        _require_finite(factor, query, key, value, attended.output)
+    return attended
 
 
 @exact
@@ -334,11 +301,11 @@ def cross_attend(
     factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else check_factor(scale, "scale")
     if torch.compiler.is_compiling():
         return _written_out(query, key, value, leading_keys.view(-1, query.shape[2]), factor)
-    largest = check_products(query, key, factor, value=value)[2]
     shown = _checked_leading(leading_keys, query, key)
     kernel = ChunkedBackend(shown)
     attended = Attention(*kernel_attention(query, key, value, kernel, Mask.full(), factor))
-    return reject_overflow(attended, largest, key.shape[2])
+    _require_finite(factor, query, key, value, attended.output)
+    return attended
 
 
 def _written_out(
@@ -367,17 +334,20 @@ def _checked_leading(counts: Tensor, query: Tensor, key: Tensor) -> Tensor:
     return counts.to(query.device).view(-1, query.shape[2])
 
 
-def reject_overflow(attended: Attention, largest: float, keys: int) -> Attention:
-    """Return *attended*; raise ``AttentionInvalid`` if sums of values up to *largest* overflowed.
+def _require_finite(factor: float, query: Tensor, key: Tensor, *others: Tensor) -> None:
+    """Raise ``AttentionInvalid`` unless *query*, *key*, value, output and all scores are finite.
 
-    Kernels sum values before they divide by a row's mass, and float16 may round above its range.
+    Kernels return 0 for a row whose scores all overflow.
     """
-    kind = attended.output.dtype
-    if largest * keys > torch.finfo(kind).max and not is_finite(attended.output):
+    ends = [torch.stack(torch.aminmax(x.detach())).double() for x in (query, key, *others)]
+    # One transfer for all, because each one synchronises a GPU.
+    sizes = torch.stack(ends).abs().amax(dim=1).tolist()
+    score = max(1.0, factor) * query.shape[-1] * sizes[0] * sizes[1]
+    if not (all(map(math.isfinite, sizes)) and score <= torch.finfo(working_type(query)).max):
         raise AttentionInvalid(
-            f"value is as large as {largest:.3g}, and sums of it overflow {kind}; scale it down."
+            "query, key or value is not finite, or so large that products or sums of it overflow; "
+            "find the layer or feature it came from, or scale it down."
         )
-    return attended
 
 
 def _attend(

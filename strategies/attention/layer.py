@@ -600,28 +600,20 @@ def _check(layer: Layer) -> None:
 def _check_mask_sizes(layer: Layer) -> None:
     """Raise ``AttentionInvalid`` if the sizes of the mask are not those of the layer."""
     mask, (batch, heads, queries, keys) = layer.mask, layer.shape
-    for name in ("first", "starts", "stops"):
-        value = getattr(mask, name)
-        if isinstance(value, tuple) and len(value) not in (1, batch):
-            raise AttentionInvalid(
-                f"{name} has {len(value)} numbers for {batch} sequences; give one each."
-            )
-    if mask.leading_keys is not None and mask.leading_keys.shape not in (
-        (queries,),
-        (batch, queries),
-        (1, queries),
-    ):
+    if mask.kind is not MaskKind.OTHER:
+        return
+    try:
+        given: list[tuple[Sequence[int], tuple[int, ...]]] = [
+            (mask.bounds(queries, keys)[0].shape, (batch, queries))
+        ]
+        if mask.dense is not None:
+            given.append((mask.dense.shape, (batch, heads, queries, keys)))
+        fits = all(torch.broadcast_shapes(shape, wanted) == wanted for shape, wanted in given)
+    except RuntimeError:
+        fits = False
+    if not fits:
         raise AttentionInvalid(
-            f"leading_keys is {list(mask.leading_keys.shape)} for {queries} queries; give one "
-            "whole number a query."
+            f"The mask does not fit a layer of [batch, head, query, key] {list(layer.shape)}; give "
+            "first, starts and stops a number a sequence, leading_keys one a query, and a dense "
+            "mask that broadcasts."
         )
-    if mask.dense is not None:
-        wanted = (batch, heads, queries, keys)
-        given = (1,) * (len(wanted) - mask.dense.ndim) + tuple(mask.dense.shape)
-        if len(given) > len(wanted) or any(
-            a not in (1, b) for a, b in zip(given, wanted, strict=True)
-        ):
-            raise AttentionInvalid(
-                f"The dense mask is {list(mask.dense.shape)} for [batch, head, query, key] "
-                f"{list(wanted)}; give one that broadcasts to it."
-            )

@@ -232,12 +232,10 @@ def fit_glm(data: Dataset, recipe: Recipe) -> tuple[dict[str, NDArray[Any]], dic
 def glm_arrays(variance: LabelledRows, returned: LabelledRows) -> dict[str, NDArray[Any]]:
     """Return the arrays of a ``GlmModel``, fitted to rows with their variances and returns."""
     fits = [
-        baselines.fit_gamma([variance.rows], [values], [weights])
+        baselines.fit_gamma(variance.rows, values, weights)
         for values, weights in zip(variance.values.T, variance.weights.T, strict=True)
     ]
-    means = baselines.ridge(
-        [returned.rows], [np.where(returned.weights > 0, returned.values, np.nan)]
-    )
+    means = baselines.ridge(returned.rows, np.where(returned.weights > 0, returned.values, np.nan))
     centre = means.centre
     arrays = {
         "centre": centre,

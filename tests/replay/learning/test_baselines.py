@@ -49,7 +49,7 @@ def test_prices_that_stand_still_at_first_leave_the_smoothed_variance_a_finite_f
     labels, past = targets(alone([still])[0], (30,))["variance"][0], base.past_variances(still)
     assert (past[-1, still.first : DAY_BARS] == 0).all()
     with np.errstate(all="raise"):
-        fitted = base.BASELINES["ewma"].fit(base.Training([], [], [], [labels], [past]))
+        fitted = base.BASELINES["ewma"].fit(base.Training([], labels, labels, labels, past))
         answer = base.BASELINES["ewma"].read(fitted)
         rows = np.arange(still.first, len(still))
         forecast = answer(base.BaselineQuestion(still, rows, past[:, rows], 30, 0))
@@ -95,12 +95,12 @@ def test_no_baseline_sees_the_future(days: int) -> None:
     )
 
 
-def test_ridge_finds_a_line_through_several_segments() -> None:
+def test_ridge_finds_a_line_and_leaves_nan_out() -> None:
     rng = np.random.default_rng(0)
     weights = np.array([[1.0, -2.0], [0.5, 0.0], [0.0, 3.0]])
-    rows = [rng.normal(1.0, 1.0, (count, 3)) for count in (700, 300)]
-    values = [part @ weights + np.array([0.3, -0.1]) for part in rows]
-    values[0][::7, 0] = np.nan
+    rows = rng.normal(1.0, 1.0, (1_000, 3))
+    values = rows @ weights + np.array([0.3, -0.1])
+    values[::7, 0] = np.nan
     fitted = base.ridge(rows, values)
     probe = rng.normal(size=(5, 3))
     np.testing.assert_allclose(
@@ -110,16 +110,16 @@ def test_ridge_finds_a_line_through_several_segments() -> None:
 
 def test_the_factor_makes_the_mean_ratio_one() -> None:
     rng = np.random.default_rng(1)
-    rows = [rng.normal(size=(2_000, 2))]
-    variance = [np.exp(rows[0][:, :1] + rng.normal(size=(2_000, 1)))]
+    rows = rng.normal(size=(2_000, 2))
+    variance = np.exp(rows[:, :1] + rng.normal(size=(2_000, 1)))
     fitted = base.log_variance(rows, variance)
-    assert (variance[0] / base.variances_of(fitted, rows[0])).mean() == pytest.approx(1.0)
+    assert (variance / base.variances_of(fitted, rows)).mean() == pytest.approx(1.0)
 
 
 def test_har_beats_a_constant_where_volatility_lasts() -> None:
     labels = targets(alone([KNOWN])[0], (30,))["variance"][0, 2_000:-30].astype(float)
     rows = base.log_rows(base.past_variances(KNOWN))[2_000:-30]
-    fitted = base.log_variance([rows], [labels])
+    fitted = base.log_variance(rows, labels)
 
     def loss(forecast: np.ndarray) -> float:
         ratio = labels / forecast
@@ -148,7 +148,7 @@ def test_a_rolling_har_is_fitted_each_day_on_labels_that_ended_before_it(
             day * DAY_BARS,
             slice((day - 4) * DAY_BARS - horizon, day * DAY_BARS - horizon),
         )
-        fitted = base.log_variance([base.log_rows(past[:, used])], [labels[used]])
+        fitted = base.log_variance(base.log_rows(past[:, used]), labels[used])
         expected = base.variances_of(fitted, base.log_rows(past[:, begin : begin + 50]))[:, 0]
         np.testing.assert_allclose(values[begin : begin + 50], expected, rtol=1e-6)
     first = slice(600, 2 * DAY_BARS)

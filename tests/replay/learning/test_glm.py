@@ -16,8 +16,7 @@ WEIGHTS = RNG.uniform(0.5, 1.5, len(ROWS))
 
 
 def test_it_finds_the_minimum_that_a_general_search_finds() -> None:
-    halves = [slice(0, 400), slice(400, None)]
-    fit = fit_gamma(*([part[half] for half in halves] for part in (ROWS, VALUES, WEIGHTS)))
+    fit = fit_gamma(ROWS, VALUES, WEIGHTS)
 
     def loss(beta: np.ndarray) -> float:
         score = beta[-1] + (ROWS - fit.centre) @ beta[:-1]
@@ -33,8 +32,8 @@ def test_a_constant_column_and_rows_of_no_weight_do_no_harm() -> None:
     rows = np.column_stack([ROWS, np.ones(len(ROWS))])
     values = np.where(np.arange(len(ROWS)) < 50, np.nan, VALUES)
     weights = np.where(np.arange(len(ROWS)) < 50, 0.0, WEIGHTS)
-    fit = fit_gamma([rows], [values], [weights])
-    alone = fit_gamma([ROWS[50:]], [VALUES[50:]], [WEIGHTS[50:]])
+    fit = fit_gamma(rows, values, weights)
+    alone = fit_gamma(ROWS[50:], VALUES[50:], WEIGHTS[50:])
     assert fit.weights[:3] == pytest.approx(alone.weights)
     assert fit.weights[3] == pytest.approx(0.0, abs=1e-9)
 
@@ -42,7 +41,7 @@ def test_a_constant_column_and_rows_of_no_weight_do_no_harm() -> None:
 def test_wild_values_do_not_throw_it_off() -> None:
     wild = VALUES.copy()
     wild[:3] = 1e6
-    fit = fit_gamma([ROWS], [wild], [WEIGHTS])
+    fit = fit_gamma(ROWS, wild, WEIGHTS)
     assert np.isfinite([*fit.weights, fit.base]).all()
     score = fit.base + (ROWS - fit.centre) @ fit.weights
     assert np.average(wild * np.exp(-score), weights=WEIGHTS) == pytest.approx(1.0, abs=1e-6)

@@ -353,7 +353,7 @@ NAN = torch.full((1, 2, 6, 4), float("nan"))
         ({"key": torch.ones(1, 3, 6, 4)}, r"key is \[1, 3, 6, 4\]; give \[batch 1, head 2,"),
         ({"value": torch.ones(1, 2, 5, 4)}, r"value is \[1, 2, 5, 4\]; give .* time 6,"),
         ({"key": torch.ones(1, 2, 5, 4), "value": torch.ones(1, 2, 5, 4)}, "as many keys"),
-        ({"query": NAN}, "query holds a value that is not finite"),
+        ({"query": NAN}, "value is not finite"),
         ({"backend": "flash_attn"}, "flash_attn is not available on cpu"),
         ({"backend": "magic"}, "no attention backend 'magic'"),
     ],
