@@ -382,23 +382,21 @@ def rollout_buckets(
     method: Rollout = PLAIN,
     *,
     bucket_bars: int = BLOCK_BARS,
-    first_bucket_bars: int | None = None,
     by_age: bool = False,
     backend: str = "auto",
 ) -> AttendedTokens:
     """Return every row's rollout by bucket: "bars" [batch, time, bucket], oldest bucket first.
 
     The *layers* need a kernel mask and as many queries as keys; their heads are fused by the mean.
-    *first_bucket_bars* is the length of the oldest bucket if the sequence starts inside one, so
-    that buckets can follow absolute time. With *by_age* the newest bucket, that of the row itself,
-    comes first; under a window there are only as many ages as a row can reach, so memory is linear
-    in time. *backend* tiles uses torch only, auto uses compiled loops if they are built. Raises
-    ``AttentionInvalid`` for layers that do not fit, and if the mass of a head changes.
+    With *by_age* the newest bucket, that of the row itself, comes first; under a window there are
+    only as many ages as a row can reach, so memory is linear in time. *backend* tiles uses torch
+    only, auto uses compiled loops if they are built. Raises ``AttentionInvalid`` for layers that do
+    not fit, and if the mass of a head changes.
     """
     _checked(layers, method)
     if by_age and layers[0].mask.kind is MaskKind.FULL:
         raise AttentionInvalid("A full mask looks both ways, so its rows have no age; drop by_age.")
-    values, bucket = _rolled(layers, method, bucket_bars, first_bucket_bars, backend)
+    values, bucket = _rolled(layers, method, bucket_bars, backend)
     ring, newest = values.shape[2], bucket[:, None]
     column = torch.arange(ring if by_age else int(bucket[-1]) + 1, device=bucket.device)
     place = newest - column if by_age else column  # which bucket: [time, column] or [column]
@@ -411,17 +409,12 @@ def rollout_buckets(
 
 
 def _rolled(
-    layers: Sequence[Layer],
-    method: Rollout,
-    bucket_bars: int,
-    first_bucket_bars: int | None,
-    backend: str,
+    layers: Sequence[Layer], method: Rollout, bucket_bars: int, backend: str
 ) -> tuple[Tensor, Tensor]:
     """Return every row's rollout over a ring of buckets, and each bar's bucket, int64 [time].
 
     The first is [batch, time, ring], with bucket b in column ``b % ring``.
     """
-    first = bucket_bars if first_bucket_bars is None else first_bucket_bars
     if method.fusion != "mean" or method.discard_ratio:
         raise AttentionInvalid(
             "Every row at once is rolled out by the heads' mean without discarding; use rollout."
@@ -435,17 +428,12 @@ def _rolled(
                 "batch and as many heads, and as many queries as keys; use rollout."
             )
     shares = check_shares(method.head_weights, (len(layers), heads), like=layers[0].logsumexp)
-    bucket_bars, first = whole(bucket_bars, "Bars of a bucket"), whole(first, "Bars of a bucket")
-    if bucket_bars < 1 or not 1 <= first <= bucket_bars:
-        raise AttentionInvalid(
-            f"Buckets of {bucket_bars} bars, the first of {first}, cannot be; give at least 1 bar "
-            "and a first bucket that is no longer than the others."
-        )
+    if whole(bucket_bars, "Bars of a bucket") < 1:
+        raise AttentionInvalid(f"Buckets of {bucket_bars} bars cannot be; give at least 1 bar.")
     if backend not in {"auto", "tiles"}:
         raise AttentionInvalid(f"The backend is {backend!r}; choose auto or tiles.")
     device = layers[0].query.device
-    lead = bucket_bars - first
-    bucket = (torch.arange(time, device=device) + lead) // bucket_bars
+    bucket = torch.arange(time, device=device) // bucket_bars
     used = range(check_start(method.start_layer, len(layers)), len(layers))
     ring = int(bucket[-1]) + 1
     if mask.kind is MaskKind.WINDOW:
@@ -457,7 +445,7 @@ def _rolled(
     values.scatter_(2, (bucket % ring)[:, None].expand(batch, -1, 1), 1.0)
     for depth, number in enumerate(used):
         layer, rho = layers[number], method.residual_weight
-        bars = (bucket_bars, lead, _reach(mask, depth, time) if is_whole_ring else None)
+        bars = (bucket_bars, _reach(mask, depth, time) if is_whole_ring else None)
         below = values.to(layer.operand.kind)
         values = mean_of_all_rows(layer, below, shares[number], rho, bars=bars, backend=backend)
     return values, bucket
@@ -481,15 +469,14 @@ def mean_of_all_rows(
     rho: float,
     *,
     own: Tensor | None = None,
-    bars: tuple[int, int, int | None] = (1, 0, None),
+    bars: tuple[int, int | None] = (1, None),
     backend: str = "auto",
 ) -> Tensor:
     """Return ``ρ·Q + (1-ρ)·Σ_h shares_h A_h·R``, a tile of all heads at a time.
 
     R are *values* [batch, key, column], and Q are *own* [batch, query, column], by default the
     same. A row that sees nothing keeps its own; the share of a sink is dropped. *bars* are the
-    length of a bucket, the bars before the first, and how far a row can reach, None without a
-    limit.
+    length of a bucket, and how far a row can reach, None without a limit.
     """
     operand = layer.operand
     shares = (1.0 - rho) * shares.to(values.dtype)
@@ -515,14 +502,12 @@ def mean_of_all_rows(
     return result
 
 
-def _columns(start: int, stop: int, bars: tuple[int, int, int | None]) -> slice:
+def _columns(start: int, stop: int, bars: tuple[int, int | None]) -> slice:
     """Return the buckets in which the keys ``start`` … ``stop - 1`` can have any mass."""
-    bucket_bars, lead, reach = bars
+    bucket_bars, reach = bars
     if reach is None:
         return slice(None)
-    return slice(
-        (max(0, start - reach) + lead) // bucket_bars, (stop - 1 + lead) // bucket_bars + 1
-    )
+    return slice(max(0, start - reach) // bucket_bars, (stop - 1) // bucket_bars + 1)
 
 
 # --- attention flow

@@ -9,6 +9,7 @@ The rule is docs/attention.md, A39.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,7 +19,6 @@ import torch
 
 from tracepaper.strategies.attention.checks import check_shares, check_start, explanation
 from tracepaper.strategies.attention.layer import Layer
-from tracepaper.strategies.attention.masks import whole
 from tracepaper.strategies.attention.methods import PLAIN, Rollout, mean_of_all_rows
 from tracepaper.strategies.attention.replacing import hidden_keys
 from tracepaper.strategies.errors import AttentionInvalid
@@ -206,16 +206,16 @@ def _labelled(
             )
     names = [*spans, SPECIAL, PADDING, OTHER]
     labels = torch.full((time,), len(names) - 1)
+    free = set(range(time))
     for place, (name, span) in enumerate({**spans, SPECIAL: special}.items()):
-        positions = _positions(name, span, time)
-        if not positions and name != SPECIAL:
-            raise AttentionInvalid(f"The passage {name!r} has no token; leave it out.")
-        taken = labels[positions].ne(len(names) - 1).nonzero()[:, 0].tolist()
-        if taken or len({*positions}) < len(positions):
-            other = names[int(labels[positions][taken[0]])] if taken else name
+        given = range(time)[span] if isinstance(span, slice) else span
+        positions = [operator.index(position) for position in given]
+        if not (free.issuperset(positions) and (positions or name == SPECIAL)):
             raise AttentionInvalid(
-                f"The passages {name!r} and {other!r} share a token; give each token one passage."
+                f"The passage {name!r} must hold at least one of the tokens 0 to {time - 1}, and "
+                "none that another passage has; correct it."
             )
+        free -= {*positions}
         labels[positions] = place
     labels = labels.expand(batch, -1).clone()
     if attention_mask is not None:
@@ -229,20 +229,3 @@ def _labelled(
     index = torch.zeros(len(names), dtype=torch.int64)
     index[used] = torch.arange(len(used))
     return tuple(names[place] for place in used), index[labels]
-
-
-def _positions(name: str, span: Span, time: int) -> list[int]:
-    if isinstance(span, slice):
-        return list(range(time))[span]
-    try:
-        positions = [whole(position, f"A position of {name!r}") for position in span]
-    except TypeError:
-        raise AttentionInvalid(
-            f"The passage {name!r} is a {type(span).__name__}; give positions, as range(4, 20)."
-        ) from None
-    if positions and not (min(positions) >= 0 and max(positions) < time):
-        raise AttentionInvalid(
-            f"The passage {name!r} has tokens from {min(positions)} to {max(positions)}, and there "
-            f"are {time} tokens, from 0; correct it."
-        )
-    return positions

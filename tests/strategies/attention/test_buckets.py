@@ -18,19 +18,18 @@ from tracepaper.strategies.errors import AttentionInvalid
 torch.set_num_threads(1)
 
 
-def stored(sample: Case, bucket_bars: int, lead: int) -> Tensor:
+def stored(sample: Case, bucket_bars: int) -> Tensor:
     """Sum the columns of the stored rollout."""
     whole = reference.rollout(sample.matrices, sample.mask)
-    bucket = (torch.arange(whole.shape[-1]) + lead) // bucket_bars
+    bucket = torch.arange(whole.shape[-1]) // bucket_bars
     return whole @ torch.nn.functional.one_hot(bucket).double()
 
 
 @settings(max_examples=50, deadline=None)
 @given(cases(longest=90), st.integers(1, 20))
 def test_buckets_equal_the_stored_matrices(sample: Case, bucket_bars: int) -> None:
-    first = 1 + sample.queries[0].shape[2] % bucket_bars
-    result = bucketed(sample.layers, bucket_bars=bucket_bars, first_bucket_bars=first)
-    sample.hold(result.weights, stored(sample, bucket_bars, bucket_bars - first))
+    result = bucketed(sample.layers, bucket_bars=bucket_bars)
+    sample.hold(result.weights, stored(sample, bucket_bars))
 
 
 @pytest.mark.slow
@@ -41,15 +40,12 @@ def test_ages_are_the_buckets_counted_from_the_row(
 ) -> None:
     assume(sample.mask.kind is not MaskKind.FULL and start_layer < len(sample.queries))
     time = sample.queries[0].shape[2]
-    first = 1 + time % bucket_bars
     chosen = Rollout(start_layer=start_layer)
     ages, whole = (
-        bucketed(
-            sample.layers, chosen, bucket_bars=bucket_bars, first_bucket_bars=first, by_age=by_age
-        ).weights
+        bucketed(sample.layers, chosen, bucket_bars=bucket_bars, by_age=by_age).weights
         for by_age in (True, False)
     )
-    bucket = (torch.arange(time) + bucket_bars - first) // bucket_bars
+    bucket = torch.arange(time) // bucket_bars
     wanted = torch.zeros_like(ages)
     for row in range(time):
         for age in range(min(ages.shape[2], int(bucket[row]) + 1)):
@@ -72,7 +68,7 @@ def test_ages_of_a_full_mask_and_other_fusions_are_refused() -> None:
 def test_float32_buckets_stay_within_their_error(mask: Mask) -> None:
     sample = case(mask, time=800, heads=4, dim=16, dtype=torch.float32)
     result = bucketed(sample.layers)
-    wanted = stored(sample, 64, 0)
+    wanted = stored(sample, 64)
     sample.hold(result.weights, wanted)
     assert float(result.l1_error.max()) < sample.rounding()
 
@@ -84,8 +80,6 @@ def test_a_wrong_logsumexp_is_refused() -> None:
         bucketed(sample.layers)
 
 
-@pytest.mark.parametrize(("bars", "first"), [(0, None), (8, 9), (8, 0)])
-def test_buckets_that_cannot_be_are_refused(bars: int, first: int | None) -> None:
-    sample = case(Mask())
+def test_buckets_without_a_bar_are_refused() -> None:
     with pytest.raises(AttentionInvalid, match="cannot be"):
-        bucketed(sample.layers, bucket_bars=bars, first_bucket_bars=first)
+        bucketed(case(Mask()).layers, bucket_bars=0)
