@@ -124,16 +124,18 @@ def ridge(rows: NDArray[np.floating], values: NDArray[np.floating]) -> Ridge:
     NaN values are left out for their horizon.
     """
     centre = rows.mean(axis=0, dtype=np.float64)
-    fits = []
+    weights, intercepts = [], []
     for column in values.T:
         used = np.isfinite(column)
-        gram, moment = np.diag([RIDGE] * len(centre) + [0.0]), np.zeros(len(centre) + 1)
+        size, mean = used.sum(), column[used].mean(dtype=np.float64)
+        gram, moment = RIDGE * np.eye(len(centre)), np.zeros(len(centre))
         for inputs, value, _ in _blocks(rows, column, used, centre):
-            gram += inputs.T @ inputs / used.sum()
-            moment += inputs.T @ value / used.sum()
-        fits.append(np.linalg.solve(gram, moment))
-    weights = np.stack(fits, axis=1)
-    return Ridge(centre, weights[:-1], weights[-1])
+            shifted = inputs[:, :-1]
+            gram += shifted.T @ shifted / size
+            moment += shifted.T @ (value - mean) / size
+        weights.append(np.linalg.solve(gram, moment))
+        intercepts.append(mean)
+    return Ridge(centre, np.stack(weights, axis=1), np.array(intercepts))
 
 
 def log_variance(rows: NDArray[np.floating], variances: NDArray[np.floating]) -> Arrays:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Annotated, Any, ClassVar, Final
 
 import torch
@@ -217,56 +218,47 @@ class CustomNetwork(Transformer):
         if torch.compiler.is_compiling():
             return given
         weights = given.detach()
-        if not bool(torch.isfinite(weights).all()):
-            raise AttentionInvalid(f"{name} returned weights that are not finite; mend it.")
-        if bool((weights < 0).any()):
-            raise AttentionInvalid(f"{name} returned weights below 0; return shares.")
-        if bool(weights.triu(1).any()):
-            raise AttentionInvalid(
-                f"{name} gave weight to bars that are later than their row; give them 0."
-            )
-        missed = float((weights.sum(dim=-1) - 1).abs().max())
-        if missed > SUM_WITHIN:
-            raise AttentionInvalid(
-                f"{name} returned a row of weights whose sum misses 1 by {missed:.2g}; divide each "
-                "row by its sum."
-            )
+        faults = {
+            "not finite": ~torch.isfinite(weights).all(),
+            "below 0": (weights < 0).any(),
+            "above 0 on bars later than their row": weights.triu(1).any(),
+            "in rows that do not sum to 1": ((weights.sum(-1) - 1).abs() > SUM_WITHIN).any(),
+        }
+        for fault, is_faulty in faults.items():
+            if bool(is_faulty):
+                raise AttentionInvalid(
+                    f"{name} returned weights that are {fault}; return each row's shares of itself "
+                    "and the rows before it."
+                )
         return given
 
     @torch.no_grad()
     def _try(self) -> None:
         """Raise ``AttentionInvalid`` if a row depends on later ones, other windows or chance."""
-        name, was_training = self.config.mechanism, self.mechanisms.training
-        windows, time = _TRIAL_SIZE
+        was_training, (windows, time) = self.mechanisms.training, _TRIAL_SIZE
         shape = (windows, self.config.heads, time, self.config.dim // self.config.heads)
         draw = torch.Generator().manual_seed(_SEED)
         query, key, other = (torch.randn(shape, generator=draw).to(self.device) for _ in range(3))
-        at = time // 2
-        later = [
-            torch.cat((tensor[..., :at, :], other[..., at:, :]), dim=2) for tensor in (query, key)
-        ]
-        mixed = [torch.cat((tensor[:1], other[1:])) for tensor in (query, key)]
+        later = torch.arange(time, device=self.device)[:, None] >= time // 2
+        another = torch.arange(windows, device=self.device)[:, None, None, None] > 0
+        trials = {
+            "when it is called again": (torch.zeros_like(later), 0.0),
+            "where later rows differ": (later, SUM_WITHIN),
+            "where another window of the batch differs": (another, SUM_WITHIN),
+        }
         with torch.random.fork_rng(devices=[]):
             self.mechanisms.eval()
             try:
-                for mechanism in self.mechanisms:
+                for mechanism, (change, (changed, limit)) in product(
+                    self.mechanisms, trials.items()
+                ):
                     plain = self._weights(mechanism, query, key)
-                    if not torch.equal(plain, self._weights(mechanism, query, key)):
+                    inputs = (torch.where(changed, other, x) for x in (query, key))
+                    moved = (self._weights(mechanism, *inputs) - plain).abs()
+                    if float(moved.masked_fill(changed, 0.0).max()) > limit:
                         raise AttentionInvalid(
-                            f"{name} gives other weights when it is called again; make it depend "
-                            "on queries and keys alone."
-                        )
-                    moved = self._weights(mechanism, *later)[..., :at, :] - plain[..., :at, :]
-                    if float(moved.abs().max()) > SUM_WITHIN:
-                        raise AttentionInvalid(
-                            f"{name} gives a row other weights where later rows differ; let it "
-                            "depend on the rows up to its own."
-                        )
-                    moved = self._weights(mechanism, *mixed)[0] - plain[0]
-                    if float(moved.abs().max()) > SUM_WITHIN:
-                        raise AttentionInvalid(
-                            f"{name} gives a window other weights where another one of the batch "
-                            "differs; let it depend on its own window."
+                            f"{self.config.mechanism} gives a row other weights {change}; let it "
+                            "depend on the queries and keys of its window up to its own row."
                         )
             finally:
                 self.mechanisms.train(was_training)

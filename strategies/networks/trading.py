@@ -184,16 +184,12 @@ def by_names(section: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]
                 f"No feature is of the modality {name}; leave it out{given}, or choose from "
                 f"{', '.join(dict.fromkeys(by_feature))}."
             )
-    if _VECTORS in by_feature and _VECTORS not in chosen:
-        raise ConfigInvalid(
-            "Covariates are given, and the modalities leave them out; name vectors as well, or "
-            "give no file of them."
-        )
-    if _BOOK in by_feature and _BOOK not in chosen:
-        raise ConfigInvalid(
-            "Order books are given, and the modalities leave them out; name book as well, or give "
-            "no --depth."
-        )
+    for name, option in _GIVEN.items():
+        if name in by_feature and name not in chosen:
+            raise ConfigInvalid(
+                f"{option} is given, and the modalities leave it out; name {name} as well, or "
+                f"leave {option} out."
+            )
     levels = [book_features.group_of(name) for name in names]
     return {
         "modalities": chosen,

@@ -89,12 +89,12 @@ def test_the_rollout_is_the_product_of_the_matrices_that_the_class_gave() -> Non
         ("Double", "returned weights of torch.float64, torch.strided on cpu, and queries are of"),
         ("Sparse", "returned weights of torch.float32, torch.sparse_coo on cpu"),
         ("Infinite", "returned weights that are not finite"),
-        ("Negative", "returned weights below 0"),
-        ("UnscaledScores", "returned a row of weights whose sum misses 1 by 0.01"),
-        ("Ahead", "gave weight to bars that are later than their row"),
+        ("Negative", "returned weights that are below 0"),
+        ("UnscaledScores", "returned weights that are in rows that do not sum to 1"),
+        ("Ahead", "returned weights that are above 0 on bars later"),
         ("PeekingRows", "gives a row other weights where later rows differ"),
-        ("Crowd", "gives a window other weights where another one of the batch differs"),
-        ("Chance", "gives other weights when it is called again"),
+        ("Crowd", "gives a row other weights where another window"),
+        ("Chance", "gives a row other weights when it is called again"),
     ],
 )
 def test_what_gives_no_weights_is_refused_at_its_first_pass(name: str, sentence: str) -> None:
@@ -145,7 +145,8 @@ def test_where_it_is_held_a_failing_pass_is_nan_and_says_why(
             assert bool(outputs.mean.isnan().all()) == (len(texts) > failed)
             failed = len(texts)
     assert 0 < failed < 200
-    assert set(texts) == {"mechanisms:Sometimes returned weights that are not finite; mend it."}
+    [text] = set(texts)
+    assert text.startswith("mechanisms:Sometimes returned weights that are not finite")
 
 
 # ---------------------------------------------------------------- by the commands
@@ -226,7 +227,7 @@ def test_what_breaks_while_it_is_trained_ends_the_training_in_a_sentence(
     ]
     words += ["--data", next(folder.glob("*.csv.gz")), "--out", tmp_path / "net"]
     assert cli.invoke(list(map(str, words))) == 1
-    assert "Sometimes returned weights that are not finite; mend it." in capsys.readouterr().err
+    assert "Sometimes returned weights that are not finite" in capsys.readouterr().err
     assert not (tmp_path / "net").exists()
 
 

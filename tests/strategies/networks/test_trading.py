@@ -174,7 +174,7 @@ def test_one_modality_alone_leaves_the_others_out() -> None:
     with pytest.raises(ConfigInvalid, match="modality vectors; leave it out, give --covariates"):
         by_names({"modalities": ["price", "vectors"]}, names)
     with pytest.raises(
-        ConfigInvalid, match="Covariates are given, and the modalities leave them out"
+        ConfigInvalid, match="--covariates is given, and the modalities leave it out"
     ):
         by_names({"modalities": ["price"]}, (*names, "vector_mood"))
     with pytest.raises(ConfigInvalid, match="names 'prices', the nearest is price"):
