@@ -17,10 +17,9 @@ from msgspec import Meta, Struct
 from tracepaper.daemon.bybit.messages import ExchangeError
 from tracepaper.replay.exchange.candles import Candle
 from tracepaper.strategies.months import interval_end
-from tracepaper.strategies.units import DAY_MS, HOUR_MS, INTERVALS, WEEK_MS
+from tracepaper.strategies.units import HOUR_MS, INTERVALS, WEEK_MS
 
 PENDING_LIMIT: Final = 1_000
-STATUS_MIN: Final = 200
 TIME_PATH: Final = "/v5/market/time"
 KLINE_PATH: Final = "/v5/market/kline"
 FUNDING_PATH: Final = "/v5/market/funding/history"
@@ -28,7 +27,6 @@ CANDLES: Final = "kline."
 BOOKS: Final = "orderbook."
 TICKERS: Final = "tickers."
 TRADES: Final = "publicTrade."
-STREAMS: Final = (CANDLES, BOOKS, TICKERS, TRADES)
 
 Message = dict[str, Any]
 Row = list[str]
@@ -45,8 +43,8 @@ class Fault(Struct, frozen=True, forbid_unknown_fields=True):
     seconds: Annotated[float, Meta(ge=0)] = 5.0
     count: Annotated[int, Meta(ge=1, le=PENDING_LIMIT)] = 1
     provoke: bool = False
-    status: Annotated[int, Meta(ge=0, le=599)] = 0
-    code: int = 0
+    status: Annotated[int, Meta(ge=200, le=599)] = 500
+    code: int = 10_016
 
     def __post_init__(self) -> None:
         """Reject what the fields' bounds let pass; msgspec turns the error into its own."""
@@ -56,8 +54,6 @@ class Fault(Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"{self.kind} has no form {self.form!r}")
         if self.ms < 0 and not FAULTS[self.kind].is_signed:
             raise ValueError(f"ms is negative, which it may not be for {self.kind}")
-        if 0 < self.status < STATUS_MIN:
-            raise ValueError(f"status is below {STATUS_MIN}")
 
     @property
     def strikes(self) -> Form:
@@ -116,15 +112,11 @@ class Form(NamedTuple):
 
 
 class FaultKind(NamedTuple):
-    """A row of ``FAULTS``: where it acts, and its forms by name.
-
-    ``scheduled`` returns the schedule's parameters for a drawn number.
-    """
+    """A row of ``FAULTS``: where it acts, and its forms by name."""
 
     stage: Stage
     forms: Mapping[str, Form]
-    scheduled: Callable[[int], dict[str, Any]] = lambda _number: {}
-    is_signed: bool = False
+    is_signed: bool = False  # whether ``ms`` may be negative
 
 
 class FaultEffect(NamedTuple):
@@ -176,11 +168,6 @@ ABSURD_RATE: Final = "0.25"
 FALSE_MARK: Final = Decimal("1.26")
 FALSE_BOOK: Final = Decimal("0.67")
 TICKER_PRICES: Final = ("markPrice", "indexPrice", "lastPrice", "ask1Price", "bid1Price")
-
-
-def _half_at_candles(number: int) -> dict[str, Any]:
-    """Aim half of the schedule's plain frame faults at candles."""
-    return {"topic": CANDLES} if number % 2 else {}
 
 
 def _malformed(body: bytes, hit: Hit) -> FaultEffect:
@@ -348,24 +335,6 @@ FORBIDDEN: Final = HttpReply(
 """The ban, which the network in front of the exchange answers as HTML."""
 REDIRECTED: Final = HttpReply(302, "", location="/v5/elsewhere")
 """A redirection to a path that does not exist."""
-DEFAULT_STATUS: Final = 500
-DEFAULT_CODE: Final = 10016
-STATUSES: Final = (
-    *(201, 202, 204, 205, 206, 300, 302, 304),
-    *(400, 401, 402, 404, 405, 406, 408, 409, 410, 413, 414, 418),
-    *(421, 422, 425, 426, 428, 429, 431, 451),
-    *(500, 501, 502, 503, 504, 520, 522, 530, 599),
-)
-"""The HTTP statuses that the schedule draws from; a call may ask for any from 200 to 599."""
-RETCODES: Final = (
-    *(-1, 1, 10000, 10001, 10002, 10003, 10004, 10005, 10006, 10007, 10008, 10009, 10010, 10014),
-    *(10016, 10017, 10018, 10019, 10024, 10027, 10028, 10029, 110001, 131001, 170130, 2**31),
-)
-"""The retCodes that the schedule draws from."""
-TIME_ERRORS_MS: Final = (HOUR_MS, -HOUR_MS, 10 * DAY_MS, -10 * DAY_MS, 2**62, -(2**62))
-"""The errors of the server's time that the schedule draws from."""
-
-
 FOREIGN_PRICE: Final = "0.5"
 YEAR_MS: Final = 52 * WEEK_MS
 CLOSE_COLUMN: Final = 4
@@ -373,12 +342,9 @@ HIGH_COLUMN: Final = 2
 
 
 def _answer_by_status(hit: Hit) -> HttpReply:
-    status = hit.fault.status or DEFAULT_STATUS
-    if status == FORBIDDEN.status:
-        return FORBIDDEN
-    if status == REDIRECTED.status:
-        return REDIRECTED
-    return HttpReply(status, "refused")
+    status = hit.fault.status
+    special = {reply.status: reply for reply in (FORBIDDEN, REDIRECTED)}
+    return special.get(status, HttpReply(status, "refused"))
 
 
 def _malformed_body(body: bytes, hit: Hit) -> bytes:
@@ -392,12 +358,6 @@ def _malformed_body(body: bytes, hit: Hit) -> bytes:
         b"",
     )
     return broken[hit.turn % len(broken)]
-
-
-def _time_error(number: int) -> dict[str, Any]:
-    """Draw the error of the time; half of the errors are on a page of candles."""
-    path = KLINE_PATH if number % 2 else ""
-    return {"ms": TIME_ERRORS_MS[number // 2 % len(TIME_ERRORS_MS)], "topic": path}
 
 
 def _wrong_time(server_ms: int, path: str, result: Message, hit: Hit) -> tuple[int, Message]:
@@ -443,12 +403,10 @@ FAULTS: Final[Mapping[str, FaultKind]] = {
                 lambda body, _hit: FaultEffect(after_next=(body,)),
             ),
         },
-        scheduled=_half_at_candles,
     ),
     "malformed": FaultKind(
         "frame",
         {"": Form("one data frame is replaced by malformed text (topic)", _malformed)},
-        scheduled=_half_at_candles,
     ),
     "stall": FaultKind(
         "connection",
@@ -531,7 +489,6 @@ FAULTS: Final[Mapping[str, FaultKind]] = {
                 CANDLES,
             )
         },
-        scheduled=lambda number: {"topic": STREAMS[number % len(STREAMS)]},
     ),
     "wrong_frame": FaultKind(
         "frame",
@@ -583,17 +540,15 @@ FAULTS: Final[Mapping[str, FaultKind]] = {
                 _answer_by_status,
             )
         },
-        scheduled=lambda number: {"status": STATUSES[number % len(STATUSES)]},
     ),
     "retcode": FaultKind(
         "answer",
         {
             "": Form(
                 "the next count REST calls are answered with retCode code (code, count)",
-                lambda hit: ExchangeError(hit.fault.code or DEFAULT_CODE, "as the fault asks"),
+                lambda hit: ExchangeError(hit.fault.code, "as the fault asks"),
             )
         },
-        scheduled=lambda number: {"code": RETCODES[number % len(RETCODES)]},
     ),
     "hang": FaultKind(
         "answer",
@@ -623,7 +578,6 @@ FAULTS: Final[Mapping[str, FaultKind]] = {
                 HOUR_MS,
             )
         },
-        scheduled=_time_error,
         is_signed=True,
     ),
     "wrong_page": FaultKind(

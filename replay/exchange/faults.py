@@ -116,7 +116,8 @@ class FaultPlan(Struct, frozen=True, forbid_unknown_fields=True):
     """The faults to arm and when, counted from the first subscription; the keys of a faults file.
 
     The seeded schedule runs in rounds: each arms every one of *kinds* (None: all kinds) once, its
-    forms in turn, in a shuffled order, with gaps of 0.5 to 1.5 times *every_s*. The exchange waits
+    forms in turn and at their defaults, in a shuffled order, with gaps of 0.5 to 1.5 times
+    *every_s*. The exchange waits
     for a client, and for each fault to hit before it arms the next, so that every kind fires while
     a client runs.
     """
@@ -149,8 +150,7 @@ class FaultPlan(Struct, frozen=True, forbid_unknown_fields=True):
             order = sorted(zip(numbers, kinds, strict=False))
             for (_, name), number in zip(order, numbers[len(kinds) :], strict=True):
                 kind = FAULTS[name]
-                form = tuple(kind.forms)[turn % len(kind.forms)]
-                fault = Fault(name, form, **kind.scheduled(number))
+                fault = Fault(name, tuple(kind.forms)[turn % len(kind.forms)])
                 fault = replace(fault, provoke=fault.is_provoked)
                 yield TimedFault(self.every_s * (0.5 + number / 2**32), fault)
             turn += 1
