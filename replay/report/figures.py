@@ -11,9 +11,8 @@ from typing import Final
 
 import numpy as np
 
-from tracepaper.daemon.engine.state import reserve_of
+from tracepaper.daemon.engine.state import HELD, reserve_of
 from tracepaper.replay.document.values import (
-    TOO_FEW_DAYS,
     Figure,
     Form,
     Table,
@@ -31,9 +30,7 @@ from tracepaper.replay.report.book_risk import risk_tables
 from tracepaper.replay.report.listed_orders import listed
 from tracepaper.replay.report.metrics import (
     DAYS_TO_ANNUALISE,
-    YEAR_DAYS,
     Drawdown,
-    is_annual,
     year_days,
 )
 from tracepaper.replay.report.participation import participation_table
@@ -57,7 +54,6 @@ from tracepaper.replay.report.trades import (
 )
 from tracepaper.storage.database.run_views import Row
 from tracepaper.storage.record.columns import SHORTFALL_PARTS
-from tracepaper.strategies.sessions import MONTHS_OF
 from tracepaper.strategies.units import DAY_MS, count_of, percent
 
 LAST_TRADES: Final = 8
@@ -338,7 +334,7 @@ def refusal_tables(record: RunRecord, refused: Sequence[Refusal]) -> Iterator[Ta
     """Yield the table of what each gate *refused*, and that of unfilled targets by reason."""
     if refused:
         title = f"Refused by gate, and what the signals made in {record.config.gate.horizon} bars"
-        yield table("refusals", title, REFUSALS, refused, notes=_refusal_notes(record, refused))
+        yield table("refusals", title, REFUSALS, refused, notes=(_refusal_note(record),))
     reasons = Counter(record.decisions.unfilled.tolist())
     del reasons[""]
     if reasons:
@@ -380,59 +376,33 @@ def _reserve(report: Report) -> tuple[str, ...]:
 
 
 def _annual(report: Report) -> tuple[str, ...]:
-    """Return notes on the days, years and errors of the figures, and on missing figures."""
+    """Return notes on the days, years and errors of the figures."""
     record, performance = report.record, report.accounts[0].performance
-    bars = count_of(performance.bars, "bar")
-    too_few = f", {TOO_FEW_DAYS} for an error" if performance.error_day is None else ""
-    sentence = (
-        "Errors (±) take blocks of at least five days as independent; chance makes a mean of more "
-        "than two errors in one of twenty runs. This run has "
-        f"{bars} on {performance.days:,.1f} days{too_few}. "
+    bars, year = count_of(performance.bars, "bar"), year_days(record.bar_times.calendar)
+    days = (
+        f"This run has {bars} on {performance.days:,.1f} days. Errors (±) take blocks of at least "
+        "five days as independent, and few days have none; chance makes a mean of more than two "
+        f"errors in one of twenty runs. Under {DAYS_TO_ANNUALISE} days nothing is annualised (–); "
+        f"a year has {year:g} days or sessions, and a risk-free rate of "
+        f"{percent(record.risk_free)}. A bar longer than a day spreads its return over its days."
     )
-    if not is_annual(performance.days):
-        sentence += f"Under {DAYS_TO_ANNUALISE} days nothing is annualised (–)."
-    else:
-        calendar = record.bar_times.calendar
-        unit = "days" if calendar is None or calendar.sessions.name == MONTHS_OF else "sessions"
-        days = f"{YEAR_DAYS}" if calendar is None else f"{year_days(calendar):.1f}"
-        rate = (
-            f"a risk-free rate of {percent(record.risk_free)}"
-            if record.risk_free
-            else "no risk-free rate"
-        )
-        sentence += f"A year has {days} {unit}; {rate}."
-    if record.bar_times.interval_ms > DAY_MS:
-        sentence += " A bar is longer than a day: its return is spread evenly over its days."
-    gone = [
-        account.name
-        for account in report.accounts
-        if account.performance.mean_day is None and account.performance.total_return is not None
-    ]
-    if gone:
-        sentence += f" Where nothing was left ({', '.join(gone)}) returns mean nothing (–)."
-    held = (
+    exposure = (
         "Exposure counts the bars from the first that was no warm-up; buy and hold begins there "
-        "too, with all the money"
+        f"too, with all the money, and {HELD} with as much as the run held so far in the mean. A "
+        "short position counts below zero, except in gross exposure. Once nothing is left of an "
+        "account its returns mean nothing (–)."
     )
-    if record.held_shadow is not None:
-        held += f", and {record.held_shadow.name} with as much as the run held so far in the mean"
-    return sentence, f"{held}. A short position counts below zero, except in gross exposure."
+    return days, exposure
 
 
-def _refusal_notes(record: RunRecord, refused: Sequence[Refusal]) -> tuple[str, ...]:
-    if not any(row.signals for row in refused):
-        why = "A refusal stores no signal, and its side is the forecast's"
-        return (f"{why}: without forecasts none is counted (–), so nothing is measured.",)
-    cost = 2e4 * record.cost_rate
-    note = (
-        f"Gross, for a round trip costs every signal {cost:.1f} bp, refused or not. “Passed better "
-        "by” compares with what the gate saw and let pass, ± one error by day. It saved or cost "
-        "only where that is clear at 95 % and more than a random gate of equal coverage makes; "
-        "chance makes one of forty seem to save."
+def _refusal_note(record: RunRecord) -> str:
+    return (
+        f"Gross, for a round trip costs every signal {2e4 * record.cost_rate:.1f} bp, refused or "
+        "not. A refusal stores no signal: its side is the forecast's, and without one nothing is "
+        "measured (–). “Passed better by” compares with what the gate saw and let pass, ± one "
+        "error by day. It saved or cost only where that is clear at 95 % and more than a random "
+        "gate of equal coverage makes; chance makes one of forty seem to save."
     )
-    if ":" in record.config.strategy.name:
-        note += " A refusal stores no signal: the side is the forecast's, whatever the class said."
-    return (note,)
 
 
 Headline = dict[str, float | int | None]
