@@ -8,14 +8,12 @@ from typing import Final
 from tracepaper.replay.page import answers
 from tracepaper.replay.page.databases import OpenRun, from_row
 from tracepaper.storage.database.run_views import Row
-from tracepaper.storage.database.views import VIEWS
 from tracepaper.strategies.types.market import GapCause
 from tracepaper.strategies.units import without_zeros
 
 MARKS_MAX: Final = 5_000
 AT_ONCE: Final = 500
 _RESTING: Final = ("NEW", "ACCEPTED", "PARTIALLY_FILLED")
-(_FILL,) = ([column.name for column in view.columns] for view in VIEWS if view.name == "v_fills")
 
 
 def marks(
@@ -34,12 +32,7 @@ def marks(
         first = min(rows_of.opened_at(place, (low, high), from_ms) for place in places)
     if until_ms is not None:
         last = max(rows_of.opened_at(place, (low, high), until_ms) for place in places)
-    cut = rows_of.first_of_newest_fills((first, last), places, MARKS_MAX)
-    since = first if cut is None else cut
-    batches = views.batches("v_fills", first=since, last=last, equal={"instrument": names})
-    fills = [
-        dict(zip(_FILL, row, strict=True)) for batch in batches for row in zip(*batch, strict=True)
-    ]
+    fills = views.rows("v_fills", newest=MARKS_MAX + 1, span=(first, last), instrument=names)
     # An order sent in the range may end long after it.
     before_ms = 2**62 if until_ms is None else until_ms
     sequences = rows_of.rested_orders((first, high), places, before_ms, MARKS_MAX + 1)
@@ -52,9 +45,9 @@ def marks(
         and row["created_ms"] < before_ms
     ]
     orders.sort(key=itemgetter("sequence"))
-    is_cut = cut is not None or len(fills) > MARKS_MAX or len(orders) > MARKS_MAX
+    is_cut = len(fills) > MARKS_MAX or len(orders) > MARKS_MAX
     fills, orders = fills[-MARKS_MAX:], orders[-MARKS_MAX:]
-    roles = rows_of.order_roles((since, last))
+    roles = rows_of.order_roles((fills[0]["sequence"] if fills else last, last))
     ended = [row["sequence"] for row in orders if row["status"] not in _RESTING]
     times = rows_of.market_times(columns.interval_ms, ended)
     return answers.Marks(

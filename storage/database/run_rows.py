@@ -460,16 +460,6 @@ class RunRows:
         values = (self._run_key, *span, reason)
         return [sequence for (sequence,) in self._connection.execute(query, values)]
 
-    def first_of_newest_fills(
-        self, span: Span, instruments: Sequence[int], most: int
-    ) -> int | None:
-        """Return the step of the newest fill of *instruments* after skipping *most* newer ones.
-
-        None if *span* has no more than *most* fills.
-        """
-        where = f"book = 0 AND instrument IN ({', '.join('?' * len(instruments))})"
-        return self._find(*span, "fills", where, *instruments, newest=True, skip=most)
-
     def rested_orders(
         self, span: Span, instruments: Sequence[int], until_ms: int, most: int
     ) -> list[int]:

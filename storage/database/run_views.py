@@ -58,12 +58,22 @@ class RunViews:
         row = self._connection.execute(query, (model_sha256,)).fetchone()
         return {} if row is None else msgspec.json.decode(row[0], type=dict[str, Any])
 
-    def rows(self, view: str, *, newest: int | None = None, **equal: Condition) -> list[Row]:
+    def rows(
+        self,
+        view: str,
+        *,
+        newest: int | None = None,
+        span: tuple[int, int] | None = None,
+        **equal: Condition,
+    ) -> list[Row]:
         """Return the rows of *view* whose columns have the values *equal*, in the run's order.
 
-        With *newest* only that many of the last rows, still oldest first.
+        With *newest* only that many of the last rows, still oldest first; with a *span* only those
+        from its first sequence to its last.
         """
         where, values = self._where(view, equal)
+        if span is not None:
+            where, values = f"{where} AND sequence BETWEEN ? AND ?", (*values, *span)
         names = _COLUMNS[view]
         if newest is None:
             query = f"SELECT * FROM {view} {where} {_order(view)}"
