@@ -81,26 +81,15 @@ def respond(databases: Databases, request: dict[str, Any], out: BinaryIO) -> Non
         _reject(out, 400, str(error))
     except TracepaperError as error:
         _reject(out, 409, str(error))
-    except sqlite3.OperationalError as error:
-        is_busy = is_busy_error(error)
-        _reject(out, 503 if is_busy else 409, f"The database cannot be read ({error}); {_NEXT}")
-    except (
-        sqlite3.Error, OSError, ArithmeticError, AssertionError, AttributeError, LookupError,
-        MemoryError, msgspec.MsgspecError, RecursionError, TypeError, ValueError,
-    ) as error:  # fmt: skip
-        reason = " ".join(str(error).split()).rstrip(".")
-        _reject(
-            out,
-            409,
-            f"The record has invalid values ({type(error).__name__}: {reason}); {_NEXT}",
-        )
     except Exception as error:  # noqa: BLE001 - the next request must be answered
         reason = " ".join(str(error).split()).rstrip(".")
-        sentence = f"This cannot be answered ({type(error).__name__}: {reason}); see the log."
-        _write(out, refused(500, sentence)._replace(trace=traceback.format_exc()))
-
-
-_NEXT: Final = "run `tracepaper audit verify`, and ask again."
+        sentence = (
+            f"This cannot be answered ({type(error).__name__}: {reason}); run `tracepaper audit "
+            "verify`, see the log, and ask again."
+        )
+        is_busy = isinstance(error, sqlite3.OperationalError) and is_busy_error(error)
+        frame = refused(503 if is_busy else 409, sentence)
+        _write(out, frame if is_busy else frame._replace(trace=traceback.format_exc()))
 
 
 def _answer(
