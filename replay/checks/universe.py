@@ -131,9 +131,9 @@ class ChoiceCheck:
             self._begins_empty = not event.candidates
         stored = {row[0]: row for row in event.candidates}
         held = {key: item for key, item in self._instruments.items() if key in self._first_ms}
-        complete = {
+        complete = [
             key for key in held if self._begins_empty or at_ms - DAY_MS >= self._first_ms[key]
-        }
+        ]
         listed = [
             candidate
             for item in held.values()
@@ -141,16 +141,13 @@ class ChoiceCheck:
         ]
         due = change_of(rule, tuple(self._instruments.values()), listed, now_ms=at_ms)
         due_rows = {row[0]: row for row in due.candidates}
-        for key in held:
+        for key in complete:
             stored_row, due_row = stored.get(key), due_rows.get(key)
-            if stored_row == due_row or (due_row is None and key not in complete):
-                continue
             if stored_row is not None and due_row is not None and not self._begins_empty:
                 # The file may begin before the record, so the symbol may be older.
-                is_older, is_other = stored_row[3] >= due_row[3], stored_row[1:3] != due_row[1:3]
-                if is_older and not (is_other and key in complete):
-                    continue
-            yield "candidates", stored_row, due_row
+                due_row = (*due_row[:3], max(due_row[3], stored_row[3]))
+            if stored_row != due_row:
+                yield "candidates", stored_row, due_row
 
     def _listed(self, item: Instrument, at_ms: int) -> TradedSymbol | None:
         """Return *item* with its ticker's figures at *at_ms*; None without a bar in that day."""

@@ -377,7 +377,7 @@ def accounts(shown: OpenRun) -> list[answers.AccountFigures]:
 def _stored_accounts(shown: OpenRun) -> Iterator[answers.AccountFigures]:
     views, names = shown.views, [OWN, *holding.shadows(shown)]
     for place, name in enumerate(names):
-        shadow = {"shadow": name} if place else {}
+        shadow: dict[str, Any] = {"shadow": name} if place else {}
         kind = "shadow_" if place else ""
         source = SHADOWS.get(name, "a shadow account of the run") if place else _OWN_SOURCE
         if name in SIDES:

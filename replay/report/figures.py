@@ -246,13 +246,9 @@ def _costs_and_funding(accounts: Sequence[AccountReport]) -> Table:
         for figure in COSTS_AND_FUNDING
     )
     notes = [_COSTS_NOTE, *([_LIQUIDATIONS_NOTE] if is_liquidated else [])]
-    assumed = dict.fromkeys(name for each in paid for name in each.assumed)
-    if assumed:
+    if assumed := dict.fromkeys(name for each in paid for name in each.assumed):
         keys = " and ".join(f"execution.{name}_bp" for name in assumed)
-        notes.append(
-            f"{' and '.join(assumed).capitalize()} of 0 {'are' if len(assumed) > 1 else 'is'} "
-            f"assumed, for candles show none: set {keys}."
-        )
+        notes.append(f"{keys} of 0 is assumed, for candles show none: set it.")
     title = "Costs and funding (quote currency)"
     return table("costs_and_funding", title, figures, accounts, notes=tuple(notes))
 
