@@ -21,7 +21,7 @@ from tracepaper.daemon.config.several import members_of, strategy_name
 from tracepaper.daemon.engine.state import decode_state
 from tracepaper.daemon.session.loop import gathered, steps_of
 from tracepaper.daemon.session.resume import check_state, engine_of
-from tracepaper.daemon.session.retraining import is_better, level_of, one_sided, with_verdict
+from tracepaper.daemon.session.retraining import one_sided, with_verdict
 from tracepaper.daemon.session.run_row import (
     ENVIRONMENT_FIELDS,
     NO_MODEL,
@@ -424,33 +424,41 @@ class GivenEvents:
                 yield "model_sha256", after.model_sha256, before.model_sha256
 
     def _of_retrained(self, event: RetrainingEnd, running: Forecaster | None) -> Iterator[Unlike]:
-        """Check the outcome of a retraining against its figures."""
+        """Judge a retraining again by its figures."""
         if running is not None and event.running_sha256 != running.model_sha256:
             yield "running_sha256", event.running_sha256, running.model_sha256
-        yield from _of_verdict(event)
-        if event.level is None:
+        if event.difference is None or event.p is None or event.level is None:
+            if event.takes_over:
+                yield "outcome", event.outcome.value, RetrainOutcome.REFUSED.value
             return
+        from tracepaper.replay.learning.statistics import chance  # brings torch
+
         symbols = [item.symbol for item in self._run.instruments]
         earlier = [
             retraining
             for _, retraining in self._reader.retrainings(self._run.kind, symbols)
             if retraining.level is not None and retraining.market_ms < event.market_ms
         ]
-        if event.test != len(earlier) + 1:
-            yield "test", event.test, len(earlier) + 1
-            return
         alpha = float(self._config.retrain.alpha)
         starts = self._reader.of_type(self._run.run_id, ModelChange)
-        if (
-            sum(start.market_ms < event.market_ms for start in starts) > 1
-            and event.alpha is not None
-        ):
-            alpha = event.alpha  # a later start may have changed it
-        level = level_of(alpha, event.test)
-        if not math.isclose(event.level, level, rel_tol=1e-5):
-            yield "level", event.level, level
-        elif self._run.code_version == code_version():
-            yield from _of_reason(event, alpha)
+        if sum(start.market_ms < event.market_ms for start in starts) > 1:
+            alpha = event.alpha or alpha  # a later start may have changed it
+        due = with_verdict(event, test=len(earlier) + 1, alpha=alpha)
+        assert due.level is not None
+        p = one_sided(event.difference, chance(event.difference, event.error, event.days))
+        if not math.isclose(event.p, p, rel_tol=1e-6, abs_tol=1e-300):
+            yield "p", event.p, p
+        if event.test != due.test:
+            yield "test", event.test, due.test
+        if not math.isclose(event.level, due.level, rel_tol=1e-5):
+            yield "level", event.level, due.level
+        # Better, but it could not be loaded: the reason says so after the verdict.
+        is_lost = due.takes_over and event.outcome is RetrainOutcome.FAILED
+        if event.outcome is not due.outcome and not is_lost:
+            yield "outcome", event.outcome.value, due.outcome.value
+        reason = event.reason[: len(due.reason)] if is_lost else event.reason
+        if reason != due.reason and self._run.code_version == code_version():
+            yield "reason", event.reason, due.reason
 
 
 def of_start(start: RunRow | ModelChange, forecaster: Forecaster | None) -> Iterator[Unlike]:
@@ -459,29 +467,3 @@ def of_start(start: RunRow | ModelChange, forecaster: Forecaster | None) -> Iter
     for name in _FIELDS_WITHOUT_MODEL if forecaster is None else ("threads",):
         if getattr(start, name) != getattr(due, name):
             yield name, getattr(start, name), getattr(due, name)
-
-
-def _of_verdict(event: RetrainingEnd) -> Iterator[Unlike]:
-    from tracepaper.replay.learning.statistics import chance  # brings torch
-
-    if event.difference is not None and event.p is not None:
-        p = one_sided(event.difference, chance(event.difference, event.error, event.days))
-        if not math.isclose(event.p, p, rel_tol=1e-6, abs_tol=1e-300):
-            yield "p", event.p, p
-    is_taken = is_better(event.difference, event.p, event.level)
-    if (event.outcome is RetrainOutcome.PROMOTED) is not is_taken:
-        is_lost = event.outcome is RetrainOutcome.FAILED  # better, but it could not be loaded
-        if not is_lost:
-            taken = RetrainOutcome.PROMOTED if is_taken else RetrainOutcome.REFUSED
-            yield "outcome", event.outcome.value, taken.value
-
-
-def _of_reason(event: RetrainingEnd, alpha: float) -> Iterator[Unlike]:
-    """Check the reason against the figures; a sentence about a failed load may follow it."""
-    if event.difference is None or event.p is None:
-        return
-    due = with_verdict(event, test=event.test, alpha=alpha).reason
-    is_lost = event.outcome is RetrainOutcome.FAILED  # better, but it could not be loaded
-    begins = event.reason[: len(due)] if is_lost else event.reason
-    if begins != due:
-        yield "reason", event.reason, due

@@ -287,9 +287,9 @@ def test_what_cannot_be_retrained_is_refused_before_the_run(
 
 FORGED = {
     "level": "json_set(content, '$.level', 0.05)",
-    "test": "json_set(content, '$.test', 2, '$.level', 0.05 / 6)",
+    "test level": "json_set(content, '$.test', 2, '$.level', 0.05 / 6)",
     "reason": "replace(content, 'over 28 days', 'over 280 days')",
-    "level ": "replace(replace(content, '0.025', '0.25'), 'in 0.05', 'in 0.5')",  # both alike
+    "level reason": "replace(replace(content, '0.025', '0.25'), 'in 0.05', 'in 0.5')",  # both alike
     "running_sha256": "json_set(content, '$.running_sha256', 'another')",
 }
 """Forged fields of an event that follow from its other figures, with the finding of each."""
