@@ -125,9 +125,13 @@ class QuietBars:
         sequences, like = ((of_unit[:, None] + np.arange(count)).ravel() for of_unit in steps)
         of_bars = sequences, np.tile(places, nth.size), like
         self._steps.append(np.stack(of_bars, axis=1))
-        (of_members, *_) = (repeat.shadows for repeat in repeats.values())
-        for place, name in enumerate(("", *(shadow.shadow for shadow in of_members))):
-            marks = [(stretch.marks, *stretch.shadows)[place] for stretch in added]
+        members = [next(iter(span.steps.values())) for span in added[0].shadows]
+        names = [shadow.shadow for of_span in members for shadow in of_span]
+        for place, name in enumerate(("", *names)):
+            marks = [  # without a model nothing is filled in a stretch: it has one span
+                (stretch.marks, *chain(*(span.marks for span in stretch.shadows)))[place]
+                for stretch in added
+            ]
             profits = chain.from_iterable(mark.account_unrealized[:-1] for mark in marks)
             worth = np.repeat(np.array([mark.worth for mark in marks], np.int64), units)
             equity = worth + np.fromiter(profits, np.int64)

@@ -191,6 +191,14 @@ class Broker:
             **self.shadows,
         }
         """The accounts that steps show besides the run's: its sides, its owners, the shadows."""
+        self._stored: dict[str, Book | PaperAccount] = {
+            **self.account.stored_books,
+            **self.shadows,
+        }
+        """The books and accounts whose state is stored besides the run's account, by name."""
+        for name, shadow in self.shadows.items():
+            parts = shadow.stored_books.items()
+            self._stored |= {f"{name}/{part}": book for part, book in parts}
         self._day_ranges = day_ranges
         self._confirms = frozenset(confirms)
         self._accounts = (self.account, *self.shadows.values())
@@ -285,6 +293,12 @@ class Broker:
         for account in self._accounts:
             account.markets[key].match_bar(bar, settlements, is_missed=True)
             account.ledger.mark_while_down()
+
+    def meet(self, bar: Bar) -> None:
+        """Match *bar* in the shadow accounts, and value them, as :meth:`on_bar` does."""
+        for shadow in self.shadows.values():
+            shadow.markets[bar.instrument].match_bar(bar)
+            shadow.line(bar.instrument).mark_to(bar.close)
 
     def on_quote(self, quote: Quote) -> None:
         """Match the resting orders against *quote*, if quotes fill orders."""
@@ -641,21 +655,27 @@ class Broker:
             return False
         for lines in self._lines.values():
             for line in lines:
-                if line.order is not None:
+                is_own = line.book.ledger is self.account.ledger
+                if (line.order is not None) if is_own else line.is_guarded:
                     return False
                 if (line.others or line.is_guarded) and self.account.owners:
                     return False
-            if self._is_on_margin and any(line.holding.quantity for line in lines):
-                return False
+                if self._is_on_margin and (line.holding.quantity or (line.rests and not is_own)):
+                    return False
         books = (book for account in self._accounts for book in account.every_book)
         return all(book.fits_a_quarter_away for book in books)
 
     def is_settled(self, instrument: str) -> bool:
-        """Return whether every account holds its target of *instrument*, and no order waits."""
-        return not any(
-            line.target != line.held or line.shortfall or line.is_guarded or line.waits
-            for line in self._lines[instrument]
-        )
+        """Return whether the run holds its target of *instrument*, and none of its orders waits."""
+        line = self.account.line(instrument)
+        is_reached = line.target == line.held and not line.shortfall
+        return is_reached and not (line.is_guarded or line.waits)
+
+    @property
+    def shadows_wait(self) -> bool:
+        """Whether the next bar may fill an order of a shadow account."""
+        shadows = self.shadows.values()
+        return any(market.waits for shadow in shadows for market in shadow.markets.values())
 
     def resting(self) -> dict[str, Market]:
         """Return the positions of the account that an event could change, by instrument."""
@@ -666,11 +686,16 @@ class Broker:
         books = self.account.every_book
         return [order for book in books for order in book.lines[instrument].orders]
 
-    def follow(self, bars: Sequence[Bar]) -> None:
-        """Value the positions by the last of *bars*, of one instrument; nothing else changes."""
-        key = bars[-1].instrument
+    def follow(self, bars: Sequence[Bar], *, shadows_only: bool = False) -> None:
+        """Value the positions by the last of *bars*, of one instrument; nothing else changes.
+
+        With *shadows_only* the run's account keeps its marks.
+        """
+        key, close = bars[-1].instrument, bars[-1].close
         self._newest.pop(key, None)
-        self.mark_at_close(key, bars[-1].close)
+        for line in self._lines[key]:
+            if not (shadows_only and line.book.ledger is self.account.ledger):
+                line.mark_to(close)
         if self._ranges:
             for bar in bars:
                 self._ranges[key].push(bar)
@@ -689,14 +714,6 @@ class Broker:
         return self.account.state(), {
             name: account.state() for name, account in self._stored.items()
         }
-
-    @property
-    def _stored(self) -> dict[str, Book | PaperAccount]:
-        """The books and accounts whose state is stored besides the run's account, by name."""
-        stored: dict[str, Book | PaperAccount] = {**self.account.stored_books, **self.shadows}
-        for name, shadow in self.shadows.items():
-            stored |= {f"{name}/{part}": book for part, book in shadow.stored_books.items()}
-        return stored
 
     def restore(
         self,

@@ -200,9 +200,9 @@ class Line:
             if self.holding.quantity:
                 self._revalue()
 
-    def profits_at(self, prices: Sequence[int]) -> list[int]:
-        """Return the unrealized profit of the holding at each of *prices*, in money."""
-        quantity, entry, value_at = self.held, self.holding.entry_notional, self.notional
+    def profits_at(self, prices: Sequence[int], held: Holding | Position) -> list[int]:
+        """Return the unrealized profit of *held*, of this instrument, at each of *prices*."""
+        quantity, entry, value_at = held.quantity, held.entry_notional, self.notional
         if not quantity:
             return [0] * len(prices)
         return [value_at(price, quantity) - entry for price in prices]
@@ -210,7 +210,7 @@ class Line:
     def _revalue(self) -> None:
         """Value the holding at the mark; before the first price, as taken over, at its entry."""
         holding = self.holding
-        (unrealized,) = self.profits_at((self.mark,)) if self.mark else (0,)
+        (unrealized,) = self.profits_at((self.mark,), holding) if self.mark else (0,)
         self.book.unrealized += unrealized - self.position.unrealized_pnl
         self.position = Position(
             holding.quantity,

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple, assert_never
 
 import msgspec
 from msgspec import Struct
-from msgspec.structs import astuple, replace
+from msgspec.structs import astuple
 
 from tracepaper.daemon.broker.account import ENTRIES, Intent, PaperAccount, intent_for_side
 from tracepaper.daemon.broker.broker import (
@@ -48,9 +48,9 @@ from tracepaper.daemon.engine.member import (
 from tracepaper.daemon.engine.price_checks import Price
 from tracepaper.daemon.engine.risk import RiskWatch
 from tracepaper.daemon.engine.settings import INTEGRITY, MemberTerms, ModelTerms
+from tracepaper.daemon.engine.shadow_course import JudgedBar, ShadowCourse, enters, is_kept
 from tracepaper.daemon.engine.shadows import Shadows
 from tracepaper.daemon.engine.state import (
-    FOLLOWING,
     HELD,
     LIMITED,
     WITHOUT,
@@ -63,6 +63,7 @@ from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.api.timeframes import FrameRange
 from tracepaper.strategies.sessions import Calendar
 from tracepaper.strategies.types.decisions import (
+    Account,
     Answer,
     BookMarks,
     Decision,
@@ -76,6 +77,7 @@ from tracepaper.strategies.types.decisions import (
     QuietStretch,
     Regime,
     Repeat,
+    ShadowSpan,
     ShadowStep,
     Step,
 )
@@ -154,13 +156,14 @@ class QuietUnits(NamedTuple):
     bars: list[Bar]
     closes: list[CloseStart]
     plausible: list[float]  # the measure of the gate, by bar
-    answers: list[Answer]  # by bar, with a model
 
 
 Predict = Callable[[Unit], Sequence[Prediction]]
 """Returns the forecast at each event of a unit."""
 Asks = Callable[[Bar, Prediction], bool]
 """Returns whether the step of a bar that was observed keeps positions, targets and orders."""
+Begun = tuple[Repeat, tuple[ShadowStep, ...]]
+"""What the bars of a stretch repeat on one instrument, and its shares before the first of them."""
 Takes = tuple[int, Callable[[Bar], float], float]
 """A bar's place in its unit, the function that observes it, and the highest usual measure."""
 
@@ -478,13 +481,13 @@ class Engine:
     def stretch(
         self, units: UnitQueue, room: int, predict: Predict | None = None
     ) -> QuietStretch | None:
-        """Take *units* while they change nothing but prices, for at most *room* steps.
+        """Take *units* while they change only prices for the run, for at most *room* steps.
 
         Returns None if the next unit may do more; :meth:`step` or :meth:`close` then takes it. Both
         ways lead to the same state. A strategy observes each bar and answers to it only once: the
         step of the unit that ends the stretch uses the answer that the stretch got. *predict* is
-        given if there is a model; then each bar is decided by the same code as in a step, and only
-        what the broker and the record would do is left out.
+        given if there is a model; then each bar is decided by the same code as in a step, shadow
+        accounts trade, and only what broker and record would do for the run's account is left out.
         """
         may_repeat = self._may_repeat if predict is None else self._may_decide_ahead
         if not may_repeat or self.halted or type(units.peek()) not in _QUIET:
@@ -494,24 +497,26 @@ class Engine:
                 return None
         if not self.broker.is_quiet():
             return None
-        first = self.sequence
-        repeats: dict[str, Repeat] = {}
-        for key in self.states:
-            begin = self._begin_stretch if predict is None else self._begin_answers
-            if (repeat := begin(key)) is None:
-                return None
-            repeats[key] = repeat
+        first, course = self.sequence, None
+        begun = self._begun(self._begin_stretch if predict is None else self._begin_answers)
+        if begun is None:
+            return None
+        repeats = {key: repeat for key, (repeat, _) in begun.items()}
+        others = {key: shadows for key, (_, shadows) in begun.items()}
+        if predict is not None:
+            course = ShadowCourse(self.broker, self.shadows[""], self.states, self._stored_state)
         # An entry confirms its position at every bar, so the state is stored periodically.
-        confirms = any(
-            repeat.decision.action in ENTRIES or any(shadow.confirmed for shadow in repeat.shadows)
-            for repeat in repeats.values()
+        confirms = course is None and any(
+            repeat.decision.action in ENTRIES or any(shadow.confirmed for shadow in others[key])
+            for key, repeat in repeats.items()
         )
-        if confirms or self.broker.save or predict is not None:
+        if confirms or self.broker.save or course is not None:
             room = min(room, -first % STATE_EVERY_STEPS)
-        quiet = self._take_repeats(units, room, repeats, predict)
+        quiet = self._take_repeats(units, room, repeats, predict, course)
         if not quiet.bars:
             return None
-        stretch = self._quiet_stretch(first, quiet, repeats)
+        spans = {0: others} if course is None else course.spans
+        stretch = self._quiet_stretch(first, quiet, repeats, spans, course)
         self.begin(stretch.next_sequence)
         if confirms:
             self.broker.save = self.broker.save or _LATER
@@ -532,82 +537,57 @@ class Engine:
         may_decide = not (self.members or self.counts)
         return may_repeat, may_decide and all(state.may_decide_ahead for state in states)
 
-    def _begin_answers(self, key: str) -> Repeat | None:
+    def _begun(self, begin: Callable[[str], Begun | None]) -> dict[str, Begun] | None:
+        """Return what *begin* gives for each instrument; None if it gives None for any."""
+        begun = {}
+        for key in self.states:
+            if (of_instrument := begin(key)) is None:
+                return None
+            begun[key] = of_instrument
+        return begun
+
+    def _begin_answers(self, key: str) -> Begun | None:
         """Return what the directly following bars on *key* repeat besides their decisions.
 
-        None if an order waits or a target is not reached: the next bar may change it.
+        None if an order of the run waits or its target is not reached: the next bar may change it.
         """
-        state, account = self.states[key], self.broker.account
+        state = self.states[key]
         newest = state.outcomes.newest
         if newest is None or not state.market.is_full or not self.broker.is_settled(key):
             return None
-        shadows = tuple(
-            ShadowStep(name, shadow.position(key), shadow.subtotal(), ())
-            for name, shadow in self.broker.shadows.items()
-        )
-        return Repeat(newest, None, account.position(key), {}, shadows)
+        return Repeat(newest, None, self.broker.account.position(key), {}), ()
 
-    def _asks_ahead(self, key: str, closes: tuple[int, int], answers: list[Answer]) -> Asks:
-        """Return the function that decides on the following bars of *key*; it adds to *answers*.
+    def _asks_ahead(self, key: str, closes: tuple[int, int], judged: list[JudgedBar]) -> Asks:
+        """Return the function that decides on the following bars of *key*; it adds to *judged*.
 
-        It confirms the positions of the accounts whose entries repeat.
+        It confirms the position of the run if its entry repeats.
         """
-        state, broker, strategy = self.states[key], self.broker, self.states[key].strategy
+        state, broker = self.states[key], self.broker
         line, (lowest, highest) = broker.account.books[0].lines[key], closes
-        others = [account.books[0].lines[key] for account in broker.shadows.values()]
-        by_signal = state.is_sized_by_signal and FOLLOWING.issuperset(strategy.shadows)
-        followed: Signal | Orders | None = None  # a signal by which all of them keep an entry
 
         def keeps(bar: Bar, prediction: Prediction) -> bool:
-            nonlocal followed
             decision, usable = state.decide_ahead(bar, prediction, broker.account)
-            if not lowest <= bar.close <= highest or not _is_kept(state.intent, line):
+            if not lowest <= bar.close <= highest or not is_kept(state.intent, line):
                 return False
-            entered = others
-            if decision.refused_by in INTEGRITY:
-                entered = []
-            elif state.signal != followed:
-                reentered = self._reentered(state, bar, usable, decision)
-                if reentered is None:
-                    return False
-                entered = reentered
-                followed = state.signal if by_signal and entered == others else None
-            if _enters(state.intent):
+            if enters(state.intent):
                 broker.confirm(line, bar)
-            for other in entered:
-                broker.confirm(other, bar)
-            at_ms = bar.open_time_ms
-            confirmed = tuple([other.confirmed_ms == at_ms for other in others])
-            answers.append(Answer(usable, decision, confirmed))
+            judged.append(JudgedBar(bar, decision, usable))
             return True
 
         return keeps
 
-    def _reentered(
-        self, state: MemberState, bar: Bar, prediction: Prediction, decision: Decision
-    ) -> list[Line] | None:
-        """Return the lines of shadow accounts that keep an entry; None if one changes anything."""
-        entered = []
-        for name, account in self.broker.shadows.items():
-            if name not in state.strategy.shadows:
-                continue
-            line = account.books[0].lines[bar.instrument]
-            intent = self.shadows[""].intent(name, state, bar, prediction, decision, account)
-            if not _is_kept(intent, line):
-                return None
-            if _enters(intent):
-                entered.append(line)
-        return entered
-
-    def _begin_stretch(self, key: str) -> Repeat | None:
+    def _begin_stretch(self, key: str) -> Begun | None:
         """Return the decisions on *key* that the directly following bars would repeat.
 
-        None if any of them may change.
+        They are those of the account and, with its books, of several strategies. None if any of
+        them may change.
         """
         state = self.states[key]
         repeat = state.begin_stretch(self.broker.account.books[0].lines[key])
-        if repeat is None or not self.members:
-            return repeat
+        if repeat is None:
+            return None
+        if not self.members:
+            return repeat, ()
         if state.signal is not UNCHANGED:
             return None
         shadows = []
@@ -626,7 +606,7 @@ class Engine:
             confirms = intent is not None and intent.action in ENTRIES
             decided = member.stored_decision(key, share.decision, repeat.decision)
             shadows.append(ShadowStep(member.name, share.position, account, (), confirms, decided))
-        return replace(repeat, shadows=tuple(shadows))
+        return repeat, tuple(shadows)
 
     def _take_repeats(  # noqa: C901, PLR0912 - the path of every bar, without calls
         self,
@@ -634,8 +614,11 @@ class Engine:
         room: int,
         repeats: Mapping[str, Repeat],
         predict: Predict | None,
+        course: ShadowCourse | None,
     ) -> QuietUnits:
         """Take the units whose bars follow directly, close within a quarter, and repeat *repeats*.
+
+        With a model, *course* takes them for the shadow accounts.
 
         The answers of strategies to the unit that ends the stretch, or their error, are kept for
         the step of that unit.
@@ -644,7 +627,7 @@ class Engine:
         # If the last bars of instruments differ, no close directly follows all of them.
         opened = {bar.open_time_ms for market in self.markets.values() if (bar := market.last_bar)}
         due_ms = max(opened) + interval_ms if len(opened) == 1 else -1
-        quiet = QuietUnits([], [], [], [])
+        quiet = QuietUnits([], [], [])
         every_bar, measured, unit = quiet.bars, quiet.plausible, units.peek()
         kind, is_repeated = type(unit), True
         keys, width = tuple(repeats), len(repeats) + (kind is Close)
@@ -652,9 +635,10 @@ class Engine:
             room = min(room, self._bars_left_of_day(due_ms) * width)
         resting = self.broker.resting()
         predictions: Sequence[Prediction] = (None,) * width
-        answers = None if predict is None else quiet.answers
-        takes, asks = self._plans(repeats, answers)
-        while room >= width and type(unit) is kind:
+        judged: list[JudgedBar] = []
+        sequence, closed_ms, is_over = self.sequence + (kind is Close), 0, False
+        takes, asks = self._plans(repeats, None if course is None else judged)
+        while not is_over and room >= width and type(unit) is kind:
             bars = (unit,) if type(unit) is Bar else unit.bars if type(unit) is Close else ()
             if not _follows(bars, keys, due_ms, interval_ms):
                 break
@@ -675,6 +659,10 @@ class Engine:
                 for place, ask in asks:
                     if not ask(bars[place], predictions[place]):
                         is_repeated = False
+                if course is not None and is_repeated:
+                    closed_ms = unit.closed.market_ms if type(unit) is Close else 0
+                    is_over = not course.take(every_bar, judged, sequence, closed_ms)
+                    judged.clear()
             except Exception as error:  # noqa: BLE001 - whatever a strategy raises, later
                 self._raised, is_repeated = error, False
             if not is_repeated:
@@ -686,34 +674,35 @@ class Engine:
             if type(unit) is Close:
                 quiet.closes.append(unit.closed)
             room -= width
+            sequence += width
             due_ms += interval_ms
             unit = units.advance()
-        del measured[len(every_bar) :], quiet.answers[len(every_bar) :]
+        del measured[len(every_bar) :]
         if is_repeated:  # the last decision was taken
             for state in self.states.values():
                 state.decided = None
         return quiet
 
     def _plans(
-        self, repeats: Mapping[str, Repeat], answers: list[Answer] | None
+        self, repeats: Mapping[str, Repeat], judged: list[JudgedBar] | None
     ) -> tuple[list[Takes], list[tuple[int, Asks]]]:
         """Return the functions that take and ask each bar of a unit, with the bar's place in it.
 
-        The decisions on bars are added to *answers*, if there is a model.
+        The decisions on bars are added to *judged*, if there is a model.
         """
         takes: list[Takes] = []
         asks: list[tuple[int, Asks]] = []
         for place, (key, repeat) in enumerate(repeats.items()):
             line, most = self.broker.account.books[0].lines[key], inf
             closes = line.mark * 3 // 4, line.mark * 5 // 4
-            if answers is None:
+            if judged is None:
                 deciders = [state for _, state in self._members_on[key]] or [self.states[key]]
                 planned = self.broker.planned
                 plans = [each.look_ahead(closes, repeat, line, planned) for each in deciders]
                 limits = [each.gates.evaluator.plausible_limit for each in self._deciders[key]]
                 most = min(limits)
             else:
-                plans = [(self.states[key].observer, self._asks_ahead(key, closes, answers))]
+                plans = [(self.states[key].observer, self._asks_ahead(key, closes, judged))]
             market = self.markets[key]
             take = market.follow_at_once([observe for observe, _ in plans if observe])
             takes.append((place, take, most))
@@ -767,7 +756,9 @@ class Engine:
         (line,) = book.lines.values()
         account = book.subtotal()
         base = account.equity - account.unrealized_pnl
-        equity = [base + profit for profit in line.profits_at([bar.close for bar in bars])]
+        equity = [
+            base + profit for profit in line.profits_at([bar.close for bar in bars], line.holding)
+        ]
         state.regimes.regime, state.regimes.cell = regime, cell
         state.wait(bars, signal, passed, line.held)
         self.broker.follow(bars)
@@ -775,27 +766,42 @@ class Engine:
         return equity
 
     def _quiet_stretch(
-        self, first: int, quiet: QuietUnits, repeats: Mapping[str, Repeat]
+        self,
+        first: int,
+        quiet: QuietUnits,
+        repeats: Mapping[str, Repeat],
+        spans: Mapping[int, Mapping[str, tuple[ShadowStep, ...]]],
+        course: ShadowCourse | None,
     ) -> QuietStretch:
-        """Value the accounts by the units *quiet*, and return their stretch."""
+        """Value the accounts by the units *quiet*, and return their stretch.
+
+        *spans* are the other accounts, each from its unit to that of the next.
+        """
         bars, count = quiet.bars, len(repeats)
-        by_instrument = [bars[place::count] for place in range(count)]
-        prices = [[bar.close for bar in instrument_bars] for instrument_bars in by_instrument]
-        book_marks = []
-        others = (book for account in self.broker.shadows.values() for book in account.books)
-        for book in (*self.broker.account.every_book, *others):
-            lines = map(book.lines.__getitem__, repeats)
-            columns = [line.profits_at(closes) for line, closes in zip(lines, prices, strict=True)]
-            totals, profits = columns[0], columns[0]
-            if count > 1:
-                totals = [*map(sum, zip(*columns, strict=True))]
-                profits = [*chain.from_iterable(zip(*columns, strict=True))]
-            book_marks.append(BookMarks(book.subtotal(), profits, totals))
-        for instrument_bars in by_instrument:
-            self.broker.follow(instrument_bars)
-        marks, *shadows = book_marks
+        lines = [self.broker.account.books[0].lines[key] for key in repeats]
+        prices = [[bar.close for bar in bars[place::count]] for place in range(count)]
+        positions = [repeat.position for repeat in repeats.values()]
+        marks = _marked(self.broker.account.subtotal(), positions, lines, prices)
+        shadows = []
+        ends = [*spans, len(prices[0])][1:]
+        for (begin, steps), end in zip(spans.items(), ends, strict=True):
+            of_span = [closes[begin:end] for closes in prices]
+            of_accounts = [
+                _marked(of_lines[0].account, [step.position for step in of_lines], lines, of_span)
+                for of_lines in zip(*steps.values(), strict=True)
+            ]
+            if of_accounts:
+                shadows.append(ShadowSpan(begin, steps, of_accounts))
+        answers: Sequence[Answer] = ()
+        states: Mapping[int, bytes] = {}
+        if course is None:
+            for place in range(count):
+                self.broker.follow(bars[place::count])
+        else:
+            course.follow(bars)
+            answers, states = course.answers, course.states
         return QuietStretch(
-            first, bars, quiet.closes, quiet.plausible, repeats, marks, shadows, quiet.answers
+            first, bars, quiet.closes, quiet.plausible, repeats, marks, shadows, answers, states
         )
 
     # ------------------------------------------------------------ a bar, from top to bottom
@@ -1299,7 +1305,7 @@ class Engine:
             if sequence % STATE_EVERY_STEPS == 0 and type(event) not in _WRITTEN_BY_LOG:
                 broker.save = _NOW
             if broker.save is _NOW and saves:
-                state = self.encoded_state() if self.stores_state else None
+                state = self._stored_state()
                 broker.save = _NO
         self.begin(sequence + 1)
         halted, self.risk.halted = self.risk.halted, None
@@ -1354,6 +1360,10 @@ class Engine:
             {key: at for key, at in self.first_ms.items() if at != self._period_start_ms},
         )
 
+    def _stored_state(self) -> bytes | None:
+        """Return the encoded state if steps hold it."""
+        return self.encoded_state() if self.stores_state else None
+
     def encoded_state(self) -> bytes:
         """Return the state as a step stores it."""
         fields = list(astuple(self.state()))
@@ -1362,17 +1372,22 @@ class Engine:
         return msgspec.msgpack.encode(fields)
 
 
-def _enters(intent: Intent | Orders | None) -> bool:
-    return isinstance(intent, Intent) and intent.action in ENTRIES
-
-
-def _is_kept(intent: Intent | Orders | None, line: Line) -> bool:
-    """Return whether *intent* keeps the target of *line*, which is reached, and its exit orders."""
-    if not isinstance(intent, Intent):
-        return intent is None
-    is_empty = intent.target == 0 and intent.action in ENTRIES  # its decision names the reason
-    is_more = intent.refusal is not None or intent.is_protected or intent.ends_lists
-    return intent.target == line.target and not (is_empty or is_more)
+def _marked(
+    account: Account,
+    positions: Sequence[Position],
+    lines: Sequence[Line],
+    closes: Sequence[Sequence[int]],
+) -> BookMarks:
+    """Return the marks of *account* with *positions* in the instruments of *lines* at *closes*."""
+    columns = [
+        line.profits_at(prices, position)
+        for line, position, prices in zip(lines, positions, closes, strict=True)
+    ]
+    totals, profits = columns[0], columns[0]
+    if len(columns) > 1:
+        totals = [*map(sum, zip(*columns, strict=True))]
+        profits = [*chain.from_iterable(zip(*columns, strict=True))]
+    return BookMarks(account, profits, totals)
 
 
 def _follows(bars: Sequence[Bar], keys: Sequence[str], due_ms: int, interval_ms: int) -> bool:

@@ -89,6 +89,8 @@ if TYPE_CHECKING:
         GateSet,
         Prediction,
         RunRow,
+        ShadowSpan,
+        ShadowStep,
         Step,
     )
     from tracepaper.strategies.types.market import Event
@@ -240,7 +242,8 @@ class StepEncoder:
         if step.fills or holding == sequence:
             self._add_fills(step.fills, (*key, 0), None, place, step.position)
         if step.shadows or self._trades.is_taken_over:
-            shadows = self._add_shadows(step, key, place)
+            close = event.close if type(event) is Bar else None
+            shadows = self._add_shadows(step.shadows, close, key, place)
         rows["steps"].append(
             trimmed(
                 (
@@ -365,6 +368,11 @@ class StepEncoder:
         columns[_TURNOVER] = turnover
         if stretch.shadows:
             columns[_SHADOWS] = self._repeat_shadows(stretch, sequences)
+        self._rows["states"] += [
+            (self._run_key, sequences[unit * count - 1], state)  # of the last bar of the unit
+            for unit, state in stretch.states.items()
+            if unit
+        ]
         marks = _mark_columns(stretch.marks, count)
         columns[_UNREALIZED], columns[_ACCOUNT], columns[_EQUITY] = marks
         while columns[-1].count(None) == len(turnover):
@@ -400,14 +408,42 @@ class StepEncoder:
             if note is not None or judged[at % count]:
                 rows.append((self._run_key, sequence, json_text(note), *judged[at % count]))
 
-    def _repeat_shadows(self, stretch: QuietStretch, sequences: Sequence[int]) -> list[int]:
+    def _repeat_shadows(self, stretch: QuietStretch, sequences: Sequence[int]) -> list[int | None]:
         """Return which rows of ``shadow_steps`` the bars at *sequences* use; add new ones."""
         count, rows = len(stretch.repeats), self._rows["shadow_steps"]
-        begin, names = len(rows), [0] * len(sequences)
-        marked = [_mark_columns(marks, count) for marks in stretch.shadows]
-        for place, repeated in enumerate(stretch.repeats.values()):
+        begin, names = len(rows), list[int | None]()
+        ends = [*(span.first for span in stretch.shadows[1:]), stretch.units]
+        for span, end in zip(stretch.shadows, ends, strict=True):
+            first = span.first * count
+            if first:  # the rows of the first unit are there
+                names += [
+                    self._add_shadows(
+                        stretch.shadow_steps(at),
+                        stretch.bars[at].close,
+                        (self._run_key, sequences[at - count]),
+                        place,
+                    )
+                    for place, at in enumerate(range(first, first + count))
+                ]
+            names += self._follow_span(
+                stretch,
+                span,
+                slice(first + count, end * count),
+                sequences[first : (end - 1) * count],
+            )
+        rows[begin:] = sorted(rows[begin:], key=itemgetter(_SEQUENCE))
+        return names
+
+    def _follow_span(
+        self, stretch: QuietStretch, span: ShadowSpan, of_span: slice, sequences: Sequence[int]
+    ) -> list[int | None]:
+        """Return the rows that the bars *of_span* at *sequences* use, after its first unit."""
+        count, names = len(stretch.repeats), list[int | None](sequences)
+        bars, answers = stretch.bars[of_span], stretch.answers[of_span]
+        marked = [_mark_columns(marks, count) for marks in span.marks]
+        for place, shadows in enumerate(span.steps.values()):
             at = slice(place, None, count)
-            closes = [bar.close for bar in stretch.bars[count + place :: count]]
+            closes = [bar.close for bar in bars[at]]
             factor = self._factors[place]
             of_books = [
                 map(
@@ -417,23 +453,22 @@ class StepEncoder:
                     closes,
                     *(column[at] for column in columns),
                 )
-                for shadow, columns in zip(repeated.shadows, marked, strict=True)
+                for shadow, columns in zip(shadows, marked, strict=True)
             ]
             content = self._shadows[place][0]
             contents = [content] * len(closes)
-            if stretch.answers:
+            if answers:
                 contents = [
                     [
                         (*row[:2], int(is_confirmed), *row[3:])
                         for row, is_confirmed in zip(content, answer.confirmed, strict=True)
                     ]
-                    for answer in stretch.answers[count + place :: count]
+                    for answer in answers[at]
                 ]
             names[at] = [
                 self._name_shadows(place, shown, marks, (self._run_key, sequence))
                 for sequence, shown, *marks in zip(sequences[at], contents, *of_books, strict=True)
             ]
-        rows[begin:] = sorted(rows[begin:], key=itemgetter(_SEQUENCE))
         return names
 
     # ------------------------------------------------------------ events
@@ -579,11 +614,16 @@ class StepEncoder:
             times = event.market_ms, event.seen_ms
             rows["halts"].append((*key, *times, *msgspec.structs.astuple(halted)))
 
-    def _add_shadows(self, step: Step, key: tuple[int, int], place: int | None) -> int | None:
-        """Add the rows of the shadow books; return the sequence that the step refers to."""
+    def _add_shadows(
+        self,
+        shadows: Sequence[ShadowStep],
+        close: int | None,
+        key: tuple[int, int],
+        place: int | None,
+    ) -> int | None:
+        """Add the rows of *shadows* at a bar's *close*; return the sequence that the step names."""
         rows, content, marks = self._rows, [], []
-        close = step.event.close if type(step.event) is Bar else None
-        for book, shadow in enumerate(step.shadows, start=1):
+        for book, shadow in enumerate(shadows, start=1):
             position, account = shadow.position, shadow.account
             book_place = (book, place)
             holding = self._holdings.hold(key, book_place, shadow.shadow, position, account, rows)

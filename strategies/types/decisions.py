@@ -9,8 +9,10 @@ an integer in units of 10⁻⁸ (``MONEY_DECIMALS``). Forecasts and features are
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
+from operator import attrgetter
 from struct import unpack_from
 from typing import Final
 
@@ -552,7 +554,6 @@ class Repeat(Struct, frozen=True, gc=False):
     plausible_at: int | None  # index of ``plausible`` in the measures; None: not declared
     position: Position  # before the first step
     notes: dict[int, dict[str, float | str | None]]  # by open time of the bars that have one
-    shadows: tuple[ShadowStep, ...] = ()  # sub-accounts before the first step
 
     def decision_at(self, bar: Bar, plausible: float) -> Decision:
         """Return the decision at *bar*, whose ``plausible`` gate measures *plausible*."""
@@ -577,7 +578,7 @@ class BookMarks(Struct, frozen=True, gc=False):
     per unit, since all bars of a close share it.
     """
 
-    account: Account  # before the first step
+    account: Account  # before the first step, or after the fills of the first unit
     unrealized: Sequence[int]  # [bar], of the position in the bar's instrument
     account_unrealized: Sequence[int]  # [unit], of the account after it
 
@@ -594,12 +595,20 @@ class BookMarks(Struct, frozen=True, gc=False):
         return replace(self.account, equity=self.worth + profit, unrealized_pnl=profit)
 
 
-class QuietStretch(Struct, frozen=True, gc=False):
-    """Consecutive steps that change only prices: each bar repeats the last decision.
+class ShadowSpan(Struct, frozen=True, gc=False):
+    """The accounts besides the run's from one of their fills in a quiet stretch to the next."""
 
-    In a run with a model each bar has its own decision, which keeps the positions and targets.
-    Each unit has one bar per instrument, in the order of ``repeats``, preceded by its
-    ``CloseStart`` if there are ``closes``.
+    first: int  # the unit with which it begins
+    steps: Mapping[str, tuple[ShadowStep, ...]]  # by instrument: after the fills of that unit
+    marks: Sequence[BookMarks]  # by account, over the units of the span
+
+
+class QuietStretch(Struct, frozen=True, gc=False):
+    """Consecutive steps in which the run's account changes only by prices.
+
+    Each bar repeats the last decision. In a run with a model each bar has its own decision, which
+    keeps positions and targets of the run, and shadow accounts may trade. Each unit has one bar per
+    instrument, in the order of ``repeats``, preceded by its ``CloseStart`` if there are ``closes``.
     """
 
     first: int  # sequence of the first step
@@ -608,8 +617,9 @@ class QuietStretch(Struct, frozen=True, gc=False):
     plausible: Sequence[float]  # [bar], the measure of the gate ``plausible``
     repeats: Mapping[str, Repeat]  # by instrument
     marks: BookMarks  # of the account
-    shadows: Sequence[BookMarks]  # of the other accounts, in the order of ``Repeat.shadows``
+    shadows: Sequence[ShadowSpan]  # of the other accounts; the first begins with unit 0
     answers: Sequence[Answer] = ()  # [bar], in a run with a model
+    states: Mapping[int, bytes] = {}  # by unit, as its last step stores it
 
     @property
     def units(self) -> int:
@@ -638,29 +648,43 @@ class QuietStretch(Struct, frozen=True, gc=False):
         if self.closes:  # the account is not valued before the bars
             yield quiet_step(sequence, self.closes[unit], self.marks.account_at(unit - 1))
             sequence += 1
-        account = self.marks.account_at(unit)
-        shadow_accounts = [marks.account_at(unit) for marks in self.shadows]
-        for at in range(unit * count, (unit + 1) * count):
+        account, last = self.marks.account_at(unit), (unit + 1) * count - 1
+        for at in range(unit * count, last + 1):
             repeat = self.repeats[self.bars[at].instrument]
             decision, prediction = repeat.decision_at(self.bars[at], self.plausible[at]), None
-            confirmed = [shadow.confirmed for shadow in repeat.shadows]
             if self.answers:
-                prediction, decision, confirmed = astuple(self.answers[at])
+                prediction, decision, _ = astuple(self.answers[at])
             position = replace(repeat.position, unrealized_pnl=self.marks.unrealized[at])
-            shadows = tuple(
-                replace(
-                    shadow,
-                    position=replace(shadow.position, unrealized_pnl=marks.unrealized[at]),
-                    account=shadow_account,
-                    confirmed=is_confirmed,
-                )
-                for shadow, marks, shadow_account, is_confirmed in zip(
-                    repeat.shadows, self.shadows, shadow_accounts, confirmed, strict=True
-                )
-            )
+            shadows = self.shadow_steps(at)
             step = quiet_step(sequence, self.bars[at], account, decision, position, shadows)
-            yield replace(step, prediction=prediction)
+            state = self.states.get(unit) if at == last else None
+            yield replace(step, prediction=prediction, state=state)
             sequence += 1
+
+    def shadow_steps(self, at: int) -> tuple[ShadowStep, ...]:
+        """Return the other accounts at the bar *at*."""
+        if not self.shadows:
+            return ()
+        count = len(self.repeats)
+        unit = at // count
+        place = bisect_right(self.shadows, unit, key=attrgetter("first")) - 1
+        span = self.shadows[place]
+        before = span.steps[self.bars[at].instrument]
+        confirmed = [shadow.confirmed for shadow in before]
+        if self.answers:
+            confirmed = [*self.answers[at].confirmed]
+        return tuple(
+            replace(
+                shadow,
+                position=replace(
+                    shadow.position, unrealized_pnl=marks.unrealized[at - span.first * count]
+                ),
+                account=marks.account_at(unit - span.first),
+                fills=shadow.fills if unit == span.first else (),
+                confirmed=is_confirmed,
+            )
+            for shadow, marks, is_confirmed in zip(before, span.marks, confirmed, strict=True)
+        )
 
 
 def quiet_step(

@@ -263,6 +263,8 @@ def drawn_settings(rng: random.Random, symbols: list[str], category: Category) -
         rule = drawn.choice(("impact", "square_root"))
         given.setdefault("execution", {}).update(beyond_best=rule, impact_bp="40")
     given["execution"] = {**given.get("execution", {}), **drawn_delay(given)}
+    if drawn.random() < 0.3:
+        given["execution"]["spread_slippage"] = "0.5"
     return given
 
 
@@ -458,6 +460,8 @@ class HistoryBothWays:
                 "stretches with several regimes": len(regimes) > 1,
                 "stretches without a forecast": any(each.prediction is None for each in answers),
                 "stretches that confirm": any(any(each.confirmed) for each in answers),
+                "stretches with fills in a shadow account": len(stretch.shadows) > 1,
+                "states in stretches": len(stretch.states),
                 "answers with notes": any(each.decision.note for each in answers),
                 "bars with a model": len(answers),
             }

@@ -15,9 +15,10 @@ from exchange_client import FIRST_MS, MINUTE, candles
 from exit_cases import flat_bars, long, machine, path, steps_of
 from stretches import HistoryBothWays
 
-from tracepaper.daemon.broker.broker import Save
-from tracepaper.daemon.engine import engine
+from tracepaper.daemon.broker.broker import Broker, Save
+from tracepaper.daemon.engine import engine, shadow_course
 from tracepaper.daemon.engine.instrument_state import MemberState
+from tracepaper.daemon.engine.shadow_course import ShadowCourse
 from tracepaper.daemon.engine.state import SHADOWS
 from tracepaper.daemon.engine.units import UnitQueue
 from tracepaper.strategies.api.context import Percent
@@ -26,7 +27,8 @@ from tracepaper.strategies.types.market import Unit
 
 ONE, TWO, SEVERAL, FAILS, NOTES, STOP = 4, 40, 48, 33, 20, 56
 MODEL, OF_TWO, SCANNED, NOTED, LESS_EDGE, BY_MONEY = 100, 1118, 111, 847, 17, 33
-"""Histories with a model."""
+TRADES_OF_TWO, BY_RANGES = 85, 6
+"""Histories with a model; in the last two shadow accounts trade."""
 
 
 def test_a_run_with_stretches_ends_as_one_by_steps(tmp_path: Path) -> None:
@@ -41,11 +43,12 @@ def test_a_run_with_stretches_ends_as_one_by_steps(tmp_path: Path) -> None:
 
 def test_a_run_with_a_model_ends_as_one_by_steps(tmp_path: Path) -> None:
     reached: Counter[str] = Counter()
-    for seed in (MODEL, OF_TWO, SCANNED, NOTED):
+    for seed in (MODEL, OF_TWO, SCANNED, NOTED, TRADES_OF_TWO, BY_RANGES):
         reached += HistoryBothWays(seed, tmp_path, has_model=True).counted
     names = {f"stretches of {count} instruments with a model" for count in (1, 2)}
     names |= {"stretches with several regimes", "stretches without a forecast"}
     names |= {"stretches that confirm", "stretches with a position", "answers with notes"}
+    names |= {"stretches with fills in a shadow account", "states in stretches"}
     assert names <= reached.keys()
 
 
@@ -55,17 +58,35 @@ def _ask_again(self: MemberState, *given: Any) -> object:
     return answer
 
 
-decide_ahead = MemberState.decide_ahead
+def _without_fills(self: ShadowCourse, _fills: object) -> object:
+    return accounts_of(self, {})
+
+
+def _at_first_step(self: ShadowCourse, before: Any, judged: Any, _sequence: int, at: int) -> bool:
+    return take_unit(self, before, judged, 0, at)
+
+
+decide_ahead, take_unit = MemberState.decide_ahead, ShadowCourse.take
+accounts_of = vars(ShadowCourse)["_steps"]
 
 
 @pytest.mark.parametrize(
     ("seed", "where", "name", "planted"),
     [
-        (MODEL, engine, "_enters", lambda _intent: False),
-        (MODEL, engine, "_is_kept", lambda _intent, _line: True),
+        (MODEL, engine, "enters", lambda _intent: False),
+        (MODEL, engine, "is_kept", lambda _intent, _line: True),
+        (TRADES_OF_TWO, shadow_course, "enters", lambda _intent: False),
+        (TRADES_OF_TWO, shadow_course, "is_kept", lambda _intent, _line: True),
+        (TRADES_OF_TWO, shadow_course, "_NOW", Save.LATER),
+        (TRADES_OF_TWO, shadow_course, "_NO", Save.LATER),
+        (TRADES_OF_TWO, Broker, "meet", lambda _broker, _bar: None),
+        (TRADES_OF_TWO, Broker, "shadows_wait", property(lambda _broker: False)),
+        (TRADES_OF_TWO, ShadowCourse, "_steps", _without_fills),
+        (TRADES_OF_TWO, ShadowCourse, "take", _at_first_step),
+        (BY_RANGES, ShadowCourse, "_show", lambda _course, _before: None),
         (MODEL, UnitQueue, "predictions", lambda units, predict: predict(units.peek())),
         (NOTED, MemberState, "decide_ahead", _ask_again),
-        (LESS_EDGE, engine, "FOLLOWING", frozenset(SHADOWS)),
+        (LESS_EDGE, shadow_course, "FOLLOWING", frozenset(SHADOWS)),
         (BY_MONEY, MemberState, "is_sized_by_signal", property(lambda _state: True)),
     ],
 )
