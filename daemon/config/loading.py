@@ -513,12 +513,12 @@ def _first_fault(error: ValidationError, origins: Origins, file: str) -> str:
         if (advice := ELSEWHERE.get(key.lower().replace("_", ""))) is not None:
             return f"{origin}: [{section}] has no key {key!r}: {advice}."
         return f"{origin}: [{section}] has no key {key!r}{suggested}; correct it."
-    reason = first["msg"].removeprefix("Value error, ").replace("Input should", "it should")
+    reason = re.sub(r"^\w+ should", "it should", first["msg"].removeprefix("Value error, "))
     reason = re.sub(r"Decimal\('(.*?)'\)", r"\1", reason)  # the type of a bound
     if not key:
         return f"{origin}: {reason}."
     if first["type"] == "string_pattern_mismatch":  # a regular expression tells a reader little
-        reason = f"write {description(model, key)}".rstrip(".")
+        reason = " ".join(f"write {description(model, key)}".split()).rstrip(".")
     given = "…" if (section, key) == TOKENS else _shortened(first["input"])
     return f"{origin}: [{section}] {key} = {given} cannot be used; {reason}."
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from tracepaper.daemon.config.values import (
     _SHARE,
@@ -16,14 +22,13 @@ from tracepaper.daemon.config.values import (
     SYMBOLS_MAX,
     Exact,
     Section,
+    TimeOfDay,
     interval_name,
     json_object,
     several,
     symbol_names,
 )
 from tracepaper.strategies.units import DAY_MS, INTERVALS, MONEY_MAX
-
-_TIME_OF_DAY: Final = re.compile(r"^([01]\d|2[0-3]):[0-5]\d$")
 
 
 class UniverseRule(Section):
@@ -49,18 +54,16 @@ class UniverseRule(Section):
     """Least high - low of 24 hours, as a fraction of the last price."""
     max_volatility: Annotated[Exact, Field(ge=0, le=10)] = Decimal(10)
     """The most of it."""
-    at: Annotated[tuple[str, ...], BeforeValidator(several)] = ("00:05",)
+    at: Annotated[
+        tuple[TimeOfDay, ...],
+        Field(min_length=1),
+        BeforeValidator(several),
+        AfterValidator(lambda times: tuple(sorted(set(times)))),
+    ] = ("00:05",)
     """Times of day, UTC, at which it is chosen anew."""
     on_leave: Literal["reduce", "close"] = "reduce"
     """What becomes of a position whose symbol is chosen no more: its strategy may only reduce it,
     or it is closed at its next bar."""
-
-    @field_validator("at")
-    @classmethod
-    def _times(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not value or not all(map(_TIME_OF_DAY.match, value)):
-            raise ValueError('write times of day, UTC, such as ["00:05", "12:05"]')
-        return tuple(sorted(set(value)))
 
     @model_validator(mode="after")
     def _sizes(self) -> UniverseRule:
@@ -88,7 +91,11 @@ class MarketSection(Section):
     """Whether shares can be held in thousandths; else only whole shares."""
     currency: str = Field(default="USD", pattern=r"^[A-Z]{3,5}$")
     """Quote currency of shares; for crypto it is part of the symbol."""
-    symbols: Annotated[tuple[str, ...], BeforeValidator(symbol_names)] = ("BTCUSDT",)
+    symbols: Annotated[
+        tuple[str, ...],
+        Field(min_length=1, max_length=SYMBOLS_MAX),
+        BeforeValidator(symbol_names),
+    ] = ("BTCUSDT",)
     """Symbols of that category, up to 200; BTC/USDT and btcusdt are read as BTCUSDT."""
     interval: Annotated[
         Literal["1", "3", "5", "15", "30", "60", "120", "240", "360", "720", "D", "W", "M"],
@@ -127,15 +134,11 @@ class MarketSection(Section):
     @field_validator("symbols")
     @classmethod
     def _symbols(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        if not 1 <= len(value) <= SYMBOLS_MAX:
-            raise ValueError(f"name 1 to {SYMBOLS_MAX} symbols")
         form = _SHARE if info.data.get("asset") == STOCK else _SYMBOL
         for symbol in value:
             if not form.match(symbol):
                 raise ValueError(f"write symbols in the exchange's capitals instead of {symbol!r}")
-        if len(set(value)) < len(value):
-            raise ValueError("name each symbol once")
-        return tuple(sorted(value))  # whoever shares a purse is served in this order: M110
+        return tuple(sorted(set(value)))  # whoever shares a purse is served in this order: M110
 
     @model_validator(mode="before")
     @classmethod

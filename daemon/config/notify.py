@@ -8,10 +8,10 @@ from __future__ import annotations
 import string
 from typing import Annotated, Final, Literal, NamedTuple, get_args
 
-from pydantic import BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_validator
 
 from tracepaper.daemon.config.secrets import secret_in_address
-from tracepaper.daemon.config.values import Duration, Section, json_object, several
+from tracepaper.daemon.config.values import Duration, Section, TimeOfDay, json_object, several
 
 NoticeKind = Literal[
     "fills", "stops", "limits", "halt", "feed", "late", "parity", "drift", "refusals", "daily"
@@ -76,12 +76,22 @@ class NotifySection(Section):
 
     model_config = ConfigDict(hide_input_in_errors=True)
 
-    addresses: Annotated[tuple[str, ...], BeforeValidator(several)] = ()
+    addresses: Annotated[
+        tuple[str, ...],
+        Field(max_length=ADDRESSES_MOST),
+        BeforeValidator(several),
+        AfterValidator(lambda texts: tuple(dict.fromkeys(texts))),
+    ] = ()
     """Apprise addresses. A run stores its configuration, so one with a token or password is kept
     elsewhere: env:NAME names an environment variable, credential:NAME a file of
     $CREDENTIALS_DIRECTORY (systemd's LoadCredential). Plain ones of json, xml, form, mailto and
     syslog without a user may be written here."""
-    kinds: Annotated[tuple[NoticeKind, ...], BeforeValidator(several)] = KINDS
+    kinds: Annotated[
+        tuple[NoticeKind, ...],
+        Field(min_length=1),
+        BeforeValidator(several),
+        AfterValidator(lambda names: tuple(kind for kind in KINDS if kind in names)),
+    ] = KINDS
     """Kinds of messages: fills, stops (and targets, time limits, liquidations), limits (breached),
     halt (and resume, flatten), feed (lost and back), late (decisions), parity, drift, refusals,
     daily."""
@@ -93,38 +103,26 @@ class NotifySection(Section):
     """Wall seconds without any data after which the feed counts as lost."""
     refusals_every: Duration = "4h"
     """Market time that one digest of refusals covers."""
-    daily_at: str = Field(default="00:00", pattern=r"^([01]\d|2[0-3]):[0-5]\d$")
+    daily_at: TimeOfDay = "00:00"
     """UTC time of day, such as 00:00, of the daily summary."""
-    templates: Annotated[dict[str, str], BeforeValidator(json_object)] = Field(default_factory=dict)
+    templates: Annotated[
+        dict[NoticeKind, Annotated[str, Field(min_length=1, max_length=TEMPLATE_MOST)]],
+        BeforeValidator(json_object),
+    ] = Field(default_factory=dict)
     """Your own text for a kind: {fills = "{time} {symbol} {side} {quantity} at {price}"}."""
 
     @field_validator("addresses")
     @classmethod
     def _addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if len(value) > ADDRESSES_MOST or len(set(value)) < len(value):
-            raise ValueError(f"name each address once, and {ADDRESSES_MOST} at most")
         for text in value:
             if secret := secret_in_address(text):
                 raise ValueError(f'it has {secret}; write "env:NAME" or "credential:NAME"')
         return value
 
-    @field_validator("kinds")
-    @classmethod
-    def _kinds(cls, value: tuple[NoticeKind, ...]) -> tuple[NoticeKind, ...]:
-        if not value or len(set(value)) < len(value):
-            raise ValueError(
-                "name at least one kind, and each once; without addresses none is sent"
-            )
-        return tuple(kind for kind in KINDS if kind in value)
-
     @field_validator("templates")
     @classmethod
-    def _templates(cls, value: dict[str, str]) -> dict[str, str]:
+    def _templates(cls, value: dict[NoticeKind, str]) -> dict[NoticeKind, str]:
         for kind, template in value.items():
-            if kind not in WORDINGS:
-                raise ValueError(f"name a kind: {', '.join(KINDS)}")
-            if not 1 <= len(template) <= TEMPLATE_MOST:
-                raise ValueError(f"write 1 to {TEMPLATE_MOST} characters")
             _check_fields(template, (*COMMON, *WORDINGS[kind].fields))
         return value
 

@@ -113,7 +113,7 @@ class ExchangeSection(Section):
 class StrategySection(Section):
     """The strategy that decides."""
 
-    name: str = TREND
+    name: str = Field(default=TREND, pattern=rf"^({'|'.join(BUILT_IN)})$|{MODULE_CLASS.pattern}")
     """trend (direction from closed hours, sized by volatility), attention (direction from the
     model), crossasset or portfolio (all symbols of a close, by a checkpoint of that kind),
     orderbook (one symbol by its order books, by options.checkpoint), persistence, sma_cross, or a
@@ -124,9 +124,10 @@ class StrategySection(Section):
     """Bars in the slow average of sma_cross; it does not trade before so many closes are known."""
     long_only: bool = True
     """Whether sma_cross and trend go flat instead of short."""
-    trend_windows: Annotated[tuple[str, ...] | None, BeforeValidator(several)] = Field(
-        default=None, examples=[TREND_WINDOWS]
-    )
+    trend_windows: Annotated[
+        Annotated[tuple[Duration, ...], Field(min_length=1, max_length=WINDOWS_MAX)] | None,
+        BeforeValidator(several),
+    ] = Field(default=None, examples=[TREND_WINDOWS])
     """Windows of trend, 1 to 8 times: it compares the last close with the mean over each. If
     absent, those shown; a replay or sweep halves them until the longest fits twice into its
     candles."""
@@ -154,24 +155,13 @@ class StrategySection(Section):
         """The windows of trend, shortest first."""
         return self.trend_windows or TREND_WINDOWS
 
-    @field_validator("name")
-    @classmethod
-    def _name(cls, value: str) -> str:
-        if value not in BUILT_IN and not MODULE_CLASS.match(value):
-            raise ValueError(f"write {', '.join(BUILT_IN)} or module:Class")
-        return value
-
     @field_validator("trend_windows")
     @classmethod
     def _windows(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
         if value is None:
             return None
-        lengths = {time_of(text) for text in value}
-        if None in lengths or 0 in lengths or len(lengths) < len(value):
-            raise ValueError("write different times such as 12h, 8d or 2w")
-        if not 1 <= len(lengths) <= WINDOWS_MAX:
-            raise ValueError(f"write 1 to {WINDOWS_MAX} times")
-        return tuple(interval_text(length_ms) for length_ms in sorted(filter(None, lengths)))
+        lengths = {time_of(text) or 0 for text in value}
+        return tuple(interval_text(length_ms) for length_ms in sorted(lengths))
 
     @model_validator(mode="after")
     def _fast_below_slow(self) -> StrategySection:
@@ -205,7 +195,7 @@ class ModelSection(ModelClass):
         default_factory=dict
     )
     """Passed to your own class unchanged."""
-    files: Annotated[tuple[str, ...], BeforeValidator(several)] = ()
+    files: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(several)] = ()
     """Files that your own class reads, relative to this file; their content is part of the model's
     id."""
     checkpoint: str = Field(default="default", min_length=1)
@@ -255,13 +245,6 @@ class ModelSection(ModelClass):
     def is_given(self) -> bool:
         """Whether the run has a model."""
         return bool(self.custom_class) or self.checkpoint != NO_MODEL
-
-    @field_validator("files")
-    @classmethod
-    def _files(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(value)) < len(value) or not all(value):
-            raise ValueError("name each file once")
-        return value
 
     @model_validator(mode="after")
     def _of_a_class(self) -> ModelSection:
@@ -329,7 +312,12 @@ class FeaturesSection(FeatureSchemaName):
 class GateSection(GateThresholds):
     """Thresholds of the gates: numbers, or qX, a quantile of the model's calibration slice."""
 
-    regimes: Annotated[tuple[RegimeName, ...], BeforeValidator(several)] = get_args(RegimeName)
+    regimes: Annotated[
+        tuple[RegimeName, ...],
+        Field(min_length=1),
+        BeforeValidator(several),
+        AfterValidator(lambda names: tuple(name for name in get_args(RegimeName) if name in names)),
+    ] = get_args(RegimeName)
     """Regimes in which trading is allowed: MOMENTUM, MIXED, MEAN_REVERSION."""
     learned_regimes: LearnedRegimes = ()
     """The network's own regimes (1: calmest) in which trading is allowed; empty: no gate."""
@@ -344,13 +332,6 @@ class GateSection(GateThresholds):
     """What happens to an open position if a judgement gate refuses."""
     drop: DroppedGates = ()
     """Judgement and risk gates that are left out, such as shifted."""
-
-    @field_validator("regimes")
-    @classmethod
-    def _regimes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not value or len(set(value)) < len(value):
-            raise ValueError("name at least one regime, and each once")
-        return tuple(sorted(value, key=get_args(RegimeName).index))
 
 
 class RegimeSection(Section):
@@ -647,7 +628,6 @@ class LogSection(Section):
 
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,30}")
-STRATEGIES_MOST: Final = 20
 
 _OWN: Final[dict[str, type[Section]]] = {
     "gate": GateSection,
@@ -751,8 +731,6 @@ class StrategiesSection(Section):
                 "the strategies of [strategies] have different `shadows`, which all of them share; "
                 "give each the same"
             )
-        if len(named) > STRATEGIES_MOST:
-            raise ValueError(f"[strategies] names more than {STRATEGIES_MOST} strategies")
         if self.reset != "never" and not named:
             raise ValueError("[strategies] reset is of several strategies, and none is named")
         return self

@@ -341,6 +341,7 @@ def _has_host(url: str) -> bool:
 
 ServerAddress = Annotated[str, AfterValidator(server_address)]
 Duration = Annotated[str, BeforeValidator(_duration)]
+TimeOfDay = Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")]
 ExitDistance = Annotated[str, BeforeValidator(_exit_distance)]
 _Digits = Annotated[Decimal, Field(max_digits=DIGITS_MAX, decimal_places=RATE_DECIMALS)]
 Exact = Annotated[_Digits, BeforeValidator(_exact)]
