@@ -1,11 +1,13 @@
-"""Columns of text, floats and instants to exact integers of 10⁻ᵏ and to UTC milliseconds."""
+"""Cells of a file to exact integers: decimals of 10⁻ᵏ, and UTC milliseconds."""
 
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any, Final
 
 import numpy as np
@@ -20,6 +22,7 @@ Column = npt.NDArray[Any]
 INT64_MAX: Final = 2**63 - 1
 SAFE_DIGITS: Final = 18  # numbers of so many digits fit in 64 bits
 POWERS: Final = 10 ** np.arange(SAFE_DIGITS + 1, dtype=np.int64)
+DECIMALS_MOST: Final = 11  # the most that an exchange was seen to send
 FLOAT_LIMIT: Final = 10**15  # below it decimals of 15 digits and doubles convert both ways
 NUMBER: Final = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,2})?")
 
@@ -61,9 +64,8 @@ class Decimals:
         factor = 10 ** (places - self.places)
         too_big = np.abs(self.mantissa) > INT64_MAX // factor
         if too_big.any():
-            raise CellTooLongError(
-                int(too_big.argmax()), f"has more than 64 bits at {places} decimals"
-            )
+            what = f"has more than 64 bits at {places} decimals"
+            raise CellTooLongError(int(too_big.argmax()), what)
         return Decimals(self.mantissa * factor, places)
 
 
@@ -104,23 +106,23 @@ def parse(column: Column) -> Decimals:
     if column.dtype.kind == "i":
         return Decimals(column.astype(np.int64), 0)
     if column.dtype.kind == "f":
-        return _parse_floats(column.astype(np.float64))
+        return _parse_floats(column)
     return _parse_text(column.astype(np.bytes_))
 
 
 def _parse_floats(values: npt.NDArray[np.float64]) -> Decimals:
     """Find the fewest decimals at which every double is the nearest to its decimal."""
-    bad = ~np.isfinite(values)
-    if bad.any():
+    if (bad := ~np.isfinite(values)).any():
         row = int(bad.argmax())
         raise CellInvalidError(row, "is empty" if np.isnan(values[row]) else "is not finite")
-    largest, places = float(np.abs(values).max(initial=0.0)), 0
-    while largest * 10.0**places < FLOAT_LIMIT and places < 16:
+    largest = float(np.abs(values).max(initial=0.0))
+    for places in range(16):
+        if largest * 10.0**places >= FLOAT_LIMIT:
+            break
         mantissa = np.rint(values * 10.0**places)
         # A quotient of two exact doubles is rounded once, so equality proves the round trip.
         if np.array_equal(mantissa / 10.0**places, values):
             return Decimals(mantissa.astype(np.int64), places)
-        places += 1
     return _parse_text(np.array([repr(value) for value in values.tolist()], dtype=np.bytes_))
 
 
@@ -146,12 +148,11 @@ def _parse_text(cells: npt.NDArray[np.bytes_]) -> Decimals:
         value[places == finest] //= 10
         places[places == finest] -= 1
     lift = np.where(value == 0, 0, finest - places)
-    too_big = (lift > SAFE_DIGITS) | (
-        np.abs(value) > INT64_MAX // POWERS[lift.clip(0, SAFE_DIGITS)]
-    )
+    limit = INT64_MAX // POWERS[lift.clip(0, SAFE_DIGITS)]
+    too_big = (lift > SAFE_DIGITS) | (np.abs(value) > limit)
     if too_big.any():
-        row = int(too_big.argmax())
-        raise CellTooLongError(row, f"has more than 64 bits at {finest} decimals")
+        what = f"has more than 64 bits at {finest} decimals"
+        raise CellTooLongError(int(too_big.argmax()), what)
     return Decimals(value * POWERS[lift], finest)
 
 
@@ -169,13 +170,18 @@ def _parse_cell(row: int, cell: bytes) -> tuple[int, int]:
     return value, len(rest)
 
 
-def round_to_fit(column: Column, digits_after: int) -> Decimals:
-    """Return *column* rounded half-even to *digits_after* decimals, through exact Decimals.
+def round_to_fit(column: Column) -> Decimals:
+    """Return *column* rounded half-even to the decimals that 64 bits hold.
 
-    Only for volumes whose extra digits come from sums of doubles.
+    Only for volumes, whose last digits come from sums of doubles.
     """
-    unit = Decimal(1).scaleb(-digits_after)
-    rounded = [str(Decimal(text).quantize(unit)) for text in texts_of(column)]
+    texts = texts_of(column)
+    for row, text in enumerate(texts):
+        if not NUMBER.fullmatch(text):
+            raise CellInvalidError(row, f"is not a number but {text[:40]!r}")
+    largest = max(abs(float(text)) for text in texts)
+    places = min(DECIMALS_MOST, max(int(np.log10(INT64_MAX / 2 / largest)), 0))
+    rounded = [str(Decimal(text).quantize(Decimal(1).scaleb(-places))) for text in texts]
     return _parse_text(np.array(rounded, dtype=np.bytes_))
 
 
@@ -188,50 +194,42 @@ UNITS: Final = {
     "nanoseconds": 10**17,
 }
 """The smallest number of each unit; it implies the unit, as they overlap outside 1973 to 5138."""
-TIME_NUMBER: Final = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?")
-CLOCK: Final = (
-    r"(?:[T ,]+(?P<hour>\d\d?)(?::(?P<minute>\d\d))?(?::(?P<second>\d\d)(?:\.(?P<part>\d+))?)?"
-    r"(?:[ -]?(?P<half>[AaPp])\.?[Mm]\.?)?"
-    r"(?P<zone> ?(?:Z|UTC|GMT)|(?: ?(?:UTC|GMT))?(?P<ahead>[+-]\d\d):?(?P<more>\d\d)?)?)?"
+EPOCH: Final = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?")
+DIGITS: Final = re.compile(
+    r"(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])"
+    r"(?:(?:[01]\d|2[0-3])(?:[0-5]\d(?:[0-5]\d)?)?)?(?:\.0)?"
 )
-COMPACT: Final = re.compile(
-    r"(?P<year>(?:19|20)\d\d)(?P<a>0[1-9]|1[0-2])(?P<b>0[1-9]|[12]\d|3[01])"
-    r"(?:[ T]?(?P<hour>[01]\d|2[0-3])(?::?(?P<minute>[0-5]\d))?(?::?(?P<second>[0-5]\d))?)?"
-)
-SLASHED: Final = re.compile(r"(?P<a>\d\d?)/(?P<b>\d\d?)/(?P<year>\d{4})" + CLOCK)
-STYLES: Final = (
-    re.compile(r"(?P<year>\d{4})([-./])(?P<a>\d\d?)\2(?P<b>\d\d?)" + CLOCK),
-    re.compile(r"(?P<b>\d\d?)\.(?P<a>\d\d?)\.(?P<year>\d{4})" + CLOCK),
-    SLASHED,
-    COMPACT,
-)
-"""Styles of a date (*a* is the month, *b* the day) and its clock; a file has one of them."""
+"""A date in digits alone, which looks like an epoch: ``2024010100``."""
+HALF_DAY: Final = "%Y-%m-%d %I-%p"
+"""``2024-01-02 05-AM``, of CryptoDataDownload."""
 ZONELESS: Final = "times are text without a zone, read as UTC"
 
 
 def epoch_ms(column: Column, *, whole: bool = True) -> tuple[IntArray, tuple[str, ...]]:
     """Return *column* as UTC milliseconds, with notes about conversions.
 
-    Fractions of a millisecond are rejected (open times of candles), or with *whole* false cut off
-    (trades). Raises ``CellInvalidError``.
+    Times are instants, an epoch, or text of ISO 8601. Fractions of a millisecond are rejected (open
+    times of candles), or with *whole* false cut off (trades). Raises ``CellInvalidError``.
     """
+    notes: tuple[str, ...] = ()
     if column.dtype.kind == "M":  # already instants, also before 1973
-        if (empty := np.flatnonzero(np.isnat(column))).size:
-            raise CellInvalidError(int(empty[0]), "is empty")
-        return _whole(column.astype("datetime64[us]").astype(np.int64), 1000, whole=whole), ()
-    if _is_epoch(column):
-        return _from_numbers(parse(column), whole=whole)
-    return _from_texts(texts_of(column.astype(np.bytes_)), whole=whole)
+        if (empty := np.isnat(column)).any():
+            raise CellInvalidError(int(empty.argmax()), "is empty")
+        times, rest = np.divmod(column.astype("datetime64[us]").astype(np.int64), 1000)
+    elif column.dtype.kind in "if" or EPOCH.fullmatch(texts_of(column[:1])[0]):
+        times, rest, notes = _from_numbers(column)
+    else:
+        times, rest, notes = _from_texts(texts_of(column))
+    if whole and rest.any():
+        raise CellInvalidError(int(rest.argmax()), "is not a whole millisecond")
+    return times, notes
 
 
 def are_instants(column: Column) -> bool:
     """Return whether the first time is an instant; else it is a local time of unknown zone."""
-    if column.dtype.kind == "M":
-        return True
-    if _is_epoch(column):
-        return float(column[0]) >= UNITS["seconds"]
-    style = _style(texts_of(column[:1])[0])
-    return style is not None and bool(style.groupdict().get("zone"))
+    with suppress(CellInvalidError):
+        return ZONELESS not in epoch_ms(column[:1], whole=False)[1]
+    return False
 
 
 def instant(text: str) -> int:
@@ -248,84 +246,57 @@ def instant(text: str) -> int:
     return int(times[0])
 
 
-def _is_epoch(column: Column) -> bool:
-    """Return whether *column* holds numbers since 1970, and no digits of a date and a clock."""
-    ends = texts_of(column[[0, -1]].astype(np.bytes_))
-    if column.dtype.kind != "f" and not TIME_NUMBER.fullmatch(ends[0]):
-        return False
-    return not all(map(COMPACT.fullmatch, ends)) or not all(
-        map(COMPACT.fullmatch, texts_of(column))
-    )
-
-
-def _whole(values: IntArray, per_ms: int | IntArray, *, whole: bool) -> IntArray:
-    broken = np.flatnonzero(values % per_ms)
-    if whole and broken.size:
-        raise CellInvalidError(int(broken[0]), "is not a whole millisecond")
-    return values // per_ms
-
-
-def _from_numbers(decimals: Decimals, *, whole: bool) -> tuple[IntArray, tuple[str, ...]]:
+def _from_numbers(column: Column) -> tuple[IntArray, IntArray, tuple[str, ...]]:
     """Convert each number by its magnitude, since Binance changed its unit within a month."""
+    ends = texts_of(column[[0, -1]])
+    if all(map(DIGITS.fullmatch, ends)) and all(map(DIGITS.fullmatch, texts_of(column))):
+        raise CellInvalidError(0, f"is a date in digits alone, {ends[0]}")
+    decimals = parse(column)
     scale = 10**decimals.places
     integral = decimals.mantissa // scale
     if (too_small := integral < UNITS["seconds"]).any():
         row = int(too_small.argmax())
         raise CellInvalidError(row, f"is {integral[row]}, which is before 1973 in every unit")
-    unit = np.searchsorted([*UNITS.values()], integral, side="right") - 1
-    # Nanoseconds that are written as seconds overflow if they are multiplied.
-    times = np.where(unit == 0, max(1000 // scale, 1), 1)
-    per_ms = np.where(unit == 0, max(scale // 1000, 1), scale * 1000 ** (unit - 1).clip(0))
-    result = _whole(decimals.mantissa * times, per_ms, whole=whole)
-    names = [[*UNITS][place] for place in np.unique(unit).tolist()]
-    if names == ["milliseconds"]:
-        return result, ()
-    return result, (f"times are in {' and '.join(names)}, converted to milliseconds",)
+    powers = np.searchsorted([*UNITS.values()], integral, side="right") - 1
+    times, rest = np.empty((2, integral.size), dtype=np.int64)
+    used = np.unique(powers).tolist()
+    for power in used:
+        rows = powers == power
+        ms = Fraction(1000, scale * 1000**power)  # reduced, so nothing overflows
+        products = decimals.mantissa[rows] * ms.numerator
+        times[rows], rest[rows] = np.divmod(products, ms.denominator)
+    names = " and ".join([*UNITS][power] for power in used)
+    notes = () if used == [1] else (f"times are in {names}, converted to milliseconds",)
+    return times, rest, notes
 
 
-def _style(text: str) -> re.Match[str] | None:
-    """Return the match of *text* with a style of dates."""
-    return next((match for style in STYLES if (match := style.fullmatch(text))), None)
-
-
-def _from_texts(texts: list[str], *, whole: bool) -> tuple[IntArray, tuple[str, ...]]:
-    """Convert text in the one style of its first cell; without a zone it is UTC."""
-    first = _style(texts[0])
-    style = first.re if first else COMPACT
-    is_day_first = style is SLASHED and _is_day_first(texts)
-    kind, times = None, []
+def _from_texts(texts: list[str]) -> tuple[IntArray, IntArray, tuple[str, ...]]:
+    """Convert text in the style of its first cell; without a zone it is UTC."""
+    read = _half_day if texts[0].endswith(("AM", "PM")) else _iso
+    times, zone = [], None
     for row, text in enumerate(texts):
-        parts = match.groupdict("") if (match := style.fullmatch(text)) else {}
-        kind = kind or (bool(parts.get("zone")), bool(parts.get("half")))
-        if not parts or (bool(parts.get("zone")), bool(parts.get("half"))) != kind:
-            like = f" like {texts[0][:40]!r}" if row else ""
-            what = f"is not a time{like} but {text[:40]!r}" if text else "is empty"
-            raise CellInvalidError(row, what)
         try:
-            times.append(round(_moment(parts, is_day_first=is_day_first).timestamp() * 1_000_000))
+            moment = read(text)
         except ValueError:
-            raise CellInvalidError(row, f"is not a time but {text[:40]!r}") from None
-    has_zone = kind is not None and kind[0]
-    microseconds = np.array(times, dtype=np.int64)
-    return _whole(microseconds, 1000, whole=whole), () if has_zone else (ZONELESS,)
+            what = f"is not a time but {text[:40]!r}" if text else "is empty"
+            raise CellInvalidError(row, what) from None
+        is_zoned = moment.tzinfo is not None
+        if zone is not None and zone != is_zoned:
+            raise CellInvalidError(row, f"is not a time like {texts[0]!r} but {text[:40]!r}")
+        zone = is_zoned
+        moment = moment if is_zoned else moment.replace(tzinfo=UTC)
+        times.append(round(moment.timestamp() * 1_000_000))
+    whole, rest = np.divmod(np.array(times, dtype=np.int64), 1000)
+    return whole, rest, () if zone else (ZONELESS,)
 
 
-def _is_day_first(texts: list[str]) -> bool:
-    """Return whether the day comes first in dates with slashes, of which one must show it."""
-    dates = [match for text in texts if (match := SLASHED.fullmatch(text))]
-    first, second = (max(int(match[part]) for match in dates) for part in ("a", "b"))
-    if first <= 12 and second <= 12:
-        raise CellInvalidError(0, "is a date whose day and month cannot be told apart")
-    return first > 12
+def _iso(text: str) -> datetime:
+    """Return the moment of *text* of ISO 8601; raise ``ValueError`` for another."""
+    # Python accepts any letter before the clock, also the plus of an offset from UTC.
+    if text[4:5] != "-" or text[7:8] != "-" or text[10:11] not in "T ":
+        raise ValueError(text)
+    return datetime.fromisoformat(text.replace(" UTC", "Z"))
 
 
-def _moment(parts: dict[str, str], *, is_day_first: bool) -> datetime:
-    """Return the moment of the *parts* of one time; raise ``ValueError`` if there is none."""
-    month, day = (parts["b"], parts["a"]) if is_day_first else (parts["a"], parts["b"])
-    hour = int(parts["hour"] or 0)
-    if half := parts.get("half"):
-        hour = hour % 12 + (12 if half in "Pp" else 0)
-    clock = f"{hour:02}:{parts['minute'] or '00'}:{parts['second'] or '00'}"
-    zone = f"{parts['ahead']}{parts['more'] or '00'}" if parts.get("ahead") else "Z"
-    fraction = f".{parts['part'][:6]:0<6}" if parts.get("part") else ""
-    return datetime.fromisoformat(f"{parts['year']}-{month:0>2}-{day:0>2}T{clock}{fraction}{zone}")
+def _half_day(text: str) -> datetime:
+    return datetime.strptime(text, HALF_DAY)  # noqa: DTZ007 - without a zone, as ISO text

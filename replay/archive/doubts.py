@@ -15,8 +15,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from tracepaper.replay.archive.columns import ZONELESS, Decimals, IntArray, texts_of
-from tracepaper.replay.archive.names import PRICES, SYMBOL_COLUMNS, TIME, interval_of
+from tracepaper.replay.archive.columns import ZONELESS, Decimals, IntArray
+from tracepaper.replay.archive.names import PRICES, TIME, interval_of
 from tracepaper.replay.archive.tables import FileTable
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.months import MONTH_MS
@@ -93,31 +93,31 @@ def reject_contracts(table: FileTable, *, is_named: bool) -> None:
     A dated contract may be traded if the user named it (*is_named*).
     """
     path = table.path
-    symbols = [
-        path.name.split(".", 1)[0],
-        *[text for kind, text in table.beside if kind == "symbol"],
-    ]
-    kinds = {part.lower() for part in path.parts[-7:-1]}
-    kinds |= {text.lower() for kind, text in table.beside if kind == "category"}
-    for name in (*SYMBOL_COLUMNS, "category"):
-        texts = texts_of(np.unique(table.columns[name])) if name in table.columns else []
-        kinds |= {text.lower() for text in texts if name == "category"}
-        symbols += texts if name != "category" else []
-    stems = [symbol.upper() for symbol in symbols]
-    for stem in stems:
-        words = re.split(r"[-_ ]", stem.lower())
+    symbols = [path.name.split(".", 1)[0], *table.texts("symbol")]
+    kinds = {text.lower() for text in (*path.parts[-7:-1], *table.texts("category"))}
+    for symbol in symbols:
+        words = re.split(r"[-_ ]", symbol.lower())
         kinds |= {*words} if len(words) > 1 else set()  # CM is a share
-    if kinds & INVERSE_WORDS or any(map(INVERSE.search, stems)):
+    names = [symbol.upper() for symbol in symbols]
+    if kinds & INVERSE_WORDS or any(map(INVERSE.search, names)):
         raise DataInvalid(
             f"{path} holds contracts that are margined and paid in coin (inverse), and only linear "
             "contracts, spot and shares can be traded: give the file of a USDT or USDC contract, "
             "or move it out of a folder of that name."
         )
-    if (kinds & DATED_WORDS or any(map(DATED.search, stems))) and not is_named:
+    if (kinds & DATED_WORDS or any(map(DATED.search, names))) and not is_named:
         raise DataInvalid(
             f"{path} holds a contract that is delivered on a date, which is no perpetual: write "
             f"NAME={path} to trade it under a name of its own."
         )
+
+
+def with_zone(table: FileTable, name: str) -> str:
+    """Return what gives the local times of the column *name* their zone in pandas."""
+    column = table.written.get(name, name)
+    times = f"pandas.to_datetime(frame[{column!r}])"
+    zone = ".dt.tz_localize('America/New_York', ambiguous='infer')"
+    return f"frame.assign(**{{{column!r}: {times}{zone}}})"
 
 
 # ---------------------------------------------------------------- rows
@@ -185,9 +185,7 @@ def in_order(rows: Rows) -> Rows:
             raise rows.table.refuse(
                 f"has {iso(now)}, which comes twice, as on local clocks in the night when summer "
                 "time ends",
-                change=rows.table.with_times(
-                    rows.fields[TIME], ").dt.tz_localize('America/New_York', ambiguous='infer'"
-                ),
+                change=with_zone(rows.table, rows.fields[TIME]),
             )
         what = f"the time goes back from {iso(before)} to {iso(now)}; sort the file"
         if before == now:
@@ -297,13 +295,10 @@ def is_count(rows: Rows) -> bool:
 
 def reject_units(rows: Rows) -> None:
     """Raise ``DataInvalid`` unless turnover ÷ volume is a price, in coins and their quote coin."""
-    table, fields = rows.table, rows.fields
-    # OKX: of a swap vol counts contracts and volCcy coins; of spot volCcy is the turnover.
-    coins = next((name for name in ("volccy", "vol_ccy") if name in table.columns), "")
-    is_pair = coins and fields.get("volume") == "vol" and "turnover" in fields
-    if is_pair and not np.array_equal(table.columns[coins], table.columns[fields["turnover"]]):
-        raise table.refuse(f"vol counts contracts, as {coins} counts coins", volume=coins)
-    turnover = rows.columns.get("turnover")
+    table, turnover = rows.table, rows.columns.get("turnover")
+    ticks = next((name for name in table.columns if "tick" in name and "vol" in name), "")
+    if ticks and "volume" in rows.fields and not rows.columns["volume"].mantissa.any():
+        raise table.refuse(f"has no volume in {rows.fields['volume']}, but ticks", volume=ticks)
     wrong = np.zeros(0, dtype=np.bool_) if turnover is None else outside(rows, turnover)
     if wrong.sum() > MOST_WRONG * wrong.size:
         raise table.refuse(
@@ -312,6 +307,22 @@ def reject_units(rows: Rows) -> None:
             volume="NAME",
             turnover="",
         )
+
+
+def reject_contract_units(table: FileTable, fields: Mapping[str, str]) -> None:
+    """Raise ``DataInvalid`` if another column counts the coins, and so the volume contracts."""
+    if "homenotional" in table.columns:
+        raise table.refuse(
+            "has the buckets of BitMEX, whose volume and turnover count contracts and whose times "
+            "are those of closes",
+            change="frame.assign(timestamp=pandas.to_datetime(frame.timestamp) - "
+            "pandas.Timedelta('1min'), volume=frame.homeNotional, turnover=frame.foreignNotional)"
+            ".drop(columns='homeNotional')",
+        )
+    # OKX: of a swap vol counts contracts and volCcy coins; of spot volCcy is the turnover.
+    is_pair = "volccy" in table.columns and fields.get("volume") == "vol" and "turnover" in fields
+    if is_pair and not np.array_equal(table.columns["volccy"], table.columns[fields["turnover"]]):
+        raise table.refuse("vol counts contracts, as volccy counts coins", volume="volccy")
 
 
 def reject_closes(rows: Rows, interval_ms: int) -> None:

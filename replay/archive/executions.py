@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
@@ -19,7 +19,8 @@ import numpy as np
 
 from tracepaper.daemon.config.values import symbol_name
 from tracepaper.replay.archive.columns import CellInvalidError, epoch_ms, texts_of
-from tracepaper.replay.archive.tables import FileHead, FileTable, read_table
+from tracepaper.replay.archive.names import plain_name
+from tracepaper.replay.archive.tables import read_table
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.market import Category, Side
 from tracepaper.strategies.units import HOUR_MS, MINUTE_MS
@@ -43,7 +44,7 @@ NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "fee coin": ("feecurrency", "feecoin"),
     "fee base": ("feebase",),
 }  # fmt: skip
-"""Meaning → names of its column, letters and digits only; the first that exists is used."""
+"""Meaning → plain names of its column; the first that exists is used."""
 REQUIRED: Final = {
     "symbol": "symbol (Contracts, Market)",
     "side": "side (Direction)",
@@ -118,12 +119,17 @@ class Executions:
 class _Rows:
     """A file's table, and the cells of each meaning that it has."""
 
-    def __init__(self, table: FileTable) -> None:
+    def __init__(self, path: Path) -> None:
+        table = read_table(path, NAMES, _plain)
         self.table: Final = table
-        plain = {name: key for key, name in table.written.items()}
-        self.columns: Final = _columns(table.path, plain)
+        self.columns: Final = table.find(NAMES)
+        if missing := [words for meaning, words in REQUIRED.items() if meaning not in self.columns]:
+            raise DataInvalid(
+                f"{path} has no column {', '.join(missing)}; export executions or the trade "
+                "history of Bybit as CSV, or rename its columns."
+            )
         self._texts = {
-            meaning: texts_of(table.columns[plain[name]]) for meaning, name in self.columns.items()
+            meaning: texts_of(table.columns[name]) for meaning, name in self.columns.items()
         }
 
     def __len__(self) -> int:
@@ -131,12 +137,17 @@ class _Rows:
 
     def cell(self, row: int, meaning: str) -> str:
         """Return a stripped cell; empty if the file lacks the column."""
-        texts = self._texts.get(meaning)
-        return "" if texts is None else texts[row]
+        return self._texts[meaning][row] if meaning in self._texts else ""
 
     def reject(self, row: int, meaning: str, what: str) -> DataInvalid:
         """Return an error that names line and column."""
-        return self.table.refuse(f"{self.columns[meaning]} {what}", row=row)
+        column = self.table.written[self.columns[meaning]]
+        return self.table.refuse(f"{column} {what}", row=row)
+
+
+def _plain(name: str) -> str:
+    """Return the plain name of a column; its zone is read apart."""
+    return plain_name(_ZONE.sub("", name))
 
 
 def read_executions(path: Path) -> Executions:
@@ -146,7 +157,7 @@ def read_executions(path: Path) -> Executions:
     Fills of makers, stops and liquidations have an ``exclusion``. Raises ``DataInvalid`` if the
     file lacks a column or has an invalid number, side or time.
     """
-    rows = _Rows(read_table(path, _head))
+    rows = _Rows(path)
     executions = Executions(str(path), len(rows), [])
     chosen = _distinct(
         rows, [row for row in range(len(rows)) if _is_read(rows, row, executions)], executions
@@ -180,39 +191,6 @@ def read_executions(path: Path) -> Executions:
         )
     executions.in_minutes = bool(times) and not any(at % MINUTE_MS for at in times.values())
     return executions
-
-
-def _head(path: Path, rows: Sequence[Sequence[str]]) -> FileHead:
-    """Return the names in the one of the first *rows* that lacks the fewest columns."""
-    place = min(range(len(rows)), key=lambda row: len(REQUIRED.keys() - _meanings(rows[row])))
-    names = [name.strip() for name in rows[place]]
-    for name in _columns(path, names).values():
-        if names.count(name) > 1:  # ambiguous
-            raise DataInvalid(f"{path} has the column {name[:40]!r} twice; remove one of them.")
-    return FileHead(names, place + 1)
-
-
-def _columns(path: Path, names: Iterable[str]) -> dict[str, str]:
-    columns = _meanings(names)
-    if missing := [words for meaning, words in REQUIRED.items() if meaning not in columns]:
-        raise DataInvalid(
-            f"{path} has no column {', '.join(missing)}; export executions or the trade history of "
-            "Bybit as CSV, or rename its columns."
-        )
-    return columns
-
-
-def _meanings(header: Iterable[str]) -> dict[str, str]:
-    """Return meaning → column name for the meanings in *header*."""
-    plain = {
-        "".join(filter(str.isalnum, _ZONE.sub("", name).lower())): name
-        for name in reversed([*header])
-    }
-    return {
-        meaning: plain[name]
-        for meaning, names in NAMES.items()
-        if (name := next((each for each in names if each in plain), None)) is not None
-    }
 
 
 def _is_read(rows: _Rows, row: int, executions: Executions) -> bool:
@@ -318,7 +296,7 @@ def _times(
         times, notes = epoch_ms(np.array([text.encode() for text in texts]), whole=False)
     except CellInvalidError as error:
         raise rows.reject(chosen[error.row], meaning, error.what) from None
-    zone = _ZONE.search(rows.columns[meaning])
+    zone = _ZONE.search(rows.table.written[rows.columns[meaning]])
     hours, minutes = (int(part or 0) for part in zone.groups()) if zone else (0, 0)
     shift = hours * HOUR_MS + (-minutes if hours < 0 else minutes) * MINUTE_MS
     executions.notes += [] if zone else [f"{meaning}: {note}" for note in notes if "zone" in note]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -20,46 +21,47 @@ REQUIRED: Final = (TIME, *PRICES, "volume")
 FIELDS: Final = (*REQUIRED, "turnover")
 NAMES: Final = {
     TIME: (
-        *("open_time", "opentime", "open_time_ms", "start", "start_time", "starttime", "start_at"),
-        *("startat", "timestamp", "time", "datetime", "date_time", "date", "ts", "unix", "t"),
-        *("candle_begin_time", "gmt_time", "time_utc", "utc", "open_time_utc", "datetime_utc"),
-        *("date_utc", "timestamp_utc", "timestamp_ms", "local_time", "window_start", "mts"),
-        *("index", "__index_level_0__", "column_0"),  # an index without a name
+        *("opentime", "opentimems", "start", "starttime", "startat", "timestamp", "time"),
+        *("datetime", "date", "ts", "unix", "t", "candlebegintime", "gmttime", "timeutc", "utc"),
+        *("opentimeutc", "datetimeutc", "dateutc", "timestamputc", "timestampms", "localtime"),
+        *("windowstart", "mts", "index", "indexlevel0", "column_0"),  # an index without a name
     ),
-    "open": ("open", "open_price", "openprice", "o"),
-    "high": ("high", "high_price", "highprice", "h"),
-    "low": ("low", "low_price", "lowprice", "l"),
-    "close": ("close", "close_price", "closeprice", "c", "price", "last"),
-    "volume": (
-        *("volume", "vol", "base_volume", "basevolume", "v", "volume_base", "vol_", "volumefrom"),
-        "real_volume",
-    ),
+    "open": ("open", "openprice", "o"),
+    "high": ("high", "highprice", "h"),
+    "low": ("low", "lowprice", "l"),
+    "close": ("close", "closeprice", "c", "price", "last"),
+    "volume": ("volume", "vol", "basevolume", "v", "volumebase", "volumefrom", "realvolume"),
     "turnover": (
-        *("turnover", "quote_volume", "quotevolume", "quote_asset_volume", "quoteassetvolume"),
-        *("asset_volume", "assetvolume", "volume_quote", "quote_vol", "vol_quote", "volccyquote"),
-        *("vol_ccy_quote", "volumeto", "sum", "amount"),
+        *("turnover", "quotevolume", "quoteassetvolume", "assetvolume", "volumequote"),
+        *("quotevol", "volquote", "volccyquote", "volumeto", "sum", "amount"),
     ),
+    "symbol": ("symbol", "pair", "instrument", "ticker", "instrumentname", "instid"),
+    "category": ("category",),
+    "timezone": ("timezone", "tz", "exchangetimezone"),
+    "closed": ("confirm", "isclosed", "isfinal", "complete", "x"),
 }
-"""Field → accepted names of its column, as ``plain_name`` writes them; the first is preferred."""
-BARE: Final = {
-    2: (TIME, "funding_rate"),
-    5: REQUIRED[:5],
-    6: REQUIRED,  # ccxt, freqtrade
-    7: FIELDS,  # Bybit
-    9: (*REQUIRED[:5], "vol", "volccy", "volccyquote", "confirm"),  # OKX
-    12: (*REQUIRED, "close_time", "quote_volume", *(f"other_{at}" for at in range(4))),  # Binance
-}
-"""The columns of candles without a header, by their number."""
-SYMBOL_COLUMNS: Final = ("symbol", "pair", "instrument", "ticker", "instrument_name", "instid")
-ZONE_COLUMNS: Final = ("timezone", "time_zone", "tz", "exchange_timezone")
-CLOSED: Final = ("confirm", "is_closed", "isclosed", "is_final", "isfinal", "complete", "x")
-"""Whether a candle was closed: columns of Bybit, OKX, OANDA and Binance (``x`` beside ``t``)."""
+"""Field → the accepted names of its column, as ``plain_name`` writes them; the first is preferred.
+
+``closed`` tells whether a candle was closed: of Bybit, OKX, OANDA and Binance (``x`` beside ``t``).
+"""
 
 
 def plain_name(name: str) -> str:
-    """Return *name* in the notation of ``NAMES``; ``<OPEN>`` becomes ``open``."""
-    plain = name.strip().strip('"').lstrip("\ufeff").strip("<>#").strip().lower()
-    return re.sub(r"[\s.\-]+", "_", re.sub(r"[()\[\]]", "", plain))
+    """Return *name* in the notation of ``NAMES``: letters and digits; ``<OPEN>`` is ``open``."""
+    return re.sub(r"[\W_]+", "", name.lower())
+
+
+def bare_names(width: int) -> Sequence[str]:
+    """Return the names of so many columns without a header: of candles, else numbers."""
+    layouts = {
+        2: ("opentime", "fundingrate"),
+        5: REQUIRED[:5],
+        6: REQUIRED,  # ccxt, freqtrade
+        7: FIELDS,  # Bybit
+        9: (*REQUIRED[:5], "vol", "volccy", "volccyquote", "confirm"),  # OKX
+        12: (*REQUIRED, "close_time", "quote_volume", "trades", "buy", "buy_quote", "unused"),
+    }  # Binance
+    return layouts.get(width, [f"column_{at}" for at in range(width)])
 
 
 # ---------------------------------------------------------------- files and symbols

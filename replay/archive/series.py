@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from tracepaper.daemon.bybit.instruments import recorded_instruments
 from tracepaper.replay.archive.candles import Candles, Span
-from tracepaper.replay.archive.columns import Decimals, IntArray, epoch_ms, parse
+from tracepaper.replay.archive.columns import IntArray, epoch_ms, parse
 from tracepaper.replay.archive.names import NAMES, TIME, coins_of, split_argument
 from tracepaper.replay.archive.read import of_one_symbol
-from tracepaper.replay.archive.tables import FileTable, read_table
+from tracepaper.replay.archive.tables import read_table
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.sessions import MONTHS_OF, Calendar, SplitWatch
 from tracepaper.strategies.types.market import Category, CorporateAction, Instrument
@@ -189,14 +189,12 @@ def _decimals(number: Decimal) -> int:
 
 PERCENT_FROM: Final = 0.004
 """A median rate from here on is in percent: as a fraction it would be 400 % a year."""
-RATE_NAMES: Final = (
-    *("realizedrate", "realized_rate"),  # what OKX settled; fundingRate was expected
-    *("funding_rate", "fundingrate", "last_funding_rate", "rate", "open"),
-)
-TIME_NAMES: Final = (
-    *("funding_time", "fundingtime", "fundingratetimestamp", "calc_time"),
-    *NAMES[TIME],
-)
+FUNDING_NAMES: Final = {
+    TIME: ("fundingtime", "fundingratetimestamp", "calctime", *NAMES[TIME]),
+    # What OKX settled; its fundingRate was expected.
+    "funding_rate": ("realizedrate", "fundingrate", "lastfundingrate", "rate", "open"),
+    "hours": ("fundingintervalhours",),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,54 +269,41 @@ def read_funding(path: str | Path) -> FundingRates:
     ``ConfigInvalid`` if no symbol is known.
     """
     named, file = split_argument(path)
-    table, own_symbol = of_one_symbol(read_table(file), named)
-    times, rates = _columns(table)
-    hours = _interval_hours(table)
-    order = np.argsort(times, kind="stable")
-    times, mantissa = times[order], rates.mantissa[order]
-    again = np.flatnonzero(np.diff(times) == 0) + 1
-    clash = again[mantissa[again] != mantissa[again - 1]]
-    if clash.size:
-        row = int(order[clash[0]])
-        raise DataInvalid(f"{table.place(row)}: contradicts another rate of its time; remove one.")
-    keep = np.delete(np.arange(times.size), again)
-    scale = Decimal(10) ** (RATE_DECIMALS - rates.places)
-    rate = [int((Decimal(value) * scale).to_integral_value()) for value in mantissa[keep].tolist()]
-    return FundingRates(
-        str(file),
-        own_symbol,
-        times[keep],
-        np.array(rate, dtype=np.int64),
-        None if hours is None else (hours * HOUR_MS)[order][keep],
-    )
-
-
-def _interval_hours(table: FileTable) -> IntArray | None:
-    """Return the hours since the previous settlement, if the file has them."""
-    if (cells := table.columns.get("funding_interval_hours")) is None:
-        return None
-    hours = table.checked("funding_interval_hours", partial(parse, cells))
-    if hours.places or (hours.mantissa <= 0).any():
-        return None  # not in whole hours: the times are more exact
-    return hours.mantissa
-
-
-def _columns(table: FileTable) -> tuple[IntArray, Decimals]:
-    """Return the checked settlement times and rates."""
-    time_name = next((name for name in TIME_NAMES if name in table.columns), None)
-    rate_name = next((name for name in RATE_NAMES if name in table.columns), None)
-    if time_name is None or rate_name is None:
-        raise DataInvalid(
-            f"{table.path} has no column open_time or funding_rate (found "
-            f"{', '.join(table.columns)}): name its columns so."
-        )
-    times, _ = table.checked("the time", partial(epoch_ms, table.columns[time_name]))
-    rates = table.checked("funding_rate", partial(parse, table.columns[rate_name]))
+    table, symbol = of_one_symbol(read_table(file, FUNDING_NAMES), named)
+    fields = table.find(FUNDING_NAMES)
+    for field in (TIME, "funding_rate"):
+        if field not in fields:
+            found = ", ".join(table.written.values())
+            raise DataInvalid(f"{file} has no column {field} (found {found}): name one so.")
+    cells = {field: table.columns[name] for field, name in fields.items()}
+    times, _ = table.checked("the time", partial(epoch_ms, cells[TIME]))
+    rates = table.checked("funding_rate", partial(parse, cells["funding_rate"]))
     if np.median(np.abs(rates.mantissa)) >= PERCENT_FROM * 10**rates.places:
         raise DataInvalid(
-            f"{table.path} has funding rates of percent, where 0.0001 is wanted for 0.01 %: divide "
+            f"{file} has funding rates of percent, where 0.0001 is wanted for 0.01 %: divide "
             "them by 100, or give more days where they are none."
         )
     for row in np.flatnonzero(np.abs(rates.mantissa) >= 10**rates.places).tolist():
         raise table.refuse("funding_rate is 100 % or more, so it is no rate", row=row)
-    return times, rates
+    hours = (
+        table.checked("the interval", partial(parse, cells["hours"])) if "hours" in cells else None
+    )
+    order = np.argsort(times, kind="stable")
+    times, mantissa = times[order], rates.mantissa[order]
+    is_again = np.append(False, np.diff(times) == 0)
+    for row in order[is_again & (np.append(0, np.diff(mantissa)) != 0)].tolist():
+        raise DataInvalid(f"{table.place(row)}: contradicts another rate of its time; remove one.")
+    scale = Decimal(10) ** (RATE_DECIMALS - rates.places)
+    rate = [
+        int((Decimal(value) * scale).to_integral_value()) for value in mantissa[~is_again].tolist()
+    ]
+    interval_ms = None
+    if hours is not None and not hours.places and (hours.mantissa > 0).all():
+        interval_ms = (hours.mantissa * HOUR_MS)[order][~is_again]  # else the times are more exact
+    return FundingRates(
+        str(file),
+        symbol,
+        times[~is_again],
+        np.array(rate, dtype=np.int64),
+        interval_ms,
+    )

@@ -1,4 +1,4 @@
-"""The bytes of a file to a ``FileTable``: named columns of CSV, JSON, Parquet or Feather."""
+"""A file or a data frame to a ``FileTable``: columns by their plain names, and one refusal."""
 
 from __future__ import annotations
 
@@ -11,36 +11,43 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from tracepaper.replay.archive.columns import UNITS, CellInvalidError, Column, IntArray, column_of
-from tracepaper.replay.archive.names import BARE, NAMES, PAIR, TIME, plain_name
+from tracepaper.replay.archive.columns import (
+    UNITS,
+    CellInvalidError,
+    Column,
+    IntArray,
+    column_of,
+    texts_of,
+)
+from tracepaper.replay.archive.names import NAMES, PAIR, TIME, bare_names, plain_name
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.extras import missing_sentence
 
 TEXTS: Final = (".csv", ".txt", ".tsv")
 ARROWS: Final = (".parquet", ".pq", ".feather", ".arrow", ".ipc")
 SUFFIXES: Final = (*TEXTS, ".json", *ARROWS)
-DELIMITERS: Final = (",", ";", "\t", "|")
-CELLS_LEAST: Final = 6
+DELIMITERS: Final = (";", "\t", "|", ",")
+"""Of equal counts the first: commas may be decimal."""
 CELL_WIDTH_MAX: Final = 256
 """A longer cell is no number or time; its column is left out."""
 TOP_CHARACTERS: Final = 2**16
-HEADER_LINES: Final = 3
-"""The rows from which a head is read."""
-PREAMBLE: Final = re.compile(
-    r'("?sep=(.|\t)"?[ ,;\t]*\n)?(#[^\n]*\n|[ \t]*\n|[^,;\t|\n]+\n(?=[^\n]*[,;\t|]))*+',
-    re.IGNORECASE,
-)
-"""The delimiter as spreadsheets name it, comments and blank lines, and a title."""
-ZONE_LINE: Final = re.compile(r"time[ _-]?zone\W+([\w/+:-]+)", re.IGNORECASE)
+HEADER_LINES: Final = 9
+"""The lines among which the header is."""
+ABOVE: Final = re.compile(r'\s*$|#|"?sep=', re.IGNORECASE)
+"""Lines above a header: blank, comments, the delimiter as spreadsheets name it."""
+ODD: Final = re.compile(rb"\d,\d{3}\.\d|^[\d.,]+[KMB]$")
+"""Numbers with commas between thousands, or shortened."""
 CELL_MARK: Final = "\x1f"
 """Separates cells that may hold any delimiter."""
+NO_VOLUME: Final = "frame.assign(volume=0)"
 FRAME: Final = Path("the frame")
 """The path of a table that is a frame."""
 DAMAGE: Final = (
@@ -49,6 +56,9 @@ DAMAGE: Final = (
 )
 """Exceptions of gzip, zipfile and pyarrow for damaged files."""
 Result = TypeVar("Result")
+Names = Mapping[str, Sequence[str]]
+"""Field → the plain names that its column may have; the first is preferred."""
+Plain = Callable[[str], str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,9 +66,9 @@ class FileTable:
     """Rows of one file: *columns* of one length, by their plain names.
 
     ``lines`` has the number of each row in the file, from 1, in ``unit``: lines of text, or rows.
-    ``written``: plain name → the one in the file. ``bare``: the file has no header. ``skipped``:
-    lines before the header. ``beside``: texts beside the rows, as (kind, text). ``notes``:
-    sentences about conversions.
+    ``written``: plain name → the one in the file. ``twice``: plain names of several columns.
+    ``bare``: the file has no header. ``opened``: pandas' expression of the file. ``beside``: texts
+    beside the rows, as (kind, text). ``notes``: sentences about conversions.
     """
 
     path: Path
@@ -66,24 +76,43 @@ class FileTable:
     lines: IntArray
     unit: str = "row"
     written: Mapping[str, str] = field(default_factory=dict)
+    twice: frozenset[str] = frozenset()
     bare: bool = False
-    skipped: int = 0
     separator: str = ","
+    opened: str = "frame"
     beside: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
 
-    def choice(self, **columns: str) -> str:
-        """Return what chooses *columns*, field → name: an argument for a frame, else options.
+    def find(self, names: Names) -> dict[str, str]:
+        """Return field → plain name of its column, for the fields of *names* that have one.
 
-        An empty name leaves a field out.
+        Raises ``DataInvalid`` if two columns have one name of a field.
         """
-        if self.path == FRAME:
-            given = {field: name or None for field, name in columns.items()}
-            return f"columns={given}".replace("'", '"')
-        return " ".join(
-            f"--columns {field}={shlex.quote(name) if name else ''}"
-            for field, name in columns.items()
-        )
+        fields = {}
+        for each, accepted in names.items():
+            if repeated := sorted(self.twice.intersection(accepted)):
+                what = f"has two columns {repeated[0]}"
+                raise self.refuse(what, change="frame.drop(columns='NAME')")
+            if present := [name for name in accepted if name in self.columns]:
+                fields[each] = present[0]
+        return fields
+
+    def texts(self, kind: str) -> list[str]:
+        """Return the texts of *kind*: beside the rows, or of a column with one of its ``NAMES``."""
+        name = self.find({kind: NAMES[kind]}).get(kind)
+        column = np.zeros(0) if name is None else np.unique(self.columns[name])
+        return [
+            *(text for of, text in self.beside if of == kind),
+            *(texts_of(column) if column.dtype.kind == "S" else ()),
+        ]
+
+    @property
+    def plain_numbers(self) -> str:
+        """The frame in pandas, without commas between thousands and with K, M and B written out."""
+        texts = [cells for cells in self.columns.values() if cells.dtype.kind == "S"]
+        if not any(ODD.search(cell) for cells in texts for cell in cells.tolist()):
+            return "frame"
+        return "frame.replace({',': '', 'K$': 'e3', 'M$': 'e6', 'B$': 'e9'}, regex=True)"
 
     def by_pandas(self, change: str, names: Sequence[str] = ()) -> str:
         """Return two lines of pandas that read the file, *change* the frame and write it anew.
@@ -92,19 +121,11 @@ class FileTable:
         """
         if self.path == FRAME:
             return f"frame = {change}"
-        kind = next((kind for kind in ("json", "parquet") if kind in self.path.name), "csv")
-        options = separator = "" if self.separator == "," else f", sep={self.separator!r}"
-        if kind == "csv":
-            options += ", dtype=str" + (f", skiprows={self.skipped}" if self.skipped else "")
-        if self.bare:
-            names = [*names, *[*self.columns][len(names) :]]
-            options += f", header=None, names={names}" if kind == "csv" else ""
-            change += f".set_axis({names}, axis=1)" if kind == "json" else ""
+        names = [*names, *[*self.written.values()][len(names) :]]
+        named = f".set_axis({names}, axis=1)" if self.bare else ""
         target = self.path.with_name(f"{self.path.name.split('.', 1)[0]}_new.csv")
-        return (
-            f"frame = pandas.read_{kind}({str(self.path)!r}{options}); "
-            f"{change}.to_csv({str(target)!r}, index=False{separator})"
-        )
+        options = "index=False" + f", sep={self.separator!r}" * (self.separator != ",")
+        return f"frame = {self.opened}{named}; {change}.to_csv({str(target)!r}, {options})"
 
     def refuse(
         self,
@@ -117,16 +138,22 @@ class FileTable:
     ) -> DataInvalid:
         """Return the one sentence about a table that is not read: *what* is wrong, and remedies.
 
-        These are *choice*, field → column, by ``--columns`` or by renaming, and two lines of pandas
-        that *change* the frame, or give a file without a header *names*.
+        These are *choice*, field → column (an empty one is left out), by ``--columns`` or by
+        renaming, and two lines of pandas that *change* the frame, or give a file without a header
+        *names*.
         """
         place = f"{self.path} " if row is None else f"{self.place(row)}: "
         remedies = [] if row is None else ["correct or remove the row"]
         if choice:
-            remedies.append(f"choose columns by {self.choice(**choice)}")
-            fields = {self.written.get(name, name): field for field, name in choice.items() if name}
-            rename = f"frame.rename(columns={fields})" if fields else "frame.assign(volume=0)"
-            change = change or rename
+            given = [
+                f"--columns {of}={shlex.quote(name) if name else ''}" for of, name in choice.items()
+            ]
+            if self.path == FRAME:
+                given = [str({of: name or None for of, name in choice.items()}).replace("'", '"')]
+                given = [f"columns={given[0]}"]
+            remedies.append(f"choose columns by {' '.join(given)}")
+            fields = {self.written.get(name, name): of for of, name in choice.items() if name}
+            change = change or (f"frame.rename(columns={fields})" if fields else NO_VOLUME)
         if change:
             remedies.append(f"convert it by pandas: {self.by_pandas(change, names)}")
         found = f" (found {', '.join(self.written.values())})" if change else ""
@@ -137,12 +164,11 @@ class FileTable:
         try:
             return read()
         except CellInvalidError as error:
-            raise self.refuse(f"{name} {error.what}", row=error.row, **choice) from None
-
-    def with_times(self, name: str, how: str, cells: str = "") -> str:
-        """Return what reads the column *name* of times in pandas; *how* ends the call."""
-        column = self.written.get(name, name)
-        return f"frame.assign(**{{{column!r}: pandas.to_datetime(frame[{column!r}]{cells}{how})}})"
+            plain = self.plain_numbers
+            change = "" if plain == "frame" else plain
+            raise self.refuse(
+                f"{name} {error.what}", row=error.row, change=change, **choice
+            ) from None
 
     def place(self, row: int) -> str:
         """Return the place of row *row* for a message: ``prices.csv: line 17``."""
@@ -158,56 +184,37 @@ class FileTable:
         return replace(self, columns=columns or self.columns, notes=(*self.notes, note))
 
 
-class FileHead(NamedTuple):
-    """The names of a table's columns, and the number of rows that hold them (0: no header)."""
-
-    names: Sequence[str]
-    height: int = 1
-    symbol: str = ""
-
-
-ReadHead = Callable[[Path, Sequence[Sequence[str]]], FileHead]
-"""Returns the head of a table by the cells of its first rows."""
-
-
-def head_of(_path: Path, rows: Sequence[Sequence[str]]) -> FileHead:
-    """Return the head of a table of candles by its first *rows*."""
-    first = rows[0]
-    if re.match(r"\s*[-+]?\d", first[0]) or not re.search(r"[A-Za-z]", "".join(first)):
-        unknown = [f"column_{at}" for at in range(len(first))]
-        return FileHead(BARE.get(len(first), unknown), 0)
-    if len(rows) == HEADER_LINES and rows[1][0] == "Ticker" and len({*rows[1][1:]}) == 1:
-        # yfinance: a row of fields, a row of one ticker, and a row that names the time.
-        return FileHead(["time", *first[1:]], HEADER_LINES, rows[1][1])
-    return FileHead(first)
-
-
-def _table(path: Path, head: FileHead, cells: Sequence[Column | None], **more: Any) -> FileTable:  # noqa: ANN401 - fields of the table
+def _table(
+    path: Path,
+    names: Sequence[str],
+    cells: Sequence[Column | None],
+    plain: Plain = plain_name,
+    **more: Any,  # noqa: ANN401 - fields of the table
+) -> FileTable:
     """Return the table of *cells*; two columns of one name have it only as it is written."""
     if not more["lines"].size:
         raise DataInvalid(f"{path} has a header and no rows: give one with rows.")
-    names = [name.strip() for name in head.names]
-    plain = [plain_name(name) for name in names]
+    names = [name.strip() for name in names]
+    plains = [plain(name) for name in names]
     columns, written = dict[str, Column](), dict[str, str]()
     for at, cell in enumerate(cells):
-        name = plain[at] or f"column_{at}"
-        if plain.count(name) > 1 and (name != names[at] or names.count(name) > 1):
+        name = plains[at] or f"column_{at}"
+        if plains.count(name) > 1 and (name != names[at] or names.count(name) > 1):
             name = f"{name}_{at}"  # such as t and T, open and close time of some exchanges
         if cell is not None:
             columns[name], written[name] = cell, names[at] or name
-    beside = [*more.pop("beside", ()), *([("symbol", head.symbol)] if head.symbol else [])]
-    return FileTable(
-        path, columns, written=written, bare=not head.height, beside=tuple(beside), **more
-    )
+    twice = frozenset(name for name in plains if plains.count(name) > 1 and name not in columns)
+    return FileTable(path, columns, written=written, twice=twice, **more)
 
 
 # ---------------------------------------------------------------- bytes
 
 
-def read_table(path: Path, read_head: ReadHead = head_of) -> FileTable:
+def read_table(path: Path, names: Names = NAMES, plain: Plain = plain_name) -> FileTable:
     """Return the columns of the file at *path*; its name determines the format.
 
-    Raises ``DataInvalid`` if it is unreadable, empty, damaged or of an unknown format.
+    The header of a text is that of the first rows with the most *names*, which *plain* returns.
+    Raises ``DataInvalid`` if the file is unreadable, empty, damaged or of an unknown format.
     """
     name, raw = unpacked(path)
     if name.endswith(".toml"):
@@ -220,15 +227,17 @@ def read_table(path: Path, read_head: ReadHead = head_of) -> FileTable:
     if not raw.strip():
         raise DataInvalid(f"{path} is empty: give one with rows.")
     if name.endswith(ARROWS):
-        return _read_arrow(path, raw, is_parquet=name.endswith(ARROWS[:2]))
+        return _read_arrow(path, raw, "parquet" if name.endswith(ARROWS[:2]) else "feather")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError:
         text = "\0"
     if "\0" in text:
         raise DataInvalid(f"{path} is no text of UTF-8 although its name says so: check the file.")
-    read = _read_text if name.endswith(TEXTS) else _read_json
-    return read(path, text.replace("\r\n", "\n").replace("\r", "\n"), read_head)
+    text = text.replace("\r\n", "\n").replace("\r", "\n").rstrip("\n")
+    if name.endswith(".json"):
+        return _read_json(path, text, plain)
+    return _read_text(path, text, {each for accepted in names.values() for each in accepted}, plain)
 
 
 def unpacked(path: Path) -> tuple[str, bytes]:
@@ -241,60 +250,67 @@ def unpacked(path: Path) -> tuple[str, bytes]:
         what = "is no file" if path.exists() else "does not exist"
         raise DataInvalid(f"{path} {what}: check the path.")
     try:
-        with path.open("rb") as file:
-            stream: Any = file
-            if name.endswith(".gz"):
-                name, stream = name.removesuffix(".gz"), gzip.GzipFile(fileobj=file)
-            elif name.endswith(".zip"):
-                name, stream = _member(path, zipfile.ZipFile(file))
-            return name, stream.read()
+        if name.endswith(".gz"):
+            return name.removesuffix(".gz"), gzip.decompress(path.read_bytes())
+        if not name.endswith(".zip"):
+            return name, path.read_bytes()
+        archive = zipfile.ZipFile(path)
+        members = [each for each in archive.namelist() if not each.startswith("__MACOSX")]
+        members = [each for each in members if each.lower().endswith(SUFFIXES)] or members
+        content = archive.read(members[0]) if len(members) == 1 else b""
     except DAMAGE as error:
         why = getattr(error, "strerror", None) or "damaged, cut short or locked"
         raise DataInvalid(f"{path} cannot be read ({why}): fetch it again.") from None
-
-
-def _member(path: Path, archive: zipfile.ZipFile) -> tuple[str, Any]:
-    """Return name and stream of the single data file in a zip archive."""
-    names = [name for name in archive.namelist() if not name.startswith("__MACOSX")]
-    names = [name for name in names if name.lower().endswith(SUFFIXES)] or names
-    if len(names) != 1:
+    if len(members) != 1:
         raise DataInvalid(
-            f"{path} holds {len(names)} data files where one is wanted: unpack it and name the "
+            f"{path} holds {len(members)} data files where one is wanted: unpack it and name the "
             "files."
         )
-    return names[0].lower(), archive.open(names[0])
+    return members[0].lower(), content
 
 
-def _read_text(path: Path, text: str, read_head: ReadHead) -> FileTable:
-    """Return the table of delimited text below comments, blank lines and a title."""
-    preamble = match[0] if (match := PREAMBLE.match(text)) else ""
-    skipped, body = preamble.count("\n"), text[len(preamble) :].rstrip("\n")
-    if not body.strip():
+def _read_text(path: Path, text: str, accepted: set[str], plain: Plain) -> FileTable:
+    """Return the table of delimited text; lines above its header are left out."""
+    tops = text[:TOP_CHARACTERS].split("\n")[:HEADER_LINES]
+    places = [at for at, line in enumerate(tops) if not ABOVE.match(line)]
+    if not places:
         raise DataInvalid(f"{path} is empty: give one with rows.")
-    top = body[:TOP_CHARACTERS].split("\n", 1)[0]
-    counts = {mark: top.count(mark) for mark in DELIMITERS}
-    # Commas may be decimal where another mark is frequent.
-    often = [mark for mark in DELIMITERS[1:] if counts[mark] >= CELLS_LEAST - 1]
-    separator = mark = max(often or DELIMITERS, key=lambda mark: counts[mark])
-    lines = skipped + 1 + np.arange(body.count("\n") + 1, dtype=np.int64)
+    # Without names the first row is below a title, which has no cells.
+    top = next((at for at in places if re.search(r"[,;\t|]", tops[at])), places[0])
+    hits, separator = 0, max(DELIMITERS, key=tops[top].count)
+    for at, mark in product(places, DELIMITERS):
+        count = len(accepted.intersection(map(plain, tops[at].split(mark))))
+        widths = [line.count(mark) for line in tops[: at + 1]]
+        if count > hits and widths[-1] not in widths[:-1]:  # what is above are no rows
+            hits, top, separator = count, at, mark
+    body, mark = text.split("\n", top)[-1] if top else text, separator
+    lines = top + 1 + np.arange(body.count("\n") + 1, dtype=np.int64)
     if '"' in body or "\n\n" in body:
         reader = csv.reader(io.StringIO(body), delimiter=separator)
         try:
-            rows = [(skipped + reader.line_num, row) for row in reader if row]
+            rows = [(top + reader.line_num, row) for row in reader if row]
         except csv.Error as error:
-            line = skipped + reader.line_num
-            raise DataInvalid(
-                f"{path}: line {line} cannot be read ({error}): correct it."
-            ) from None
+            line = f"{path}: line {top + reader.line_num}"
+            raise DataInvalid(f"{line} cannot be read ({error}): correct it.") from None
         lines = np.array([line for line, _ in rows], dtype=np.int64)
         body, mark = _joined([row for _, row in rows]), CELL_MARK
-    first = [line.split(mark) for line in body[:TOP_CHARACTERS].split("\n")[:HEADER_LINES]]
-    head = read_head(path, first)
-    cells = _cut_rows(path, body, mark, lines, "line", head)
-    zones = tuple(("timezone", zone[1]) for zone in ZONE_LINE.finditer(preamble))
+    first, second, *_ = [line.split(mark) for line in [*body[:TOP_CHARACTERS].split("\n"), ""]]
+    zones = ["a comment"] if re.search("time[ _-]?zone", "".join(tops[:top]), re.IGNORECASE) else []
+    beside, height, bare = [("timezone", zone) for zone in zones], 1, False
+    if not hits and (
+        re.match(r"\s*[-+]?\d", first[0]) or not re.search("[A-Za-z]", "".join(first))
+    ):
+        first, height, bare = [*bare_names(len(first))], 0, True
+    elif second[0] == "Ticker" and len({*second[1:]}) == 1:
+        # yfinance: a row of fields, a row of one ticker, and a row that names the time.
+        beside.append(("symbol", second[1]))
+        first, height = ["time", *first[1:]], 3
+    cells = _cut_rows(path, body, mark, lines, "line", len(first), height)
+    options = f", sep={separator!r}" * (separator != ",") + f", skiprows={top}" * (top > 0)
+    opened = f"pandas.read_csv({str(path)!r}, dtype=str{options}{', header=None' * bare})"
     return _table(
-        path, head, cells, lines=lines[head.height :], unit="line", skipped=skipped,
-        separator=separator, beside=zones,
+        path, first, cells, plain, lines=lines[height:], unit="line", bare=bare,
+        separator=separator, opened=opened, beside=tuple(beside),
     )  # fmt: skip
 
 
@@ -304,24 +320,24 @@ def _joined(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _cut_rows(
-    path: Path, text: str, mark: str, lines: IntArray, unit: str, head: FileHead
+    path: Path, text: str, mark: str, lines: IntArray, unit: str, width: int, height: int
 ) -> list[Column | None]:
     """Cut *text* into columns at each *mark* and line end; *lines* number its rows in *unit*.
 
-    A column is None if a cell is too long for a number.
+    The first *height* rows are left out. A column is None if a cell is too long for a number.
     """
     raw = np.frombuffer(text.encode("utf-8", "replace") + b"\n" + bytes(CELL_WIDTH_MAX), np.uint8)
     ends = np.flatnonzero((raw == ord(mark)) | (raw == ord("\n")))
     rows = np.flatnonzero(raw[ends] == ord("\n"))
-    widths, width = np.diff(rows, prepend=-1)[head.height :], len(head.names)
+    widths = np.diff(rows, prepend=-1)[height:]
     for row in np.flatnonzero(widths != width).tolist():
         raise DataInvalid(
-            f"{path}: {unit} {lines[head.height + row]} has {widths[row]} columns where the "
+            f"{path}: {unit} {lines[height + row]} has {widths[row]} columns where the "
             f"first has {width}: correct or remove the row; if most rows are so, name as many in "
             "the header."
         )
     starts = np.concatenate(([0], ends[:-1] + 1))
-    first = rows[head.height - 1] + 1 if head.height else 0
+    first = rows[height - 1] + 1 if height else 0
     columns = list[Column | None]()
     for at in range(first, first + width):
         lengths = ends[at::width] - starts[at::width]
@@ -335,10 +351,10 @@ def _cut_rows(
     return columns
 
 
-# ---------------------------------------------------------------- JSON, Parquet, Feather
+# ---------------------------------------------------------------- JSON, Parquet, frames
 
 
-def _read_json(path: Path, text: str, read_head: ReadHead) -> FileTable:
+def _read_json(path: Path, text: str, plain: Plain) -> FileTable:
     """Read the only list of rows of values, or of objects, also within other objects."""
     try:
         # Numbers stay text, so that no decimal passes through a double.
@@ -346,9 +362,9 @@ def _read_json(path: Path, text: str, read_head: ReadHead) -> FileTable:
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise DataInvalid(f"{path} is not JSON ({error}): check the file.") from None
     beside: list[tuple[str, str]] = []
-    lists = [*_lists("", document, beside)]
-    tables = [(name, rows) for name, rows in lists if isinstance(rows[0], dict | list)]
-    name, rows = tables[0] if len(tables) == 1 else ("", [])
+    lists = [*_lists((), document, beside)]
+    tables = [each for each in lists if isinstance(each[1][0], dict | list)]
+    keys, rows = tables[0] if len(tables) == 1 else ((), [])
     kinds = {type(row) for row in rows}
     names: list[str] = []
     if kinds == {dict}:
@@ -364,33 +380,38 @@ def _read_json(path: Path, text: str, read_head: ReadHead) -> FileTable:
             f"pandas: frame = pandas.read_json({str(path)!r}); "
             f"frame.to_csv({str(path.with_suffix('.csv'))!r}, index=False)."
         )
-    rows = [["" if value is None else str(value) for value in row] for row in rows]
-    head = FileHead(names, 0) if names else read_head(path, rows[:HEADER_LINES])
     lines = 1 + np.arange(len(rows), dtype=np.int64)
-    cells = _cut_rows(path, _joined(rows), CELL_MARK, lines, "row", head)
-    if PAIR.fullmatch(name.upper()):
-        beside.append(("symbol", name))
-    table = _table(path, head, cells, lines=lines[head.height :], beside=tuple(beside))
-    return replace(table, bare=table.bare and not names)
+    body = _joined([["" if value is None else str(value) for value in row] for row in rows])
+    bare, width = not names, len(rows[0])
+    cells = _cut_rows(path, body, CELL_MARK, lines, "row", len(names) or width, 0)
+    if keys and PAIR.fullmatch(keys[-1].upper()):
+        beside.append(("symbol", keys[-1]))
+    file = f"{str(path)!r}, dtype=False, convert_dates=False"
+    opened = f"pandas.read_json({file})"
+    if keys:
+        inside = "".join(f"[{key!r}]" for key in keys)
+        opened = f"pandas.DataFrame(pandas.read_json({file}, typ='series'){inside}"
+        opened += f", columns={names})" if kinds == {list} and names else ")"
+    return _table(
+        path, names or bare_names(width), cells, plain, lines=lines, bare=bare, opened=opened,
+        beside=tuple(beside),
+    )  # fmt: skip
 
 
 def _lists(
-    name: str, value: object, beside: list[tuple[str, str]], depth: int = 0
-) -> Iterator[tuple[str, list[Any]]]:
-    """Yield the lists in nested objects with their names; add texts *beside* them."""
+    keys: tuple[str, ...], value: object, beside: list[tuple[str, str]]
+) -> Iterator[tuple[tuple[str, ...], list[Any]]]:
+    """Yield the lists in nested objects with their keys; add texts *beside* them."""
     if isinstance(value, list) and value:
-        yield name, value
-    elif isinstance(value, dict) and depth < 4:
+        yield keys, value
+    elif isinstance(value, dict) and len(keys) < 4:
         for key, inside in value.items():
-            yield from _lists(key, inside, beside, depth + 1)
-            plain = re.sub("[_ ]", "", key).lower()
-            if isinstance(inside, str):
-                beside += [
-                    (kind, inside) for kind in ("timezone", "category") if plain.endswith(kind)
-                ]
+            yield from _lists((*keys, key), inside, beside)
+            kinds = [kind for kind in ("timezone", "category") if plain_name(key).endswith(kind)]
+            beside += [(kind, inside) for kind in kinds if isinstance(inside, str)]
 
 
-def _read_arrow(path: Path, raw: bytes, *, is_parquet: bool) -> FileTable:
+def _read_arrow(path: Path, raw: bytes, kind: str) -> FileTable:
     """Read Parquet or Feather with pyarrow, an optional dependency."""
     try:
         import pyarrow as pa
@@ -398,9 +419,10 @@ def _read_arrow(path: Path, raw: bytes, *, is_parquet: bool) -> FileTable:
     except ImportError:
         raise ConfigInvalid(missing_sentence("pyarrow", f"{path}")) from None
     try:
-        table = (parquet if is_parquet else feather).read_table(pa.BufferReader(raw))
+        table = (parquet if kind == "parquet" else feather).read_table(pa.BufferReader(raw))
         table.validate(full=True)
-        return table_of_columns(path, {name: table[name] for name in table.column_names})
+        columns = {name: table[name] for name in table.column_names}
+        return replace(_columns(path, columns), opened=f"pandas.read_{kind}({str(path)!r})")
     except (pa.ArrowException, *DAMAGE) as error:
         reason = " ".join(str(error).split())[:80]
         raise DataInvalid(f"{path} is damaged ({reason}): fetch it again.") from None
@@ -422,12 +444,12 @@ def table_of_frame(frame: Any) -> FileTable:  # noqa: ANN401 - of any library
     is_counter = kind == "i" and not (index[:1] >= UNITS["seconds"]).any()
     if kind == "M":
         named = {"time": index, **named}
-    elif not is_counter and not any(plain_name(str(name)) in NAMES[TIME] for name in named):
-        named = {getattr(index, "name", None) or "index": index, **named} if kind else named
-    return table_of_columns(FRAME, named)
+    elif kind and not is_counter and not {plain_name(str(name)) for name in named} & {*NAMES[TIME]}:
+        named = {index.name or "index": index, **named}
+    return _columns(FRAME, named)
 
 
-def table_of_columns(path: Path, named: Mapping[Any, Any]) -> FileTable:
+def _columns(path: Path, named: Mapping[Any, Any]) -> FileTable:
     """Return columns of any library, by name, as a table."""
     cells = [column_of(values) for values in named.values()]
     shapes = {cell.shape for cell in cells}
@@ -437,5 +459,4 @@ def table_of_columns(path: Path, named: Mapping[Any, Any]) -> FileTable:
         )
     if not shape[0]:
         raise DataInvalid(f"{path} is empty: give one with candles.")
-    head = FileHead([str(name) for name in named])
-    return _table(path, head, cells, lines=1 + np.arange(shape[0]))
+    return _table(path, [str(name) for name in named], cells, lines=1 + np.arange(shape[0]))

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import remedies
 from command_line import Cli
 from public_cases import DAY, FILES, HOUR, MINUTE, START, columns, play, records
 
@@ -35,11 +36,7 @@ def converted(name: str, folder: Path) -> Candles:
     """Read the file *name* as its refusal says, by the printed lines of pandas or options."""
     path = folder / Path(name).name
     shutil.copy(FILES / name, path)
-    sentence = refusal(path)
-    if lines := re.search(r"by pandas[^:]*: (frame = .*)\.$", sentence):
-        exec(lines[1], {"pandas": pd})
-        return read_candles(folder / f"{path.name.split('.', 1)[0]}_new.csv")
-    return read_candles(path, columns=re.findall(r"--columns (\w+=\w*)", sentence))
+    return remedies.converted(path, refusal(path))
 
 
 def test_a_seventh_column_of_kraken_counts_trades() -> None:
@@ -211,16 +208,18 @@ FIRST_OPENS = {
     "BTCUSDT-1m-2024-12.csv": START + 366 * DAY - 2 * MINUTE,
 }
 LAYOUTS = sorted((FILES / "layouts").iterdir())
+CONVERTED = ("SWAP", "Bitfinex", "dukascopy")
 
 
 @pytest.mark.parametrize("path", LAYOUTS, ids=lambda path: path.name)
 def test_four_candles_are_the_same_from_each_of_sixteen_makers(path: Path, tmp_path: Path) -> None:
     """Case 180: OKX, Bitget, Investing, Alpaca, EODHD, Dukascopy, Binance, Kite and others.
 
-    A swap of OKX is refused with the choice of its column of coins.
+    A swap of OKX is refused with the choice of its column of coins, the dates and numbers of
+    Investing and Dukascopy with lines of pandas.
     """
-    is_swap = "SWAP" in path.name
-    candles = converted(f"layouts/{path.name}", tmp_path) if is_swap else read_candles(path)
+    is_converted = any(name in path.name for name in CONVERTED)
+    candles = converted(f"layouts/{path.name}", tmp_path) if is_converted else read_candles(path)
     first = [values(candles, name)[0] for name in ("open", "high", "low", "close", "volume")]
     assert first == [42_000, 42_010, 41_990, 42_005, 5]
     assert (candles.open_time_ms[0], len(candles)) == (FIRST_OPENS.get(path.name, START), 4)

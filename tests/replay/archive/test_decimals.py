@@ -110,6 +110,9 @@ def test_values_that_no_common_scale_holds_are_refused() -> None:
         parse(np.array(["123456789012", "0.123456789"], dtype=np.bytes_))
 
 
-def test_rounding_to_fit_is_half_even() -> None:
-    rounded = round_to_fit(np.array(["0.25", "0.35", "0.451"], dtype=np.bytes_), 1)
-    assert (rounded.mantissa.tolist(), rounded.places) == ([2, 4, 5], 1)
+def test_rounding_to_fit_is_half_even_at_the_decimals_that_64_bits_hold() -> None:
+    cells = np.array(["0.25", "0.35", "0.451", "400000000000000000"], dtype=np.bytes_)
+    rounded = round_to_fit(cells)
+    assert (rounded.mantissa.tolist(), rounded.places) == ([2, 4, 5, 4 * 10**18], 1)
+    with pytest.raises(CellInvalidError, match="is not a number but"):
+        round_to_fit(np.array(["0.25", ""], dtype=np.bytes_))
