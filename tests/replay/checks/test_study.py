@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +29,7 @@ from tracepaper.replay.report.honesty import LEVEL
 from tracepaper.replay.run_columns import Floats
 from tracepaper.strategies.api.context import BarContext
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.units import DAY_MS
 
 
 @pytest.fixture(autouse=True)
@@ -110,6 +112,10 @@ def test_missing_values_few_days_and_strangers_are_one_sentence() -> None:
     apart = [candles[0][:200], candles[1][200:]]
     with pytest.raises(DataInvalid, match="No two symbols have a bar at the same time"):
         studied(last_move, apart)
+    with pytest.raises(DataInvalid, match="A symbol is given twice"):
+        studied(last_move, [candles[0], candles[0]])
+    with pytest.raises(DataInvalid, match="The candles have several intervals"):
+        studied(last_move, [candles[0], replace(candles[1], interval_ms=DAY_MS)])
     with pytest.raises(ConfigInvalid, match="give whole numbers of bars"):
         studied(last_move, candles, horizons=(0,))
     with pytest.raises(DataInvalid, match="no values of BBBUSDT"):
