@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Final, TypeVar
@@ -63,20 +63,6 @@ class CandidateJudgement(RetrainingEnd, frozen=True, gc=False):
         return self.p is not None
 
 
-def not_judged(
-    reason: str, running_sha256: str, outcome: RetrainOutcome = RetrainOutcome.SKIPPED
-) -> CandidateJudgement:
-    """Return the result of a retraining that judged no candidate, for *reason*."""
-    times = ("began_ms", "from_ms", "until_ms", "market_ms", "seen_ms")
-    nothing: dict[str, object] = {
-        **dict.fromkeys(("configured_sha256", "candidate_sha256", "recipe"), ""),
-        **dict.fromkeys((*times, "horizon", "bars", "days", "test"), 0),
-        **dict.fromkeys(("difference", "error", "p", "level")),
-    }
-    named = {"outcome": outcome, "reason": reason, "running_sha256": running_sha256}
-    return convert({**nothing, **named}, CandidateJudgement)
-
-
 def level_of(alpha: float, test: int) -> float:
     """Return the significance level of judgement number *test*, counted from 1.
 
@@ -91,23 +77,12 @@ def one_sided(difference: float, p: float) -> float:
     return p / 2 if difference < 0 else 1 - p / 2
 
 
-def is_better(difference: float | None, p: float | None, level: float | None) -> bool:
-    """Return whether a candidate is significantly better than the running model at *level*.
-
-    *difference* is the candidate's loss minus the running model's, *p* its one-sided p. Both are
-    None if no candidate was judged.
-    """
-    if difference is None or p is None or level is None:
-        return False
-    return difference < 0 and p < level
-
-
 def with_verdict(judged: J, *, test: int, alpha: float) -> J:
     """Return *judged* with the outcome of judgement number *test* at overall level *alpha*."""
     assert judged.difference is not None
     assert judged.p is not None
     level = level_of(alpha, test)
-    is_promoted = is_better(judged.difference, judged.p, level)
+    is_promoted = judged.difference < 0 and judged.p < level
     reason = (
         f"QLIKE {judged.difference:+.5f} over {judged.days} days at "
         f"{judged.horizon} bars: p {judged.p:.2g} is {'below' if is_promoted else 'not below'} "
@@ -115,32 +90,6 @@ def with_verdict(judged: J, *, test: int, alpha: float) -> J:
     )
     outcome = RetrainOutcome.PROMOTED if is_promoted else RetrainOutcome.REFUSED
     return replace(judged, outcome=outcome, reason=reason, test=test, level=level, alpha=alpha)
-
-
-def count_judgements(events: Iterable[RetrainingEnd]) -> int:
-    """Return how many of *events* judged a candidate, and so used up a level."""
-    return sum(event.level is not None for event in events)
-
-
-def incompatibility(candidate: Forecaster, running: Forecaster) -> str:
-    """Return why *candidate* cannot replace *running* within a run; empty if it can.
-
-    A run's decisions depend on its model's context, measures and horizons, so these may not change
-    within a run.
-    """
-    compared: list[tuple[str, object, object]] = [
-        ("context", candidate.context, running.context),
-        ("horizons", list(candidate.horizons), list(running.horizons)),
-        ("measures", sorted(candidate.measures), sorted(running.measures)),
-    ]
-    for name, trained, required in compared:
-        if trained != required:
-            return (
-                f"the candidate's {name} {trained} differs from the running model's {required}; "
-                "use a recipe that keeps it, or start a new run with the candidate in [model] "
-                "checkpoint"
-            )
-    return ""
 
 
 def retrain_folder(config: Config, database: Path) -> Path:
@@ -230,7 +179,7 @@ class Retrainer(ScheduledJob):
         past = past_retrainings(database, run.kind, symbols)
         for event in past:
             self.outcomes[event.outcome] += 1
-        self._tests = count_judgements(past)
+        self._tests = sum(event.level is not None for event in past)
         self.last: RetrainingEnd | None = past[-1] if past else None
         self.due_ms = self._next_due(_first_start_ms(database, run, symbols))
 
@@ -272,7 +221,10 @@ class Retrainer(ScheduledJob):
         try:
             judged, candidate = await self._decide(await self._judge(began_ms))
         except ChildFailed as error:
-            judged = not_judged(str(error), self.running.model_sha256, RetrainOutcome.FAILED)
+            running_sha256 = self.running.model_sha256
+            judged = CandidateJudgement(
+                RetrainOutcome.FAILED, str(error), running_sha256=running_sha256
+            )
             candidate = None
             await self._worker.submit(remove_temporary_files, self._folder)
         finally:
@@ -330,8 +282,6 @@ class Retrainer(ScheduledJob):
         candidate = forecaster_of(copy, self._config, mode=self.running.mode)
         if candidate.model_sha256 != judged.candidate_sha256:
             raise CheckpointMismatch(f"{copy} is not the model that was judged; train again.")
-        if reason := incompatibility(candidate, self.running):
-            raise ConfigInvalid(f"{reason}.")
         return candidate
 
     # ------------------------------------------------------------ the process that trains

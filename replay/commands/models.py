@@ -372,7 +372,6 @@ def _request(
     """Return the retraining that the options request, and the number of its evaluation."""
     from tracepaper.daemon.session.retraining import (
         BY_HAND,
-        count_judgements,
         past_retrainings,
         retrain_folder,
     )
@@ -391,7 +390,8 @@ def _request(
         )
     rules = config.retrain
     symbols = [item.symbol for item in run.instruments]
-    number = test or 1 + count_judgements(past_retrainings(place.path, run.kind, symbols))
+    past = past_retrainings(place.path, run.kind, symbols)
+    number = test or 1 + sum(event.level is not None for event in past)
     retraining = Retraining(
         database=place.path,
         run_id=run.run_id,

@@ -8,12 +8,11 @@ The rules are docs/operations.md, O11 to O19.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,8 +23,6 @@ from tracepaper.daemon.session.retraining import (
     BARS,
     CANDIDATE,
     CandidateJudgement,
-    incompatibility,
-    not_judged,
     one_sided,
     remove_temporary_files,
 )
@@ -48,12 +45,18 @@ from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, DataInvalid
 from tracepaper.strategies.other_symbol import other_of
 from tracepaper.strategies.types.decisions import RunRow
-from tracepaper.strategies.types.market import Bar, Instrument
+from tracepaper.strategies.types.market import RetrainOutcome
 from tracepaper.strategies.units import DAY_MS, iso
 
 SHARES: Final = (0.8, 0.9)
 """Shares of the bars before the judged time at which training and validation end."""
 _RUNNING: Final = "running"
+_KEPT: Final[Mapping[str, Callable[[Forecaster], object]]] = {
+    "context": lambda model: model.context,
+    "horizons": lambda model: list(model.horizons),
+    "measures": lambda model: sorted(model.measures),
+}
+"""What decisions depend on, so that it may not change within a run."""
 
 Say = Callable[[str], None]
 Times = NDArray[np.int64]
@@ -94,7 +97,7 @@ def retrain(retraining: Retraining, *, say: Say) -> CandidateJudgement:
     folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(folder / CANDIDATE, ignore_errors=True)
     remove_temporary_files(folder)  # of a training that was killed
-    results: dict[str, object] = {}
+    results: dict[str, Any] = {}
     reason = ""
     try:
         _train_and_judge(retraining, running, results, say)
@@ -102,11 +105,13 @@ def retrain(retraining: Retraining, *, say: Say) -> CandidateJudgement:
         reason = str(error)
     finally:
         remove_temporary_files(folder)
-    return msgspec.structs.replace(not_judged(reason, running.sha256), **results)
+    return CandidateJudgement(
+        RetrainOutcome.SKIPPED, reason, running_sha256=running.sha256, **results
+    )
 
 
 def _train_and_judge(
-    retraining: Retraining, running: checkpoints.Checkpoint, results: dict[str, object], say: Say
+    retraining: Retraining, running: checkpoints.Checkpoint, results: dict[str, Any], say: Say
 ) -> None:
     """Write what is found about a candidate into *results*; raise ``_NotJudged`` without one."""
     with Reader.open(retraining.database) as reader:
@@ -146,9 +151,12 @@ def _recorded_bars(reader: Reader, run: RunRow, retraining: Retraining) -> list[
     series, until_ms = [], retraining.until_ms
     for item in run.instruments:
         lines: Lines = {}
-        for instrument, bars in _bars_by_run(reader, runs, item.id):
-            closed = (bar for bar in bars if until_ms is None or bar.close_time_ms <= until_ms)
-            lines = lines_of(instrument, closed) | lines
+        for other in runs:
+            # Each run's bars are in the units of its own instrument.
+            for instrument in (each for each in other.instruments if each.id == item.id):
+                bars = reader.bars(other.run_id, item.id)
+                closed = (bar for bar in bars if until_ms is None or bar.close_time_ms <= until_ms)
+                lines = lines_of(instrument, closed) | lines
         if lines:
             path = retraining.folder / BARS / file_name(item, run.interval_ms)
             rows = [lines[time] for time in sorted(lines)]
@@ -157,18 +165,6 @@ def _recorded_bars(reader: Reader, run: RunRow, retraining: Retraining) -> list[
             write_lines(path, rows)
             series.append(f"{item.symbol}={path}")
     return series
-
-
-def _bars_by_run(
-    reader: Reader, runs: Sequence[RunRow], instrument_id: str
-) -> Iterator[tuple[Instrument, list[Bar]]]:
-    """Yield each run's bars of the instrument, with the instrument in that run's units."""
-    for run in runs:
-        item = next(
-            (instrument for instrument in run.instruments if instrument.id == instrument_id), None
-        )
-        if item is not None and (bars := reader.bars(run.run_id, instrument_id)):
-            yield item, bars
 
 
 def _times(paths: Sequence[str], run: RunRow, until_ms: int | None) -> dict[str, Times]:
@@ -243,7 +239,7 @@ def _judge(
     run: RunRow,
     folder: Path,
     paths: Sequence[str],
-    results: dict[str, object],
+    results: dict[str, Any],
     say: Say,
     *,
     from_ms: int,
@@ -297,8 +293,13 @@ def _candidate_and_running(
     before = forecaster_of(running, config, mode="scan")
     try:
         candidate = forecaster_of(folder, config, mode="scan")
-        if reason := incompatibility(candidate, before):
-            raise _NotJudged(reason)
+        for name, get in _KEPT.items():
+            if (trained := get(candidate)) != (required := get(before)):
+                raise _NotJudged(
+                    f"the candidate's {name} {trained} differs from the running model's {required};"
+                    " use a recipe that keeps it, or start a new run with the candidate in [model] "
+                    "checkpoint"
+                )
         preflight_engine(config, candidate)
     except (ConfigInvalid, CheckpointMismatch) as error:
         raise _NotJudged(f"the candidate cannot run: {str(error).rstrip('.')}") from None

@@ -303,23 +303,23 @@ class RetrainingEnd(Struct, frozen=True, gc=False):
 
     outcome: RetrainOutcome
     reason: str
-    configured_sha256: str  # of the model in ``[model] checkpoint``
-    running_sha256: str
-    candidate_sha256: str  # empty without a candidate
-    recipe: str  # hash of the training settings; empty without a candidate
-    began_ms: int
-    from_ms: int
-    until_ms: int
-    horizon: int  # bars
-    bars: int
-    days: int
-    difference: float | None  # mean QLIKE of the candidate minus that of the running model
-    error: float | None  # standard error of the difference, over days
-    p: float | None  # one-sided p-value of the candidate being better
-    test: int  # number of this test of the market in this database, from 1
-    level: float | None  # significance level of this test, a share of retrain.alpha
-    market_ms: int
-    seen_ms: int
+    configured_sha256: str = ""  # of the model in ``[model] checkpoint``
+    running_sha256: str = ""
+    candidate_sha256: str = ""  # empty without a candidate
+    recipe: str = ""  # hash of the training settings; empty without a candidate
+    began_ms: int = 0
+    from_ms: int = 0
+    until_ms: int = 0
+    horizon: int = 0  # bars
+    bars: int = 0
+    days: int = 0
+    difference: float | None = None  # mean QLIKE of the candidate minus that of the running model
+    error: float | None = None  # standard error of the difference, over days
+    p: float | None = None  # one-sided p-value of the candidate being better
+    test: int = 0  # number of this test of the market in this database, from 1
+    level: float | None = None  # significance level of this test, a share of retrain.alpha
+    market_ms: int = 0
+    seen_ms: int = 0
     alpha: float | None = None  # retrain.alpha; None without a comparison
 
     @property

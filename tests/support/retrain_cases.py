@@ -21,7 +21,7 @@ from daemon_under_test import RunningDaemon, price
 from records import rows
 
 from tracepaper.daemon.session.child import frame_of
-from tracepaper.daemon.session.retraining import not_judged
+from tracepaper.daemon.session.retraining import CandidateJudgement
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.learning.statistics import chance
 from tracepaper.storage import checkpoints
@@ -30,7 +30,7 @@ from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.gates.gate import GATES
 from tracepaper.strategies.types.decisions import Step
-from tracepaper.strategies.types.market import RetrainingEnd, RunKind
+from tracepaper.strategies.types.market import RetrainingEnd, RetrainOutcome, RunKind
 
 CONFIG = replace(models.SMALL, layers=1, window=16)
 CONTEXT = 16 + 480 - 1
@@ -86,7 +86,7 @@ class PlantedTraining:
         """Let the training answer with a judgement of the candidate, of 28 days."""
         p = chance(difference_, 0.001, 28) / 2
         judgement = msgspec.structs.replace(
-            not_judged("", self.running.sha256),
+            CandidateJudgement(RetrainOutcome.SKIPPED, "", running_sha256=self.running.sha256),
             candidate=str(self.folder / "candidate"),
             candidate_sha256=self.candidate.sha256,
             recipe="0123456789ab",

@@ -15,6 +15,7 @@ import tracepaper
 from tracepaper.daemon import cli
 from tracepaper.daemon.session.retraining import CandidateJudgement, level_of
 from tracepaper.replay.learning.dataset import Dataset
+from tracepaper.replay.learning.estimators.tabular import RowKeys
 from tracepaper.replay.learning.fitted import FitRun
 from tracepaper.replay.learning.holdouts import read_uses
 from tracepaper.replay.learning.retraining import Retraining, retrain
@@ -128,6 +129,18 @@ def test_a_candidate_that_saw_the_judged_time_is_not_judged(
     save(tmp_path / "seen", good.tensors, card)
     judgement = judged(replace(retraining, candidate=tmp_path / "seen"))
     assert "the candidate was trained on data until 2023-11-20" in judgement.reason
+    assert not judgement.is_judged
+
+
+def test_a_candidate_of_other_horizons_is_not_judged(
+    folder: Path, retraining: Retraining, tmp_path: Path
+) -> None:
+    (candles,) = folder.glob("*.csv.gz")
+    material = Dataset.read([str(candles)], lambda _: split(2, 2.4, 3.0), HORIZONS[1:])
+    recipe = replace(RECIPE, architecture=RowKeys(HORIZONS[1:]))
+    train(recipe, material, FitRun(tmp_path / "other"))
+    judgement = judged(replace(retraining, candidate=tmp_path / "other"))
+    assert "horizons [30] differs from the running model's [5, 30]" in judgement.reason
     assert not judgement.is_judged
 
 
