@@ -508,32 +508,27 @@ class HoldoutFigure(NamedTuple):
     caption: str = ""
 
 
-_INTERVALS: Final = HoldoutFigure(_intervals)
-_CALIBRATED: Final = HoldoutFigure(
-    _calibration,
-    reliability,
-    "How often a forecast direction came true, by its probability; on the line both are equal.",
-)
-_SURE: Final = HoldoutFigure(
-    _confidence,
-    lambda judgement: risk_coverage(curves_of(judgement)),
-    "Risk of the most confident bars by the share answered, minus that of a random gate of "
-    "equal coverage; pooled over horizons. Below zero the measure helps.",
-)
-OF_A_RUN: Final = (_INTERVALS, _CALIBRATED, _SURE)
-"""Those that need no more than a run's forecasts and the outcomes."""
 SHOWN: Final = (
     HoldoutFigure(_forecasts),
     HoldoutFigure(_probabilities),
     HoldoutFigure(_paired),
     HoldoutFigure(_rivals),
-    _INTERVALS,
+    HoldoutFigure(_intervals),
     HoldoutFigure(_quantiles),
     HoldoutFigure(_risk),
     HoldoutFigure(lambda judgement: head_tables(judgement.forecasts)),
     HoldoutFigure(_scores),
-    _CALIBRATED,
-    _SURE,
+    HoldoutFigure(
+        _calibration,
+        reliability,
+        "How often a forecast direction came true, by its probability; on the line both are equal.",
+    ),
+    HoldoutFigure(
+        _confidence,
+        lambda judgement: risk_coverage(curves_of(judgement)),
+        "Risk of the most confident bars by the share answered, minus that of a random gate of "
+        "equal coverage; pooled over horizons. Below zero the measure helps.",
+    ),
     HoldoutFigure(_gates),
 )
 """The tables and charts of each holdout, in order."""
@@ -615,19 +610,14 @@ def found_of(judged: ModelJudgement) -> Found:
     )
 
 
-def parts_of(judgement: Judgement, entries: Iterable[HoldoutFigure]) -> Iterator[Part]:
-    """Yield the tables of *entries* that have rows or notes, and their charts."""
-    for entry in entries:
-        yield from _present(entry.tables(judgement))
-        if entry.chart is not None and (panel := entry.chart(judgement)) is not None:
-            yield Chart("", entry.caption, [panel])
-
-
 def judgement_document(model_id: str, every: Sequence[Judgement]) -> TitledParts:
     """Return the judgement of all holdouts as a document."""
     parts: list[Part] = [Paragraph("All holdouts", "heading"), *tables_across(every)]
     for judgement in every:
         parts.append(Paragraph(judgement.heading, "heading"))
         parts += [Paragraph(sentence, "item") for sentence in judgement.caveats]
-        parts += parts_of(judgement, SHOWN)
+        for entry in SHOWN:
+            parts += _present(entry.tables(judgement))
+            if entry.chart is not None and (panel := entry.chart(judgement)) is not None:
+                parts.append(Chart("", entry.caption, [panel]))
     return TitledParts(f"Judgement of {model_id}", tuple(parts))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from records import tamper
 from report_cases import BTC, SOL, cross, replayed
 
 import tracepaper
+from tracepaper.replay.document.charts import Chart
 from tracepaper.replay.document.values import Table, as_parts
-from tracepaper.replay.learning.judge.forecasts import Forecasts
 from tracepaper.replay.page import documents, model, routes, runs
 from tracepaper.replay.page.databases import Databases, HttpRefusal, OpenRun
 from tracepaper.storage.sweeps import SweepFile, is_sweep, read_sweep
@@ -148,49 +149,57 @@ def test_two_runs_differ_where_their_views_do(
 # ---------------------------------------------------------------- the model
 
 
-def forecasts(count: int, *, spread: float, skill: float, sure: bool = True) -> Forecasts:
+def forecasts(count: int, *, spread: float, skill: float) -> model.RunForecasts:
     """Return outcomes normal around the forecasts, *spread* times as wide as forecast."""
     draw = np.random.default_rng(3)
     mean = draw.normal(0.0, 0.001, count)
     realised = skill * mean + spread * draw.normal(0.0, 0.002, count)
-    up, entropy = np.clip(0.5 + 100 * mean, 0.01, 0.99), np.abs(mean)
-    told = {
-        "mean_return": mean,
-        "stdev_return": np.full(count, 0.002),
-        "p_up": up,
-        "p_down": 1 - up,
-        "confidence_entropy": entropy if sure else draw.permutation(entropy),
-    }
     days = np.repeat(np.arange(40), count // 40)
-    return model.forecasts_of(days * 86_400_000, realised, told, 30, 60_000)
+    return model.RunForecasts(
+        open_time_ms=days * 86_400_000,
+        mean=mean,
+        stdev=np.full(count, 0.002),
+        up=np.clip(0.5 + 100 * mean, 0.01, 0.99),
+        confidence_entropy=np.abs(mean),
+        realised=realised,
+    )
 
 
-def rows_of(forecasts: Forecasts, key: str) -> list[dict[str, Any]]:
-    (table,) = [
-        part for part in model.realised(forecasts) if isinstance(part, Table) and part.key == key
-    ]
-    return table.records()
+def rows_of(run_forecasts: model.RunForecasts, key: str) -> list[Any]:
+    parts = model.realised(run_forecasts, 30, 60_000)
+    (table,) = [part for part in parts if isinstance(part, Table) and part.key == key]
+    return list(table.rows)
 
 
 def test_intervals_that_are_too_narrow_are_seen_to_be() -> None:
-    for spread, is_narrow in ((1.0, False), (2.0, True)):
-        for row in rows_of(forecasts(4_000, spread=spread, skill=1.0), "intervals"):
-            level, (value, error) = float(row["interval"][:-1]) / 100, row["30"]
-            assert (value < level - 4 * error) is is_narrow
-            assert is_narrow or abs(value - level) < 4 * error < 0.05
+    sound = dict(rows_of(forecasts(4_000, spread=1.0, skill=1.0), "intervals"))
+    narrow = dict(rows_of(forecasts(4_000, spread=2.0, skill=1.0), "intervals"))
+    for level in (0.5, 0.8, 0.9, 0.95):
+        value, error = sound[level]
+        assert abs(value - level) < 4 * error < 0.05
+        value, error = narrow[level]
+        assert value < level - 4 * error
 
 
-def test_a_direction_that_is_known_comes_true_as_often_as_was_said() -> None:
-    skilled = rows_of(forecasts(20_000, spread=0.1, skill=1.0), "calibration")
-    assert skilled[-1]["realised"] > 0.95
-    blind = rows_of(forecasts(20_000, spread=1.0, skill=0.0), "calibration")
-    assert all(abs(row["realised"] - 0.5) < 5 / row["bars"] ** 0.5 for row in blind)
+def test_a_direction_that_is_known_rises_with_what_was_said() -> None:
+    skilled = [row[1][0] for row in rows_of(forecasts(20_000, spread=0.1, skill=1.0), "direction")]
+    assert skilled[0] < 0.05
+    assert skilled[-1] > 0.95
+    blind = [row[1] for row in rows_of(forecasts(20_000, spread=1.0, skill=0.0), "direction")]
+    assert all(abs(value - 0.5) < 5 * error for value, error in blind)
 
 
 def test_confidence_that_helps_is_said_to_and_chance_is_not() -> None:
-    for sure, verdict in ((True, "better"), (False, "level")):
-        rows = rows_of(forecasts(20_000, spread=0.5, skill=1.0, sure=sure), "confidence_sign")
-        assert {row["measure"]: row["verdict"] for row in rows}["entropy"] == verdict
+    def caption_of(forecasts: model.RunForecasts) -> str:
+        charts = [part for part in model.realised(forecasts, 30, 60_000) if isinstance(part, Chart)]
+        return next(chart.caption for chart in charts if chart.caption.startswith("Sign wrong"))
+
+    helps = forecasts(20_000, spread=0.5, skill=1.0)
+    assert "is lower than for random ones" in caption_of(helps)
+    shuffled = replace(
+        helps, confidence_entropy=np.random.default_rng(1).permutation(helps.confidence_entropy)
+    )
+    assert "is the same as for random ones" in caption_of(shuffled)
 
 
 def test_outcomes_are_the_closes_that_came(tmp_path: Path, run: OpenRun) -> None:
