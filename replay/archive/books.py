@@ -65,9 +65,10 @@ class BooksFile(RecordingFile):
             yield block, books_in(block, where)
             begin = stop
 
-    def times(self) -> Iterator[float]:
-        """Yield the time of the last book of each block."""
-        return (block.market_ms for block, _ in self.blocks())
+    @staticmethod
+    def last_ms(block: bytes) -> float:
+        """Return the time of the last book."""
+        return _decode(block).market_ms
 
     def quality(self) -> RecordingQuality:
         """Summarise the file, read block by block; raise ``DataInvalid``."""

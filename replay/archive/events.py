@@ -87,9 +87,10 @@ class EventsFile(RecordingFile):
                 yield line
             end = stop
 
-    def times(self) -> Iterator[float]:
-        """Yield the receipt of each line."""
-        return (line.ts * 1000 for line in self.lines())
+    @staticmethod
+    def last_ms(block: bytes) -> float:
+        """Return the receipt of the last line."""
+        return _decode_line(block.splitlines()[-1]).ts * 1000
 
     def dates(self) -> Iterator[tuple[int, str, bool]]:
         """Yield per line: its date, the cause of a gap, and whether it is a frame of the book.

@@ -125,24 +125,18 @@ class RecordingQuality:
 class RecordingFile(ABC):
     """A file read member by member.
 
-    After all were read, ``torn`` is a sentence about the torn end that a killed recorder left, and
-    ``whole`` is the end of the last whole member.
+    After all were read, ``torn`` is a sentence about the torn end that a killed recorder left.
     """
 
     is_sampled: ClassVar[bool]
     """Whether it holds sampled books; the other kind is rejected."""
     torn = ""
-    whole: int | None = None
 
-    def __init__(self, path: Path, *, newest: int | None = None) -> None:
-        """Open *path*; raise ``DataInvalid`` if it is no recording of this kind.
-
-        Of a file with more than *newest* bytes, read the first member and the members at its end.
-        """
+    def __init__(self, path: Path) -> None:
+        """Open *path*; raise ``DataInvalid`` if it is no recording of this kind."""
         self.path: Final = path
-        self._left_out = 0
         try:
-            self._content = self._bytes_of(newest)
+            self._content: Final = path.read_bytes()
         except OSError as error:
             raise DataInvalid(
                 f"{path} cannot be read ({error.strerror}); name a file that `tracepaper data "
@@ -163,25 +157,6 @@ class RecordingFile(ABC):
         self.begin: Final = first[1]
         """The byte at which the second member begins."""
 
-    def _bytes_of(self, newest: int | None) -> bytes:
-        with self.path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(0)
-            if newest is None or size <= newest:
-                return file.read()
-            self._content = file.read(newest)
-            if (first := self._member(0)) is None:
-                return self._content
-            begin = max(size - newest, first[1])
-            file.seek(begin)
-            head, self._content = self._content[: first[1]], file.read()
-        at = self._content.find(MARK)
-        while at >= 0 and self._member(at) is None:  # the mark occurs inside a member by chance
-            at = self._content.find(MARK, at + 1)
-        at = len(self._content) if at < 0 else at
-        self._left_out = begin + at - len(head)
-        return head + self._content[at:]
-
     @property
     def sha256(self) -> str:
         """The hash of all its bytes."""
@@ -194,46 +169,22 @@ class RecordingFile(ABC):
         """
         content, end = self._content, start
         while end < len(content):
-            member = self._member(end)
-            if member is None:
-                if (later := content.find(MARK, end + 1)) >= 0:
-                    begin, later = end + self._left_out, later + self._left_out
-                    raise DataInvalid(
-                        f"{self.path} is damaged between its bytes {begin:,} and {later:,}; "
-                        "restore it from a copy."
-                    )
-                self.whole = end + self._left_out
-                self.torn = (
-                    f"The last {len(content) - end:,} bytes of {self.path} are no whole block, as "
-                    "a recorder that was killed leaves them; they are left out."
+            if (member := _member(content, end)) is not None:
+                yield member
+                end = member[1]
+                continue
+            if (later := content.find(MARK, end + 1)) >= 0:
+                raise DataInvalid(
+                    f"{self.path} is damaged between its bytes {end:,} and {later:,}; restore it "
+                    "from a copy."
                 )
-                return
-            yield member
-            end = member[1]
+            self.torn = torn_sentence(self.path, len(content) - end)
+            return
 
-    def _member(self, start: int) -> tuple[bytes, int] | None:
-        """Return content and end of the member at byte *start*; None if it is torn."""
-        content = self._content
-        if not content.startswith(MARK, start):
-            return None
-        reader, held, stop = zlib.decompressobj(wbits=31), b"", start
-        view = memoryview(content)
-        # By marks, for what is handed over beyond its end a reader copies. One may stand in a
-        # member.
-        while not reader.eof and stop < len(content):
-            begin, stop = stop, content.find(MARK, stop + len(MARK))
-            stop = len(content) if stop < 0 else stop
-            try:
-                held += reader.decompress(view[begin:stop], MEMBER_BYTES_MAX)
-            except zlib.error:
-                return None
-            if len(held) >= MEMBER_BYTES_MAX:
-                return None
-        return (held, stop - len(reader.unused_data)) if reader.eof else None
-
+    @staticmethod
     @abstractmethod
-    def times(self) -> Iterator[float]:
-        """Yield the UTC milliseconds of the content, in order; raise ``DataInvalid``."""
+    def last_ms(block: bytes) -> float:
+        """Return the UTC milliseconds at which a block ends."""
 
     @abstractmethod
     def quality(self) -> RecordingQuality:
@@ -254,6 +205,34 @@ class RecordingFile(ABC):
             torn=self.torn,
             **figures,
         )
+
+
+def _member(content: bytes, start: int) -> tuple[bytes, int] | None:
+    """Return content and end of the member at byte *start*; None if it is torn."""
+    if not content.startswith(MARK, start):
+        return None
+    reader, held, stop = zlib.decompressobj(wbits=31), b"", start
+    view = memoryview(content)
+    # By marks, for what is handed over beyond its end a reader copies. One may stand in a
+    # member.
+    while not reader.eof and stop < len(content):
+        begin, stop = stop, content.find(MARK, stop + len(MARK))
+        stop = len(content) if stop < 0 else stop
+        try:
+            held += reader.decompress(view[begin:stop], MEMBER_BYTES_MAX)
+        except zlib.error:
+            return None
+        if len(held) >= MEMBER_BYTES_MAX:
+            return None
+    return (held, stop - len(reader.unused_data)) if reader.eof else None
+
+
+def torn_sentence(path: Path, size: int) -> str:
+    """Return what to know about a torn end of *size* bytes."""
+    return (
+        f"The last {size:,} bytes of {path} are no whole block, as a recorder that was killed "
+        "leaves them; they are left out."
+    )
 
 
 def _header(path: Path, content: bytes) -> RecordingHeader:
@@ -326,9 +305,17 @@ class RecordingWriter(ABC):
             raise
 
     def _resume(self) -> None:
-        """Find the end of the file, and cut off a torn block."""
-        stored = self.reader(self.path, newest=NEWEST_BYTES)
-        held, header = stored.header, self.header
+        """Find the last whole block of the file, and cut off a torn one."""
+        held, header = recording_header(self.path), self.header
+        size = os.fstat(self._file).st_size
+        begin = max(size - NEWEST_BYTES, 0)
+        newest = os.pread(self._file, NEWEST_BYTES, begin)
+        at, last = len(newest), None
+        while last is None and at >= 0:  # the mark may stand in a block by chance
+            at = newest.rfind(MARK, 0, at)
+            last = _member(newest, at) if at >= 0 else None
+        if held is None or last is None:
+            raise DataInvalid(f"{self.path} ends with no whole block; name another --out.")
         if held.holds() != header.holds():
             raise ConfigInvalid(
                 f"{self.path} holds {held.words()} from {held.source}, not {header.words()} from "
@@ -340,11 +327,11 @@ class RecordingWriter(ABC):
                 f"receipt, and exchange.ahead_ms is {header.ahead_ms:,}; lower it or "
                 "give another --out."
             )
-        for self.last_ms in stored.times():
-            pass
-        if stored.whole is not None:
-            self.says = stored.torn
-            os.ftruncate(self._file, stored.whole)
+        block, end = last
+        self.last_ms = self.reader.last_ms(block) if begin + at else 0.0  # the first is the header
+        if begin + end < size:
+            self.says = torn_sentence(self.path, size - begin - end)
+            os.ftruncate(self._file, begin + end)
 
     def reject_earlier(self, at_ms: float, *, again: bool = True) -> None:
         """Raise ``DataInvalid`` if *at_ms* is before the end, or with *again* equal to it."""

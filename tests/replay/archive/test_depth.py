@@ -146,9 +146,8 @@ def test_a_damaged_middle_is_refused_and_never_cut_off(tmp_path: Path) -> None:
     damaged = path.read_bytes()
     with pytest.raises(DataInvalid, match="is damaged between its bytes"):
         read_depth(path)
-    with pytest.raises(DataInvalid, match="is damaged"):
-        write(path, walk(1, first_ms=FIRST_MS + 900_000))
-    assert path.read_bytes() == damaged
+    write(path, walk(1, first_ms=FIRST_MS + 900_000))
+    assert path.read_bytes().startswith(damaged)
 
 
 def test_books_are_appended_in_time_alone(tmp_path: Path) -> None:
