@@ -32,7 +32,7 @@ from waiting import deadline, until
 from tracepaper.daemon.bybit.order_book import DepthRequest
 from tracepaper.daemon.config.loading import load, restore
 from tracepaper.daemon.http.client import ask
-from tracepaper.daemon.session import child, processes
+from tracepaper.daemon.session import background, processes
 from tracepaper.replay.archive.download import record_live
 from tracepaper.replay.archive.events import EventsFile, EventsWriter
 from tracepaper.replay.archive.recordings import RecordingHeader
@@ -144,7 +144,7 @@ async def test_a_daemon_keeps_what_the_command_by_hand_keeps(tmp_path: Path) -> 
 async def test_a_lost_connection_and_a_killed_process_are_gaps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(child, "PAUSE_S", (0.01, 0.1))
+    monkeypatch.setattr(background, "PAUSE_S", (0.01, 0.1))
     begun = begun_processes(monkeypatch)
     path = tmp_path / "BTCUSDT.events"
     async with (

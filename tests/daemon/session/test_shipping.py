@@ -19,7 +19,7 @@ from waiting import until
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.http.client import ask
-from tracepaper.daemon.session import child
+from tracepaper.daemon.session import background
 from tracepaper.storage.fleet.overview import overview
 from tracepaper.storage.fleet.pull import pull
 
@@ -78,7 +78,7 @@ async def test_a_daemon_ships_every_step_and_its_end(
 async def test_a_shipper_that_is_killed_is_begun_again(
     tmp_path: Path, fleet_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(child, "PAUSE_S", (0.01, 0.1))
+    monkeypatch.setattr(background, "PAUSE_S", (0.01, 0.1))
     path, back = tmp_path / "run.db", tmp_path / "back.db"
     begun: list[int] = []
     popen: Any = subprocess.Popen
