@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -70,13 +70,12 @@ INVERSE_WORDS: Final = frozenset({"cm", "coinm", "coin-m", "inverse", "dapi"})
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """The exact columns of a *table*, and the *notes* about what was changed or is odd."""
+    """The exact columns of a *table*."""
 
     table: FileTable
     fields: Mapping[str, str]  # field → its column in the table
     times: IntArray
-    columns: Mapping[str, Decimals]  # prices, volume and, if the file has it, turnover
-    notes: list[str] = field(default_factory=list)
+    columns: dict[str, Decimals]  # prices, volume and, if the file has it, turnover
 
     def select(self, rows: npt.NDArray[np.intp] | npt.NDArray[np.bool_]) -> Rows:
         """Return the given rows, in the given order."""
@@ -173,7 +172,7 @@ def in_order(rows: Rows) -> Rows:
     if steps.size and (steps <= 0).all() and (steps < 0).any():
         rows = rows.select(np.arange(rows.times.size)[::-1])
         steps = np.diff(rows.times)
-        rows.notes.append("rows are newest first, turned")
+        rows.table.notes.append("rows are newest first, turned")
     again = np.flatnonzero(steps == 0) + 1
     differs = np.zeros(steps.size, dtype=np.bool_)
     for column in rows.columns.values():
@@ -181,7 +180,7 @@ def in_order(rows: Rows) -> Rows:
     for row in (np.flatnonzero((steps < 0) | ((steps == 0) & differs)) + 1).tolist():
         before, now = rows.times[row - 1 : row + 1].tolist()
         night = f"{datetime.fromtimestamp(now / 1000, UTC):%w %H}" in NIGHT
-        if ZONELESS in rows.notes and night and before - now <= HOUR_MS:
+        if ZONELESS in rows.table.notes and night and before - now <= HOUR_MS:
             raise rows.table.refuse(
                 f"has {iso(now)}, which comes twice, as on local clocks in the night when summer "
                 "time ends",
@@ -196,7 +195,7 @@ def in_order(rows: Rows) -> Rows:
         raise DataInvalid(f"{rows.table.place(row)}: {what}.")
     if not again.size:
         return rows
-    rows.notes.append(f"{again.size} equal repetitions dropped")
+    rows.table.notes.append(f"{again.size} equal repetitions dropped")
     return rows.select(np.delete(np.arange(rows.times.size), again))
 
 
@@ -261,7 +260,9 @@ def on_grid(rows: Rows, interval_ms: int) -> Rows:
             f"like {off.size} of {rows.times.size} rows; give a file of one fixed interval, or "
             "name the calendar of its exchange."
         )
-    rows.notes.append(f"{count_of(off.size, 'candle')} off the grid dropped, the first at {first}")
+    rows.table.notes.append(
+        f"{count_of(off.size, 'candle')} off the grid dropped, the first at {first}"
+    )
     return rows.select(np.delete(np.arange(rows.times.size), off))
 
 
@@ -284,29 +285,30 @@ def outside(rows: Rows, turnover: Decimals) -> npt.NDArray[np.bool_]:
     return wrong[(size > 0) & (paid > 0)]
 
 
-def is_count(rows: Rows) -> bool:
-    """Return whether the turnover is whole and no price times the volume, as a count of trades."""
-    turnover = rows.columns.get("turnover")
-    if turnover is None or turnover.places:
-        return False
-    wrong = outside(rows, turnover)
-    return bool(wrong.sum() > MOST_WRONG * wrong.size)
-
-
 def reject_units(rows: Rows) -> None:
-    """Raise ``DataInvalid`` unless turnover ÷ volume is a price, in coins and their quote coin."""
+    """Raise ``DataInvalid`` unless turnover ÷ volume is a price, in coins and their quote coin.
+
+    An unnamed turnover that is whole counts trades, as Kraken's; it is left out with a note.
+    """
     table, turnover = rows.table, rows.columns.get("turnover")
     ticks = next((name for name in table.columns if "tick" in name and "vol" in name), "")
     if ticks and "volume" in rows.fields and not rows.columns["volume"].mantissa.any():
         raise table.refuse(f"has no volume in {rows.fields['volume']}, but ticks", volume=ticks)
-    wrong = np.zeros(0, dtype=np.bool_) if turnover is None else outside(rows, turnover)
-    if wrong.sum() > MOST_WRONG * wrong.size:
-        raise table.refuse(
-            f"turnover ÷ volume lies outside low to high in {int(wrong.sum()):,} of "
-            f"{wrong.size:,} rows, so one of them counts something else (trades, contracts, coins)",
-            volume="NAME",
-            turnover="",
-        )
+    if turnover is None:
+        return
+    wrong = outside(rows, turnover)
+    if wrong.sum() <= MOST_WRONG * wrong.size:
+        return
+    if table.bare and not turnover.places and rows.fields["turnover"] == "turnover":
+        table.notes.append("the seventh column counts trades and is no turnover, left out")
+        del rows.columns["turnover"]
+        return
+    raise table.refuse(
+        f"turnover ÷ volume lies outside low to high in {int(wrong.sum()):,} of {wrong.size:,} "
+        "rows, so one of them counts something else (trades, contracts, coins)",
+        volume="NAME",
+        turnover="",
+    )
 
 
 def reject_contract_units(table: FileTable, fields: Mapping[str, str]) -> None:
@@ -338,14 +340,13 @@ def reject_changed(rows: Rows, interval_ms: int) -> None:
     """Raise ``DataInvalid`` if the interval changes within the file."""
     steps = np.diff(rows.times)
     starts = np.flatnonzero(np.diff(steps, prepend=0))
-    lasting = np.diff(starts, append=steps.size) >= REGULAR_STEPS
-    other = starts[lasting & (steps[starts] != interval_ms)]
-    if interval_ms == MONTH_MS or not other.size:
+    starts = starts[np.diff(starts, append=steps.size) >= REGULAR_STEPS]  # of lasting steps
+    lasting = {interval_ms, *steps[starts].tolist()}
+    # A market may trade in every second of the intervals that the name gives.
+    is_named = interval_of(rows.table.path.name) == interval_ms and interval_ms not in steps[starts]
+    if interval_ms == MONTH_MS or len(lasting) <= 1 + is_named:
         return
-    is_named = interval_of(rows.table.path.name) == interval_ms
-    if is_named and np.unique(steps[starts[lasting]]).size == 1:
-        return  # a market that trades in every second interval
-    first = int(other[0])
+    first = int(next(start for start in starts if steps[start] != interval_ms))
     raise DataInvalid(
         f"{rows.table.path}: candles are {duration(int(steps[first]))} apart from "
         f"{rows.table.unit} {rows.table.lines[first]} on, and {duration(interval_ms)} elsewhere: "

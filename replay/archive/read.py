@@ -126,7 +126,8 @@ def read_candles(
         table = read_table(file)
     table, symbol = of_one_symbol(table, named, given)
     doubts.reject_contracts(table, is_named=named is not None)
-    rows = _rows(*_fields(table, symbol, chosen), is_placed=sessions_for is not None)
+    fields = _fields(table, symbol, chosen)
+    rows = _rows(table, fields, is_placed=sessions_for is not None)
     held = Category(category or category_of(table.path))
     candles = _candles(rows, symbol, held, is_fixed=sessions_for is None)
     return candles if sessions_for is None else in_sessions(candles, sessions_for)
@@ -141,7 +142,7 @@ def _candles(rows: Rows, symbol: str, category: Category, *, is_fixed: bool) -> 
     doubts.reject_closes(rows, step)
     doubts.reject_changed(rows, step)
     if is_fixed:
-        rows.notes.extend(filter(None, [doubts.jump(rows)]))
+        rows.table.notes.extend(filter(None, [doubts.jump(rows)]))
         rows = doubts.on_grid(rows, step)
     turnover = rows.columns.get("turnover")
     return Candles(
@@ -155,7 +156,7 @@ def _candles(rows: Rows, symbol: str, category: Category, *, is_fixed: bool) -> 
         open_time_ms=rows.times,
         **{name: rows.columns[name].mantissa for name in (*PRICES, "volume")},
         turnover=turnover.mantissa if turnover else None,
-        notes=tuple(rows.notes),
+        notes=tuple(rows.table.notes),
         calendar=month_calendar() if step == MONTH_MS else None,
     )
 
@@ -174,13 +175,15 @@ def of_one_symbol(
     if len(held) > 1 and (wanted := named or own) in held:
         column = table.columns[table.find({"symbol": NAMES["symbol"]})["symbol"]]
         is_wanted = np.array([symbol_text(text) == wanted for text in texts_of(column)])
-        note = f"{len(held) - 1} other symbols of the file left out"
-        return table.with_note(note).select(is_wanted), wanted
+        table.notes.append(f"{len(held) - 1} other symbols of the file left out")
+        return table.select(is_wanted), wanted
     names = sorted({*held, own} - {"", named or ""})
     listed = ", ".join(names[:SYMBOLS_SHOWN]) + " …" * (len(names) > SYMBOLS_SHOWN)
     if named and len(held) < 2:
-        note = f"the file names {listed}; it is read as {named} because of SYMBOL=PATH"
-        return table.with_note(note) if names else table, named
+        if names:
+            renamed = f"the file names {listed}; it is read as {named} because of SYMBOL=PATH"
+            table.notes.append(renamed)
+        return table, named
     remedy = 'data={"BTCUSDT": frame}' if table.path == FRAME else f"SYMBOL={table.path}"
     if not names:
         raise ConfigInvalid(f"{table.path} does not name its symbol: write {remedy}.")
@@ -212,10 +215,8 @@ def chosen_columns(columns: Sequence[str]) -> dict[str, str]:
     return chosen
 
 
-def _fields(
-    table: FileTable, symbol: str, chosen: Mapping[str, str]
-) -> tuple[FileTable, dict[str, str]]:
-    """Return the table with notes of what was chosen, and field → column name.
+def _fields(table: FileTable, symbol: str, chosen: Mapping[str, str]) -> dict[str, str]:
+    """Return field → column name, and note what was chosen.
 
     Raises ``DataInvalid``, naming the columns, if a field has none or two.
     """
@@ -229,29 +230,26 @@ def _fields(
             )
         fields |= {field: plain} if name else {}
         told.append(f"{field} is {plain}" if name else f"{field} is left out")
-    free = replace(table, columns={n: c for n, c in columns.items() if n not in fields.values()})
-    base, quote = (f"volume{coin.lower()}" for coin in coins_of(symbol))  # Volume BTC
-    names = {field: NAMES[field] for field in FIELDS if field not in chosen}
-    names |= {
-        field: (*names[field], own)
-        for field, own in (("volume", base), ("turnover", quote))
-        if field in names
-    }
-    fields |= free.find(names)
-    if missing := [field for field in REQUIRED if field not in {*fields, *chosen}]:
-        raise _missing(table, missing)
-    if table.bare and any(
-        texts_of(cells[:1])[0].lower() in ("true", "false") for cells in columns.values()
-    ):
-        raise DataInvalid(f"{table.path} {TRADES}")  # of Binance
     if told:
-        table = table.with_note(f"{' and '.join(told)}, by --columns")
+        table.notes.append(f"{' and '.join(told)}, by --columns")
+    free = replace(table, columns={n: c for n, c in columns.items() if n not in fields.values()})
+    coins = zip(("volume", "turnover"), coins_of(symbol), strict=True)
+    of_coin = {field: f"volume{coin.lower()}" for field, coin in coins}  # Volume BTC
+    fields |= free.find(
+        {
+            field: (*NAMES[field], of_coin.get(field, field))
+            for field in FIELDS
+            if field not in chosen
+        }
+    )
+    _reject_missing(table, [field for field in REQUIRED if field not in {*fields, *chosen}])
     clock = columns[fields[TIME]]
     for other in () if TIME in chosen or are_instants(clock) else NAMES[TIME]:
         if other in free.columns and _is_clock(clock, columns[other]):
             note = f"times are those of {other}, as {fields[TIME]} names no zone"
-            return table.with_note(note), {**fields, TIME: other}
-    return table, fields
+            table.notes.append(note)
+            return {**fields, TIME: other}
+    return fields
 
 
 def _is_clock(clock: Column, instants: Column) -> bool:
@@ -264,16 +262,20 @@ def _is_clock(clock: Column, instants: Column) -> bool:
     return True
 
 
-def _missing(table: FileTable, missing: Sequence[str]) -> DataInvalid:
-    """Return the error of a table without a column of the fields in *missing*."""
-    if {*PRICES[:3]} <= {*missing} and "price" in table.columns:
-        return DataInvalid(f"{table.path} {TRADES}")
+def _reject_missing(table: FileTable, missing: Sequence[str]) -> None:
+    """Raise ``DataInvalid`` if the table has no column of the fields in *missing*, or trades."""
+    firsts = {texts_of(cells[:1])[0].lower() for cells in table.columns.values()}
+    is_of_trades = "price" in table.columns and {*PRICES[:3]} <= {*missing}
+    if is_of_trades or (table.bare and firsts & {"true", "false"}):  # flags of Binance's trades
+        raise DataInvalid(f"{table.path} {TRADES}")
     if missing == ["volume"]:
-        return table.refuse("has no column volume", volume="")
-    if table.bare:
+        raise table.refuse("has no column volume", volume="")
+    if missing and table.bare:
         what = f"has no header and {len(table.columns)} columns, which is no known layout"
-        return table.refuse(what, change="frame", names=FIELDS)
-    return table.refuse(f"has no column {', '.join(missing)}", row=None, **{missing[0]: "NAME"})
+        raise table.refuse(what, change="frame", names=FIELDS)
+    if missing:
+        what = f"has no column {', '.join(missing)}"
+        raise table.refuse(what, row=None, **{missing[0]: "NAME"})
 
 
 # ---------------------------------------------------------------- rows
@@ -288,9 +290,10 @@ def _rows(table: FileTable, fields: dict[str, str], *, is_placed: bool) -> Rows:
     table = _with_points(_closed(table), fields)
     blank = np.logical_and.reduce([_is_blank(table.columns[fields[name]]) for name in PRICES])
     if blank.any() and not blank.all():
-        note = f"{count_of(int(blank.sum()), 'row')} without a price left out, as holes"
-        table = table.with_note(note).select(~blank)
-    times, time_notes = _times(table, fields[TIME], is_placed=is_placed)
+        rows = count_of(int(blank.sum()), "row")
+        table.notes.append(f"{rows} without a price left out, as holes")
+        table = table.select(~blank)
+    times = _times(table, fields[TIME], is_placed=is_placed)
     columns = {}
     for field in PRICES:
         read = partial(parse, table.columns[fields[field]])
@@ -299,17 +302,14 @@ def _rows(table: FileTable, fields: dict[str, str], *, is_placed: bool) -> Rows:
     for field in PRICES:
         columns[field] = table.checked(field, partial(columns[field].rescale, places))
     columns["volume"] = Decimals(np.zeros(times.size, dtype=np.int64), 0)
-    rows = Rows(table, fields, times, columns, [*table.notes, *time_notes])
     for field in ("volume", "turnover"):
         is_empty = field in fields and _is_blank(table.columns[fields[field]]).all()
         if is_empty and field == "volume":
-            rows.notes.append("volume is empty throughout, taken as zero")
+            table.notes.append("volume is empty throughout, taken as zero")
         elif field in fields and not is_empty:
-            columns[field] = _volume(rows, field)
-    if table.bare and fields.get("turnover") == "turnover" and doubts.is_count(rows):
-        rows.notes.append("the seventh column counts trades and is no turnover, left out")
-        del columns["turnover"]
-    return rows
+            read = partial(_volume, table, field, table.columns[fields[field]])
+            columns[field] = table.checked(field, read, **{field: "NAME"})
+    return Rows(table, fields, times, columns)
 
 
 def _closed(table: FileTable) -> FileTable:
@@ -322,8 +322,9 @@ def _closed(table: FileTable) -> FileTable:
     is_flag = bool((is_closed | np.isin(texts, [b"0", b"false"])).all())
     if not is_flag or is_closed.all() or not is_closed.any():
         return table
-    note = f"{count_of(int((~is_closed).sum()), 'candle')} not closed left out"
-    return table.with_note(note).select(is_closed)
+    candles = count_of(int((~is_closed).sum()), "candle")
+    table.notes.append(f"{candles} not closed left out")
+    return table.select(is_closed)
 
 
 def _with_points(table: FileTable, fields: Mapping[str, str]) -> FileTable:
@@ -336,8 +337,8 @@ def _with_points(table: FileTable, fields: Mapping[str, str]) -> FileTable:
     if all(map(THOUSANDS.fullmatch, commas)) or any(b"." in cell for cell in cells):
         return table
     points = {name: np.char.replace(column, b",", b".") for name, column in columns.items()}
-    note = "figures have decimal commas, read as points"
-    return table.with_note(note, {**table.columns, **points})
+    table.notes.append("figures have decimal commas, read as points")
+    return replace(table, columns={**table.columns, **points})
 
 
 def _is_blank(column: Column) -> npt.NDArray[np.bool_]:
@@ -352,8 +353,8 @@ def _is_blank(column: Column) -> npt.NDArray[np.bool_]:
     return blank
 
 
-def _times(table: FileTable, name: str, *, is_placed: bool) -> tuple[IntArray, tuple[str, ...]]:
-    """Return the open times in ms, of the column *name*, and notes."""
+def _times(table: FileTable, name: str, *, is_placed: bool) -> IntArray:
+    """Return the open times in ms, of the column *name*."""
     try:
         times, notes = epoch_ms(table.columns[name])
     except CellInvalidError as error:
@@ -372,7 +373,8 @@ def _times(table: FileTable, name: str, *, is_placed: bool) -> tuple[IntArray, t
             f"has times without an offset, and names a zone ({zones[0]})",
             change=doubts.with_zone(table, name),
         )
-    return times, notes
+    table.notes.extend(notes)
+    return times
 
 
 def _pandas(table: FileTable, name: str) -> str:
@@ -392,18 +394,12 @@ def _pandas(table: FileTable, name: str) -> str:
     return f"{table.plain_numbers}.assign(**{{{column!r}: pandas.to_datetime({cells}, {how})}})"
 
 
-def _volume(rows: Rows, field: str) -> Decimals:
+def _volume(table: FileTable, field: str, column: Column) -> Decimals:
     """Return volume or turnover, rounded if sums of doubles gave it digits beyond 64 bits."""
-    column = rows.table.columns[rows.fields[field]]
-
-    def read() -> Decimals:
-        try:
-            return parse(column)
-        except CellTooLongError:
-            rounded = round_to_fit(column)
-        rows.notes.append(
-            f"{field} has more digits than 64 bits hold, rounded to {rounded.places} decimals"
-        )
-        return rounded
-
-    return rows.table.checked(field, read, **{field: "NAME"})
+    try:
+        return parse(column)
+    except CellTooLongError:
+        rounded = round_to_fit(column)
+    places = rounded.places
+    table.notes.append(f"{field} has more digits than 64 bits hold, rounded to {places} decimals")
+    return rounded

@@ -81,7 +81,7 @@ class FileTable:
     separator: str = ","
     opened: str = "frame"
     beside: tuple[tuple[str, str], ...] = ()
-    notes: tuple[str, ...] = ()
+    notes: list[str] = field(default_factory=list)
 
     def find(self, names: Names) -> dict[str, str]:
         """Return field → plain name of its column, for the fields of *names* that have one.
@@ -178,10 +178,6 @@ class FileTable:
         """Return the rows at these indices, or of this mask."""
         columns = {name: cells[rows] for name, cells in self.columns.items()}
         return replace(self, columns=columns, lines=self.lines[rows])
-
-    def with_note(self, note: str, columns: Mapping[str, Column] | None = None) -> FileTable:
-        """Return the table with another note, and other *columns* if given."""
-        return replace(self, columns=columns or self.columns, notes=(*self.notes, note))
 
 
 def _table(
