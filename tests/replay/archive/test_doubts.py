@@ -229,6 +229,7 @@ CASES = {
     "a date and a clock joined by a plus": Case(dated(["2025-01-01+01:00"] * 2), "open_time=NAME"),
     "a month in words": Case(dated(["01-Jan-2024"] * 2), "to_datetime"),
     "a clock alone": Case(dated(["05:00:00", "05:01:00"]), "open_time=NAME"),
+    "rows above a header": Case(text(CANDLES[:2], "") + text(), "line 3: the open time"),
     # ---- the interval
     "a name that the steps contradict": Case(text(step=HOUR), "rename it", name="BTCUSDT_1m.csv"),
     "a market that seldom trades": Case(

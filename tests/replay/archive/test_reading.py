@@ -137,6 +137,17 @@ def test_candles_in_any_style_are_read_to_the_same_integers(seed: int, tmp_path:
     assert exact(candles) == WANTED
 
 
+def test_a_date_and_a_clock_in_two_columns_are_joined_by_the_printed_lines(tmp_path: Path) -> None:
+    path = tmp_path / "BTCUSDT_M1.csv"
+    lines = ["<DATE>\t<TIME>\t<OPEN>\t<HIGH>\t<LOW>\t<CLOSE>\t<VOL>"]
+    for ms, *cells in real_rows():
+        lines.append("\t".join([*clock("%Y.%m.%d %H:%M:%S")(int(ms)).split(), *cells]))
+    path.write_text("\n".join(lines))
+    with pytest.raises(DataInvalid) as refused:
+        read_candles(path)
+    assert exact(converted(path, str(refused.value))) == WANTED
+
+
 @pytest.mark.parametrize("seed", range(60))
 def test_columns_in_another_order_than_their_names_are_never_read(
     seed: int, tmp_path: Path
