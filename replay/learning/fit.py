@@ -13,7 +13,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
-from itertools import count, islice
 from pathlib import Path
 from typing import Annotated, Any, Final, NamedTuple
 
@@ -36,7 +35,7 @@ from tracepaper.replay.learning.losses import (
     trained_confidence,
 )
 from tracepaper.replay.learning.samples import Samples
-from tracepaper.replay.learning.windows import Batch, Chunks, Cuts, Epochs
+from tracepaper.replay.learning.windows import Batch, Epochs
 from tracepaper.storage.covariates import write_whole
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, InvariantBroken
 from tracepaper.strategies.features.rolling import Array
@@ -198,28 +197,22 @@ class Objective(ABC):
 
 @dataclass
 class MeanLoss(Objective):
-    """A single loss on seeded random batches; the score is minus its mean on validation."""
+    """A single loss; the score is minus its mean on validation."""
 
     network: Any
     titles: str
-    chunks: Chunks
-    """The chunks of the training part, drawn *batch* at a time."""
-    taken: Callable[[Cuts], Batch]
-    """The positions of chunks → their batch."""
+    stream: Callable[[int], Iterator[Batch]]
+    """The number of batches done → the batches after these, without end."""
     judged: Callable[[], Iterable[Batch]]
     """Returns the batches of the validation part."""
     loss: Callable[[Any, Batch], Tensor]
     """A network and a batch → the mean loss."""
-    seed: int
-    batch: int = 1
     accumulate: int = 1
     constants: Mapping[str, float] = field(default_factory=dict)
 
     def batches(self, done: int) -> Iterator[Batch]:
         """Yield the batches after the first *done*."""
-        generator = np.random.default_rng(self.seed)
-        drawn = (self.chunks.drawn(generator, self.batch) for _ in count())
-        return map(self.taken, islice(drawn, done, None))
+        return self.stream(done)
 
     def gradient(self, batch: Batch) -> float:
         """Add the gradient of *batch*; return its loss."""
@@ -243,10 +236,9 @@ class Policy(NamedTuple):
     rate: Callable[[int], float]  # step → learning rate
     clip: float
     validate_every: int
-    accumulate: int = 1  # batches of a step
-    averaged: AveragedModel | None = None  # is validated and kept; None: the network itself
-    seed: int | None = None  # of dropout; None continues PyTorch's generator
-    keeps_later: bool = False  # the later of equal scores is the best
+    accumulate: int  # batches of a step
+    averaged: AveragedModel  # is validated and kept
+    seed: int  # of dropout
     patience: float = math.inf  # validations without a better score before the fit ends
 
 
@@ -304,8 +296,7 @@ class Fit:
     def _set_random_state(self) -> None:
         """Set the random state of dropout from the saved state, or from the seed."""
         if "cpu" not in self._random:
-            if self._policy.seed is not None:
-                torch.manual_seed(self._policy.seed)
+            torch.manual_seed(self._policy.seed)
             return
         torch.set_rng_state(self._random["cpu"])
         device = device_of(self.network)
@@ -339,22 +330,19 @@ class Fit:
         if not (math.isfinite(total) and math.isfinite(norm)):
             return math.nan if math.isfinite(total) else total
         self._optimiser.step()
-        if policy.averaged is not None:
-            policy.averaged.update_parameters(self.network)
+        policy.averaged.update_parameters(self.network)
         return total / policy.accumulate
 
     def _validate(self) -> None:
-        """Validate the network, or its average; keep its weights if they are the best."""
-        averaged, progress = self._policy.averaged, self.progress
-        judged = self.network if averaged is None else averaged.module
+        """Validate the average of the network; keep its weights if no earlier ones are better."""
+        judged, progress = self._policy.averaged.module, self.progress
         progress.score = score = self.objective.validate(judged)
         # A restored state has its parts in another order, so the dictionary is rebuilt.
         progress.gradients = {
             part: [*progress.gradients.get(part, []), list(norms)]
             for part, norms in self._flow.medians().items()
         }
-        is_equal = self._policy.keeps_later and score == progress.best_score
-        progress.improved = score > progress.best_score or is_equal
+        progress.improved = score >= progress.best_score
         self._waited = 0 if progress.improved else self._waited + 1
         if progress.improved:
             progress.best_score, progress.best_step = score, progress.step
@@ -370,7 +358,7 @@ class Fit:
         """Write the whole state into the folder, if there is one."""
         if self._path is None:
             return
-        device, averaged = device_of(self.network), self._policy.averaged
+        device = device_of(self.network)
         random = {"cpu": torch.get_rng_state()}
         if device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(device)
@@ -382,7 +370,7 @@ class Fit:
                 "waits": self._waited,
                 "network": self.network.state_dict(),
                 "best": self.best,
-                "averaged": None if averaged is None else averaged.state_dict(),
+                "averaged": self._policy.averaged.state_dict(),
                 "optimiser": self._optimiser.state_dict(),
                 "objective": self.objective.state(),
                 "random": random,
@@ -405,8 +393,7 @@ class Fit:
         self.progress = Progress(**state["progress"])
         self._waited, self.best, self._random = state["waits"], state["best"], state["random"]
         self.network.load_state_dict(state["network"])
-        if self._policy.averaged is not None:
-            self._policy.averaged.load_state_dict(state["averaged"])
+        self._policy.averaged.load_state_dict(state["averaged"])
         self._optimiser.load_state_dict(state["optimiser"])
         self.objective.restore(state["objective"])
         return True

@@ -5,15 +5,10 @@ The rule is docs/attention.md, A24.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from tracepaper.strategies.errors import AttentionInvalid
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-CONTEXT_STEP: Final = 64
-"""Contexts are suggested in whole blocks."""
 _ACTIVATIONS_FORWARD: Final = 8
 _SCRATCH_BYTES: Final = 16 << 20
 """Tiles, and the workspace of the matrix library."""
@@ -30,26 +25,10 @@ def rollout_bytes(layers: int, heads: int, dim: int, time: int) -> int:
     return 4 * time * (kept + 2 * dim + 4 * heads) + _SCRATCH_BYTES
 
 
-def require_memory(
-    need: Callable[[int], int], time: int, *, available_bytes: int, name: str = "context"
-) -> None:
-    """Raise ``AttentionInvalid`` where *time* bars cannot fit, with the longest that would.
-
-    *need* returns the bytes of a context and must not fall as it grows; *name* is its name in the
-    message.
-    """
-    wanted = need(time)
-    if wanted <= available_bytes:
-        return
-    low, high = 0, time // CONTEXT_STEP
-    while low < high:
-        middle = (low + high + 1) // 2
-        if need(middle * CONTEXT_STEP) <= available_bytes:
-            low = middle
-        else:
-            high = middle - 1
-    advice = f"use at most {low * CONTEXT_STEP} bars" if low else "use a smaller network"
-    raise AttentionInvalid(
-        f"A {name} of {time} bars needs {wanted / 2**20:,.0f} MiB and "
-        f"{available_bytes / 2**20:,.0f} MiB are free; {advice}."
-    )
+def require_memory(need: int, bars: int, *, available_bytes: int) -> None:
+    """Raise ``AttentionInvalid`` where a window of *bars* that *need* so many bytes cannot fit."""
+    if need > available_bytes:
+        raise AttentionInvalid(
+            f"A window of {bars} bars needs {need / 2**20:,.0f} MiB and "
+            f"{available_bytes / 2**20:,.0f} MiB are free; use a shorter one or a smaller network."
+        )

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,7 @@ from tracepaper.strategies.gates.card import (
     section_of,
 )
 from tracepaper.strategies.networks.architecture import Network, kind_of
-from tracepaper.strategies.networks.flash import TILES
+from tracepaper.strategies.networks.flash import TILES, FlashConfig
 from tracepaper.strategies.networks.keys import NetworkConfig
 from tracepaper.strategies.networks.stream import stream_backends, stream_bytes
 from tracepaper.strategies.other_symbol import RunOtherBars, other_columns, other_of
@@ -190,15 +190,15 @@ def network_forecaster(
     method, mode, threads = options.method, options.mode, options.threads
     streams = kind.backend(config) == TILES
     if options.free_bytes is not None:
-        by_norm = method.fusion == "norm"
-        require_memory(
-            _stream_need(config, options.instruments, by_norm=by_norm)
-            if streams
-            else _window_need(config),
-            config.window,
-            available_bytes=options.free_bytes,
-            name="window",
-        )
+        if streams:
+            flash, by_norm = cast("FlashConfig", config), method.fusion == "norm"
+            need = stream_bytes(flash, instruments=options.instruments, by_norm=by_norm)
+        else:
+            # A network without attention counts as one head: it needs less.
+            heads, window = getattr(config, "heads", 1), config.window
+            need = forward_bytes(config.dim, window)
+            need += rollout_bytes(config.layers, heads, config.dim, window)
+        require_memory(need, config.window, available_bytes=options.free_bytes)
     network = _loaded(lambda: kind.make(config), tensors).to(torch.device(options.device))
     if options.say is not None:
         network.hold_by(options.say)
@@ -247,20 +247,6 @@ def _streams_by(chosen: str, wanted: str, method: Rollout) -> str:
             f"{TILES} for another [model] explanation."
         )
     return TILES
-
-
-def _stream_need(config: Any, instruments: int, *, by_norm: bool) -> Callable[[int], int]:  # noqa: ANN401 - any that streams
-    """Return a function from a window to the bytes of streams of *instruments*."""
-    return lambda window: stream_bytes(
-        replace(config, window=window), instruments=instruments, by_norm=by_norm
-    )
-
-
-def _window_need(config: NetworkConfig) -> Callable[[int], int]:
-    """Return a function from a window to the bytes of a network."""
-    # A network without attention counts as one head: it needs less.
-    sizes = config.layers, getattr(config, "heads", 1), config.dim
-    return lambda window: forward_bytes(config.dim, window) + rollout_bytes(*sizes, window)
 
 
 def choose_backend(card: Mapping[str, Any], wanted: str, *, device: str) -> str:

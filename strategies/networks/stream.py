@@ -67,8 +67,7 @@ def stream_backends(config: FlashConfig, device: str) -> tuple[str, ...]:
 def stream_bytes(config: FlashConfig, *, instruments: int = 1, by_norm: bool = False) -> int:
     """Return the peak memory of streams of *instruments* whose rings are full, weights apart.
 
-    With *by_norm* the norms of values are kept for the explanation. The result never falls as the
-    window grows: a receptive field too long for a history counts as the longest that has one.
+    With *by_norm* the norms of values are kept for the explanation.
     """
     window, dim = config.window, config.dim
     norms = config.heads if by_norm else 0

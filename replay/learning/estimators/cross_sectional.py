@@ -9,10 +9,10 @@ The rules are docs/several.md, P23 to P31.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, partial
-from itertools import combinations
+from itertools import combinations, islice, repeat
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
@@ -566,6 +566,12 @@ class ClosesPart:
                 f"{length:,}. Give longer candles, or lower every."
             )
 
+    def stream(self, seed: int, batch: int, done: int) -> Iterator[Batch]:
+        """Yield batches in seeded random order without end, after the first *done*."""
+        generator = np.random.default_rng(seed)
+        drawn = (self.chunks.drawn(generator, batch) for _ in repeat(None))
+        return map(self.taken, islice(drawn, done, None))
+
     def taken(self, cuts: Cuts) -> Batch:
         """Return the chunks at *cuts* of a panel as a batch."""
         if not self._joint:
@@ -668,12 +674,9 @@ def cross_section(
     return MeanLoss(
         network,
         ", ".join(title for title, used in is_used.items() if used),
-        drawn.chunks,
-        drawn.taken,
+        partial(drawn.stream, options.seed, options.batch),
         lambda: map(judged.taken, judged.chunks.spread(_VALIDATED, options.batch)),
         loss,
-        seed=options.seed,
-        batch=options.batch,
         accumulate=options.accumulate,
         constants=CONSTANTS,
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
 
@@ -25,7 +25,7 @@ from tracepaper.replay.document.values import plus_minus
 from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.card import NOTICE
 from tracepaper.replay.learning.estimators.networks import fit
-from tracepaper.replay.learning.fit import Fit, MeanLoss, Policy
+from tracepaper.replay.learning.fit import Fit, FitOptions, MeanLoss, policy_of
 from tracepaper.replay.learning.fitted import FittedModel
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts, concatenated
 from tracepaper.replay.learning.judge.gates import Judgement
@@ -34,15 +34,13 @@ from tracepaper.replay.learning.order_books import FEATURES, BookDataset, BookPa
 from tracepaper.replay.learning.recipe import Kind, register
 from tracepaper.replay.learning.samples import FLAT, NO_LABEL, Samples
 from tracepaper.replay.learning.splits import SYMBOL_MASK, Panel, Part
-from tracepaper.replay.learning.windows import Batch, Chunks, Cuts, windows
+from tracepaper.replay.learning.windows import Batch, Epochs, windows
 from tracepaper.replay.report.metrics import is_credible
 from tracepaper.storage.checkpoints import Checkpoint, load, save
 from tracepaper.strategies.forecasters.order_book import ORDER_BOOK, BookModel
 from tracepaper.strategies.networks.order_book import MOVES, OrderBookConfig, OrderBookNetwork
 from tracepaper.strategies.units import iso
 
-WARMUP: Final = 0.05
-CLIP: Final = 1.0
 WEIGHT_DECAY: Final = 0.01
 VALIDATIONS: Final = 20
 """Validations during a fit."""
@@ -122,52 +120,39 @@ def learn_books(
         shallow(part, network) for part in (data.samples(Part.TRAIN), data.native(Part.VALIDATION))
     )
     window, horizons = network.config.window, network.config.horizons
-    lengths = np.array([len(samples.panel) for samples in training])
-    # If the stretch is long enough, every book of a window has a label at every horizon.
-    begins = np.maximum(lengths - window - horizons[-1], 0) + 1
     validated = [
-        np.array([[place, start, start + window]])
+        (place, start, start + window)
         for place, samples in enumerate(validation)
         for start in range(0, len(samples.panel) - horizons[0], window)
     ]
-    chosen = validated[:: max(1, len(validated) // VALIDATED_WINDOWS)]
+    chosen = np.array(validated[:: max(1, len(validated) // VALIDATED_WINDOWS)])
     objective = MeanLoss(
         network,
         "cross-entropy of the moves",
-        Chunks(np.stack([np.zeros_like(begins), begins], axis=1), lengths, window),
-        partial(_window, training),
-        lambda: (_window(validation, cuts) for cuts in chosen),
+        Epochs(training, length=window, batch=1, seed=options.seed).stream,
+        lambda: (windows(validation, cut[None], window) for cut in chosen),
         moves_loss,
-        seed=options.seed,
         accumulate=options.windows,
     )
-    return Fit(objective, _policy(network, options), folder=folder, about=about)
+    policy = policy_of(
+        network,
+        FitOptions(
+            steps=options.steps,
+            accumulate=options.windows,
+            learning_rate=options.learning_rate,
+            weight_decay=WEIGHT_DECAY,
+            validate_every=max(1, options.steps // VALIDATIONS),
+            average=0.0,
+            seed=options.seed,
+        ),
+    )
+    return Fit(objective, policy, folder=folder, about=about)
 
 
 def moves_loss(network: OrderBookNetwork, batch: Batch) -> Tensor:
     """Return the mean cross-entropy over the labels of *batch*."""
     logits, moves = network(batch.values)[0], batch.labels["move"].flatten()
     return cross_entropy(logits.flatten(0, 1), moves, ignore_index=NO_LABEL)
-
-
-def _policy(network: OrderBookNetwork, options: BookFitOptions) -> Policy:
-    """Return the policy of *options*: weight decay on all parameters, no averaged weights."""
-    steps = options.steps
-    warm_up = max(1, int(WARMUP * steps))
-
-    def rate(step: int) -> float:
-        share = min((step + 1) / warm_up, 0.5 + 0.5 * np.cos(np.pi * step / steps))
-        return options.learning_rate * float(share)
-
-    return Policy(
-        steps,
-        [{"params": list(network.parameters()), "weight_decay": WEIGHT_DECAY}],
-        rate,
-        clip=CLIP,
-        validate_every=max(1, steps // VALIDATIONS),
-        accumulate=options.windows,
-        keeps_later=True,
-    )
 
 
 def shallow(part: Sequence[Samples], network: OrderBookNetwork) -> list[Samples]:
@@ -178,13 +163,6 @@ def shallow(part: Sequence[Samples], network: OrderBookNetwork) -> list[Samples]
         for samples, panel in zip(part, panels, strict=True)
         if isinstance(panel, BookPanel)
     ]
-
-
-def _window(part: Sequence[Samples], cuts: Cuts) -> Batch:
-    """Return the single window at *cuts*, cut at the end of its stretch."""
-    [[place, start, stop]] = cuts.tolist()
-    stop = min(stop, len(part[place].panel))
-    return windows(part, np.array([[place, start, stop]]), stop - start)
 
 
 # --- forecasts and figures

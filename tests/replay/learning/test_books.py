@@ -34,7 +34,7 @@ from tracepaper.replay.learning.estimators.order_book import (
     load_books,
     sentences_of,
 )
-from tracepaper.replay.learning.fit import Policy
+from tracepaper.replay.learning.fit import FitOptions, Policy, policy_of
 from tracepaper.replay.learning.order_books import BookDataset, BookPanel, read_books
 from tracepaper.replay.learning.samples import NO_LABEL, Samples, move
 from tracepaper.replay.learning.splits import Part, Split
@@ -142,7 +142,8 @@ def test_what_seven_days_of_the_exchange_show_is_judged(tmp_path: Path) -> None:
     """The file pretends to be a recording; its moves are planted, so the figures are known."""
     books, of = long("exchange")
     write(tmp_path / "a", books, of=of)
-    steps = choose("training.steps=30", "horizons=1", "window=24", "training.learning_rate=0.02")
+    steps = choose("training.steps=30", "training.windows=4", "horizons=1", "window=24")
+    steps += choose("training.learning_rate=0.02")
     output = printed(*train(tmp_path / "a", tmp_path / "m", *steps))
     card = tomllib.loads((tmp_path / "m" / CARD_NAME).read_text(encoding="utf-8"))
     figures = card["figures"]["1"]
@@ -265,10 +266,9 @@ def test_the_same_seed_gives_the_same_network(recorded: Path) -> None:
 
 def spoilt(at: int) -> Callable[..., Policy]:
     """Return a policy whose rate is too high from a step on, so that the next loss overflows."""
-    policy_of = order_book._policy  # noqa: SLF001 - no option is let through that overflows
 
-    def policy(network: OrderBookNetwork, options: BookFitOptions) -> Policy:
-        base = policy_of(network, options)
+    def policy(network: OrderBookNetwork, options: FitOptions) -> Policy:
+        base = policy_of(network, options)  # no option is let through that overflows
         return base._replace(rate=lambda step: base.rate(step) if step < at else math.inf)
 
     return policy
@@ -278,14 +278,14 @@ def test_a_loss_that_is_not_finite_ends_the_fit_and_the_card_says_so(
     recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sentence = "was not finite (nan) at step 4; kept are the weights of step 2."
-    monkeypatch.setattr(order_book, "_policy", spoilt(2))
+    monkeypatch.setattr(f"{order_book.__name__}.policy_of", spoilt(2))
     output = printed(*train(recorded, tmp_path / "m", *choose("training.steps=6")))
     assert sentence in " ".join(output.split())
     card = tomllib.loads((tmp_path / "m" / CARD_NAME).read_text(encoding="utf-8"))
     assert card["honesty"]["sentences"][-1].endswith(sentence)
     network, _ = load_books(tmp_path / "m")
     assert all(bool(torch.isfinite(weights).all()) for weights in network.parameters())
-    monkeypatch.setattr(order_book, "_policy", spoilt(0))
+    monkeypatch.setattr(f"{order_book.__name__}.policy_of", spoilt(0))
     wild = printed(*train(recorded, tmp_path / "n", *choose("training.steps=6")), code=1)
     assert "before the first validation" in wild
 

@@ -8,7 +8,7 @@ from typing import Any
 import dense_attention as reference
 import pytest
 import torch
-from builders import present
+from drawn_layers import DrawnLayer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -70,73 +70,13 @@ def masks(draw: st.DrawFn, queries: int, keys: int) -> Mask:
     )
 
 
-@st.composite
-def layers(draw: st.DrawFn) -> Layer:
-    heads, key_heads = draw(st.sampled_from([(2, 2), (4, 2), (4, 1)]))
-    queries, keys = draw(st.sampled_from([(6, 6), (1, 9), (3, 8), (6, 4)]))
-    sinks = torch.linspace(-1.0, 1.0, heads, dtype=torch.float64)
-    return drawn(
-        draw(masks(queries, keys)),
-        heads=heads,
-        key_heads=key_heads,
-        queries=queries,
-        keys=keys,
-        seed=draw(st.integers(0, 99)),
-        scale=draw(st.sampled_from([None, 0.9])),
-        softcap=draw(st.sampled_from([None, 0.7])),
-        sinks=draw(st.sampled_from([None, sinks])),
-    )
-
-
-def fused(layer: Layer, fusion: str) -> Tensor:
-    """Return the heads' fused matrix [batch, query, key], before any row is normalised."""
-    matrix, _ = reference.layer_matrix(layer)
-    if fusion in {"max", "min"}:
-        return matrix.amax(dim=1) if fusion == "max" else matrix.amin(dim=1)
-    group = layer.query.shape[1] // layer.key.shape[1]
-    value = present(layer.value).double().repeat_interleave(group, dim=1)
-    if fusion == "gradient":
-        return (matrix * (present(layer.gradient).double() @ value.mT)).clamp_min(0).mean(dim=1)
-    by_head = present(layer.output_weight).double().unflatten(1, (-1, DIM))
-    lengths = torch.einsum("bhkd,mhd->bhkm", value, by_head).norm(dim=-1)
-    return (matrix * lengths[:, :, None]).mean(dim=1)
-
-
 def same(tensor: Tensor, wanted: Tensor) -> None:
     torch.testing.assert_close(tensor, wanted, rtol=0, atol=1e-12)
 
 
-@settings(max_examples=40, deadline=None)
-@given(layers(), st.integers(1, 10), st.sampled_from(["mean", "max", "min", "norm", "gradient"]))
-def test_every_reduction_equals_the_matrix(layer: Layer, rows: int, fusion: str) -> None:
-    matrix, sums = reference.layer_matrix(layer)
-    same(layer.logsumexp, sums)
-    lost = torch.zeros_like(sums)
-    if layer.sinks is not None:
-        lost = (layer.sinks[:, None] - sums).exp()
-    wanted = torch.special.entr(matrix).sum(-1) + torch.special.entr(lost)
-    same(layer.entropy(), wanted)
-    same(layer.rows([0]), matrix[:, :, :1])
-    if layer.mask.dense is None or layer.mask.dense.dtype == torch.bool:
-        assert torch.equal(layer.visible(), (matrix[:, 0] > 0).sum(dim=-1))
-    weights = torch.rand(2, rows, layer.shape[2], dtype=torch.float64)
-    weights[:, :, ::2] *= weights[:, :, ::2] > 0.5
-    above, moved, kept = layer.advance(weights, Fuse(fusion=fusion))  # type: ignore[arg-type]
-    if fusion == "mean":
-        same(moved, weights @ matrix.mean(dim=1))
-        blind = torch.isneginf(sums).double().mean(dim=1)[:, None] * weights
-        same(torch.zeros_like(blind) if kept is None else kept, blind)
-        return
-    rows_of = fused(layer, fusion)
-    totals = rows_of.sum(dim=-1)[:, None]
-    if fusion in {"max", "min"}:
-        scaled = weights / (0.5 + 0.5 * totals)
-        same(above, scaled)
-    else:
-        scaled = weights / totals.masked_fill(totals == 0, torch.inf)
-        assert kept is not None
-        same(kept, weights * (totals == 0))
-    same(moved, scaled @ rows_of)
+@pytest.mark.parametrize("seed", range(40))
+def test_a_random_layer_is_that_of_its_matrix(seed: int) -> None:
+    DrawnLayer(seed).check()
 
 
 @pytest.mark.parametrize("backend", ["tiles", *compiled.available()])

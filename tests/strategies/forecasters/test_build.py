@@ -196,29 +196,21 @@ def test_a_kernel_that_this_machine_lacks_is_refused(backend: str, sentence: str
         build(models.card(config), models.network(config).state_dict(), RunOptions(backend=backend))
 
 
-def test_a_window_that_cannot_fit_is_refused_with_the_one_that_would() -> None:
-    small = replace(models.SMALL, dim=4, layers=1, heads=1)
-    tensors = models.network(small).state_dict()
-    huge = models.card(replace(small, window=65_536))
-    need = stream_bytes(replace(small, window=65_536), instruments=3)
+def test_a_window_that_cannot_fit_is_refused() -> None:
+    small = replace(models.SMALL, dim=4, layers=1, heads=1, window=65_536)
+    tensors, huge = models.network(small).state_dict(), models.card(small)
+    need = stream_bytes(small, instruments=3)
     assert build(huge, tensors, RunOptions(instruments=3, free_bytes=need)).context > 65_536
-    with pytest.raises(AttentionInvalid, match="A window of 65536 bars needs") as refused:
-        build(huge, tensors, RunOptions(instruments=3, free_bytes=need // 3))
-    named = re.search(r"use at most (\d+) bars", str(refused.value))
-    assert named is not None
-    fitting = models.card(replace(small, window=int(named[1])))
-    longer = models.card(replace(small, window=int(named[1]) + 64))
-    build(fitting, tensors, RunOptions(instruments=3, free_bytes=need // 3))
-    with pytest.raises(AttentionInvalid, match="use at most"):
-        build(longer, tensors, RunOptions(instruments=3, free_bytes=need // 3))
+    with pytest.raises(AttentionInvalid, match="A window of 65536 bars needs"):
+        build(huge, tensors, RunOptions(instruments=3, free_bytes=need - 1))
 
 
 def test_a_window_seen_as_a_whole_is_refused_as_well() -> None:
     config = replace(models.SMALL, mask="full", window=65_536)
-    with pytest.raises(AttentionInvalid, match=r"A window of 65536 bars needs .* use at most"):
+    with pytest.raises(AttentionInvalid, match="A window of 65536 bars needs"):
         build(models.card(config), {}, RunOptions(free_bytes=30 << 20))
     card, tensors = informer()
-    with pytest.raises(AttentionInvalid, match="use a smaller network"):
+    with pytest.raises(AttentionInvalid, match="or a smaller network"):
         build(card, tensors, RunOptions(free_bytes=1_000))
 
 
