@@ -6,11 +6,11 @@ The rules are docs/models.md, L25 to L27.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Self
 
 from numpy.typing import NDArray
 from torch import Tensor
@@ -40,27 +40,14 @@ if TYPE_CHECKING:
 EXPLAINED_BARS: Final = 120_000
 """The default number of bars to explain, in the calibration and in the test part."""
 Say = Callable[[str], None]
-U = TypeVar("U")
-R = TypeVar("R")
 
 
-class Each(Protocol):
-    """Calls a function for each unit, here or in other processes; values have the units' order.
+Each = Callable[..., list[Any]]
+"""``(function(unit, say), units, say, keep) -> values``, here or in other processes.
 
-    *keep* receives the index and value of each as soon as it is ready. For other processes the
-    function is pickled, and its messages appear when it ends.
-    """
-
-    def __call__(
-        self,
-        function: Callable[[U, Say], R],
-        units: Sequence[U],
-        say: Say,
-        keep: Callable[[int, R], None] = ...,
-        /,
-    ) -> list[R]:
-        """Return the value of each unit."""
-        ...
+*keep* receives the index and value of each unit as soon as it is ready. For other processes the
+function is pickled, and its messages appear when it ends.
+"""
 
 
 class FitRun(NamedTuple):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -20,6 +21,7 @@ from tracepaper.strategies.errors import ConfigInvalid, shown
 from tracepaper.strategies.units import iso
 
 FILE_NAME: Final = "holdout_uses.toml"
+_NEVER: Final = 2**62
 
 
 def read_holdouts(
@@ -52,23 +54,18 @@ def read_holdouts(
 
 
 def _checked(holdouts: list[Holdout]) -> list[Holdout]:
-    for place, holdout in enumerate(holdouts):
-        if None not in holdout[1:] and (holdout.from_ms or 0) >= (holdout.until_ms or 0):
-            raise ConfigInvalid(
-                f"The holdout {holdout.text} ends before it begins; correct its dates."
-            )
-        for other in holdouts[:place]:
-            if other.name == holdout.name:
-                raise ConfigInvalid(
-                    f"Two holdouts are called {holdout.name}; give each its own name."
-                )
-            if (holdout.from_ms or 0) < (other.until_ms or 0) and (other.from_ms or 0) < (
-                holdout.until_ms or 0
-            ):
-                raise ConfigInvalid(
-                    f"The holdouts {other.name} and {holdout.name} overlap: the second would "
-                    "repeat the first; give holdouts of different time."
-                )
+    spans = sorted(
+        (-_NEVER if each.from_ms is None else each.from_ms,
+         _NEVER if each.until_ms is None else each.until_ms)
+        for each in holdouts
+    )  # fmt: skip
+    are_spans = all(start < end for start, end in spans)
+    are_apart = all(before[1] <= after[0] for before, after in pairwise(spans))
+    if not (are_spans and are_apart and len({each.name for each in holdouts}) == len(holdouts)):
+        raise ConfigInvalid(
+            f"The holdouts are {', '.join(each.text for each in holdouts)}; give each its own "
+            "name, an end after its start, and time that no other has."
+        )
     return holdouts
 
 

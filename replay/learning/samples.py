@@ -174,11 +174,6 @@ def gains(price: Array, horizon: int) -> Array:
     return padded(np.expm1(moves(price, horizon)), price.shape[-1])
 
 
-def gain(price: Array, _: Array, horizon: int) -> Column:
-    """Return ``gains`` as a label."""
-    return gains(price, horizon).astype(np.float32)
-
-
 def move(price: Array, _: Array, horizon: int) -> NDArray[np.int64]:
     """Return DOWN, FLAT or UP of the exact price to *horizon*; FLAT is no change at all."""
     column = np.full(price.shape, NO_LABEL, dtype=np.int64)
@@ -210,11 +205,6 @@ def correlations(price: Array, horizon: int) -> Array:
     return padded(correlated(sums), time)
 
 
-def correlation(price: Array, _: Array, horizon: int) -> Column:
-    """Return ``correlations`` as a label, with the axis *pair* in place of *asset*."""
-    return correlations(price, horizon).astype(np.float32)
-
-
 def correlated(sums: Mapping[tuple[int, int], Array]) -> Array:
     """Return the correlations [pair, time] from sums of products; NaN without any move."""
     parts = []
@@ -235,9 +225,14 @@ LABELS: Final = {
     "path": Label(path, 0.0, "path"),
     "cost": Label(round_trip_cost, 0.0, "allocation"),
     "relative": Label(relative_return, 0.0, "relative"),
-    "gain": Label(gain, 0.0, "gain"),
+    "gain": Label(lambda price, _, horizon: gains(price, horizon).astype(np.float32), 0.0, "gain"),
     "move": Label(move, NO_LABEL, "move"),
-    "correlation": Label(correlation, np.nan, "correlation"),
+    # It has the axis *pair* in place of *asset*.
+    "correlation": Label(
+        lambda price, _, horizon: correlations(price, horizon).astype(np.float32),
+        np.nan,
+        "correlation",
+    ),
 }
 """Every label by name."""
 

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracepaper.replay.archive import Candles
-from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, shown
+from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.features.rows import CandleArrays, FeatureSchema, compute
 from tracepaper.strategies.units import DAY_MS, iso
@@ -290,19 +290,18 @@ def second_holdout(section: Mapping[str, Any]) -> int | None:
 
 def split_of(card: Mapping[str, Any]) -> Split:
     """Return the split of a card; raise ``CheckpointMismatch`` if it has none."""
-    try:
-        section = card["split"]
-        return Split(
-            train_until_ms=date_ms(section["train_until"]),
-            validation_until_ms=date_ms(section["validation_until"]),
-            calibration_until_ms=date_ms(section["calibration_until"]),
-            embargo_bars=int(section["embargo_bars"]),
-            second_holdout_ms=second_holdout(section),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+    section = card.get("split", {})
+    if "embargo_bars" not in section:
         raise CheckpointMismatch(
-            f"The model's card has no valid split ({shown(error)}); judge another checkpoint."
-        ) from None
+            "The model's card has no split into parts of time; judge another checkpoint."
+        )
+    return Split(
+        train_until_ms=date_ms(section["train_until"]),
+        validation_until_ms=date_ms(section["validation_until"]),
+        calibration_until_ms=date_ms(section["calibration_until"]),
+        embargo_bars=int(section["embargo_bars"]),
+        second_holdout_ms=second_holdout(section),
+    )
 
 
 def date_ms(text: str) -> int:

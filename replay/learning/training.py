@@ -14,14 +14,7 @@ from typing import Any, Final, Self
 
 import numpy as np
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress, TextColumn
 
 from tracepaper.replay.document.values import Cells, Table, table_of_rows
 from tracepaper.replay.learning import card as cards
@@ -210,12 +203,8 @@ class FitView:
         steps = getattr(recipe.options, "steps", 0)
         self.console = Console(stderr=True)
         self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[loss]}"),
+            *Progress.get_default_columns(),
+            TextColumn("{task.completed} steps, {task.fields[loss]}"),
             console=self.console,
             disable=not (steps and self.console.is_terminal),
         )

@@ -154,7 +154,7 @@ def test_where_no_untouched_price_moves_the_card_says_so_and_is_written_before_t
 
 
 def test_a_card_without_a_split_cannot_be_judged() -> None:
-    with pytest.raises(CheckpointMismatch, match="has no valid split"):
+    with pytest.raises(CheckpointMismatch, match="has no split"):
         split_of({"model": {}})
 
 
