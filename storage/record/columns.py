@@ -16,8 +16,9 @@ integer of 10⁻⁸, times are UTC milliseconds. A bar's source is stored as a n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import StrEnum
+from operator import attrgetter
 from typing import Any, Final
 
 from msgspec import Struct, json
@@ -713,6 +714,33 @@ TABLES: Final[dict[str, tuple[Column, ...]]] = {
 def stored_columns(table: str) -> tuple[str, ...]:
     """Return the names of the columns of *table*, in their stored order."""
     return tuple(column.name for column in TABLES[table])
+
+
+def row_reader(columns: Sequence[Column], *given: str) -> Callable[..., list[Value]]:
+    """Return the function of a record that reads *columns*, each as :meth:`Column.value` does.
+
+    The values of the columns *given* are its other arguments.
+    """
+    # Python 3.11 takes five times longer for the ``value`` of an enumeration than for this.
+    read_all = attrgetter(
+        *[
+            f"{column.name}._value_" if column.enum and not column.null else column.name
+            for column in columns
+            if column.name not in given
+        ]
+    )
+    places = [at for at, column in enumerate(columns) if column.name in given]
+    others = [(at, read) for at, column in enumerate(columns) if (read := column.read) is not None]
+
+    def values_of(stored: object, *values_given: Value) -> list[Value]:
+        values: list[Value] = [*read_all(stored)]
+        for at, value in zip(places, values_given):  # noqa: B905 - of one length, at every row
+            values.insert(at, value)
+        for at, read in others:
+            values[at] = read(stored)
+        return values
+
+    return values_of
 
 
 def place(table: str, name: str) -> int:

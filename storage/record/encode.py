@@ -24,10 +24,10 @@ from tracepaper.storage.record.columns import (
     SEQUENCE_LIMIT,
     SOURCE_CODES,
     TABLES,
-    Column,
     Row,
     Value,
     measure_name,
+    row_reader,
     stored_columns,
 )
 from tracepaper.storage.record.hashing import (
@@ -61,8 +61,6 @@ from tracepaper.strategies.errors import DataInvalid, InvariantBroken
 from tracepaper.strategies.types.decisions import (
     Fill,
     Forecast,
-    LedgerEntry,
-    Order,
     Position,
     QuietStretch,
 )
@@ -127,6 +125,9 @@ _CODE_OF: Final = {id(source): code for source, code in SOURCE_CODES.items()}
 _OF_BAR: Final = attrgetter(*(name for name in BAR_FIELDS if name != "turnover"))
 _OF_FORECAST: Final = attrgetter(*FORECAST_COLUMNS)
 _OF_EXPLANATION: Final = attrgetter(*EXPLANATION_COLUMNS[:-2])
+_OF_ORDER: Final = row_reader(TABLES["orders"][3:], "instrument")
+_OF_FILL: Final = row_reader(TABLES["fills"][4:-1], "instrument")
+_OF_ENTRY: Final = row_reader(TABLES["ledger"][3:], "instrument", "market_ms")
 
 
 class StepEncoder:
@@ -606,10 +607,11 @@ class StepEncoder:
         """Add the rows of orders, ledger entries and a breached limit."""
         rows, event = self._rows, step.event
         for ordinal, order in enumerate(step.orders):
-            rows["orders"].append((*key, ordinal, *self._columns(TABLES["orders"][3:], order)))
+            instrument = self._place(order.instrument)
+            rows["orders"].append((*key, ordinal, *_OF_ORDER(order, instrument)))
         for ordinal, entry in enumerate(step.ledger):
-            columns = self._columns(TABLES["ledger"][3:], entry, market_ms=event.market_ms)
-            rows["ledger"].append((*key, ordinal, *columns))
+            place = None if entry.instrument is None else self._place(entry.instrument)
+            rows["ledger"].append((*key, ordinal, *_OF_ENTRY(entry, place, event.market_ms)))
         if (halted := step.halted) is not None:
             times = event.market_ms, event.seen_ms
             rows["halts"].append((*key, *times, *msgspec.structs.astuple(halted)))
@@ -672,7 +674,7 @@ class StepEncoder:
         *held* is its position after them, in the instrument at *place*, with the funding paid.
         """
         rows: list[Row] = [
-            (*key, ordinal, *self._columns(TABLES["fills"][4:-1], fill), shadow)
+            (*key, ordinal, *_OF_FILL(fill, self._place(fill.instrument)), shadow)
             for ordinal, fill in enumerate(fills)
         ]
         self._rows["fills"] += rows
@@ -682,19 +684,6 @@ class StepEncoder:
             self._trades.pay(shadow, place, held.funding_paid, held.long_funding)
         closed += [self._trades.fill(row) for row in rows[early:]]
         self._rows["trades"] += [row for row in closed if row is not None]
-
-    def _columns(
-        self, columns: Sequence[Column], stored: Order | Fill | LedgerEntry, **given: Value
-    ) -> Row:
-        """Return the values of *columns*: those in *given*, else those of *stored*."""
-        name = stored.instrument
-        given["instrument"] = None if name is None else self._place(name)
-        return tuple(
-            [
-                given[column.name] if column.name in given else column.value(stored)
-                for column in columns
-            ]
-        )
 
 
 def _marks(account: Account, unrealized: int | None) -> tuple[int | None, int | None]:
