@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import chain, islice
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_rows import WHOLE, Columns, Ints, OutcomeCount, RunRows, Span
 from tracepaper.storage.database.writer import in_memory, insert_rows
+from tracepaper.strategies.types.market import Bar
 
 if TYPE_CHECKING:
     import sqlite3
@@ -20,7 +21,13 @@ if TYPE_CHECKING:
     from typing import Self
 
     from tracepaper.storage.checkpoints import Identity
-    from tracepaper.strategies.types.decisions import GateSet, QuietStretch, RunRow
+    from tracepaper.strategies.types.decisions import (
+        GateSet,
+        Position,
+        QuietStretch,
+        RunRow,
+        Step,
+    )
 
 IN_MEMORY: Final = Path(":memory:")
 """Used in place of the path of a database."""
@@ -30,14 +37,17 @@ _PRICES: Final = ("open_time_ms", "open", "high", "low", "close", "volume")
 _OF_BAR: Final = attrgetter(*_PRICES)
 _STEPS: Final = ("sequence", "instrument", "like")
 """A bar's step, the index of its instrument, and the stored step with the same decision."""
+_HELD: Final = ("equity", "quantity")
+"""The account after a bar, and its position in the bar's instrument."""
 
 
 class MemoryLog(SqlAuditLog):
     """The log of one run in a database in memory, which ends with the object.
 
-    Unless it *keeps_all*, only the last unit of a stretch without a model is stored as rows. The
-    bars before it repeat its decisions: they are kept as arrays, which the :attr:`reader` adds to
-    the columns of bars and accounts. Views and notes lack them.
+    Unless it *keeps_all*, the bars of a stretch without a model are no rows. They repeat the
+    decisions before them: they are kept as arrays, which the :attr:`reader` adds to the columns of
+    bars and accounts. Views and notes lack them. Of a stretch that ends the run so far the last
+    unit is stored.
     """
 
     def __init__(
@@ -52,6 +62,8 @@ class MemoryLog(SqlAuditLog):
         with self._connection.begin():
             insert_rows(self._driver, {"models": [] if model is None else [tuple(model)]})
         self._keeps_all, self._quiet = keeps_all, QuietBars(())
+        self._open: QuietStretch | None = None  # the newest stretch, if no step followed it
+        self._decided: dict[str, int] = {}  # the newest stored decision, by instrument
 
     def __enter__(self) -> Self:
         return self
@@ -65,88 +77,158 @@ class MemoryLog(SqlAuditLog):
         self.run, self._has_decided = run, True  # a failed start leaves nothing anyway
         self._quiet = QuietBars([item.id for item in run.instruments])
 
+    def append_now(self, *steps: Step) -> None:
+        """Buffer *steps*, as in a database on disk."""
+        self._end_stretch()
+        super().append_now(*steps)
+        for step in steps:
+            if step.decision is not None and type(step.event) is Bar:
+                self._decided[step.event.instrument] = step.sequence
+
     def append_stretch(self, stretch: QuietStretch) -> None:
         """Add the steps of *stretch*."""
-        if self._keeps_all or stretch.answers:  # a decision of each bar
-            super().append_stretch(stretch)
+        self._end_stretch()
+        if not (self._keeps_all or stretch.answers):  # without a decision of each bar
+            self._open, self._due, self._last = stretch, stretch.next_sequence, stretch.last
             return
-        last = stretch.units - 1
-        self._quiet.add(stretch)
-        self._due += last * stretch.width
-        self.append_now(*stretch.steps(last))
+        super().append_stretch(stretch)
+        if super().room <= 0:
+            self.flush()
+
+    @property
+    def room(self) -> int:
+        """The most steps of a stretch; those without rows fill no group."""
+        return self._group_steps
+
+    def _end_stretch(self, *, is_stored: bool = False) -> None:
+        """Keep the newest stretch as arrays; if *is_stored*, its last unit as rows."""
+        stretch, self._open = self._open, None
+        if stretch is None:
+            return
+        units = stretch.units - is_stored
+        self._quiet.add(stretch, units, [self._decided[key] for key in stretch.repeats])
+        if is_stored:
+            self._due = stretch.first + units * stretch.width
+            self.append_now(*stretch.steps(units))
 
     @property
     def content(self) -> bytes:
         """The pages of the database, for another process; bars without rows are missing."""
+        self._end_stretch(is_stored=True)
         self.flush()
         return self._driver.serialize()
 
     @property
     def reader(self) -> Reader:
         """A reader of the steps so far; it is closed with the log."""
+        self._end_stretch(is_stored=True)
         self.flush()
         return _MemoryReader(self._driver, self._quiet)
 
 
+class _Kept(NamedTuple):
+    """The first *units* of a stretch, and the steps with the same decision, by instrument."""
+
+    stretch: QuietStretch
+    units: int
+    like: Sequence[int]
+
+
 class QuietBars:
-    """The bars of stretches without those of each last unit, whose rows are stored."""
+    """The bars of stretches that have no rows."""
 
     def __init__(self, instruments: Sequence[str]) -> None:
         self.places = {key: place for place, key in enumerate(instruments)}
-        self._added: list[QuietStretch] = []  # not yet converted to arrays
+        self._added: list[_Kept] = []  # not yet converted to arrays
         self._bars: list[Ints] = []  # [bar, column] of ``_PRICES``
         self._steps: list[Ints] = []  # [bar, column] of ``_STEPS``
-        self._equity: dict[str, list[Ints]] = {}  # [bar], by the account's name
+        self._accounts: dict[str, list[Ints]] = {}  # [bar, column] of ``_HELD``, by account
 
-    def add(self, stretch: QuietStretch) -> None:
-        """Keep the values that differ between the bars of *stretch*."""
-        self._added.append(stretch)
+    def add(self, stretch: QuietStretch, units: int, like: Sequence[int]) -> None:
+        """Keep the values that differ between the bars of the first *units* of *stretch*.
+
+        *like* has the stored step with the same decision, by instrument.
+        """
+        self._added += [_Kept(stretch, units, like)] if units else []
         if len(self._added) == STRETCHES_AT_ONCE:
             self.settle()
 
     def settle(self) -> None:
         """Convert the added stretches to arrays."""
-        added = [stretch for stretch in self._added if stretch.units > 1]
-        self._added.clear()
+        added, self._added = self._added, []
         if not added:
             return
-        repeats, count = added[0].repeats, len(added[0].repeats)
-        units, width = np.array([(stretch.units - 1, stretch.width) for stretch in added]).T
-        bars = chain.from_iterable(
-            islice(stretch.bars, (stretch.units - 1) * count) for stretch in added
-        )
-        numbers = chain.from_iterable(map(_OF_BAR, bars))
-        self._bars.append(np.fromiter(numbers, np.int64).reshape(-1, len(_PRICES)))
-        first = np.array([stretch.first + bool(stretch.closes) for stretch in added])
-        places = np.array([self.places[key] for key in repeats])
+        stretches = [each.stretch for each in added]
+        repeats, count = stretches[0].repeats, len(stretches[0].repeats)
+        units = np.array([each.units for each in added])
         nth = np.arange(units.sum()) - np.repeat(np.cumsum(units) - units, units)
-        at = np.repeat(first, units) + np.repeat(width, units) * nth
-        steps = at, np.repeat(first + width * units, units)
-        sequences, like = ((of_unit[:, None] + np.arange(count)).ravel() for of_unit in steps)
-        of_bars = sequences, np.tile(places, nth.size), like
-        self._steps.append(np.stack(of_bars, axis=1))
-        members = [next(iter(span.steps.values())) for span in added[0].shadows]
+        self._bars.append(_prices(added, units, nth))
+        first = np.array([stretch.first + bool(stretch.closes) for stretch in stretches])
+        at = np.repeat(first, units) + stretches[0].width * nth
+        of_steps = (
+            at[:, None] + np.arange(count),
+            np.tile([self.places[key] for key in repeats], (nth.size, 1)),
+            np.repeat([each.like for each in added], units, axis=0),
+        )
+        self._steps.append(np.stack([each.ravel() for each in of_steps], axis=1))
+        members = [next(iter(span.steps.values())) for span in stretches[0].shadows]
         names = [shadow.shadow for of_span in members for shadow in of_span]
         for place, name in enumerate(("", *names)):
             marks = [  # without a model nothing is filled in a stretch: it has one span
                 (stretch.marks, *chain(*(span.marks for span in stretch.shadows)))[place]
-                for stretch in added
+                for stretch in stretches
             ]
-            profits = chain.from_iterable(mark.account_unrealized[:-1] for mark in marks)
+            profits = chain.from_iterable(
+                mark.account_unrealized[: each.units]
+                for mark, each in zip(marks, added, strict=True)
+            )
             worth = np.repeat(np.array([mark.worth for mark in marks], np.int64), units)
             equity = worth + np.fromiter(profits, np.int64)
-            self._equity.setdefault(name, []).append(np.repeat(equity, count))
+            quantity = [
+                [_position(stretch, key, place).quantity for key in stretch.repeats]
+                for stretch in stretches
+            ]
+            held = np.repeat(np.array(quantity, np.int64), units, axis=0).ravel()
+            columns = np.stack((np.repeat(equity, count), held), axis=1)
+            self._accounts.setdefault(name, []).append(columns)
 
     def columns(self) -> dict[str, Columns]:
-        """Return by account name: the bars with the account's equity after each."""
+        """Return by account name: the bars with the account's equity and position after each."""
         self.settle()
         if not self._bars:
             return {}
         bars: Columns = dict(zip(_PRICES, np.concatenate(self._bars).T, strict=True))
         bars |= zip(_STEPS, np.concatenate(self._steps).T, strict=True)
         return {
-            name: bars | {"equity": np.concatenate(equity)} for name, equity in self._equity.items()
+            name: bars | dict(zip(_HELD, np.concatenate(parts).T, strict=True))
+            for name, parts in self._accounts.items()
         }
+
+
+def _position(stretch: QuietStretch, key: str, account: int) -> Position:
+    """Return the position of an account in *key*: 0 for the run's, from 1 on the others'."""
+    if not account:
+        return stretch.repeats[key].position
+    return stretch.shadows[0].steps[key][account - 1].position
+
+
+def _prices(added: Sequence[_Kept], units: Ints, nth: Ints) -> Ints:
+    """Return the columns ``_PRICES`` of the bars of *added*, [bar, column].
+
+    *units* has the number of units of each, *nth* the number of each unit in its stretch.
+    """
+    count = len(added[0].like)
+    if not all(each.stretch.columns for each in added):
+        bars = chain.from_iterable(each.stretch.bars[: each.units * count] for each in added)
+        numbers = chain.from_iterable(map(_OF_BAR, bars))
+        return np.fromiter(numbers, np.int64).reshape(-1, len(_PRICES))
+    prices = np.empty((nth.size, count, len(_PRICES)), np.int64)
+    for place, (columns, _) in enumerate(added[0].stretch.columns):
+        first = np.array([each.stretch.columns[place][1] for each in added])
+        at = np.repeat(first, units) + nth
+        for field, name in enumerate(_PRICES):
+            prices[:, place, field] = getattr(columns, name)[at]
+    return prices.reshape(-1, len(_PRICES))
 
 
 class _MemoryReader(Reader):
@@ -161,7 +243,7 @@ class _MemoryReader(Reader):
 
 
 class _MemoryRows(RunRows):
-    """The rows of a run with its quiet bars, which repeat a stored row but for their prices."""
+    """The rows of a run with its quiet bars."""
 
     def __init__(self, connection: sqlite3.Connection, run_key: int, quiet: QuietBars) -> None:
         super().__init__(connection, run_key)

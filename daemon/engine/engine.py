@@ -83,6 +83,7 @@ from tracepaper.strategies.types.decisions import (
 )
 from tracepaper.strategies.types.market import (
     Bar,
+    BarColumns,
     BookUpdate,
     Close,
     CloseStart,
@@ -377,6 +378,11 @@ class Engine:
             if type(event) is Bar:
                 for columns in self._columns.get(event.instrument, ()):
                     columns.precompute_columns(event)
+
+    def expect(self, columns: Mapping[str, BarColumns]) -> None:
+        """Know all coming bars of each instrument as *columns*, before the first is taken."""
+        for key, of_instrument in columns.items():
+            self.markets[key].expect(of_instrument)
 
     @property
     def has_columns(self) -> bool:
@@ -779,6 +785,7 @@ class Engine:
         """
         bars, count = quiet.bars, len(repeats)
         lines = [self.broker.account.books[0].lines[key] for key in repeats]
+        places = [self.markets[bar.instrument].place_of(bar) for bar in bars[:count]]
         prices = [[bar.close for bar in bars[place::count]] for place in range(count)]
         positions = [repeat.position for repeat in repeats.values()]
         marks = _marked(self.broker.account.subtotal(), positions, lines, prices)
@@ -801,8 +808,9 @@ class Engine:
             course.follow(bars)
             answers, states = course.answers, course.states
         return QuietStretch(
-            first, bars, quiet.closes, quiet.plausible, repeats, marks, shadows, answers, states
-        )
+            first, bars, quiet.closes, quiet.plausible, repeats, marks, shadows, answers, states,
+            [place for place in places if place is not None],
+        )  # fmt: skip
 
     # ------------------------------------------------------------ a bar, from top to bottom
 

@@ -39,6 +39,7 @@ from tracepaper.strategies.types.decisions import (
 )
 from tracepaper.strategies.types.market import (
     Bar,
+    BarColumns,
     Category,
     CorporateAction,
     Depths,
@@ -161,6 +162,7 @@ class InstrumentState(KnownBars):
         )
         self.plausibility = Plausibility() if judges_bars else None
         self.missing_bars, self.plausible = 0, 0.0
+        self._expected: BarColumns | None = None  # all bars of a replay
 
     def _new_frames(self) -> dict[str, TimeframeAggregator]:
         """Return an aggregator for each timeframe, with the most candles that a lookback needs."""
@@ -257,6 +259,18 @@ class InstrumentState(KnownBars):
         if self._book_days and self._is_daily:
             frames.append(self._keep_day)
         return [*frames, *(record.append for record in self._records), self.day_range.push]
+
+    def expect(self, columns: BarColumns) -> None:
+        """Know the coming bars as *columns*, as in a replay of candles."""
+        self._expected = columns
+        if self.plausibility is not None:
+            self.plausibility.expect(columns)
+
+    def place_of(self, bar: Bar) -> tuple[BarColumns, int] | None:
+        """Return all expected bars as columns, and the index of *bar* in them; None without."""
+        if self._expected is None:
+            return None
+        return self._expected, int(self._expected.open_time_ms.searchsorted(bar.open_time_ms))
 
     def follow_at_once(self, observers: Sequence[Callable[[Bar], None]]) -> Callable[[Bar], float]:
         """Return a fast function that adds a bar which directly follows the last one.

@@ -21,7 +21,7 @@ from tracepaper.strategies.api.timeframes import is_made_of
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.sessions import Calendar, closes_of, month_calendar
-from tracepaper.strategies.types.market import Bar, Category, Instrument, Source
+from tracepaper.strategies.types.market import Bar, BarColumns, Category, Instrument, Source
 from tracepaper.strategies.units import (
     DAY_MS,
     interval_phase,
@@ -71,6 +71,12 @@ class Candles:
         """Return the candles at *rows*: ascending indices, a slice or a mask."""
         columns = {name: getattr(self, name)[rows] for name in _columns_of(self)}
         return replace(self, open_time_ms=self.open_time_ms[rows], **columns)
+
+    @property
+    def columns(self) -> BarColumns:
+        """The arrays of the bars."""
+        prices = self.open, self.high, self.low, self.close
+        return BarColumns(self.open_time_ms, *prices, self.volume, self.turnover)
 
     @property
     def instrument(self) -> str:

@@ -193,9 +193,11 @@ class _NoForecasts:
 def predictor_over(replay: Replay, *, in_blocks: bool = True) -> ReplayPredictor:
     """Return the predictor of *replay*.
 
-    Columns of a strategy are computed *in_blocks* a chunk ahead, or else bar by bar, as live.
+    What depends on bars alone is computed *in_blocks* ahead, or else bar by bar, as live.
     """
     predictions = _predictor_over(replay)
+    if in_blocks:
+        replay.engine.expect({part.instrument: part.columns for part in replay.feed.candles})
     if not replay.engine.has_columns or not in_blocks:
         return predictions
     return replace(

@@ -343,16 +343,9 @@ class StepEncoder:
         if closes:
             sequences = [at for first in at_close for at in range(first + 1, first + width)]
         columns[_SEQUENCE] = sequences
-        _, opened, _, *prices, turnover, market_ms, seen_ms, sources = zip(
-            *map(astuple, stretch.bars[count:]), strict=True
-        )
+        opened, *prices, turnover, delay, seen, sources = _bar_columns(stretch)
         columns[_OPENED : _OPENED + 1 + len(prices)] = opened, *prices
-        # A bar of a stretch is seen at its close, so ``seen_ms`` is its close time.
-        columns[_DELAYS : _DELAYS + 3] = (
-            [market - at or None for market, at in zip(market_ms, seen_ms, strict=True)],
-            [at - market or None for market, at in zip(market_ms, seen_ms, strict=True)],
-            [_CODE_OF[id(source)] for source in sources],
-        )
+        columns[_DELAYS : _DELAYS + 3] = delay, seen, sources
         if stretch.answers:
             columns[_OUTCOME], columns[_PLAUSIBLE], columns[_MEASURES] = self._add_answers(
                 sequences, stretch.answers[count:], count
@@ -715,6 +708,39 @@ def _follow(
         if unrealized == worth - entry and abs(worth) < _INTEGER_LIMIT:
             return _FOLLOWS
     return unrealized, of_account, equity
+
+
+def _bar_columns(stretch: QuietStretch) -> list[Sequence[Value]]:
+    """Return the columns of the bars of *stretch* after its first unit.
+
+    They are ``open_time_ms``, prices, volume, turnover, both delays and the source.
+    """
+    count = len(stretch.repeats)
+    bars = stretch.bars[count:]
+    nothing: Sequence[None] = [None] * len(bars)
+    if stretch.columns:  # bars of an archive are seen at their close
+        units = stretch.units
+        unknown = [None] * (units - 1)  # the turnover, if its file lacks it
+        fields = [
+            _in_turn(
+                [
+                    unknown if column is None else column[at + 1 : at + units].tolist()
+                    for column, (_, at) in zip(of_each, stretch.columns, strict=True)
+                ]
+            )
+            for of_each in zip(*(columns for columns, _ in stretch.columns), strict=True)
+        ]
+        return [*fields, nothing, nothing, nothing]
+    _, opened, _, *others, market_ms, seen_ms, sources = zip(*map(astuple, bars), strict=True)
+    # A bar of a stretch is seen at its close, so ``seen_ms`` is its close time.
+    delays = [market - at or None for market, at in zip(market_ms, seen_ms, strict=True)]
+    seen = [at - market or None for market, at in zip(market_ms, seen_ms, strict=True)]
+    return [opened, *others, delays, seen, [_CODE_OF[id(source)] for source in sources]]
+
+
+def _in_turn(columns: Sequence[Sequence[Value]]) -> Sequence[Value]:
+    """Return the first value of each of *columns*, then the second of each, and so on."""
+    return columns[0] if len(columns) == 1 else [*chain.from_iterable(zip(*columns, strict=True))]
 
 
 def _mark_columns(marks: BookMarks, count: int) -> tuple[list[int | None], ...]:

@@ -12,8 +12,10 @@ from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
+import numpy as np
 from msgspec import Struct
 from msgspec.structs import astuple
+from numpy.lib.stride_tricks import sliding_window_view
 
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.gates import declared
@@ -39,7 +41,7 @@ from tracepaper.strategies.types.calibration import (
     FittedConfidence,
 )
 from tracepaper.strategies.types.decisions import Forecast, GateSet, Regime
-from tracepaper.strategies.types.market import Bar
+from tracepaper.strategies.types.market import Bar, BarColumns
 
 Settings = Mapping[str, Mapping[str, object]]
 """The configuration as plain values: section -> key -> value."""
@@ -301,6 +303,10 @@ YARDSTICK_MEMORY: Final = YARDSTICK_BARS + 1
 """Bars that the yardstick depends on: a true range needs the previous close."""
 YARDSTICK_MIN: Final = 10
 """With fewer true ranges above zero there is no yardstick, and every close is plausible."""
+_MEASURED_AT_ONCE: Final = 2_048
+"""Expected bars that are measured together."""
+_EXACT_BELOW: Final = 2**51
+"""Four times a smaller price is exact in a float, so that arrays divide as integers do."""
 
 
 class Plausibility:
@@ -315,10 +321,22 @@ class Plausibility:
         self._ranges: deque[int] = deque()
         self._sorted: list[int] = []
         self._last: int | None = None
+        # The bars that are expected from the last block on, and that block, which was measured.
+        self._expected: BarColumns | None = None
+        self._block = 0  # its length
+        self._times: Sequence[int] = ()
+        self._closes: Sequence[int] = ()
+        self._spreads: Sequence[int] = ()
+        self._measures: Sequence[float] = ()
+        self._tick = 0
+        self._added = self._settled = (
+            0  # bars of the block that were added, and those in ``_ranges``
+        )
 
     @property
     def doubled_median(self) -> int | None:
         """Twice the yardstick; 0 if no bar has a range, None for fewer than ten bars."""
+        self._settle()
         if len(self._ranges) < YARDSTICK_MIN:
             return None
         ordered, count = self._sorted, len(self._sorted)
@@ -326,12 +344,20 @@ class Plausibility:
 
     def copy(self) -> Plausibility:
         """Return a copy that can continue independently."""
+        self._settle()
         other = Plausibility()
         other._ranges, other._sorted, other._last = self._ranges.copy(), self._sorted[:], self._last
         return other
 
     def add(self, bar: Bar, tick: int) -> float:
         """Add *bar* and return abs(close - last close) ÷ yardstick; 0 without a yardstick."""
+        added = self._added
+        if added < self._block and self._times[added] == bar.open_time_ms and tick == self._tick:
+            self._added = added + 1
+            return self._measures[added]
+        if self._expected is not None and self._measures_from(bar, tick):
+            self._added = 1
+            return self._measures[0]
         ordered, ranges, last = self._sorted, self._ranges, self._last
         # Bars without a range count for the window too, so a quiet week does not keep old ranges.
         if len(ranges) == YARDSTICK_BARS and (oldest := ranges.popleft()):
@@ -355,17 +381,76 @@ class Plausibility:
 
     def skip(self, bars: Sequence[Bar]) -> None:
         """Add *bars* without measuring them."""
-        ranges, closes = self._ranges, [bar.close for bar in bars]
+        self._expect(None)
+        closes = [bar.close for bar in bars]
         last_closes = [bars[0].open if self._last is None else self._last, *closes]
-        for bar, last in zip(bars, last_closes):  # noqa: B905 - one longer than bars
-            ranges.append(max(bar.high, last) - min(bar.low, last))
+        spreads = [
+            max(bar.high, last) - min(bar.low, last)
+            for bar, last in zip(bars, last_closes)  # noqa: B905 - one longer than bars
+        ]
+        self._extend(spreads, closes[-1])
+
+    def expect(self, columns: BarColumns) -> None:
+        """Measure the bars of *columns* in blocks; :meth:`add` then only looks them up.
+
+        Once a bar is added that is not the next of them, each bar is measured by itself.
+        """
+        self._expect(columns)
+
+    def _expect(self, columns: BarColumns | None) -> None:
+        self._settle()
+        self._expected, self._block, self._added, self._settled = columns, 0, 0, 0
+
+    def _measures_from(self, bar: Bar, tick: int) -> bool:
+        """Measure a block of the expected bars if *bar* is the next; else expect none."""
+        assert self._expected is not None
+        self._expect(self._expected.between(self._added, self._expected.open_time_ms.size))
+        block = self._expected.between(0, _MEASURED_AT_ONCE)
+        is_next = block.open_time_ms[:1] == bar.open_time_ms
+        if not is_next.all() or not is_next.size or block.high.max() >= _EXACT_BELOW:
+            self._expect(None)
+            return False
+        self._measure(block, tick)
+        return True
+
+    def _measure(self, block: BarColumns, tick: int) -> None:
+        """Measure the bars of *block* as :meth:`add` would."""
+        close, before = block.close, block.close[:1] if self._last is None else [self._last]
+        last = np.concatenate((before, close[:-1]))
+        spreads = np.maximum(block.high, last) - np.minimum(block.low, last)
+        # A range of 0 stands for a bar before the first: the median counts neither.
+        absent = [0] * (YARDSTICK_BARS - len(self._ranges))
+        known = np.concatenate((absent, self._ranges, spreads)).astype(np.int64)
+        ordered = np.sort(sliding_window_view(known[1:], YARDSTICK_BARS), axis=1)  # [bar, rank]
+        zeros = np.cumsum(known == 0)
+        zeros = zeros[YARDSTICK_BARS:] - zeros[:-YARDSTICK_BARS]  # [bar], in its window
+        count = YARDSTICK_BARS - zeros
+        ranks = np.stack((zeros + count // 2, zeros + (count - 1) // 2), axis=1)
+        middle = np.take_along_axis(ordered, np.minimum(ranks, YARDSTICK_BARS - 1), axis=1)
+        scale = np.maximum(middle.sum(axis=1), 2 * tick)
+        measures = np.where(count < YARDSTICK_MIN, 0.0, 2 * np.abs(close - last) / scale)
+        self._times, self._closes = block.open_time_ms.tolist(), close.tolist()
+        self._spreads, self._measures, self._tick = spreads.tolist(), measures.tolist(), tick
+        self._block = len(self._measures)
+
+    def _settle(self) -> None:
+        """Use the ranges of the bars that were added since the last call."""
+        if self._added > self._settled:
+            spreads = self._spreads[self._settled : self._added]
+            self._extend(spreads, self._closes[self._added - 1])
+            self._settled = self._added
+
+    def _extend(self, spreads: Sequence[int], last: int) -> None:
+        """Add the true ranges *spreads* of bars, of which the newest closed at *last*."""
+        ranges = self._ranges
+        ranges.extend(spreads[-YARDSTICK_BARS:])
         while len(ranges) > YARDSTICK_BARS:
             ranges.popleft()
-        self._sorted, self._last = sorted(filter(None, ranges)), closes[-1]
+        self._sorted, self._last = sorted(filter(None, ranges)), last
 
     def range_bp(self) -> float | None:
         """Return the yardstick in basis points of the newest close; None without a yardstick."""
-        last, doubled = self._last, self.doubled_median
+        doubled, last = self.doubled_median, self._last
         return None if doubled is None or not last else 5_000 * doubled / last
 
 

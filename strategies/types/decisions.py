@@ -20,7 +20,15 @@ from msgspec import Struct
 from msgspec.structs import astuple, replace
 
 from tracepaper.strategies.types.calibration import MeasuredTails
-from tracepaper.strategies.types.market import Bar, CloseStart, Event, Instrument, RunKind, Side
+from tracepaper.strategies.types.market import (
+    Bar,
+    BarColumns,
+    CloseStart,
+    Event,
+    Instrument,
+    RunKind,
+    Side,
+)
 
 BLOCK_BARS: Final = 64
 """Bars per absolute block of time: the unit of window hashes and of rollout buckets."""
@@ -620,6 +628,8 @@ class QuietStretch(Struct, frozen=True, gc=False):
     shadows: Sequence[ShadowSpan]  # of the other accounts; the first begins with unit 0
     answers: Sequence[Answer] = ()  # [bar], in a run with a model
     states: Mapping[int, bytes] = {}  # by unit, as its last step stores it
+    # By instrument: all bars of the replay, if they are known, and the index of the first of these.
+    columns: Sequence[tuple[BarColumns, int]] = ()
 
     @property
     def units(self) -> int:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Final, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, get_args
 
 from msgspec import Struct
 
 from tracepaper.strategies.months import MONTH_MS, interval_end
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Integers = npt.NDArray[np.int64]
 
 
 class Category(StrEnum):
@@ -119,6 +125,22 @@ class Bar(Struct, frozen=True, gc=False):
     def closed_ms(self) -> int:
         """When the bar closed; the last bar of a session may be shorter than its interval."""
         return min(self.close_time_ms, self.market_ms)
+
+
+class BarColumns(NamedTuple):
+    """Bars of one instrument from an archive, [bar] each, oldest first; fields as in ``Bar``."""
+
+    open_time_ms: Integers
+    open: Integers
+    high: Integers
+    low: Integers
+    close: Integers
+    volume: Integers
+    turnover: Integers | None
+
+    def between(self, start: int, stop: int) -> BarColumns:
+        """Return the bars from the index *start* to *stop*, exclusive."""
+        return BarColumns(*[column if column is None else column[start:stop] for column in self])  # type: ignore[arg-type]
 
 
 class Quote(Struct, frozen=True, gc=False):

@@ -6,14 +6,17 @@ import random
 from itertools import pairwise
 from statistics import median
 
+import numpy as np
 import pytest
 from builders import bar, bars
+from msgspec.structs import replace
 
 from tracepaper.strategies.api.strategy import CORE_GATES, Persistence, SmaCross, decision_bars
 from tracepaper.strategies.gates.evaluator import YARDSTICK_MEMORY, YARDSTICK_MIN, Plausibility
-from tracepaper.strategies.types.market import Bar
+from tracepaper.strategies.types.market import Bar, BarColumns
 
 TICK = 10
+PRICES = ("open", "high", "low", "close")
 
 
 def measured(history: list[Bar], tick: int = TICK) -> list[float]:
@@ -44,6 +47,35 @@ def test_the_yardstick_is_the_median_true_range_of_the_last_sixty_bars(seed: int
             continue
         moved = abs(history[place].close - history[place - 1].close)
         assert measure == moved / max(median(widths), TICK)
+
+
+@pytest.mark.parametrize("factor", [1, 10**12 + 39])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_expected_bars_have_the_measures_that_each_has_by_itself(seed: int, factor: int) -> None:
+    history = bars(5_000, seed=seed)
+    draw = random.Random(seed)
+    for place in range(5_000):
+        if draw.random() < 0.5 or 900 < place < 1_000:  # without trades, even for an hour
+            still = history[max(place - 1, 0)].close
+            history[place] = bar(still, index=place, open_=still, high=still, low=still)
+    history = [
+        replace(each, **{name: getattr(each, name) * factor for name in PRICES}) for each in history
+    ]
+    columns = BarColumns(
+        *(np.array([getattr(each, name) for each in history]) for name in BarColumns._fields[:-1]),
+        None,
+    )
+    del history[4_500 : 4_500 + seed]  # expected, and missing
+    alone, expecting = Plausibility(), Plausibility()
+    expecting.expect(columns)
+    for place, each in enumerate(history):
+        tick = 10**9 * factor if place > 4_000 else TICK  # another tick size
+        assert expecting.add(each, tick) == alone.add(each, tick)
+        if draw.random() < 0.01:
+            assert expecting.range_bp() == alone.range_bp()
+    expecting.skip(history[-10:])
+    alone.skip(history[-10:])
+    assert expecting.add(history[-1], TICK) == alone.add(history[-1], TICK)
 
 
 def test_what_a_copy_is_shown_the_original_does_not_know() -> None:
