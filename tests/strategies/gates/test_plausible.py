@@ -61,10 +61,12 @@ def test_expected_bars_have_the_measures_that_each_has_by_itself(seed: int, fact
     history = [
         replace(each, **{name: getattr(each, name) * factor for name in PRICES}) for each in history
     ]
-    columns = BarColumns(
-        *(np.array([getattr(each, name) for each in history]) for name in BarColumns._fields[:-1]),
-        None,
-    )
+    fields = {
+        name: np.array([getattr(each, name) for each in history])
+        for name in BarColumns._fields
+        if name != "turnover"
+    }
+    columns = BarColumns(**fields, turnover=None)
     del history[4_500 : 4_500 + seed]  # expected, and missing
     alone, expecting = Plausibility(), Plausibility()
     expecting.expect(columns)
