@@ -16,11 +16,12 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import IO, BinaryIO, Final, NamedTuple, NoReturn, Self, TypeVar
+from typing import IO, BinaryIO, Final, NamedTuple, Self, TypeVar
 
 import msgspec
 
@@ -54,8 +55,8 @@ class ChildProcess:
     """A process that runs *command*; it is started when needed, and again after it has ended.
 
     *name* stands for it in error messages. *opening* is the first message to each new process.
-    *errors* receives its standard error, whose tail is kept in memory by default. *environment*
-    extends the daemon's.
+    *errors* receives its standard error, by default a temporary file; its end tells why the process
+    ended. *environment* extends the daemon's.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class ChildProcess:
         self._environment = environment_of(environment or {})
         self.fault = ""  # why the last process did not end in order when it was stopped
         self._process: subprocess.Popen[bytes] | None = None
-        self._transports: list[asyncio.ReadTransport] = []
+        self._resources = contextlib.ExitStack()  # of the process that runs
 
     async def __aenter__(self) -> Self:
         return self
@@ -93,7 +94,7 @@ class ChildProcess:
                 self.write(message)
             return await self.read(kind)
 
-    async def follow(self, kind: type[A], take: Callable[[A], object]) -> NoReturn:
+    async def follow(self, kind: type[A], take: Callable[[A], object]) -> None:
         """Call *take* with each message of the process until it ends, then always stop it.
 
         Raises ``ChildFailed`` with the reason for its end.
@@ -101,7 +102,6 @@ class ChildProcess:
         async with self.exchange():
             while True:
                 take(await self.read(kind))
-        raise AssertionError("an exchange suppresses no error")
 
     @asynccontextmanager
     async def exchange(self) -> AsyncIterator[None]:
@@ -153,13 +153,16 @@ class ChildProcess:
 
     async def _spawn(self) -> None:
         try:
+            self._log = self._errors or tempfile.TemporaryFile()  # noqa: SIM115 - open as it runs
+            if self._errors is None:
+                self._resources.callback(self._log.close)
             # Not asyncio's subprocess: it ends with the loop, but this process may outlive us.
             self._process = process = subprocess.Popen(  # noqa: ASYNC220, S603 - our program
                 self._command,
                 bufsize=0,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE if self._errors is None else self._errors,
+                stderr=self._log,
                 env=self._environment,
                 start_new_session=True,
             )
@@ -167,16 +170,11 @@ class ChildProcess:
             raise ChildFailed(f"the {self._name} process could not begin ({error})") from None
         assert process.stdin is not None
         os.set_blocking(process.stdin.fileno(), False)
-        self._reader, self._tail, self.fault = asyncio.StreamReader(), _Tail(), ""
+        self._reader, self.fault = asyncio.StreamReader(), ""
         protocol = asyncio.StreamReaderProtocol(self._reader)
-        for stream, listener in ((process.stdout, protocol), (process.stderr, self._tail)):
-            if stream is not None:
-                await self._listen(stream, listener)
-
-    async def _listen(self, stream: IO[bytes], listener: asyncio.Protocol) -> None:
         loop = asyncio.get_running_loop()
-        transport, _ = await loop.connect_read_pipe(lambda: listener, stream)
-        self._transports.append(transport)
+        transport, _ = await loop.connect_read_pipe(lambda: protocol, process.stdout)
+        self._resources.callback(transport.close)
 
     async def _cause(self) -> str:
         """Return why the process closed its output: its exit code and last line of errors."""
@@ -192,11 +190,9 @@ class ChildProcess:
         if code < 0:
             name = signal.Signals(-code).name
             return f"the {self._name} process was ended by {name}; the machine may lack memory"
-        if self._errors is not None:
-            self._errors.seek(max(self._errors.seek(0, os.SEEK_END) - TAIL_BYTES, 0))
-        if (errors := self._errors or process.stderr) is not None:
-            self._tail.read_rest(errors)
-        lines = self._tail.bytes.decode(errors="replace").split("\n")
+        log = self._log.fileno()
+        tail = os.pread(log, TAIL_BYTES, max(os.fstat(log).st_size - TAIL_BYTES, 0))
+        lines = tail.decode(errors="replace").split("\n")
         last = next(filter(None, map(str.strip, reversed(lines))), "it said nothing").rstrip(".")
         return f"the {self._name} ended with {code}: {last}"
 
@@ -206,8 +202,9 @@ class ChildProcess:
         If it had time to end and did not, or ended with an error, ``fault`` is the reason.
         """
         process, self._process = self._process, None
-        transports, self._transports = self._transports, []
+        resources, self._resources = self._resources, contextlib.ExitStack()
         if process is None:
+            resources.close()
             return
         assert process.stdin is not None
         process.stdin.close()
@@ -224,8 +221,7 @@ class ChildProcess:
                 self.fault = f"the {self._name} process was silent for {limit_s:g} s"
             elif limit_s and process.returncode:
                 self.fault = self._cause_of(process)
-            for transport in transports:
-                transport.close()
+            resources.close()
             if limit_s is not None and process.poll() is None:
                 await _kill(process)
             # A process that runs on is not ours to wait for: Popen would warn that it runs still.
@@ -234,22 +230,6 @@ class ChildProcess:
 
 StartProcess = Callable[..., ChildProcess]
 """Makes a process beside the daemon: ``ChildProcess``, or what stands for one."""
-
-
-class _Tail(asyncio.Protocol):
-    """Keeps the last ``TAIL_BYTES`` of a stream."""
-
-    def __init__(self) -> None:
-        self.bytes = b""
-
-    def data_received(self, data: bytes) -> None:
-        self.bytes = (self.bytes + data)[-TAIL_BYTES:]
-
-    def read_rest(self, stream: IO[bytes]) -> None:
-        """Read what an ended process has left in *stream*."""
-        with contextlib.suppress(OSError, ValueError):  # nothing is left, or it is closed
-            while data := os.read(stream.fileno(), TAIL_BYTES):
-                self.data_received(data)
 
 
 async def _wait_for_end(process: subprocess.Popen[bytes], limit_s: float) -> None:
@@ -300,8 +280,8 @@ def limit_this_process(
     """
     with contextlib.suppress(OSError):
         os.nice(nice - os.nice(0))
-    if nice == IDLE_NICE and hasattr(os, "SCHED_IDLE"):
-        with contextlib.suppress(OSError):
+    if nice == IDLE_NICE:
+        with contextlib.suppress(OSError, AttributeError):
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     # Among the processes that share the daemon's memory limit, the kernel kills this one first.
     with contextlib.suppress(OSError):

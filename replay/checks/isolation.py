@@ -45,8 +45,7 @@ class FreshProcesses:
     """
 
     def __init__(self, *preload: str, hash_seed: int | None = None) -> None:
-        self._preload, self._hash_seed = preload, hash_seed
-        self._others: dict[int, FreshProcesses] = {}
+        self.preload, self._hash_seed = preload, hash_seed
 
     def __enter__(self) -> Self:
         """Start the server."""
@@ -54,7 +53,7 @@ class FreshProcesses:
         self._requests, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603 - fixed command
-                [sys.executable, "-m", "tracepaper.replay.checks.isolation", *self._preload],
+                [sys.executable, "-m", "tracepaper.replay.checks.isolation", *self.preload],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 env=environment_of(seeded),
@@ -64,18 +63,9 @@ class FreshProcesses:
 
     def __exit__(self, *_error: object) -> None:
         """End the server and its children, including hanging ones."""
-        for other in self._others.values():
-            other.__exit__()
         self._requests.close()
         os.killpg(self._process.pid, signal.SIGKILL)  # it is not waited for yet, so it exists
         self._process.wait()
-
-    def under(self, hash_seed: int) -> FreshProcesses:
-        """Return a server whose children hash texts by *hash_seed*; it ends with this one."""
-        if hash_seed not in self._others:
-            other = FreshProcesses(*self._preload, hash_seed=hash_seed)
-            self._others[hash_seed] = other.__enter__()
-        return self._others[hash_seed]
 
     def child(self, job: Job[P], *given: P.args, **named: P.kwargs) -> Child:
         """Run ``job(connection, *given, **named)`` in a new process; return our end of it."""

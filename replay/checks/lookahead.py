@@ -243,15 +243,20 @@ class _Check:
 
         With *resumed_ms* one process records it until then, and another one resumes it.
         """
-        fresh = self._fresh if hash_seed is None else self._fresh.under(hash_seed)
         given = self.config, data, self._mode
         try:
-            if resumed_ms is None:
-                with fresh.child(send_run, *given, **how) as child:
+            if hash_seed is not None:
+                with (
+                    FreshProcesses(*self._fresh.preload, hash_seed=hash_seed) as seeded,
+                    seeded.child(send_run, *given, **how) as child,
+                ):
                     return self._received(child)
-            with fresh.child(send_record, *given, resumed_ms) as child:
+            if resumed_ms is None:
+                with self._fresh.child(send_run, *given, **how) as child:
+                    return self._received(child)
+            with self._fresh.child(send_record, *given, resumed_ms) as child:
                 content = self._received(child)
-            with fresh.child(send_resumed, data, content) as child:
+            with self._fresh.child(send_resumed, data, content) as child:
                 return self._received(child)
         except StrategyFailed as error:
             return DerivedRun(error=error)
