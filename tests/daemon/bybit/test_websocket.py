@@ -33,8 +33,6 @@ from tracepaper.daemon.feed.book_follower import ReadFrame
 from tracepaper.daemon.feed.client import Cooldown, MarketData, StreamRequest
 from tracepaper.strategies.errors import (
     ConfigInvalid,
-    FeedLost,
-    FeedStale,
     MessageMalformed,
     Recoverable,
 )
@@ -139,50 +137,6 @@ async def test_pings_are_sent_on_their_beat() -> None:
         assert setup.listener.connected == 1
 
 
-async def test_pongs_do_not_keep_a_silent_stream_alive() -> None:
-    async with ScriptedServer() as server, running(server) as (setup, stream):
-        await until(stream.answered.is_set)
-        await setup.clock.run(lambda: setup.listener.lost, step_s=1)
-        assert isinstance(setup.listener.lost[0], FeedStale)
-        assert server.pings() == 1
-        await setup.clock.run(lambda: setup.listener.connected == 2)
-        await until(lambda: len(server.subscribed()) == 2)
-
-
-async def test_data_keeps_a_stream_alive() -> None:
-    async with ScriptedServer() as server, running(server) as (setup, stream):
-        await until(stream.answered.is_set)
-        for second in range(0, 100, 10):
-            frames = setup.listener.frames
-            frames.clear()
-            await server.send(kline(START_MS + second * MINUTE))
-            await until(frames.__len__)
-            setup.clock.advance(network_s=10)
-        assert not setup.listener.lost
-        assert setup.listener.connected == 1
-
-
-async def test_malformed_frames_do_not_count_as_data() -> None:
-    async with ScriptedServer() as server, running(server) as (setup, stream):
-        await until(stream.answered.is_set)
-        for _ in range(3):
-            await server.send(b"{not json")
-            setup.clock.advance(network_s=11)
-        await setup.clock.run(lambda: setup.listener.lost, step_s=1)
-        assert isinstance(setup.listener.lost[0], FeedStale)
-
-
-async def test_everything_is_subscribed_again_after_a_drop() -> None:
-    async with ScriptedServer() as server, running(server, *TOPICS[:12]) as (setup, stream):
-        await until(stream.answered.is_set)
-        await server.drop()
-        await until(lambda: setup.listener.lost)
-        assert isinstance(setup.listener.lost[0], FeedLost)
-        assert not stream.is_open
-        await setup.clock.run(lambda: len(server.subscribed()) == 24)
-        assert server.subscribed()[12:] == list(TOPICS[:12])
-
-
 async def test_reconnecting_never_ends_and_waits_no_longer_than_its_ceiling() -> None:
     async with (
         ScriptedServer() as server,
@@ -237,14 +191,6 @@ async def test_a_renewal_that_is_refused_is_asked_for_again() -> None:
         await setup.clock.run(lambda: len(server.subscribed()) == 3)
         assert server.subscribed() == [TOPICS[3]] * 3
         assert not setup.listener.lost
-
-
-async def test_a_missing_acknowledgement_ends_the_connection() -> None:
-    async with ScriptedServer() as server:
-        server.is_mute = True
-        async with running(server) as (setup, _):
-            await setup.clock.run(lambda: setup.listener.lost)
-            assert "did not answer a subscription" in str(setup.listener.lost[0])
 
 
 async def test_an_answer_is_waited_for_while_older_frames_are_read() -> None:
@@ -321,17 +267,6 @@ async def test_the_dates_of_the_frames_tell_how_old_they_are() -> None:
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_an_answer_is_not_waited_for_where_nothing_is_read() -> None:
-    async with ScriptedServer() as server:
-        server.is_mute = True
-        async with running(server, data_watchdog_s=1e9) as (setup, stream):
-            await until(lambda: server.received)
-            stream.note_date(START_MS)
-            began_s = setup.clock.network_s()
-            await setup.clock.run(lambda: setup.listener.lost)
-            assert setup.clock.network_s() - began_s < 11
-
-
 async def test_a_ban_at_the_door_is_followed_by_silence() -> None:
     async with ScriptedServer() as server:
         server.reject_status = 403
@@ -342,23 +277,6 @@ async def test_a_ban_at_the_door_is_followed_by_silence() -> None:
             banned_ends_s = setup.cooldown.ends_s
             await setup.clock.run(stream.answered.is_set, step_s=5)
             assert setup.clock.network_s() >= banned_ends_s
-
-
-DOORS = (
-    *((status, "") for status in (200, 201, 204, 301, 400, 401, 404, 410, 451, 500, 503, 999)),
-    *((302, to) for to in ("http://127.0.0.1:1", "ws://127.0.0.1:99999", "ws://[::", "x", "ws://")),
-)
-
-
-@pytest.mark.parametrize(("status", "place"), DOORS)
-async def test_a_refused_door_is_knocked_at_again(status: int, place: str) -> None:
-    async with ScriptedServer() as server:
-        server.reject_status, server.sends_on_to = status, place
-        async with running(server) as (setup, stream):
-            await setup.clock.run(lambda: setup.clock.network_s() > 1_010)
-            assert not stream.answered.is_set()
-            server.reject_status = 0
-            await setup.clock.run(stream.answered.is_set)
 
 
 async def test_an_address_that_is_none_stops_with_advice() -> None:

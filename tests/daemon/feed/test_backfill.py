@@ -7,7 +7,6 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import pytest
 from builders import instrument
 from bybit_feed import sequencer_of
 from bybit_server import MINUTE, START_MS, ScriptedServer, SteppedClock, exchange_section
@@ -94,29 +93,6 @@ async def test_holes_are_closed_for_good_and_the_end_stays_the_next_bar() -> Non
         assert len(server.queries("kline")) >= 4
 
 
-async def test_a_hole_of_one_answer_is_none() -> None:
-    for missing in ([1], [3], [1, 3], [0], [0, 1, 2, 3]):
-        async with await serving(*range(5)) as server:
-            whole = server.rows["BTCUSDT"]
-            rows = [list(map(str, whole[at(4 - i)])) for i in range(5) if 4 - i not in missing]
-            page = {**PAGE, "list": rows}
-            server.answer_next("kline", server.reply(page))
-            parts = texts(await filled(server, 5, market()))
-            assert [text for text in parts if text.isdigit()] == ["0", "1", "2", "3", "4"], missing
-            assert not any(text.startswith("-") for text in parts), missing
-
-
-@pytest.mark.parametrize("cause", [None, GapCause.DOWN])
-async def test_a_row_that_cannot_be_read_once_is_asked_for_again(cause: GapCause | None) -> None:
-    async with await serving(*range(5)) as server:
-        rows = [list(map(str, server.rows["BTCUSDT"][at(4 - i)])) for i in range(5)]
-        rows[3][2] = "NaN"
-        page = {**PAGE, "list": rows}
-        server.answer_next("kline", server.reply(page))
-        parts = texts(await filled(server, 5, market(cause=cause)))
-        assert [text for text in parts if text.isdigit()] == ["0", "1", "2", "3", "4"]
-
-
 async def test_a_close_at_the_end_that_is_not_plausible_is_asked_for_until_it_is() -> None:
     async with await serving() as server:
         for index in range(40):
@@ -131,34 +107,6 @@ async def test_a_close_at_the_end_that_is_not_plausible_is_asked_for_until_it_is
         assert len(bars) == 40
 
 
-async def test_answers_that_stay_empty_are_asked_for_ever_less_often() -> None:
-    async with await serving(0, 2) as server:
-        rows = [list(map(str, server.rows["BTCUSDT"][at(index)])) for index in (2, 0)]
-        server.answer_next("kline", server.reply({**PAGE, "list": rows}))
-        for _ in range(20):
-            server.answer_next("kline", server.reply({**PAGE, "list": []}))
-        waits_s: list[float] = []
-        assert texts(await filled(server, 3, market(), waits_s=waits_s))[-1] == "2"
-        assert waits_s[0] > 300
-
-
-async def test_an_empty_answer_is_no_late_listing() -> None:
-    for wrong in ([], [4], [2, 3, 4]):
-        async with await serving(*range(5)) as server:
-            rows = [list(map(str, server.rows["BTCUSDT"][at(i)])) for i in reversed(wrong)]
-            page = {**PAGE, "list": rows}
-            server.answer_next("kline", server.reply(page))
-            events = await filled(server, 5, market(cause=None))
-            assert texts(events) == ["0", "1", "2", "3", "4"], wrong
-
-
-async def test_a_hole_across_windows_is_said_once_when_its_end_is_known() -> None:
-    async with await serving(0, 2_500) as server:
-        events = await filled(server, 2_501, market())
-        assert texts(events) == ["+0-1", "0", "-1-2500", "+2500-2501", "2500"]
-        assert len(server.queries("kline")) > 3
-
-
 async def test_symbols_are_merged_by_time_each_with_its_own_gaps() -> None:
     async with await serving(0, 1, 2) as server:
         for index in (1, 2):
@@ -168,32 +116,3 @@ async def test_symbols_are_merged_by_time_each_with_its_own_gaps() -> None:
         assert texts(events) == ["+0-3", "0", "1", "+1-3", "1", "2", "2"]
         bars = [event for event in events if isinstance(event, Bar)]
         assert [bar.instrument for bar in bars[1:3]] == ["linear:BTCUSDT", "linear:ETHUSDT"]
-
-
-async def test_a_warm_up_says_holes_but_not_its_own_bars() -> None:
-    async with await serving(3, 4, 6) as server:
-        events = await filled(server, 8, market(cause=None))
-        assert texts(events) == ["3", "4", "-5-6", "6"]
-        assert {event.cause for event in events if isinstance(event, Gap)} == {GapCause.ARCHIVE}
-
-
-async def test_an_instrument_without_any_bar_has_no_hole() -> None:
-    async with await serving() as server:
-        state = market(cause=None)
-        assert await filled(server, 8, state) == []
-        assert state.sequence.next_open_ms == at(0)
-        assert len(server.queries("kline")) == 2
-
-
-async def test_nothing_missing_asks_nothing() -> None:
-    async with await serving(0) as server:
-        state = market(first=5)
-        assert await filled(server, 5, state) == []
-        assert not server.requests
-
-
-async def test_bars_carry_the_market_time_at_which_they_are_handed_on() -> None:
-    async with await serving(0) as server:
-        (_, bar) = await filled(server, 1, market())
-        assert isinstance(bar, Bar)
-        assert (bar.market_ms, bar.seen_ms) == (at(1), server.server_ms)

@@ -135,20 +135,3 @@ async def test_the_next_close_ends_the_wait_for_this_one() -> None:
         await close(run, 1, "BTCUSDT")
         await until(run.bars)
         assert texts(run.events)[:2] == [(1, ["ETH", "SOL"]), "BTC"]
-
-
-async def test_a_revision_and_a_repeated_frame_are_never_gathered() -> None:
-    async with ScriptedServer() as server, live(server, start=START, instruments=ALL) as run:
-        await close(run, 0, "BTCUSDT", "ETHUSDT", "SOLUSDT")
-        await until(lambda: len(run.bars()) == 3)
-        await server.send(kline(START_MS, "101.5", symbol="ETHUSDT"), kline(START_MS))
-        await until(lambda: len(run.bars()) == 4)
-        assert texts(run.events) == [(3, []), "BTC", "ETH", "SOL", "ETH"]
-
-
-async def test_without_gathering_each_bar_goes_on_by_itself() -> None:
-    alone = FeedStart(interval_ms=MINUTE, period_start_ms=START_MS, warmup_bars=0)
-    async with ScriptedServer() as server, live(server, start=alone, instruments=ALL) as run:
-        await close(run, 0, "SOLUSDT", "BTCUSDT")
-        await until(lambda: len(run.bars()) == 2)
-        assert texts(run.events) == ["SOL", "BTC"]

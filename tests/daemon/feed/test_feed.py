@@ -8,7 +8,6 @@ from functools import partial
 
 import pytest
 from aiohttp import web
-from builders import bar
 from bybit_feed import BITCOIN, Live, live
 from bybit_server import (
     FILTERS,
@@ -60,22 +59,6 @@ def start_at(minute: int) -> FeedStart:
     )
 
 
-async def test_of_an_answer_it_says_how_much_is_left() -> None:
-    async with ScriptedServer() as server:
-        for minute in range(5):
-            server.add_candle(START_MS + minute * MINUTE)
-        server.server_ms = START_MS + 5 * MINUTE + 3_000
-        async with live(server) as run:
-            assert run.opens() == [0, 1, 2, 3, 4]
-            run.is_asked = True
-            for minute in range(5, 9):
-                await run.close_bar(minute, stream=minute == 8)
-            await run.expect(lambda: len(run.bars()) == 9)
-            repaired = [event for event in run.events[-5:] if isinstance(event, Bar)]
-            assert [bar.source for bar in repaired] == [Source.REST] * 3 + [Source.STREAM]
-            assert run.behind[-5:] == [True, True, True, True, False]
-
-
 async def test_a_new_run_is_warmed_with_the_bars_before_its_period() -> None:
     async with ScriptedServer() as server:
         for index in range(-30, 0):
@@ -91,19 +74,6 @@ async def test_a_new_run_is_warmed_with_the_bars_before_its_period() -> None:
             assert run.bars()[0].market_ms == START_MS - 19 * MINUTE
             assert run.bars()[0].seen_ms == START_MS + 2_000
             assert not run.gaps()
-
-
-async def test_what_closed_while_the_daemon_was_down_is_filled_and_said() -> None:
-    async with ScriptedServer() as server:
-        for index in range(-9, 3):
-            server.add_candle(START_MS + index * MINUTE)
-        server.server_ms = START_MS + 3 * MINUTE + 5_000
-        async with live(server, start=start_at(-1)) as run:
-            await until(lambda: len(run.bars()) == 3)
-            assert run.opens() == [0, 1, 2]
-            assert run.gaps() == [(0, 3, GapCause.DOWN, "rest")]
-            assert isinstance(run.events[0], Gap)
-            assert {bar.seen_ms for bar in run.bars()} == {server.server_ms}
 
 
 async def test_a_server_behind_the_database_is_refused() -> None:
@@ -180,19 +150,6 @@ async def test_an_overdue_closing_frame_is_replaced_by_rest() -> None:
         assert run.feed.counters["repeated_bars"] == 1
 
 
-async def test_an_overdue_bar_that_rest_lacks_is_awaited_without_a_verdict() -> None:
-    async with ScriptedServer() as server, live(server) as run:
-        await run.close_bar(0)
-        await until(run.bars)
-        run.move_to(START_MS + 2 * MINUTE + 5_000)
-        count = len(server.queries("kline"))
-        await run.expect(lambda: len(server.queries("kline")) >= count + 3)
-        assert not run.gaps()
-        server.add_candle(START_MS + MINUTE)
-        await run.expect(lambda: len(run.bars()) == 2)
-        assert run.gaps() == [(1, 2, GapCause.MISSED, "rest")]
-
-
 async def test_a_hole_of_a_lost_connection_is_said_to_be_one() -> None:
     async with ScriptedServer() as server, live(server) as run:
         await run.close_bar(0)
@@ -211,31 +168,6 @@ async def test_a_hole_of_a_lost_connection_is_said_to_be_one() -> None:
             (1, 2, GapCause.DISCONNECTED, "rest"),
             (3, 4, GapCause.MISSED, "rest"),
         ]
-
-
-async def test_a_silent_stream_is_left_and_its_hole_called_stale() -> None:
-    async with ScriptedServer() as server, live(server) as run:
-        await run.close_bar(0)
-        await until(run.bars)
-        await run.expect(lambda: run.feed.counters["stale"])
-        await run.close_bar(1, stream=False)
-        await run.expect(lambda: server.connections == 2)
-        await until(lambda: len(server.subscribed()) == 6)
-        await run.close_bar(2)
-        await until(lambda: len(run.bars()) == 3)
-        assert run.gaps() == [(1, 2, GapCause.STALE, "rest")]
-
-
-async def test_rest_goes_on_while_the_stream_is_refused() -> None:
-    async with ScriptedServer() as server:
-        server.reject_status = 503
-        async with live(server, connect_timeout_s=0.05) as run:
-            for index in range(2):
-                await run.close_bar(index, stream=False)
-                run.move_to(START_MS + (index + 1) * MINUTE + 6_000)
-                await run.expect(partial(run.has_bars, index + 1))
-            assert {bar.source for bar in run.bars()} == {Source.REST}
-            assert run.feed.counters["connects"] == 0
 
 
 async def test_a_bar_is_preceded_by_the_newest_quote_and_mark_once() -> None:
@@ -271,31 +203,6 @@ async def test_a_full_line_drops_quotes_before_bars_and_no_bar_in_silence() -> N
         await until(lambda: len(run.bars()) == 7)
         assert run.opens() == [0, 1, 2, 3, 4, 5, 6]
         assert run.gaps() == [(3, 6, GapCause.OVERFLOW, "rest")]
-
-
-async def test_market_time_follows_frames_and_is_read_anew_every_half_minute() -> None:
-    async with ScriptedServer() as server, live(server) as run:
-        await run.close_bar(0)
-        await until(run.bars)
-        assert run.clock.market_ms() == START_MS + MINUTE + 300
-        resyncs = run.feed.counters["resyncs"]
-        server.server_ms += 777
-        run.clock.advance(network_s=29)
-        await run.expect(lambda: run.feed.counters["resyncs"] > resyncs)
-        assert run.clock.market_ms() == server.server_ms
-
-
-async def test_a_frame_far_from_our_time_has_the_clock_read_anew() -> None:
-    async with ScriptedServer() as server, live(server) as run:
-        await run.close_bar(0)
-        await until(run.bars)
-        resyncs = run.feed.counters["resyncs"]
-        run.clock.advance(
-            market_ms=60_000
-        )  # our clock is ahead of a server whose clock stood still
-        await server.send(book(server.server_ms))
-        await run.expect(lambda: run.feed.counters["resyncs"] > resyncs)
-        assert run.clock.market_ms() == server.server_ms
 
 
 FUNDED = structs.replace(BITCOIN, funding_interval_minutes=480)
@@ -381,27 +288,6 @@ async def test_filters_that_the_run_cannot_express_are_refused_and_end_nothing()
         assert not [event for event in run.events if isinstance(event, InstrumentChange)]
 
 
-async def test_linear_and_spot_of_one_symbol_are_kept_apart() -> None:
-    spot = structs.replace(BITCOIN, category=Category.SPOT)
-    async with ScriptedServer() as server, live(server, instruments=(BITCOIN, spot)) as run:
-        await until(lambda: len(server.subscribed()) == 6)
-        assert server.connections == 2
-        assert sorted(server.subscribed()).count("tickers.BTCUSDT") == 1
-        await run.close_bar(0)  # both connections get the frame
-        await until(lambda: len(run.bars()) == 2)
-        assert {bar.instrument for bar in run.bars()} == {"linear:BTCUSDT", "spot:BTCUSDT"}
-
-
-async def test_a_mistake_found_in_the_background_ends_the_feed_with_its_sentence() -> None:
-    async def misled() -> None:
-        async with ScriptedServer() as server, live(server) as run:
-            server.answer_next("time", server.reply({}, code=10024, message="no"))
-            await run.expect(lambda: run.is_ended)
-
-    with pytest.raises(ConfigInvalid, match="retCode 10024"):
-        await misled()
-
-
 # ---------------------------------------------------------------- frames that cannot be true
 
 
@@ -411,51 +297,6 @@ async def close_honestly(run: Live, first: int, count: int) -> None:
         await run.close_bar(index)
         await run.server.send(book(run.clock.market_ms() + index % 7, size=str(index + 1)))
     await run.expect(lambda: len(run.bars()) == first + count)
-
-
-async def test_a_confirmed_candle_dated_ahead_costs_no_bar() -> None:
-    async with ScriptedServer() as server, live(server) as run:
-        await close_honestly(run, 0, 1)
-        for ahead in (1, 30, 60):
-            open_ms = START_MS + ahead * MINUTE
-            await server.send(kline(open_ms, "9.5"))  # dated by its own close
-            await server.send(kline(open_ms, "9.5", ts=run.clock.market_ms()))
-        await run.expect(lambda: run.feed.counters["ahead.kline"] == 5)
-        await close_honestly(run, 1, 4)
-        assert run.opens() == [0, 1, 2, 3, 4]
-        assert {bar.close for bar in run.bars()} == {1005}
-        assert not run.gaps()
-        assert run.feed.counters["early.kline"] == 1  # the minute that is open now
-
-
-async def test_what_is_ahead_is_measured_in_network_time() -> None:
-    async with ScriptedServer() as server, live(server, time_scale=60) as run:
-        await close_honestly(run, 0, 1)
-        first_ms = run.clock.market_ms()
-        await server.send(book(first_ms + 120_000))
-        await until(lambda: run.clock.market_ms() == first_ms + 120_000)
-        run.clock.synchronise(first_ms)
-        await server.send(book(first_ms + 120_001))
-        await until(lambda: run.feed.counters["ahead.orderbook"])
-        assert run.feed.counters["ahead.orderbook"] == 1
-        assert run.clock.market_ms() == first_ms, "what is refused moves no clock"
-
-
-async def test_a_book_that_lost_its_state_is_subscribed_anew() -> None:
-    async with ScriptedServer() as server, live(server) as run:
-        topic = "orderbook.1.BTCUSDT"
-        await until(lambda: topic in server.subscribed())
-        now_ms = run.clock.market_ms()
-        crossed = book(now_ms + 2, "7.0", "6.0")
-        await server.send(book(now_ms + 1), crossed, {**crossed, "type": "delta"})
-        await run.expect(lambda: server.subscribed().count(topic) == 2)
-        for later in range(3, 9):
-            await server.send(book(now_ms + later))
-        began_s = run.clock.network_s()
-        await run.expect(lambda: run.clock.network_s() > began_s + 10)
-        assert server.subscribed().count(topic) == 2
-        left = [row["args"] for row in server.received if row["op"] == "unsubscribe"]
-        assert left == [[topic]]
 
 
 @pytest.mark.parametrize("planted", ["a book", "a candle in a frame of now"])
@@ -544,41 +385,6 @@ async def test_a_close_times_a_thousand_is_replaced_by_what_rest_has() -> None:
         assert run.feed.counters["implausible_bars"] >= 1
 
 
-async def test_a_fall_that_rest_repeats_enters_the_record_once() -> None:
-    async with ScriptedServer() as server, live(server) as run:
-        await used_to_the_market(run)
-        run.move_to(START_MS + 13 * MINUTE + 3_000)
-        server.add_candle(START_MS + 12 * MINUTE, "50.5")
-        await server.send(kline(START_MS + 12 * MINUTE, "50.5"))
-        await run.expect(lambda: len(run.bars()) == 13)
-        await run.close_bar(13)
-        run.move_to(START_MS + 14 * MINUTE + 6_000)
-        await run.expect(lambda: len(run.bars()) == 14)
-        assert [bar.close for bar in run.bars()[11:]] == [1005, 505, 1005]
-        assert run.opens() == list(range(14))
-        assert [bar.source for bar in run.bars()[11:13]] == [Source.STREAM, Source.REST]
-
-
-async def test_an_implausible_close_waits_for_a_rest_that_fails_and_others_behind_it() -> None:
-    async with ScriptedServer() as server, live(server) as run:
-        await used_to_the_market(run)
-        await run.close_bar(12, stream=False)
-        run.move_to(START_MS + 13 * MINUTE + 3_000)
-        server.answer_next("kline", *(web.Response(status=500) for _ in range(4)))
-        await server.send(kline(START_MS + 12 * MINUTE, HIGH))
-        await until(lambda: run.feed.counters["implausible_bars"])
-        frames = run.feed.counters["frames"]
-        for index in (13, 14):
-            await run.close_bar(index, rest=False)
-        await until(lambda: run.feed.counters["frames"] == frames + 2)
-        assert len(run.bars()) == 12
-        await run.expect(lambda: len(run.bars()) == 15)
-        assert run.opens() == list(range(15))
-        assert {bar.close for bar in run.bars()} == {1005}
-        sources = [bar.source for bar in run.bars()[12:]]
-        assert sources == [Source.REST, Source.STREAM, Source.STREAM]
-
-
 def lying_page(server: ScriptedServer, *indices: int, close: str = HIGH) -> web.Response:
     """Return a page of these minutes with closes a thousand times too high."""
     rows = [
@@ -601,31 +407,6 @@ async def test_what_rest_alone_told_of_a_lost_bar_is_asked_again(lies: int, clos
         assert run.gaps() == [(12, 13, GapCause.MISSED, "rest")]
 
 
-@pytest.mark.parametrize(("lies", "closes"), [(1, 1005), (2, 1_005_000)])
-async def test_what_rest_tells_of_the_time_while_down_is_asked_again(
-    lies: int, closes: int
-) -> None:
-    async with ScriptedServer() as server:
-        for index in range(-20, 1):
-            server.add_candle(START_MS + index * MINUTE)
-        recent = [bar(1005, index=index, low=1004) for index in range(-20, 0)]
-        start = structs.replace(start_at(-1), recent={ID: recent})
-        server.server_ms = START_MS + MINUTE + 5_000
-        server.answer_next("kline", *(lying_page(server, 0) for _ in range(lies)))
-        async with live(server, start=start) as run:
-            await run.expect(run.bars)
-            assert [candle.close for candle in run.bars()] == [closes]
-
-
-async def test_without_a_yardstick_every_close_is_believed() -> None:
-    async with ScriptedServer() as server, live(server) as run:
-        await used_to_the_market(run, 8)
-        await run.close_bar(8, stream=False, rest=False)
-        await server.send(kline(START_MS + 8 * MINUTE, HIGH))
-        await run.expect(lambda: len(run.bars()) == 9)
-        assert run.bars()[8].close == 1_005_000
-
-
 async def test_what_rest_tells_otherwise_each_time_is_asked_until_two_answers_agree() -> None:
     async with ScriptedServer() as server, live(server) as run:
         await used_to_the_market(run)
@@ -637,18 +418,6 @@ async def test_what_rest_tells_otherwise_each_time_is_asked_until_two_answers_ag
         await run.expect(lambda: len(run.bars()) == 13)
         assert run.bars()[12].close == 1005
         assert run.feed.counters["implausible_bars"] == 4
-
-
-async def test_a_fall_that_lasts_is_verified_in_one_answer() -> None:
-    async with ScriptedServer() as server, live(server) as run:
-        await used_to_the_market(run)
-        run.move_to(START_MS + 32 * MINUTE + 6_000)
-        for index in range(12, 32):
-            server.add_candle(START_MS + index * MINUTE, "50.5")
-            await server.send(kline(START_MS + index * MINUTE, "50.5"))
-        await run.expect(lambda: len(run.bars()) == 32)
-        assert {bar.close for bar in run.bars()[12:]} == {505}
-        assert len(server.queries("kline")) <= 2
 
 
 async def test_the_warm_up_is_a_yardstick_and_its_own_closes_are_asked_again() -> None:

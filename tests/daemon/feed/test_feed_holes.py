@@ -10,16 +10,13 @@ from aiohttp import web
 from bybit_feed import BITCOIN, Live, live
 from bybit_server import MINUTE, START_MS, ScriptedServer, kline
 from msgspec import structs
-from structlog.testing import capture_logs
 from waiting import until
 
 from tracepaper.daemon.feed.client import FeedStart
 from tracepaper.daemon.feed.state import PENDING_MAX
-from tracepaper.strategies.types.market import Bar, Funding, Gap, GapCause, Instrument, Source
-from tracepaper.strategies.units import iso
+from tracepaper.strategies.types.market import Bar, Funding, Gap, GapCause, Source
 
 HOUR = 3_600_000
-ETHER = structs.replace(BITCOIN, symbol="ETHUSDT", base_coin="ETH")
 FUNDED = structs.replace(BITCOIN, funding_interval_minutes=480)
 
 
@@ -70,48 +67,6 @@ async def test_a_lost_closing_frame_comes_although_rest_is_wrong_at_first(
         assert [bar.source for bar in run.bars()] == [Source.STREAM, Source.REST, Source.STREAM]
         assert run.gaps() == [(1, 2, GapCause.MISSED, "rest")]
         assert not server.answers["kline"]
-
-
-async def test_other_instruments_go_on_while_a_hole_is_asked_for() -> None:
-    pair: tuple[Instrument, ...] = (BITCOIN, ETHER)
-    async with ScriptedServer() as server, live(server, instruments=pair) as run:
-        run.client.prove()
-        server.answer_next("kline", *(web.Response(status=404) for _ in range(1_000)))
-        for index in range(6):
-            await run.close_bar(index, stream=index != 1)
-            await server.send(kline(START_MS + index * MINUTE, symbol="ETHUSDT"))
-        await until(lambda: len(run.bars()) == 7)
-        of_ether = [bar.open_time_ms for bar in run.bars() if bar.instrument == ETHER.id]
-        assert of_ether == [START_MS + index * MINUTE for index in range(6)]
-        assert not run.gaps()
-        server.answers["kline"].clear()
-        with capture_logs() as lines:
-            await run.expect(lambda: len(run.bars()) == 12)
-        told = [(line["event"], line["from"]) for line in lines if "from" in line]
-        assert told == [("bars late", iso(START_MS + MINUTE))]
-        bitcoins = [bar for bar in run.bars() if bar.instrument == BITCOIN.id]
-        assert [(bar.open_time_ms - START_MS) // MINUTE for bar in bitcoins] == [0, 1, 2, 3, 4, 5]
-        assert (
-            bitcoins[2].seen_ms > bitcoins[2].close_time_ms + 3 * MINUTE
-        )  # late, and counted as late
-
-
-async def test_what_waits_is_handed_on_when_the_frame_comes_after_all() -> None:
-    async with ScriptedServer() as server, live(server) as run:
-        run.client.prove()
-        await begin(run)
-        server.answer_next("kline", *(web.Response(status=500) for _ in range(1_000)))
-        await run.close_bar(1, stream=False, rest=False)
-        await run.close_bar(2)
-        await server.send(kline(START_MS + 2 * MINUTE), kline(START_MS + 2 * MINUTE, "101.0"))
-        await run.close_bar(3)
-        await server.send(kline(START_MS + MINUTE))
-        await until(lambda: len(run.bars()) == 5)
-        assert run.opens() == [0, 1, 2, 2, 3]
-        assert [bar.close for bar in run.bars()] == [1005, 1005, 1005, 1010, 1005]
-        assert run.feed.counters["repeated_bars"] == 1
-        assert run.feed.counters["revised_bars"] == 1
-        assert not run.gaps()
 
 
 async def test_a_hole_is_not_given_up_while_no_answer_reaches_past_it() -> None:
@@ -243,13 +198,3 @@ async def test_a_time_said_three_times_is_believed_and_what_follows_is_decided(y
         assert len(jumps) == 2
         assert all(gap.from_ms < gap.until_ms for gap in jumps)
         assert all(not isinstance(event, Bar) or event.close > 0 for event in run.events)
-
-
-async def test_tolerances_of_time_grow_with_its_scale() -> None:
-    async with ScriptedServer() as server, live(server, time_scale=1_000.0) as run:
-        await begin(run)
-        resyncs = run.feed.counters["resyncs"]
-        server.server_ms += HOUR  # 3.6 s of network time
-        await run.expect(lambda: run.feed.counters["resyncs"] > resyncs)
-        assert run.clock.market_ms() == server.server_ms
-        assert not run.feed.counters["jumps"]

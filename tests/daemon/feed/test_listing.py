@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-import pytest
 from bybit_feed import Live, live
 from bybit_server import MINUTE, START_MS, ScriptedServer, SteppedClock
 from structlog.testing import capture_logs
 
 from tracepaper.daemon.feed.client import FeedStart
-from tracepaper.strategies.types.market import GapCause
 
 START = FeedStart(interval_ms=MINUTE, period_start_ms=START_MS, warmup_bars=3)
 CERTAIN_S = 30.0
@@ -28,19 +26,6 @@ def serve(server: ScriptedServer, *minutes: int) -> None:
         server.add_candle(START_MS + minute * MINUTE)
 
 
-@pytest.mark.parametrize("wrong", [0, 1, 2])
-async def test_bars_that_closed_before_the_stream_are_not_lost(wrong: int) -> None:
-    """REST has no bar at the start and *wrong* times later; then it has every minute."""
-    async with ScriptedServer() as server, live(server, start=START) as run:
-        serve(server, *range(5))
-        empty = {"category": "linear", "symbol": "BTCUSDT", "list": []}
-        server.answer_next("kline", *(server.reply(empty) for _ in range(wrong)))
-        await stream(run, [5, 6])
-        await run.expect(partial(run.has_bars, 7))
-        assert run.opens() == list(range(7))
-        assert run.gaps() == [(0, 5, GapCause.MISSED, "rest")]
-
-
 async def test_bars_that_close_between_the_two_questions_of_the_start_are_not_lost() -> None:
     """They open at the end that the start has fixed before both; the stream does not bring them."""
     clock = SteppedClock(START_MS)
@@ -53,17 +38,6 @@ async def test_bars_that_close_between_the_two_questions_of_the_start_are_not_lo
             await stream(run, [100])
             await run.expect(partial(run.has_bars, 100))
             assert run.opens() == list(range(1, 101))
-
-
-async def test_an_answer_that_lacks_the_first_bars_is_no_evidence() -> None:
-    async with ScriptedServer() as server, live(server, start=START) as run:
-        serve(server, *range(1, 5))
-        late = [[str(cell) for cell in server.rows["BTCUSDT"][START_MS + 4 * MINUTE]]]
-        partly = {"category": "linear", "symbol": "BTCUSDT", "list": late}
-        server.answer_next("kline", server.reply(partly))
-        await stream(run, [5])
-        await run.expect(partial(run.has_bars, 5))
-        assert run.opens() == list(range(1, 6))
 
 
 async def test_a_listing_is_known_a_second_after_rest_has_its_first_bar() -> None:

@@ -60,12 +60,6 @@ async def test_the_first_time_of_all_is_one_on_which_answers_agree(errors_ms: li
     assert await time.first() == START_MS + int(clock.network_s() * 1_000)
 
 
-async def test_the_first_time_costs_no_wait_where_two_answers_agree() -> None:
-    time, clock = asking([])
-    await time.first()
-    assert clock.slept == []
-
-
 @pytest.mark.parametrize("error_ms", [64_000, -64_000, YEAR_MS, -YEAR_MS])
 @pytest.mark.parametrize("times", [1, 2])
 async def test_a_far_time_that_is_not_repeated_is_not_believed(error_ms: int, times: int) -> None:
@@ -80,21 +74,6 @@ async def test_a_far_time_is_believed_when_it_is_said_three_times(error_ms: int)
     time, clock = asking([error_ms] * 9)
     assert await time.read() == (START_MS + 2_000 + error_ms, True)
     assert clock.slept == [1.0, 1.0]
-
-
-async def test_answers_that_contradict_each_other_are_not_believed() -> None:
-    years = [YEAR_MS * (1 + index % 4) for index in range(40)]
-    time, clock = asking(years)
-    answer = await time.read()
-    assert not answer[1]
-    assert len(clock.slept) == 40
-
-
-async def test_a_near_time_is_taken_at_once() -> None:
-    for error_ms in (0, 60_000, -60_000):
-        time, clock = asking([error_ms])
-        assert await time.read() == (START_MS + error_ms, False)
-        assert clock.slept == []
 
 
 async def test_answers_that_were_long_on_their_way_agree_all_the_same() -> None:
@@ -199,27 +178,6 @@ async def test_a_machine_that_reads_frames_late_says_so_and_what_to_do_once_a_mi
     assert "too slow for 1 symbol" in lines[0]["advice"]
 
 
-@pytest.mark.parametrize(("frames", "timely"), [(99, 0), (2_000, 90)])
-async def test_a_few_delayed_frames_are_no_slow_machine(frames: int, timely: int) -> None:
-    maintenance, clock = maintaining(quoted())
-    clock.advance(network_s=3_600, market_ms=3_600_000)
-    with capture_logs() as lines:
-        for number in range(frames):
-            clock.advance(network_s=0.05, market_ms=50)
-            is_timely = timely and number % timely == 0
-            maintenance.observe(clock.market_ms() - (0 if is_timely else 6_000))
-    assert not lines
-
-
-async def test_a_full_queue_says_so_once_a_minute() -> None:
-    maintenance, clock = maintaining(quoted())
-    with capture_logs() as lines:
-        for _ in range(61):
-            maintenance.lag.warn("the queue of the feed is full, and quotes are dropped")
-            clock.advance(network_s=1)
-    assert [line["event"] for line in lines] == ["behind"] * 2
-
-
 async def test_what_is_overdue_is_so_in_the_time_of_the_frames() -> None:
     maintenance, clock = maintaining(quoted(), time_scale=100.0)
     clock.advance(market_ms=1_000_000)
@@ -272,11 +230,6 @@ def test_a_coarser_tick_keeps_the_scales_of_the_run() -> None:
     changed = rescaled(fresh, kept)
     assert (changed.price_decimals, changed.tick_size) == (2, 50)
     assert (changed.quantity_decimals, changed.max_quantity, changed.min_quantity) == (3, 700, 100)
-
-
-def test_filters_that_did_not_change_are_equal_after_rescaling() -> None:
-    item = instrument()
-    assert rescaled(item, item) == item
 
 
 def test_a_finer_tick_than_the_run_keeps_ends_it() -> None:

@@ -67,20 +67,6 @@ async def opens(events: AsyncIterator[Event]) -> list[int]:
     return [(event.open_time_ms - START_MS) // MINUTE for event in stream if isinstance(event, Bar)]
 
 
-async def test_an_answer_of_bars_that_came_meanwhile_leaves_nothing_behind() -> None:
-    clock = SteppedClock(START_MS)
-    state = state_of()
-    sequencer = without_rest(state, clock)
-    delivered = []
-    for candle in bars_from(0, 2):
-        delivered += await opens(sequencer.bar(candle))
-    answered = tuple(bars_from(0, 3, Source.REST))
-    page = BackfillPage(state.instrument.id, answered, clock.network_s())
-    delivered += await opens(sequencer.page(page))
-    assert delivered == [0, 1, 2]
-    assert not len(state.pending)
-
-
 async def test_an_answer_behind_a_hole_keeps_no_more_bars_waiting_than_the_bound() -> None:
     clock = SteppedClock(START_MS)
     state = state_of()
@@ -92,21 +78,6 @@ async def test_an_answer_behind_a_hole_keeps_no_more_bars_waiting_than_the_bound
         assert await opens(sequencer.page(page)) == []
     assert len(state.pending) == PENDING_MAX
     assert await opens(sequencer.bar(bar(index=1))) == list(range(1, PENDING_MAX + 1))
-
-
-async def test_a_stream_that_was_held_is_delivered_behind_the_past_in_order() -> None:
-    state = state_of(cause=None)
-    sequencer = without_rest(state, SteppedClock(START_MS))
-    key = state.instrument.id
-    sequencer.hold(key)
-    for candle in (bar(index=2), bar(index=3)):
-        assert await opens(sequencer.bar(candle)) == []
-    assert (key in sequencer.held, state.claim_request()) == (True, False)
-    for index in range(3):  # the last bar is the stream's first
-        state.accept(bar(index=index, source=Source.REST))
-    assert await opens(sequencer.release(key)) == [3]
-    assert (key in sequencer.held, state.claim_request()) == (False, True)
-    assert await opens(sequencer.bar(bar(index=4))) == [4]
 
 
 async def test_the_newest_quote_comes_before_the_last_bar_also_where_a_hole_follows_it() -> None:
@@ -151,22 +122,6 @@ async def test_a_new_instrument_begins_once_two_answers_agree(
         delivered = await opens(sequencer.page(page))
         clock.advance(network_s=wait_s if answer == answers[-1] else 0.0)
     assert delivered[0] == first
-
-
-async def test_where_anything_may_be_missing_a_bar_ahead_waits() -> None:
-    sequencer = without_rest(state_of(), SteppedClock(START_MS))
-    assert await opens(sequencer.bar(bar(index=5))) == []
-
-
-async def test_a_settlement_that_is_not_answered_is_awaited_before_one_bar_alone() -> None:
-    clock = SteppedClock(START_MS)
-    client = SilentClient(clock)
-    state = state_of()
-    state.funding = FundingSchedule(interval_minutes=60, settled_ms=START_MS - 60 * MINUTE)
-    sequencer = sequencer_of(clock, client, state)
-    for index in range(3):
-        assert await opens(sequencer.bar(bar(index=index))) == [index]
-    assert client.asked_until == [START_MS + MINUTE]
 
 
 async def test_the_bars_of_one_close_share_one_wait_for_settlements() -> None:

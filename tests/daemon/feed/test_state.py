@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 from builders import MINUTE, START_MS, bar, bars, instrument
 from msgspec import structs
@@ -12,24 +10,17 @@ from tracepaper.daemon.feed.funding import FundingSchedule
 from tracepaper.daemon.feed.state import (
     PENDING_MAX,
     REMEMBERED_BARS,
-    REQUEST_WAIT_MAX_S,
     BarSequence,
-    CloseFilter,
     FeedState,
     MissingBars,
     PendingBars,
     Place,
 )
 from tracepaper.strategies.types.market import (
-    Bar,
     Funding,
     Gap,
     GapCause,
-    Mark,
     Quote,
-    Side,
-    Source,
-    Trade,
 )
 
 # ---------------------------------------------------------------- bars
@@ -59,26 +50,6 @@ def test_a_repetition_is_told_from_a_revision_once_per_value() -> None:
     assert order.next_open_ms == START_MS + MINUTE
 
 
-def test_a_bar_before_everything_known_is_old() -> None:
-    assert sequence().place(bar(index=-1)) is Place.OLD
-
-
-def test_a_stream_that_repeats_an_implausible_close_does_not_verify_it() -> None:
-    candles = bars(80)
-    far = replace_close(candles[-1], 10 * candles[-1].close)
-    closes = CloseFilter(100.0, candles[:-1])
-    for candle, doubted in (
-        (far, [far]),
-        (far, [far]),
-        (structs.replace(far, source=Source.REST), []),
-    ):
-        assert closes.unverified([candle], 10) == doubted
-
-
-def replace_close(candle: Bar, price: int) -> Bar:
-    return structs.replace(candle, close=price, high=max(candle.high, price))
-
-
 def test_memory_of_values_is_bounded() -> None:
     order = sequence()
     for candle in bars(REMEMBERED_BARS + 2):
@@ -92,33 +63,6 @@ def test_giving_up_never_goes_back() -> None:
     order.skip(START_MS + 3 * MINUTE)
     order.skip(START_MS)
     assert order.next_open_ms == START_MS + 3 * MINUTE
-
-
-def test_a_stretch_is_certain_once_it_was_lacked_twice_far_enough_apart() -> None:
-    missing = MissingBars(30.0, 1)
-    missing.update([1, 2, 5], from_ms=0, until_ms=9, now_s=100.0)
-    assert missing.certain_until(1) == 1
-    assert missing.due_s() == 130.0
-    missing.update([1, 2], from_ms=0, until_ms=9, now_s=129.9)
-    assert missing.certain_until(1) == 1
-    missing.update([1, 2, 5], from_ms=0, until_ms=9, now_s=130.0)
-    assert missing.certain_until(1) == 3
-    assert missing.certain_until(2) == 3
-    assert missing.certain_until(5) == 5  # it arrived once in between
-    assert missing.due_s() == 160.0
-
-
-def test_a_stretch_is_certain_only_as_far_as_both_answers_lack_it() -> None:
-    missing = MissingBars(30.0, 1)
-    missing.update([1, 2, 3, 4], from_ms=0, until_ms=9, now_s=0.0)
-    missing.update([3, 4, 5, 6], from_ms=0, until_ms=9, now_s=30.0)
-    assert (missing.certain_until(1), missing.certain_until(3), missing.certain_until(5)) == (
-        1,
-        5,
-        5,
-    )
-    missing.update([3, 4, 5, 6], from_ms=0, until_ms=9, now_s=60.0)
-    assert missing.certain_until(3) == 7
 
 
 def test_an_answer_about_another_time_changes_nothing_of_it() -> None:
@@ -162,17 +106,6 @@ def test_a_doubted_settlement_is_handed_on_once_and_asked_for_until_another_rate
     assert not funding.is_overdue(17 * HOUR)
 
 
-def test_a_settlement_that_stays_doubted_holds_up_no_later_one() -> None:
-    funding = schedule()
-    absurd = structs.replace(settlement(16), rate=10**10)
-    settled = funding.settle([absurd, settlement(24)], lambda funding: funding.rate > 10**9)
-    assert settled == [
-        absurd,
-        Gap("linear:BTCUSDT", 16 * HOUR, 24 * HOUR, GapCause.FUNDING, "", 24 * HOUR, 24 * HOUR),
-        settlement(24),
-    ]
-
-
 def test_what_the_engine_made_of_a_settlement_counts_whatever_was_doubted() -> None:
     funding = schedule()
     assert funding.settle([settlement(16)]) == [settlement(16)]
@@ -199,13 +132,6 @@ def test_of_settlements_that_were_not_booked_none_is_forgotten() -> None:
     assert not funding.is_overdue(25 * HOUR)
 
 
-def test_a_settlement_falls_due_on_the_grid_of_its_interval() -> None:
-    funding = schedule()
-    assert not funding.is_overdue(16 * HOUR - 1)
-    assert funding.is_overdue(16 * HOUR)
-    assert funding.is_due_by(16 * HOUR)
-
-
 def test_an_announced_time_off_the_grid_is_awaited_too() -> None:
     funding = schedule()
     funding.announce(12 * HOUR)
@@ -216,13 +142,6 @@ def test_an_announced_time_off_the_grid_is_awaited_too() -> None:
     assert not funding.is_overdue(13 * HOUR)
     funding.announce(14 * HOUR)  # once the previous one is settled
     assert funding.is_overdue(14 * HOUR)
-
-
-def test_a_settlement_is_taken_once() -> None:
-    funding = schedule()
-    assert funding.settle([settlement(8), settlement(16)]) == [settlement(16)]
-    assert funding.settle([settlement(8), settlement(16)]) == []
-    assert not funding.is_overdue(24 * HOUR - 1)
 
 
 def test_asking_is_remembered_but_does_not_settle() -> None:
@@ -272,12 +191,6 @@ def test_each_symbol_has_its_own_interval_also_after_a_change_of_it(hours: int) 
     ]
 
 
-def test_an_instrument_without_funding_is_never_due() -> None:
-    funding = FundingSchedule(interval_minutes=0, settled_ms=0)
-    assert not funding.is_overdue(10**15)
-    assert not funding.is_due_by(10**15)
-
-
 CLOSE = START_MS + MINUTE
 
 
@@ -304,67 +217,6 @@ def is_event(
     """Return whether *quote* is an event, with an order that may fill at *from_ms*."""
     fills = from_ms is not None and state.may_fill(quote, from_ms, again=again)
     return state.keep(quote, matters=evident or fills)
-
-
-def test_quotes_wait_for_a_bar_while_no_order_rests() -> None:
-    state = market()
-    assert not is_event(state, quote(1), None)
-    assert not is_event(state, quote(2), None)
-    assert state.undelivered() == [quote(2)]
-    assert state.undelivered() == []
-
-
-def test_a_mark_price_that_liquidates_is_an_event_at_once_and_only_then() -> None:
-    state = market()
-    calm, deadly, late = (Mark("linear:BTCUSDT", price, price, price) for price in (5, 6, 4))
-    assert not state.keep(calm, matters=False)
-    assert state.keep(deadly, matters=True)
-    assert not state.keep(late, matters=True)
-    assert state.undelivered() == []
-
-
-def test_quotes_are_events_from_the_time_an_order_may_fill() -> None:
-    state = market()
-    assert not is_event(state, quote(9), 10)
-    assert is_event(state, quote(10), 10)
-    assert not is_event(state, quote(11), 10)
-    assert is_event(state, quote(12, bid=101), 10)
-
-
-def test_a_quote_is_an_event_that_is_evidence_or_follows_one_that_was_not_believed() -> None:
-    state = market()
-    assert is_event(state, quote(5), None, evident=True)
-    assert not is_event(state, quote(6), 5)
-    assert is_event(state, quote(7), 5, again=True)
-    assert not is_event(state, quote(8), None, again=True)
-
-
-def trade(market_ms: int) -> Trade:
-    return Trade("linear:BTCUSDT", "t", Side.SELL, 100, 1, market_ms, market_ms)
-
-
-def test_a_trade_is_an_event_where_it_is_evidence_and_beside_a_price_that_is_doubted() -> None:
-    state = market()
-    assert not state.keep(trade(5), matters=False)
-    assert state.undelivered() == []
-    mark = Mark("linear:BTCUSDT", 7, 6, 6)
-    state.keep(mark, matters=False)
-    assert state.deliver(Mark, Trade) == [mark, trade(5)]
-    assert state.deliver(Mark, Trade) == []
-    is_event(state, quote(8), None)
-    assert state.keep(trade(9), matters=True)
-    assert state.deliver(Quote, Trade) == [quote(8)]
-    assert not state.keep(trade(4), matters=True)
-    state.keep(trade(3_000_000), matters=False)
-    state.drop_ahead(2_000_000)
-    assert state.keep(trade(10), matters=True)
-
-
-def test_the_first_quote_counts_for_a_new_order_even_if_unchanged() -> None:
-    state = market()
-    is_event(state, quote(5), None)
-    state.undelivered()
-    assert is_event(state, quote(20), 10)
 
 
 def test_an_older_quote_is_a_replay_and_changes_nothing() -> None:
@@ -394,47 +246,11 @@ def overdue(state: FeedState, market_ms: int, network_s: float) -> bool:
     return state.is_overdue(market_ms=market_ms, network_s=network_s, grace_ms=5_000)
 
 
-def test_grace_is_counted_in_market_and_in_network_time() -> None:
-    state = market()
-    assert not overdue(state, CLOSE + 60_000, 100.0)  # its close is only noticed now
-    assert not overdue(state, CLOSE + 60_000, 100.4)
-    assert overdue(state, CLOSE + 60_000, 100.5)
-    other = market()
-    assert not overdue(other, CLOSE, 100.0)
-    assert not overdue(other, CLOSE + 4_999, 200.0)
-    assert overdue(other, CLOSE + 5_000, 200.0)
-
-
-def test_questions_double_their_wait_up_to_a_bound() -> None:
-    state = market()
-    seconds = [tenth / 10 for tenth in range(3_000)]
-    asked_s = [at_s for at_s in seconds if overdue(state, CLOSE + 60_000, at_s)]
-    waits = [after - before for before, after in itertools.pairwise(asked_s)]
-    assert waits[:3] == [1.0, 2.0, 4.0]
-    assert max(waits) == REQUEST_WAIT_MAX_S
-    assert asked_s[0] == 0.5
-
-
 def test_a_bar_that_came_ends_the_waiting() -> None:
     state = market()
     overdue(state, CLOSE + 5_000, 1.0)
     state.sequence.accept(structs.replace(bar(), open_time_ms=START_MS))
     assert not overdue(state, CLOSE + 5_000, 9.0)
-
-
-def test_a_quote_dated_ahead_of_a_clock_that_was_set_back_is_forgotten() -> None:
-    state = market()
-    is_event(state, quote(3_000_000), None)
-    mark = Mark("linear:BTCUSDT", 7, 3_000_000, 3_000_000)
-    state.keep(mark, matters=False)
-    state.drop_ahead(3_000_000)  # the latest time itself
-    assert state.undelivered() == [quote(3_000_000), mark]
-    is_event(state, quote(10), None)
-    assert state.undelivered() == []
-    state.drop_ahead(2_999_999)
-    is_event(state, quote(10), None)
-    state.keep(Mark("linear:BTCUSDT", 7, 10, 10), matters=False)
-    assert state.undelivered() == [quote(10), Mark("linear:BTCUSDT", 7, 10, 10)]
 
 
 def test_bars_that_wait_are_bounded_and_the_oldest_stay() -> None:
@@ -508,11 +324,3 @@ def test_what_one_answer_adds_is_bounded_once_it_was_delivered() -> None:
     pending.trim()
     assert len(pending) == PENDING_MAX
     assert pending.first_open_ms() == START_MS
-
-
-def test_an_answer_adds_nothing_to_a_bar_that_waits() -> None:
-    pending = PendingBars()
-    pending.add(structs.replace(bar(), open_time_ms=START_MS))
-    pending.add_missing([structs.replace(bar(), open_time_ms=START_MS, close=9)])
-    ((only,),) = pending.pop_from(START_MS)
-    assert only.close != 9

@@ -190,29 +190,6 @@ async def test_a_connection_that_is_lost_while_a_symbol_waits_makes_no_hole_befo
         assert not [gap for gap in run.gaps() if not gap[-1]]
 
 
-async def test_a_symbol_that_is_listed_behind_a_lost_connection_begins_with_its_first_bar(
-    answers: HeldAnswers,
-) -> None:
-    async with ScriptedServer() as server, waiting(answers, server, closes=0, first=None) as run:
-        await server.drop()
-        await run.expect(lambda: server.connections == 2)
-        answers.limit()
-        await run.expect(lambda: run.feed.warm_at(ETHER.id) is None)
-        await close(run, 0, "BTCUSDT")
-        for minute in (1, 2):
-            await close(run, minute, "BTCUSDT", "ETHUSDT")
-        await run.expect(lambda: opens(run, ETHER) == [1, 2])
-        assert not run.gaps()
-
-
-async def test_a_symbol_that_is_not_listed_any_more_ends_its_turn(answers: HeldAnswers) -> None:
-    async with ScriptedServer() as server, waiting(answers, server, closes=1, first=None) as run:
-        server.rows["ETHUSDT"].clear()
-        answers.limit()
-        await run.expect(lambda: run.feed.warm_at(ETHER.id) is None)
-        await run.expect(lambda: opens(run, ETHER) == [0])  # of the stream
-
-
 async def test_a_symbol_that_leaves_the_list_during_a_first_start_delays_no_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -277,13 +254,3 @@ async def test_the_filters_of_a_symbol_that_waits_are_not_asked_for_as_if_it_wer
         await run.expect(lambda: run.feed.warm_at(ETHER.id) is None)
         run.move_to(START_MS + 10 * MINUTE)  # by now both are silent
         await run.expect(lambda: len(server.queries("instruments-info")) >= 2)
-
-
-async def test_of_an_answer_in_a_turn_the_feed_says_how_much_is_left(answers: HeldAnswers) -> None:
-    """Late bars that are present go into one commit."""
-    async with ScriptedServer() as server, waiting(answers, server, closes=0) as run:
-        run.is_asked = True
-        answers.limit()
-        await run.expect(lambda: len(opens(run, ETHER)) == BEFORE)
-        assert [report for report in run.behind if not report] == [False] * 2
-        assert len(run.behind) == BEFORE - PAGE
