@@ -10,14 +10,11 @@ from typing import Any
 
 import pytest
 from builders import START_MS, instrument
-from exchange_client import candles as made_candles
-from exchange_client import walk_rows
 from fakes import ManualClock
 from fed_daemon import CheckedProcess as Process
-from hedged_cases import DRAWN, MINUTE, SCRIPTED, configured
+from hedged_cases import MINUTE, SCRIPTED, configured
 from hedged_cases import walk as events
 from records import check_record
-from several_live import SPEED, check_parity, trading
 from several_strategies import DRAWN as DRAWN_SIGNALS
 
 from tracepaper.daemon.config.loading import Config, load
@@ -25,7 +22,6 @@ from tracepaper.daemon.http.monitor import Monitor
 from tracepaper.daemon.session.build import margin_rules, resolved
 from tracepaper.daemon.session.notices import Notices
 from tracepaper.replay.document.values import Table
-from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.replay.page.databases import Databases
 from tracepaper.replay.page.runs import holdings
 from tracepaper.replay.report.terminal import summary_document
@@ -206,24 +202,3 @@ def test_status_page_and_notices_show_both_sides(tmp_path: Path) -> None:
         side = sides[shadow.shadow.lower()]
         assert side["quantity"] == unscaled(shadow.position.quantity, 3)
         assert ("liquidation_price" in side) is bool(shadow.position.quantity)
-
-
-async def test_live_equals_its_replay(tmp_path: Path) -> None:
-    data = made_candles(walk_rows(300, seed=2), symbol="BTCUSDT")
-    served = ExchangeSettings(candles=(data,), manual=True, start=200, speed=SPEED)
-    sections: dict[str, Any] = {
-        "strategy": {"name": DRAWN, "options": {"seed": 1}},
-        "sizing": {"mode": "notional", "notional": "40000"},
-        "market": {"symbols": ["BTCUSDT"]},
-        "account": {"position_mode": "hedge", "margin": "isolated", "leverage": "10"},
-    }
-    path = tmp_path / "live.db"
-    async with EmbeddedExchange(served) as exchange:
-        for count in (12, 12):
-            async with trading(exchange, path, **sections) as live:
-                await live.listening(3)
-                for _ in range(count):
-                    await live.close_bar({"BTCUSDT"})
-    assert check_record(path) == 24
-    assert {f.position_side for step in live.steps for f in step.fills} == {"LONG", "SHORT"}
-    check_parity(path, tmp_path)

@@ -114,8 +114,6 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "disconnect": ({}, "disconnected"),
     "delivery": (BOOK, "sequence"),
     "malformed": (BOOK, "refused"),
-    "wrong_frame": ({**BOOK, "form": "crossed"}, "refused"),
-    "ahead": ({**BOOK, "ms": 1_200_000}, "refused"),
 }
 
 

@@ -8,22 +8,17 @@ from types import SimpleNamespace
 import pytest
 from bybit_server import MINUTE, START_MS, ScriptedServer
 from daemon_under_test import daemon, price
-from exchange_client import candles as made_candles
-from exchange_client import walk_rows
-from records import check_record as check_several
-from several_live import SPEED, trading
 from vector_cases import CONTEXT, sections
 
 from tracepaper.daemon.session.covariates import RunCovariates
 from tracepaper.daemon.session.resume import recall_lookback
 from tracepaper.replay.checks.verify import verify_run
-from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.covariates import kept_covariates
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import Decision, Step
-from tracepaper.strategies.types.market import Bar, CovariatesRead
+from tracepaper.strategies.types.market import CovariatesRead
 
 
 def row(minute: int, value: float) -> str:
@@ -105,39 +100,3 @@ async def test_a_start_without_the_file_is_refused(tmp_path: Path) -> None:
                 await running.close_bars(1)
     with Reader.open(tmp_path / "run.db") as reader:
         assert reader.run_ids() == []
-
-
-async def test_symbols_are_traded_by_rows_of_their_own_in_one_file(
-    tmp_path: Path, file: Path
-) -> None:
-    symbols = ("BTCUSDT", "ETHUSDT")
-    database, given = tmp_path / "run.db", sections(tmp_path, file)
-    data = [
-        made_candles(walk_rows(560, seed=at), symbol=symbol) for at, symbol in enumerate(symbols)
-    ]
-    begins = int(data[0].open_time_ms[0])
-    text = f"time,symbol,mood\n{begins},BTCUSDT,0.5\n"  # and no row of the other symbol yet
-    write(file, text)
-    served = ExchangeSettings(candles=tuple(data), manual=True, start=550, speed=SPEED)
-    async with (
-        EmbeddedExchange(served) as exchange,
-        trading(exchange, database, **given, market={"symbols": list(symbols)}) as live,
-    ):
-        await live.listening(6)
-        at = await live.close_bar(set(symbols))
-        text += f"{at},BTCUSDT,2\n{at + 1},ETHUSDT,-2\n"
-        write(file, text)
-        await live.close_bar(set(symbols))
-        write(file, text + f"{at},ETHUSDT,1\n")  # earlier than the present row
-        await live.close_bar(set(symbols))
-    passes_of = [
-        (step.event.instrument, passes(step.decision, "finite"))
-        for step in live.steps
-        if isinstance(step.event, Bar) and step.decision is not None
-    ]
-    passed = {
-        symbol: [at for name, at in passes_of if name == f"linear:{symbol}"] for symbol in symbols
-    }
-    assert passed == {"BTCUSDT": [True, True, False], "ETHUSDT": [False, True, False]}
-    assert [symbol for symbol, _ in rows_of(database)].count("ETHUSDT") == 1
-    assert check_several(database) == 6

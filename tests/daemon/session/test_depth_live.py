@@ -85,13 +85,7 @@ BOOKS = {"topic": "orderbook.50.BTCUSDT"}
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "disconnect": ({}, "disconnected"),
     "delivery drop": (BOOKS, "sequence"),
-    "malformed": (BOOKS, "refused"),
-    "delivery duplicate": (BOOKS, "sequence"),
-    "delivery delay": (BOOKS, "sequence"),
-    "wrong_frame foreign": (BOOKS, "refused"),
     "wrong_frame crossed": (BOOKS, "refused"),
-    "wrong_frame deep": (BOOKS, "refused"),
-    "ahead": ({**BOOKS, "ms": 600_000}, "refused"),
 }
 
 

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import storage_cases as cases
 
-from tracepaper.daemon.config.loading import Config, load
+from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.market import MarketSection
-from tracepaper.daemon.config.sections import ModelSection, StrategySection
+from tracepaper.daemon.config.sections import StrategySection
 from tracepaper.daemon.session import models
 from tracepaper.daemon.session.build import resolved
-from tracepaper.daemon.session.models import free_bytes, load_checkpoint
+from tracepaper.daemon.session.models import free_bytes
 from tracepaper.daemon.session.run_row import new_run, start_event
 from tracepaper.strategies.attention import compiled
-from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
+from tracepaper.strategies.errors import AttentionInvalid
 from tracepaper.strategies.types.decisions import FillModel
 from tracepaper.strategies.types.market import RunKind
 
@@ -65,14 +65,6 @@ def test_a_run_without_a_model_attends_by_nothing() -> None:
     assert run.backend == start_event(None, warm_from=(), market_ms=1).backend == ""
 
 
-@pytest.mark.parametrize("backend", ["flash_attn", "sdpa"])
-def test_a_backend_that_the_checkpoint_cannot_use_is_refused(backend: str) -> None:
-    config = Config(model=ModelSection(backend=backend))
-    for ask in (models.load_forecaster, models.chosen_backend):
-        with pytest.raises(ConfigInvalid, match=f"model.backend is '{backend}', .* auto or tiles"):
-            ask(config)
-
-
 def test_memory_is_asked_for_before_a_model_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two instruments of the bundled network fit the free memory, ten do not."""
     monkeypatch.setattr(models, "free_bytes", lambda: 80 << 20)
@@ -81,9 +73,3 @@ def test_memory_is_asked_for_before_a_model_is_made(monkeypatch: pytest.MonkeyPa
     many = {"symbols": tuple(f"S{number}USDT" for number in range(10))}
     with pytest.raises(AttentionInvalid, match=r"A window of 1088 bars needs .* use at most \d+"):
         models.load_forecaster(Config(market=MarketSection.model_validate(many)))
-
-
-def test_a_checkpoint_that_is_not_there_is_wrong_usage() -> None:
-    # Exit code 2, so that systemd does not start it for ever.
-    with pytest.raises(ConfigInvalid, match=r"model\.checkpoint is nowhere, where there is no"):
-        load_checkpoint(load(None, {"model": {"checkpoint": "nowhere"}}))

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Sequence
 
 import pytest
-from builders import START_MS, bars, forecast, quote
+from builders import START_MS, bars, forecast
 from fakes import FixedForecaster
 from msgspec.structs import replace
 from storage_cases import retrained
@@ -18,7 +18,6 @@ from tracepaper.daemon.session.loop import (
     InlinePredictor,
     Worker,
     WorkerPredictor,
-    no_forecast,
 )
 from tracepaper.strategies.errors import StrategyFailed
 from tracepaper.strategies.types.decisions import Forecast, PredictionTimeout
@@ -80,14 +79,6 @@ class GatedForecaster(FixedForecaster):
         self.gate.wait(deadline_s())
         self.order.append(bar.open_time_ms)
         return super().step(bar)
-
-
-async def test_a_forecast_in_time_is_the_answer() -> None:
-    forecaster = FixedForecaster(says, context=1)
-    worker = working(forecaster)
-    await worker.predict(start())
-    (item,) = bars(1)
-    assert await worker.predict(item) == [says([item])]
 
 
 async def test_a_late_forecast_is_dropped_but_its_bar_is_taken_in_before_the_next() -> None:
@@ -219,12 +210,6 @@ async def test_a_close_before_the_period_has_no_deadline() -> None:
     assert await answer == [None, None]
 
 
-async def test_only_bars_are_answered() -> None:
-    worker = working(FixedForecaster(says, context=1), deadline_ms=1_000)
-    assert await worker.predict(quote()) == [None]
-    assert await no_forecast(bars(1)[0]) == [None]
-
-
 def test_warm_up_bars_are_remembered_and_the_start_warms_the_model_with_them() -> None:
     forecaster = FixedForecaster(says, context=5)
     kept = BarHistory([KEY], context=5)
@@ -322,23 +307,3 @@ def test_a_revision_does_not_reach_the_model() -> None:
     inline.predict(first)
     inline.predict(second)
     assert inline.predict(first) == [None]
-
-
-def test_memory_equals_the_tail_of_what_it_took() -> None:
-    kept = BarHistory([KEY], context=3)
-    history = bars(10)
-    assert all(kept.push(item) for item in history)
-    assert not kept.push(history[4])
-    assert kept.since(KEY, 0) == history[-3:]
-    assert kept.last(KEY) == history[-1]
-    assert kept.warm_from() == ((KEY, history[-3].open_time_ms),)
-
-
-async def test_an_error_of_the_model_reaches_whoever_asked() -> None:
-    def broken(_bars: Sequence[Bar]) -> Forecast:
-        raise ZeroDivisionError
-
-    worker = working(FixedForecaster(broken, context=1))
-    await worker.predict(start())
-    with pytest.raises(ZeroDivisionError):
-        await worker.predict(bars(1)[0])

@@ -221,12 +221,6 @@ def test_what_can_start_is_accepted_and_nothing_is_made(
     assert sorted(path.name for path in place.rglob("*")) == before
 
 
-def test_a_database_of_ours_is_accepted(place: Path) -> None:
-    (place / "paper.toml").write_text(SMA + '[storage]\nurl = "sqlite:///mine.db"\n')
-    open_writer(Path("mine.db")).close()
-    assert invoke(["config", "check", "-c", "paper.toml"]) == 0
-
-
 # ---------------------------------------------------------------- rules of the exchange
 
 

@@ -7,8 +7,6 @@ import os
 import resource
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
@@ -20,7 +18,7 @@ from daemon_under_test import daemon
 from fakes import JumpClock
 from structlog.testing import capture_logs
 from user_strategies import importable, source
-from waiting import deadline, deadline_s
+from waiting import deadline
 
 from tracepaper.daemon.session.background import Companion
 from tracepaper.daemon.session.supervisor import Notifier, Supervisor
@@ -265,66 +263,3 @@ def test_an_abstract_socket_is_reached() -> None:
         channel.bind("\0" + name)
         assert Notifier("@" + name).send("READY=1", "STATUS=warm")
         assert channel.recv(4096) == b"READY=1\nSTATUS=warm"
-
-
-DAEMON = """
-import asyncio
-from tracepaper.daemon.session.supervisor import Supervisor
-from tests_clock import clock
-
-async def main():
-    print("up", flush=True)
-    try:
-        await asyncio.Event().wait()
-    finally:
-        print("closed", flush=True)
-
-asyncio.run(Supervisor(clock=clock).run(main))
-"""
-
-
-THREADLESS = """
-import asyncio, threading
-from tracepaper.daemon.session.shutdown import exit_without_waiting, run_loop
-from tracepaper.daemon.session.supervisor import Supervisor
-from tests_clock import clock
-
-async def main():
-    await asyncio.get_running_loop().getaddrinfo("localhost", 80)  # by a thread of the loop
-    held = threading.Event()
-    asyncio.get_running_loop().run_in_executor(None, held.wait)  # a name that nobody resolves
-    threading.stack_size(1 << 46)
-    print("up", flush=True)
-    try:
-        await asyncio.Event().wait()
-    finally:
-        print("closed", flush=True)
-
-run_loop(Supervisor(clock=clock).run(main))
-exit_without_waiting(0)
-"""
-
-
-@pytest.mark.parametrize(
-    ("program", "number"),
-    [(DAEMON, signal.SIGTERM), (DAEMON, signal.SIGINT), (THREADLESS, signal.SIGTERM)],
-)
-def test_a_process_ends_with_zero_on_a_signal(
-    program: str, number: signal.Signals, tmp_path: Path
-) -> None:
-    (tmp_path / "tests_clock.py").write_text(
-        "import asyncio, types\n"
-        "clock = types.SimpleNamespace(network_s=lambda: 0.0, sleep=asyncio.sleep)\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", program],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-    )
-    assert process.stdout is not None
-    with process.stdout:
-        assert process.stdout.readline() == "up\n"
-        process.send_signal(number)
-        assert process.wait(timeout=deadline_s()) == 0
-        assert process.stdout.read() == "closed\n"

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import bars, instrument, present
-from command_line import Cli
 from engines import engine_of
 from msgspec.structs import replace
 
@@ -408,29 +407,3 @@ def test_a_checkpoint_sees_what_its_card_says() -> None:
         with pytest.raises(ConfigInvalid, match=text):
             load_forecaster(load(None, {"features": {"schema": schema}}))
     assert load_forecaster(load(None)).measures == MEASURES
-
-
-def test_rows_that_look_at_one_another_end_the_replay(folder: Path, cli: Cli) -> None:
-    body = """
-    features = "{module}:features"
-    def predict_rows(self, rows):
-        return {{"mean_return": rows[:, 0] - rows[:, 0].mean()}}
-"""
-    name = written(folder, body)
-    (folder / "own.toml").write_text(f'[model]\nclass = "{name}:Mine"\n', encoding="utf-8")
-    candles(folder)
-    given = ["replay", "-c", "own.toml", "--data", "BTCUSDT_1m.csv", "--db", "own.db"]
-    assert "the network saw later bars" in cli.err(*given, code=1)
-    assert cli(*given, "--mode", "step").code == 0
-
-
-def candles(folder: Path) -> Path:
-    """Write two hundred bars as a file of candles."""
-    lines = ["open_time,open,high,low,close,volume"]
-    lines += [
-        f"{b.open_time_ms},{b.open / 100},{b.high / 100},{b.low / 100},{b.close / 100},1"
-        for b in bars(200)
-    ]
-    path = folder / "BTCUSDT_1m.csv"
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
