@@ -42,57 +42,20 @@ from tracepaper.strategies.attention.flash import ALIGNED, Inputs, Pass
 from tracepaper.strategies.attention.masks import WHOLE, Mask, MaskKind, check_tensor
 from tracepaper.strategies.errors import AttentionInvalid
 
-_BATCH_MOST: Final = 65_535
-"""The largest batch of one call: a grid axis of CUDA counts no further."""
+
+def _cut(x: Tensor, size: int) -> Tensor:
+    """Return [batch, head, time, dim] as [batch, block, head, size, dim], padded at the end.
+
+    It is a view of tensors laid out time-major.
+    """
+    x = pad(x.transpose(1, 2), (0, 0, 0, 0, 0, -x.shape[2] % size))  # [batch, time, head, dim]
+    blocks: Tensor = x.unflatten(1, (-1, size))
+    return blocks.transpose(2, 3)
 
 
-def _forward(
-    kernel: Kernel, query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scale: float
-) -> Pass:
-    """Attend over many short sequences, in calls of at most ``_BATCH_MOST``."""
-    parts = [
-        kernel.forward(*part, causal=causal, scale=scale)
-        for part in zip(*(x.split(_BATCH_MOST) for x in (query, key, value)), strict=True)
-    ]
-    return parts[0] if len(parts) == 1 else Pass(*map(torch.cat, zip(*parts, strict=True)))
-
-
-def _backward(
-    kernel: Kernel, gradient: Tensor, inputs: Inputs, result: Pass, *, causal: bool, scale: float
-) -> Inputs:
-    """Return the gradients of ``_forward``, in calls of at most ``_BATCH_MOST``."""
-    parts = [
-        kernel.backward(grad, (query, key, value), Pass(output, sums), causal=causal, scale=scale)
-        for grad, query, key, value, output, sums in zip(
-            *(x.split(_BATCH_MOST) for x in (gradient, *inputs, *result)), strict=True
-        )
-    ]
-    if len(parts) == 1:
-        return parts[0]
-    to_query, to_key, to_value = (torch.cat(grads) for grads in zip(*parts, strict=True))
-    return to_query, to_key, to_value
-
-
-class _Cuts(NamedTuple):
-    """How [batch, head, time, dim] is cut into blocks of ``size`` bars, padded at the end."""
-
-    batch: int
-    heads: int
-    time: int
-    size: int
-    blocks: int
-
-    def cut(self, x: Tensor) -> Tensor:
-        """Return [batch, block, head, size, dim]; a view of tensors laid out time-major."""
-        x = x.transpose(1, 2)  # [batch, time, head, dim]
-        x = pad(x, (0, 0, 0, 0, 0, self.blocks * self.size - self.time))
-        blocks: Tensor = x.unflatten(1, (self.blocks, self.size))
-        return blocks.transpose(2, 3)
-
-    def join(self, x: Tensor) -> Tensor:
-        """Return blocks [batch, block, head, size, dim] as [batch, head, time, dim]."""
-        x = x.transpose(2, 3).reshape(self.batch, self.blocks * self.size, self.heads, -1)
-        return x[:, : self.time].transpose(1, 2)
+def _joined(x: Tensor, time: int) -> Tensor:
+    """Return blocks [batch, block, head, size, dim] as [batch, head, time, dim]."""
+    return x.transpose(2, 3).flatten(1, 2)[:, :time].transpose(1, 2)
 
 
 def _newer(x: Tensor) -> Tensor:
@@ -120,55 +83,44 @@ def window_forward(
     kernel: Kernel, query: Tensor, key: Tensor, value: Tensor, *, window: int, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Return output [batch, head, time, dim] and logsumexp [batch, head, time]."""
-    batch, heads, time, _ = query.shape
-    cuts = _Cuts(batch, heads, time, window, -(-time // window))
-    cut = [cuts.cut(x) for x in (query, key, value)]
+    batch, _, time, _ = query.shape
+    cut = [_cut(x, window) for x in (query, key, value)]
     wide = [x.flatten(0, 1) for x in cut]
-    inner = _forward(kernel, wide[0], wide[1], wide[2], causal=True, scale=scale)
+    inner = kernel.forward(wide[0], wide[1], wide[2], causal=True, scale=scale)
     output = inner.output.unflatten(0, (batch, -1))  # [batch, block, head, size, dim]
     logsumexp = inner.logsumexp.unflatten(0, (batch, -1))
-    if cuts.blocks > 1 and window > 1:
-        past = _forward(
-            kernel, _newer(cut[0]), _older(cut[1]), _older(cut[2]), causal=True, scale=scale
+    if time > window > 1:
+        past = kernel.forward(
+            _newer(cut[0]), _older(cut[1]), _older(cut[2]), causal=True, scale=scale
         )
         back = (x.unflatten(0, (batch, -1)).flip(3) for x in (past.output, past.logsumexp))
         _add(output[:, 1:, :, :-1], logsumexp[:, 1:, :, :-1], *back)
-    return cuts.join(output), cuts.join(logsumexp[..., None]).squeeze(-1)
+    return _joined(output, time), _joined(logsumexp[..., None], time).squeeze(-1)
 
 
 def window_backward(
     kernel: Kernel, gradient: Tensor, inputs: Inputs, result: Pass, *, window: int, scale: float
 ) -> Inputs:
     """Return the gradients of query, key and value; *result* is what the forward returned."""
-    batch, heads, time, _ = inputs[0].shape
-    cuts = _Cuts(batch, heads, time, window, -(-time // window))
-    query, key, value = (cuts.cut(x) for x in inputs)
-    output, grad = cuts.cut(result[0]), cuts.cut(gradient)
-    logsumexp = cuts.cut(result[1][..., None])
+    batch, _, time, _ = inputs[0].shape
+    query, key, value, output, grad, sums = (
+        _cut(x, window) for x in (*inputs, result[0], gradient, result[1][..., None])
+    )
 
-    def share(part_grad: Tensor, *parts: Tensor) -> Inputs:
-        *given, part_output, part_logsumexp = parts
-        merged = Pass(part_output, part_logsumexp.squeeze(-1))
-        part_query, part_key, part_value = given
-        part_inputs = part_query, part_key, part_value
-        return _backward(kernel, part_grad, part_inputs, merged, causal=True, scale=scale)
+    def share(*parts: Tensor) -> list[Tensor]:
+        grad, query, key, value, output, sums = parts
+        merged = Pass(output, sums.squeeze(-1))
+        grads = kernel.backward(grad, (query, key, value), merged, causal=True, scale=scale)
+        return [x.unflatten(0, (batch, -1)) for x in grads]
 
-    inner = share(*(x.flatten(0, 1) for x in (grad, query, key, value, output, logsumexp)))
-    grads = [x.unflatten(0, (batch, -1)) for x in inner]
-    if cuts.blocks > 1 and window > 1:
-        past = share(
-            _newer(grad),
-            _newer(query),
-            _older(key),
-            _older(value),
-            _newer(output),
-            _newer(logsumexp),
-        )
-        back = [x.unflatten(0, (batch, -1)).flip(3) for x in past]
+    grads = share(*(x.flatten(0, 1) for x in (grad, query, key, value, output, sums)))
+    if time > window > 1:
+        newer = (_newer(grad), _newer(query), _older(key), _older(value))
+        back = [x.flip(3) for x in share(*newer, _newer(output), _newer(sums))]
         grads[0][:, 1:, :, :-1] += back[0]
         grads[1][:, :-1, :, 1:] += back[1]
         grads[2][:, :-1, :, 1:] += back[2]
-    return cuts.join(grads[0]), cuts.join(grads[1]), cuts.join(grads[2])
+    return _joined(grads[0], time), _joined(grads[1], time), _joined(grads[2], time)
 
 
 class _KernelAttention(torch.autograd.Function):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from tracepaper.strategies.attention import (
     Mask,
@@ -18,7 +17,6 @@ from tracepaper.strategies.attention import (
     kernels,
     triton_rollout,
 )
-from tracepaper.strategies.attention import kernels as cuts
 from tracepaper.strategies.attention.backends import CudaEfficient, kernel_for
 from tracepaper.strategies.attention.flash import CudaFlash
 from tracepaper.strategies.attention.kernels import choose, resolve
@@ -122,22 +120,6 @@ def test_a_kernel_that_does_not_fit_fetches_less_ahead_and_then_gives_up() -> No
     with pytest.raises(AttentionInvalid, match=r"Hardware limit: 65536.*choose the backend tiles"):
         triton_rollout.launch(holding(0), (), {})
     assert stages == [3, 1, 3, 1]
-
-
-@pytest.mark.parametrize("mask", [Mask.window(1), Mask.window(4)])
-@pytest.mark.parametrize("most", [1, 5, 7])
-def test_many_short_stretches_of_time_go_some_at_a_time(
-    mask: Mask, most: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tensor = torch.randn(4, 3, 2, 30, 8, generator=torch.Generator().manual_seed(1))
-    tensors: list[Sequence[Tensor]] = []
-    for limit in (65_535, most):
-        monkeypatch.setattr(cuts, "_BATCH_MOST", limit)
-        leaves = [x.clone().requires_grad_() for x in tensor[:3]]
-        output, logsumexp = attend(leaves[0], leaves[1], leaves[2], mask)
-        tensors.append((output, logsumexp, *torch.autograd.grad(output, leaves, tensor[3])))
-    for whole, two in zip(*tensors, strict=True):
-        assert torch.equal(whole, two)
 
 
 @pytest.mark.parametrize("width", [3, 8, 21])
