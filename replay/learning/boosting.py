@@ -110,8 +110,8 @@ def _ensemble(
 ) -> Trees:
     lightgbm = import_lightgbm()
     sets: list[Any] = []
-    stopped_by = validation if options.patience else None
-    for table in (training, stopped_by):
+    parameters = _parameters(options, target=target, count=len(training.rows), threads=threads)
+    for table in (training, validation if options.patience else None):
         if table is None:
             continue
         labelled = table.weights[:, horizon] > 0
@@ -120,15 +120,12 @@ def _ensemble(
                 table.rows[labelled],
                 table.values[labelled, horizon],
                 weight=table.weights[labelled, horizon],
-                params=_parameters(
-                    options, target=target, count=len(training.rows), threads=threads
-                ),
+                params=parameters,
                 reference=sets[0] if sets else None,
-                free_raw_data=True,
             )
         )
     booster = lightgbm.train(
-        _parameters(options, target=target, count=len(training.rows), threads=threads),
+        parameters,
         sets[0],
         options.rounds,
         valid_sets=sets[1:],

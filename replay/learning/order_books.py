@@ -18,9 +18,11 @@ from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.side_inputs import (
     JUDGED_SOURCE,
     read_stored,
+    require_reading,
     untrained_by,
 )
 from tracepaper.replay.learning.splits import Panel, Part, Segment, Span, Split, TrainingFile
+from tracepaper.strategies.book_features import BookReading
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.order_book import COLUMNS, Books, tokens_of
 
@@ -246,15 +248,12 @@ def read_books(
 
 def check_fits(header: RecordingHeader, card: Mapping[str, Any], path: Path) -> None:
     """Raise ``DataInvalid`` unless *path* has the instrument, depth and pace of *card*'s model."""
-    market, levels = card["market"], card["architecture"]["levels"]
+    market = card["market"]
     wanted = f"{market['category']}:{market['symbols'][0]}"
     if header.instrument.id != wanted:
         raise DataInvalid(
             f"{path} holds books of {header.instrument.id}, and the model was fitted on {wanted}; "
             "name a file of that."
         )
-    if header.every_ms != market["every_ms"] or header.levels < levels:
-        raise DataInvalid(
-            f"{path} holds {header.levels} levels each {header.every_ms:,} ms, and the model reads "
-            f"{levels} each {market['every_ms']:,} ms; record these, or train on this file."
-        )
+    reading = BookReading(header.levels, header.every_ms)
+    require_reading(path, reading, BookReading(card["architecture"]["levels"], market["every_ms"]))

@@ -65,6 +65,15 @@ def untrained_by(recorded_ms: int, sources: Collection[str]) -> list[str]:
     return reasons
 
 
+def require_reading(path: Path, reading: BookReading, wanted: BookReading) -> None:
+    """Raise ``DataInvalid`` if the *reading* of *path* is too shallow or has another pace."""
+    if reading.levels < wanted.levels or reading.every_ms != wanted.every_ms:
+        raise DataInvalid(
+            f"{path} holds {reading.words}, and the model reads {wanted.words}; record these, or "
+            "train on this file."
+        )
+
+
 def read_stored(paths: Sequence[Path]) -> list[tuple[Path, RecordedDepth]]:
     """Read files of books with the same depth and pace, oldest first.
 
@@ -253,11 +262,7 @@ class BookInputs(SideInputs):
         wanted = reading_of(card)
         if wanted is None:
             raise ConfigInvalid("The model was trained without order books; leave --depth out.")
-        if self.reading.levels < wanted.levels or self.reading.every_ms != wanted.every_ms:
-            raise DataInvalid(
-                f"{self.paths[0]} holds {self.reading.words}, and the model reads {wanted.words}; "
-                "record these, or train on this file."
-            )
+        require_reading(self.paths[0], self.reading, wanted)
         source = DepthRows(self.files, wanted)
         return replace(self, reading=wanted, source=source, scale=scale_of(card))
 

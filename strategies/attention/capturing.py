@@ -45,6 +45,7 @@ from tracepaper.strategies.attention.replacing import (
     EAGER,
     HEADS,
     homes_of_formulas,
+    put,
     replaced,
 )
 from tracepaper.strategies.errors import AttentionInvalid
@@ -137,7 +138,7 @@ class capture:  # noqa: N801 - it is called as a function is
             return (output, result[1]) if self._backward else result
 
         self._stack.enter_context(replaced(attend, attended))
-        self._replace(functional, "multi_head_attention_forward", without_weights)
+        put(self._stack, functional, "multi_head_attention_forward", without_weights)
         if self._model is not None:
             self._watch(self._model)
             mode = HandwrittenAttention(self._saw_softmax, self._saw_product)
@@ -266,10 +267,6 @@ class capture:  # noqa: N801 - it is called as a function is
 
     # ------------------------------------------------------------ what is replaced
 
-    def _replace(self, owner: object, name: str, value: object) -> None:
-        self._stack.callback(setattr, owner, name, getattr(owner, name))
-        setattr(owner, name, value)
-
     def _watch(self, model: nn.Module) -> None:
         """Follow the calls of *model* and its modules, and find attention that is not captured."""
         self._follow_calls(model)
@@ -285,7 +282,7 @@ class capture:  # noqa: N801 - it is called as a function is
             is_layer = group in lists and not inside
             self._follow(name, module, must_attend=must_attend, group=group if is_layer else None)
         for home in homes_of_formulas(model):
-            self._replace(home, EAGER, self._eager(getattr(home, EAGER)))
+            put(self._stack, home, EAGER, self._eager(getattr(home, EAGER)))
 
     def _follow_calls(self, model: nn.Module) -> None:
         """Start a new capture at each call of *model*, or of its encoder alone."""

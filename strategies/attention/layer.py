@@ -503,10 +503,10 @@ class Layer(Read):
         Raises ``AttentionInvalid`` without a value or an output projection that fits it.
         """
         if self.norms is not None:
-            if not is_finite(self.norms):
-                raise AttentionInvalid("A layer has a NaN or infinite norm; find its source.")
-            if bool((self.norms < 0).any()):
-                raise AttentionInvalid("A value norm is a length; give none below 0.")
+            if not bool(((self.norms >= 0) & (self.norms < math.inf)).all()):
+                raise AttentionInvalid(
+                    "Norms are finite lengths; give none that is NaN or below 0."
+                )
             return self.norms
         value, weight = self._value("norm"), self.output_weight
         if weight is None:

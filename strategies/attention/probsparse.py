@@ -10,7 +10,7 @@ The rules are docs/attention.md, A18 to A20.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
@@ -35,9 +35,8 @@ from tracepaper.strategies.attention.reads import (
     Read,
     by_gradient,
     by_norm,
-    whole_rows,
 )
-from tracepaper.strategies.attention.tiles import Entries, FuseTile, check_mass
+from tracepaper.strategies.attention.tiles import FuseTile, check_mass
 from tracepaper.strategies.errors import AttentionInvalid
 
 if TYPE_CHECKING:
@@ -396,9 +395,6 @@ class SparseRead(Read):
         if self.mask.kind is not MaskKind.CAUSAL:
             return even
         return even * (torch.arange(time) <= torch.tensor(list(rows))[:, None])
-
-    def _parts(self, rows: Tensor | None) -> Iterator[Entries]:
-        return whole_rows(self, rows)
 
     def _fuse_tile(self, fuse: Fuse) -> FuseTile:
         if fuse.fusion == "norm" and self.value is not None and self.output_weight is not None:

@@ -22,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 
 from tracepaper.strategies.attention.checks import RULES, check_module
 from tracepaper.strategies.attention.masks import check_tensor
-from tracepaper.strategies.attention.replacing import EAGER, homes_of_formulas, replaced
+from tracepaper.strategies.attention.replacing import EAGER, homes_of_formulas, put, replaced
 from tracepaper.strategies.errors import AttentionInvalid
 
 _HOMES: Final = ("torch.nn.modules.activation", "transformers.activations")
@@ -58,8 +58,7 @@ def relevance_rules(
         for handle in _hooked(model, gated):
             stack.callback(handle.remove)
         for home in homes_of_formulas(model):
-            stack.callback(setattr, home, EAGER, getattr(home, EAGER))
-            setattr(home, EAGER, by_rules(getattr(home, EAGER)))
+            put(stack, home, EAGER, by_rules(getattr(home, EAGER)))
         RULES.append(model)
         stack.callback(RULES.pop)
         stack.enter_context(replaced(attend, attended))

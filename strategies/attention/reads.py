@@ -144,12 +144,16 @@ class Read(ABC):
     # --- fusions that need all heads of a row at once
 
     def _parts(self, rows: Tensor | None) -> Iterator[Entries]:
-        """Yield the probabilities of *rows*, all heads of a sequence in each part."""
-        del rows
-        raise AttentionInvalid(
-            f"A {type(self).__name__} is explained by its rollout over the heads' mean; leave the "
-            "other fusions and discarding out."
-        )
+        """Yield the probabilities of *rows*, None for all, in tiles of whole rows of all heads."""
+        batch, heads, queries, keys = self.shape
+        chosen = list(range(queries)) if rows is None else rows.tolist()
+        size = max(1, 4 * TILE["cpu"] ** 2 // (batch * heads * keys))
+        for start in range(0, len(chosen), size):
+            part = chosen[start : start + size]
+            values = self.rows(part).clone()
+            at = slice(start, start + len(part))
+            index = torch.tensor(part, device=values.device)
+            yield Entries(slice(0, batch), slice(0, heads), index, at, slice(0, keys), values)
 
     def _fuse_tile(self, fuse: Fuse) -> FuseTile:
         """Return the fusion of one tile's heads, without discarding."""
@@ -301,22 +305,6 @@ class MatrixRead(Read):
         even = (shown if self.shown is None else self.shown).to(self.matrices)
         even = even / even.sum(dim=-1, keepdim=True).clamp_min(1.0)
         return replace(self, matrices=even.expand_as(self.matrices))
-
-    def _parts(self, rows: Tensor | None) -> Iterator[Entries]:
-        yield from whole_rows(self, rows)
-
-
-def whole_rows(read: Read, rows: Tensor | None) -> Iterator[Entries]:
-    """Yield *rows* of *read*, None for all, in tiles of whole rows."""
-    batch, heads, queries, keys = read.shape
-    chosen = list(range(queries)) if rows is None else rows.tolist()
-    size = max(1, 4 * TILE["cpu"] ** 2 // (batch * heads * keys))
-    for start in range(0, len(chosen), size):
-        part = chosen[start : start + size]
-        values = read.rows(part).clone()
-        at = slice(start, start + len(part))
-        index = torch.tensor(part, device=values.device)
-        yield Entries(slice(0, batch), slice(0, heads), index, at, slice(0, keys), values)
 
 
 @dataclass(frozen=True, eq=False)

@@ -108,28 +108,19 @@ def hidden_keys(model: nn.Module | None, keys: Tensor) -> Iterator[None]:
         return heads(*given.args, **given.kwargs)
 
     def eager(formula: Callable[..., Any]) -> Callable[..., Any]:
-        def masked(
-            module: nn.Module,
-            query: Tensor,
-            key: Tensor,
-            value: Tensor,
-            attention_mask: Tensor | None,
-            *args: Any,
-            **options: Any,
-        ) -> Any:
-            mask = hiding(attention_mask, query, key, is_causal=False)
-            return formula(module, query, key, value, mask, *args, **options)
-
-        return masked
+        return lambda module, query, key, value, mask, *args, **options: formula(
+            module, query, key, value, hiding(mask, query, key, is_causal=False), *args, **options
+        )
 
     with ExitStack() as stack:
         stack.enter_context(replaced(attend, attended))
-        homes = [] if model is None else homes_of_formulas(model)
-        places = [(home, EAGER, eager(getattr(home, EAGER))) for home in homes]
-        for home, name, by in [
-            *places,
-            (functional, "multi_head_attention_forward", without_weights),
-        ]:
-            stack.callback(setattr, home, name, getattr(home, name))
-            setattr(home, name, by)
+        put(stack, functional, "multi_head_attention_forward", without_weights)
+        for home in [] if model is None else homes_of_formulas(model):
+            put(stack, home, EAGER, eager(getattr(home, EAGER)))
         yield
+
+
+def put(stack: ExitStack, owner: object, name: str, value: object) -> None:
+    """Set the attribute *name* of *owner* until *stack* closes."""
+    stack.callback(setattr, owner, name, getattr(owner, name))
+    setattr(owner, name, value)
