@@ -34,7 +34,6 @@ from tracepaper.strategies.networks import keys
 from tracepaper.strategies.networks.architecture import (
     AttendedPart,
     Network,
-    Outputs,
     Trace,
     heads_of,
 )
@@ -198,11 +197,6 @@ class MultiscaleNetwork(Transformer):
             trace.ages["bars"] = self.config.window - newest
             trace.to_bars = lambda weights: self._to_bars(weights["bars"], frames)
         return super().run(tokens, torch.arange(tokens.shape[1], device=x.device), trace)
-
-    def read_out(self, state: Tensor) -> Outputs:
-        """Return the heads' outputs of the last token."""
-        outputs: Outputs = self.heads(self.norm(state))
-        return outputs.map(lambda part: part[:, -1:])
 
     def tokens(self, x: Tensor, positions: Tensor) -> tuple[Tensor, list[FrameTokens]]:
         """Return the tokens [batch, token, column] of windows *x*, widest frame first, and frames.
