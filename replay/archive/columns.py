@@ -259,7 +259,7 @@ def _from_numbers(column: Column) -> tuple[IntArray, IntArray, tuple[str, ...]]:
         raise CellInvalidError(row, f"is {integral[row]}, which is before 1973 in every unit")
     powers = np.searchsorted([*UNITS.values()], integral, side="right") - 1
     times, rest = np.empty((2, integral.size), dtype=np.int64)
-    used = np.unique(powers).tolist()
+    used = [power for power in range(len(UNITS)) if (powers == power).any()]
     for power in used:
         rows = powers == power
         ms = Fraction(1000, scale * 1000**power)  # reduced, so nothing overflows

@@ -137,11 +137,10 @@ def reject_impossible(rows: Rows) -> None:
         wrong[f"{name} is negative"] = column.mantissa < 0
     for what, bad in wrong.items():
         if bad.any():
-            change = "frame" if rows.table.bare else ""
             names = [TIME, *_other_order(rows)]
-            raise rows.table.refuse(
-                what, row=int(bad.argmax()), change=change, names=names, close="NAME"
-            )
+            names = [*names, *[*rows.table.written.values()][len(names) :]]
+            change = f"frame.set_axis({names}, axis=1)" if rows.table.bare else ""
+            raise rows.table.refuse(what, row=int(bad.argmax()), change=change, close="NAME")
 
 
 def _is_volume(high: npt.NDArray[Any], low: npt.NDArray[Any]) -> bool:

@@ -272,7 +272,8 @@ def _reject_missing(table: FileTable, missing: Sequence[str]) -> None:
         raise table.refuse("has no column volume", volume="")
     if missing and table.bare:
         what = f"has no header and {len(table.columns)} columns, which is no known layout"
-        raise table.refuse(what, change="frame", names=FIELDS)
+        names = [*FIELDS, *[*table.columns][len(FIELDS) :]][: len(table.columns)]
+        raise table.refuse(what, change=f"frame.set_axis({names}, axis=1)")
     if missing:
         what = f"has no column {', '.join(missing)}"
         raise table.refuse(what, row=None, **{missing[0]: "NAME"})

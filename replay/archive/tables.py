@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -67,8 +68,8 @@ class FileTable:
 
     ``lines`` has the number of each row in the file, from 1, in ``unit``: lines of text, or rows.
     ``written``: plain name → the one in the file. ``twice``: plain names of several columns.
-    ``bare``: the file has no header. ``opened``: pandas' expression of the file. ``beside``: texts
-    beside the rows, as (kind, text). ``notes``: sentences about conversions.
+    ``bare``: the file has no header. ``opened``: pandas' expression of the file. ``notes``:
+    sentences about conversions.
     """
 
     path: Path
@@ -80,7 +81,6 @@ class FileTable:
     bare: bool = False
     separator: str = ","
     opened: str = "frame"
-    beside: tuple[tuple[str, str], ...] = ()
     notes: list[str] = field(default_factory=list)
 
     def find(self, names: Names) -> dict[str, str]:
@@ -98,13 +98,10 @@ class FileTable:
         return fields
 
     def texts(self, kind: str) -> list[str]:
-        """Return the texts of *kind*: beside the rows, or of a column with one of its ``NAMES``."""
+        """Return the different texts of the column of *kind*, a key of ``NAMES``."""
         name = self.find({kind: NAMES[kind]}).get(kind)
         column = np.zeros(0) if name is None else np.unique(self.columns[name])
-        return [
-            *(text for of, text in self.beside if of == kind),
-            *(texts_of(column) if column.dtype.kind == "S" else ()),
-        ]
+        return texts_of(column) if column.dtype.kind == "S" else []
 
     @property
     def plain_numbers(self) -> str:
@@ -114,15 +111,12 @@ class FileTable:
             return "frame"
         return "frame.replace({',': '', 'K$': 'e3', 'M$': 'e6', 'B$': 'e9'}, regex=True)"
 
-    def by_pandas(self, change: str, names: Sequence[str] = ()) -> str:
-        """Return two lines of pandas that read the file, *change* the frame and write it anew.
-
-        A file without a header has the first columns *names*.
-        """
+    def by_pandas(self, change: str) -> str:
+        """Return two lines of pandas that read the file, *change* the frame and write it anew."""
         if self.path == FRAME:
             return f"frame = {change}"
-        names = [*names, *[*self.written.values()][len(names) :]]
-        named = f".set_axis({names}, axis=1)" if self.bare else ""
+        is_unnamed = self.bare and "set_axis" not in change
+        named = f".set_axis({[*self.written.values()]}, axis=1)" if is_unnamed else ""
         target = self.path.with_name(f"{self.path.name.split('.', 1)[0]}_new.csv")
         options = "index=False" + f", sep={self.separator!r}" * (self.separator != ",")
         return f"frame = {self.opened}{named}; {change}.to_csv({str(target)!r}, {options})"
@@ -133,14 +127,12 @@ class FileTable:
         *,
         row: int | None = None,
         change: str = "",
-        names: Sequence[str] = (),
         **choice: str,
     ) -> DataInvalid:
         """Return the one sentence about a table that is not read: *what* is wrong, and remedies.
 
         These are *choice*, field → column (an empty one is left out), by ``--columns`` or by
-        renaming, and two lines of pandas that *change* the frame, or give a file without a header
-        *names*.
+        renaming, and two lines of pandas that *change* the frame.
         """
         place = f"{self.path} " if row is None else f"{self.place(row)}: "
         remedies = [] if row is None else ["correct or remove the row"]
@@ -155,7 +147,7 @@ class FileTable:
             fields = {self.written.get(name, name): of for of, name in choice.items() if name}
             change = change or (f"frame.rename(columns={fields})" if fields else NO_VOLUME)
         if change:
-            remedies.append(f"convert it by pandas: {self.by_pandas(change, names)}")
+            remedies.append(f"convert it by pandas: {self.by_pandas(change)}")
         found = f" (found {', '.join(self.written.values())})" if change else ""
         return DataInvalid(f"{place}{what}{found}: {', or '.join(remedies)}.")
 
@@ -185,10 +177,16 @@ def _table(
     names: Sequence[str],
     cells: Sequence[Column | None],
     plain: Plain = plain_name,
+    *,
+    lines: IntArray,
+    beside: Mapping[str, str] = MappingProxyType({}),
     **more: Any,  # noqa: ANN401 - fields of the table
 ) -> FileTable:
-    """Return the table of *cells*; two columns of one name have it only as it is written."""
-    if not more["lines"].size:
+    """Return the table of *cells*; two columns of one name have it only as it is written.
+
+    A text *beside* the rows, by its plain name, is a column of it.
+    """
+    if not lines.size:
         raise DataInvalid(f"{path} has a header and no rows: give one with rows.")
     names = [name.strip() for name in names]
     plains = [plain(name) for name in names]
@@ -200,7 +198,8 @@ def _table(
         if cell is not None:
             columns[name], written[name] = cell, names[at] or name
     twice = frozenset(name for name in plains if plains.count(name) > 1 and name not in columns)
-    return FileTable(path, columns, written=written, twice=twice, **more)
+    texts = {name: np.full(lines.size, text.encode()) for name, text in beside.items()}
+    return FileTable(path, {**columns, **texts}, lines, written=written, twice=twice, **more)
 
 
 # ---------------------------------------------------------------- bytes
@@ -291,22 +290,23 @@ def _read_text(path: Path, text: str, accepted: set[str], plain: Plain) -> FileT
         lines = np.array([line for line, _ in rows], dtype=np.int64)
         body, mark = _joined([row for _, row in rows]), CELL_MARK
     first, second, *_ = [line.split(mark) for line in [*body[:TOP_CHARACTERS].split("\n"), ""]]
-    zones = ["a comment"] if re.search("time[ _-]?zone", "".join(tops[:top]), re.IGNORECASE) else []
-    beside, height, bare = [("timezone", zone) for zone in zones], 1, False
+    beside, height, bare = dict[str, str](), 1, False
+    if re.search("time[ _-]?zone", "".join(tops[:top]), re.IGNORECASE):
+        beside["timezone"] = "a comment"
     if not hits and (
         re.match(r"\s*[-+]?\d", first[0]) or not re.search("[A-Za-z]", "".join(first))
     ):
         first, height, bare = [*bare_names(len(first))], 0, True
     elif second[0] == "Ticker" and len({*second[1:]}) == 1:
         # yfinance: a row of fields, a row of one ticker, and a row that names the time.
-        beside.append(("symbol", second[1]))
+        beside["symbol"] = second[1]
         first, height = ["time", *first[1:]], 3
     cells = _cut_rows(path, body, mark, lines, "line", len(first), height)
     options = f", sep={separator!r}" * (separator != ",") + f", skiprows={top}" * (top > 0)
     opened = f"pandas.read_csv({str(path)!r}, dtype=str{options}{', header=None' * bare})"
     return _table(
         path, first, cells, plain, lines=lines[height:], unit="line", bare=bare,
-        separator=separator, opened=opened, beside=tuple(beside),
+        separator=separator, opened=opened, beside=beside,
     )  # fmt: skip
 
 
@@ -357,7 +357,7 @@ def _read_json(path: Path, text: str, plain: Plain) -> FileTable:
         document = msgspec.json.Decoder(float_hook=str).decode(text)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise DataInvalid(f"{path} is not JSON ({error}): check the file.") from None
-    beside: list[tuple[str, str]] = []
+    beside: dict[str, str] = {}
     lists = [*_lists((), document, beside)]
     tables = [each for each in lists if isinstance(each[1][0], dict | list)]
     keys, rows = tables[0] if len(tables) == 1 else ((), [])
@@ -381,7 +381,7 @@ def _read_json(path: Path, text: str, plain: Plain) -> FileTable:
     bare, width = not names, len(rows[0])
     cells = _cut_rows(path, body, CELL_MARK, lines, "row", len(names) or width, 0)
     if keys and PAIR.fullmatch(keys[-1].upper()):
-        beside.append(("symbol", keys[-1]))
+        beside["symbol"] = keys[-1]
     file = f"{str(path)!r}, dtype=False, convert_dates=False"
     opened = f"pandas.read_json({file})"
     if keys:
@@ -390,12 +390,12 @@ def _read_json(path: Path, text: str, plain: Plain) -> FileTable:
         opened += f", columns={names})" if kinds == {list} and names else ")"
     return _table(
         path, names or bare_names(width), cells, plain, lines=lines, bare=bare, opened=opened,
-        beside=tuple(beside),
+        beside=beside,
     )  # fmt: skip
 
 
 def _lists(
-    keys: tuple[str, ...], value: object, beside: list[tuple[str, str]]
+    keys: tuple[str, ...], value: object, beside: dict[str, str]
 ) -> Iterator[tuple[tuple[str, ...], list[Any]]]:
     """Yield the lists in nested objects with their keys; add texts *beside* them."""
     if isinstance(value, list) and value:
@@ -404,7 +404,7 @@ def _lists(
         for key, inside in value.items():
             yield from _lists((*keys, key), inside, beside)
             kinds = [kind for kind in ("timezone", "category") if plain_name(key).endswith(kind)]
-            beside += [(kind, inside) for kind in kinds if isinstance(inside, str)]
+            beside |= {kind: inside for kind in kinds if isinstance(inside, str)}
 
 
 def _read_arrow(path: Path, raw: bytes, kind: str) -> FileTable:
