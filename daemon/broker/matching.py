@@ -226,6 +226,8 @@ class Market:
         first = self._filled()
         self._match_open(bar, is_missed=is_missed)
         self._end_pass(first, bar.open_time_ms)
+        if not (settlements or self.waits):
+            return  # the open filled every order
         first = self._filled()
         self._arrive(bar)
         for funding in settlements:

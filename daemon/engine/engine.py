@@ -577,7 +577,7 @@ class Engine:
                 return False
             if enters(state.intent):
                 broker.confirm(line, bar)
-            judged.append(JudgedBar(bar, decision, usable))
+            judged.append((bar, decision, usable))
             return True
 
         return keeps

@@ -7,7 +7,6 @@ orders and fill them: by the same calls of the broker as in a step, and in the s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 from tracepaper.daemon.broker.account import ENTRIES, Intent
 from tracepaper.daemon.broker.broker import NO_OWNER_INTENTS, Broker, Save
@@ -20,16 +19,11 @@ from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.types.decisions import Answer, Decision, Fill, Prediction, ShadowStep
 from tracepaper.strategies.types.market import Bar
 
+JudgedBar = tuple[Bar, Decision, Prediction]
+"""A bar of a unit, its decision, and the usable forecast."""
+
 # Looking up a member of an enum class is slow (Python 3.11).
 _NO, _NOW = Save.NO, Save.NOW
-
-
-class JudgedBar(NamedTuple):
-    """A bar of a unit, its decision, and the usable forecast."""
-
-    bar: Bar
-    decision: Decision
-    prediction: Prediction
 
 
 class _Followers:

@@ -440,25 +440,21 @@ class StepEncoder:
             closes = [bar.close for bar in bars[at]]
             factor = self._factors[place]
             of_books = [
-                map(
-                    partial(
-                        _follow, shadow.position.quantity * factor, shadow.position.entry_notional
-                    ),
-                    closes,
-                    *(column[at] for column in columns),
-                )
+                _follow_each(shadow.position, factor, closes, [column[at] for column in columns])
                 for shadow, columns in zip(shadows, marked, strict=True)
             ]
             content = self._shadows[place][0]
             contents = [content] * len(closes)
             if answers:
-                contents = [
-                    [
+                confirmed = [answer.confirmed for answer in answers[at]]
+                shown = {
+                    flags: [
                         (*row[:2], int(is_confirmed), *row[3:])
-                        for row, is_confirmed in zip(content, answer.confirmed, strict=True)
+                        for row, is_confirmed in zip(content, flags, strict=True)
                     ]
-                    for answer in answers[at]
-                ]
+                    for flags in set(confirmed)
+                }
+                contents = [shown[flags] for flags in confirmed]
             names[at] = [
                 self._name_shadows(place, shown, marks, (self._run_key, sequence))
                 for sequence, shown, *marks in zip(sequences[at], contents, *of_books, strict=True)
@@ -741,6 +737,22 @@ def _bar_columns(stretch: QuietStretch) -> list[Sequence[Value]]:
 def _in_turn(columns: Sequence[Sequence[Value]]) -> Sequence[Value]:
     """Return the first value of each of *columns*, then the second of each, and so on."""
     return columns[0] if len(columns) == 1 else [*chain.from_iterable(zip(*columns, strict=True))]
+
+
+def _follow_each(
+    position: Position, factor: int, closes: Sequence[int], marks: Sequence[Sequence[int | None]]
+) -> Sequence[Row]:
+    """Return :func:`_follow` of *position* at each of *closes*, with the columns of its *marks*.
+
+    *factor* is the worth of a unit of quantity at a price of 1.
+    """
+    worth, entry = position.quantity * factor, position.entry_notional
+    unrealized, *rest = marks
+    follows = bool(closes) and all(column.count(None) == len(closes) for column in rest)
+    follows = follows and min(closes) > 0 and max(closes) * abs(worth) < _INTEGER_LIMIT
+    if follows and unrealized == [worth * close - entry for close in closes]:  # in most spans
+        return [_FOLLOWS] * len(closes)
+    return [*map(partial(_follow, worth, entry), closes, *marks)]
 
 
 def _mark_columns(marks: BookMarks, count: int) -> tuple[list[int | None], ...]:

@@ -6,8 +6,10 @@ Both run the same code and are bit-identical. A row depends only on the last ``l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import chain
+from operator import attrgetter
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -26,10 +28,12 @@ from tracepaper.strategies.features.rolling import (
     lagged,
 )
 from tracepaper.strategies.features.v2 import FAMILIES, FeatureRecipe, is_part
+from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.types.market import Bar
 from tracepaper.strategies.units import interval_text
 
 _BLOCK_ROWS: Final = 16_384  # rows per block: bounds memory and fits the cache
+_OF_BAR: Final = attrgetter("open", "high", "low", "close", "volume", "open_time_ms", "market_ms")
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,20 +165,24 @@ def wider(first: FeatureSchema, second: FeatureSchema) -> FeatureSchema:
 
 def columns(bars: Sequence[Bar]) -> CandleArrays:
     """Return the columns of *bars* (oldest first)."""
-    table = np.array(
-        [(bar.open, bar.high, bar.low, bar.close, bar.volume) for bar in bars], dtype=np.float64
-    ).reshape(-1, 5)
-    opens, highs, lows, closes, volumes = np.ascontiguousarray(table.T)
+    numbers = np.fromiter(chain.from_iterable(map(_OF_BAR, bars)), np.int64)
+    table = numbers.reshape(-1, 7).T
+    opens, highs, lows, closes, volumes = np.ascontiguousarray(table[:5], dtype=np.float64)
+    opened_ms, market_ms = np.ascontiguousarray(table[5:])
+    interval_ms = bars[0].interval_ms if bars else 0
+    ends_ms = opened_ms + interval_ms
+    if interval_ms == MONTH_MS:  # months differ in length
+        ends_ms = np.array([bar.close_time_ms for bar in bars])
     return CandleArrays(
-        open_time_ms=np.array([bar.open_time_ms for bar in bars], dtype=np.int64),
+        open_time_ms=opened_ms,
         open=opens,
         high=highs,
         low=lows,
         close=closes,
         volume=volumes,
-        interval_ms=bars[0].interval_ms if bars else 0,
+        interval_ms=interval_ms,
         symbol=_symbol(bars[0]) if bars else "",
-        closed_ms=np.array([bar.closed_ms for bar in bars], dtype=np.int64),
+        closed_ms=np.minimum(ends_ms, market_ms),
     )
 
 
@@ -193,9 +201,8 @@ def compute(schema: FeatureSchema, columns: CandleArrays) -> FeatureBlock:
     bar_columns = len(schema.recipe.names)
     for start in range(first, count, _BLOCK_ROWS):
         stop = min(start + _BLOCK_ROWS, count)
-        rows, scale = _block(schema, columns, start - first, stop)
-        values[start:stop, :bar_columns] = rows[:, first:].T
-        sigma[start:stop] = scale[first:]
+        rows, scale = _block(schema, columns, start, stop)
+        values[start:stop, :bar_columns], sigma[start:stop] = rows.T, scale
     if schema.covariates is not None:
         closes = columns.closes_ms[first:]
         values[first:, bar_columns:] = schema.covariates.at(
@@ -230,36 +237,53 @@ class _Stages(NamedTuple):
     sigma: Array
 
 
-def _stages(recipe: FeatureRecipe, columns: CandleArrays, span: slice) -> _Stages:
+def _base(recipe: FeatureRecipe, columns: CandleArrays, span: slice) -> Array:
     high, low, close = columns.high[span], columns.low[span], columns.close[span]
     close_before = lagged(close, 1)
     return_before = lagged(np.log(close / close_before), 1)
-    base = recipe.base_rows(
+    return recipe.base_rows(
         high, low, close, columns.volume[span], np.array([close_before, return_before])
     )
+
+
+def _stages(recipe: FeatureRecipe, columns: CandleArrays, span: slice) -> _Stages:
+    base = _base(recipe, columns, span)
     sums = recipe.sums.of(base, np.add)
     sigma = recipe.sigma_of(sums)
     inputs = recipe.standardised_inputs(sums, sigma)
-    return _Stages(base, np.array([high, -low]), inputs, sums, sigma)
+    extremes = np.array([columns.high[span], -columns.low[span]])
+    return _Stages(base, extremes, inputs, sums, sigma)
 
 
 def _block(
     schema: FeatureSchema, columns: CandleArrays, start: int, stop: int
 ) -> tuple[NDArray[np.float32], Array]:
-    """Return [feature, time] float32 rows and σ of the bars in [start, stop)."""
-    span, recipe = slice(start, stop), schema.recipe
-    stages = _stages(recipe, columns, span)
+    """Return [feature, time] float32 rows and σ of the bars in [start, stop).
+
+    The bars of the lookback before them only enter the windows that reach so far back.
+    """
+    recipe, reach = schema.recipe, slice(start - schema.lookback + 1, stop)
+    near = max(start - 2 * recipe.reach.long - 1, reach.start)  # σ, then its z-score
+    stages = _stages(recipe, columns, slice(near, stop))
+
+    def kept(rows: Array) -> Array:
+        return rows[..., start - stop :]
+
+    def all_kept(rows: Mapping[Window, Array]) -> dict[Window, Array]:
+        return {window: kept(of_window) for window, of_window in rows.items()}
+
+    far = recipe.far.of(_base(recipe, columns, reach)[: recipe.far_rows], np.add)
     parts = FeatureParts(
-        past_closes=[lagged(columns.close[span], lag) for lag in recipe.close_lags],
-        sums=stages.sums,
-        far=recipe.far.of(stages.base[: recipe.far_rows], np.add),
-        extremes=recipe.channel.of(stages.extremes, np.maximum),
-        inputs=stages.inputs,
-        input_sums=recipe.z_scores.of(stages.inputs, np.add),
-        sigma=stages.sigma,
-        open_time_ms=columns.open_time_ms[span],
+        past_closes=[kept(lagged(columns.close[reach], lag)) for lag in recipe.close_lags],
+        sums=all_kept(stages.sums),
+        far=all_kept(far),
+        extremes=all_kept(recipe.channel.of(stages.extremes, np.maximum)),
+        inputs=kept(stages.inputs),
+        input_sums=all_kept(recipe.z_scores.of(stages.inputs, np.add)),
+        sigma=kept(stages.sigma),
+        open_time_ms=columns.open_time_ms[start:stop],
     )
-    return recipe.rows(parts), stages.sigma
+    return recipe.rows(parts), parts.sigma
 
 
 class FeatureRows(NamedTuple):

@@ -42,6 +42,7 @@ from tracepaper.strategies.api.model import Answer, Model, ModelInput, feature_r
 from tracepaper.strategies.api.strategy import MODEL_GATES, Strategy
 from tracepaper.strategies.errors import DataInvalid, TracepaperError
 from tracepaper.strategies.indicators import ema
+from tracepaper.strategies.types.calibration import RegimeCells
 from tracepaper.strategies.types.decisions import Action, QuietStretch, Step
 from tracepaper.strategies.types.market import (
     Bar,
@@ -74,6 +75,10 @@ OPEN_GATES = {
     "horizon": 3, "confidence": "0.2", "collapse": "0", "shift": "0.9", "direction": "0.55",
     "regimes": ["MOMENTUM", "MIXED", "MEAN_REVERSION"],
 }  # fmt: skip
+CELLS = RegimeCells(
+    ("recent_mass", "shift"), (0.5, 0.5), (0.3, 0.3), ((-1.0, 0.0), (1.0, 0.0)), (1.0, 1.0), (0, 0)
+)
+"""Learned regimes, between which the answers of a drawn model change."""
 PROTECTED = Signal(Action.LONG, "long with a stop", stop=Percent(0.5), reenter=True)
 BANDED = Signal(Action.LONG, "long in a band", band=0.3)
 
@@ -355,6 +360,15 @@ def figures(reader: Reader) -> str:
         )  # fmt: skip
 
 
+def _learn_regimes(replay: Replay) -> None:
+    """Let a drawn model have learned regimes, as a card has them."""
+    if (forecaster := replay.forecaster) is None:
+        return
+    terms = terms_for(replay.config, replay.engine, forecaster, replay.run)[""]
+    for market in replay.engine.markets.values():
+        market.regimes.change_model([msgspec.structs.replace(terms, cells=CELLS)])
+
+
 def _judge_anew(engine: engine_module.Engine) -> None:
     """Let *engine* repeat no decision without judging it."""
     for states in (engine.states, *(member.states for member in engine.members)):
@@ -397,6 +411,7 @@ class HistoryBothWays:
         path = self._folder / f"{self._seed}-{is_stepped}.db"
         replay = build(load(None, self._given), MarketData(self._data), started_at_ms=0)
         engine, error, tally = replay.engine, "", Tally()
+        _learn_regimes(replay)
         stretch_of = engine.stretch
         usual = engine_module.STATE_EVERY_STEPS
 
