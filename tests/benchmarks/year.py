@@ -9,9 +9,7 @@ over a year of minutes, and over a year of quarters of an hour that a model expl
 from __future__ import annotations
 
 import json
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 from dataclasses import replace
@@ -21,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 from browser import browsing, opened
 from page_cases import serving_apart
-from programs import BIN, environment
+from whole_command import cpu_s
 
 from tracepaper import backtest
 from tracepaper.replay.bench.machine import machine_line
@@ -52,19 +50,8 @@ PAINTED: Final = """
 
 def what_if(database: Path) -> float:
     """Return the median CPU seconds of a what-if of the run's fee."""
-    command = [str(BIN / "tracepaper"), "whatif", "last", "--db", str(database)]
-    seconds = []
-    for _ in range(ROUNDS):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(
-            [*command, "--set", "execution.taker_fee=0.0002"],
-            env=environment(),
-            stdout=subprocess.DEVNULL,
-            check=True,
-        )
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    return statistics.median(seconds)
+    words = ["whatif", "last", "--db", str(database), "--set", "execution.taker_fee=0.0002"]
+    return cpu_s(lambda _turn: words, ROUNDS)
 
 
 def page(database: Path) -> dict[str, Any]:
