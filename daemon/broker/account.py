@@ -20,7 +20,7 @@ from tracepaper.daemon.broker.book_fills import Queues
 from tracepaper.daemon.broker.book_matching import BookMarket
 from tracepaper.daemon.broker.execution import ExecutionCosts, MeanRange
 from tracepaper.daemon.broker.exit_plans import ExpectedReturn
-from tracepaper.daemon.broker.ledger import Ledger, Totals
+from tracepaper.daemon.broker.ledger import Ledger, StepNumber, Totals
 from tracepaper.daemon.broker.line import Line, LineState
 from tracepaper.daemon.broker.margin import CrossMargin, IsolatedMargin, MarginPolicy
 from tracepaper.daemon.broker.matching import Market
@@ -179,7 +179,9 @@ class Holdings:
     def affordable(self, instrument: str, target: int, price: int) -> int:
         """Return *target*, or as much of it as the first book can pay for at *price*."""
         book = self.books[0]
-        return book.policy.affordable(book.lines[instrument], target, price)
+        line = book.lines[instrument]
+        funds = book.policy.spendable(line, is_reversal=target * line.held < 0)
+        return line.affordable(target, price, funds)
 
     def gross_of_others(self, instrument: str) -> int:
         """Return the gross notional of all other positions at the marks.
@@ -344,6 +346,7 @@ class PaperAccount(Holdings):
         instruments: Iterable[Instrument],
         settings: BrokerSettings,
         *,
+        step: StepNumber | None = None,
         ranges: Mapping[str, MeanRange] | None = None,
         marked: Mapping[str, int] | None = None,
         keeps_ledger: bool = False,
@@ -352,13 +355,13 @@ class PaperAccount(Holdings):
     ) -> None:
         """Open an account with one book, or in hedge mode one for each side.
 
-        The caller feeds bars to *ranges*, by instrument. *marked* has the newest mark price of the
-        instruments for which one arrived since their last bar. Each of several *owners* gets its
-        share of the cash.
+        New orders get the number of *step*. The caller feeds bars to *ranges*, by instrument.
+        *marked* has the newest mark price of the instruments for which one arrived since their
+        last bar. Each of several *owners* gets its share of the cash.
         """
         items = tuple(instruments)
         self.settings = settings
-        self.ledger = Ledger(settings.cash, keeps_entries=keeps_ledger)
+        self.ledger = Ledger(settings.cash, step or StepNumber(), keeps_entries=keeps_ledger)
         self._ranges = ranges or {}
         self._queues: dict[str, Queues] = {}
         if settings.execution is FillModel.BOOK:
@@ -371,6 +374,10 @@ class PaperAccount(Holdings):
         self._weights: list[int] = []
         if owners:
             self._open_shares(items, owners)
+        self.every_book: tuple[Book, ...] = (*self.books, *self.shares)
+        """The books of positions, then the books of the owners' shares."""
+        self.stored_books = {book.name: book for book in self.every_book if book.name}
+        """The books whose state is stored separately from the account's, by name."""
         policy = MarginPolicy
         if settings.leverage is not None:
             policy = CrossMargin if settings.is_cross else IsolatedMargin
@@ -432,16 +439,6 @@ class PaperAccount(Holdings):
         """Return the position in *instrument*; the account must be in one-way mode."""
         (book,) = self.books
         return book.lines[instrument]
-
-    @property
-    def every_book(self) -> tuple[Book, ...]:
-        """The books of positions, then the books of the owners' shares."""
-        return (*self.books, *self.shares)
-
-    @property
-    def stored_books(self) -> dict[str, Book]:
-        """The books whose state is stored separately from the account's, by name."""
-        return {book.name: book for book in self.every_book if book.name}
 
     @property
     def cash(self) -> int:

@@ -31,8 +31,8 @@ from tracepaper.daemon.broker.exit_orders import due_from_ms
 from tracepaper.daemon.broker.ledger import Ledger
 from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.broker.margin import MarginPolicy
-from tracepaper.daemon.broker.matching import WOULD_TAKE, Market
-from tracepaper.daemon.broker.orders import OrderEvent, is_waiting_stop, matters_from, touched
+from tracepaper.daemon.broker.matching import Market
+from tracepaper.daemon.broker.orders import OrderEvent, is_waiting_stop, matters_from
 from tracepaper.strategies.types.decisions import FillModel, Order, OrderRole, OrderStatus
 from tracepaper.strategies.types.market import BookUpdate, Quote, Side
 
@@ -82,15 +82,15 @@ class BookMarket(Market):
     def _meet(self, order: Order, update: BookUpdate, book_moves: BookMoves) -> None:
         """Match *order* against the book after *update*."""
         levels = book_moves.asks if order.side is Side.BUY else book_moves.bids
-        far, arrives = levels[0].price, order.status is OrderStatus.NEW
-        if arrives and self._refuses(order, far, update):
+        far = levels[0].price
+        takes = is_waiting_stop(order) or reaches(order.side, order.price, far)
+        if update.is_sampled and order.status is OrderStatus.NEW and not takes:
+            self._end(order, NO_QUEUE, OrderEvent.REJECT)
             return
-        order = self._accepted(order)
-        if is_waiting_stop(order):
-            if not touched(order, far):
-                return
-            order, arrives = self._triggered(order), True
-        rests = order.price is not None and not arrives
+        if (admitted := self._admitted(order, far, far)) is None:
+            return
+        order, may_take = admitted
+        rests = order.price is not None and not may_take
         if rests and book_moves.is_whole and order.order_id not in self.queues.places:
             self._join(order, book_moves)
         if reaches(order.side, order.price, far):
@@ -102,20 +102,6 @@ class BookMarket(Market):
             self._end(left, NO_QUEUE)
         else:
             self._join(left, book_moves)
-
-    def _refuses(self, order: Order, far: int, update: BookUpdate) -> bool:
-        """Reject *order*, which arrives with the far side at *far*, if it must not rest or take.
-
-        Returns whether it was rejected.
-        """
-        takes = not is_waiting_stop(order) and reaches(order.side, order.price, far)
-        if order.post_only and takes:
-            self._end(order, WOULD_TAKE, OrderEvent.REJECT)
-        elif update.is_sampled and not is_waiting_stop(order) and not takes:
-            self._end(order, NO_QUEUE, OrderEvent.REJECT)
-        else:
-            return False
-        return True
 
     def _take(
         self,
@@ -141,7 +127,9 @@ class BookMarket(Market):
             if is_maker:
                 fill = self._executor.fill_resting(now, quantity, FillModel.BOOK, at_ms)
             else:
-                fill = self._executor.at_level(now, level.price, quantity, middle, at_ms)
+                fill = self._executor.take(
+                    now, quantity, level.price, middle, FillModel.BOOK, at_ms
+                )
             before = len(self.ledger.fills)
             if not self._apply_fill(now, fill):
                 return
@@ -153,7 +141,8 @@ class BookMarket(Market):
         now = self._find(order.order_id)
         if now is not None and book_moves.is_whole:
             rate = costs.impact_rate(rest, taken)
-            self._apply_fill(now, self._executor.at_level(now, last, rest, middle, at_ms, rate))
+            fill = self._executor.take(now, rest, last, middle, FillModel.BOOK, at_ms, rate)
+            self._apply_fill(now, fill)
 
     def _filled_since(self, before: int) -> int:
         return sum(entry.fill.quantity for entry in self.ledger.fills[before:])
@@ -220,8 +209,8 @@ class BookWatch:
     """
 
     def __init__(self, lines: Iterable[Line]) -> None:
-        """Watch for *lines*, the positions of all accounts in one instrument."""
-        self._lines = [line for line in lines if line.waits]
+        """Watch for *lines*, those of the accounts in which an event can change the instrument."""
+        self._lines = list(lines)
         self.rests: bool = bool(self._lines)
         """Whether anything rests."""
         self.queued: dict[tuple[Side, int], list[tuple[QueuePlace, QueueRules]]] = {}

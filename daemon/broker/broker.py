@@ -38,7 +38,7 @@ from tracepaper.daemon.broker.exit_orders import (
     on_signal,
 )
 from tracepaper.daemon.broker.exit_plans import HeldPosition, Plan
-from tracepaper.daemon.broker.ledger import FillEntry
+from tracepaper.daemon.broker.ledger import FilledEvent, StepNumber
 from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.broker.margin import MarginPolicy
 from tracepaper.daemon.broker.matching import Market
@@ -120,15 +120,6 @@ Refusals = dict[str, str | None]
 """Why an intent cannot be reached, or None, by owner; the account has an empty name."""
 
 
-class FilledEvent(NamedTuple):
-    """The fills of an event, and the orders of the run's account that it changed."""
-
-    fills: tuple[Fill, ...] = ()
-    orders: tuple[Order, ...] = ()
-    other_fills: Mapping[str, tuple[Fill, ...]] = {}  # by shadow account, side or owner
-    entries: Sequence[FillEntry] = ()  # of the run's fills
-
-
 NOTHING_FILLED: Final = FilledEvent()
 
 
@@ -169,9 +160,12 @@ class Broker:
         # Mean ranges are fed only if slippage depends on them.
         ranged = instruments if settings.costs.ranges else ()
         self._ranges = {item.id: MeanRange(RANGE_BARS) for item in ranged}
+        self.step = StepNumber()
+        """The number of the step that acts now, which new orders get."""
         opens = partial(
             PaperAccount,
             instruments,
+            step=self.step,
             ranges=self._ranges,
             marked=self._marked,
         )
@@ -214,11 +208,6 @@ class Broker:
         self.unsettled: dict[str, list[Funding]] = {}
         self.save = Save.NOW
 
-    def begin(self, sequence: int) -> None:
-        """Begin step *sequence*: new orders get its number."""
-        for account in self._accounts:
-            account.ledger.sequence = sequence
-
     def positions(self, instrument: str) -> dict[str | None, Position]:
         """Return the position of every account in *instrument*, by name; None is the run's."""
         positions: dict[str | None, Position] = {None: self.account.position(instrument)}
@@ -230,27 +219,24 @@ class Broker:
 
     def take(self) -> FilledEvent:
         """Return the fills and order changes since the last call, or ``NOTHING_FILLED``."""
-        other_fills: dict[str, tuple[Fill, ...]] = {}
+        shadow_fills: dict[str, tuple[Fill, ...]] = {}
         for name, shadow in self.shadows.items():
             if shadow.ledger.has_changes:
                 self.save = Save.NOW
-                if shadow_fills := tuple(shadow.ledger.take().fills):
-                    other_fills[name] = shadow_fills
-        if self.account.ledger.has_changes:
-            self.save = Save.NOW
-        elif not other_fills:  # as at most bars
+                if fills := shadow.ledger.take().fills:
+                    shadow_fills[name] = fills
+        ledger = self.account.ledger
+        if not (ledger.has_changes or shadow_fills):  # as at most bars
             return NOTHING_FILLED
-        changes = self.account.ledger.take()
-        fills = tuple(changes.fills)
-        for fill in fills if self.account.sides else ():
-            assert fill.position_side is not None
-            other_fills[fill.position_side] = (*other_fills.get(fill.position_side, ()), fill)
-        for owner, fill in changes.share_fills:
-            other_fills[owner] = (*other_fills.get(owner, ()), fill)
-        return FilledEvent(fills, changes.orders, other_fills, changes.entries)
+        if ledger.has_changes:
+            self.save = Save.NOW
+        filled = ledger.take()
+        if not shadow_fills:
+            return filled
+        return filled._replace(other_fills={**shadow_fills, **filled.other_fills})
 
-    def on_bar(self, bar: Bar, *, is_last: bool = True) -> None:
-        """Match the resting orders against *bar*, and value the positions.
+    def on_bar(self, bar: Bar, *, is_last: bool = True) -> FilledEvent:
+        """Match the resting orders against *bar*, value the positions, and return what was filled.
 
         All resting orders were decided before this bar. If no mark price arrived since the bar
         before, the close values the positions. Then positions at their liquidation price are
@@ -278,6 +264,7 @@ class Broker:
             self._settle(key, bar.close_time_ms + STAMPED_LATE_MS)
         if self._ranges:
             self._ranges[key].push(bar)
+        return self.take()
 
     def _on_bar_of_quotes(self, bar: Bar, settlements: Sequence[Funding]) -> None:
         """Match *bar* if its quotes were missed; in any case cancel expired orders."""
@@ -450,10 +437,11 @@ class Broker:
         policy: MarginPolicy,
     ) -> str | None:
         """Apply to *line* its part of *owner_intent*; return why it cannot be reached, by side."""
-        side = line.book.side
+        if (side := line.book.side) is None:
+            return self._apply_intent(line, owner_intent, bar, at_ms, policy)
         intent = intent_for_side(owner_intent, side)
         refusal = None if intent is None else self._apply_intent(line, intent, bar, at_ms, policy)
-        return refusal if side is None or refusal is None else f"{side}: {refusal}"
+        return None if refusal is None else f"{side}: {refusal}"
 
     def _apply_intent(
         self, line: Line, intent: Intent | Orders, bar: Bar, at_ms: int, policy: MarginPolicy
@@ -469,7 +457,7 @@ class Broker:
         action, target, reason = intent.action, intent.target, intent.reason
         if intent.ends_lists:
             line.cancel_listed("", reason, opening_only=True)
-        before, held = line.target, line.held
+        before, held = line.target, line.holding.quantity
         plan, refusal = self._enter(line, intent, bar, at_ms)
         if refusal is not None:
             action, target = Action.HOLD, before  # a refused entry keeps the target
@@ -486,8 +474,9 @@ class Broker:
         else:
             if target == before and action is Action.HOLD:
                 reason = line.reason  # HOLD keeps the target's reason too
-            context = OrderContext(at_ms, bar.open_time_ms, bar.close)
-            shortfall = policy.submit(line, target, reason, context)
+            cash = policy.spendable(line, is_reversal=target * held < 0)
+            context = OrderContext(at_ms, bar.open_time_ms, bar.close, cash)
+            shortfall = line.submit(target, reason, context)
         is_refused = shortfall and line.order is None and not held
         if plan is not None and target and not is_refused:
             follow(line, plan, bar.close, at_ms)
@@ -580,8 +569,9 @@ class Broker:
             for key, close in closes.items():
                 line = book.lines[key]
                 leave(line, FLATTEN)
-                context = OrderContext(at_ms, 0, close)
-                self.account.policy.submit(line, 0, FLATTEN, context, by_command=True)
+                cash = self.account.policy.spendable(line, is_reversal=False)
+                context = OrderContext(at_ms, 0, close, cash)
+                line.submit(0, FLATTEN, context, by_command=True)
 
     # ------------------------------------------------------------ questions of the feed
 
@@ -601,7 +591,8 @@ class Broker:
 
     def watch(self, instrument: str) -> BookWatch:
         """Return a watch for the changes of *instrument*'s order book that affect an order now."""
-        return BookWatch(self._lines[instrument])
+        markets = [account.markets[instrument] for account in self._accounts]
+        return BookWatch(line for each in markets if each.waits for line in each.every_line)
 
     def frames_read(self) -> dict[str, int]:
         """Return the number of the newest frame that was read of each instrument's book."""
@@ -669,7 +660,7 @@ class Broker:
         """Return whether the run holds its target of *instrument*, and none of its orders waits."""
         line = self.account.line(instrument)
         is_reached = line.target == line.held and not line.shortfall
-        return is_reached and not (line.is_guarded or line.waits)
+        return is_reached and not (line.is_guarded or self.account.markets[instrument].waits)
 
     @property
     def shadows_wait(self) -> bool:

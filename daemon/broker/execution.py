@@ -187,20 +187,26 @@ class Executor:
     # ------------------------------------------------------------ takers
 
     def taken(
-        self, order: Order, price: int, model: FillModel, filled_ms: int, impact: int = 0
+        self,
+        order: Order,
+        price: int,
+        model: FillModel,
+        filled_ms: int,
+        *,
+        of_bar: tuple[int, int] = (0, 1),
     ) -> Fill:
-        """Fill all that is left of *order* at *price*, worsened by spread, slippage and *impact*.
+        """Fill all that is left of *order* at *price*, worsened by spread, slippage and impact.
 
+        The impact is that of a quantity which takers take from a candle of some volume, *of_bar*.
         On Bybit a candle's open is the previous close, not a traded price; on other venues it is
         the first trade. In both cases the order was decided before it.
         """
-        remaining, rate = order.quantity - order.filled, self.costs.half_spread + impact
-        return self._take(order, remaining, price, price, model, filled_ms, rate)
-
-    def impact_in(self, volume: int, quantity: int) -> int:
-        """Return the rate of a *quantity* that takers take from a candle of that *volume*."""
-        scaled = quantity * 10**self._volume_decimals, volume * 10**self._decimals
-        return self.costs.impact_rate(*scaled)
+        remaining, (taken, volume) = order.quantity - order.filled, of_bar
+        impact = self.costs.impact_rate(
+            taken * 10**self._volume_decimals, volume * 10**self._decimals
+        )
+        rate = self.costs.half_spread + impact
+        return self.take(order, remaining, price, price, model, filled_ms, rate)
 
     def far_side(self, price: int, side: Side) -> int:
         """Return the price at which an order of *side* takes, with the bar's price at *price*."""
@@ -219,13 +225,7 @@ class Executor:
             quantity, rate = wanted, self.costs.impact_rate(wanted - available, available)
         far = quote.ask if order.side is Side.BUY else quote.bid
         middle, at_ms = (quote.bid + quote.ask) // 2, quote.market_ms
-        return self._take(order, quantity, far, middle, FillModel.QUOTE, at_ms, rate)
-
-    def at_level(
-        self, order: Order, price: int, quantity: int, middle: int, at_ms: int, impact: int = 0
-    ) -> Fill:
-        """Fill *quantity* of *order* at a level's *price*; *middle* is the book's mid price."""
-        return self._take(order, quantity, price, middle, FillModel.BOOK, at_ms, impact)
+        return self.take(order, quantity, far, middle, FillModel.QUOTE, at_ms, rate)
 
     # ------------------------------------------------------------ makers and liquidations
 
@@ -255,13 +255,6 @@ class Executor:
 
     # ------------------------------------------------------------ prices and fees
 
-    def _slippage(self) -> int:
-        """Return the rate by which a taker's price is worsened besides the spread."""
-        costs = self.costs
-        if not costs.ranges or self._ranges is None:
-            return costs.slippage
-        return costs.slippage + costs.ranges * self._ranges.rate // RATE_SCALE
-
     def _worse(self, price: int, side: Side, rate: int) -> int:
         """Return *price* worsened by *rate* for *side*, rounded up to the next worse tick."""
         if rate == 0:
@@ -271,7 +264,7 @@ class Executor:
             return -(-price * (RATE_SCALE + rate) // (RATE_SCALE * tick)) * tick
         return max(price * (RATE_SCALE - rate) // (RATE_SCALE * tick), 1) * tick
 
-    def _take(
+    def take(
         self,
         order: Order,
         quantity: int,
@@ -285,7 +278,10 @@ class Executor:
 
         A limit is never filled at a worse price than its own.
         """
-        price = self._worse(price, order.side, rate + self._slippage())
+        rate += self.costs.slippage
+        if self.costs.ranges and self._ranges is not None:
+            rate += self.costs.ranges * self._ranges.rate // RATE_SCALE
+        price = self._worse(price, order.side, rate)
         if order.price is not None:
             price = (min if order.side is Side.BUY else max)(price, order.price)
         return self._fill(order, quantity, price, reference_price, model, filled_ms)

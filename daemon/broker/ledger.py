@@ -5,7 +5,8 @@ The rules are docs/money.md, M6 to M21 and M90 to M102.
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
@@ -20,9 +21,6 @@ from tracepaper.strategies.types.decisions import (
     PositionSide,
 )
 
-_STEPS_COUNTED: Final = 4_096
-"""More than the bars of a close, which has one for each symbol of a venue."""
-
 
 class FillEntry(NamedTuple):
     """A fill of a position, with its order after the fill, and the position before and after."""
@@ -33,31 +31,35 @@ class FillEntry(NamedTuple):
     after: Position
 
 
-class Changes(NamedTuple):
-    """The fills of a step in one account, oldest first, and the orders that changed."""
+class FilledEvent(NamedTuple):
+    """The fills of an event, and the orders of the account that it changed."""
 
-    entries: list[FillEntry]
-    share_fills: list[tuple[str, Fill]]
-    orders: tuple[Order, ...]
-    fills: list[Fill]
+    fills: tuple[Fill, ...] = ()
+    orders: tuple[Order, ...] = ()
+    other_fills: Mapping[str, tuple[Fill, ...]] = {}  # by shadow account, side or owner
+    entries: Sequence[FillEntry] = ()  # of the fills
+
+
+class StepNumber:
+    """The number of the step that acts on the accounts of a broker now; new orders get it."""
+
+    __slots__ = ("number",)
+
+    def __init__(self) -> None:
+        self.number = 0
 
 
 class Ledger:
-    """The cash of an account, its order ids, and what changed since the last :meth:`take`.
+    """The cash of an account, its order ids, and what changed since the last :meth:`take`."""
 
-    The id of an order is the number of its step and a count within the step. Counts are kept by
-    step, since the steps of a close interleave: each bar fills orders before the first is decided.
-    """
-
-    def __init__(self, cash: int, *, keeps_entries: bool) -> None:
-        self.cash = cash
+    def __init__(self, cash: int, step: StepNumber, *, keeps_entries: bool) -> None:
+        self.cash, self.step = cash, step
         self.bound = 0  # cash that the margins of positions bind
         # Cash movements that no step holds yet; a shadow account keeps none.
         self.entries: list[LedgerEntry] | None = None
         if keeps_entries:
             self.entries = [LedgerEntry(LedgerKind.OPENED, cash, cash)]
-        self.sequence = 0  # of the step that acts on the account now
-        self._counts: dict[int, int] = {}
+        self.counts: dict[int, int] = {}  # of orders, by step
         self.clear()
 
     def clear(self) -> None:
@@ -68,26 +70,21 @@ class Ledger:
         self.orders: dict[str, Order] = {}  # the newest state of each order that changed
         self.has_changes = False  # whether the account's stored state has changed
 
-    def take(self) -> Changes:
+    def take(self) -> FilledEvent:
         """Return what changed since the last call."""
-        fills = [entry.fill for entry in self.fills]
-        changes = Changes(self.fills, self.share_fills, tuple(self.orders.values()), fills)
+        other_fills: dict[str, tuple[Fill, ...]] = {}
+        fills = tuple([entry.fill for entry in self.fills])
+        of_sides = [(fill.position_side, fill) for fill in fills if fill.position_side is not None]
+        for name, fill in (*of_sides, *self.share_fills):
+            other_fills[name] = (*other_fills.get(name, ()), fill)
+        filled = FilledEvent(fills, tuple(self.orders.values()), other_fills, self.fills)
         self.clear()
-        return changes
+        return filled
 
     @property
     def available(self) -> int:
         """Cash that no position binds."""
         return self.cash - self.bound
-
-    def next_id(self) -> str:
-        """Return the id of the next order of the step."""
-        sequence = self.sequence
-        count = self._counts.get(sequence, 0)
-        if not count and len(self._counts) >= _STEPS_COUNTED:
-            del self._counts[next(iter(self._counts))]
-        self._counts[sequence] = count + 1
-        return f"{sequence}-{count}"
 
     def mark_while_down(self) -> None:
         """Mark all fills as made while the daemon was down."""

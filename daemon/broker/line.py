@@ -43,7 +43,7 @@ from tracepaper.daemon.broker.orders import (
     tighter,
     urgency,
 )
-from tracepaper.daemon.broker.rules import NO_CASH, Filters, MarginRules
+from tracepaper.daemon.broker.rules import Filters, MarginRules
 from tracepaper.strategies.api.context import Cancel, OrderRequest
 from tracepaper.strategies.apportion import apportion
 from tracepaper.strategies.corporate_actions import ShareTerms
@@ -65,6 +65,8 @@ from tracepaper.strategies.units import RATE_SCALE, divide_half_even
 
 RESTING_MOST: Final = 200
 """The most orders by list that may rest at a time."""
+_STEPS_COUNTED: Final = 4_096
+"""More than the bars of a close, which has one for each symbol of a venue."""
 
 
 class LineState(Struct, frozen=True, array_like=True):
@@ -358,11 +360,6 @@ class Line:
         self.move_cash((LedgerKind.FUNDING, -paid))
         self.post_holding()
 
-    def unpaid(self, fill: Fill) -> str | None:
-        """Return why the cash cannot pay for *fill*, or None; margin is the account's alone."""
-        is_paid = not self.is_cash or fill.side is Side.SELL
-        return None if is_paid or fill.notional + fill.fee <= self.book.cash else NO_CASH
-
     def post_part(self, part: Fill) -> None:
         """Book *part* in this share: its part of an order's fill, or a crossing."""
         self.post(part)
@@ -409,26 +406,20 @@ class Line:
             return False
         return self.target > self.held if rest.side is Side.BUY else self.target < self.held
 
-    @property
-    def waits(self) -> bool:
-        """Whether an event can change anything here or in a share.
-
-        It can where an order rests, an exit plan is active, or a position is on cross margin.
-        """
-        if self.order is not None or self.others or self.protection.plan is not None:
-            return True
-        if self.is_cross and self.holding.quantity:
-            return True  # a bar may liquidate the account
-        for share in self.shares:  # noqa: SIM110 - at every bar; a generator costs more
-            if share.waits:
-                return True
-        return False
-
     def next_id(self) -> str:
-        """Return the id of the next order that this step creates here."""
-        (last, count), sequence = self._orders_of_step, self.ledger.sequence
-        self._orders_of_step = sequence, count + 1 if last == sequence else 1
-        return self.ledger.next_id()
+        """Return the id of the next order that this step creates here.
+
+        It is the number of the step and a count within the step. The account keeps counts by step,
+        since the steps of a close interleave: each bar fills orders before the first is decided.
+        """
+        step, counts = self.ledger.step.number, self.ledger.counts
+        last, here = self._orders_of_step
+        self._orders_of_step = step, here + 1 if last == step else 1
+        count = counts.get(step, 0)
+        if not count and len(counts) >= _STEPS_COUNTED:
+            del counts[next(iter(counts))]
+        counts[step] = count + 1
+        return f"{step}-{count}"
 
     def find(self, order_id: str) -> Order | None:
         """Return the resting order with that id, or None."""
@@ -604,12 +595,18 @@ class Line:
     ) -> str | None:
         """Place the order that moves the position to *target*; return why it is smaller or missing.
 
+        A share only records its target: the position's order fills it.
+
         Each repetition of the target computes the reason anew. A reversal is one order. An order
         for more than the account can pay for is cut, and the rest is not ordered again, since that
         would be a hidden limit order. A refused order *by_command* is recorded as REJECTED, since
         no decision holds its reason.
         """
-        held, price, cash = self.held, context.price, context.cash
+        if self.parent is not None:
+            if target != self.target:
+                self.set_target(target, reason)
+            return None
+        held = self.held
         is_ordered = self.order is not None and target == self.target
         if target != self.target:
             self.target, self.reason, self.shortfall = target, reason, ""
@@ -622,27 +619,35 @@ class Line:
             self.end(order, "another target")
         if self.is_reached(target):
             return None
-        needed = target - held
         role = OrderRole.COMMAND if by_command else OrderRole.SIGNAL
-        filters, quantity = self.filters, self._quantity_of(needed)
-        placed = self._new_order(_side(needed), quantity, reason, context, role=role)
-        placed = self._in_place_of(order, placed)
-        refusal = filters.refusal(placed, price, reduces=target == 0)
-        refusal = refusal or filters.tier_refusal(held, target, price)
-        is_accepted, shortfall = refusal is None, refusal
-        if is_accepted:
-            covered = filters.affordable(placed.side, placed.quantity, held, price, cash)
-            if covered < placed.quantity:
-                closes = target * held < 0 and covered == abs(held)
-                placed, shortfall = replace(placed, quantity=covered), filters.no_funds
-                is_accepted = filters.refusal(placed, price, reduces=closes) is None
+        needed = target - held
+        placed = self._new_order(
+            _side(needed), self._quantity_of(needed), reason, context, role=role
+        )
+        placed, refusal, shortfall = self._judged(self._in_place_of(order, placed), target, context)
         self.ledger.has_changes |= (shortfall or "") != self.shortfall
         self.shortfall = shortfall or ""
-        if is_accepted:
+        if refusal is None:
             self.order = self.record(after(placed, OrderEvent.ACCEPT))
         elif by_command:
             self.record(after(placed, OrderEvent.REJECT, reason=shortfall))
         return shortfall
+
+    def _judged(
+        self, placed: Order, target: int, context: OrderContext
+    ) -> tuple[Order, str | None, str | None]:
+        """Return the order *placed*, cut to the cash, why it is refused, and why it is smaller."""
+        held, price, filters = self.held, context.price, self.filters
+        refusal = filters.refusal(placed, price, reduces=target == 0)
+        refusal = refusal or filters.tier_refusal(held, target, price)
+        if refusal is not None:
+            return placed, refusal, refusal
+        covered = filters.affordable(placed.side, placed.quantity, held, price, context.cash)
+        if covered == placed.quantity:
+            return placed, None, None
+        closes = target * held < 0 and covered == abs(held)
+        placed = replace(placed, quantity=covered)
+        return placed, filters.refusal(placed, price, reduces=closes), filters.no_funds
 
     def _in_place_of(self, order: Order | None, placed: Order) -> Order:
         """Return *placed*; one that only changes the size of the delayed *order* is not later.

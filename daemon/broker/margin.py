@@ -149,31 +149,6 @@ class MarginPolicy:
 
     # ------------------------------------------------------------ orders of a line
 
-    def submit(
-        self,
-        line: Line,
-        target: int,
-        reason: str,
-        context: OrderContext,
-        *,
-        by_command: bool = False,
-    ) -> str | None:
-        """Order what leads *line* to *target*; return why the exchange accepts no order, or None.
-
-        A share only records its target: the position's order fills it.
-        """
-        if line.parent is not None:
-            if target != line.target:
-                line.set_target(target, reason)
-            return None
-        cash = self.spendable(line, is_reversal=target * line.held < 0)
-        return line.submit(target, reason, context._replace(cash=cash), by_command=by_command)
-
-    def affordable(self, line: Line, target: int, price: int) -> int:
-        """Return *target*, or as much of it as the account can pay for at *price*."""
-        funds = self.spendable(line, is_reversal=target * line.held < 0)
-        return line.affordable(target, price, funds)
-
     def send(self, line: Line, orders: Orders, bar: Bar, at_ms: int) -> None:
         """Send the list of *orders* of *line*, which were decided at the close of *bar*."""
         # Margin is the account's alone.

@@ -42,7 +42,6 @@ from tracepaper.daemon.broker.orders import (
     crosses,
     is_through,
     is_waiting_stop,
-    is_younger,
     passes,
     price_met,
     touched,
@@ -50,7 +49,7 @@ from tracepaper.daemon.broker.orders import (
     urgency,
     waits_for_next_bar,
 )
-from tracepaper.daemon.broker.rules import largest_multiple
+from tracepaper.daemon.broker.rules import NO_CASH, largest_multiple
 from tracepaper.strategies.apportion import funding_parts
 from tracepaper.strategies.types.decisions import (
     Fill,
@@ -85,9 +84,15 @@ class Market:
 
     @property
     def waits(self) -> bool:
-        """Whether an event can change anything here: an order rests or a position is protected."""
-        for line in self.lines:  # noqa: SIM110 - at every quote; a generator costs more
-            if line.waits:
+        """Whether an event can change anything here.
+
+        It can where an order rests, an exit plan is active, or a position is on cross margin, whose
+        account a bar may liquidate.
+        """
+        for line in self.every_line:  # at every bar; a generator costs more
+            if line.order is not None or line.others or line.protection.plan is not None:
+                return True
+            if line.is_cross and line.holding.quantity:
                 return True
         return False
 
@@ -98,12 +103,10 @@ class Market:
     @property
     def _orders(self) -> tuple[Order, ...]:
         """Every resting order, in the order in which they meet the market."""
-        if len(self.every_line) == 1:
-            return self.every_line[0].orders
         signalled = (line.order for line in self.lines)
-        first = [order for order in signalled if order is not None]
-        others = (order for line in self.every_line for order in line.others)
-        return tuple(sorted((*first, *others), key=urgency))
+        first = tuple(order for order in signalled if order is not None)
+        others = [order for line in self.every_line for order in line.others]
+        return tuple(sorted((*first, *others), key=urgency)) if others else first
 
     def _line_of(self, order_id: str) -> Line:
         """Return the position or share in which the order with that id rests."""
@@ -141,24 +144,33 @@ class Market:
         if order.role is OrderRole.LIQUIDATION:
             return  # only the mark price triggers it
         far = quote.ask if order.side is Side.BUY else quote.bid
-        arrives = order.status is OrderStatus.NEW
-        if arrives and order.post_only and crosses(order, far):
-            self._end(order, WOULD_TAKE, OrderEvent.REJECT)
+        if (admitted := self._admitted(order, far, far)) is None:
             return
-        order = self._accepted(order)
-        if is_waiting_stop(order):
-            if not touched(order, far):
-                return
-            order, arrives = self._triggered(order), True
-        if order.price is None or (arrives and crosses(order, far)):
+        order, may_take = admitted
+        if order.price is None or (may_take and crosses(order, far)):
             fill = self._executor.at_quote(order, quote, left[order.side])
         else:
             quantity = min(order.quantity - order.filled, left[order.side])
-            if arrives or quantity <= 0 or not is_through(order, far):
+            if may_take or quantity <= 0 or not is_through(order, far):
                 return
             fill = self._executor.fill_resting(order, quantity, FillModel.QUOTE, quote.market_ms)
         if fill is not None and self._apply_fill(order, fill):
             left[order.side] = max(left[order.side] - fill.quantity, 0)
+
+    def _admitted(self, order: Order, far: int, price: int) -> tuple[Order, bool] | None:
+        """Accept *order* with the market at *price*, or trigger its stop; it would take at *far*.
+
+        Returns it, and whether it may take: it arrives, or its stop has just triggered. None if it
+        is rejected, or its stop still waits.
+        """
+        arrives = order.status is OrderStatus.NEW
+        if arrives and order.post_only and crosses(order, far):
+            self._end(order, WOULD_TAKE, OrderEvent.REJECT)
+            return None
+        order = self._accepted(order)
+        if not is_waiting_stop(order):
+            return order, arrives
+        return (self._triggered(order), True) if touched(order, price) else None
 
     def _begin(self, at_ms: int, bid: int, ask: int) -> tuple[int, int]:
         """Expire orders and apply time limits before a quote; return where its fills begin."""
@@ -171,7 +183,7 @@ class Market:
     def _end_due(self, market_ms: int, bid: int, ask: int) -> None:
         """Apply the time limits that are reached, with the market at *bid* and *ask*."""
         for line in self.every_line:
-            if is_timed(line):
+            if line.protection.plan is not None:
                 act_if_due(line, market_ms, bid, ask)
         for line in self.lines:
             if line.shares:
@@ -186,10 +198,11 @@ class Market:
 
         *first* is where they begin: see :meth:`_filled`.
         """
-        protect_fills(self.every_line, first)
+        if any(line.protection.plan is not None for line in self.every_line):
+            protect_fills(self.every_line, first)
         filled = {entry.fill.position_side for entry in self.ledger.fills[first[0] :]}
         for line in self.lines:
-            if line.book.side in filled:
+            if line.isolated_rules is not None and line.book.side in filled:
                 line.set_liquidation_price(at_ms)
 
     # ------------------------------------------------------------ bars
@@ -254,7 +267,8 @@ class Market:
     def is_passed_by(self, bar: Bar) -> bool:
         """Return whether *bar* changes no resting order and liquidates nothing."""
         for line in self.every_line:
-            if line.order is not None or is_timed(line):
+            has_plan = line.protection.plan is not None
+            if line.order is not None or (has_plan and is_timed(line)):
                 return False
             if not passes(line.others, bar, line.protection.trail):
                 return False
@@ -293,9 +307,9 @@ class Market:
         """Liquidate the positions whose liquidation price *mark* has reached, or the account."""
         self._liquidate_account(mark, mark, at_ms)
         for line in self.lines:
-            order = line.protective(OrderRole.LIQUIDATION)
-            if order is not None and touched(order, mark):
-                liquidate(line, order, mark, at_ms)
+            for order in line.others:
+                if order.role is OrderRole.LIQUIDATION and touched(order, mark):
+                    liquidate(line, order, mark, at_ms)
 
     def _liquidate_account(self, start: int, end: int, at_ms: int) -> int | None:
         """Liquidate an account on cross margin if a price from *start* to *end* requires it.
@@ -346,7 +360,14 @@ class Market:
         self._younger = {each.order_id for each in self._orders if self._is_younger(each, bar)}
 
     def _is_younger(self, order: Order, bar: Bar) -> bool:
-        return is_younger(order, bar, delayed=self._delayed)
+        """Return whether *order* began to rest inside *bar*, by a quote's fill or a command.
+
+        An order by a decision belongs to the close before, even if that bar was observed late. If
+        orders are delayed by bars, it begins to rest when it reaches the exchange.
+        """
+        if order.role in DECIDED:
+            return self._delayed and order.eligible_ms > bar.open_time_ms
+        return order.created_ms > bar.open_time_ms
 
     def _arrive(self, bar: Bar) -> None:
         """Let orders arrive at the open of *bar*, and match those whose price the open passed.
@@ -362,18 +383,17 @@ class Market:
                 continue
             if order.order_id in self._younger:
                 continue
-            far = self._executor.far_side(price, order.side)
-            arrives = order.status is OrderStatus.NEW
-            if arrives and order.post_only and crosses(order, far):
-                self._end(order, WOULD_TAKE, OrderEvent.REJECT)
-                continue
-            order = self._accepted(order)
-            if is_waiting_stop(order):
+            if order.role is OrderRole.LIQUIDATION:
                 if touched(order, price):
-                    self._match(order, price, at_ms)
-            elif (arrives and crosses(order, far)) or (order.triggered and order.price is None):
+                    liquidate(self._position_of(order), order, price, at_ms)
+                continue
+            far = self._executor.far_side(price, order.side)
+            if (admitted := self._admitted(order, far, price)) is None:
+                continue
+            order, may_take = admitted
+            if order.price is None or (may_take and crosses(order, far)):
                 self._take_all(order, price, at_ms)
-            elif not arrives and is_through(order, price):
+            elif not may_take and is_through(order, price):
                 self._make(order, at_ms)
         self._trail(price, price)
 
@@ -413,8 +433,8 @@ class Market:
         The account's orders of one side share the bar's volume.
         """
         taken = self.taken[order.side] + order.quantity - order.filled
-        impact = self._executor.impact_in(self._volume, taken)
-        if self._apply_fill(order, self._executor.taken(order, price, model, at_ms, impact)):
+        fill = self._executor.taken(order, price, model, at_ms, of_bar=(taken, self._volume))
+        if self._apply_fill(order, fill):
             self.taken[order.side] = taken
 
     def _make(self, order: Order, at_ms: int) -> None:
@@ -490,10 +510,10 @@ class Market:
 
     def _refusal(self, position: Line, fill: Fill) -> str | None:
         """Return why the account cannot pay for *fill*, or None; a trial checks no margin."""
-        refusal = position.unpaid(fill)
-        if refusal is None and self.trial is None:
-            refusal = self.policy.refusal(position, fill)
-        return refusal
+        if position.is_cash:
+            is_paid = fill.side is Side.SELL or fill.notional + fill.fee <= position.book.cash
+            return None if is_paid else NO_CASH
+        return None if self.trial is not None else self.policy.refusal(position, fill)
 
     def _end_short(self, position: Line, order: Order, refusal: str) -> None:
         """End *order*, which the account cannot pay; its rest is not ordered again."""
@@ -516,7 +536,7 @@ class Market:
 
         Nobody can close at a price beyond the bankruptcy price.
         """
-        bound = position.protective(OrderRole.LIQUIDATION)
+        bound = position.protective(OrderRole.LIQUIDATION) if position.others else None
         if bound is None or order.role is OrderRole.LIQUIDATION or fill.side is not bound.side:
             return False
         assert bound.price is not None

@@ -72,16 +72,14 @@ NEXT: Final = {
 }
 
 
-def advance(status: OrderStatus, event: OrderEvent) -> OrderStatus:
-    """Return the status after *event*; raise ``InvariantBroken`` for a pair that is not listed."""
-    if (after := NEXT.get((status, event))) is None:
-        raise InvariantBroken(f"an order that is {status} cannot {event}")
-    return after
-
-
 def after(order: Order, event: OrderEvent, **changed: object) -> Order:
-    """Return *order* after *event*, with the *changed* fields."""
-    return replace(order, status=advance(order.status, event), **changed)
+    """Return *order* after *event*, with the *changed* fields.
+
+    Raises ``InvariantBroken`` if its status and *event* are not in the table.
+    """
+    if (status := NEXT.get((order.status, event))) is None:
+        raise InvariantBroken(f"an order that is {order.status} cannot {event}")
+    return replace(order, status=status, **changed)
 
 
 class OrdersState(Struct, frozen=True, array_like=True):
@@ -176,17 +174,6 @@ def touched(order: Order, far: int) -> bool:
     """Return whether *far* has reached the trigger of the stop *order*."""
     assert order.trigger is not None
     return far >= order.trigger if order.side is Side.BUY else far <= order.trigger
-
-
-def is_younger(order: Order, bar: Bar, *, delayed: bool = False) -> bool:
-    """Return whether *order* began to rest inside *bar*, because of a quote's fill or a command.
-
-    An order by a decision belongs to the close before, even if that bar was observed late. If
-    orders are *delayed* by bars, it begins to rest when it reaches the exchange.
-    """
-    if order.role in DECIDED:
-        return delayed and order.eligible_ms > bar.open_time_ms
-    return order.created_ms > bar.open_time_ms
 
 
 def waits_for_next_bar(order: Order, opened_ms: int) -> bool:

@@ -324,7 +324,7 @@ class Filters:
     def __init__(
         self, instrument: Instrument, costs: ExecutionCosts, margin: MarginRules | None = None
     ) -> None:
-        self.instrument = instrument
+        self.instrument, self._is_cash = instrument, instrument.category.is_cash
         self._margin = margin
         self.notional = Notional.of(instrument)
         self._costs = costs
@@ -376,7 +376,7 @@ class Filters:
         """Return the cash that opening *quantity* at *price* binds: its margin or its notional."""
         notional = self.notional(price, quantity)
         if self._margin is None:
-            return notional if self.instrument.category.is_cash else 0
+            return notional if self._is_cash else 0
         return self._margin.required(notional if side is Side.BUY else -notional)
 
     def tier_refusal(self, held: int, target: int, price: int) -> str | None:
@@ -391,7 +391,7 @@ class Filters:
         *funds* is cash, on margin only what no position binds; *held* is the position, signed.
         """
         if self._margin is None:
-            pays = side is Side.BUY and self.instrument.category.is_cash
+            pays = side is Side.BUY and self._is_cash
             return not pays or self._cost(quantity, self.notional(price, quantity)) <= funds
         closes = min(max(-held if side is Side.BUY else held, 0), quantity)
         if quantity == closes:

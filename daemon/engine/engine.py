@@ -24,15 +24,14 @@ from tracepaper.daemon.broker.broker import (
     NO_OWNER_INTENTS,
     NOTHING_FILLED,
     Broker,
-    FilledEvent,
     OwnerIntents,
     Refusals,
     Save,
 )
 from tracepaper.daemon.broker.exit_orders import on_signal
+from tracepaper.daemon.broker.ledger import FilledEvent
 from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.broker.settings import Ownership
-from tracepaper.daemon.engine.book_shortfall import BookShortfall
 from tracepaper.daemon.engine.history import InstrumentState, Lookback
 from tracepaper.daemon.engine.instrument_state import MemberState, checked_prediction
 from tracepaper.daemon.engine.member import (
@@ -46,7 +45,7 @@ from tracepaper.daemon.engine.member import (
     unit_sizer,
 )
 from tracepaper.daemon.engine.price_checks import Price
-from tracepaper.daemon.engine.risk import RiskWatch
+from tracepaper.daemon.engine.risk import BookShortfall, RiskWatch
 from tracepaper.daemon.engine.settings import INTEGRITY, MemberTerms, ModelTerms
 from tracepaper.daemon.engine.shadow_course import JudgedBar, ShadowCourse, enters, is_kept
 from tracepaper.daemon.engine.shadows import Shadows
@@ -292,7 +291,7 @@ class Engine:
     def gate_sets(self) -> tuple[GateSet, ...]:
         """The distinct gate sets of the account and of all members."""
         every = (self.states, *(member.states for member in self.members))
-        evaluators = (state.gates.evaluator for states in every for state in states.values())
+        evaluators = (state.evaluator for states in every for state in states.values())
         return tuple(dict.fromkeys(evaluator.gate_set for evaluator in evaluators))
 
     @property
@@ -315,11 +314,11 @@ class Engine:
         """The outcome of the last decision on each instrument, and the fills since."""
         return {
             key: LastDecision(
-                state.outcomes.verdict,
+                state.verdict,
                 tuple(self.broker.account.fills.get(key, ())),
                 {
                     member.name: LastDecision(
-                        member.states[key].outcomes.verdict,
+                        member.states[key].verdict,
                         tuple(member.account.fills.get(key, ())),
                     )
                     for member in self.members
@@ -399,8 +398,7 @@ class Engine:
 
     def begin(self, sequence: int) -> None:
         """Set the number of the next step to *sequence*."""
-        self.sequence = sequence
-        self.broker.begin(sequence)
+        self.sequence = self.broker.step.number = sequence
 
     def step(self, event: Event, prediction: Prediction) -> Step:  # noqa: C901, PLR0911, PLR0912 - one case an event
         """Return everything that *event* causes, given the model's *prediction* at it."""
@@ -468,11 +466,11 @@ class Engine:
         first = self.sequence
         observed = []
         for place, bar in enumerate(bars):
-            self.broker.begin(first + place)
+            self.broker.step.number = first + place
             observed.append(self._observe(bar, is_last=place == len(bars) - 1))
             if self.broker.is_cross:  # a later bar may liquidate the position, in its own step
                 self._observed[bar.instrument] = self.broker.positions(bar.instrument)
-        self.broker.begin(first)
+        self.broker.step.number = first
         if self._portfolios:
             self._ask_portfolios(bars, observed, predictions)
         for bar, filled, prediction in zip(bars, observed, predictions, strict=True):
@@ -496,7 +494,7 @@ class Engine:
         accounts trade, and only what broker and record would do for the run's account is left out.
         """
         may_repeat = self._may_repeat if predict is None else self._may_decide_ahead
-        if not may_repeat or self.halted or type(units.peek()) not in _QUIET:
+        if not may_repeat or self.halted or type(units.unit) not in _QUIET:
             return None
         for state in self.states.values():
             if state.ahead is not None:
@@ -558,7 +556,7 @@ class Engine:
         None if an order of the run waits or its target is not reached: the next bar may change it.
         """
         state = self.states[key]
-        newest = state.outcomes.newest
+        newest = state.newest
         if newest is None or not state.market.is_full or not self.broker.is_settled(key):
             return None
         return Repeat(newest, None, self.broker.account.position(key), {}), ()
@@ -634,7 +632,7 @@ class Engine:
         opened = {bar.open_time_ms for market in self.markets.values() if (bar := market.last_bar)}
         due_ms = max(opened) + interval_ms if len(opened) == 1 else -1
         quiet = QuietUnits([], [], [])
-        every_bar, measured, unit = quiet.bars, quiet.plausible, units.peek()
+        every_bar, measured, unit = quiet.bars, quiet.plausible, units.unit
         kind, is_repeated = type(unit), True
         keys, width = tuple(repeats), len(repeats) + (kind is Close)
         if self._reset != NEVER:  # the first close of a day may distribute equity
@@ -705,7 +703,7 @@ class Engine:
                 deciders = [state for _, state in self._members_on[key]] or [self.states[key]]
                 planned = self.broker.planned
                 plans = [each.look_ahead(closes, repeat, line, planned) for each in deciders]
-                limits = [each.gates.evaluator.plausible_limit for each in self._deciders[key]]
+                limits = [each.evaluator.plausible_limit for each in self._deciders[key]]
                 most = min(limits)
             else:
                 plans = [(self.states[key].observer, self._asks_ahead(key, closes, judged))]
@@ -825,8 +823,7 @@ class Engine:
             self.recall(bar)
             self.broker.warm_up(bar)
             return NOTHING_FILLED
-        self.broker.on_bar(bar, is_last=is_last)
-        filled = self._take_fills()
+        filled = self._counted(self.broker.on_bar(bar, is_last=is_last))
         self._show(bar)
         return filled
 
@@ -839,8 +836,8 @@ class Engine:
                 raise self._raised
             return
         self.markets[key].observe(bar)
-        if not self.members:
-            state.observe(bar)
+        if state.observer is not None:
+            state.observer(bar)
         for member, member_state in self._members_on[key]:
             if not member.failed:
                 member_state.observe_guarded(bar)
@@ -853,9 +850,8 @@ class Engine:
             if state is not None:
                 state.restore(state.encoded)
 
-    def _take_fills(self) -> FilledEvent:
-        """Return the fills and orders since the last call, and count the fills for the limits."""
-        filled = self.broker.take()
+    def _counted(self, filled: FilledEvent) -> FilledEvent:
+        """Count the fills of *filled* for the limits, and return it."""
         if filled.entries and self.risk.active:
             for entry in filled.entries:
                 self.risk.count_fill(*entry)
@@ -1108,7 +1104,7 @@ class Engine:
         Limits were measured on the run's net target, so they do not refuse less exposure.
         """
         key, state = bar.instrument, self.states[bar.instrument]
-        inputs, evaluator = state.gates.inputs, state.gates.evaluator
+        inputs, evaluator = state.inputs, state.evaluator
         for name, account in self.broker.shadows.items():
             if not self.members:
                 if name in state.strategy.shadows:
@@ -1295,7 +1291,7 @@ class Engine:
         broker = self.broker
         orders, shadows = outcome.orders, outcome.shadows
         if filled is None:
-            filled = self._take_fills()
+            filled = self._counted(self.broker.take())
         position, account, entries = broker.account.report(instrument)
         if self._observed and instrument is not None:
             position = self._observed[instrument][None]

@@ -1,4 +1,4 @@
-"""``InstrumentState``: the bars, prices and regime of one instrument; ``DecisionOutcomes``."""
+"""``InstrumentState``: the bars, prices and regime of one instrument."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
-
-from msgspec.structs import replace
 
 from tracepaper.daemon.broker.execution import RANGE_BARS, MeanRange
 from tracepaper.daemon.engine.price_checks import AcceptedPrices, KnownBars
@@ -25,15 +23,11 @@ from tracepaper.strategies.api.timeframes import (
 from tracepaper.strategies.corporate_actions import adjusted_bar
 from tracepaper.strategies.gates.declared import plausible
 from tracepaper.strategies.gates.evaluator import (
-    GateEvaluator,
     Plausibility,
 )
 from tracepaper.strategies.order_book import OrderBookHistory
 from tracepaper.strategies.sessions import WATCHED_SESSIONS, SplitWatch
 from tracepaper.strategies.types.decisions import (
-    Action,
-    Decision,
-    DecisionOutcome,
     Explanation,
     Regime,
 )
@@ -51,11 +45,6 @@ from tracepaper.strategies.units import DAY_MS, interval_start
 
 DAY_FRAME: Final = "D"
 """The timeframe of a day."""
-OUTCOMES_KEPT: Final = 64
-"""The most outcomes to remember: a strategy with ever new reasons must not fill the memory."""
-
-OutcomeKey = tuple[Action, str, str | None, int, Regime, int | None, float | None]
-"""Action, reason, passed gates, regime, cell and size factor: the identity of an outcome."""
 
 
 class Lookback:
@@ -65,7 +54,7 @@ class Lookback:
     is.
     """
 
-    __slots__ = ("_members", "frames", "needed", "record", "remembered", "warmup", "writes_record")
+    __slots__ = ("frames", "members", "needed", "record", "remembered", "warmup", "writes_record")
     remembered: int
 
     def __init__(
@@ -73,7 +62,7 @@ class Lookback:
     ) -> None:
         strategy, sizer = terms.strategies[instrument.id], terms.sizers[instrument.id]
         settings, exits = terms.settings, terms.settings.broker.exits
-        self._members = members
+        self.members = members
         sizing_bars = max([sizer.bars, *(member.remembered for member in members)])
         self.warmup, self.needed = strategy.warmup, max(strategy.warmup, sizing_bars)
         declared = strategy.columns
@@ -92,21 +81,11 @@ class Lookback:
         """Return whether *history* has all bars and candles that the strategy looks back on."""
         if history.bars < self.warmup:
             return False
-        if self._members and self.frames:
-            return any(member.is_warm(history) for member in self._members)
+        if self.members and self.frames:
+            return any(member.is_warm(history) for member in self.members)
         return not self.frames or all(
             history.frames[name].reaches(count) for name, count in self.frames.items()
         )
-
-    def warm_bars(self, history: InstrumentState) -> int:
-        """Return the number of known bars for the gate ``warm``.
-
-        While a timeframe lacks candles, at least one bar counts as missing.
-        """
-        bars, needed = history.bars, self.needed
-        if self.frames and not self.is_warm(history):
-            return min(bars, (self.warmup if self._members else needed) - 1)
-        return bars if bars < needed else needed  # noqa: FURB136 - faster than min, at every bar
 
 
 class InstrumentState(KnownBars):
@@ -419,71 +398,6 @@ class RegimeTracker:
         if self._cells is not None:
             values = [getattr(explanation, name) for name in self._cells.names]
             self.cell = self._cells.next_cell(self.cell, values, self._hysteresis)
-
-
-class DecisionOutcomes:
-    """The newest decision of an instrument, and a cache of outcomes that may repeat."""
-
-    __slots__ = ("_outcomes", "newest", "restored")
-
-    def __init__(self) -> None:
-        self.newest: Decision | None = None  # the newest that did not repeat the one before
-        self.restored: DecisionOutcome | None = None  # of the last decision before a start
-        self._outcomes: dict[OutcomeKey, DecisionOutcome] = {}
-
-    @property
-    def verdict(self) -> DecisionOutcome | None:
-        """The outcome of the newest decision, also of one before a restart of the same run."""
-        return self.restored if self.newest is None else self.newest.outcome
-
-    def forget(self) -> None:
-        """Forget all but the verdict, since another model's gates judge from now on."""
-        self.restored, self.newest = self.verdict, None
-        self._outcomes = {}
-
-    def of(
-        self,
-        action: Action,
-        reason: str,
-        refused: str | None,
-        passed: int,
-        factor: float | None,
-        regimes: RegimeTracker,
-        evaluator: GateEvaluator,
-    ) -> DecisionOutcome:
-        """Return the outcome; a repeated one is the same object, which is faster to store.
-
-        Why a target is not filled is added later, by :meth:`unfilled`.
-        """
-        regime, cell = regimes.regime, regimes.cell
-        last = None if self.newest is None else self.newest.outcome
-        if (
-            last is not None
-            and last.passed == passed
-            and last.refused_by == refused  # a failed limit refuses only what does not reduce
-            and last.action is action
-            and last.reason == reason
-            and last.regime is regime
-            and last.regime_cell == cell
-            and last.size_factor == factor
-        ):
-            return last
-        key = action, reason, refused, passed, regime, cell, factor
-        outcome = self._outcomes.get(key)
-        if outcome is None:
-            if len(self._outcomes) >= OUTCOMES_KEPT:
-                self._outcomes.clear()
-            outcome = self._outcomes[key] = DecisionOutcome(
-                action, reason, refused is None, refused, evaluator.gate_set, passed, regime,
-                regime_cell=cell, size_factor=factor,
-            )  # fmt: skip
-        return outcome
-
-    def unfilled(self, decision: Decision, refusal: str | None) -> Decision:
-        """Return *decision* with the reason why its target is neither reached nor ordered."""
-        outcome = replace(decision.outcome, unfilled_reason=refusal)
-        self.newest = decision = replace(decision, outcome=outcome)
-        return decision
 
 
 def watched_bars(settings: EngineSettings) -> int:

@@ -15,11 +15,8 @@ from tracepaper.daemon.broker.broker import NO_OWNER_INTENTS, OwnerIntents
 from tracepaper.daemon.broker.exit_plans import ExpectedReturn, Plan, ProtectionState
 from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.broker.rules import below_step
-from tracepaper.daemon.engine.history import (
-    DecisionOutcomes,
-    InstrumentState,
-)
-from tracepaper.daemon.engine.risk import GateJudgement, RiskWatch
+from tracepaper.daemon.engine.history import InstrumentState
+from tracepaper.daemon.engine.risk import RiskWatch
 from tracepaper.daemon.engine.settings import INTEGRITY, JUDGEMENT, MemberTerms, ModelTerms
 from tracepaper.daemon.engine.state import RANDOM_GATE
 from tracepaper.strategies.api.context import (
@@ -30,20 +27,23 @@ from tracepaper.strategies.api.context import (
     OrderRequest,
     Orders,
     Signal,
-    is_protected,
 )
 from tracepaper.strategies.api.sizing import NO_ACCOUNT, SizingAccount
-from tracepaper.strategies.api.strategy import DeclaredState, PortfolioMember, Strategy
+from tracepaper.strategies.api.strategy import DeclaredState, PortfolioMember, observes
 from tracepaper.strategies.errors import StrategyFailed
 from tracepaper.strategies.gates.declared import edge
 from tracepaper.strategies.gates.evaluator import is_finite_forecast
-from tracepaper.strategies.gates.gate import refusal
+from tracepaper.strategies.gates.gate import GateInputs, refusal
 from tracepaper.strategies.types.decisions import (
     Action,
     Decision,
+    DecisionOutcome,
+    FillModel,
     Forecast,
     PositionSide,
     Prediction,
+    PredictionTimeout,
+    Regime,
     Repeat,
 )
 from tracepaper.strategies.types.market import (
@@ -51,6 +51,7 @@ from tracepaper.strategies.types.market import (
     Category,
     CorporateAction,
     Instrument,
+    Quote,
     Side,
 )
 
@@ -70,6 +71,12 @@ NO_SIDE: Final = (
 )
 _COLD: Final = Signal(Action.HOLD, "fewer bars than the warm-up")
 
+OUTCOMES_KEPT: Final = 64
+"""The most outcomes to remember: a strategy with ever new reasons must not fill the memory."""
+TRADING: Final = "Trading"
+"""The exchange's status of a symbol that accepts orders."""
+OutcomeKey = tuple[Action, str, str | None, int, Regime, int | None, float | None]
+"""Action, reason, passed gates, regime, cell and size factor: the identity of an outcome."""
 Planned = Callable[[Line, Intent, Bar, int], tuple[Plan | None, str | None]]
 """Returns the exit plan of an entry at a bar and a time, and why it cannot be entered."""
 
@@ -128,10 +135,27 @@ class MemberState:
         self.market, self.member = market, member
         self.regimes = market.regimes
         self.strategy = strategy
-        self._sizer, self._sizes_by_bars = sizer, sizer.bars > 0
+        self._sizer = sizer
+        self.observer = strategy.observe if observes(strategy) else None
+        """Shows a bar to strategy and sizer; None if neither observes bars."""
+        if sizer.bars > 0:
+            self.observer = self._observe_with_sizer
         self.declared = DeclaredState.of(strategy)
-        self.gates = GateJudgement(risk, instrument, settings)
-        self.outcomes = DecisionOutcomes()
+        self.risk = risk
+        self.evaluator = settings.model.gates[key]
+        self._by_quotes = settings.broker.execution is FillModel.QUOTE
+        costs = settings.broker.costs_for(key)
+        self._round_trip, self._share_fee = costs.round_trip, costs.per_share_of(instrument)
+        self.inputs = GateInputs(
+            round_trip_cost=self._round_trip,
+            regimes=settings.regimes,
+            learned_regimes=settings.learned_regimes,
+        )
+        """The inputs of the gates at the newest bar."""
+        self._use_card(settings.model)
+        self.newest: Decision | None = None  # the newest that did not repeat the one before
+        self.restored: DecisionOutcome | None = None  # of the last decision before a start
+        self._outcomes: dict[OutcomeKey, DecisionOutcome] = {}  # those that may repeat
         # The newest decision if it holds nothing and no limit or member had a part in it: the same
         # signal and the same passed gates repeat it.
         self._flat: Decision | None = None
@@ -155,10 +179,22 @@ class MemberState:
     # ------------------------------------------------------------ a start, a model, new filters
 
     def change_model(self, terms: ModelTerms) -> None:
-        """Use another model's card for gates and sizes from now on."""
-        self.outcomes.forget()
-        self.gates.change_model(self.market.instrument, terms)
+        """Use another model's card for gates and sizes from now on; keep only the verdict."""
+        self.restored, self.newest = self.verdict, None
+        self._outcomes = {}
+        self.evaluator = terms.gates[self.market.instrument.id]
+        self._use_card(terms)
         self._sizer.change_model(terms.sizing_slope, terms.fitted, terms.tails)
+
+    def _use_card(self, terms: ModelTerms) -> None:
+        inputs = self.inputs
+        inputs.horizon_index, inputs.slope = terms.horizon_index, terms.slope
+        inputs.fitted, inputs.tails = terms.fitted, terms.tails
+
+    @property
+    def verdict(self) -> DecisionOutcome | None:
+        """The outcome of the newest decision, also of one before a restart of the same run."""
+        return self.restored if self.newest is None else self.newest.outcome
 
     def change(self, instrument: Instrument) -> None:
         """Use the exchange's new filters."""
@@ -181,7 +217,8 @@ class MemberState:
         """Show *bar* to the strategy of a member; set the member aside if that fails."""
         assert self.member is not None
         try:
-            self.observe(bar)
+            if self.observer is not None:
+                self.observer(bar)
         except StrategyFailed as error:
             self.member.fail(str(error))
 
@@ -197,10 +234,8 @@ class MemberState:
 
     # ------------------------------------------------------------ a bar, from top to bottom
 
-    def observe(self, bar: Bar) -> None:
-        """Show *bar* to sizer and strategy, after the market has observed it."""
-        if self._sizes_by_bars:
-            self._sizer.observe(bar)
+    def _observe_with_sizer(self, bar: Bar) -> None:
+        self._sizer.observe(bar)
         self.strategy.observe(bar)
 
     def portfolio_context(
@@ -229,8 +264,13 @@ class MemberState:
             self.ahead = self.decided = None
             return decision
         self._owner_intents = owner_intents
-        bars = self.lookback.warm_bars(self.market)
-        self.gates.update(bar, bars, self.market, is_running=is_running)
+        market, inputs = self.market, self.inputs
+        inputs.running, inputs.bars = is_running, self._warm_bars()
+        inputs.missing_bars, inputs.plausible = market.missing_bars, market.plausible
+        inputs.late_ms = max(bar.seen_ms - bar.open_time_ms - bar.interval_ms, 0)
+        if self._by_quotes:
+            inputs.quote_age_ms = _age_ms(market.quote, bar)
+            inputs.is_tradable = market.instrument.status == TRADING
         prepared, self._context = self._context, None
         context = prepared or self._make_context(bar, prediction, account, is_finite=is_finite)
         return self._judge(self._answer_to(context), bar, context.forecast, account)
@@ -247,14 +287,16 @@ class MemberState:
         If a gate refuses a list, its requests that can only reduce still pass, except when the gate
         is one of integrity.
         """
-        gates, before, self.signal = self.gates, self.signal, signal
+        inputs, evaluator = self.inputs, self.evaluator
+        before, self.signal = self.signal, signal
         if isinstance(signal, Signal) and signal is not before:
-            self._wants_protection = self._exits is not None or is_protected(signal)
-        if gates.risk.active:
+            names_none = signal.stop is signal.target is signal.trailing is signal.until is None
+            self._wants_protection = self._exits is not None or not names_none
+        if self.risk.active:
             self._see_signal(signal, bar, forecast, account)
-        measures, passed = gates.evaluator.judge(gates.inputs)
+        measures, passed = evaluator.judge(inputs)
         if (
-            (last := self.outcomes.newest) is self._flat
+            (last := self.newest) is self._flat
             and last is not None
             and last.outcome.passed == passed
             and last.outcome.regime is self.regimes.regime
@@ -262,9 +304,9 @@ class MemberState:
             and signal == before
             and account.target(bar.instrument) == 0
         ):
-            self.outcomes.newest = self._flat = Decision(last.outcome, 0, measures)
+            self.newest = self._flat = Decision(last.outcome, 0, measures)
             return self._flat
-        refused = gates.evaluator.first_failed(passed, reduces=gates.inputs.reduces)
+        refused = evaluator.first_failed(passed, reduces=inputs.reduces)
         intent: Intent | Orders
         if isinstance(signal, Signal):
             intent = self.closing(refused) or self.follow(signal, bar, forecast, account, refused)
@@ -275,16 +317,14 @@ class MemberState:
         if isinstance(intent, Intent):
             action, target, reason = intent.action, intent.target, intent.reason
             factor = self._sizer.factor(forecast) if action in ENTRIES else None
-        outcome = self.outcomes.of(
-            action, reason, refused, passed, factor, self.regimes, gates.evaluator
-        )
+        outcome = self._outcome(action, reason, refused, passed, factor)
         # A target that the filters refused, or for which cash was lacking, is requested again at
         # each bar that no gate refuses. That includes HOLD, which keeps the last target.
         is_held = refused is not None and action is Action.HOLD
         self.intent = None if is_held else intent
         note = None if signal.note is None else dict(signal.note)
-        decision = self.outcomes.newest = Decision(outcome, target, measures, note)
-        is_alone = not (gates.risk.active or account.sides or self._owner_intents.targets)
+        decision = self.newest = Decision(outcome, target, measures, note)
+        is_alone = not (self.risk.active or account.sides or self._owner_intents.targets)
         is_flat = action is Action.HOLD and target == 0 and signal.note is None
         self._flat = decision if is_alone and is_flat else None
         return decision
@@ -308,7 +348,9 @@ class MemberState:
 
         *refused* is the first failed gate; a gate of integrity leaves everything unchanged.
         """
-        reason = "" if refused in INTEGRITY else self.gates.risk.closing(self.gates.inputs)
+        if not self.risk.may_close or refused in INTEGRITY:
+            return None
+        reason = self.risk.closing(self.inputs)
         return Intent(Action.FLAT, 0, reason, ends_lists=True) if reason else None
 
     def follow(
@@ -460,7 +502,10 @@ class MemberState:
             refusal = below_step(self.market.instrument)
         if outcome.unfilled_reason == refusal:
             return decision
-        return self.outcomes.unfilled(decision, refusal)
+        self.newest = decision = replace(
+            decision, outcome=replace(outcome, unfilled_reason=refusal)
+        )
+        return decision
 
     # ------------------------------------------------------------ stretches of repeated decisions
 
@@ -476,7 +521,7 @@ class MemberState:
             not (looks_further or strategy.books or isinstance(strategy, PortfolioMember))
             and strategy.horizon is None
             and not self._sizer.sees_account
-            and self.gates.evaluator.is_plain
+            and self.evaluator.is_plain
             and self.market.instrument.category is not Category.STOCK
         )
 
@@ -513,7 +558,7 @@ class MemberState:
         None if it cannot repeat: some bars are not known, a gate refused it, its target is not
         reached, or its exit orders may change.
         """
-        last, signal = self.outcomes.newest, self.signal
+        last, signal = self.newest, self.signal
         if (
             last is None
             or last.target_quantity is None
@@ -530,11 +575,16 @@ class MemberState:
             or not self.market.is_full
         ):
             return None
-        measures, passed = self.gates.judge_repeat(self.lookback.warm_bars(self.market))
+        # Later bars of this kind have the same measures except for ``plausible``.
+        inputs = self.inputs
+        inputs.running, inputs.bars = True, self._warm_bars()
+        inputs.missing_bars = inputs.late_ms = 0
+        inputs.plausible = 0.0
+        measures, passed = self.evaluator.judge(inputs)
         if passed != last.outcome.passed:
             return None
         decision = Decision(last.outcome, last.target_quantity, measures)
-        return Repeat(decision, self.gates.evaluator.plausible_at, line.position, {})
+        return Repeat(decision, self.evaluator.plausible_at, line.position, {})
 
     def _keeps_exits(self, line: Line) -> bool:
         """Whether a repeated entry may leave the exit orders of *line* as they are.
@@ -559,7 +609,7 @@ class MemberState:
         entry repeats if the broker has *planned* the exit orders that *line* has.
         """
         strategy, sizer, member = self.strategy, self._sizer, self.member
-        signal, last = self.signal, self.outcomes.newest
+        signal, last = self.signal, self.newest
         assert isinstance(signal, Signal)
         assert last is not None
         self._answer, newest = signal, None
@@ -601,14 +651,6 @@ class MemberState:
 
         return observe, repeats
 
-    @property
-    def observer(self) -> Callable[[Bar], None] | None:
-        """The function that shows a bar to strategy and sizer; None if neither observes bars."""
-        if self._sizes_by_bars:
-            return self.observe
-        strategy = self.strategy
-        return None if type(strategy).observe is Strategy.observe else strategy.observe
-
     def _repeats_signal(
         self,
         answer: Signal | Orders,
@@ -641,8 +683,8 @@ class MemberState:
 
         The account is none of them: only limits depend on it.
         """
-        lookback, tracker, inputs = self.lookback, self.regimes, self.gates.inputs
-        costs = inputs.round_trip_cost if edge.name in self.gates.evaluator.gate_set.gates else None
+        lookback, tracker, inputs = self.lookback, self.regimes, self.inputs
+        costs = inputs.round_trip_cost if edge.name in self.evaluator.gate_set.gates else None
         return (
             *(lookback.warmup, lookback.needed, lookback.frames, tracker.followed_by, costs),
             *(inputs.horizon_index, inputs.slope, inputs.fitted, inputs.tails),
@@ -668,15 +710,44 @@ class MemberState:
         if (observe := self.observer) is not None:
             for bar in bars:
                 observe(bar)
-        evaluator = self.gates.evaluator
+        evaluator = self.evaluator
         refused = evaluator.first_failed(passed)
         reason = signal.reason if refused is None else refusal(refused)
-        outcome = self.outcomes.of(
-            Action.HOLD, reason, refused, passed, None, self.regimes, evaluator
-        )
-        self.outcomes.newest = Decision(outcome, held, ())
+        outcome = self._outcome(Action.HOLD, reason, refused, passed, None)
+        self.newest = Decision(outcome, held, ())
 
     # ------------------------------------------------------------ parts of a decision
+
+    def _outcome(
+        self, action: Action, reason: str, refused: str | None, passed: int, factor: float | None
+    ) -> DecisionOutcome:
+        """Return the outcome; a repeated one is the same object, which is faster to store.
+
+        Why a target is not filled is added later, by :meth:`unfilled`.
+        """
+        regime, cell = self.regimes.regime, self.regimes.cell
+        last = None if self.newest is None else self.newest.outcome
+        if (
+            last is not None
+            and last.passed == passed
+            and last.refused_by == refused  # a failed limit refuses only what does not reduce
+            and last.action is action
+            and last.reason == reason
+            and last.regime is regime
+            and last.regime_cell == cell
+            and last.size_factor == factor
+        ):
+            return last
+        key = action, reason, refused, passed, regime, cell, factor
+        outcome = self._outcomes.get(key)
+        if outcome is None:
+            if len(self._outcomes) >= OUTCOMES_KEPT:
+                self._outcomes.clear()
+            outcome = self._outcomes[key] = DecisionOutcome(
+                action, reason, refused is None, refused, self.evaluator.gate_set, passed, regime,
+                regime_cell=cell, size_factor=factor,
+            )  # fmt: skip
+        return outcome
 
     def _make_context(
         self, bar: Bar, prediction: Prediction, account: Holdings, *, is_finite: bool | None
@@ -684,7 +755,7 @@ class MemberState:
         """Return the strategy's context at the close of *bar*, and update the regime."""
         forecast = prediction if isinstance(prediction, Forecast) else None
         if self.strategy.needs_forecast:
-            self.gates.see_forecast(bar, prediction, self.regimes, is_finite=is_finite)
+            self.see_forecast(bar, prediction, is_finite=is_finite)
         history = self.market
         view: AccountView | None = None
         if self.strategy.sees_account:
@@ -696,11 +767,34 @@ class MemberState:
         frames = {
             name: history.frames[name].last(count) for name, count in self.lookback.frames.items()
         }
-        regime, verdict = self.regimes.regime, self.outcomes.verdict
+        regime, verdict = self.regimes.regime, self.verdict
         books = history.books if self.strategy.books else None
         return BarContext(
             bar, forecast, regime, verdict, view, self._instrument_context, frames, books
         )
+
+    def see_forecast(self, bar: Bar, prediction: Prediction, *, is_finite: bool | None) -> None:
+        """Set the inputs that follow from the model's *prediction*, and update the regime."""
+        inputs, regimes = self.inputs, self.regimes
+        inputs.finite = is_finite
+        if self._share_fee:
+            inputs.round_trip_cost = self._round_trip + 2 * self._share_fee / bar.close
+        inputs.answered = not isinstance(prediction, PredictionTimeout)
+        inputs.forecast = forecast = prediction if isinstance(prediction, Forecast) else None
+        inputs.explanation = None if forecast is None else forecast.explanation
+        regimes.follow(inputs.explanation)
+        inputs.regime = regimes.regime
+
+    def _warm_bars(self) -> int:
+        """Return the number of known bars for the gate ``warm``.
+
+        While a timeframe lacks candles, at least one bar counts as missing.
+        """
+        lookback, bars = self.lookback, self.market.bars
+        needed = lookback.needed
+        if lookback.frames and not lookback.is_warm(self.market):
+            return min(bars, (lookback.warmup if lookback.members else needed) - 1)
+        return bars if bars < needed else needed  # noqa: FURB136 - faster than min, at every bar
 
     def _answer_to(self, context: BarContext) -> Signal | Orders:
         """Return the strategy's answer; HOLD during its warm-up."""
@@ -816,14 +910,34 @@ class MemberState:
     def _see_target(
         self, bar: Bar, target: int, size: int, account: Holdings, *, reduces: bool
     ) -> None:
+        """Set the inputs of the limits from the *target*, of the unsigned *size*."""
+        inputs, market, risk, key = self.inputs, self.market, self.risk, bar.instrument
         notional = self.value_of(bar.close, size)
-        self.gates.see_target(bar, target, account, self.market, notional, reduces=reduces)
+        inputs.reduces = reduces
+        inputs.notional, inputs.is_short = notional, target < 0
+        if risk.sees_gross:
+            inputs.gross = notional + account.gross_of_others(key)
+        if (book := risk.book) is not None:
+            others = account.exposures_of_others(key)
+            own, held = others.get(key, 0), account.exposure(key)
+            after = own + (-notional if target < 0 else notional)
+            inputs.book_shortfall = book.measure(
+                {**others, key: after}, {**others, key: own + held}
+            )
+        if self._by_quotes and (quote := market.quote) is not None:
+            inputs.spread_bp = 20_000 * (quote.ask - quote.bid) / (quote.ask + quote.bid)
+        if (plausibility := market.plausibility) is not None:
+            inputs.range_bp = plausibility.range_bp()
+        risk.measure(
+            inputs, account=account.balance(), market_ms=bar.market_ms, instrument=key,
+            interval_ms=bar.interval_ms,
+        )  # fmt: skip
 
     def _expected(self, forecast: Forecast | None) -> ExpectedReturn | None:
         """Return the forecast by which [exits] place levels; None if they need none."""
         if forecast is None or self._exits is None or not self._exits.measures:
             return None
-        index, slope = self.gates.inputs.horizon_index, self.gates.inputs.slope
+        index, slope = self.inputs.horizon_index, self.inputs.slope
         columns = (forecast.mean_return, forecast.stdev_return, forecast.volatility)
         mean, stdev, volatility = (column[index] if column else nan for column in columns)
         return ExpectedReturn(mean * slope, stdev, volatility)
@@ -876,3 +990,10 @@ def checked_prediction(prediction: Prediction) -> tuple[Prediction, bool | None]
     if is_finite_forecast(prediction):
         return prediction, True
     return None, False
+
+
+def _age_ms(quote: Quote | None, bar: Bar) -> int | None:
+    """Return the age of *quote* at *bar*; None without a quote, or if it is newer than *bar*."""
+    if quote is None or quote.market_ms > bar.seen_ms:
+        return None
+    return bar.seen_ms - quote.market_ms

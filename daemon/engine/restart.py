@@ -92,7 +92,7 @@ class Restart:
             if key in engine.declared:
                 engine.declared[key].restore(encoded)
         for key, decided in since.items():
-            engine.states[key].outcomes.restored = decided.verdict
+            engine.states[key].restored = decided.verdict
         engine.begin(next_sequence)
         if engine.members:
             self._restore_members(state, since)
@@ -111,7 +111,7 @@ class Restart:
         for key, before in since.items():
             for member in engine.members:
                 if (of_member := before.parts.get(member.name)) is not None:
-                    member.states[key].outcomes.restored = of_member.verdict
+                    member.states[key].restored = of_member.verdict
                     if key in member.account.fills:
                         member.account.fills[key] = list(of_member.fills)
         for key in engine.states:

@@ -1,20 +1,19 @@
-"""Risk limits on the account, and the inputs of the gates at a bar.
+"""Risk limits on the account.
 
-The rules are docs/decisions.md, G15 and G22 to G26, and docs/money.md, M22.
+The rules are docs/decisions.md, G15, G22 to G26 and G42, and docs/money.md, M22.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from operator import is_not
+from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.account import Holdings
-from tracepaper.daemon.engine.book_shortfall import BookShortfall
-from tracepaper.daemon.engine.history import InstrumentState, RegimeTracker
-from tracepaper.daemon.engine.settings import EngineSettings, ModelTerms
+from tracepaper.daemon.engine.history import InstrumentState
+from tracepaper.strategies.api.timeframes import TimeframeBars
 from tracepaper.strategies.gates.declared import (
     risk_book_shortfall,
     risk_cooldown,
@@ -27,32 +26,85 @@ from tracepaper.strategies.gates.declared import (
     risk_losing_streak,
     risk_universe,
 )
-from tracepaper.strategies.gates.evaluator import GateEvaluator
 from tracepaper.strategies.gates.gate import GateInputs
 from tracepaper.strategies.months import intervals_between
 from tracepaper.strategies.sessions import Calendar
+from tracepaper.strategies.shortfall import (
+    DAYS_LEAST,
+    Returns,
+    book_profits,
+    common_days,
+    day_returns,
+    expected_shortfall,
+)
 from tracepaper.strategies.types.decisions import (
     Account,
     Fill,
-    FillModel,
-    Forecast,
     LimitBreach,
     Order,
     OrderRole,
     OrderStatus,
     Position,
-    Prediction,
-    PredictionTimeout,
 )
-from tracepaper.strategies.types.market import Bar, Instrument, Quote
 from tracepaper.strategies.units import DAY_MS, HOUR_MS, MONEY_SCALE
 
-TRADING: Final = "Trading"
-"""The exchange's status of a symbol that accepts orders."""
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
 COOLDOWN_ROLES: Final = frozenset({OrderRole.STOP, OrderRole.TRAILING, OrderRole.LIQUIDATION})
 """Roles of the orders whose fill begins a cooldown."""
 LEFT_UNIVERSE: Final = "left the universe"
 _SENT: Final = frozenset({OrderStatus.NEW, OrderStatus.ACCEPTED})
+
+
+class BookShortfall:
+    """Measures the expected shortfall of a book over the days that all its symbols have."""
+
+    def __init__(self, markets: Mapping[str, InstrumentState], *, ignores_few: bool) -> None:
+        """Read the days of *markets*; with *ignores_few* a symbol with too few days is left out."""
+        self._markets, self._ignores_few = markets, ignores_few
+        self._read: dict[str, tuple[TimeframeBars, Returns]] = {}
+        self._aligned: tuple[list[Returns], list[npt.NDArray[np.float64]] | None] = [], None
+
+    def measure(self, after: Mapping[str, int], before: Mapping[str, int]) -> float | None:
+        """Return the shortfall of the book *after* a target, in money; 0 if it does not rise.
+
+        Both are signed notionals by instrument. None if the days are too few.
+        """
+        new, old = self._shortfall(after), self._shortfall(before)
+        return new if new is None or old is None or new > old else 0.0
+
+    def _shortfall(self, exposures: Mapping[str, int]) -> float | None:
+        held = [(self._returns(key), exposures[key]) for key in self._markets if exposures.get(key)]
+        if self._ignores_few:
+            held = [each for each in held if len(each[0]) >= DAYS_LEAST]
+        if not held:
+            return 0.0
+        columns = self._columns([returns for returns, _ in held])
+        if columns is None:
+            return 0.0 if self._ignores_few else None
+        return max(expected_shortfall(book_profits([size for _, size in held], columns)), 0.0)
+
+    def _returns(self, key: str) -> Returns:
+        """Return the returns of an instrument by day, which are computed once a day."""
+        candles = self._markets[key].day_candles
+        read = self._read.get(key)
+        if read is None or read[0] is not candles:
+            read = self._read[key] = candles, day_returns(candles.closes())
+        return read[1]
+
+    def _columns(self, returns: list[Returns]) -> list[npt.NDArray[np.float64]] | None:
+        """Return each of *returns* [day] over their common days; None if these are too few."""
+        import numpy as np
+
+        known, columns = self._aligned
+        if len(known) != len(returns) or any(map(is_not, known, returns)):
+            days, columns = common_days(returns), None
+            if len(days) >= DAYS_LEAST:
+                columns = [np.array([each[day] for day in days]) for each in returns]
+            self._aligned = returns, columns
+        return columns
 
 
 class RiskState(Struct, frozen=True, array_like=True):
@@ -106,6 +158,7 @@ class RiskWatch:
         self._counts_orders = risk_hourly_orders.name in limits
         self._counts_losses = risk_losing_streak.name in limits
         self._flattens = flattens
+        self.may_close = flattens or closes_outside
         self._latches = risk_halt.name in limits
 
     @property
@@ -239,114 +292,3 @@ def _utc_day(at_ms: int) -> int:
 def _net_profit(position: Position) -> int:
     """Return the realized profit of a position so far, net of fees and funding."""
     return position.realized_pnl - position.fees_paid - position.funding_paid
-
-
-class GateJudgement:
-    """The gates of an instrument, and their inputs at a bar."""
-
-    __slots__ = ("_by_quotes", "_round_trip", "_share_fee", "evaluator", "inputs", "risk")
-
-    evaluator: GateEvaluator
-
-    def __init__(self, risk: RiskWatch, instrument: Instrument, settings: EngineSettings) -> None:
-        self.risk = risk
-        self._by_quotes = settings.broker.execution is FillModel.QUOTE
-        costs = settings.broker.costs_for(instrument.id)
-        self._round_trip, self._share_fee = costs.round_trip, costs.per_share_of(instrument)
-        self.inputs = GateInputs(
-            round_trip_cost=self._round_trip,
-            regimes=settings.regimes,
-            learned_regimes=settings.learned_regimes,
-        )
-        self.change_model(instrument, settings.model)
-
-    def change_model(self, instrument: Instrument, terms: ModelTerms) -> None:
-        """Use another model's gates and card from now on."""
-        self.evaluator = terms.gates[instrument.id]
-        self.inputs.horizon_index, self.inputs.slope = terms.horizon_index, terms.slope
-        self.inputs.fitted, self.inputs.tails = terms.fitted, terms.tails
-
-    def update(
-        self,
-        bar: Bar,
-        bars: int,
-        market: InstrumentState,
-        *,
-        is_running: bool,
-    ) -> None:
-        """Set the inputs that follow from *bar* of *market*; *bars* is the number of known bars."""
-        inputs = self.inputs
-        inputs.running, inputs.bars = is_running, bars
-        inputs.missing_bars, inputs.plausible = market.missing_bars, market.plausible
-        inputs.late_ms = max(bar.seen_ms - bar.open_time_ms - bar.interval_ms, 0)
-        if self._by_quotes:
-            inputs.quote_age_ms = _age_ms(market.quote, bar)
-            inputs.is_tradable = market.instrument.status == TRADING
-
-    def judge_repeat(self, bars: int) -> tuple[tuple[float | None, ...], int]:
-        """Return measures and passed gates of a bar directly after the last one, with its close.
-
-        *bars* is the number of known bars. Later bars of this kind have the same measures except
-        for ``plausible``.
-        """
-        inputs = self.inputs
-        inputs.running, inputs.bars = True, bars
-        inputs.missing_bars = inputs.late_ms = 0
-        inputs.plausible = 0.0
-        return self.evaluator.judge(inputs)
-
-    def see_forecast(
-        self, bar: Bar, prediction: Prediction, regimes: RegimeTracker, *, is_finite: bool | None
-    ) -> None:
-        """Set the inputs that follow from the model's *prediction*, and update the regime."""
-        inputs = self.inputs
-        inputs.finite = is_finite
-        if self._share_fee:
-            inputs.round_trip_cost = self._round_trip + 2 * self._share_fee / bar.close
-        inputs.answered = not isinstance(prediction, PredictionTimeout)
-        inputs.forecast = forecast = prediction if isinstance(prediction, Forecast) else None
-        inputs.explanation = None if forecast is None else forecast.explanation
-        regimes.follow(inputs.explanation)
-        inputs.regime = regimes.regime
-
-    def see_target(
-        self,
-        bar: Bar,
-        target: int,
-        account: Holdings,
-        market: InstrumentState,
-        notional: int,
-        *,
-        reduces: bool,
-    ) -> None:
-        """Set the inputs of the risk gates from the *target*, which is worth *notional*."""
-        inputs = self.inputs
-        inputs.reduces = reduces
-        inputs.notional, inputs.is_short = notional, target < 0
-        if self.risk.sees_gross:
-            inputs.gross = notional + account.gross_of_others(bar.instrument)
-        if (book := self.risk.book) is not None:
-            key, others = bar.instrument, account.exposures_of_others(bar.instrument)
-            own, held = others.get(key, 0), account.exposure(key)
-            after = own + (-notional if target < 0 else notional)
-            inputs.book_shortfall = book.measure(
-                {**others, key: after}, {**others, key: own + held}
-            )
-        if self._by_quotes and (quote := market.quote) is not None:
-            inputs.spread_bp = 20_000 * (quote.ask - quote.bid) / (quote.ask + quote.bid)
-        if (plausibility := market.plausibility) is not None:
-            inputs.range_bp = plausibility.range_bp()
-        self.risk.measure(
-            inputs,
-            account=account.balance(),
-            market_ms=bar.market_ms,
-            instrument=bar.instrument,
-            interval_ms=bar.interval_ms,
-        )
-
-
-def _age_ms(quote: Quote | None, bar: Bar) -> int | None:
-    """Return the age of *quote* at *bar*; None without a quote, or if it is newer than *bar*."""
-    if quote is None or quote.market_ms > bar.seen_ms:
-        return None
-    return bar.seen_ms - quote.market_ms

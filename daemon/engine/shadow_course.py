@@ -75,7 +75,7 @@ class ShadowCourse:
         if is_met:
             self._show(before)
             for place, (bar, _, _) in enumerate(judged):
-                broker.begin(sequence + place)
+                broker.step.number = sequence + place
                 broker.meet(bar)
         for place, (followers, (bar, decision, prediction)) in enumerate(
             zip(self._followers, judged, strict=True)
@@ -92,7 +92,7 @@ class ShadowCourse:
                         for other, _, _ in judged:
                             broker.meet(other)
                         is_met = True
-                    broker.begin(sequence + place)
+                    broker.step.number = sequence + place
                     at_ms = max(bar.market_ms, closed_ms)
                     broker.route(intent, NO_OWNER_INTENTS, bar, at_ms, shadow=name)
             opened_ms = bar.open_time_ms

@@ -92,14 +92,13 @@ class Shadows:
         if name == HELD:
             return state.hold(bar, account, self.bases[key].usual_exposure)
         if name in LIMITED:
-            gates = state.gates
-            refused = gates.evaluator.first_failed(
-                decision.passed, reduces=gates.inputs.reduces, without=WITHOUT.get(name)
+            refused = state.evaluator.first_failed(
+                decision.passed, reduces=state.inputs.reduces, without=WITHOUT.get(name)
             )
             return _limited_intent(
                 state, bar, forecast, account, refused, is_full=name == FULL_SIZE
             )
-        if state.gates.inputs.is_outside:
+        if state.inputs.is_outside:
             return _limited_intent(state, bar, forecast, account, risk_universe.name, is_full=False)
         if isinstance(signal, Orders):
             return signal if passes else None

@@ -92,11 +92,15 @@ def events_of(unit: Unit) -> Sequence[Event]:
     return (unit.closed, *unit.bars) if isinstance(unit, Close) else (unit,)
 
 
-def steps_of(engine: Engine, unit: Unit, predictions: Sequence[Prediction]) -> list[Step]:
-    """Return the step of each event of *unit*, given the prediction for each.
+def steps_of(
+    engine: Engine, unit: Unit, predictions: Sequence[Prediction] | None = None
+) -> list[Step]:
+    """Return the step of each event of *unit*, given the prediction for each; None without any.
 
     The steps are stored together or not at all. Live runs and replays both use this function.
     """
+    if predictions is None:
+        predictions = (None,) * len(events_of(unit))
     if isinstance(unit, Close):
         return engine.close(unit.closed, unit.bars, predictions[1:])
     return [engine.step(unit, predictions[0])]

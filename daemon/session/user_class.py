@@ -43,7 +43,6 @@ from tracepaper.strategies.api.context import (
     Percent,
     Signal,
     Volatility,
-    is_protected,
 )
 from tracepaper.strategies.api.model import ImportedClass
 from tracepaper.strategies.api.strategy import (
@@ -403,7 +402,8 @@ class _Checks(Generic[Custom]):
                 # The market can cause this (a division by zero volatility): hold, do not fail.
                 return _UNMEASURED
             signal = replace(signal, strength=self._share("strength", strength))
-        if is_protected(signal) or signal.reenter is not False:
+        names_none = signal.stop is signal.target is signal.trailing is signal.until is None
+        if not names_none or signal.reenter is not False:
             signal = self._protection(signal)
         if not isinstance(signal.position_side, (PositionSide, NoneType)) or (
             signal.position_side is not None and signal.action is not Action.FLAT

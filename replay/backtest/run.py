@@ -104,7 +104,7 @@ def run_events(
     count = 0
     due = PROGRESS_EVENTS
     with settled_heap():
-        while units.peek() is not None:
+        while (unit := units.unit) is not None:
             room = min(log.room, due - count)
             stretch = engine.stretch(units, room, predict) if stretches else None
             if stretch is not None:
@@ -113,19 +113,22 @@ def run_events(
                 tally.bars += len(stretch.plausible)
                 tally.decisions += len(stretch.plausible)
             else:
-                predictions = units.predictions(predictor.predict)
-                steps = steps_of(engine, units.next(), predictions)
+                predictions = None if predict is None else units.predictions(predict)
+                steps = steps_of(engine, unit, predictions)
                 log.append_now(*steps)
                 count += 1
                 for step in steps:
                     tally.bars += type(step.event) is Bar
                     tally.decisions += step.decision is not None
+                units.advance()
             if count == due:
                 due += PROGRESS_EVENTS
                 tally.progress(tally.bars)
                 if tally.stopped():
                     tally.finished = False
                     break
+    if units.error is not None and tally.finished:
+        raise units.error
     log.flush()
     if count:
         tally.equity = engine.broker.account.balance().equity

@@ -128,9 +128,9 @@ class OpenFills:
         executor = Executor(instrument, costs, ranges)
         price, at_ms = int(part.open[row]) * scale, int(part.open_time_ms[row])
         units = int(order.quantity.scaleb(instrument.quantity_decimals)) or 1
-        impact = executor.impact_in(int(part.volume[row]), units)
         taken = _order(order, instrument, 1, at_ms)
-        return executor.taken(taken, price, FillModel.BAR_PATH, at_ms, impact)
+        of_bar = units, int(part.volume[row])
+        return executor.taken(taken, price, FillModel.BAR_PATH, at_ms, of_bar=of_bar)
 
 
 class BookFills:

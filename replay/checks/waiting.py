@@ -43,7 +43,7 @@ def waiting_of(
     if changed.first_ms or not engine.may_wait or changed.reader.promoted(changed.run.run_id):
         return None  # a promoted model's card may change the thresholds
     (state,), (recorded,) = (each.states.values() for each in (engine, before))
-    gates, recorded_gates = (each.gates.evaluator.gate_set for each in (state, recorded))
+    gates, recorded_gates = (each.evaluator.gate_set for each in (state, recorded))
     if (
         columns.gate_sets != (recorded_gates,)
         or not set(gates.gates) <= set(recorded_gates.gates)
@@ -146,7 +146,7 @@ class _Waiting:
         stored = self.columns.decision(int(self.sequences[row]))
         passed = int(self.passed[row])
         (state,) = self.changed.engine.states.values()
-        refused = state.gates.evaluator.first_failed(passed)
+        refused = state.evaluator.first_failed(passed)
         reason = NO_HOUR_CLOSED.reason if refused is None else refusal(refused)
         outcome = replace(
             stored.outcome,

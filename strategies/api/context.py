@@ -398,16 +398,6 @@ class Signal(Struct, frozen=True, gc=False):
     position_side: PositionSide | None = None  # in hedge mode, what FLAT closes; None: both sides
 
 
-def is_protected(signal: Signal) -> bool:
-    """Return whether *signal* asks for any protection."""
-    return not (
-        signal.stop is None
-        and signal.target is None
-        and signal.trailing is None
-        and signal.until is None
-    )
-
-
 class OrderRequest(Struct, frozen=True, kw_only=True):
     """One order of a list of orders."""
 

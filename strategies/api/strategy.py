@@ -271,6 +271,12 @@ class Strategy(ABC):
         """Return a signal or a list of orders; called after ``observe`` of the same bar."""
 
 
+def observes(strategy: Strategy) -> bool:
+    """Return whether *strategy*, or the user's class that it guards, processes bars itself."""
+    own: Strategy = getattr(strategy, "guarded", strategy)
+    return type(own).observe is not Strategy.observe
+
+
 class SmaCross(Strategy):
     """Long if the fast moving average of closes is above the slow one; else flat or short.
 

@@ -13,6 +13,7 @@ from msgspec import structs
 from tracepaper.daemon.broker.book_fills import QueueModel, QueuePlace, QueueRules
 from tracepaper.daemon.broker.broker import NO_OWNER_INTENTS, Broker
 from tracepaper.daemon.broker.execution import ExecutionCosts
+from tracepaper.daemon.broker.ledger import FilledEvent
 from tracepaper.daemon.broker.settings import BrokerSettings, Latency
 from tracepaper.replay.archive.events import EventsWriter
 from tracepaper.replay.archive.recordings import RecordingHeader
@@ -136,23 +137,21 @@ class ScriptResult:
         for sequence, event in enumerate(
             books.between(map(_bar_closing, closes), self.broker.watch)
         ):
-            self.broker.begin(sequence)
+            self.broker.step.number = sequence
             if isinstance(event, BookUpdate):
                 self.updates.append(event)
                 self.broker.on_book(event)
-                self._note()
+                self._note(self.broker.take())
                 continue
             assert isinstance(event, Bar)
-            self.broker.on_bar(event)
-            self._note()
+            self._note(self.broker.on_bar(event))
             if requests := sent.get(event.market_ms):
                 self.broker.route(
                     Orders(tuple(requests), "asked"), NO_OWNER_INTENTS, event, event.market_ms
                 )
-                self._note()
+                self._note(self.broker.take())
 
-    def _note(self) -> None:
-        filled = self.broker.take()
+    def _note(self, filled: FilledEvent) -> None:
         self.fills += filled.fills
         self.orders |= {order.order_id: order for order in filled.orders}
 

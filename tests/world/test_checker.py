@@ -106,8 +106,8 @@ def test_a_changed_row_names_its_law(tmp_path: Path, law: str, statement: str, k
             "limits",
             (
                 "Market._arrive",
-                "not arrives and is_through(order, price)",
-                "not arrives and order.price is not None",
+                "not may_take and is_through(order, price)",
+                "not may_take and order.price is not None",
             ),
         ),
         (

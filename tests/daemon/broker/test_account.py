@@ -93,7 +93,7 @@ def test_an_account_in_rupiah_buys_bitcoins_and_pays_rates_of_ten_decimals() -> 
     terms = ExecutionCosts(taker_fee=5_500_001)
     paper = PaperAccount([item], BrokerSettings(FillModel.NEXT_OPEN, terms, cash, Latency(0)))
     line = paper.line(item.id)
-    paper.policy.submit(line, 10_000, "why", OrderContext(0, 0, price))
+    line.submit(10_000, "why", OrderContext(0, 0, price, paper.cash))
     paper.markets[item.id].match_bar(bar(open_=price, instrument_id=item.id))
     (bought,) = paper.ledger.take().fills
     assert Decimal(bought.notional).scaleb(-8) == 17_000_000_000

@@ -13,7 +13,8 @@ from msgspec.structs import replace
 from reference_cross import ReferenceCross, ReferenceFill, RestingSize, Tier
 
 from tracepaper.daemon.broker.account import Intent
-from tracepaper.daemon.broker.broker import NO_OWNER_INTENTS, Broker, FilledEvent
+from tracepaper.daemon.broker.broker import NO_OWNER_INTENTS, Broker
+from tracepaper.daemon.broker.ledger import FilledEvent
 from tracepaper.daemon.broker.margin import CALLED, CrossLine, is_liquidated, loss_of
 from tracepaper.daemon.broker.rules import NO_MARGIN, MarginRules
 from tracepaper.daemon.engine.engine import Engine
@@ -98,27 +99,26 @@ class Desk:
 
     def on_bar(self, candle: Bar, **terms: Any) -> FilledEvent:
         self.sequence += 1
-        self.broker.begin(self.sequence)
-        self.broker.on_bar(candle, **terms)
-        return self.broker.take()
+        self.broker.step.number = self.sequence
+        return self.broker.on_bar(candle, **terms)
 
     def mark(self, key: str, price: int) -> FilledEvent:
         self.sequence += 1
-        self.broker.begin(self.sequence)
+        self.broker.step.number = self.sequence
         at = START_MS + self.index * 60_000
         self.broker.on_mark(Mark(key, price, at, at))
         return self.broker.take()
 
     def pay(self, key: str, rate: int) -> FilledEvent:
         self.sequence += 1
-        self.broker.begin(self.sequence)
+        self.broker.step.number = self.sequence
         at = START_MS + self.index * 60_000
         self.broker.on_funding(Funding(key, rate, at, at), closed_ms=at)
         return self.broker.take()
 
     def target(self, key: str, target: int) -> tuple[tuple[Order, ...], str | None]:
         self.sequence += 1
-        self.broker.begin(self.sequence)
+        self.broker.step.number = self.sequence
         action = Action.LONG if target > 0 else Action.SHORT if target else Action.FLAT
         last = self.last[key]
         refusal = self.broker.route(
@@ -128,7 +128,7 @@ class Desk:
 
     def send(self, key: str, *requests: Any) -> tuple[Order, ...]:
         self.sequence += 1
-        self.broker.begin(self.sequence)
+        self.broker.step.number = self.sequence
         last = self.last[key]
         self.broker.route(Orders(requests, "listed"), NO_OWNER_INTENTS, last, last.market_ms)
         return self.broker.take().orders

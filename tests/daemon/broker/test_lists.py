@@ -56,7 +56,7 @@ class Desk:
     def aim(self, target: int, at_ms: int) -> tuple[Order, ...]:
         """Submit *target* as a signal does."""
         now = OrderContext(at_ms, 0, CLOSE)
-        self.account.policy.submit(self.line, target, "why", now)
+        self.line.submit(target, "why", now)
         return self.account.ledger.take().orders
 
     @property
@@ -65,7 +65,7 @@ class Desk:
 
     def send(self, *requests: OrderRequest | Cancel, close: int = CLOSE) -> tuple[Order, ...]:
         self.account.ledger.take()
-        self.account.ledger.sequence += 1
+        self.account.ledger.step.number += 1
         candle = bar(close, instrument_id=self.item.id)
         orders = Orders(requests, "listed")
         self.account.policy.send(self.line, orders, candle, candle.close_time_ms)
@@ -92,10 +92,10 @@ class Desk:
         return self.account.ledger.take()
 
     def next_bar(self, open_: int, high: int, low: int, close: int) -> Bar:
-        self.account.ledger.sequence += 1
+        self.account.ledger.step.number += 1
         return bar(
             close, open_=open_, high=high, low=low,
-            index=self.account.ledger.sequence, instrument_id=self.item.id,
+            index=self.account.ledger.step.number, instrument_id=self.item.id,
         )  # fmt: skip
 
 
@@ -249,7 +249,7 @@ def test_a_limit_that_is_reached_on_arrival_takes_but_never_worse_than_its_price
     assert (fill.price, fill.quantity, fill.liquidity) == (9_900, 300, Liquidity.TAKER)
     (order,) = desk.resting
     assert (order.status, order.filled) == (OrderStatus.PARTIALLY_FILLED, 300)
-    assert desk.quote(9_890, 9_900).fills == []  # from then on it rests
+    assert desk.quote(9_890, 9_900).fills == ()  # from then on it rests
 
 
 def test_post_only_is_rejected_where_it_would_take() -> None:
@@ -265,7 +265,7 @@ def test_post_only_is_rejected_where_it_would_take() -> None:
 def test_a_stop_is_touched_by_the_side_that_fills_it_and_takes_at_once() -> None:
     desk = Desk()
     desk.send(buy(1, stop=101))
-    assert desk.quote(10_090, 10_090).fills == []
+    assert desk.quote(10_090, 10_090).fills == ()
     (fill,) = desk.quote(10_090, 10_110, size=400).fills
     assert (fill.price, fill.quantity, fill.liquidity) == (10_110, 400, Liquidity.TAKER)
     (rest,) = desk.quote(9_990, 10_000).fills  # triggered once, it is a market order
@@ -278,7 +278,7 @@ def test_a_stop_limit_becomes_a_limit_where_it_is_touched() -> None:
     (touched,) = desk.quote(9_840, 9_860).orders
     assert touched.triggered
     assert touched.status is OrderStatus.ACCEPTED  # the bid is under its limit: it rests
-    assert desk.quote(9_850, 9_860).fills == []
+    assert desk.quote(9_850, 9_860).fills == ()
     (fill,) = desk.quote(9_860, 9_870).fills
     assert (fill.price, fill.liquidity) == (9_850, Liquidity.MAKER)
 
@@ -446,12 +446,12 @@ def test_post_only_and_marketable_limits_meet_the_open_first() -> None:
 def test_an_order_whose_time_ends_inside_a_bar_meets_none_of_it() -> None:
     desk = Desk()
     desk.send(buy(1, limit=99, until=START_MS + 3 * 60_000))
-    assert desk.bar(10_000, 10_000, 10_000, 10_000).fills == []  # the bar from +2 to +3 minutes
+    assert desk.bar(10_000, 10_000, 10_000, 10_000).fills == ()  # the bar from +2 to +3 minutes
     met = desk.bar(9_800, 9_800, 9_800, 9_800)
     assert reasons(met.orders) == [(OrderStatus.CANCELED, "its time is over")]
     desk.send(buy(1, limit=99, until=START_MS + 5 * 60_000 + 30_000))
     met = desk.bar(9_800, 9_800, 9_800, 9_800)  # the bar from +5 to +6 minutes
-    assert (met.fills, reasons(met.orders)) == ([], [(OrderStatus.CANCELED, "its time is over")])
+    assert (met.fills, reasons(met.orders)) == ((), [(OrderStatus.CANCELED, "its time is over")])
 
 
 @pytest.mark.parametrize(("after_ms", "fills"), [(-1, 0), (0, 1)])

@@ -252,10 +252,16 @@ def taken_over(*items: Instrument, cash: int = 1_000) -> PaperAccount:
     return account
 
 
+def ordered(account: PaperAccount, key: str, target: int) -> str | None:
+    line = account.line(key)
+    cash = account.policy.spendable(line, is_reversal=target * line.held < 0)
+    return line.submit(target, "why", OrderContext(START_MS, 0, 100_000, cash))
+
+
 def test_a_mark_price_liquidates_a_position_that_was_taken_over() -> None:
     account = taken_over(item())
     account.match_mark(KEY, 90_501, START_MS)
-    assert account.ledger.take().fills == []
+    assert account.ledger.take().fills == ()
     account = taken_over(item())
     account.match_mark(KEY, 90_400, START_MS)
     (fill,) = account.ledger.take().fills
@@ -265,8 +271,7 @@ def test_a_mark_price_liquidates_a_position_that_was_taken_over() -> None:
 def test_an_order_that_closes_at_the_bankruptcy_price_is_filled_there() -> None:
     account = taken_over(item())
     account.line(KEY).set_liquidation_price(START_MS)
-    now = OrderContext(START_MS, 0, 95_000)
-    account.policy.submit(account.line(KEY), 0, "out", now)
+    ordered(account, KEY, 0)
     account.ledger.take()
     account.markets[KEY].match_quote(quote(90_000, 90_010, at_ms=START_MS + 1))
     (fill,) = account.ledger.take().fills
@@ -276,16 +281,14 @@ def test_an_order_that_closes_at_the_bankruptcy_price_is_filled_there() -> None:
 def test_a_reversal_may_use_the_margin_that_it_frees() -> None:
     account = taken_over(item(), cash=105)
     account.line(KEY).mark_to(100_000)
-    now = OrderContext(START_MS, 0, 100_000)
-    assert account.policy.submit(account.line(KEY), 2_000, "go", now) is not None
-    assert account.policy.submit(account.line(KEY), -1_000, "go", now) is None
+    assert ordered(account, KEY, 2_000) is not None
+    assert ordered(account, KEY, -1_000) is None
 
 
 def test_a_reversal_needs_margin_for_the_whole_of_its_new_side() -> None:
     account = taken_over(item(), cash=105)
     account.line(KEY).mark_to(100_000)
-    now = OrderContext(START_MS, 0, 100_000)
-    assert account.policy.submit(account.line(KEY), -2_000, "go", now) is not None
+    assert ordered(account, KEY, -2_000) is not None
 
 
 def test_a_target_that_is_not_reached_counts_to_the_gross_of_the_others() -> None:
@@ -293,8 +296,7 @@ def test_a_target_that_is_not_reached_counts_to_the_gross_of_the_others() -> Non
     account = taken_over(first, second)
     account.line(second.id).mark_to(100_000)
     assert account.gross_of_others(first.id) == 1_000 * MONEY_SCALE
-    now = OrderContext(START_MS, 0, 100_000)
-    account.policy.submit(account.line(second.id), 2_000, "more", now)
+    ordered(account, second.id, 2_000)
     assert account.gross_of_others(first.id) == 2_000 * MONEY_SCALE
 
 

@@ -46,8 +46,9 @@ KEY = "stock:ACME"
 
 
 def order(of: PaperAccount, target: int, price: int, number: int) -> str | None:
-    now = OrderContext(0, 0, price)
-    return of.policy.submit(of.line(KEY), target, "why", now)
+    line = of.line(KEY)
+    cash = of.policy.spendable(line, is_reversal=target * line.held < 0)
+    return line.submit(target, "why", OrderContext(0, 0, price, cash))
 
 
 def money(value: int) -> Decimal:
@@ -156,6 +157,6 @@ def test_the_round_trip_of_the_edge_has_the_fee_of_both_shares_at_the_close() ->
         "execution": {"fee_per_share": "0.005"},
     }
     machine = engine_of(given, [item])
-    gates, regimes = machine.states[item.id].gates, machine.markets[item.id].regimes
-    gates.see_forecast(bar(40_00, instrument_id=item.id), None, regimes, is_finite=None)
-    assert gates.inputs.round_trip_cost == pytest.approx(2 * 0.005 / 40)
+    state = machine.states[item.id]
+    state.see_forecast(bar(40_00, instrument_id=item.id), None, is_finite=None)
+    assert state.inputs.round_trip_cost == pytest.approx(2 * 0.005 / 40)

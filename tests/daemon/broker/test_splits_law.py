@@ -59,10 +59,10 @@ class Drawn:
         return self.step * self.rng.randint(0, 900)
 
     def _aim(self, targets: list[int]) -> None:
-        self.account.ledger.sequence += 1
+        self.account.ledger.step.number += 1
         aims = zip(self.parts, targets, strict=True) if self.line.shares else ()
         for part, target in (*aims, (self.line, sum(targets))):
-            self.account.policy.submit(part, target, "why", OrderContext(START_MS, 0, 1_000))
+            part.submit(target, "why", OrderContext(START_MS, 0, 1_000))
 
     def _fill(self, size: int) -> None:
         level = quote(1_000, 1_000, at_ms=START_MS + 1, size=size, instrument_id=KEY)

@@ -108,7 +108,7 @@ def test_what_comes_again_under_another_model_was_judged_by_its_gates() -> None:
     assert before is not None
     assert (before.outcome.reason, before.passed) == (after.outcome.reason, after.passed)
     assert before.gate_set.thresholds != after.gate_set.thresholds
-    assert after.gate_set == engine.states[KEY].gates.evaluator.gate_set
+    assert after.gate_set == engine.states[KEY].evaluator.gate_set
 
 
 def test_a_flatten_ends_the_protection_that_an_unfilled_entry_brought() -> None:

@@ -13,12 +13,13 @@ from tracepaper.daemon.broker import matching, orders
 from tracepaper.daemon.broker.account import PaperAccount
 from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.daemon.broker.line import Line
+from tracepaper.daemon.broker.matching import Market
 from tracepaper.daemon.broker.orders import OrdersState
 from tracepaper.daemon.broker.rules import Filters
 from tracepaper.daemon.broker.settings import Latency
-from tracepaper.daemon.engine.book_shortfall import BookShortfall
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.instrument_state import MemberState
+from tracepaper.daemon.engine.risk import BookShortfall
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types.decisions import Decision, Fill, Order
 
@@ -104,7 +105,7 @@ PLANTED: list[tuple[World, Any, str, Callable[..., Any]]] = [
     (TWO_BY_QUOTES, Line, "restore_orders", _forgets),
     (MARGIN_BY_QUOTES, Latency, "of", _at_once),
     (MARGIN_BY_QUOTES, Line, "resize", _nothing),
-    (SPOT_BY_BARS, Line, "unpaid", _never),
+    (SPOT_BY_BARS, Market, "_refusal", _never),
     (SPOT_BY_BARS, Filters, "refusal", _never),
     (SPOT_BY_QUOTES, matching, "is_through", _never),
     (TWO_BY_QUOTES, PaperAccount, "match_mark", _never),

@@ -84,7 +84,7 @@ accounts_of = vars(ShadowCourse)["_steps"]
         (TRADES_OF_TWO, ShadowCourse, "_steps", _without_fills),
         (TRADES_OF_TWO, ShadowCourse, "take", _at_first_step),
         (BY_RANGES, ShadowCourse, "_show", lambda _course, _before: None),
-        (MODEL, UnitQueue, "predictions", lambda units, predict: predict(units.peek())),
+        (MODEL, UnitQueue, "predictions", lambda units, predict: predict(units.unit)),
         (NOTED, MemberState, "decide_ahead", _ask_again),
         (LESS_EDGE, shadow_course, "FOLLOWING", frozenset(SHADOWS)),
         (BY_MONEY, MemberState, "is_sized_by_signal", property(lambda _state: True)),
@@ -177,8 +177,7 @@ def test_units_are_drawn_when_asked_for_and_an_error_waits_for_what_came_before(
         raise DataInvalid("no more")
 
     units = UnitQueue(source())
-    assert (units.peek(), units.peek(), drawn) == (first, first, [first])
-    assert (units.next(), drawn, units.peek()) == (first, [first, second], second)
-    assert (units.advance(), units.advance()) == (third, None)
-    with pytest.raises(DataInvalid, match="no more"):
-        units.peek()
+    assert (units.unit, drawn) == (first, [first])
+    assert (units.advance(), drawn, units.unit) == (second, [first, second], second)
+    assert (units.advance(), units.error, units.advance()) == (third, None, None)
+    assert isinstance(units.error, DataInvalid)
