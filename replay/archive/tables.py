@@ -219,8 +219,6 @@ def read_table(path: Path, names: Names = NAMES, plain: Plain = plain_name) -> F
             f"{path} has a name of no known kind: give candles in a file that ends in "
             f"{', '.join(SUFFIXES)}, also in .gz or .zip."
         )
-    if not raw.strip():
-        raise DataInvalid(f"{path} is empty: give one with rows.")
     if name.endswith(ARROWS):
         return _read_arrow(path, raw, "parquet" if name.endswith(ARROWS[:2]) else "feather")
     try:
@@ -435,7 +433,7 @@ def table_of_frame(frame: Any) -> FileTable:  # noqa: ANN401 - of any library
         raise DataInvalid(
             f"{FRAME} has columns of several levels: give one symbol's, frame[symbol]."
         )
-    index: Any = None if isinstance(frame, Mapping) else getattr(frame, "index", None)
+    index: Any = getattr(frame, "index", None)
     kind = getattr(getattr(index, "dtype", None), "kind", "")
     is_counter = kind == "i" and not (index[:1] >= UNITS["seconds"]).any()
     if kind == "M":
