@@ -379,9 +379,9 @@ class Engine:
                     columns.precompute_columns(event)
 
     def expect(self, columns: Mapping[str, BarColumns]) -> None:
-        """Know all coming bars of each instrument as *columns*, before the first is taken."""
-        for key, of_instrument in columns.items():
-            self.markets[key].expect(of_instrument)
+        """Know all coming bars of each instrument as *columns*, or of none that it lacks."""
+        for key, market in self.markets.items():
+            market.expect(columns.get(key))
 
     @property
     def has_columns(self) -> bool:

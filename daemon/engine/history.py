@@ -239,8 +239,8 @@ class InstrumentState(KnownBars):
             frames.append(self._keep_day)
         return [*frames, *(record.append for record in self._records), self.day_range.push]
 
-    def expect(self, columns: BarColumns) -> None:
-        """Know the coming bars as *columns*, as in a replay of candles."""
+    def expect(self, columns: BarColumns | None) -> None:
+        """Know the coming bars as *columns*, as in a replay of candles; with None no longer."""
         self._expected = columns
         if self.plausibility is not None:
             self.plausibility.expect(columns)

@@ -140,6 +140,7 @@ def run_replay(replay: Replay, log: StepLog, tally: Tally) -> None:
     predictions = predictor_over(replay)
     log.begin(replay.run, replay.engine.gate_sets)
     run_events(predictions.events(replay), predictions.predictor, replay.engine, log, tally)
+    replay.engine.expect({})  # an engine may outlive its run until it is collected
 
 
 @dataclass(frozen=True)

@@ -390,7 +390,7 @@ class Plausibility:
         ]
         self._extend(spreads, closes[-1])
 
-    def expect(self, columns: BarColumns) -> None:
+    def expect(self, columns: BarColumns | None) -> None:
         """Measure the bars of *columns* in blocks; :meth:`add` then only looks them up.
 
         Once a bar is added that is not the next of them, each bar is measured by itself.
