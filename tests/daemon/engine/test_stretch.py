@@ -29,6 +29,8 @@ ONE, TWO, SEVERAL, FAILS, NOTES, STOP = 4, 40, 48, 33, 20, 56
 MODEL, OF_TWO, SCANNED, NOTED, LESS_EDGE, BY_MONEY = 100, 1118, 111, 847, 17, 33
 TRADES_OF_TWO, BY_RANGES = 85, 6
 """Histories with a model; in the last two shadow accounts trade."""
+CELLS_ALONE = 1
+"""A history in which only the learned regime changes between two decisions that hold nothing."""
 
 
 def test_a_run_with_stretches_ends_as_one_by_steps(tmp_path: Path) -> None:
@@ -43,7 +45,7 @@ def test_a_run_with_stretches_ends_as_one_by_steps(tmp_path: Path) -> None:
 
 def test_a_run_with_a_model_ends_as_one_by_steps(tmp_path: Path) -> None:
     reached: Counter[str] = Counter()
-    for seed in (MODEL, OF_TWO, SCANNED, NOTED, TRADES_OF_TWO, BY_RANGES):
+    for seed in (MODEL, OF_TWO, SCANNED, NOTED, TRADES_OF_TWO, BY_RANGES, CELLS_ALONE):
         reached += HistoryBothWays(seed, tmp_path, has_model=True).counted
     names = {f"stretches of {count} instruments with a model" for count in (1, 2)}
     names |= {"stretches with several regimes", "stretches without a forecast"}
