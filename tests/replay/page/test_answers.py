@@ -389,7 +389,7 @@ def unusual_run(state: str, folder: Path) -> Path:
         case "no bar yet":
             write_run(database, [undecided(0, other_events()[0])])
         case _:
-            replayed(folder, cross(), "--data", SAMPLE, "--to", "2025-05-30")
+            replayed(folder, cross(), "--data", SAMPLE, "--to", "2025-05-31")
             prune(database, keep_days=1, pruned_at_ms=0)
     return database
 
@@ -400,7 +400,7 @@ def unusual_run(state: str, folder: Path) -> Path:
         ("halted by risk.drawdown", "This run is halted by risk.drawdown since "),
         ("damaged", "The row of run r-1 counts 40 steps and 39 are stored"),
         ("no bar yet", "No bar was decided yet"),
-        ("pruned", "The oldest steps were pruned: step 3,000"),
+        ("pruned", "The oldest steps were pruned: step 4,000"),
     ],
 )
 def test_what_is_unusual_of_a_run_begins_each_of_its_documents(
