@@ -220,7 +220,7 @@ def _fields(table: FileTable, symbol: str, chosen: Mapping[str, str]) -> dict[st
 
     Raises ``DataInvalid``, naming the columns, if a field has none or two.
     """
-    columns, fields, told = table.columns, dict[str, str](), []
+    columns, fields, changes = table.columns, dict[str, str](), []
     for field, name in chosen.items():
         plain = name if name in columns else plain_name(name)
         if name and plain not in columns:
@@ -229,9 +229,9 @@ def _fields(table: FileTable, symbol: str, chosen: Mapping[str, str]) -> dict[st
                 f"name another for {field}."
             )
         fields |= {field: plain} if name else {}
-        told.append(f"{field} is {plain}" if name else f"{field} is left out")
-    if told:
-        table.notes.append(f"{' and '.join(told)}, by --columns")
+        changes.append(f"{field} is {plain}" if name else f"{field} is left out")
+    if changes:
+        table.notes.append(f"{' and '.join(changes)}, by --columns")
     free = replace(table, columns={n: c for n, c in columns.items() if n not in fields.values()})
     coins = zip(("volume", "turnover"), coins_of(symbol), strict=True)
     of_coin = {field: f"volume{coin.lower()}" for field, coin in coins}  # Volume BTC
@@ -354,17 +354,25 @@ def _is_blank(column: Column) -> npt.NDArray[np.bool_]:
     return blank
 
 
+def parsed_times(
+    table: FileTable, name: str, title: str, **choice: str
+) -> tuple[IntArray, tuple[str, ...]]:
+    """Return the times in ms of the column *name*, and notes on how they are read.
+
+    The refusal of other times begins with *title*; it prints lines of pandas, and the *choice* of
+    :meth:`FileTable.refuse`.
+    """
+    try:
+        return epoch_ms(table.columns[name])
+    except CellInvalidError as error:
+        change = _pandas(table, name)
+        what = f"{title} {error.what}"
+        raise table.refuse(what, row=error.row, change=change, **choice) from None
+
+
 def _times(table: FileTable, name: str, *, is_placed: bool) -> IntArray:
     """Return the open times in ms, of the column *name*."""
-    try:
-        times, notes = epoch_ms(table.columns[name])
-    except CellInvalidError as error:
-        raise table.refuse(
-            f"the open time {error.what}",
-            row=error.row,
-            change=_pandas(table, name),
-            open_time="NAME",
-        ) from None
+    times, notes = parsed_times(table, name, "the open time", open_time="NAME")
     is_local = "local" in name
     zones = [zone for zone in table.texts("timezone") if zone.upper() not in UTC_NAMES]
     zones = [*zones, "local time"] if is_local else zones

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from tracepaper.daemon.bybit.instruments import recorded_instruments
 from tracepaper.replay.archive.candles import Candles, Span
-from tracepaper.replay.archive.columns import IntArray, epoch_ms, parse
+from tracepaper.replay.archive.columns import IntArray, parse
 from tracepaper.replay.archive.names import NAMES, TIME, coins_of, split_argument
-from tracepaper.replay.archive.read import of_one_symbol
+from tracepaper.replay.archive.read import of_one_symbol, parsed_times
 from tracepaper.replay.archive.tables import read_table
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.sessions import MONTHS_OF, Calendar, SplitWatch
@@ -273,10 +273,10 @@ def read_funding(path: str | Path) -> FundingRates:
     fields = table.find(FUNDING_NAMES)
     for field in (TIME, "funding_rate"):
         if field not in fields:
-            found = ", ".join(table.written.values())
-            raise DataInvalid(f"{file} has no column {field} (found {found}): name one so.")
+            names = ", ".join(table.written.values())
+            raise DataInvalid(f"{file} has no column {field} (it has {names}): name one so.")
     cells = {field: table.columns[name] for field, name in fields.items()}
-    times, _ = table.checked("the time", partial(epoch_ms, cells[TIME]))
+    times, _ = parsed_times(table, fields[TIME], "the time")
     rates = table.checked("funding_rate", partial(parse, cells["funding_rate"]))
     if np.median(np.abs(rates.mantissa)) >= PERCENT_FROM * 10**rates.places:
         raise DataInvalid(

@@ -273,8 +273,8 @@ class Strategy(ABC):
 
 def observes(strategy: Strategy) -> bool:
     """Return whether *strategy*, or the user's class that it guards, processes bars itself."""
-    own: Strategy = getattr(strategy, "guarded", strategy)
-    return type(own).observe is not Strategy.observe
+    decider: Strategy = getattr(strategy, "guarded", strategy)
+    return type(decider).observe is not Strategy.observe
 
 
 class SmaCross(Strategy):

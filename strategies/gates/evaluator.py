@@ -420,9 +420,9 @@ class Plausibility:
         spreads = np.maximum(block.high, last) - np.minimum(block.low, last)
         # A range of 0 stands for a bar before the first: the median counts neither.
         absent = [0] * (YARDSTICK_BARS - len(self._ranges))
-        known = np.concatenate((absent, self._ranges, spreads)).astype(np.int64)
-        ordered = np.sort(sliding_window_view(known[1:], YARDSTICK_BARS), axis=1)  # [bar, rank]
-        zeros = np.cumsum(known == 0)
+        ranges = np.concatenate((absent, self._ranges, spreads)).astype(np.int64)
+        ordered = np.sort(sliding_window_view(ranges[1:], YARDSTICK_BARS), axis=1)  # [bar, rank]
+        zeros = np.cumsum(ranges == 0)
         zeros = zeros[YARDSTICK_BARS:] - zeros[:-YARDSTICK_BARS]  # [bar], in its window
         count = YARDSTICK_BARS - zeros
         ranks = np.stack((zeros + count // 2, zeros + (count - 1) // 2), axis=1)

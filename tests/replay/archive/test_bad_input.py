@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from remedies import written_anew
 
 from tracepaper.replay.archive import merge_candles, read_candles, read_funding
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, TracepaperError
@@ -237,6 +238,15 @@ def test_funding_files_are_read_exactly_and_checked(tmp_path: Path) -> None:
     small = file(tmp_path, ["time,rate", *(f"{T0 + at},0.01" for at in range(3))], "BTCUSDT_d.csv")
     with pytest.raises(DataInvalid, match="has funding rates of percent"):
         read_funding(small)
+    compact = file(
+        tmp_path, ["20250101 00:00:00,0.0001", "20250101 08:00:00,-0.0002"], "BTCUSDT.csv"
+    )
+    with pytest.raises(DataInvalid, match="line 1: the time is not a time") as refused:
+        read_funding(compact)
+    assert read_funding(written_anew(compact, str(refused.value))).rate.tolist() == [
+        1_000_000,
+        -2_000_000,
+    ]
 
 
 @pytest.mark.parametrize(
