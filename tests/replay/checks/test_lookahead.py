@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from vector_cases import CONTEXT, sections
 
 from tracepaper.daemon.cli import invoke
+from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.books import read_depth
@@ -47,6 +48,8 @@ MINUTE_MS = 60_000
 HOLD = "Signal(Action.HOLD, 'nothing new')"
 PASSES, DIFFERS, READ = "nothing differs", "differs", "read"
 _NUMBERS = count()
+TOMORROW = str(SystemClock().wall_ms() // 1_000 + 86_400)
+"""No run here reaches it, and every jump of the clocks passes it."""
 
 
 class Planted(NamedTuple):
@@ -124,16 +127,20 @@ LEAKS: dict[str, tuple[str, dict[str, str]]] = {
         ELSEWHERE,
         {
             "top": "from datetime import datetime",
-            "decide": "return Signal(Action.HOLD, 'so', note={'day': datetime.now().toordinal()})",
+            "decide": "seen = datetime.now().timestamp() > " + TOMORROW + "\n"
+            "return Signal(Action.HOLD, 'so', note={'tomorrow': seen})",
         },
     ),
-    "the second": (ELSEWHERE, {"top": "import time", "decide": "return by(time.time() % 60 < 30)"}),
+    "the time": (
+        ELSEWHERE,
+        {"top": "import time", "decide": "return by(time.time() > " + TOMORROW + ")"},
+    ),
     "the time of its making": (
         ELSEWHERE,
         {
             "top": "import time",
-            "init": "self.day = int(time.time() // 86_400)",
-            "decide": "return by((bar.close + self.day) % 7 < 3)",
+            "init": "self.late = time.time() > " + TOMORROW,
+            "decide": "return by((bar.close > bar.open) is self.late)",
         },
     ),
     "memory of earlier runs": (
@@ -174,7 +181,8 @@ LEAKS: dict[str, tuple[str, dict[str, str]]] = {
         AGAIN,
         {
             "top": "import os\nKEY = int.from_bytes(os.urandom(8))",
-            "decide": "return by((bar.close + KEY) % 97 < 48)",
+            # Two draws of the key agree at each bar by a toss: never at all 160 of them.
+            "decide": "return by(hash((bar.close, KEY)) % 2 == 0)",
         },
     ),
 }
