@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from inspect import signature, unwrap
 from pathlib import Path
 from typing import Any, Final
 
 import figures
-import glossary
 import typer
 import yaml
 from exchange_callers import CALLERS
@@ -23,6 +23,7 @@ from tracepaper.daemon.config.loading import example
 from tracepaper.daemon.session.combinations import COMBINATIONS, Trait
 from tracepaper.replay.exchange.recorded import listing
 from tracepaper.storage.database.remedies import REMEDIES
+from tracepaper.storage.database.view_columns import View
 from tracepaper.storage.database.views import VIEWS
 from tracepaper.strategies import indicators
 from tracepaper.strategies.gates.gate import (
@@ -34,38 +35,84 @@ from tracepaper.strategies.gates.gate import (
     gate_order,
 )
 
+SHARED_MIN: Final = 4
+"""An option with one meaning in so many commands stands in the table of shared options."""
 _TYPES: Final = """\
 Every column declares the type of its values, so SQLAlchemy reflects it, and pandas and connectorx
 (`polars.read_database_uri`) read it correctly. A Python cursor does not know the declared types:
-for it, `polars.read_database(query, connection, infer_schema_length=None)` reads every row."""
+for it, `polars.read_database(query, connection, infer_schema_length=None)` reads every row.
+
+The first column of every view is `run_id`, the run. Times that end in `_ms` are UTC milliseconds;
+`_iso` is the same time as ISO 8601 text, and `_text` the exact decimal of the column before it."""
+ALIKE_MIN: Final = 10
+"""So many columns that a view shares with an earlier one are only named."""
 
 
 def views_page() -> str:
     """Return the page of the views, column by column."""
     parts = ["# The views", _TYPES]
+    documented: dict[str, dict[str, str]] = {}
     for view in VIEWS:
-        rows = [f"| `{column.name}` | {column.kind} | {column.doc} |" for column in view.columns]
-        table = "\n".join(["| column | type | meaning |\n|---|---|---|", *rows])
+        rows = _view_rows(view)
+        shared = {
+            name: set(rows.items()) & set(other.items()) for name, other in documented.items()
+        }
+        alike = max(shared, key=lambda name: len(shared[name]), default="")
+        same = dict(shared[alike]) if alike and len(shared[alike]) >= ALIKE_MIN else {}
+        table = "\n".join(
+            [
+                "| column | type | meaning |\n|---|---|---|",
+                *(rows[name] for name in rows if name not in same),
+            ]
+        )
         parts.append(f"## `{view.name}`\n\nOne row is {view.row}.\n\n{table}")
+        if same:
+            names = ", ".join(f"`{name}`" for name in rows if name in same)
+            parts.append(f"As in `{alike}`: {names}.")
+        documented[view.name] = rows
     return "\n\n".join(parts) + "\n"
+
+
+def _view_rows(view: View) -> dict[str, str]:
+    """Return by name the row of each column of *view*, those that follow from it beside it."""
+    names = {column.name for column in view.columns}
+    rows = {}
+    for column in view.columns[1:]:
+        stem, _, form = column.name.rpartition("_")
+        if (form == "iso" and f"{stem}_ms" in names) or (form == "text" and stem in names):
+            continue
+        beside = names & {f"{column.name}_text", f"{column.name.removesuffix('_ms')}_iso"}
+        cell = ", ".join(f"`{name}`" for name in (column.name, *beside))
+        rows[column.name] = f"| {cell} | {column.kind} | {column.doc.removesuffix(', UTC ms')} |"
+    return rows
 
 
 def commands_page() -> str:
     """Return the page of the command line: every command with its arguments and options."""
     document = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     entries = document["project"]["entry-points"]["tracepaper.commands"]
+    commands = [
+        (panel, name, command)
+        for panel, names in PANELS.items()
+        for entry in names
+        for name, command in _commands(f"tracepaper {entry}", _typed(*entries[entry].split(":")))
+    ]
+    every = Counter(row for _, name, command in commands for row in _rows(name, command))
+    shared = {row: row.split("`")[1] for row, count in every.items() if count >= SHARED_MIN}
     parts = [
         "# The command line",
         (
             "To give an option several values, repeat it. RUN is a run's id, a unique prefix of "
             "it, `last`, or `FILE#RUN`. Exit codes are in [operations.md](operations.md), O1."
         ),
+        "## Shared options",
+        "\n".join(["| | default | |", "|---|---|---|", *shared]),
     ]
-    for panel, names in PANELS.items():
-        parts.append(f"## {panel}")
-        for name in names:
-            module, _, attribute = entries[name].partition(":")
-            parts += _command(f"tracepaper {name}", _typed(module, attribute))
+    begun = set()
+    for panel, name, command in commands:
+        parts += [] if panel in begun else [f"## {panel}"]
+        begun.add(panel)
+        parts += _command(name, command, shared)
     return "\n\n".join(parts) + "\n"
 
 
@@ -198,19 +245,31 @@ def _typed(module: str, attribute: str) -> Any:
     return typer.main.get_command(application)
 
 
-def _command(name: str, command: Any) -> Iterator[str]:
-    """Yield the parts of one command, or of each command of a group."""
-    if hasattr(command, "commands"):
-        for inner, subcommand in command.commands.items():
-            yield from _command(f"{name} {inner}", subcommand)
+def _commands(name: str, command: Any) -> Iterator[tuple[str, Any]]:
+    """Yield *command* with its name, or each command of a group."""
+    if not hasattr(command, "commands"):
+        yield name, command
         return
+    for inner, subcommand in command.commands.items():
+        yield from _commands(f"{name} {inner}", subcommand)
+
+
+def _command(name: str, command: Any, shared: Mapping[str, str]) -> Iterator[str]:
+    """Yield the parts of one command; options whose row is in *shared* are only named."""
+    yield f"### `{name}`"
+    yield " ".join((command.help or "").replace("\n\n", " ¶ ").split()).replace(" ¶ ", "\n\n")
+    rows = _rows(name, command)
+    if own := [row for row in rows if row not in shared]:
+        yield "\n".join(["| | default | |", "|---|---|---|", *own])
+    if named := [f"`{shared[row]}`" for row in rows if row in shared]:
+        yield f"Shared: {', '.join(named)}."
+
+
+def _rows(name: str, command: Any) -> list[str]:
+    """Return the table rows of a command's arguments and options."""
     with command.make_context(name, [], resilient_parsing=True) as context:
-        yield f"### `{name}`"
-        yield " ".join((command.help or "").replace("\n\n", " ¶ ").split()).replace(" ¶ ", "\n\n")
         options = [part for part in command.params if part.name != "help" and not part.hidden]
-        rows = [_row(part, context) for part in options]
-        if rows:
-            yield "\n".join(["| | default | |", "|---|---|---|", *rows])
+        return [_row(part, context) for part in options]
 
 
 def _row(parameter: Any, context: Any) -> str:
@@ -278,7 +337,6 @@ GENERATED: Final[Mapping[Path, Callable[[], str]]] = {
     ROOT / "docs" / "configuration.md": combinations_page,
     ROOT / "docs" / "decisions.md": decisions_page,
     LOG / "index.md": decisions_log_index,
-    ROOT / "docs" / "glossary.md": glossary.glossary_page,
     ROOT / "docs" / "http.md": http_page,
     ROOT / "docs" / "operations.md": operations_page,
     ROOT / "docs" / "surface.md": surface_page,

@@ -101,13 +101,13 @@ def _cut(value: Any) -> Any:
 def documentation() -> str:
     """Return addresses, each with an example, and types of the interface as Markdown."""
     shown = examples()
-    parts = ["## Addresses\n"]
+    parts = ["## Addresses\n", "| parameter | meaning |\n|---|---|"]
+    parts.append("\n".join(f"| `{name}` | {text} |" for name, text in MEANINGS.items()) + "\n")
     for route in ROUTES:
         parts.append(f"### `GET {PREFIX}{route.path}`\n\n{route.sentence}\n")
         names = [*route.places, *route.parameters.__struct_fields__]
         if names:
-            parts.append("| parameter | meaning |\n|---|---|")
-            parts.append("\n".join(f"| `{name}` | {MEANINGS[name]} |" for name in names) + "\n")
+            parts.append(f"Parameters: {', '.join(f'`{name}`' for name in names)}.\n")
         kind = "lines of `Progress`, then `Done` with " if route.streams else ""
         parts.append(
             f"Answer: {kind}[`{route.answer.__name__}`](#{route.answer.__name__.lower()}).\n"
@@ -127,13 +127,13 @@ def _types() -> list[type[Struct]]:
 
 def _type(type_: type[Struct]) -> str:
     hints = get_type_hints(type_)
-    rows = "\n".join(f"| `{name}` | {_named(hints[name])} |" for name in type_.__struct_fields__)
+    rows = "\n".join(f"{name}: {_named(hints[name])}" for name in type_.__struct_fields__)
     text = " ".join((type_.__doc__ or "").split())
-    return f"### {type_.__name__}\n\n{text}\n\n| field | type |\n|---|---|\n{rows}\n"
+    return f"### {type_.__name__}\n\n{text}\n\n```text\n{rows}\n```\n"
 
 
 def _named(hint: object) -> str:
     text = hint.__name__ if isinstance(hint, type) and not hasattr(hint, "__args__") else str(hint)
     for noise in (_MODULE, "typing."):
         text = text.replace(noise, "")
-    return f"`{text}`".replace(" | ", "` or `")
+    return text.replace(" | ", " or ")

@@ -34,7 +34,6 @@ GENERATED: Final = {
     "decisions.md": "| gate |",
     "http.md": "\n## Addresses\n",
     "FIGURES.md": "| figure |",
-    "glossary.md": "# ",
     "strategies.md": "| indicator |",
     "surface.md": "# ",
     "views.md": "# ",
