@@ -40,8 +40,6 @@ STALE_STEPS: Final = 2
 """Steps after which a book is too old for a bar (docs/orderbook.md, D17)."""
 WANTED: Final = STALE_STEPS + 1
 """Number of books before a close that a row depends on."""
-FALSE_BEYOND: Final = 0.01
-"""A book is false if its mid is this fraction outside the range of bar and previous close."""
 _KEPT: Final = 1 << 17
 """Rows kept per symbol: more than a window plus the bars that a scan reads ahead."""
 
@@ -186,10 +184,8 @@ class RunBooks:
         if before is not None and close_ms <= before.closed_ms:
             return  # an earlier bar again: keep its row
         self._last[symbol] = bar
-        history = self._history(bar.instrument)
-        _hide_false(history, bar, bar if before is None else before)
         rows = self._rows.setdefault(symbol, {})
-        rows[close_ms] = self._row(history.until(close_ms), close_ms)
+        rows[close_ms] = self._row(self._history(bar.instrument).until(close_ms), close_ms)
         if len(rows) > _KEPT:
             del rows[next(iter(rows))]
 
@@ -201,18 +197,6 @@ class RunBooks:
         newest, before = read.part(len(read) - 1, len(read)), read.part(0, 1)
         row = rows_of_books(newest, before, np.array([len(read) > 1]))
         return int(newest.seen_ms[0]), row[0]
-
-
-def _hide_false(history: OrderBookHistory, bar: Bar, before: Bar) -> None:
-    """Hide all books up to the last one that *bar* proves false."""
-    if (books := history.until(bar.closed_ms)) is None:
-        return
-    low, high = min(bar.low, before.close), max(bar.high, before.close)
-    mid = books.doubled_mid / 2
-    is_far = (mid < low * (1 - FALSE_BEYOND)) | (mid > high * (1 + FALSE_BEYOND))
-    is_own = books.seen_ms > min(before.closed_ms, bar.open_time_ms)
-    if false_ms := books.seen_ms[is_far & is_own].tolist():
-        history.hide(false_ms[-1])
 
 
 def books_read_by(model: HasVectors | None) -> RunBooks | None:

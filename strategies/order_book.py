@@ -33,14 +33,13 @@ LATER_BOOKS: Final = 128
 
 
 class OrderBookHistory:
-    """The last *length* books before a close, without those from before a gap or a false book."""
+    """The last *length* books before a close, without those from before a gap."""
 
     def __init__(self, length: int) -> None:
         self.length: Final = length
         self._events: deque[Depths] = deque()
         self._unpacked: dict[int, Books] = {}  # by the time of an event's first book
         self._count = 0
-        self._false_ms = -1  # time of the newest false book
 
     def add(self, depths: Depths) -> None:
         """Add the next books; after a gap forget the earlier ones."""
@@ -52,10 +51,6 @@ class OrderBookHistory:
             oldest = self._events.popleft()
             self._count -= oldest.count
             self._unpacked.pop(oldest.first_ms, None)
-
-    def hide(self, false_ms: int) -> None:
-        """Hide all books up to *false_ms*, the time of a false book."""
-        self._false_ms = max(self._false_ms, false_ms)
 
     def books_of(self, event: Depths) -> Books:
         """Return the unpacked books of *event*, from a cache."""
@@ -81,8 +76,6 @@ class OrderBookHistory:
         for event in reversed(self._events):
             if event.first_ms > close_ms:
                 continue
-            if event.market_ms <= self._false_ms:
-                break
             books = self.books_of(event)
             if event.market_ms > close_ms:
                 books = books.part(0, (close_ms - event.first_ms) // event.every_ms + 1)
@@ -93,10 +86,7 @@ class OrderBookHistory:
         if not parts:
             return None
         recent = joined(parts[::-1])
-        first = int((recent.seen_ms <= self._false_ms).sum())
-        if first == count:
-            return None
-        return recent.part(max(count - length, first), count)
+        return recent.part(max(count - length, 0), count)
 
 
 SIDES: Final = ("bid", "ask")

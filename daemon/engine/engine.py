@@ -434,12 +434,8 @@ class Engine:
                 self.broker.on_hole(event)
                 return self._finish(event, event.instrument)
             case FrameBar() | Depths():
-                market = self.markets[event.instrument]
-                is_part = market.take(event)
-                price_verdict = market.doubt_of(event) if isinstance(event, Depths) else None
-                return self._finish(
-                    event, event.instrument, accepted=is_part, price_verdict=price_verdict
-                )
+                is_part = self.markets[event.instrument].take(event)
+                return self._finish(event, event.instrument, accepted=is_part)
             case (
                 CloseStart()
                 | RunEnd()

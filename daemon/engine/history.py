@@ -194,22 +194,11 @@ class InstrumentState(KnownBars):
         if self.books is not None:
             self.books.forget()
 
-    def doubt_of(self, depths: Depths) -> str | None:
-        """Return which order books of *depths* are not believed yet, in words, or None."""
-        return (
-            None
-            if self.books is None
-            else self.accepted_prices.doubt_of(self.books.books_of(depths))
-        )
-
     # ------------------------------------------------------------ a bar
 
     def observe(self, bar: Bar) -> None:
         """Add the next closed bar."""
-        before = self.last_bar
         self._take_bar(bar)
-        if self.books is not None:
-            self.accepted_prices.hide_false(self.books, bar, before)
         self.day_range.push(bar)
 
     def _take_bar(self, bar: Bar) -> None:

@@ -17,7 +17,6 @@ from msgspec.structs import replace
 from tracepaper.daemon.broker.execution import MeanRange
 from tracepaper.daemon.broker.rules import ASSUMED_LEVERAGE
 from tracepaper.strategies.gates.evaluator import YARDSTICK_MEMORY, Plausibility
-from tracepaper.strategies.order_book import Books, OrderBookHistory
 from tracepaper.strategies.types.market import (
     LEVERAGE_DECIMALS,
     Bar,
@@ -223,46 +222,6 @@ class AcceptedPrices:
             reason += f", and the ticker announced {_percent_of_rate(announced)}"
         return False, f"not believed: {reason}"
 
-    def doubt_of(self, books: Books) -> str | None:
-        """Return how many of *books* are not believed yet; None if all are.
-
-        Their bar, which arrives after them, decides.
-        """
-        self._follow_bars()
-        bar = self._bar
-        if bar is None or not self._yardstick:
-            return None
-        limit = self._limit(int(books.seen_ms[-1]))
-        low, high = sorted((2 * bar.close, self._doubled))
-        mids = books.doubled_mid
-        far = mids[(mids < low - limit) | (mids > high + limit)].tolist()
-        if not far:
-            return None
-        base = min((low, high), key=lambda bound: abs(bound - far[-1]))
-        return (
-            f"not believed unless their bar goes there: {len(far)} of {len(mids)} order books, the "
-            f"last at {self._distance(far[-1], base, limit)}"
-        )
-
-    def hide_false(self, record: OrderBookHistory, bar: Bar, before: Bar | None) -> None:
-        """Hide the books of *record* up to the last one that *bar* proves to be false.
-
-        *bar* is the newest bar and *before* the one before it. Every true book of its time is
-        between the bar's low and high, or the close before, give or take a usual minute's move.
-        """
-        self._follow_bars()
-        books = record.until(bar.close_time_ms)
-        if books is None or not self._yardstick:
-            return
-        from_ms = bar.open_time_ms if before is None else before.close_time_ms
-        last = bar.open if before is None else before.close
-        limit = self._limit(bar.close_time_ms)
-        mids = books.doubled_mid
-        is_far = (mids < 2 * min(bar.low, last) - limit) | (mids > 2 * max(bar.high, last) + limit)
-        false_ms = books.seen_ms[is_far & (books.seen_ms > from_ms)].tolist()
-        if false_ms:
-            record.hide(false_ms[-1])
-
     def _believes(self, price: Quote | Mark) -> tuple[bool, str | None]:
         """Return whether *price* is believed, and why; a believed jump becomes the reference."""
         doubled = _doubled(price)
@@ -401,9 +360,8 @@ class AcceptedPrices:
     # ------------------------------------------------------------ texts
 
     def _jump(self, price: Quote | Mark) -> str:
-        return self._distance(_doubled(price), self._doubled, self._limit(price.market_ms))
-
-    def _distance(self, doubled: int, before: int, limit: float) -> str:
+        doubled, before = _doubled(price), self._doubled
+        limit = self._limit(price.market_ms)
         return (
             f"{self._price(doubled)} is {percent(abs(doubled - before) / before, 1)} from "
             f"{self._price(before)}, beyond {percent(limit / before, 1)}"

@@ -77,7 +77,7 @@ from tracepaper.strategies.features.rows import (
     with_covariates,
 )
 from tracepaper.strategies.forecasters.build import build as forecaster_of
-from tracepaper.strategies.order_book import Books, packed_books
+from tracepaper.strategies.order_book import Books
 from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.types.market import Bar, Event
 
@@ -685,31 +685,6 @@ def test_a_run_is_fed_its_own_books_and_decides_the_same(books: Scene, tmp_path:
     rerun = run_again(books.database, copy)
     assert (rerun.compared, rerun.identical, rerun.differences) == (SHORT, SHORT, [])
     check(copy)
-
-
-def test_a_false_book_gives_no_row_nor_does_what_stood_before_it(books: Scene) -> None:
-    """The mid of the last or last but one book of a bar is wrong by 2 % or 0.5 %."""
-    supplied = BookInputs.read([books.folder / "books.depth"])
-    (file,) = supplied.files[LED]
-    bar, close_ms = book_cases.candles(COUNT).bars()[20], START_MS + 21 * MINUTE_MS
-    at = int(np.searchsorted(file.times, close_ms)) - 1  # before the one of the close
-    for false, factor, has_row, has_before in (
-        (1, 1.02, False, False), (1, 1.005, True, True),
-        (0, 0.98, True, False), (None, 1.0, True, True),
-    ):  # fmt: skip
-        live = RunBooks(supplied.reading)
-        live.see(book_cases.candles(COUNT).bars()[19])
-        for place in (0, 1):
-            book = file.part(at + place, at + place + 1)
-            price = book.price if place != false else np.round(book.price * factor).astype(np.int64)
-            changed = replace(book, price=price)
-            seen_ms = int(book.seen_ms[0])
-            live.see(packed_books(f"linear:{LED}", changed, every_ms=EVERY_MS, seen_ms=seen_ms))
-        live.see(bar)
-        row = live.at(LED, np.array([close_ms])).values[0]
-        assert bool(np.isfinite(row).all()) is has_row, (false, factor)
-        moved = row[supplied.reading.columns.index("2_5_bid_grown")]
-        assert bool(has_row and moved != 0) is has_before, (false, factor)
 
 
 def test_heads_are_told_at_bars_that_were_answered(books: Scene, say: Say) -> None:
