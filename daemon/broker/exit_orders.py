@@ -23,7 +23,7 @@ from msgspec.structs import replace
 
 from tracepaper.daemon.broker.exit_plans import Level, Plan, nearest
 from tracepaper.daemon.broker.line import Line
-from tracepaper.daemon.broker.orders import PROTECTIVE, OrderEvent, after, kind_of
+from tracepaper.daemon.broker.orders import PROTECTIVE, OrderEvent, after
 from tracepaper.strategies.api.context import Signal
 from tracepaper.strategies.types.decisions import (
     Action,
@@ -122,7 +122,7 @@ def place_protection(
     limit, the order is sent anew and takes.
     """
     held, quantity = line.held, line.closable
-    kind = kind_of(price, trigger)
+    kind = OrderKind.of(price, trigger)
     armed = line.protective(role)
     side = Side.SELL if held > 0 else Side.BUY
     rests = kind is OrderKind.LIMIT and _is_ahead(side, price, market)

@@ -38,7 +38,6 @@ from tracepaper.daemon.broker.orders import (
     OrdersState,
     after,
     carried,
-    kind_of,
     terms_of,
     tighter,
     urgency,
@@ -852,10 +851,11 @@ class Line:
         trigger: int | None = None,
     ) -> Order:
         """Return a new order, not yet accepted, that closes *quantity* of the position."""
+        kind, side = OrderKind.of(price, trigger), Side.SELL if self.held > 0 else Side.BUY
         return Order(
-            self.next_id(), self.key, Side.SELL if self.held > 0 else Side.BUY, quantity, 0,
-            OrderStatus.NEW, reason, at_ms, at_ms, kind_of(price, trigger), role, price, trigger,
-            reduce_only=True, position_side=self.book.side, owner=self.owner,
+            self.next_id(), self.key, side, quantity, 0, OrderStatus.NEW, reason, at_ms, at_ms,
+            kind, role, price, trigger, reduce_only=True, position_side=self.book.side,
+            owner=self.owner,
         )  # fmt: skip
 
     def protective(self, role: OrderRole) -> Order | None:

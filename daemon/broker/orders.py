@@ -114,13 +114,6 @@ class OrderContext(NamedTuple):
     cash: int = MONEY_LIMIT  # available for the order
 
 
-def kind_of(price: int | None, trigger: int | None) -> OrderKind:
-    """Return the kind of an order with limit *price* and stop price *trigger*."""
-    if trigger is not None:
-        return OrderKind.STOP if price is None else OrderKind.STOP_LIMIT
-    return OrderKind.MARKET if price is None else OrderKind.LIMIT
-
-
 def tighter(order: Order, other: Order) -> int | None:
     """Return the trigger that is met first, of *order* and *other*, two states of an order."""
     if order.trigger is None or other.trigger is None:

@@ -332,9 +332,6 @@ class Filters:
     def terms(self, request: OrderRequest) -> RequestTerms:
         """Return *request* in exact integers, or why it is invalid."""
         item = self.instrument
-        needed = (request.kind.has_price, request.kind.has_trigger)
-        if needed != (request.price is not None, request.trigger is not None):
-            return RequestTerms(refusal=f"a {request.kind.value} order has {_prices_text(*needed)}")
         if request.post_only and request.kind is not OrderKind.LIMIT:
             return RequestTerms(refusal="only a LIMIT order can be post-only")
         scale = item.quantity_decimals, item.quantity_step
@@ -449,30 +446,19 @@ class Filters:
         return None
 
 
-def _prices_text(has_price: bool, has_trigger: bool) -> str:  # noqa: FBT001 - a kind's two needs
-    names = [
-        name for name, is_needed in (("a limit", has_price), ("a stop", has_trigger)) if is_needed
-    ]
-    return " and ".join(names) + " price alone" if names else "neither a limit nor a stop price"
-
-
 def _units(
     value: float | Decimal, decimals: int, step: int, name: str, step_name: str
 ) -> tuple[int, str | None]:
     """Return *value* in 10^-*decimals* as a multiple of *step*; or 0 and why that is impossible."""
-    try:
-        exact = value if isinstance(value, Decimal) else Decimal(str(float(value)))
-    except OverflowError:
-        return 0, f"{name} is beyond what an account can hold"
+    exact = Decimal(str(value))
     if not exact.is_finite() or exact <= 0:
         return 0, f"{name} {_short(exact)} is not a positive number"
     if exact.adjusted() + decimals >= _DIGITS_MOST:
         return 0, f"{name} {_short(exact)} is beyond what an account can hold"
-    if exact.adjusted() + decimals >= -_DIGITS_MOST:
-        scaled = exact.scaleb(decimals)
-        units = int((scaled / step).to_integral_value()) * step
-        if units and abs(scaled - units) <= _NEAR * step:
-            return units, None
+    scaled = exact.scaleb(decimals)
+    units = int((scaled / step).to_integral_value()) * step
+    if units and abs(scaled - units) <= _NEAR * step:
+        return units, None
     return 0, f"{name} is no multiple of the {step_name} {unscaled(step, decimals)}"
 
 

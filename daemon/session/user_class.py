@@ -54,7 +54,7 @@ from tracepaper.strategies.api.strategy import (
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
 from tracepaper.strategies.gates.declared import operator
 from tracepaper.strategies.gates.gate import GATES, gate_order
-from tracepaper.strategies.types.decisions import Action, OrderKind, PositionSide
+from tracepaper.strategies.types.decisions import Action, PositionSide
 from tracepaper.strategies.types.market import Bar, CorporateAction, Side
 from tracepaper.strategies.units import INTERVALS, MONEY_LIMIT
 from tracepaper.strategies.without_value import NOT_FINITE, IndicatorWatch
@@ -541,7 +541,6 @@ def _plain_request(request: OrderRequest) -> OrderRequest | None:
     until = numbers.get("until", 0)
     is_typed = (
         isinstance(request.side, Side)
-        and isinstance(request.kind, OrderKind)
         and "quantity" in numbers
         and None not in numbers.values()
         and type(request.post_only) is bool

@@ -44,6 +44,7 @@ from tracepaper.strategies.types.decisions import (
     LedgerEntry,
     LedgerKind,
     Order,
+    OrderKind,
     OrderStatus,
 )
 from tracepaper.strategies.types.market import CorporateAction, InstrumentChange
@@ -206,9 +207,8 @@ class _KeptRows:
                 continue  # it may have been rejected for what it asked
             is_filled = order.status is OrderStatus.FILLED
             yield from self._unlike("orders.status", is_filled, order.filled == order.quantity)
-            prices = order.price is not None, order.trigger is not None
-            due = order.kind.has_price, order.kind.has_trigger
-            yield from self._unlike("orders.kind", prices, due)
+            due_kind = OrderKind.of(order.price, order.trigger)
+            yield from self._unlike("orders.kind", order.kind, due_kind)
             if order.status in OPEN_STATUSES:
                 self._resting[order.order_id] = order
         traded = {order.order_id: _TRADED(order) for order in orders}

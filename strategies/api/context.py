@@ -403,15 +403,19 @@ class OrderRequest(Struct, frozen=True, kw_only=True):
 
     side: Side
     quantity: float | Decimal
-    kind: OrderKind = OrderKind.MARKET
-    price: float | None = None  # of LIMIT and STOP_LIMIT
-    trigger: float | None = None  # of STOP and STOP_LIMIT
+    price: float | None = None  # of a limit
+    trigger: float | None = None  # of a stop
     post_only: bool = False
     reduce_only: bool = False
     until: int | None = None  # market time at which it expires; None: never
     tag: str = ""  # a request with the tag of a resting order replaces that order
     reason: str = ""
     position_side: PositionSide | None = None  # in hedge mode
+
+    @property
+    def kind(self) -> OrderKind:
+        """The type of the order, which follows from its prices."""
+        return OrderKind.of(self.price, self.trigger)
 
 
 class Cancel(Struct, frozen=True):
@@ -446,7 +450,7 @@ def buy(
     **terms: Unpack[OrderTerms],
 ) -> OrderRequest:
     """Return a request to buy *quantity*, at market or by *limit* and *stop*."""
-    return _order_request(Side.BUY, quantity, limit, stop, terms)
+    return OrderRequest(side=Side.BUY, quantity=quantity, price=limit, trigger=stop, **terms)
 
 
 def sell(
@@ -456,18 +460,4 @@ def sell(
     **terms: Unpack[OrderTerms],
 ) -> OrderRequest:
     """Return a request to sell *quantity*, at market or by *limit* and *stop*."""
-    return _order_request(Side.SELL, quantity, limit, stop, terms)
-
-
-def _order_request(
-    side: Side,
-    quantity: float | Decimal,
-    limit: float | None,
-    stop: float | None,
-    terms: OrderTerms,
-) -> OrderRequest:
-    if limit is None:
-        kind = OrderKind.MARKET if stop is None else OrderKind.STOP
-    else:
-        kind = OrderKind.LIMIT if stop is None else OrderKind.STOP_LIMIT
-    return OrderRequest(side=side, quantity=quantity, kind=kind, price=limit, trigger=stop, **terms)
+    return OrderRequest(side=Side.SELL, quantity=quantity, price=limit, trigger=stop, **terms)

@@ -331,15 +331,12 @@ class OrderKind(StrEnum):
     STOP = "STOP"  # a market order once its trigger is touched
     STOP_LIMIT = "STOP_LIMIT"  # a limit order once its trigger is touched
 
-    @property
-    def has_price(self) -> bool:
-        """Whether the order has a limit price."""
-        return self in {OrderKind.LIMIT, OrderKind.STOP_LIMIT}
-
-    @property
-    def has_trigger(self) -> bool:
-        """Whether the order waits until the market touches a trigger price."""
-        return self in {OrderKind.STOP, OrderKind.STOP_LIMIT}
+    @classmethod
+    def of(cls, price: float | None, trigger: float | None) -> OrderKind:
+        """Return the kind of an order with the limit *price* and the stop price *trigger*."""
+        if trigger is not None:
+            return cls.STOP if price is None else cls.STOP_LIMIT
+        return cls.MARKET if price is None else cls.LIMIT
 
 
 class OrderRole(StrEnum):

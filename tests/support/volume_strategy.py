@@ -81,9 +81,8 @@ def _request(rng: random.Random, context: BarContext) -> OrderRequest | Cancel:
     return OrderRequest(
         side=rng.choice(list(Side)),
         quantity=quantity if _by_chance(rng, 0.1) else to_step(quantity, context.instrument),
-        kind=kind,
-        price=price if kind.has_price else None,
-        trigger=trigger if kind.has_trigger else None,
+        price=price if kind in {OrderKind.LIMIT, OrderKind.STOP_LIMIT} else None,
+        trigger=trigger if kind in {OrderKind.STOP, OrderKind.STOP_LIMIT} else None,
         post_only=kind is OrderKind.LIMIT and _by_chance(rng, 0.3),
         reduce_only=_by_chance(rng, 0.3),
         until=context.exact.close_time_ms + rng.randint(0, 200_000)

@@ -110,17 +110,15 @@ def reasons(orders: tuple[Order, ...]) -> list[tuple[OrderStatus, str]]:
     ("request_", "reason"),
     [
         (buy(math.nan), "quantity NaN is not a positive number"),
-        (buy(0), "quantity 0.0 is not a positive number"),
-        (sell(-1), "quantity -1.0 is not a positive number"),
+        (buy(0), "quantity 0 is not a positive number"),
+        (sell(-1), "quantity -1 is not a positive number"),
         (buy(math.inf), "quantity Infinity is not a positive number"),
         (buy(1e30), "quantity 1E+30 is beyond what an account can hold"),
-        (buy(10**400), "quantity is beyond what an account can hold"),
         (buy(0.0015), "quantity is no multiple of the step 0.001"),
-        (buy(Decimal("1e-999")), "quantity is no multiple of the step 0.001"),
         (buy(1, limit=math.nan), "price NaN is not a positive number"),
-        (buy(1, limit=-5), "price -5.0 is not a positive number"),
+        (buy(1, limit=-5), "price -5 is not a positive number"),
         (buy(1, limit=99.93), "price is no multiple of the tick 0.1"),
-        (sell(1, stop=0), "trigger 0.0 is not a positive number"),
+        (sell(1, stop=0), "trigger 0 is not a positive number"),
         (buy(1, stop=99), "a buy stop must be above the market"),
         (buy(1, stop=100), "a buy stop must be above the market"),
         (sell(1, stop=101), "a sell stop must be below the market"),
@@ -128,18 +126,6 @@ def reasons(orders: tuple[Order, ...]) -> list[tuple[OrderStatus, str]]:
         (sell(1, reduce_only=True), "it is reduce-only, and there is no position for it to close"),
         (buy(1, limit=99, until=START_MS + 60_000), "its time is over already"),
         (buy(1, post_only=True), "only a LIMIT order can be post-only"),
-        (
-            OrderRequest(side=Side.BUY, quantity=1, kind=OrderKind.LIMIT),
-            "a LIMIT order has a limit price alone",
-        ),
-        (
-            OrderRequest(side=Side.BUY, quantity=1, price=1.0),
-            "a MARKET order has neither a limit nor a stop price",
-        ),
-        (
-            OrderRequest(side=Side.BUY, quantity=1, kind=OrderKind.STOP_LIMIT, price=1.0),
-            "a STOP_LIMIT order has a limit and a stop price alone",
-        ),
     ],
 )
 def test_a_refused_request_is_a_rejected_order_with_its_reason(
