@@ -23,7 +23,7 @@ from tracepaper.daemon.feed.state import FeedState
 from tracepaper.daemon.log import Logger
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.market import Funding, Gap, GapCause, Instrument, InstrumentChange
-from tracepaper.strategies.units import DAY_MS, MONEY_LIMIT, interval_start
+from tracepaper.strategies.units import DAY_MS, interval_start
 
 # ---------------------------------------------------------------- changed filters
 
@@ -40,7 +40,7 @@ def rescaled(fresh: Instrument, kept: Instrument) -> Instrument:
     """Return the filters of *fresh* in the decimals of *kept*, which a run never changes.
 
     A coarser tick is expressed in the old decimals. Raises ``ConfigInvalid`` if the new tick or
-    step is finer than these, or a value does not fit 64 bits.
+    step is finer than these.
     """
     price = kept.price_decimals - fresh.price_decimals
     quantity = kept.quantity_decimals - fresh.quantity_decimals
@@ -51,7 +51,7 @@ def rescaled(fresh: Instrument, kept: Instrument) -> Instrument:
             f"{kept.price_decimals} and {kept.quantity_decimals}); start a new run in a new "
             "database."
         )
-    changed = structs.replace(
+    return structs.replace(
         fresh,
         risk_tiers=fresh.risk_tiers or kept.risk_tiers,
         price_decimals=kept.price_decimals,
@@ -63,13 +63,6 @@ def rescaled(fresh: Instrument, kept: Instrument) -> Instrument:
         min_quantity=fresh.min_quantity * 10**quantity,
         max_quantity=fresh.max_quantity * 10**quantity,
     )
-    largest = max(changed.tick_size, changed.quantity_step, changed.min_quantity)
-    if max(largest, changed.max_quantity) > MONEY_LIMIT:
-        raise ConfigInvalid(
-            f"The filters of {kept.id} do not fit 64 bits in the decimals that this run keeps; "
-            "start a new run in a new database."
-        )
-    return changed
 
 
 # ---------------------------------------------------------------- the exchange's time

@@ -68,9 +68,9 @@ def gap(state: FeedState, from_ms: int, until_ms: int, cause: GapCause, *, by: s
     return Gap(state.instrument.id, from_ms, until_ms, cause, by, market_ms=0, seen_ms=0)
 
 
-def _part(state: FeedState, versions: Sequence[Bar]) -> tuple[Source, bool]:
-    """Return the source of a bar of *state*, and whether it only warms up."""
-    return versions[0].source, versions[0].open_time_ms < state.first_ms
+def _part(state: FeedState, bar: Bar) -> tuple[Source, bool]:
+    """Return the source of *bar*, which is one of *state*, and whether it only warms up."""
+    return bar.source, bar.open_time_ms < state.first_ms
 
 
 def missing_bars(bars: Sequence[Bar], from_ms: int, interval_ms: int) -> list[int]:
@@ -284,7 +284,7 @@ class BarSequencer:
             now_s = self._clock.network_s()
             self._take(state, bars, now_s)
             ready, is_held = self._drained(state, lambda: self._causes[key])
-            events += (event if isinstance(event, Gap) else event[0] for event in ready)
+            events += ready
             if not is_held and not len(state.pending):
                 return
             due_s = state.evidence_due_s() - now_s  # negative if answers do not cover the hole
@@ -347,33 +347,29 @@ class BarSequencer:
             if isinstance(event, Gap):
                 yield self._seen_now(event)
                 continue
-            bar, *revisions = event
             bars_left -= 1
-            wait_s = self._remaining_wait_s(bar)
-            async for before in self._settlements_before(state, bar.close_time_ms, wait_s):
+            wait_s = self._remaining_wait_s(event)
+            async for before in self._settlements_before(state, event.close_time_ms, wait_s):
                 yield before
             for newest in () if bars_left else state.undelivered():
                 yield self._seen_now(newest)
-            yield self._seen_now(bar)
-            for repeated in revisions:
-                for revision in self._revision(state, repeated, state.sequence.place(repeated)):
-                    yield revision
+            yield self._seen_now(event)
 
     def _drained(
         self, state: FeedState, cause: Callable[[], GapCause | None]
-    ) -> tuple[list[Gap | list[Bar]], bool]:
+    ) -> tuple[list[Gap | Bar], bool]:
         """Remove the deliverable bars, count them as delivered, and return them with their gaps.
 
-        A list holds a bar and its revisions. *cause* returns why bars are missing. The second
-        value tells whether an implausible close waits for another answer.
+        *cause* returns why bars are missing. The second value tells whether an implausible close
+        waits for another answer.
         """
-        sequence, events = state.sequence, list[Gap | list[Bar]]()
+        sequence, events = state.sequence, list[Gap | Bar]()
         while True:
             ready, is_held = self._take_plausible(state)
             for (source, warms_up), group in groupby(ready, key=partial(_part, state)):
                 stretch = list(group)
-                for versions in stretch:
-                    state.accept(versions[0])
+                for bar in stretch:
+                    state.accept(bar)
                 if source is not Source.REST:
                     self._counters["bars"] += len(stretch)
                     events += stretch
@@ -383,7 +379,7 @@ class BarSequencer:
                 reason = None if warms_up else cause()  # None: nothing failed
                 if reason is not None:
                     self._counters["repairs"] += 1
-                    from_ms, until_ms = stretch[0][0].open_time_ms, stretch[-1][0].close_time_ms
+                    from_ms, until_ms = stretch[0].open_time_ms, stretch[-1].close_time_ms
                     events.append(gap(state, from_ms, until_ms, reason, by=BY_REST))
                 events += stretch
             first_ms = state.pending.first_open_ms()
@@ -398,23 +394,18 @@ class BarSequencer:
         state.missing.forget(sequence.next_open_ms)
         return events, is_held
 
-    def _take_plausible(self, state: FeedState) -> tuple[list[list[Bar]], bool]:
+    def _take_plausible(self, state: FeedState) -> tuple[list[Bar], bool]:
         """Remove and return the next bars up to an implausible close, and whether there was one.
 
         An implausible bar is dropped and leaves a hole: REST is asked for it, and it is accepted if
         REST repeats it. The bars after it wait.
         """
         ready = state.pending.pop_from(state.sequence.next_open_ms)
-        unverified = state.unverified(versions[0] for versions in ready)
+        unverified = state.unverified(ready)
         if not unverified:
             return ready, False
-        opens = {bar.open_time_ms for bar in unverified}
-        first = next(
-            index for index, versions in enumerate(ready) if versions[0].open_time_ms in opens
-        )
-        state.pending.put_back(
-            versions for versions in ready[first:] if versions[0].open_time_ms not in opens
-        )
+        first = ready.index(unverified[0])
+        state.pending.put_back(bar for bar in ready[first:] if bar not in unverified)
         self._counters["implausible_bars"] += len(unverified)
         earliest = unverified[0]
         log.warning(

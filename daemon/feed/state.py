@@ -265,7 +265,6 @@ SETTLEMENT_WAIT_S: Final = 1.0
 """Wait between the first two requests for an overdue settlement; each request doubles it."""
 PENDING_MAX: Final = 1_000
 """Most bars that wait behind a hole; an answer of REST has as many."""
-REVISIONS_MAX: Final = 4
 
 
 class FeedState:
@@ -468,31 +467,29 @@ class NewestPrice:
 
 
 class PendingBars:
-    """Bars that wait behind a hole, by open time, each with its revisions; bounded."""
+    """Bars that wait behind a hole, by open time; bounded."""
 
     def __init__(self) -> None:
-        self._bars: dict[int, list[Bar]] = {}
+        self._bars: dict[int, Bar] = {}
 
     def __len__(self) -> int:
         return len(self._bars)
 
     def add(self, bar: Bar) -> bool:
-        """Keep *bar*, new or a revision; if there is no room, drop the newest and return False.
+        """Keep *bar* unless one of its time is here; return False if there was no room.
 
-        A dropped bar is requested again once the hole is filled.
+        Then the newest is dropped, and requested again once the hole is filled.
         """
-        versions = self._bars.setdefault(bar.open_time_ms, [])
-        if len(versions) < REVISIONS_MAX:
-            versions.append(bar)
+        self._bars.setdefault(bar.open_time_ms, bar)
         if len(self._bars) <= PENDING_MAX:
             return True
         del self._bars[max(self._bars)]
         return False
 
     def add_missing(self, bars: Iterable[Bar]) -> None:
-        """Keep those of *bars* that have no version here."""
+        """Keep those of *bars* of whose time none is here."""
         for bar in bars:
-            self._bars.setdefault(bar.open_time_ms, [bar])
+            self._bars.setdefault(bar.open_time_ms, bar)
 
     def trim(self) -> None:
         """Drop the newest bars beyond ``PENDING_MAX``."""
@@ -503,16 +500,16 @@ class PendingBars:
         """Return the open time of the oldest bar; None if there is none."""
         return min(self._bars, default=None)
 
-    def put_back(self, stretch: Iterable[list[Bar]]) -> None:
-        """Put back bars, each with its revisions, that ``pop_from`` returned."""
-        self._bars.update((versions[0].open_time_ms, versions) for versions in stretch)
+    def put_back(self, stretch: Iterable[Bar]) -> None:
+        """Put back bars that ``pop_from`` returned."""
+        self._bars.update((bar.open_time_ms, bar) for bar in stretch)
 
-    def pop_from(self, open_ms: int) -> list[list[Bar]]:
-        """Remove and return the consecutive bars from *open_ms* on, each with its revisions."""
-        stretch: list[list[Bar]] = []
-        while (versions := self._bars.pop(open_ms, None)) is not None:
-            stretch.append(versions)
-            open_ms = versions[0].close_time_ms
+    def pop_from(self, open_ms: int) -> list[Bar]:
+        """Remove and return the consecutive bars from *open_ms* on."""
+        stretch: list[Bar] = []
+        while (bar := self._bars.pop(open_ms, None)) is not None:
+            stretch.append(bar)
+            open_ms = bar.close_time_ms
         return stretch
 
 

@@ -259,21 +259,14 @@ def test_bars_that_wait_are_bounded_and_the_oldest_stay() -> None:
         assert pending.add(structs.replace(bar(), open_time_ms=START_MS + index * MINUTE))
     assert not pending.add(structs.replace(bar(), open_time_ms=START_MS + 5_000 * MINUTE))
     assert not pending.add(structs.replace(bar(), open_time_ms=START_MS))
+    assert pending.add(structs.replace(bar(), open_time_ms=START_MS, close=1))  # a later value
     assert len(pending) == PENDING_MAX
     popped = pending.pop_from(START_MS)
-    assert [versions[0].open_time_ms for versions in popped] == [
+    assert popped[0].close == bar().close
+    assert [each.open_time_ms for each in popped] == [
         START_MS + index * MINUTE for index in range(PENDING_MAX)
     ]
     assert not len(pending)
-
-
-def test_revisions_of_a_bar_that_waits_are_bounded() -> None:
-    pending = PendingBars()
-    for close in range(1, 100):
-        pending.add(structs.replace(bar(), open_time_ms=START_MS, close=close))
-    ((first, *revisions),) = pending.pop_from(START_MS)
-    assert first.close == 1
-    assert len(revisions) < 10
 
 
 def test_a_cause_behind_bars_that_wait_is_of_the_next_hole() -> None:
