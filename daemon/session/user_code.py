@@ -15,12 +15,10 @@ import linecache
 import os
 import re
 import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import CodeType, FunctionType, TracebackType
-from typing import Final, TypeVar
+from typing import Final
 
 from tracepaper.daemon.session.user_error import INSTALLED, advice, place
 from tracepaper.strategies.api.files import DeclaredFiles, module_file
@@ -39,14 +37,6 @@ PACKAGE_FOLDERS: Final = tuple(
     f"{_ROOT / package}{os.sep}" for package in ("daemon", "replay", "storage", "strategies")
 )
 """The folders of tracepaper's packages, each with a final separator."""
-
-_PARSE_LOCK: Final = threading.Lock()
-"""Held while Python parses: Python 3.11 adds up the depth of the trees of all threads."""
-
-_PARSE_ATTEMPTS: Final = 100
-"""Failures caused by other threads after which the next error is raised."""
-
-_Parsed = TypeVar("_Parsed", ast.Module, str, int)
 
 _DYNAMIC: Final = frozenset({"import_module", "__import__"})
 
@@ -148,14 +138,13 @@ def _module_files(root: Path, name: tuple[str, ...]) -> Iterator[Path]:
 
 def parsed(path: Path) -> ast.Module:
     """Return the syntax tree of the file *path*; raise ``SyntaxError`` or ``ValueError``."""
-    source = path.read_bytes()
-    return _with_parse_lock(lambda: ast.parse(source))
+    return ast.parse(path.read_bytes())
 
 
 def _source(code: Code) -> str:
     """Return the source of *code*; raise ``OSError`` or ``TypeError`` if Python has none."""
     try:
-        return _with_parse_lock(lambda: inspect.getsource(code))
+        return inspect.getsource(code)
     except (OSError, TypeError):
         if isinstance(code, type) and (source := _cell_source(code)):
             return source
@@ -166,7 +155,7 @@ def class_line(cls: type) -> str:
     """Return `` at FILE:LINE`` where *cls* begins, or an empty text if Python has no source."""
     try:
         file = inspect.getfile(cls)
-        return f" at {file}:{_with_parse_lock(lambda: inspect.getsourcelines(cls)[1])}"
+        return f" at {file}:{inspect.getsourcelines(cls)[1]}"
     except (OSError, TypeError):
         return ""
 
@@ -183,7 +172,7 @@ def _cell_source(cls: type) -> str:
         code = method.__code__
         lines = linecache.getlines(code.co_filename)
         try:
-            tree = _with_parse_lock(partial(ast.parse, "".join(lines)))
+            tree = ast.parse("".join(lines))
         except (SyntaxError, ValueError):
             continue
         for node in ast.walk(tree):
@@ -192,21 +181,6 @@ def _cell_source(cls: type) -> str:
                 if first <= code.co_firstlineno <= (node.end_lineno or 0):
                     return "".join(lines[first - 1 : node.end_lineno])
     return ""
-
-
-def _with_parse_lock(parse: Callable[[], _Parsed]) -> _Parsed:
-    """Return the result of *parse*, run while no other thread parses here.
-
-    Libraries parse without this lock, for instance in ``inspect.signature``. If one interferes,
-    Python raises ``SystemError``, and *parse* runs again.
-    """
-    with _PARSE_LOCK:
-        for _ in range(_PARSE_ATTEMPTS):
-            try:
-                return parse()
-            except SystemError:
-                continue
-        return parse()
 
 
 def packages_of(cls: type) -> list[str]:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import ast
-import gc
 import importlib
-import inspect
 import math
 import sys
-import threading
 from asyncio import CancelledError
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -20,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import bar, instrument, present
+from builders import bar, instrument
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,7 +23,7 @@ from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.session import user_code
 from tracepaper.daemon.session.run_row import strategy_sha256
 from tracepaper.daemon.session.user_class import REASON_LONGEST, user_class, user_strategy
-from tracepaper.daemon.session.user_code import class_sha256, has_source
+from tracepaper.daemon.session.user_code import class_sha256
 from tracepaper.strategies.api.context import (
     BarContext,
     Cancel,
@@ -536,35 +531,3 @@ def test_a_decide_that_takes_no_context_is_refused(made_of: type[Strategy], mess
 def test_what_was_not_asked_for_is_named(made_of: type[Strategy], message: str) -> None:
     with pytest.raises(StrategyFailed, match=message):
         user_strategy(made_of, {}).decide(OUTLOOK)
-
-
-@pytest.mark.skipif(sys.version_info >= (3, 12), reason="Python 3.11 alone collects in a parse")
-@pytest.mark.parametrize(
-    "other", [lambda: has_source(Answers), lambda: ast.parse("x = 1")], ids=["ours", "a library's"]
-)
-def test_sources_are_parsed_while_another_thread_parses(other: Callable[[], object]) -> None:
-    """In Python 3.11 a parse raises SystemError if another thread parses at the same time."""
-    futures: list[Future[object]] = []
-
-    def ask(phase: str, _: dict[str, int]) -> None:
-        frame = present(inspect.currentframe())
-        within = present(frame.f_back).f_code.co_name
-        if (
-            phase == "start"
-            and not futures
-            and within == "parse"
-            and threading.current_thread() is us
-        ):
-            futures.append(pool.submit(other))
-            wait(futures, timeout=0.1)
-
-    us, thresholds = threading.current_thread(), gc.get_threshold()
-    with ThreadPoolExecutor(1) as pool:
-        gc.callbacks.append(ask)
-        gc.set_threshold(1)
-        try:
-            assert has_source(Answers)
-        finally:
-            gc.set_threshold(*thresholds)
-            gc.callbacks.remove(ask)
-        assert futures[0].result()
