@@ -512,30 +512,31 @@ def _layer(
     layer = Layer(query, key, value, logsumexp.detach(), mask, scale)
     if mask.dense is None and mask.starts is None and mask.stops is None:
         return layer
-    blind = (layer.visible().to(logsumexp.device) == 0)[:, None]  # there the kernel writes 0
+    blind = layer.visible().to(logsumexp.device) == 0  # there the kernel writes 0
     return replace(layer, logsumexp=layer.logsumexp.masked_fill(blind, -torch.inf))
 
 
 @explanation
 def _reproduces(layer: Layer, output: Tensor) -> bool:
-    """Return whether *layer* reproduces a row of each sequence of *output*.
+    """Return whether *layer* reproduces a row of each head and sequence of *output*.
 
     That is [batch, query, head, dim], and its row that of the last query that sees a key: a padded
     query outside its window sees none, and formulas give it any mean.
     """
     assert layer.value is not None
-    sees = (layer.visible() > 0).to(output.device)  # [batch, query]
-    count = torch.arange(1, sees.shape[1] + 1, device=output.device)
-    last = (sees * count).argmax(dim=1)
+    sees = (layer.visible() > 0).to(output.device)  # [batch, head, query]
+    count = torch.arange(1, sees.shape[2] + 1, device=output.device)
+    last = (sees * count).argmax(dim=2)
     rows, row_of = last.unique(return_inverse=True)
-    element = torch.arange(len(last), device=output.device)
-    weights = layer.rows(rows)[element, :, row_of]  # [batch, head, key]
+    element = torch.arange(len(last), device=output.device)[:, None]
+    head = torch.arange(last.shape[1], device=output.device)
+    weights = layer.rows(rows)[element, head, row_of]  # [batch, head, key]
     groups = layer.shape[1] // layer.value.shape[1]
     values = layer.value.repeat_interleave(groups, dim=1).to(weights.dtype)
     again = torch.einsum("bhk,bhkd->bhd", weights, values)
-    wanted = output.detach()[element, last].to(again.dtype)
+    wanted = output.detach()[element, last, head].to(again.dtype)
     limit = _TOLERANCE.get(output.dtype, 1e-2) * max(1.0, float(values.abs().amax()))
-    return bool(((again - wanted)[sees.any(dim=1)].abs() <= limit).all())
+    return bool(((again - wanted)[sees.any(dim=2)].abs() <= limit).all())
 
 
 def _mask_of(query: Tensor, key: Tensor, table: Tensor | None, *, is_causal: bool) -> Mask:

@@ -351,9 +351,12 @@ class Layer(Read):
 
     @explanation
     def visible(self, queries: Sequence[int] | None = None) -> Tensor:
-        """Return how many keys each query sees: int64 [batch, row]."""
+        """Return how many keys each head of *queries*, None for all, sees: [batch, head, row]."""
         rows = None if queries is None else check_rows(queries, self.shape[2])
         return self._unscaled.visible(rows)
+
+    def _visible_pairs(self) -> Tensor:
+        return self._unscaled.visible_pairs()
 
     @cached_property
     def _unscaled(self) -> Operand:

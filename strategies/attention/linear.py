@@ -173,14 +173,13 @@ class LinearRead(Read):
 
     def _counts(self) -> Tensor:
         batch, _, time, _ = self.shape
-        return self.mask.visible(time, time).expand(batch, -1)
+        return self.mask.visible(time, time).expand(batch, 1, -1)
 
     def content_free(self) -> LinearRead:
         """Return the layer with equal features everywhere."""
         unit = torch.ones_like(self.query)
-        time, features = unit.shape[2:]
-        counts = self.visible().to(unit)[:, None] * features
-        return replace(self, query=unit, key=unit, normaliser=counts.expand(*unit.shape[:2], time))
+        normaliser = self.visible().to(unit) * unit.shape[3]
+        return replace(self, query=unit, key=unit, normaliser=normaliser)
 
 
 def _chunks(time: int) -> Iterator[slice]:

@@ -307,7 +307,7 @@ class MapRead(Read):
 
     def _counts(self) -> Tensor:
         batch, _, positions, _ = self.shape
-        return torch.full((batch, positions), TAPS)
+        return torch.full((batch, 1, positions), TAPS)
 
     def content_free(self) -> MapRead:
         """Return it unchanged: the shares of positions do not depend on queries."""
@@ -370,7 +370,7 @@ class SparseRead(Read):
         return torch.where(is_row.any(dim=-1)[..., None], real, even)
 
     def _counts(self) -> Tensor:
-        return visible_counts(self.shape[2], self.mask).expand(self.shape[0], -1)
+        return visible_counts(self.shape[2], self.mask).expand(self.shape[0], 1, -1)
 
     @explanation
     def confidence(self, queries: Sequence[int]) -> Tensor:

@@ -92,12 +92,16 @@ class Read(ABC):
 
     @abstractmethod
     def _counts(self) -> Tensor:
-        """Return how many keys every query sees: int64 [batch, query]."""
+        """Return how many keys every query sees by each head: int64 [batch, 1 or head, query]."""
 
     def visible(self, queries: Sequence[int] | None = None) -> Tensor:
-        """Return how many keys each of *queries* sees, None for all: int64 [batch, row]."""
-        counts = self._counts()
-        return counts if queries is None else counts[:, check_rows(queries, self.shape[2])]
+        """Return how many keys each head of *queries*, None for all, sees: [batch, head, row]."""
+        counts = self._counts().expand(-1, self.shape[1], -1)
+        return counts if queries is None else counts[..., check_rows(queries, self.shape[2])]
+
+    def _visible_pairs(self) -> Tensor:
+        """Return how many pairs of query and key any head sees: int64 [batch]."""
+        return self.visible()[:, 0].sum(dim=-1)
 
     @abstractmethod
     def content_free(self) -> Read:
@@ -121,7 +125,7 @@ class Read(ABC):
         1 means all attention on one key, 0 uniform attention; a row with one visible key, or none,
         has 0.
         """
-        return row_confidence(self.entropy(queries), self.visible(queries)[:, None])
+        return row_confidence(self.entropy(queries), self.visible(queries))
 
     def take(self, elements: Tensor) -> Read:
         """Return the read for some *elements* of its batch."""
@@ -190,7 +194,7 @@ class Read(ABC):
             self._parts,
             fused,
             fuse.discard_ratio,
-            candidates=self.visible().sum(dim=-1).tolist(),
+            candidates=self._visible_pairs().tolist(),
             like=like.new_empty(self.shape[0]),
         )
         return discard_below(fused, edge, slack=self._slack())
@@ -297,7 +301,7 @@ class MatrixRead(Read):
 
     def _counts(self) -> Tensor:
         shown = torch.ones_like(self.matrices[0, 0]) if self.shown is None else self.shown
-        return shown.long().sum(dim=-1).expand(self.shape[0], -1)
+        return shown.long().sum(dim=-1).expand(self.shape[0], 1, -1)
 
     def content_free(self) -> MatrixRead:
         """Return the read with equal weights for all visible keys."""
@@ -386,8 +390,8 @@ class GridRead(Read):
         return places[1 - self.axis], chosen
 
     def _counts(self) -> Tensor:
-        every = self.along.visible()  # [line, place]
-        return (every.T if self.axis == 0 else every).reshape(1, -1)
+        every = self.along.visible().transpose(0, 1)  # [head, line, place]
+        return (every.mT if self.axis == 0 else every).flatten(1)[None]
 
     def content_free(self) -> GridRead:
         """Return the read with the content-free layer along its axis."""

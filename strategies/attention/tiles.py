@@ -213,17 +213,26 @@ class Operand:
     # --- what the mask shows
 
     def visible(self, rows: Sequence[int] | None = None) -> Tensor:
-        """Return how many keys each of *rows* sees: int64 [batch, row], of the first head.
+        """Return how many keys each of *rows* sees by each head: int64 [batch, head, row].
 
         Without a dense mask they are on the CPU, and no GPU is synchronised.
         """
         at = torch.tensor(list(range(self.queries) if rows is None else rows), device="cpu")
+        shape = (self.batch, self.heads, len(at))
         if self._dense is None:
-            return self.mask.visible(self.queries, self.keys)[:, at].expand(self.batch, -1)
-        counts = torch.zeros(self.batch, len(at), dtype=torch.int64, device=self.device)
+            return self.mask.visible(self.queries, self.keys)[:, None, at].expand(shape)
+        counts = torch.zeros(shape, dtype=torch.int64, device=self.device)
         for tile in self.scores(at):
-            if tile.heads.start == 0:
-                counts[tile.batch, tile.at] += (~torch.isneginf(tile.values[:, 0])).sum(-1)
+            counts[tile.batch, tile.heads, tile.at] += (~torch.isneginf(tile.values)).sum(-1)
+        return counts
+
+    def visible_pairs(self) -> Tensor:
+        """Return how many pairs of query and key any head sees: int64 [batch]."""
+        if self._dense is None:
+            return self.visible()[:, 0].sum(dim=-1)
+        counts = torch.zeros(self.batch, dtype=torch.int64, device=self.device)
+        for tile in self.scores(whole=True):
+            counts[tile.batch] += (~torch.isneginf(tile.values)).any(dim=1).sum(dim=(1, 2))
         return counts
 
     # --- reductions

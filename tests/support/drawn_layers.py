@@ -140,7 +140,7 @@ class DrawnLayer:
         self.close(layer.rows(range(self.queries)), matrix, self.rounding, "rows")
         is_flag = layer.mask.dense is None or layer.mask.dense.dtype == torch.bool
         if is_flag and layer.largest < FAR / 4:  # beyond it a weight may be 0 in float64
-            assert torch.equal(layer.visible(), (matrix[:, 0] > 0).sum(dim=-1))
+            assert torch.equal(layer.visible(), (matrix > 0).sum(dim=-1))
         for fusion in FUSIONS:
             self.check_carried(fusion)
         if self.queries == self.keys and layer.mask.first is None:

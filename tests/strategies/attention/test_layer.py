@@ -12,8 +12,17 @@ from drawn_layers import DrawnLayer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional
 
-from tracepaper.strategies.attention import GridRead, Layer, Mask, Rollout, compiled, rollout
+from tracepaper.strategies.attention import (
+    GridRead,
+    Layer,
+    Mask,
+    Rollout,
+    capture,
+    compiled,
+    rollout,
+)
 from tracepaper.strategies.attention.reads import Fuse
 from tracepaper.strategies.errors import AttentionInvalid
 
@@ -178,6 +187,25 @@ def test_a_sink_takes_what_a_query_that_sees_nothing_would_keep() -> None:
         unit = torch.eye(6, dtype=torch.float64)[1]
         same(row.weights["bars"], unit.expand(2, 1, -1))
         same(row.l1_error, torch.full((2, 1), lost, dtype=torch.float64))
+
+
+def test_each_head_is_measured_by_its_own_mask() -> None:
+    shown = torch.rand(2, 4, 6, 6, generator=torch.Generator().manual_seed(2)) < 0.4
+    shown[0, 2, 3] = False  # sees nothing, and the other heads do
+    layer = drawn(Mask(causal=False, dense=shown), key_heads=4)
+    assert layer.value is not None
+    matrix, _ = reference.layer_matrix(layer)
+    counts, entropy = shown.sum(dim=-1), torch.special.entr(matrix).sum(dim=-1)
+    confidence = 1.0 - entropy / counts.clamp_min(2).double().log()
+    same(layer.confidence(range(6)), confidence.masked_fill(counts < 2, 0.0))
+    visible = shown.any(dim=1)
+    moved = layer.carry(torch.eye(6).double().expand(2, 6, 6), Fuse("max", discard_ratio=0.5))
+    for fused, pairs, rows in zip(matrix.amax(dim=1), visible, moved, strict=True):
+        edge = fused[pairs].sort().values[int(pairs.sum()) // 2]
+        assert torch.equal(rows > 0, fused >= edge)
+    with capture() as captured:
+        functional.scaled_dot_product_attention(layer.query, layer.key, layer.value, shown)
+    same(captured.reads[0].rows(range(6)), matrix)
 
 
 @pytest.mark.parametrize("axis", [0, 1])

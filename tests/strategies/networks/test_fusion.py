@@ -38,7 +38,7 @@ def test_the_threshold_is_the_kth_value_of_what_the_mask_shows(
         layer._parts,  # noqa: SLF001
         fuse,
         ratio,
-        candidates=layer.visible().sum(dim=-1).tolist(),
+        candidates=layer.visible()[:, 0].sum(dim=-1).tolist(),
         like=torch.empty(2, dtype=dtype),
     )
     fused = torch.zeros(2, time, time, dtype=dtype)
