@@ -63,48 +63,49 @@ class BookMarket(Market):
             (self._traded if move.is_trade else self._changed)(move)
         queues.frame = update.frame
         if update.cause:
-            for waiting in self._orders:
+            for _, waiting in self._resting:
                 if waiting.order_id in queues.places:  # the feed lost events: to the back
                     self._join(waiting, book_moves)
-        for resting in self._orders:
-            order = self._find(resting.order_id)  # an earlier fill may have changed it
+        for line, resting in self._resting:
+            order = line.find(resting.order_id)  # an earlier fill may have changed it
             if order is None or update.market_ms < order.eligible_ms:
                 continue
             if order.role is not OrderRole.LIQUIDATION:  # only the mark price triggers that
-                self._meet(order, update, book_moves)
+                self._meet(line, order, update, book_moves)
         self._trail(best_bid, best_ask)
-        queues.keep({order.order_id for order in self._orders})
+        queues.keep({order.order_id for _, order in self._resting})
         if book_moves.is_whole:
             for side, levels in ((Side.BUY, book_moves.bids), (Side.SELL, book_moves.asks)):
                 queues.forget_renewed(side, levels)
         self._end_pass(first, update.market_ms)
 
-    def _meet(self, order: Order, update: BookUpdate, book_moves: BookMoves) -> None:
-        """Match *order* against the book after *update*."""
+    def _meet(self, line: Line, order: Order, update: BookUpdate, book_moves: BookMoves) -> None:
+        """Match *order* of *line* against the book after *update*."""
         levels = book_moves.asks if order.side is Side.BUY else book_moves.bids
         far = levels[0].price
         takes = is_waiting_stop(order) or reaches(order.side, order.price, far)
         if update.is_sampled and order.status is OrderStatus.NEW and not takes:
-            self._end(order, NO_QUEUE, OrderEvent.REJECT)
+            line.end(order, NO_QUEUE, OrderEvent.REJECT)
             return
-        if (admitted := self._admitted(order, far, far)) is None:
+        if (admitted := self._admitted(line, order, far, far)) is None:
             return
         order, may_take = admitted
         rests = order.price is not None and not may_take
         if rests and book_moves.is_whole and order.order_id not in self.queues.places:
             self._join(order, book_moves)
         if reaches(order.side, order.price, far):
-            self._take(order, levels, book_moves, update.market_ms, is_maker=rests)
-        left = self._find(order.order_id)
+            self._take(line, order, levels, book_moves, update.market_ms, is_maker=rests)
+        left = line.find(order.order_id)
         if order.price is None or rests or left is None:
             return
         if update.is_sampled:
-            self._end(left, NO_QUEUE)
+            line.end(left, NO_QUEUE)
         else:
             self._join(left, book_moves)
 
     def _take(
         self,
+        line: Line,
         order: Order,
         levels: Iterable[BookLevel],
         book_moves: BookMoves,
@@ -120,7 +121,7 @@ class BookMarket(Market):
         side = other(order.side)
         wanted, taken, last = order.quantity - order.filled, 0, 0
         for level, part in walk_levels(tuple(levels), self.queues, order.side, wanted, order.price):
-            now = self._find(order.order_id)
+            now = line.find(order.order_id)
             if now is None:
                 return
             quantity = min(part, now.quantity - now.filled)
@@ -131,18 +132,18 @@ class BookMarket(Market):
                     now, quantity, level.price, middle, FillModel.BOOK, at_ms
                 )
             before = len(self.ledger.fills)
-            if not self._apply_fill(now, fill):
+            if not self._apply_fill(line, now, fill):
                 return
             self.queues.take(side, level, self._filled_since(before))
             taken, last = taken + quantity, level.price
         costs, rest = self._executor.costs, wanted - taken
         if order.price is not None or costs.impact is None or not (rest and taken):
             return
-        now = self._find(order.order_id)
+        now = line.find(order.order_id)
         if now is not None and book_moves.is_whole:
             rate = costs.impact_rate(rest, taken)
             fill = self._executor.take(now, rest, last, middle, FillModel.BOOK, at_ms, rate)
-            self._apply_fill(now, fill)
+            self._apply_fill(line, now, fill)
 
     def _filled_since(self, before: int) -> int:
         return sum(entry.fill.quantity for entry in self.ledger.fills[before:])
@@ -163,7 +164,7 @@ class BookMarket(Market):
     def _changed(self, move: Move) -> None:
         """Update the places in the queue of a level that changed its size."""
         places = self.queues.places
-        for order in self._orders:
+        for _, order in self._resting:
             place = places.get(order.order_id)
             if place is not None and (order.side, order.price) == (move.side, move.price):
                 places[order.order_id] = after_change(place, move.size, self.queues.rules)
@@ -171,8 +172,8 @@ class BookMarket(Market):
     def _traded(self, move: Move) -> None:
         """Fill orders by a trade at their price or through it; its size fills only once."""
         used, places = 0, self.queues.places
-        for resting in sorted(self._orders, key=_best_first):
-            place, order = places.get(resting.order_id), self._find(resting.order_id)
+        for line, resting in sorted(self._resting, key=lambda pair: _best_first(pair[1])):
+            place, order = places.get(resting.order_id), line.find(resting.order_id)
             if place is None or order is None or order.side is move.side:
                 continue
             if order.price is None or not reaches(order.side, order.price, move.price):
@@ -185,7 +186,7 @@ class BookMarket(Market):
                 continue
             fill = self._executor.fill_resting(order, quantity, FillModel.BOOK, move.at_ms)
             before = len(self.ledger.fills)
-            if self._apply_fill(order, fill):
+            if self._apply_fill(line, order, fill):
                 used += self._filled_since(before)
 
 

@@ -101,28 +101,11 @@ class Market:
         return self.lines[0].executor
 
     @property
-    def _orders(self) -> tuple[Order, ...]:
-        """Every resting order, in the order in which they meet the market."""
-        signalled = (line.order for line in self.lines)
-        first = tuple(order for order in signalled if order is not None)
-        others = [order for line in self.every_line for order in line.others]
-        return tuple(sorted((*first, *others), key=urgency)) if others else first
-
-    def _line_of(self, order_id: str) -> Line:
-        """Return the position or share in which the order with that id rests."""
-        for line in self.every_line[1:]:
-            if line.find(order_id) is not None:
-                return line
-        return self.every_line[0]
-
-    def _position_of(self, order: Order) -> Line:
-        """Return the position to which the resting *order* belongs."""
-        line = self._line_of(order.order_id)
-        return line.parent or line
-
-    def _find(self, order_id: str) -> Order | None:
-        """Return the resting order with that id, or None."""
-        return self._line_of(order_id).find(order_id)
+    def _resting(self) -> list[tuple[Line, Order]]:
+        """Every resting order with its position or share, as they meet the market."""
+        first = [(line, line.order) for line in self.lines if line.order is not None]
+        others = [(line, order) for line in self.every_line for order in line.others]
+        return sorted(first + others, key=lambda pair: urgency(pair[1])) if others else first
 
     # ------------------------------------------------------------ quotes
 
@@ -132,19 +115,19 @@ class Market:
             return
         first = self._begin(quote.market_ms, quote.bid, quote.ask)
         left = {Side.BUY: quote.ask_size, Side.SELL: quote.bid_size}
-        for resting in self._orders:
-            order = self._find(resting.order_id)  # an earlier fill may have changed it
+        for line, resting in self._resting:
+            order = line.find(resting.order_id)  # an earlier fill may have changed it
             if order is not None and quote.market_ms >= order.eligible_ms:
-                self._meet_quote(order, quote, left)
+                self._meet_quote(line, order, quote, left)
         self._trail(quote.bid, quote.ask)
         self._end_pass(first, quote.market_ms)
 
-    def _meet_quote(self, order: Order, quote: Quote, left: dict[Side, int]) -> None:
-        """Match *order* against *quote*, of whose sizes *left* is not taken yet."""
+    def _meet_quote(self, line: Line, order: Order, quote: Quote, left: dict[Side, int]) -> None:
+        """Match *order* of *line* against *quote*, of whose sizes *left* is not taken yet."""
         if order.role is OrderRole.LIQUIDATION:
             return  # only the mark price triggers it
         far = quote.ask if order.side is Side.BUY else quote.bid
-        if (admitted := self._admitted(order, far, far)) is None:
+        if (admitted := self._admitted(line, order, far, far)) is None:
             return
         order, may_take = admitted
         if order.price is None or (may_take and crosses(order, far)):
@@ -154,10 +137,12 @@ class Market:
             if may_take or quantity <= 0 or not is_through(order, far):
                 return
             fill = self._executor.fill_resting(order, quantity, FillModel.QUOTE, quote.market_ms)
-        if fill is not None and self._apply_fill(order, fill):
+        if fill is not None and self._apply_fill(line, order, fill):
             left[order.side] = max(left[order.side] - fill.quantity, 0)
 
-    def _admitted(self, order: Order, far: int, price: int) -> tuple[Order, bool] | None:
+    def _admitted(
+        self, line: Line, order: Order, far: int, price: int
+    ) -> tuple[Order, bool] | None:
         """Accept *order* with the market at *price*, or trigger its stop; it would take at *far*.
 
         Returns it, and whether it may take: it arrives, or its stop has just triggered. None if it
@@ -165,12 +150,12 @@ class Market:
         """
         arrives = order.status is OrderStatus.NEW
         if arrives and order.post_only and crosses(order, far):
-            self._end(order, WOULD_TAKE, OrderEvent.REJECT)
+            line.end(order, WOULD_TAKE, OrderEvent.REJECT)
             return None
-        order = self._accepted(order)
+        order = _accepted(line, order)
         if not is_waiting_stop(order):
             return order, arrives
-        return (self._triggered(order), True) if touched(order, price) else None
+        return (self._triggered(line, order), True) if touched(order, price) else None
 
     def _begin(self, at_ms: int, bid: int, ask: int) -> tuple[int, int]:
         """Expire orders and apply time limits before a quote; return where its fills begin."""
@@ -295,13 +280,14 @@ class Market:
         """
         at_ms = bar.open_time_ms
         self._match_liquidations(bar.open, at_ms)
-        for resting in self._orders:
+        for line, resting in self._resting:
             if is_missed and resting.role in DECIDED:
                 continue
             if resting.kind is OrderKind.MARKET and not self._is_younger(resting, bar):
-                order = self._find(resting.order_id)
+                order = line.find(resting.order_id)
                 if order is not None:
-                    self._take_all(self._accepted(order), bar.open, at_ms, FillModel.NEXT_OPEN)
+                    order = _accepted(line, order)
+                    self._take_all(line, order, bar.open, at_ms, FillModel.NEXT_OPEN)
 
     def _match_liquidations(self, mark: int, at_ms: int) -> None:
         """Liquidate the positions whose liquidation price *mark* has reached, or the account."""
@@ -340,13 +326,13 @@ class Market:
             while True:
                 first = self._next(at, end, bar.open_time_ms)
                 liquidated_at = self._liquidate_account(
-                    at, end if first is None else first[1], bar.close_time_ms - 1
+                    at, end if first is None else first[2], bar.close_time_ms - 1
                 )
                 if liquidated_at is not None:
                     at = liquidated_at
                 elif first is not None:
-                    order, at = first
-                    self._match(order, at, bar.close_time_ms - 1)
+                    line, order, at = first
+                    self._match(line, order, at, bar.close_time_ms - 1)
                 else:
                     break
             self._trail(end, end)
@@ -357,7 +343,9 @@ class Market:
         They exist if quotes filled an order before a missed bar arrived late, or if orders reach
         the exchange bars later.
         """
-        self._younger = {each.order_id for each in self._orders if self._is_younger(each, bar)}
+        self._younger = {
+            order.order_id for _, order in self._resting if self._is_younger(order, bar)
+        }
 
     def _is_younger(self, order: Order, bar: Bar) -> bool:
         """Return whether *order* began to rest inside *bar*, by a quote's fill or a command.
@@ -377,30 +365,30 @@ class Market:
         """
         self._skip_younger(bar)
         price, at_ms = bar.open, bar.open_time_ms
-        for resting in self._orders:
-            order = self._find(resting.order_id)
+        for line, resting in self._resting:
+            order = line.find(resting.order_id)
             if order is None or order.kind is OrderKind.MARKET or waits_for_next_bar(order, at_ms):
                 continue
             if order.order_id in self._younger:
                 continue
             if order.role is OrderRole.LIQUIDATION:
                 if touched(order, price):
-                    liquidate(self._position_of(order), order, price, at_ms)
+                    liquidate(line, order, price, at_ms)
                 continue
             far = self._executor.far_side(price, order.side)
-            if (admitted := self._admitted(order, far, price)) is None:
+            if (admitted := self._admitted(line, order, far, price)) is None:
                 continue
             order, may_take = admitted
             if order.price is None or (may_take and crosses(order, far)):
-                self._take_all(order, price, at_ms)
+                self._take_all(line, order, price, at_ms)
             elif not may_take and is_through(order, price):
-                self._make(order, at_ms)
+                self._make(line, order, at_ms)
         self._trail(price, price)
 
-    def _next(self, start: int, end: int, opened_ms: int) -> tuple[Order, int] | None:
-        """Return the order that a move from *start* to *end* meets first, and its price."""
-        first: tuple[tuple[int, bool], Order, int] | None = None
-        for order in self._orders:
+    def _next(self, start: int, end: int, opened_ms: int) -> tuple[Line, Order, int] | None:
+        """Return the order that a move from *start* to *end* meets first, its line and price."""
+        first: tuple[tuple[int, bool], Line, Order, int] | None = None
+        for line, order in self._resting:
             at = price_met(order, start, end)
             if (
                 at is None
@@ -410,23 +398,28 @@ class Market:
                 continue
             rank = (abs(at - start), order.price is not None)
             if first is None or rank < first[0]:
-                first = rank, order, at
-        return None if first is None else (first[1], first[2])
+                first = rank, line, order, at
+        return None if first is None else first[1:]
 
-    def _match(self, order: Order, price: int, at_ms: int) -> None:
+    def _match(self, line: Line, order: Order, price: int, at_ms: int) -> None:
         """Fill the limit that the path passed, or trigger the stop that it touched."""
         if order.role is OrderRole.LIQUIDATION:
-            liquidate(self._position_of(order), order, price, at_ms)
+            liquidate(line, order, price, at_ms)
             return
         if not is_waiting_stop(order):
-            self._make(order, at_ms)
+            self._make(line, order, at_ms)
             return
-        order = self._triggered(order)
+        order = self._triggered(line, order)
         if order.price is None or crosses(order, self._executor.far_side(price, order.side)):
-            self._take_all(order, price, at_ms)
+            self._take_all(line, order, price, at_ms)
 
     def _take_all(
-        self, order: Order, price: int, at_ms: int, model: FillModel = FillModel.BAR_PATH
+        self,
+        line: Line,
+        order: Order,
+        price: int,
+        at_ms: int,
+        model: FillModel = FillModel.BAR_PATH,
     ) -> None:
         """Fill all of *order* as taker, with the market at *price*.
 
@@ -434,15 +427,14 @@ class Market:
         """
         taken = self.taken[order.side] + order.quantity - order.filled
         fill = self._executor.taken(order, price, model, at_ms, of_bar=(taken, self._volume))
-        if self._apply_fill(order, fill):
+        if self._apply_fill(line, order, fill):
             self.taken[order.side] = taken
 
-    def _make(self, order: Order, at_ms: int) -> None:
+    def _make(self, line: Line, order: Order, at_ms: int) -> None:
         """Fill a resting limit as maker."""
         quantity = order.quantity - order.filled
-        self._apply_fill(
-            order, self._executor.fill_resting(order, quantity, FillModel.BAR_PATH, at_ms)
-        )
+        fill = self._executor.fill_resting(order, quantity, FillModel.BAR_PATH, at_ms)
+        self._apply_fill(line, order, fill)
 
     # ------------------------------------------------------------ quotes and bars
 
@@ -458,54 +450,46 @@ class Market:
                 tick = self._executor.tick
                 steps = moved // tick if order.side is Side.SELL else -(-moved // tick)
                 if steps * tick != order.trigger:
-                    self._moved(order, after(order, OrderEvent.REPLACE, trigger=steps * tick))
+                    trailed = after(order, OrderEvent.REPLACE, trigger=steps * tick)
+                    self._moved(line, order, trailed)
 
-    def _accepted(self, order: Order) -> Order:
-        """Accept *order* if it is new, and return it."""
-        if order.status is not OrderStatus.NEW:
-            return order
-        return self._note(after(order, OrderEvent.ACCEPT))
+    def _triggered(self, line: Line, order: Order) -> Order:
+        return self._moved(line, order, after(order, OrderEvent.TRIGGER, triggered=True))
 
-    def _triggered(self, order: Order) -> Order:
-        return self._moved(order, after(order, OrderEvent.TRIGGER, triggered=True))
-
-    def _moved(self, order: Order, moved: Order) -> Order:
+    def _moved(self, line: Line, order: Order, moved: Order) -> Order:
         """Replace *order* by *moved*, its state after a move or a trigger.
 
         After a quote the old state is kept, since an older bar may still arrive.
         """
-        if not self._is_quote:
-            return self._note(moved)
-        return self._line_of(order.order_id).move(order, moved)
+        return line.move(order, moved) if self._is_quote else line.note(moved)
 
-    def _note(self, order: Order) -> Order:
-        return self._line_of(order.order_id).note(order)
+    def _apply_fill(self, line: Line, order: Order, fill: Fill) -> bool:
+        """Book *fill* of *order*, cut to what the account can pay; return whether it booked any.
 
-    def _end(self, order: Order, reason: str, event: OrderEvent = OrderEvent.CANCEL) -> None:
-        self._line_of(order.order_id).end(order, reason, event)
-
-    def _apply_fill(self, order: Order, fill: Fill) -> bool:
-        """Book *fill* of *order*, cut to what the account can pay; return whether it booked any."""
-        position = self._position_of(order)
-        if self._liquidates_instead(position, order, fill):
+        The order rests in *line*, a position or a share of it; its position pays.
+        """
+        position = line.parent or line
+        if _liquidates_instead(position, order, fill):
+            if (left := line.find(order.order_id)) is not None:
+                line.end(left, LIQUIDATED_FIRST)
             return False
         if (refusal := self._refusal(position, fill)) is not None:
             affordable = None
             if order.role is not OrderRole.LIST:
                 affordable = self._affordable(position, order, fill)
             if affordable is None:
-                self._end_short(position, order, refusal)
+                _end_short(line, order, refusal)
                 return False
             fill = affordable
         cross = self.cross
         if cross is not None and self.trial is None and cross.is_ruined_by(position, fill):
             self._liquidate_all(cross, fill.reference_price, fill.filled_ms, is_ruined=True)
-            if (left := self._find(order.order_id)) is not None:
-                self._end(left, LIQUIDATED_FIRST)
+            if (left := line.find(order.order_id)) is not None:
+                line.end(left, LIQUIDATED_FIRST)
             return False
         filled = position.apply(fill)
         if refusal is not None:
-            self._end_short(position, filled, refusal)
+            _end_short(line, filled, refusal)
         return True
 
     def _refusal(self, position: Line, fill: Fill) -> str | None:
@@ -514,12 +498,6 @@ class Market:
             is_paid = fill.side is Side.SELL or fill.notional + fill.fee <= position.book.cash
             return None if is_paid else NO_CASH
         return None if self.trial is not None else self.policy.refusal(position, fill)
-
-    def _end_short(self, position: Line, order: Order, refusal: str) -> None:
-        """End *order*, which the account cannot pay; its rest is not ordered again."""
-        self._end(order, refusal)
-        if order.role is OrderRole.SIGNAL:
-            position.shortfall = refusal
 
     def _affordable(self, position: Line, order: Order, fill: Fill) -> Fill | None:
         """Return the largest part of *fill* that the account can pay, in whole steps; or None."""
@@ -531,22 +509,35 @@ class Market:
         )
         return part(most) if most else None
 
-    def _liquidates_instead(self, position: Line, order: Order, fill: Fill) -> bool:
-        """Liquidate *position* instead if *fill* is beyond its bankruptcy price; return whether so.
 
-        Nobody can close at a price beyond the bankruptcy price.
-        """
-        bound = position.protective(OrderRole.LIQUIDATION) if position.others else None
-        if bound is None or order.role is OrderRole.LIQUIDATION or fill.side is not bound.side:
-            return False
-        assert bound.price is not None
-        sells = fill.side is Side.SELL
-        if not (fill.price < bound.price if sells else fill.price > bound.price):
-            return False
-        take_over(position, bound, fill.reference_price, fill.filled_ms)
-        if (left := self._find(order.order_id)) is not None:
-            self._end(left, LIQUIDATED_FIRST)
-        return True
+def _accepted(line: Line, order: Order) -> Order:
+    """Accept *order* if it is new, and return it."""
+    if order.status is not OrderStatus.NEW:
+        return order
+    return line.note(after(order, OrderEvent.ACCEPT))
+
+
+def _end_short(line: Line, order: Order, refusal: str) -> None:
+    """End *order*, which the account cannot pay; its rest is not ordered again."""
+    line.end(order, refusal)
+    if order.role is OrderRole.SIGNAL:
+        line.shortfall = refusal
+
+
+def _liquidates_instead(position: Line, order: Order, fill: Fill) -> bool:
+    """Liquidate *position* instead if *fill* is beyond its bankruptcy price; return whether so.
+
+    Nobody can close at a price beyond the bankruptcy price.
+    """
+    bound = position.protective(OrderRole.LIQUIDATION) if position.others else None
+    if bound is None or order.role is OrderRole.LIQUIDATION or fill.side is not bound.side:
+        return False
+    assert bound.price is not None
+    sells = fill.side is Side.SELL
+    if not (fill.price < bound.price if sells else fill.price > bound.price):
+        return False
+    take_over(position, bound, fill.reference_price, fill.filled_ms)
+    return True
 
 
 # ---------------------------------------------------------------- whole events
