@@ -1,6 +1,6 @@
 """Every part of the campaign, one after another, and the last commit that each passed on.
 
-    python tests/campaigns/campaign_all.py [--only rounds]
+    python tests/campaigns/campaign_all.py [--only long]
 
 A part that has passed on this very commit is not run again, so that an interrupted campaign goes
 on. What passed is written to ``tests/campaigns/passed.toml``; with changes that are not committed
@@ -23,8 +23,6 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 PASSED: Final = ROOT / "tests" / "campaigns" / "passed.toml"
 SEEDS: Final = ("tests/campaigns/disk.toml", "tests/campaigns/world.toml")
 """Files in which a part keeps the seed from which it goes on."""
-ROUNDS: Final = 100
-TEN: Final = 10
 _PYTHON: Final = (sys.executable,)
 _ENGINE: Final = (*_PYTHON, "tests/campaigns/campaign_engine.py")
 _PYTEST: Final = (*_PYTHON, "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider")
@@ -61,13 +59,6 @@ PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "attention": (*_PYTHON, "tests/campaigns/campaign_attention.py"),
     **{part: (*_ENGINE, part) for part in ("accounts", "stretch", "laws")},
     **{part: (*_PYTHON, f"tests/campaigns/campaign_{part}.py") for part in ("world", "plants")},
-    **{
-        f"live_{kind}": (
-            *(*_PYTHON, "tests/campaigns/campaign.py", "--kind", kind, "--rounds", "2"),
-            *("--speed", "300", "--bars", "300"),
-        )
-        for kind in ("book_fills", "cross", "hedge", "several", "universe")
-    },
     "changes": (*_PYTHON, "tests/campaigns/campaign_changes.py"),
     "disk": (*_PYTHON, "tests/campaigns/campaign_disk.py"),
     "soak": (*_PYTHON, "tests/campaigns/campaign_soak.py"),
@@ -75,13 +66,6 @@ PARTS: Final[Mapping[str, tuple[str, ...]]] = {
         *(*_PYTHON, "tests/campaigns/campaign_soak.py", "--days", "5", "--model", "default"),
     ),
     "fleet": (*_PYTHON, "tests/campaigns/campaign_fleet.py"),
-    **{
-        f"rounds_{first // TEN}": (
-            *(*_PYTHON, "tests/campaigns/campaign.py", "--rounds", str(TEN), "--jobs", "2"),
-            *("--seed", str(first + 1)),
-        )
-        for first in range(0, ROUNDS, TEN)
-    },
 }
 
 

@@ -19,21 +19,24 @@ import json
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from campaign import MINUTE_MS, Daemon, configuration, exchange, reading
-from drawn import PROGRAM, RoundFailed
 from postgres_server import Cluster, a_cluster
-from world.spec import SMA
+from world.spec import MINUTE_MS, SMA, Section
 
+from tracepaper.daemon.config.loading import load, render
+
+PROGRAM = [sys.executable, "-m", "tracepaper.daemon.cli"]
 WARM_BARS = 100
 START_MS = 1_748_736_000_000
 BEHIND_WITHIN_S = 180.0
@@ -42,13 +45,11 @@ KINDS = ("daemon", "shipper", "daemon", "shipper", "server")
 """What is killed, in turn."""
 DOWN_S = 3.0
 """The longest that the server stays down."""
-GENTLE = {  # ten daemons on two cores answer late, and no exchange's fault is tried here
-    "request_timeout_s": 20.0,
-    "connect_timeout_s": 60.0,
-    "data_watchdog_s": 60.0,
-    "requests_per_s": 100.0,
-    "trades": False,
-}
+STOP_WITHIN_S = 8.0
+
+
+class RoundFailed(Exception):
+    """What a round found wrong, in one sentence."""
 
 
 def candles(path: Path, rng: random.Random, bars: int) -> Path:
@@ -77,6 +78,96 @@ class Fleet:
 
 
 # ---------------------------------------------------------------- the processes
+
+
+@contextmanager
+def exchange(data: Mapping[str, Path], *, speed: float, seed: int) -> Iterator[dict[str, Any]]:
+    """Run the embedded exchange, without faults."""
+    command = [*PROGRAM, "exchange", "--category", "linear", "--hold", "--until-eof"]
+    command += ["--speed", str(speed), "--seed", str(seed), "--start", str(WARM_BARS)]
+    command += [f"--data={symbol}={path}" for symbol, path in data.items()]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    try:
+        assert process.stdout is not None
+        yield json.loads(process.stdout.readline())
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+class Daemon:
+    """A daemon under test: started, killed, started again, at last stopped in good order."""
+
+    def __init__(self, folder: Path, name: str, sections: Section) -> None:
+        self.name = name
+        self.database = folder / f"{name}.db"
+        self.log = folder / f"{name}.log"
+        self._config = folder / f"{name}.toml"
+        self._config.write_text(render(load(None, sections)))
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [*PROGRAM, "run", "-c", str(self._config), "--db", str(self.database)]
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                command, cwd=self._config.parent, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait()
+
+    def check_alive(self) -> None:
+        assert self._process is not None
+        if (code := self._process.poll()) is not None:
+            raise RoundFailed(f"{self.name} ended by itself with {code}: {self.tail()}")
+
+    def tail(self) -> str:
+        """Return the end of the log from the last traceback on, or its last lines."""
+        text = self.log.read_text(errors="replace")
+        return text[max(text.rfind("Traceback"), len(text) - 3_000, 0) :]
+
+    def stop(self) -> None:
+        """Stop by SIGTERM; it must end within 8 s with exit code 0."""
+        assert self._process is not None
+        self._process.terminate()
+        try:
+            code = self._process.wait(STOP_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise RoundFailed(f"{self.name} did not stop within {STOP_WITHIN_S} s") from None
+        if code != 0:
+            raise RoundFailed(f"{self.name} stopped with {code}: {self.tail()}")
+
+    def end(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self.kill()
+
+    def newest_ms(self) -> int:
+        """Return the open time up to which every symbol's bars are decided, or 0."""
+        if not self.database.exists():
+            return 0
+        try:
+            with reading(self.database) as db:
+                (value,) = db.execute(
+                    "SELECT min(newest) FROM (SELECT max(open_time_ms) AS newest FROM v_decisions"
+                    " GROUP BY instrument)"
+                ).fetchone()
+        except sqlite3.OperationalError:
+            return 0  # not made yet
+        return int(value or 0)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[sqlite3.Connection]:
+    connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=10)
+    try:
+        yield connection
+    finally:
+        connection.close()
 
 
 def called(*words: str) -> tuple[int, str]:
@@ -310,13 +401,28 @@ def play(
             raise RoundFailed(f"the tables are not made: {output}")
         data = candles(folder / "walk_1m.csv", rng, WARM_BARS + bars)
         of = dict.fromkeys(names, data)
-        with exchange(of, speed=speed, seed=seed, start=WARM_BARS) as served:
+        with exchange(of, speed=speed, seed=seed) as served:
             fleet = []
             for number in range(daemons):
-                sections = configuration(served, names)
-                sections["exchange"] |= GENTLE
-                sections["strategy"] = {**SMA, "fast": 3 + number, "slow": 9 + 2 * number}
-                sections["storage"] = {"ship_to": url}
+                sections: Section = {
+                    "market": {"symbols": names, "interval": "1"},
+                    "exchange": {  # ten daemons on two cores answer late
+                        "rest_url": served["rest_url"],
+                        "stream_url": served["stream_url"],
+                        "time_scale": served["speed"],
+                        "request_timeout_s": 20.0,
+                        "connect_timeout_s": 60.0,
+                        "data_watchdog_s": 60.0,
+                        "requests_per_s": 100.0,
+                    },
+                    "strategy": {**SMA, "fast": 3 + number, "slow": 9 + 2 * number},
+                    "sizing": {"mode": "fixed", "quantity": "0.5"},
+                    "gate": {"late_ms": 300_000},
+                    "account": {"cash": "1000000"},
+                    "storage": {"ship_to": url},
+                    "http": {"port": 0},
+                    "log": {"level": "warning"},
+                }
                 fleet.append(Daemon(folder, f"daemon-{number}", sections))
             killer = Killer(fleet, postgres, rng, kills, bars)
             try:

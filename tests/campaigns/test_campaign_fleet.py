@@ -8,7 +8,7 @@ from pathlib import Path
 
 import campaign_fleet
 import pytest
-from drawn import RoundFailed
+from campaign_fleet import RoundFailed
 from postgres_server import Cluster
 from storage_cases import plain_steps, rich_steps, run, write_run
 

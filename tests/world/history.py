@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Final, cast
 
 import msgspec
-from drawn import SIDES
 from world.checker import Served, Truth, Violation, totals, violations
 from world.disk import KILLED, Disk, installed
 from world.life import OPEN_PHASES, PORT, STOP_WITHIN_S, Life, Report, Shared, renamed
@@ -136,7 +135,6 @@ class History:
 
     def play(self) -> Outcome:
         """Play all lives, hold the laws and return what came of it."""
-        (self.folder / "sides_drawn.py").write_text(SIDES)
         for name, source in CLASSES.items():
             (self.folder / f"{name}_drawn.py").write_text(source)
         if "witness" in self.spec.traits:
@@ -458,7 +456,22 @@ def _verdict(
         code, said = _run_command([*command, "last", "--db", str(database)])
         if code:
             broken.append(Violation(" ".join(command), f"exit code {code}: {said[-600:]}"))
+    if decided and not is_pruned:
+        broken += _replayed(database)
     return broken, counts
+
+
+def _replayed(database: Path) -> list[Violation]:
+    """Return whether a replay of the record comes to other decisions."""
+    again = database.with_name("again.db")
+    for command in (
+        ("replay", "--data", f"{database}#last", "--db", str(again), "--json"),
+        ("parity", f"{database}#last", f"{again}#last"),
+    ):
+        code, said = _run_command([*command])
+        if code:
+            return [Violation(command[0], f"exit code {code}: {said[-600:]}")]
+    return []
 
 
 def _add_views(database: Path) -> None:

@@ -288,6 +288,9 @@ def _hedge(config: Section, rng: random.Random) -> None:
 
 def _book_fills(config: Section, rng: random.Random) -> None:
     config["execution"] = {"model": "book", "response_ms": rng.choice((0, 100, 700))}
+    if rng.random() < 0.5:
+        config["strategy"] = {"name": "books_drawn:Books"}
+        config["market"] |= {"depth": rng.choice((10, 20)), "depth_every_ms": 10_000}
 
 
 def _universe(config: Section, rng: random.Random) -> None:
