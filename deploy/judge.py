@@ -2,7 +2,7 @@
 
 ``python judge.py PROOF… --log KEY --witness KEY`` needs the standard library and ``cryptography``.
 A PROOF is a file or a folder of ``tracepaper witness``, the KEY of a public clock its certificate's
-file. The formats: docs/what_the_record_proves.md, C2SP tlog-checkpoint and -cosignature, RFC 3161.
+file. The formats: docs/what_the_record_proves.md; C2SP tlog-checkpoint and -cosignature, RFC 3161.
 """
 
 from __future__ import annotations

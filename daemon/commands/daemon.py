@@ -162,13 +162,6 @@ ConfigArgument = Annotated[
 ]
 
 
-def _one_of(file: Path | None, config: Path | None) -> Path | None:
-    """Return the configuration file, given as an argument or by ``--config``."""
-    if file is not None and config is not None:
-        raise ConfigInvalid(f"{file} and --config {config} are two configurations; name one file.")
-    return file or config
-
-
 @config_app.command()
 @answers
 def check(
@@ -185,7 +178,7 @@ def check(
     from tracepaper.daemon.session.messenger import services_of
     from tracepaper.daemon.session.run_row import preflight
 
-    loaded = load(with_settings(_one_of(file, config), settings))
+    loaded = load(with_settings(file or config, settings))
     tokens_of(loaded.http)
     services_of(loaded.notify)
     preflight(loaded, loaded.storage.path)
@@ -211,7 +204,7 @@ def show(
     """Print the effective configuration, including defaults and environment."""
     from tracepaper.daemon.config.loading import load, render, with_settings
 
-    loaded = load(with_settings(_one_of(file, config), settings))
+    loaded = load(with_settings(file or config, settings))
     document = {**loaded.settings(), "config_sha256": loaded.sha256()}
     return CommandAnswer(document, render(loaded).rstrip("\n"))
 

@@ -188,22 +188,17 @@ def settings_of(texts: Sequence[str] | None) -> Tables:
 
     ``section.key.inner=value`` sets one key of a table. A value is text as in an environment
     variable: lists separated by commas, tables as JSON; an option of a class is read as JSON where
-    it is JSON. Raises ``ConfigInvalid`` for a text of another form and for a key given twice.
+    it is JSON; the last of a key wins. Raises ``ConfigInvalid`` for a text of another form.
     """
     settings: Tables = {}
-    names = set[str]()
     for text in texts or ():
         name, equals, value = text.partition("=")
-        name = name.strip()
-        path = name.split(".")
+        path = name.strip().split(".")
         if not (equals and len(path) > 1 and all(path)):
             shown = "…" if secret_in(text) else text
             raise ConfigInvalid(
                 f"{SET} {shown} sets no key; write section.key=value, such as market.interval=15."
             )
-        if name in names:
-            raise ConfigInvalid(f"{SET} gives {name} twice; give it once.")
-        names.add(name)
         is_option = "options" in path[1:-1]
         settings = merged(settings, nested(path, _option(value) if is_option else value))
     return settings

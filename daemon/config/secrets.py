@@ -75,7 +75,7 @@ _LABEL: Final = re.compile(r"[\w.-]{1,40}")
 
 
 def labelled_tokens(tokens: dict[str, str]) -> dict[str, str]:
-    """Return *tokens*; raise ``ValueError`` for an invalid label, and for weak or equal tokens."""
+    """Return *tokens*; raise ``ValueError`` for an invalid label, and for a weak token."""
     for label, token in tokens.items():
         if not _LABEL.fullmatch(label) or label == FILE_LABEL:
             raise ValueError(
@@ -83,8 +83,6 @@ def labelled_tokens(tokens: dict[str, str]) -> dict[str, str]:
             )
         if not is_reference(token):
             check_token(token)
-    if len(set(tokens.values())) < len(tokens):
-        raise ValueError("give every label a token of its own")
     return tokens
 
 

@@ -36,13 +36,6 @@ def ask(database: Path, path: str, body: Document | None = None) -> Document:
         status, content = _exchange(holder.http, path, body, token)
         if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
             raise TracepaperError("The message is too long for the daemon; write a shorter one.")
-        if status == HTTPStatus.UNAUTHORIZED:
-            raise TracepaperError(
-                f"{token_file(database)} has not the token that the daemon wrote there at its "
-                "start: start the daemon again, or send one of its [http] tokens by `curl -H "
-                "'Authorization: Bearer TOKEN' -H 'Content-Type: application/json' -d "
-                f"'{msgspec.json.encode(body).decode()}' {holder.http}{path}`."
-            )
         document = msgspec.json.decode(content, type=Document)
     except (OSError, HTTPException, msgspec.DecodeError) as error:
         raise FeedLost(

@@ -10,13 +10,12 @@ The log counts such connections once a minute. Idle connections are closed witho
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, Final, NamedTuple, Protocol, Self
+from typing import Final, NamedTuple, Protocol, Self
 
 import msgspec
 from aiohttp import web
@@ -43,7 +42,6 @@ from tracepaper.strategies.types.market import CommandKind, CommandOrigin
 CONNECTIONS_MAX: Final = 64
 REQUEST_TIMEOUT_S: Final = 10.0
 LOG_EVERY_S: Final = 60.0
-SCARCE: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 UNAVAILABLE: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 )
@@ -76,7 +74,6 @@ class ConnectionLimits:
         self._timers: dict[asyncio.Transport, asyncio.TimerHandle | None] = {}
         self._counts: Counter[str] = Counter()
         self._logged_s = 0.0
-        self._restore_handler: Callable[[], None] = lambda: None
         # A separate logger per server, so that its aiohttp messages can be filtered.
         self.logger = logging.Logger("http.server")  # noqa: LOG001
         self.logger.addFilter(self._pass_on)
@@ -107,7 +104,6 @@ class ConnectionLimits:
 
     def close(self) -> None:
         """Abort every remaining connection."""
-        self._restore_handler()
         for transport in self._timers:
             self._stop_timer(transport)
             transport.abort()
@@ -154,23 +150,6 @@ class ConnectionLimits:
             transport.abort()
         else:
             transport.close()  # idle, so no request is lost
-
-    def count_exhaustion(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Count the connections that *loop* cannot accept for lack of file descriptors."""
-        previous = loop.get_exception_handler()
-
-        def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-            error = context.get("exception")
-            is_scarce = isinstance(error, OSError) and error.errno in SCARCE
-            if is_scarce and "accept" in context["message"]:
-                self.count("without_descriptor")
-            elif previous is not None:
-                previous(loop, context)
-            else:
-                loop.default_exception_handler(context)
-
-        loop.set_exception_handler(handle)
-        self._restore_handler = lambda: loop.set_exception_handler(previous)
 
     def count(self, reason: str) -> None:
         """Count a refused connection; log the counts once a minute."""
@@ -283,7 +262,6 @@ class HttpServer:
         """Listen; raise ``ConfigInvalid`` if an address cannot be bound."""
         section, metrics = self._section, web.get("/metrics", self._metrics)
         probes = [web.get("/livez", self._livez), web.get("/readyz", self._readyz)]
-        probes += [web.get(path, self._name_probes) for path in ("/health", "/healthz")]
         shown = [web.get("/status", self._show_status), web.post("/command", self._command)]
         if self._make_page is not None:
             paths = ("/", "/assets/{_:.+}", "/api/v1/{_:.+}")
@@ -335,9 +313,6 @@ class HttpServer:
 
     async def _livez(self, _request: web.Request) -> web.Response:
         return web.Response(text="live\n")
-
-    async def _name_probes(self, _request: web.Request) -> web.Response:
-        return web.Response(status=404, text="/livez says live, /readyz ready or what it lacks\n")
 
     async def _readyz(self, _request: web.Request) -> web.Response:
         status = self._status()
@@ -407,9 +382,10 @@ async def listening(
     )
     await runner.setup()
     assert runner.server is not None
-    loop = asyncio.get_running_loop()
     try:
-        server = await loop.create_server(limits.protocol(runner.server), host, port)
+        server = await asyncio.get_running_loop().create_server(
+            limits.protocol(runner.server), host, port
+        )
     except OSError as error:
         await runner.cleanup()
         code = error.errno or 0  # not asyncio's text, which repeats the address
@@ -417,7 +393,6 @@ async def listening(
         raise ConfigInvalid(
             f"{host}:{port} cannot be listened on ({reason}); set another {key}."
         ) from None
-    limits.count_exhaustion(loop)
     named, picked = server.sockets[0].getsockname()[:2]
     try:
         yield f"http://[{named}]:{picked}" if ":" in named else f"http://{named}:{picked}"

@@ -285,10 +285,7 @@ class CandleChannel(Channel):
         }
 
     def _frame(self, elements: list[dict[str, Any]], at_ms: int) -> Frame:
-        if self._market.category is Category.SPOT:
-            body = {"type": "snapshot", "topic": self.topic, "data": elements, "ts": at_ms}
-        else:
-            body = {"topic": self.topic, "data": elements, "ts": at_ms, "type": "snapshot"}
+        body = {"topic": self.topic, "data": elements, "ts": at_ms, "type": "snapshot"}
         return Frame(self.topic, encode(body), at_ms)
 
 
@@ -322,10 +319,7 @@ class TradeChannel(Channel):
     def _frames(self, row: int, places: list[int], traded_ms: int) -> list[Frame]:
         market, at_ms = self._market, traded_ms + 1
         elements = [trade_element(market, row, place) for place in places]
-        if market.category is Category.SPOT:
-            body = {"type": "snapshot", "topic": self.topic, "ts": at_ms, "data": elements}
-        else:
-            body = {"topic": self.topic, "type": "snapshot", "ts": at_ms, "data": elements}
+        body = {"topic": self.topic, "type": "snapshot", "ts": at_ms, "data": elements}
         return [Frame(self.topic, encode(body), traded_ms + 0.5)]
 
 

@@ -19,16 +19,14 @@ from tracepaper.replay.exchange.answers import (
 )
 from tracepaper.replay.exchange.candles import key
 from tracepaper.replay.exchange.channels import encode
-from tracepaper.replay.exchange.fault_kinds import FORBIDDEN, HttpReply
+from tracepaper.replay.exchange.fault_kinds import HttpReply
 from tracepaper.replay.exchange.faults import fault_from
-from tracepaper.replay.exchange.hub import Connection, Hub, Limiter
+from tracepaper.replay.exchange.hub import Connection, Hub
 from tracepaper.replay.exchange.market import Venue
 from tracepaper.replay.exchange.recorded import Recording
 from tracepaper.replay.exchange.recorded import answer as routed_answer
 from tracepaper.strategies.errors import ConfigInvalid
 
-REQUESTS_PER_WINDOW: Final = 600
-REQUEST_WINDOW_S: Final = 5.0
 SPEED_MAX: Final = 1_000_000.0
 """The greatest value that `exchange.time_scale` accepts."""
 WALL_TIME: Final = "Market time is the wall clock here: leave out --now to set its pace."
@@ -41,7 +39,6 @@ class RestHandler:
         self._hub = hub
         self._venue = venue
         self._recording = recording
-        self._limiter = Limiter(REQUESTS_PER_WINDOW, REQUEST_WINDOW_S)
 
     async def handle(self, request: web.Request) -> web.Response:
         """Answer one request."""
@@ -51,8 +48,6 @@ class RestHandler:
             if isinstance(replacement, HttpReply):
                 return await reply(replacement)
             return _json_response(_envelope(replacement, now_ms))
-        if not self._limiter.admits(asyncio.get_running_loop().time()):
-            return await reply(FORBIDDEN)
         answer = self.answer(request.path, request.query, now_ms)
         if isinstance(answer, dict):
             now_ms, answer = self._with_faults(request.path, answer, now_ms)
@@ -207,8 +202,6 @@ def _json(body: dict[str, Any], status: int = 200) -> web.Response:
 
 SPOT_ARGS_MAX: Final = 10
 ARGS_CHARACTERS_MAX: Final = 21_000
-CONNECTIONS_PER_WINDOW: Final = 500
-CONNECTION_WINDOW_S: Final = 300.0
 CLOSE_TIMEOUT_S: Final = 1.0
 ANSWER_S: Final = 0.01
 """Delay of an answer: pybit registers its callback only after it has sent the request."""
@@ -223,7 +216,6 @@ class StreamHandler:
         self._hub = hub
         self._seed = seed
         self._opened = 0
-        self._limiter = Limiter(CONNECTIONS_PER_WINDOW, CONNECTION_WINDOW_S)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Serve one connection until either side ends it."""
@@ -233,12 +225,11 @@ class StreamHandler:
             raise web.HTTPNotFound
         if refuse := hub.faults.hit("handshake", hub.clock.now_ms()):
             return await reply(refuse())
-        if not self._limiter.admits(asyncio.get_running_loop().time()):
-            return web.Response(status=403, text="too many connections")
         self._opened += 1
         socket = web.WebSocketResponse(compress=False, timeout=CLOSE_TIMEOUT_S)
         await socket.prepare(request)
-        connection = Connection(category, self._identity(category), request)
+        identity = f"{key(self._seed, category, self._opened):016x}"
+        connection = Connection(category, identity, request)
         hub.connections.add(connection)
         writer = asyncio.create_task(connection.write(socket))
         try:
@@ -252,13 +243,6 @@ class StreamHandler:
             await asyncio.wait([writer])
         return socket
 
-    def _identity(self, category: str) -> str:
-        """Return a connection id in the category's form: a short one on linear, a uuid on spot."""
-        digits = f"{key(self._seed, category, self._opened):016x}"
-        if category == "spot":
-            return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-a{digits[:3]}-{digits[4:16]}"
-        return f"d{digits}-{digits[:5]}"
-
     def _answer(self, connection: Connection, text: str) -> None:
         try:
             decoded = msgspec.json.decode(text)
@@ -267,7 +251,7 @@ class StreamHandler:
         request: Message = decoded if isinstance(decoded, dict) else {}
         match operation := request.get("op"):
             case "ping":
-                _send(connection, pong(connection, request, self._hub.clock.now_ms()))
+                _send(connection, pong(connection, request))
             case "subscribe" | "unsubscribe":
                 self._change(connection, operation, request)
             case _:
@@ -311,10 +295,8 @@ def _send(connection: Connection, message: Message) -> None:
     connection.send(encode(message))
 
 
-def pong(connection: Connection, request: Message, now_ms: int) -> Message:
-    """Return the pong of the connection's category: on spot and linear its ``op`` is ``ping``."""
-    if connection.category == "option":
-        return {"op": "pong", "args": [str(now_ms)]}
+def pong(connection: Connection, request: Message) -> Message:
+    """Return the pong, whose ``op`` is ``ping``."""
     return _reply(connection, request, success=True, text="pong", operation="ping")
 
 
@@ -330,7 +312,7 @@ def acknowledgement(connection: Connection, request: Message, error: str) -> Mes
 def _reply(
     connection: Connection, request: Message, *, success: bool, text: str, operation: str
 ) -> Message:
-    """Return a reply in the category's key order; spot omits a req_id that the request lacks."""
+    """Return a reply; spot omits a req_id that the request lacks."""
     reply: Message = {"success": success, "ret_msg": text, "conn_id": connection.identity}
     if "req_id" in request:
         reply["req_id"] = str(request["req_id"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -317,11 +317,7 @@ class TickerChannel(Channel):
 
     def _frame(self, kind: str, state: dict[str, str], at_ms: int) -> Frame:
         sequence = self._market.sequence(at_ms)
-        body: dict[str, Any]
-        if self._market.category is Category.SPOT:
-            body = {"topic": self.topic, "ts": at_ms, "type": kind, "cs": sequence, "data": state}
-        else:
-            body = {"topic": self.topic, "type": kind, "data": state, "cs": sequence, "ts": at_ms}
+        body = {"topic": self.topic, "type": kind, "data": state, "cs": sequence, "ts": at_ms}
         return Frame(self.topic, encode(body), at_ms)
 
 
@@ -397,10 +393,8 @@ class BookChannel(Channel):
             "u": self._update_id,
             "seq": market.sequence(at_ms),
         }
-        head: dict[str, Any] = {"topic": self.topic, "type": kind, "ts": at_ms}
-        if market.category is Category.SPOT:
-            head = {"topic": self.topic, "ts": at_ms, "type": kind}
-        body = head | {"data": content, "cts": self._matched_ms}
+        head = {"topic": self.topic, "type": kind, "ts": at_ms}
+        body = {**head, "data": content, "cts": self._matched_ms}
         return Frame(self.topic, encode(body), at_ms)
 
 

@@ -42,9 +42,7 @@ from tracepaper.storage.record.decode import (
 )
 from tracepaper.storage.record.rows import (
     EVENT_KINDS,
-    OF_A_RUN,
     OPENED_AT,
-    RUN_TABLES,
     run_of,
 )
 from tracepaper.strategies.errors import DataInvalid
@@ -179,12 +177,6 @@ class Reader:
         """Return the id of the run *wanted*: an id, a unique prefix, or ``last``."""
         ids = self.run_ids()
         if not ids:
-            for table in (*RUN_TABLES, *OF_A_RUN):
-                if self.connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone():
-                    raise DataInvalid(
-                        f"Every run of the database was removed, but rows of {table} are left:"
-                        " restore a backup."
-                    )
             raise DataInvalid(
                 "The database has no run yet; `tracepaper run` or `replay` makes one."
             )

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from msgspec import Struct
-from msgspec.structs import replace
 
 from tracepaper.storage.database.views import V_DECISIONS, V_EQUITY, V_POSITIONS
 from tracepaper.storage.fleet.server import ONE_SNAPSHOT, check_schema, connect, transaction
@@ -99,13 +98,9 @@ def overview(url: str, *, needed_by: str = "fleet") -> list[FleetRun]:
             return [_read(server, row, newest[row["database_id"]] == row["run_id"]) for row in rows]
 
 
-_UNREADABLE: Final = (ArithmeticError, LookupError, RecursionError, TypeError, ValueError)
-"""Exceptions that reading a damaged value can raise."""
-
-
 def _read(server: Connection, row: RowMapping, is_newest: bool) -> FleetRun:  # noqa: FBT001 - one call
-    """Return the run of *row*; if its values cannot be read, it has an alarm with the reason."""
-    run = FleetRun(
+    """Return the run of *row*, with the fields of its steps and of its daemon's status."""
+    return FleetRun(
         database_id=row["database_id"],
         host=row["host"] or "",
         file=row["file"] or "",
@@ -114,12 +109,8 @@ def _read(server: Connection, row: RowMapping, is_newest: bool) -> FleetRun:  # 
         strategy=row["strategy"],
         model_id=row["model_id"],
         steps=row["step_count"],
+        **_read_fields(server, row, is_newest),
     )
-    try:
-        return replace(run, **_read_fields(server, row, is_newest))
-    except _UNREADABLE as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:80]
-        return replace(run, alarms=(f"its row cannot be read ({reason})",))
 
 
 def _read_fields(server: Connection, row: RowMapping, is_newest: bool) -> dict[str, Any]:  # noqa: FBT001 - one call
@@ -139,10 +130,7 @@ def _read_fields(server: Connection, row: RowMapping, is_newest: bool) -> dict[s
     daemon: _Daemon | None = None
     alarms: list[str] = []
     if is_newest and row["daemon"]:
-        try:
-            daemon = msgspec.json.decode(row["daemon"], type=_Daemon)
-        except msgspec.MsgspecError:
-            daemon = _Daemon(ready=False, not_ready=("its status cannot be read",))
+        daemon = msgspec.json.decode(row["daemon"], type=_Daemon)
         if daemon.halted_by:
             alarms.append(f"halted by {daemon.halted_by}")
         alarms += daemon.not_ready or ()

@@ -184,13 +184,7 @@ def _copy(
     """Copy rows of *table* in the order of its key; return their number."""
     names = stored_columns(table)
     keys = ", ".join(column.name for column in TABLES[table] if column.is_key)
-    source = f"FROM {table} WHERE {DATABASE} = %s {where}"
-    reals = [column.name for column in TABLES[table] if column.kind == "REAL"]
-    if reals:  # SQLite would store NaN as null; no record has NaN
-        nan_query = f"SELECT 1 {source} AND 'NaN'::double precision IN ({', '.join(reals)}) LIMIT 1"
-        if server.exec_driver_sql(nan_query, values).first() is not None:
-            raise sqlite3.IntegrityError(f"a NaN in {table}")
-    query = f"SELECT {', '.join(names)} {source} ORDER BY {keys}"
+    query = f"SELECT {', '.join(names)} FROM {table} WHERE {DATABASE} = %s {where} ORDER BY {keys}"
     count = 0
     with driver_of(server).cursor(f"pull_{table}", binary=True) as cursor:
         cursor.itersize = BATCH_ROWS

@@ -61,7 +61,7 @@ _HEAD: Final = "SELECT digest FROM commits WHERE run_key = ? AND last_sequence =
 _RUN_AT: Final = At("runs")
 _SHIPPED: Final = (
     "SELECT run_key, m.sequence, m.digest, r.run_id, r.opened_digest "
-    "FROM marks m FULL JOIN runs r USING (database_id, run_key) WHERE database_id = %s "
+    "FROM marks m JOIN runs r USING (database_id, run_key) WHERE database_id = %s "
     "ORDER BY run_key"
 )
 _OF_SHIPPED: Final = "JOIN marks USING (database_id, run_key) WHERE database_id = %s"
@@ -224,12 +224,6 @@ class Shipper:
         """Read the marks; raise ``DataInvalid`` if the file's history differs from the server's."""
         key = (self.database_id,)
         for run_key, last, digest, run_id, opened_digest in server.exec_driver_sql(_SHIPPED, key):
-            if last is None or run_id is None:
-                missing = "mark" if last is None else "row"
-                raise DataInvalid(
-                    f"{shown(self._url)} holds run {run_key} of {self._path}, but its {missing} "
-                    f"was removed; nothing was shipped: {NEW_ID}."
-                )
             state = self._runs[run_key] = _RunState(run_key)
             state.is_there, state.next, state.digest = True, last + 1, bytes(digest)
             row = file.execute(_RUN, (run_key,)).fetchone()

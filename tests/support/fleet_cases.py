@@ -37,7 +37,7 @@ def assert_same(path: Path, other: Path) -> None:
 
 
 def grown(path: Path, count: int, *, seed: int, since: int) -> None:
-    log = SqlAuditLog.open(path)
+    log = SqlAuditLog.open(path, group_steps=1_000)  # a prune cuts between commits
     log.resume("r-1")
     for step in plain_steps(count, seed=seed)[since:]:
         log.append_now(step)

@@ -145,7 +145,7 @@ async def test_a_command_without_the_token_is_refused_in_one_sentence(
         words = "start the daemon again"
     elif way == "earlier":
         write_token(daemon.database)
-        words = r"has not the token that .* one of its \[http\] tokens by `curl .*/command`"
+        words = r"send one of the daemon's \[http\] tokens, or the text of the file"
     elif way == "a link":
         file.rename(file.with_name("kept"))
         file.symlink_to("kept")

@@ -58,7 +58,6 @@ def test_the_default_file_lies_under_the_settings(here: Path) -> None:
     [
         (["market.intervall=5"], "[market] has no key 'intervall'; the nearest is 'interval'"),
         (["interval=5"], "--set interval=5 sets no key; write section.key=value"),
-        (["strategy.fast=1", "strategy.fast=2"], "--set gives strategy.fast twice; give it once."),
     ],
 )
 @pytest.mark.parametrize(

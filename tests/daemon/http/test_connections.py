@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import resource
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -244,30 +242,6 @@ async def test_what_is_no_request_leaves_no_traceback(
             writer.close()
         assert await answers(server)
     assert len(capsys.readouterr().err.splitlines()) <= 1
-
-
-@pytest.mark.sockets
-async def test_want_of_descriptors_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    async with served() as server:
-        host, port = server.url.removeprefix("http://").split(":")
-        clients = [socket.socket() for _ in range(5)]
-        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
-        try:
-            for client in clients:
-                client.connect((host, int(port)))
-            for _ in range(50):
-                await asyncio.sleep(0)
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-            for client in clients:
-                client.close()
-        (line,) = capsys.readouterr().err.splitlines()
-        assert "without_descriptor" in line
-        asyncio.get_running_loop().call_exception_handler(
-            {"message": "a bug", "exception": ZeroDivisionError()}
-        )
-        assert "ZeroDivisionError" in capsys.readouterr().err
 
 
 async def status_of(handler: Handler) -> int:

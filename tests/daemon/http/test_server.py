@@ -82,10 +82,6 @@ async def test_health_follows_the_status(
         assert (answer.status, await answer.text()) == (503, "linear:BTCUSDT is warming up\n")
     async with client.get(f"{url}/livez") as answer:
         assert answer.status == 200
-    for name in ("health", "healthz"):  # where other daemons have it
-        async with client.get(f"{url}/{name}") as answer:
-            text = "/livez says live, /readyz ready or what it lacks\n"
-            assert (answer.status, await answer.text()) == (404, text)
 
 
 async def test_status_and_metrics_answer(url: str, client: aiohttp.ClientSession) -> None:

@@ -10,7 +10,7 @@ from exchange_client import MINUTE, Client, candles, walk_rows
 from waiting import deadline
 
 from tracepaper.replay.exchange import hub
-from tracepaper.replay.exchange.hub import Limiter, MarketClock
+from tracepaper.replay.exchange.hub import MarketClock
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 
 
@@ -49,12 +49,6 @@ def test_time_stops_at_its_end() -> None:
     seconds.now += 100
     assert clock.now_ms() == 15_000
     assert clock.ended
-
-
-def test_a_limiter_admits_again_when_its_window_has_passed() -> None:
-    limiter = Limiter(2, 5.0)
-    times = (0.0, 1.0, 2.0, 5.0, 5.5, 6.0)
-    assert [at for at in times if limiter.admits(at)] == [0.0, 1.0, 5.0, 6.0]
 
 
 # ------------------------------------------------------------ clients
