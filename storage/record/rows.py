@@ -86,8 +86,6 @@ DROPPED_TABLES: Final = (*OF_A_STEP, "steps")
 KEPT_TABLES: Final = tuple(table for table in CHAINED_TABLES if table not in DROPPED_TABLES)
 """The tables of which a prune keeps rows: trades, halts, rows that later steps refer to, and
 events of the ``KEPT_EVENTS``."""
-OF_A_RUN: Final = ("instruments", "gate_sets", "commits", "prunes")
-"""The tables, beside those of steps, whose rows all belong to a run."""
 
 INDEXED_EVENTS: Final = (
     "funding",

@@ -109,7 +109,6 @@ CASES = [
     ("replay --data BTCUSDT.csv --resume last --db new.db", 2, "leave --resume out to begin it"),
     ("replay sma.toml", 2, "is a configuration; give it by --config"),
     ("run sma.toml", 2, "give a configuration by --config; see"),
-    ("config check sma.toml -c text.db", 2, "name one file"),
     ("replay --data BTCUSDT.csv --resume last --db run.db", 2, "is finished; start a new replay"),
     (
         "replay -c sma.toml --data BTCUSDT.csv --db folder.db",

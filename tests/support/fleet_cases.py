@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from command_line import Cli
 from storage_cases import plain_steps, write_run
@@ -16,6 +16,10 @@ from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.fleet.follow import ship_once
 from tracepaper.storage.fleet.ship import database_id
 from tracepaper.storage.record.columns import TABLES, stored_columns
+from tracepaper.storage.record.rows import RUN_TABLES
+
+OF_RUNS: Final = (*RUN_TABLES, "instruments", "gate_sets", "commits", "prunes", "runs")
+"""The tables of a fleet whose rows belong to a run."""
 
 
 def contents(path: Path) -> dict[str, list[tuple[Any, ...]]]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 import pytest
+from fleet_cases import OF_RUNS
 from postgres_server import Cluster
 from storage_cases import plain_steps, rich_steps, run, write_run
 
@@ -15,7 +16,7 @@ from tracepaper.storage.database.views import V_DECISIONS, V_EQUITY, V_POSITIONS
 from tracepaper.storage.fleet.follow import ship_once
 from tracepaper.storage.fleet.tables import columns_of
 from tracepaper.storage.fleet.views import FLEET_VIEWS, select_step
-from tracepaper.storage.record.rows import OF_A_RUN, RUN_TABLES
+from tracepaper.storage.record.rows import RUN_TABLES
 
 COPIES: Final = (
     500,
@@ -37,7 +38,7 @@ def fleet(
     write_run(path, rich_steps(), of=run("rich"), end=True)
     write_run(path, plain_steps(200), of=run("plain"), end=True)
     ship_once(path, url)
-    for table in (*RUN_TABLES, *OF_A_RUN, "runs"):
+    for table in OF_RUNS:
         columns = ", ".join(columns_of(table))
         copied = re.sub(r"\brun_key\b", "run_key + 2 * copy", columns)
         copied = re.sub(r"(?<!_)\brun_id\b", "run_id || '-' || copy", copied)

@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from fleet_cases import assert_same, contents, grown
+from fleet_cases import OF_RUNS, assert_same, contents, grown
 from postgres_server import Cluster
 from storage_cases import CROSS_GATES, plain_steps, prune, rich_steps, run, write_run
 
@@ -20,7 +20,6 @@ from tracepaper.storage.fleet.pull import pull
 from tracepaper.storage.fleet.ship import Shipper, ShipResult, database_id, new_id
 from tracepaper.storage.fleet.tables import columns_of
 from tracepaper.storage.record.columns import TABLES
-from tracepaper.storage.record.rows import OF_A_RUN, RUN_TABLES
 from tracepaper.strategies.errors import DataInvalid, ServerLost
 
 
@@ -114,7 +113,7 @@ def test_a_file_whose_older_run_was_removed_is_still_found(tmp_path: Path) -> No
     write_run(path, plain_steps(30, seed=2), of=run("r-2"))
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute("PRAGMA foreign_keys = OFF")
-        for table in (*OF_A_RUN, *RUN_TABLES, "runs"):
+        for table in OF_RUNS:
             db.execute(f"DELETE FROM {table} WHERE run_key = 1")
     assert any("a run was removed" in sentence for sentence in audited(path))
 
