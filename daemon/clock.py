@@ -1,6 +1,6 @@
 """The system clock, the only reader of the machine's time, and the engine's interfaces.
 
-The rules are docs/time.md, T7 to T9.
+The rules are docs/time.md, T7 and T8.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A message, either way, is its length followed by msgpack. No decision waits for such a process, its
 faults never end a run, and it always ends with the daemon. The rules are docs/operations.md, O14
-and O22, docs/orderbook.md, D29 to D31, and docs/fleet.md, F7.
+and O22, docs/orderbook.md, D30 and D31, and docs/fleet.md, F7.
 """
 
 from __future__ import annotations

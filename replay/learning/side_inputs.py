@@ -1,6 +1,6 @@
 """Side inputs of networks: covariates, order books, or another symbol's bars.
 
-The rules are docs/models.md, L63, and docs/orderbook.md, D21 to D24.
+The rules are docs/models.md, L63, and docs/orderbook.md, D21 to D23.
 """
 
 from __future__ import annotations

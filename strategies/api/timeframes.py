@@ -1,6 +1,6 @@
 """Closed bars of higher timeframes, aggregated from an instrument's own bars.
 
-The rules are docs/several.md, P9 to P15.
+The rules are docs/several.md, P9 to P13.
 """
 
 from __future__ import annotations
