@@ -201,7 +201,6 @@ def _json(body: dict[str, Any], status: int = 200) -> web.Response:
 
 
 SPOT_ARGS_MAX: Final = 10
-ARGS_CHARACTERS_MAX: Final = 21_000
 CLOSE_TIMEOUT_S: Final = 1.0
 ANSWER_S: Final = 0.01
 """Delay of an answer: pybit registers its callback only after it has sent the request."""
@@ -282,9 +281,6 @@ class StreamHandler:
             return "error:args must be a list of topics"
         if connection.category == "spot" and len(topics) > SPOT_ARGS_MAX:
             return "args size >10"
-        characters = sum(map(len, topics)) + sum(map(len, connection.topics))
-        if characters > ARGS_CHARACTERS_MAX:
-            return f"error:args characters >{ARGS_CHARACTERS_MAX}"
         for topic in topics:
             if self._hub.channel(connection.category, topic) is None:
                 return f"error:handler not found,topic:{topic}"

@@ -94,7 +94,6 @@ class RecordedFrame(msgspec.Struct, frozen=True):
     topic: str
     is_snapshot: bool
     body: bytes
-    connection: str = ""
 
 
 class RecordedChannel(Channel):
@@ -222,7 +221,7 @@ def read_recording(path: Path, category: Category | None = None) -> Recording:
     Its category is *category*, else the one in the recorded addresses, else linear.
     """
     frames: list[RecordedFrame] = []
-    addresses: dict[str, str] = {}
+    categories: set[str] = set()
     for number, line in enumerate(_text_of(path).splitlines(), 1):
         try:
             entry = _entry(line)
@@ -230,7 +229,7 @@ def read_recording(path: Path, category: Category | None = None) -> Recording:
             if entry.get("t") == "recording":
                 named = entry["instrument"]["category"]
             if named in CATEGORIES:
-                addresses[str(entry.get("conn", ""))] = named
+                categories.add(named)
             if entry.get("t") == RECEIVED and (frame := _frame(entry)):
                 frames.append(frame)
         except (msgspec.DecodeError, RecursionError, KeyError, TypeError, ValueError) as error:
@@ -238,13 +237,12 @@ def read_recording(path: Path, category: Category | None = None) -> Recording:
                 f"{path}, line {number}: not a recorded frame ({error}); give JSON lines of t, "
                 "ts and data."
             ) from None
-    if category is not None and category in addresses.values():
-        frames = [each for each in frames if addresses.get(each.connection, category) == category]
-    categories = set(addresses.values()) if category is None else {category.value}
     if len(categories) > 1:
         raise DataInvalid(
-            f"{path} holds frames of {' and '.join(sorted(categories))}: choose one by --category."
+            f"{path} holds frames of {' and '.join(sorted(categories))}: record each alone."
         )
+    if category is not None:
+        categories = {category.value}
     if not categories <= set(EXCHANGE_CATEGORIES):
         raise DataInvalid(f"{path} holds frames of {categories.pop()}: give linear or spot ones.")
     if not frames:
@@ -304,5 +302,4 @@ def _frame(entry: dict[str, Any]) -> RecordedFrame | None:
         topic=str(content["topic"]),
         is_snapshot=content.get("type") == "snapshot",
         body=text.encode(),
-        connection=str(entry.get("conn", "")),
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any, Final
-from urllib.parse import quote
 
 from tracepaper.replay.exchange.answers import (
     BAD_SYMBOL,
@@ -12,14 +11,12 @@ from tracepaper.replay.exchange.answers import (
     Answer,
     Query,
     category_of,
-    cursor_fields,
     route,
 )
 from tracepaper.replay.exchange.instruments import padded, parsed
 from tracepaper.replay.exchange.market import SimulatedMarket, Venue
 from tracepaper.strategies.units import BASE_FEES, unscaled
 
-RISK_SYMBOLS: Final = 15
 LEVERAGE_SHARES: Final = (100, 75, 50, 25, 10)
 """Each risk tier's share of the greatest leverage, in hundredths."""
 TIER_SHARE: Final = 200
@@ -30,24 +27,21 @@ COIN_DECIMALS: Final = 8
 Item = dict[str, Any]
 
 
-@route("/v5/market/risk-limit", ("category",), ("symbol", "cursor"))
+@route("/v5/market/risk-limit", ("category",), ("symbol",))
 def risk_limit(venue: Venue, query: Query, now_ms: int) -> Answer:
-    """Return risk tiers: five per symbol, fifteen symbols per page."""
+    """Return risk tiers: five per symbol."""
     del now_ms
     category = category_of(query, DERIVATIVES)
     symbol = query.get("symbol", "")
     if symbol and venue.find(category, symbol) is None:
         return BAD_SYMBOL
-    after = cursor_fields(query).get("last", "")
-    names = sorted(
-        name
-        for kind, name in venue.markets
-        if kind == category and name > after and symbol in ("", name)
-    )
-    page = names[:RISK_SYMBOLS]
-    items = [item for name in page for item in _tiers(venue.markets[category, name])]
-    cursor = quote(f"last={page[-1]}") if len(names) > len(page) else ""
-    return {"category": category, "list": items, "nextPageCursor": cursor}
+    items = [
+        item
+        for (kind, name), market in sorted(venue.markets.items())
+        if kind == category and symbol in ("", name)
+        for item in _tiers(market)
+    ]
+    return {"category": category, "list": items, "nextPageCursor": ""}
 
 
 def _tiers(market: SimulatedMarket) -> Iterator[Item]:

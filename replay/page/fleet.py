@@ -58,13 +58,8 @@ def pull_run(
 
     fleet = _source(databases)
     name = run_id if NAME.fullmatch(run_id) else hashlib.sha256(run_id.encode()).hexdigest()[:16]
-    try:
-        _remove(fleet, every=lambda other: not list(other.glob("*.db")))  # canceled pulls
-        place = Path(tempfile.mkdtemp(prefix="run-", dir=fleet.folder))
-    except OSError as error:
-        raise HttpRefusal(
-            409, f"The page's temporary folder cannot be written ({error.strerror}); start it anew."
-        ) from None
+    _remove(fleet, every=lambda other: not list(other.glob("*.db")))  # canceled pulls
+    place = Path(tempfile.mkdtemp(prefix="run-", dir=fleet.folder))
     target = place / f"{name}.db"
     done = 0
 

@@ -1,33 +1,19 @@
-"""``audit sql``, with limits.
-
-A single operation of SQLite can take minutes and gigabytes and cannot be interrupted: only ending
-the process stops it.
-"""
+"""``audit sql``: one query that only reads, within a time and a number of rows."""
 
 from __future__ import annotations
 
-import os
 import re
-import resource
-import select
-import signal
-import socket
 import sqlite3
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from difflib import get_close_matches
-from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-MEMORY_BYTES: Final = 2 * 2**30
-"""Memory that a query may add to that of the process."""
-INTERRUPT_S: Final = 1.0
-"""Seconds that SQLite has to react to an interrupt; then the process is ended."""
-TOO_LONG: Final = "The query took too long and was stopped; ask for less, or allow more time."
+    from pathlib import Path
 
 
 class QueryAnswer(NamedTuple):
@@ -51,43 +37,25 @@ class QueryAnswer(NamedTuple):
 def ask_within(
     path: Path, sql: str, parameters: dict[str, object], *, rows_most: int, seconds: float
 ) -> QueryAnswer:
-    """Run *sql* over the database *path* within *seconds* and ``MEMORY_BYTES``.
-
-    Raises what ``ask`` does, and ``DataInvalid`` after that time. SQLite reacts to the time limit
-    and to Ctrl-C between two operations; if one takes too long, the process is ended.
-    """
+    """Run *sql* over the database *path*; raise what ``ask`` does, or ``DataInvalid`` if late."""
     from tracepaper.storage.database.reader import Reader
 
-    done, (stop_read, stop_write) = threading.Event(), socket.socketpair()
+    is_over = Event()
 
-    def watch(connection: sqlite3.Connection) -> None:
-        is_stopped = bool(select.select([stop_read], [], [], seconds)[0])
-        if done.is_set():
-            return
-        connection.interrupt()
-        if not done.wait(INTERRUPT_S):
-            os.write(2, b"" if is_stopped else f"{TOO_LONG}\n".encode())
-            os._exit(130 if is_stopped else 1)
+    def answer(reader: Reader) -> QueryAnswer:
+        reader.connection.set_progress_handler(is_over.is_set, 10_000)
+        return ask(reader.connection, sql, parameters, rows_most=rows_most)
 
-    stop_write.setblocking(False)  # noqa: FBT003 - the library takes no keyword
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-    most = pages * resource.getpagesize() + MEMORY_BYTES
-    with stop_read, stop_write, Reader.open(path) as reader:
-        watcher = threading.Thread(target=watch, args=(reader.connection,), daemon=True)
-        before = signal.set_wakeup_fd(stop_write.fileno())
-        resource.setrlimit(
-            resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard)
-        )
-        watcher.start()
+    # In a thread, so that Ctrl-C and the end of the time find this one waiting.
+    with Reader.open(path) as reader, ThreadPoolExecutor(1) as thread:
         try:
-            return ask(reader.connection, sql, parameters, rows_most=rows_most)
+            return thread.submit(answer, reader).result(timeout=seconds)
+        except TimeoutError:
+            raise DataInvalid(
+                "The query took too long and was stopped; ask for less, or allow more time."
+            ) from None
         finally:
-            resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-            done.set()
-            signal.set_wakeup_fd(before)
-            stop_write.send(b"+")
-            watcher.join()
+            is_over.set()
 
 
 _DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR})
@@ -126,10 +94,7 @@ NAMED: Final = {
 NAMED_ROWS: Final = 20
 
 ROWS_MOST: Final = 100_000
-BYTES_MOST: Final = 256 * 2**20
-VALUE_BYTES_MOST: Final = 64 * 2**20
-"""Most rows and bytes of a result, which is held in memory, and most bytes of one value."""
-_FETCHED: Final = 256
+"""Most rows of a result, which is held in memory."""
 
 _NAME: Final = re.compile(r"\w+")
 
@@ -143,18 +108,14 @@ def ask(
 ) -> QueryAnswer:
     """Run *sql*, one SELECT, and return its result; raise ``ConfigInvalid`` for anything else.
 
-    The result is cut after *rows_most* rows or ``BYTES_MOST`` bytes, which its ``cut`` reports.
-    Raises ``DataInvalid`` if a value is larger than ``VALUE_BYTES_MOST``.
+    The result is cut after *rows_most* rows, which its ``cut`` reports.
     """
     # SQLite creates table-valued functions on first use, which the authorizer would deny.
     connection.execute("SELECT 1 FROM json_each('[]'), json_tree('[]')")
-    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, VALUE_BYTES_MOST)
     connection.set_authorizer(_authorize)
     try:
         cursor = connection.execute(sql, parameters)
-        rows, cut = _fetched(cursor, rows_most)
-    except MemoryError:
-        raise DataInvalid("The answer does not fit into memory; ask for less at once.") from None
+        rows = cursor.fetchmany(rows_most + 1)
     except (sqlite3.Error, sqlite3.Warning) as error:
         connection.set_authorizer(None)
         raise _refusal(connection, sql, error) from error
@@ -162,22 +123,9 @@ def ask(
         connection.set_authorizer(None)
     if cursor.description is None:
         raise ConfigInvalid("The query is empty; try `SELECT * FROM v_runs`.")
-    return QueryAnswer(tuple(column[0] for column in cursor.description), rows, cut)
-
-
-def _fetched(cursor: sqlite3.Cursor, rows_most: int) -> tuple[list[tuple[Any, ...]], str]:
-    """Return the rows of *cursor* within the limits; if they were cut, also a description."""
-    rows: list[tuple[Any, ...]] = []
-    size = 0
-    while batch := cursor.fetchmany(_FETCHED):
-        for row in batch:
-            if len(rows) == rows_most:
-                return rows, f"the first {rows_most:,} rows"
-            size += sum(len(value) for value in row if isinstance(value, (str, bytes)))
-            if size > BYTES_MOST:
-                return rows, f"the first {len(rows):,} rows, {BYTES_MOST >> 20} MiB"
-            rows.append(row)
-    return rows, ""
+    cut = f"the first {rows_most:,} rows" if len(rows) > rows_most else ""
+    columns = tuple(column[0] for column in cursor.description)
+    return QueryAnswer(columns, rows[:rows_most], cut)
 
 
 def _refusal(
@@ -187,12 +135,6 @@ def _refusal(
     code = getattr(error, "sqlite_errorcode", 0)
     if code in _DAMAGED:
         return error  # the file is damaged; the query is not the cause
-    if code == sqlite3.SQLITE_INTERRUPT:
-        return DataInvalid(TOO_LONG)
-    if code == sqlite3.SQLITE_TOOBIG:
-        return DataInvalid(
-            f"A value of the answer is larger than {VALUE_BYTES_MOST >> 20} MiB; ask for less."
-        )
     refused = code == sqlite3.SQLITE_AUTH
     reason = str(error).rstrip(".")
     cause = "only one SELECT that reads tables and views is allowed" if refused else reason

@@ -39,13 +39,13 @@ REMEDIES: Final = (
         may_heal=True,
     ),
     Remedy(
-        ("EIO", "ENXIO", "ENODEV", "ESTALE", "ETIMEDOUT", "SQLITE_IOERR"),
+        ("EIO", "SQLITE_IOERR"),
         "cannot be reached on its disk",
         "see that the disk works",
         may_heal=True,
     ),
     Remedy(
-        ("EAGAIN", "EBUSY", "ENOLCK", "ETXTBSY", "SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_PROTOCOL"),
+        ("EAGAIN", "EBUSY", "SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_PROTOCOL"),
         "is in use by another process",
         "end the transaction of the other process",
         may_heal=True,
@@ -76,15 +76,9 @@ REMEDIES: Final = (
         may_heal=False,
     ),
     Remedy(
-        ("ENOENT", "ENOTDIR", "EISDIR", "EEXIST", "ELOOP", "ENAMETOOLONG"),
+        ("ENOENT", "ENOTDIR", "EISDIR", "EEXIST"),
         "cannot be found or made",
         "choose another place",
-        may_heal=False,
-    ),
-    Remedy(
-        ("EFBIG",),
-        "is larger than a file may be",
-        "raise the limit of a file's size",
         may_heal=False,
     ),
     Remedy(

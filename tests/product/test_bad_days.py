@@ -33,7 +33,7 @@ from tracepaper.storage.database.lock import holder_of
 from tracepaper.storage.maintenance import backup
 from tracepaper.strategies.api.context import BarContext, Percent, Signal
 from tracepaper.strategies.api.strategy import Strategy
-from tracepaper.strategies.errors import ConfigInvalid, Fatal
+from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import Action, RunRow, Step
 from tracepaper.strategies.types.market import Bar, ModelChange, RunKind
 
@@ -220,61 +220,6 @@ async def test_the_token_of_a_command_lives_as_long_as_the_daemon_and_is_in_no_b
     assert len(tokens) == 2
     held = [(tmp_path / name).read_bytes() for name in ("run.db", "HALT.db", "RESUME.db")]
     assert not any(token.encode() in content for token in tokens for content in held)
-
-
-FAILING: dict[str, tuple[dict[str, dict[str, Any]], str]] = {
-    "unknown symbol": ({"market": {"symbols": ["NOSUCHUSDT"]}}, "NOSUCHUSDT"),
-    "missing model": (
-        {"strategy": {"name": "attention"}, "model": {"checkpoint": "nowhere"}},
-        "nowhere",
-    ),
-    "port in use": ({}, "cannot be listened on"),
-    "strategy that cannot be made": (
-        {"strategy": {"name": "failing_start:Unmakeable"}},
-        "failed when it was made",
-    ),
-    "strategy that fails while it warms up": (
-        {"strategy": {"name": "failing_start:Unwarmable"}},
-        "failed in observe",
-    ),
-}
-FAILING_STRATEGIES = """
-from tracepaper.strategies.api.strategy import Strategy
-
-class Unmakeable(Strategy):
-    def __init__(self, options):
-        raise RuntimeError("no")
-    def decide(self, now):
-        raise AssertionError
-
-class Unwarmable(Strategy):
-    warmup = 5
-    def __init__(self, options):
-        pass
-    def observe(self, bar):
-        raise RuntimeError("no")
-    def decide(self, now):
-        raise AssertionError
-"""
-
-
-@pytest.mark.parametrize("way", FAILING)
-async def test_a_start_that_fails_leaves_no_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
-) -> None:
-    database = tmp_path / "run.db"
-    (tmp_path / "failing_start.py").write_text(FAILING_STRATEGIES)
-    monkeypatch.syspath_prepend(tmp_path)
-    async with ScriptedServer() as server:
-        for minute in range(1, 40):
-            server.add_candle(START_MS - minute * MINUTE)
-        used_port = server.rest_url.rpartition(":")[2] if way == "port in use" else "0"
-        sections, words = FAILING[way]
-        given = settings(server, http={"port": int(used_port)}, **sections)
-        clock = ServersClock(server)
-        with pytest.raises(Fatal, match=words):
-            await Daemon(load(None, given), database, kind=RunKind.LIVE, clock=clock).run()
-    assert rows(database, "SELECT count(*) FROM runs")[0] == (0,)
 
 
 async def test_a_port_in_use_adds_nothing_to_the_run_that_would_go_on(tmp_path: Path) -> None:

@@ -16,10 +16,6 @@ from command_line import Cli
 from records import tamper
 from waiting import deadline_s
 
-from tracepaper.storage.database.connection import PAGE_BYTES
-from tracepaper.storage.database.queries import ask
-from tracepaper.storage.database.reader import Reader
-
 STEPS = cases.plain_steps(60)
 
 
@@ -140,46 +136,21 @@ def test_an_answer_without_end_is_cut_and_says_so(path: Path, cli: Cli) -> None:
     assert "there are more" in err
 
 
-def test_values_and_answers_have_a_size(
-    path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    huge = "SELECT hex(zeroblob(60000000))"
-    code, _, err = cli("audit", "sql", huge, "--db", path)
-    assert (code, "larger than 64 MiB" in err) == (1, True)
-    monkeypatch.setattr("tracepaper.storage.database.queries.BYTES_MOST", 1 << 20)
-    with Reader.open(path) as reader:
-        answer = ask(reader.connection, ENDLESS + "hex(zeroblob(100000)) FROM n")
-    assert (len(answer.rows), answer.cut) == (5, "the first 5 rows, 1 MiB")
-
-
-# One operation, amid which SQLite looks at no clock: each place is compared with half of the text.
-ONE_OPERATION = "SELECT instr(hex(zeroblob(30000000)), hex(zeroblob(15000000)) || '1')"
-
-
-@pytest.mark.parametrize(("seconds", "code"), [("600", 130), ("0.01", 1)])
-def test_one_operation_ends_with_ctrl_c_and_in_time(path: Path, seconds: str, code: int) -> None:
-    words = [sys.executable, "-m", "tracepaper.daemon.cli", "audit", "sql", ONE_OPERATION]
-    with subprocess.Popen(
-        [*words, "--db", str(path), "--seconds", seconds],
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
-    ) as process:
-        if code != 1:
-            while len([*Path(f"/proc/{process.pid}/task").iterdir()]) == 1:
-                pass
-            begun = ticks(process.pid)
-            while ticks(process.pid) < begun + 20:
-                pass  # it is at work
-            process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=deadline_s())
-    assert process.returncode == code
-    assert ("took too long" in err) == (code == 1)
-
-
-def ticks(pid: int) -> int:
-    """Return the processor time of a process, in hundredths of a second."""
-    return int(Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[11])
+def test_a_question_ends_with_ctrl_c(path: Path) -> None:
+    words = [
+        sys.executable,
+        "-m",
+        "tracepaper.daemon.cli",
+        "audit",
+        "sql",
+        ENDLESS + "count(*) FROM n",
+    ]
+    with subprocess.Popen([*words, "--db", str(path)], stderr=subprocess.PIPE) as process:
+        while len([*Path(f"/proc/{process.pid}/task").iterdir()]) == 1:
+            pass
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=deadline_s())
+    assert process.returncode == 130
 
 
 def test_a_name_that_is_not_there_is_answered_with_those_that_are(path: Path, cli: Cli) -> None:
@@ -216,17 +187,3 @@ def test_what_is_wrong_with_the_file_is_said_once_and_of_no_chain(path: Path, cl
     code, out, _ = cli("audit", "verify", "--all", "--db", path)
     assert (code, out.count("\n"), "chain" in out) == (1, 1, False)
     assert out.startswith("The view v_gaps is missing: ")
-
-
-def test_a_trigger_and_damage_are_one_sentence(path: Path, cli: Cli) -> None:
-    tamper(path, "CREATE TRIGGER t AFTER INSERT ON steps BEGIN DELETE FROM fills; END")
-    code, out, err = cli("audit", "verify", "--db", path)
-    assert (code, err, out.count("\n")) == (1, "", 1)
-    assert "trigger t can change rows" in out
-    content = bytearray(path.read_bytes())
-    middle = len(content) // 2 // PAGE_BYTES * PAGE_BYTES
-    content[middle : middle + PAGE_BYTES] = b"\xff" * PAGE_BYTES
-    path.write_bytes(content)
-    code, out, err = cli("audit", "verify", "--db", path)
-    assert (code, (out + err).count("\n")) == (1, 1)
-    assert "damaged" in out + err or "malformed" in err

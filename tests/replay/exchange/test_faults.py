@@ -20,20 +20,12 @@ from exchange_client import (
     serving,
     walk_rows,
 )
-from generated import surface_page
 
-from tracepaper.daemon.bybit.client import decode_result
-from tracepaper.daemon.bybit.messages import ServerTime
 from tracepaper.daemon.bybit.wire import ClosedCandles, Wire
-from tracepaper.replay.commands.replay import exchange as exchange_command
 from tracepaper.replay.exchange.fault_kinds import (
     FAULTS,
-    Fault,
-    FaultEffect,
-    FaultKind,
-    Form,
 )
-from tracepaper.replay.exchange.faults import FaultPlan, ListedFault, fault_from, read_plan
+from tracepaper.replay.exchange.faults import FaultPlan, fault_from, read_plan
 from tracepaper.replay.exchange.server import EmbeddedExchange
 from tracepaper.strategies.errors import ConfigInvalid, MessageMalformed
 from tracepaper.strategies.types.market import EXCHANGE_CATEGORIES, Bar, Category
@@ -335,45 +327,6 @@ async def test_a_book_without_bottom_makes_the_daemon_ask_for_another() -> None:
         read(wire, [json.dumps(frame) for frame in await stream.drain()][:1])
         assert wire.counters == {"deep.orderbook": 1}
         assert wire.stale_topics == {TOPICS[1]}
-
-
-async def test_rest_bodies_are_broken_in_five_ways() -> None:
-    async with serving(candles(ROWS), start=START) as (exchange, client):
-        exchange.arm("malformed_body", count=5)
-        bodies = []
-        for _ in range(5):
-            async with client.session.get(exchange.rest_url + "/v5/market/time") as response:
-                bodies.append(await response.read())
-        for body in bodies:
-            with pytest.raises(MessageMalformed):
-                decode_result(body, "time", ServerTime)
-        assert len(set(bodies)) == 5
-
-
-async def test_a_fault_that_is_declared_once_is_found_everywhere(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    meaning = "one frame is sent in capitals"
-    shout = FaultKind("frame", {"": Form(meaning, lambda body, _: FaultEffect((body.upper(),)))})
-    monkeypatch.setitem(FAULTS, "shout", shout)
-    assert f"| `shout` | {meaning} |" in surface_page()
-    (plain, _), (texts, _) = await exchanged(), await exchanged(kind="shout")
-    assert texts == [plain[0].upper(), *plain[1:]]
-    exchange_command(list_faults=True)
-    assert "shout  " in capsys.readouterr().out
-    scheduled = {
-        timed.fault.kind for timed in islice(FaultPlan(every_s=1).scheduled(), len(FAULTS))
-    }
-    assert "shout" in scheduled
-    (listed,) = FaultPlan(faults=(ListedFault("shout"),)).listed()
-    assert listed.fault == Fault("shout")
-    with pytest.raises(ConfigInvalid, match="shout"):
-        fault_from({"kind": "whisper"})
-    async with (
-        serving(candles(ROWS), start=START) as (exchange, client),
-        client.session.get(f"{exchange.control_url}/faults") as response,
-    ):
-        assert "shout" in await response.json()
 
 
 async def test_an_armed_fault_that_hits_nothing_has_not_fired() -> None:

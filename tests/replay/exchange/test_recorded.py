@@ -66,16 +66,6 @@ async def test_a_late_client_is_sent_the_snapshot_and_every_delta_since() -> Non
         assert len(opening) > 10
 
 
-def test_the_coin_of_a_pool_is_no_symbol(tmp_path: Path) -> None:
-    frames: list[dict[str, Any]] = [
-        {"topic": topic, "data": []} for topic in ("insurance.USDT", "kline.1.BTCUSDT")
-    ]
-    lines = [json.dumps({"t": "recv", "ts": 1.5, "data": json.dumps(frame)}) for frame in frames]
-    path = tmp_path / "session.jsonl"
-    path.write_text("\n".join(lines))
-    assert read_recording(path).symbols == ["BTCUSDT"]
-
-
 async def test_rest_knows_the_recorded_instruments_and_candles() -> None:
     async with playing() as (exchange, client):
         items = (await client.result("instruments-info", category="linear"))["list"]
@@ -101,6 +91,7 @@ async def test_rest_knows_the_recorded_instruments_and_candles() -> None:
         (b'{"t":"recv","ts":1}\n', "line 1"),
         (b'{"t":"connect"}\n{"t":"recv","ts":"x","data":"{\\"topic\\":\\"a\\"}"}\n', "line 2"),
         (b"nonsense", "line 1"),
+        (b'{"t":"connect","addr":"/linear"}\n{"t":"connect","addr":"/spot"}\n', "linear and spot"),
     ],
 )
 def test_a_file_that_is_no_session_is_named(tmp_path: Path, content: bytes, why: str) -> None:
@@ -154,37 +145,11 @@ def test_a_session_is_read_out_of_a_zip_of_it_alone(tmp_path: Path) -> None:
     assert read_recording(path).symbols == ["ZZAUSDT"]
 
 
-def test_two_categories_in_one_file_are_told_apart_by_connection_or_refused(tmp_path: Path) -> None:
-    other = json.dumps(BOOK.replace("ZZAUSDT", "ZZBUSDT"))
-    path = frames_of(
-        tmp_path,
-        '{"t":"connect","conn":"1","ts":1,"addr":"wss://host/v5/public/linear"}',
-        '{"t":"connect","conn":"2","ts":1,"addr":"wss://host/v5/public/spot"}',
-        '{"t":"recv","conn":"1","ts":2,"data":' + json.dumps(BOOK) + "}",
-        '{"t":"recv","conn":"2","ts":2,"data":' + other + "}",
-    )
-    with pytest.raises(DataInvalid, match="linear and spot: choose one by --category"):
-        read_recording(path)
-    assert read_recording(path, Category.SPOT).symbols == ["ZZBUSDT"]
-    assert read_recording(path, Category.LINEAR).symbols == ["ZZAUSDT"]
-
-
 def test_a_linear_symbol_that_no_recording_knows_is_listed_from_its_prices(tmp_path: Path) -> None:
     recording = read_recording(frames_of(tmp_path, BOOK))
     (item,) = recording.instruments()
     assert (recording.category, item["symbol"]) == ("linear", "ZZAUSDT")
     assert item["priceFilter"]["tickSize"] == "0.1"
-
-
-@pytest.mark.parametrize(
-    "level", ['["x","y"]', "[]", "7", '{"p":1}', '["-1","1"]', "null", '["0","0"]']
-)
-def test_a_level_that_is_none_does_not_keep_a_symbol_from_its_listing(
-    tmp_path: Path, level: str
-) -> None:
-    frame = BOOK.replace('["0.5","7"]', level)
-    (item,) = read_recording(frames_of(tmp_path, frame)).instruments()
-    assert item["priceFilter"]["tickSize"] == "1"
 
 
 # ---------------------------------------------------------------- invented frames, recorded form

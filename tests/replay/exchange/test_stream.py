@@ -67,13 +67,6 @@ async def test_spot_takes_ten_topics_a_request_and_linear_more() -> None:
             assert (await stream.subscribe(*topics))["success"] is True
 
 
-async def test_topics_of_one_connection_are_limited_in_characters() -> None:
-    async with serving(candles(ROWS)) as (_, client), client.stream() as stream:
-        answer = await stream.subscribe(*["tickers.BTCUSDT"] * 1_401)
-        assert answer["success"] is False
-        assert "characters" in answer["ret_msg"]
-
-
 @pytest.mark.parametrize(
     "request_text", ["not json", "[" * 60_000, "[]", '{"op":"dance"}', '{"args":["a"]}']
 )

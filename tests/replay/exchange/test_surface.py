@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import re
 from itertools import pairwise
 from typing import Any
 
@@ -11,13 +9,9 @@ import numpy as np
 import pytest
 from exchange_callers import CALLERS
 from exchange_client import FIRST_MS, MINUTE, candles, serving, walk_rows
-from generated import surface_page
 
 from tracepaper.daemon.bybit.instruments import recorded_instruments
 from tracepaper.daemon.bybit.messages import ExchangeError
-from tracepaper.replay.commands.replay import exchange as exchange_command
-from tracepaper.replay.exchange.answers import Route
-from tracepaper.replay.exchange.channels import Topic
 from tracepaper.replay.exchange.market import SimulatedMarket, Venue
 from tracepaper.replay.exchange.recorded import ROUTES, TOPICS, answer
 from tracepaper.strategies.types.market import Category
@@ -122,43 +116,6 @@ def test_a_category_that_nobody_serves_is_an_empty_list_or_a_refusal(route: Any)
 # ---------------------------------------------------------------- values
 
 
-async def test_a_route_and_a_topic_that_are_declared_once_are_found_everywhere(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def moon(_venue: Venue, query: Any, now_ms: int) -> Any:
-        """Return the phase of the moon."""
-        return {"phase": query["symbol"], "at": now_ms}
-
-    def echoed(subscription: Any) -> Any:
-        """Send the trades again."""
-        symbol = subscription.topic.partition(".")[2]
-        return TOPICS["publicTrade"].function(
-            dataclasses.replace(subscription, topic=f"publicTrade.{symbol}")
-        )
-
-    monkeypatch.setitem(ROUTES, "/v5/market/moon", Route("/v5/market/moon", moon, ("symbol",)))
-    monkeypatch.setitem(TOPICS, "echo", Topic("echo.{symbol}", echoed))
-    monkeypatch.setitem(CALLERS, "/v5/market/moon", ("wolves",))
-    monkeypatch.setitem(CALLERS, "echo", ("bats",))
-    exchange_command(list_routes=True)
-    printed = capsys.readouterr().out
-    for line in (
-        r"^/v5/market/moon symbol +Return the phase of the moon\.$",
-        r"^echo\.\{symbol\} +Send the trades again\.$",
-    ):
-        assert re.search(line, printed, re.MULTILINE)
-    page = surface_page()
-    assert "| `/v5/market/moon symbol` | the phase of the moon | wolves |" in page
-    assert "| `echo.{symbol}` | the trades again | bats |" in page
-    async with serving(candles(ROWS[:60]), start=10) as (exchange, client):
-        assert (await client.result("moon", symbol="full"))["phase"] == "full"
-        assert (await client.get("moon"))["retCode"] == 10001
-        async with client.stream() as stream:
-            assert (await stream.subscribe("echo.BTCUSDT")) is not None
-            await exchange.advance(MINUTE)
-            assert await stream.drain()
-
-
 def ticker(now_ms: int = NOW) -> dict[str, Any]:
     return dict(result_of("tickers", BTC, now_ms)["list"][0])
 
@@ -215,16 +172,6 @@ def test_risk_tiers_lose_leverage_and_their_margins_join_without_a_step() -> Non
         below = at * float(lower["maintenanceMargin"]) - float(lower["mmDeduction"] or 0)
         above = at * float(upper["maintenanceMargin"]) - float(upper["mmDeduction"])
         assert below == pytest.approx(above)
-
-
-async def test_risk_limits_come_in_pages_of_fifteen_symbols() -> None:
-    served = [candles(ROWS[:50], symbol=f"A{letter}USDT") for letter in "ABCDEFGHIJKLMNOPQ"]
-    async with serving(*served) as (_, client):
-        first = await client.result("risk-limit", category="linear")
-        rest = await client.result("risk-limit", category="linear", cursor=first["nextPageCursor"])
-    assert len({tier["symbol"] for tier in first["list"]}) == 15
-    assert sorted({tier["symbol"] for tier in rest["list"]}) == ["APUSDT", "AQUSDT"]
-    assert rest["nextPageCursor"] == ""
 
 
 @pytest.mark.parametrize(

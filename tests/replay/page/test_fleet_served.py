@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import resource
 import shutil
 import signal
 import stat
@@ -28,7 +27,7 @@ from waiting import until
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.page import fleet as fleet_of_page
-from tracepaper.replay.page.databases import Databases, FleetSource, HttpRefusal
+from tracepaper.replay.page.databases import Databases, FleetSource
 from tracepaper.replay.page.fleet import pull_run
 from tracepaper.replay.page.server import serving
 from tracepaper.storage.fleet.follow import ship_once
@@ -108,31 +107,6 @@ async def test_rows_are_those_of_the_command(
         assert {row["steps"] for row in rows(document)} == {"60", "40"}
 
 
-async def test_a_server_that_is_away_is_said_and_the_rows_stay_until_it_is_back(
-    source: FleetSource, postgres: Cluster, tmp_path: Path
-) -> None:
-    path = shipped(tmp_path, source.url)
-    async with page_over(source) as page:
-        before = await page.get("/fleet")
-        postgres.stop()
-        try:
-            away = await page.get("/fleet")
-            warning, *parts = away["parts"]
-            assert "does not take the connection" in warning["text"]
-            assert "start it, or correct the address. The rows are as of 20" in warning["text"]
-            assert "\n" not in warning["text"]
-            assert parts == before["parts"]
-            failed = await page.pull("r-1", database_id(path))
-            assert failed["type"] == "failed"
-            assert "does not take the connection" in failed["error"]
-            assert not (await page.get("/runs"))["runs"]
-        finally:
-            postgres.start()
-        back = await page.get("/fleet")
-        assert [part["kind"] for part in back["parts"]] == ["paragraph", "table"]
-        assert rows(back) == rows(before)
-
-
 async def test_a_server_that_does_not_answer_keeps_no_other_request_waiting(
     source: FleetSource, tmp_path: Path
 ) -> None:
@@ -197,24 +171,6 @@ async def test_what_cannot_be_opened_is_one_sentence_and_leaves_no_file(
             assert no.status == 405
         assert not list(source.folder.glob("*/*.db"))
         assert not given_up.exists()
-
-
-def test_a_folder_that_cannot_be_written_is_said_without_its_place(
-    source: FleetSource, tmp_path: Path
-) -> None:
-    path = shipped(tmp_path, source.url, steps=2000)
-    databases = Databases([], fleet=source)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, before[1]))
-    try:
-        with pytest.raises(HttpRefusal, match=r"^r-1\.db cannot be reached on its disk"):
-            pull_run(databases, database_id(path), "r-1", ignore)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert databases.paths == ()
-    shutil.rmtree(source.folder)
-    with pytest.raises(HttpRefusal, match=r"temporary folder cannot be written \(No such file"):
-        pull_run(databases, database_id(path), "r-1", ignore)
 
 
 def test_two_databases_that_hold_one_run_are_shown_one_after_the_other(

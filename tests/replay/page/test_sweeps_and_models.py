@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sqlite3
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import msgspec
 import numpy as np
 import pytest
 from page_cases import shown_of
-from records import tamper
 from report_cases import BTC, SOL, cross, replayed
 
 import tracepaper
@@ -20,7 +18,7 @@ from tracepaper.replay.document.charts import Chart
 from tracepaper.replay.document.values import Table, as_parts
 from tracepaper.replay.page import documents, model, routes, runs
 from tracepaper.replay.page.databases import Databases, HttpRefusal, OpenRun
-from tracepaper.storage.sweeps import SweepFile, is_sweep, read_sweep
+from tracepaper.storage.sweeps import SweepFile
 
 HEADER = {"strategy": "sma_cross", "objective": "sharpe"}
 
@@ -54,24 +52,6 @@ def test_a_sweep_is_listed_and_is_the_document_of_its_command(swept: Path) -> No
         databases.sweep("0" * 16)
 
 
-def test_a_sweep_in_the_making_is_not_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "sweep.db"
-    SweepFile(path, HEADER).close()
-    waited: list[float] = []
-    connect = sqlite3.connect
-
-    def connected(*given: Any, **named: Any) -> sqlite3.Connection:
-        connection: sqlite3.Connection = connect(*given, **named)
-        waited.extend(connection.execute("PRAGMA busy_timeout").fetchone())
-        return connection
-
-    monkeypatch.setattr(sqlite3, "connect", connected)
-    read_sweep(path)
-    assert waited == [0]
-
-
 def test_a_sweep_that_is_not_whole_says_how_to_go_on(tmp_path: Path) -> None:
     path = tmp_path / "sweep.db"
     with SweepFile(path, HEADER) as held:
@@ -83,25 +63,6 @@ def test_a_sweep_that_is_not_whole_says_how_to_go_on(tmp_path: Path) -> None:
     assert (row.cells, row.is_whole) == (1, False)
     with pytest.raises(HttpRefusal, match="run its command again"):
         routes.match(f"/sweeps/{row.sweep_id}", {}).respond(databases, lambda *_: None)
-
-
-def test_a_damaged_sweep_is_one_sentence(swept: Path, tmp_path: Path) -> None:
-    content = swept.read_bytes()
-    cut = tmp_path / "cut.db"
-    cut.write_bytes(content[:5_000])
-    assert is_sweep(cut)
-    (refused,) = runs.runs(Databases([cut])).refused
-    assert refused.error.startswith("The sweep cut.db cannot be read")
-    strange = tmp_path / "strange.db"
-    strange.write_bytes(content)
-    tamper(strange, "UPDATE document SET content = '{'")
-    (refused,) = runs.runs(Databases([strange])).refused
-    assert refused.error.startswith("The sweep strange.db cannot be read")
-    for other in (b"", b"SQLite", content[:68] + b"\0\0\0\0" + content[72:]):
-        path = tmp_path / "other.db"
-        path.write_bytes(other)
-        assert not is_sweep(path)
-    assert not is_sweep(tmp_path)
 
 
 # ---------------------------------------------------------------- two runs

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import socket
 import subprocess
@@ -341,55 +340,6 @@ def test_a_server_that_does_not_answer_holds_nobody_up(
     following.until(lambda progress: progress.steps == 80)
     following.end()
     log.close()
-
-
-def fill(ballast: Path) -> None:
-    """Write into *ballast* until the file system is full."""
-    with ballast.open("wb", buffering=0) as file, suppress(OSError):
-        while file.write(bytes(4096)):
-            pass
-
-
-def test_a_full_disk_is_named_and_nothing_of_the_group_is_kept(
-    tmp_path: Path, postgres: Cluster
-) -> None:
-    place = postgres.folder / "small"
-    place.mkdir()
-    owner = postgres.data.stat()
-    form = f"size=40m,mode=700,uid={owner.st_uid},gid={owner.st_gid}"
-    command = ("mount", "-t", "tmpfs", "-o", form, "tmpfs", str(place))
-    if (
-        shutil.which("mount") is None
-        or subprocess.run(command, check=False, capture_output=True).returncode
-    ):
-        pytest.skip("no small file system can be mounted here: a full disk is not tested")
-    path, back = tmp_path / "a.db", tmp_path / "b.db"
-    try:
-        url = postgres.url("small")
-        postgres.sql(postgres.url("postgres"), f"CREATE TABLESPACE small LOCATION '{place}'")
-        postgres.sql(postgres.url("postgres"), "CREATE DATABASE small TABLESPACE small")
-        make_schema(url)
-        write_run(path, plain_steps(3000))
-        ballast = place / "ballast"
-        fill(ballast)
-        shipper = Shipper(path, url, group_steps=1000)
-        shipper.open()
-        with pytest.raises(ServerLost, match=r"broke off .*No space left"):
-            shipper.ship()
-        assert postgres.sql(url, "SELECT count(*) FROM steps") == [(0,)]
-        ballast.unlink()
-        shipper.open()
-        assert shipper.ship().steps == 3000
-        shipper.close()
-        pull(url, back)
-        assert_same(path, back)
-    finally:
-        postgres.sql(
-            postgres.url("postgres"),
-            "DROP DATABASE IF EXISTS small WITH (FORCE)",
-            "DROP TABLESPACE IF EXISTS small",
-        )
-        subprocess.run(("umount", str(place)), check=False)
 
 
 # ---------------------------------------------------------------- who may not
