@@ -67,7 +67,6 @@ class TickerData(Struct, rename="camel", gc=False):
     mark_price: str | None = None
     index_price: str | None = None
     next_funding_time: str | None = None
-    funding_rate: str | None = None
 
 
 class TickerFrame(Struct, gc=False):

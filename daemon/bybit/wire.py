@@ -23,7 +23,6 @@ from tracepaper.daemon.bybit import messages
 from tracepaper.daemon.bybit.instruments import (
     candle_reader,
     exact,
-    exact_signed,
     interval_name,
     rounded,
 )
@@ -33,7 +32,6 @@ from tracepaper.daemon.bybit.messages import (
     TickerFrame,
     decode_kline,
 )
-from tracepaper.daemon.engine.price_checks import largest_rate
 from tracepaper.strategies.errors import FrameImpossible, MessageMalformed
 from tracepaper.strategies.types.market import (
     Bar,
@@ -46,7 +44,7 @@ from tracepaper.strategies.types.market import (
     Source,
     Trade,
 )
-from tracepaper.strategies.units import DAY_MS, RATE_DECIMALS
+from tracepaper.strategies.units import DAY_MS
 
 EARLY_MS: Final = 1_000
 """A closing frame may be dated this long before the close; an earlier one does not close it."""
@@ -395,11 +393,10 @@ class Wire:
             if before is None:
                 return self._before_snapshot("tickers", ticker.topic)
             data = _merged(before, data)
-        rate = exact_signed(data.funding_rate, RATE_DECIMALS) if data.funding_rate else None
         result = Ticker(
             server_ms=ticker.ts,
             instrument=instrument.id,
-            mark=_mark(data, instrument, ticker.ts, rate),
+            mark=_mark(data, instrument, ticker.ts),
             next_funding_ms=self._next_funding(ticker, data),
         )
         if not self._accepts_date(ticker.ts):
@@ -494,9 +491,7 @@ class Wire:
         return Trades(batch.ts, trades)
 
 
-def _mark(
-    data: TickerData, instrument: Instrument, server_ms: int, rate: int | None
-) -> Mark | None:
+def _mark(data: TickerData, instrument: Instrument, server_ms: int) -> Mark | None:
     """Return the mark, index and last price of a ticker; None if it has no mark price."""
     if not data.mark_price:
         return None
@@ -508,7 +503,6 @@ def _mark(
         server_ms,
         rounded(data.index_price, decimals) if data.index_price else None,
         rounded(data.last_price, decimals) if data.last_price else None,
-        None if rate is None or abs(rate) <= largest_rate(instrument) else rate,
     )
 
 

@@ -1180,13 +1180,12 @@ class Engine:
         key, prices = funding.instrument, self.accepted_prices[funding.instrument]
         if funding.market_ms <= prices.settled_ms:
             return self._finish(funding, key, accepted=False)
-        is_believed, reason = prices.verdict_on_rate(funding)
-        if not is_believed:
-            return self._finish(funding, key, accepted=False, price_verdict=reason)
+        if (doubt := prices.doubt_of_rate(funding)) is not None:
+            return self._finish(funding, key, accepted=False, price_verdict=doubt)
         prices.settled_ms = funding.market_ms
         last = self.markets[key].last_bar
         self.broker.on_funding(funding, -1 if last is None else last.close_time_ms)
-        return self._finish(funding, key, price_verdict=reason)
+        return self._finish(funding, key)
 
     # ------------------------------------------------------------ commands and changes
 

@@ -27,7 +27,6 @@ from tracepaper.strategies.types.market import (
     Trade,
 )
 from tracepaper.strategies.units import (
-    HOUR_MS,
     MINUTE_MS,
     RATE_DECIMALS,
     RATE_SCALE,
@@ -50,7 +49,7 @@ Price = Quote | Mark | Trade
 
 
 def largest_rate(instrument: Instrument) -> int:
-    """Return the largest funding rate (10⁻¹⁰, unsigned) that is believed without evidence.
+    """Return the largest funding rate (10⁻¹⁰, unsigned) that is believed.
 
     It is the initial margin rate at the instrument's greatest leverage. The exchange's own cap is
     lower: three quarters of the difference between initial and maintenance margin rate.
@@ -125,7 +124,6 @@ class AcceptedPrices:
         self._newest: dict[type, Price] = {}
         self._held: dict[type, Quote | Mark] = {}
         self._believed: dict[type, Quote | Mark] = {}
-        self._announced: Mark | None = None  # the newest ticker with an implausible funding rate
 
     # ------------------------------------------------------------ questions of the feed
 
@@ -137,18 +135,13 @@ class AcceptedPrices:
     def doubts(self, price: Quote | Mark | Funding) -> bool:
         """Return whether *price* would not be believed alone, so other sources should go first."""
         if isinstance(price, Funding):
-            return not self.verdict_on_rate(price)[0]
+            return self.doubt_of_rate(price) is not None
         doubled = _doubled(price)
         self._follow_bars()
         return not self._low <= doubled <= self._high and self._jumps(doubled, price.market_ms)
 
     def is_evidence(self, price: Price) -> bool:
-        """Return whether *price* is evidence for a held price, or for a funding rate.
-
-        A ticker with an implausible rate is evidence for a settlement within the next hour.
-        """
-        if isinstance(price, Mark) and self._announces(price):
-            return True
+        """Return whether *price* is evidence for a held price."""
         return any(
             self._is_near(held, price.market_ms) and self._confirms(price, held)
             for held in self._held.values()
@@ -180,16 +173,6 @@ class AcceptedPrices:
             and self._agreeing(price, self._other_prices(price)) is None
         )
 
-    def _announces(self, mark: Mark) -> bool:
-        """Return whether *mark* has an implausible rate not announced in the last half hour."""
-        announced, rate = self._announced, mark.funding_rate
-        if rate is None or announced is None:
-            return rate is not None
-        before = announced.funding_rate
-        assert before is not None
-        is_other = 2 * abs(rate - before) > largest_rate(self._state.instrument)
-        return is_other or mark.market_ms - announced.market_ms >= HOUR_MS // 2
-
     # ------------------------------------------------------------ judging
 
     def take(self, price: Price) -> PriceVerdict:
@@ -206,21 +189,13 @@ class AcceptedPrices:
             reason = release if reason is None else f"{reason}; {release}"
         return PriceVerdict(is_believed, reason, released)
 
-    def verdict_on_rate(self, funding: Funding) -> tuple[bool, str | None]:
-        """Return whether the rate of a settlement is believed, and why; None for a usual rate."""
+    def doubt_of_rate(self, funding: Funding) -> str | None:
+        """Return why the rate of a settlement is not believed; None for a usual rate."""
         most = largest_rate(self._state.instrument)
         if abs(funding.rate) <= most:
-            return True, None
-        rate = _percent_of_rate(funding.rate)
-        reason = f"a funding rate of {rate} is beyond {_percent_of_rate(most)}"
-        mark = self._announced
-        if mark is not None and abs(mark.market_ms - funding.market_ms) <= HOUR_MS:
-            announced = mark.funding_rate
-            assert announced is not None
-            if abs(announced - funding.rate) <= most:
-                return True, f"believed on the ticker's {_percent_of_rate(announced)}: {reason}"
-            reason += f", and the ticker announced {_percent_of_rate(announced)}"
-        return False, f"not believed: {reason}"
+            return None
+        rate, limit = (unscaled(each, RATE_DECIMALS - 2) for each in (funding.rate, most))
+        return f"not believed: a funding rate of {rate} % is beyond {limit} %"
 
     def _believes(self, price: Quote | Mark) -> tuple[bool, str | None]:
         """Return whether *price* is believed, and why; a believed jump becomes the reference."""
@@ -263,8 +238,6 @@ class AcceptedPrices:
                 self._held[type(price)] = price
                 if last is not None:
                     self._believed[type(price)] = last
-        if isinstance(price, Mark) and price.funding_rate is not None:
-            self._announced = price
         self._newest[type(price)] = price
 
     def _released(self, price: Price) -> Iterator[Quote | Mark]:
@@ -393,7 +366,3 @@ def _source_prices(price: Price) -> tuple[_SourcePrice, ...]:
     sources = (("index", price.index), ("last trade", price.last))
     others = (_SourcePrice(name, 2 * other) for name, other in sources if other is not None)
     return (_SourcePrice("mark", 2 * price.price), *others)
-
-
-def _percent_of_rate(rate: int) -> str:
-    return f"{unscaled(rate, RATE_DECIMALS - 2)} %"

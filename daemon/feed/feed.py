@@ -193,15 +193,7 @@ class LiveFeed:
                     yield self._received(update)
             # When the next event is requested, the engine has taken in this one.
             if isinstance(event, Funding):
-                self._learn(event)
-
-    def _learn(self, settlement: Funding) -> None:
-        """Note that *settlement* was delivered, and whether the engine booked it."""
-        funding = self._states[settlement.instrument].funding
-        funding.queued_ms.discard(settlement.market_ms)
-        if prices := self._accepted_prices.get(settlement.instrument):
-            is_booked = prices.settled_ms >= settlement.market_ms
-            funding.learn(settlement, is_booked=is_booked)
+                self._states[event.instrument].funding.queued_ms.discard(event.market_ms)
 
     def is_behind(self) -> bool:
         """Return whether a bar follows at once that arrived with the event just yielded."""

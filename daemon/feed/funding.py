@@ -30,7 +30,6 @@ class FundingSchedule:
         self._announced_ms = 0
         self._requested_ms = settled_ms
         self._doubted: deque[tuple[int, int]] = deque(maxlen=DOUBTED_RATES)  # time and rate
-        self._booked_ms = settled_ms  # the newest settlement that the engine booked
         self.settled_ms = settled_ms  # the newest that need not be requested again
         self.queued_ms: set[int] = set()  # times of those that wait in the feed's queue
 
@@ -78,7 +77,8 @@ class FundingSchedule:
             if settlement.market_ms <= self.settled_ms:
                 continue
             if doubts(settlement):
-                if self._is_first_doubt(settlement):
+                if (key := (settlement.market_ms, settlement.rate)) not in self._doubted:
+                    self._doubted.append(key)
                     new.append(settlement)
                 continue
             new += self._missed(settlement)
@@ -86,27 +86,6 @@ class FundingSchedule:
             self.settled_ms = settlement.market_ms
         self.note_request(self.settled_ms)
         return new
-
-    def learn(self, settlement: Funding, *, is_booked: bool) -> None:
-        """Note whether the engine booked *settlement*: a ticker may have changed its verdict.
-
-        A settlement that it did not book stays due, unless a later one was delivered.
-        """
-        if is_booked:
-            self._booked_ms = max(self._booked_ms, settlement.market_ms)
-            self.settled_ms = max(self.settled_ms, settlement.market_ms)
-            return
-        self._is_first_doubt(settlement)
-        if settlement.market_ms == self.settled_ms:
-            self.settled_ms = self._booked_ms
-
-    def _is_first_doubt(self, settlement: Funding) -> bool:
-        """Note that *settlement* is doubted; return whether that is the first time."""
-        key = (settlement.market_ms, settlement.rate)
-        is_first = key not in self._doubted
-        if is_first:
-            self._doubted.append(key)
-        return is_first
 
     def _missed(self, settlement: Funding) -> list[Gap]:
         """Return a gap for each missing settlement that was due before this one.

@@ -224,8 +224,7 @@ class Trade(Struct, frozen=True, gc=False):
 class Mark(Struct, frozen=True, gc=False, omit_defaults=True):
     """A mark price, used to value positions where the exchange sends one.
 
-    The ticker's other figures decide whether a price jump is believed: the index price, the last
-    trade, and the announced funding rate (10⁻¹⁰) if it is unusually high.
+    The ticker's other prices decide whether a price jump is believed.
     """
 
     instrument: str
@@ -234,7 +233,6 @@ class Mark(Struct, frozen=True, gc=False, omit_defaults=True):
     seen_ms: int
     index: int | None = None
     last: int | None = None
-    funding_rate: int | None = None
 
 
 class Funding(Struct, frozen=True, gc=False):

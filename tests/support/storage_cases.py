@@ -340,7 +340,7 @@ def other_events() -> list[Event]:
         Gap(BTC.id, START_MS, START_MS + MINUTE, GapCause.MISSED, "rest", **at),
         quote(),
         Trade(BTC.id, "trade-1", Side.SELL, 5, 6, **at),
-        Mark(ETH.id, 12_345, **at, index=12_340, last=12_346, funding_rate=-(10**9)),
+        Mark(ETH.id, 12_345, **at, index=12_340, last=12_346),
         Funding(BTC.id, -1_000_000, **at),
         Command(CommandKind.HALT, "lunch, it's 'noon'", **at),
         Command(

@@ -18,7 +18,7 @@ from tracepaper.daemon.feed.client import FeedStart
 from tracepaper.strategies.api.context import BarContext, Percent, Signal
 from tracepaper.strategies.api.strategy import CORE_GATES, Strategy
 from tracepaper.strategies.types.decisions import Action, Fill, FillModel
-from tracepaper.strategies.types.market import Bar, Event, Funding, Mark, Quote, Source
+from tracepaper.strategies.types.market import Bar, Event, Mark, Quote, Source
 from tracepaper.strategies.units import DAY_MS, HOUR_MS
 
 DAYS = 20
@@ -201,39 +201,6 @@ async def test_a_false_price_that_goes_elsewhere_is_an_event_at_once() -> None:
 
 
 EIGHT_MS = TODAY_MS + 8 * HOUR_MS
-
-
-async def test_a_settlement_that_is_doubted_on_its_way_is_asked_for_again() -> None:
-    """The feed asked the engine while the ticker that changed its verdict was in the queue."""
-
-    def announcing(rate: str) -> dict[str, Any]:
-        frame = mark(1_000.0)
-        frame["data"]["fundingRate"] = rate
-        return frame | {"ts": EIGHT_MS}
-
-    engine = held(Action.LONG)
-    async with fed(engine, EIGHT_MS - 2_000) as (stream, run, _):
-
-        def settled() -> list[Funding]:
-            return [event for event in run.events if isinstance(event, Funding)]
-
-        run.gate.clear()
-        await stream.server.send(announcing("0.15"))
-        await until(lambda: run.events)
-        await stream.server.send(announcing("0.4"))
-        await until(lambda: not run.is_idle())
-        stream.server.funding.append((EIGHT_MS, "0.15"))
-        run.move_to(EIGHT_MS + 1_000)
-        await run.expect(lambda: len(stream.server.queries("funding/history")) >= 1)
-        await run.expect(lambda: run.feed.counters["resyncs"] > 2)
-        run.gate.set()
-        await run.expect(settled)
-        assert engine.accepted_prices[BITCOIN.id].settled_ms == -1
-        await stream.server.send(announcing("0.15"))
-        await run.expect(lambda: len(settled()) > 1)
-        assert engine.accepted_prices[BITCOIN.id].settled_ms == EIGHT_MS
-        await run.expect(lambda: run.feed.counters["resyncs"] > 5)
-        assert len(settled()) == 2
 
 
 @pytest.mark.parametrize("together", [True, False])

@@ -117,19 +117,19 @@ def ticker(kind: str, ts: int = 5, **fields: str) -> bytes:
 
 def test_a_delta_leaves_unsent_fields_as_they_were() -> None:
     wire = linear()
-    wire.receive(ticker("snapshot", markPrice="100.5", fundingRate="0.5"))
+    wire.receive(ticker("snapshot", markPrice="100.5", indexPrice="99.5"))
     received = wire.receive(ticker("delta", 6, nextFundingTime="1000"))
     assert isinstance(received, Ticker)
     assert (present(received.mark).price, present(received.mark).market_ms) == (1005, 6)
-    assert (present(received.mark).funding_rate, received.next_funding_ms) == (5 * 10**9, 1000)
+    assert (present(received.mark).index, received.next_funding_ms) == (995, 1000)
 
 
 def test_a_snapshot_forgets_what_came_before() -> None:
     wire = linear()
-    wire.receive(ticker("snapshot", markPrice="100.5", fundingRate="0.5"))
-    received = wire.receive(ticker("snapshot", markPrice="101", fundingRate=""))
+    wire.receive(ticker("snapshot", markPrice="100.5", indexPrice="99.5"))
+    received = wire.receive(ticker("snapshot", markPrice="101", indexPrice=""))
     assert isinstance(received, Ticker)
-    assert present(received.mark).funding_rate is None
+    assert present(received.mark).index is None
 
 
 def test_a_mark_finer_than_the_tick_is_rounded() -> None:
@@ -297,11 +297,11 @@ def test_what_a_frame_holds_may_not_be_dated_ahead_of_it_either() -> None:
 
 def test_a_ticker_dated_ahead_changes_nothing_that_later_ones_build_on() -> None:
     wire, _, _ = believing()
-    wire.receive(ticker("snapshot", NOW, markPrice="5", fundingRate="0.6"))
-    wire.receive(ticker("snapshot", NOW + HOUR, markPrice="9", fundingRate="0.5"))
+    wire.receive(ticker("snapshot", NOW, markPrice="5", indexPrice="6"))
+    wire.receive(ticker("snapshot", NOW + HOUR, markPrice="9", indexPrice="5"))
     received = wire.receive(ticker("delta", NOW + 1, lastPrice="5"))
     assert isinstance(received, Ticker)
-    assert (present(received.mark).price, present(received.mark).funding_rate) == (50, 6 * 10**9)
+    assert (present(received.mark).price, present(received.mark).index) == (50, 60)
 
 
 def test_a_funding_time_more_than_a_day_ahead_is_not_announced() -> None:

@@ -26,7 +26,7 @@ from tracepaper.strategies.types.market import (
     Side,
     Trade,
 )
-from tracepaper.strategies.units import HOUR_MS, RATE_SCALE
+from tracepaper.strategies.units import RATE_SCALE
 
 KEY = "linear:BTCUSDT"
 PRICE = 100_000  # 1,000.00
@@ -483,42 +483,6 @@ def test_an_absurd_rate_moves_nothing(rate: int) -> None:
     later = settled(engine, PERCENT // 100)  # the true one of the same time comes after it
     assert later.accepted
     assert [entry.kind for entry in later.ledger] == ["funding"]
-
-
-def test_a_rate_that_the_ticker_announced_is_booked() -> None:
-    engine = held(machine(LONG))
-    engine.step(mark(PRICE, T0 - 500, funding_rate=12 * PERCENT), None)
-    step = settled(engine, 12 * PERCENT)
-    assert step.accepted
-    assert present(step.price_verdict).startswith("believed on the ticker's 12 %: ")
-
-
-@pytest.mark.parametrize("early_ms", [HOUR_MS, HOUR_MS + 1])
-def test_what_was_announced_over_an_hour_before_is_no_evidence(early_ms: int) -> None:
-    engine = held(machine(LONG))
-    engine.step(mark(PRICE, T0, funding_rate=12 * PERCENT), None)
-    assert settled(engine, 12 * PERCENT, T0 + early_ms).accepted is (early_ms == HOUR_MS)
-
-
-def test_an_absurd_rate_is_announced_again_from_half_an_hour_on() -> None:
-    engine = held(machine(LONG, margin=True))
-    rate, half = largest_rate(instrument()) * 2, HOUR_MS // 2
-    engine.step(mark(PRICE, T0, funding_rate=rate), None)
-    late = [mark(PRICE, T0 + at, funding_rate=rate) for at in (half - 1, half)]
-    assert [engine.accepted_prices[KEY].is_evidence(price) for price in late] == [False, True]
-
-
-def test_a_feed_hands_on_what_announces_an_absurd_rate() -> None:
-    engine = held(machine(LONG, margin=True))
-    rate = largest_rate(instrument()) * 2
-    announcing = [mark(PRICE, T0 + at, funding_rate=rate) for at in (0, 100, HOUR_MS, HOUR_MS)]
-    answers = []
-    for price in announcing:
-        answers.append(engine.accepted_prices[KEY].is_evidence(price))
-        engine.step(price, None)
-    assert answers == [True, False, True, False]
-    assert engine.accepted_prices[KEY].is_evidence(replace(announcing[-1], funding_rate=-rate))
-    assert not engine.accepted_prices[KEY].is_evidence(mark(PRICE, T0 + HOUR_MS))
 
 
 def test_the_largest_rate_is_the_least_initial_margin() -> None:

@@ -106,32 +106,6 @@ def test_a_doubted_settlement_is_handed_on_once_and_asked_for_until_another_rate
     assert not funding.is_overdue(17 * HOUR)
 
 
-def test_what_the_engine_made_of_a_settlement_counts_whatever_was_doubted() -> None:
-    funding = schedule()
-    assert funding.settle([settlement(16)]) == [settlement(16)]
-    assert not funding.is_overdue(17 * HOUR)
-    funding.learn(settlement(16), is_booked=False)
-    assert funding.is_overdue(17 * HOUR)
-    assert funding.settle([settlement(16)], lambda _settlement: True) == []  # it is known
-    assert funding.settle([settlement(16)]) == [settlement(16)]
-    assert funding.settle([settlement(24)], lambda _settlement: True) == [settlement(24)]
-    funding.learn(settlement(24), is_booked=True)
-    assert not funding.is_overdue(25 * HOUR)
-    assert funding.settle([settlement(24)]) == []
-
-
-def test_of_settlements_that_were_not_booked_none_is_forgotten() -> None:
-    funding = schedule()
-    two = [settlement(16), settlement(24)]
-    assert funding.settle(two) == two
-    for due in two:
-        funding.learn(due, is_booked=False)
-    assert funding.settle(two) == two
-    funding.learn(two[1], is_booked=True)
-    funding.learn(two[0], is_booked=False)  # a later one is booked, so this one never will be
-    assert not funding.is_overdue(25 * HOUR)
-
-
 def test_an_announced_time_off_the_grid_is_awaited_too() -> None:
     funding = schedule()
     funding.announce(12 * HOUR)
