@@ -23,16 +23,15 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Annotated, Final, Literal, NamedTuple, Protocol
 
 import numpy as np
+from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from tracepaper.strategies.allocation import (
-    SOLVED,
     WeightRule,
     allocate,
-    check_prices,
     covariance_of,
     require_solver,
     volume_bounds,
@@ -46,8 +45,9 @@ from tracepaper.strategies.api.strategy import (
     SHARE_OF,
     PortfolioStrategy,
     Strategy,
+    read_options,
 )
-from tracepaper.strategies.errors import ConfigInvalid, shown
+from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import Action, Forecast
 from tracepaper.strategies.types.market import Bar
 from tracepaper.strategies.units import HOUR_MS, INTERVAL_NAMES, YEAR_MS, interval_text
@@ -289,9 +289,6 @@ def _check_windows(windows_ms: Sequence[int], bar_ms: int) -> None:
             )
 
 
-OPTIONS: Final = ("every", "long_only", "rule")
-RULE_OPTIONS: Final = ("shrink", "bound", "volume_share", "aversion", "cost")
-"""Options of the rules that use the network's correlations."""
 SHRINK: Final = 0.1
 """The default shrinkage of the correlations towards zero."""
 BY_NETWORK: Final = "network"
@@ -363,6 +360,22 @@ class CommonBars:
         return LATE if len(set(self.newest_ms.values())) > 1 else ""
 
 
+NonNegative = Annotated[float, Meta(ge=0)]
+
+
+class CrossAssetOptions(Struct, frozen=True, forbid_unknown_fields=True):
+    """``strategy.options``; those after ``rule`` need a rule that uses the correlations."""
+
+    every: Annotated[int, Meta(ge=1)] | None = None
+    long_only: bool = False
+    rule: Literal["network", "minimum", "mean_variance"] = BY_NETWORK
+    shrink: Annotated[float, Meta(ge=0, le=1)] = SHRINK
+    bound: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    volume_share: NonNegative = 0.0
+    aversion: NonNegative = 5.0
+    cost: NonNegative = 0.0006
+
+
 class CrossAssetStrategy(PortfolioStrategy):
     """Hold every symbol with the weight from the run's cross-asset network.
 
@@ -386,31 +399,21 @@ class CrossAssetStrategy(PortfolioStrategy):
         horizon_index: int,
         has_correlations: bool = False,
     ) -> None:
-        self._rule = _rule(options.get("rule", BY_NETWORK), has_correlations=has_correlations)
-        names = OPTIONS if self._rule is None else (*OPTIONS, *RULE_OPTIONS)
-        if unknown := sorted(set(options) - set(names)):
+        self._options = read_options(CrossAssetOptions, options)
+        self._rule = _rule(self._options.rule, has_correlations=has_correlations)
+        unused = sorted(set(options) - {"every", "long_only", "rule"})
+        if self._rule is None and unused:
             raise ConfigInvalid(
-                f"strategy.options.{unknown[0]} needs a rule by correlations; choose one by rule, "
+                f"strategy.options.{unused[0]} needs a rule by correlations; choose one by rule, "
                 "or leave it out."
-                if unknown[0] in RULE_OPTIONS
-                else f"strategy.options.{unknown[0]} is unknown; use {', '.join(names)}."
             )
-        defaults = dict(zip(RULE_OPTIONS, (SHRINK, 1.0, 0.0, 5.0, 0.0006), strict=True))
-        self._settings = {name: _number(name, options, defaults[name]) for name in RULE_OPTIONS}
-        check_prices(**{name: self._settings[name] for name in RULE_OPTIONS if name != "shrink"})
-        self.reads_history = self._settings["volume_share"] > 0.0
-        if not 0.0 <= self._settings["shrink"] <= 1.0:
-            raise ConfigInvalid("strategy.options.shrink must be at least 0 and at most 1.")
+        self.reads_history = self._options.volume_share > 0.0
         self.sees_account = self._rule is not None
         if self._rule is not None:
             self.shadows = (*self.shadows, "uncorrelated")
         self.symbols = tuple(symbols)
         self.warmup = context
-        self._every = _every(options.get("every", every))
-        long_only = options.get("long_only", False)
-        if type(long_only) is not bool:
-            raise ConfigInvalid("strategy.options.long_only must be true or false.")
-        self._long_only = long_only
+        self._every = self._options.every or every
         self._index = horizon_index
         self._bars = CommonBars(self.symbols, context)
 
@@ -459,19 +462,19 @@ class CrossAssetStrategy(PortfolioStrategy):
         matrix = np.array([forecast.head("correlations", self._index) for forecast in ordered])
         if not np.isfinite((deviations, expected)).all() or not np.isfinite(matrix).all():
             return {}
-        settings = self._settings
+        settings = self._options
         of_run = [contexts[symbol] for symbol in self.symbols]
-        by_volume = volume_bounds(settings["volume_share"], of_run, bars=self._every)
+        by_volume = volume_bounds(settings.volume_share, of_run, bars=self._every)
         weights, uncorrelated = (
             allocate(
                 rule,
-                covariance_of(deviations, correlations, shrink=settings["shrink"]),
+                covariance_of(deviations, correlations, shrink=settings.shrink),
                 expected=expected,
                 held=np.array([context.share_of_equity for context in of_run]),
-                bound=settings["bound"],
+                bound=settings.bound,
                 by_volume=by_volume,
-                aversion=settings["aversion"],
-                cost=settings["cost"],
+                aversion=settings.aversion,
+                cost=settings.cost,
             ).tolist()
             for correlations in (matrix, np.eye(len(matrix)))
         )
@@ -498,7 +501,7 @@ class CrossAssetStrategy(PortfolioStrategy):
 
     def _signal(self, answer: SymbolAnswer, notes: Mapping[str, float] = _NO_NOTES) -> Signal:
         """Return the signal of one symbol, sized by its weight, with additional *notes*."""
-        weight = max(answer.weight, 0.0) if self._long_only else answer.weight
+        weight = max(answer.weight, 0.0) if self._options.long_only else answer.weight
         note = {"weight": weight, "relative_bp": answer.relative[self._index] * _BASIS_POINTS}
         note |= notes
         order = np.argsort(-np.array(answer.shares), kind="stable")[:SHARES_NOTED].tolist()
@@ -514,33 +517,15 @@ def symbol_of(bar: Bar) -> str:
     return bar.instrument.partition(":")[2]
 
 
-def _rule(value: object, *, has_correlations: bool) -> WeightRule | None:
+def _rule(name: str, *, has_correlations: bool) -> WeightRule | None:
     """Return the rule of an option; None uses the network's weights."""
-    names = (BY_NETWORK, *sorted(SOLVED))
-    if value == BY_NETWORK:
+    if name == BY_NETWORK:
         return None
-    if value not in names:
-        raise ConfigInvalid(f"strategy.options.rule is {shown(value)}; write {' or '.join(names)}.")
     if not has_correlations:
         raise ConfigInvalid(
-            f"strategy.options.rule '{value}' needs correlations of the network, which the "
+            f"strategy.options.rule '{name}' needs correlations of the network, which the "
             "checkpoint does not give; train one with factors = 1 or more."
         )
-    rule = WeightRule(str(value))
+    rule = WeightRule(name)
     require_solver(rule)
     return rule
-
-
-def _number(name: str, options: Mapping[str, object], default: float) -> float:
-    value = options.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigInvalid(f"strategy.options.{name} is {shown(value)}; write a number.")
-    return float(value)
-
-
-def _every(value: object) -> int:
-    if type(value) is not int or value < 1:
-        raise ConfigInvalid(
-            f"strategy.options.every is {shown(value)}; it must be a whole number of bars."
-        )
-    return value

@@ -592,7 +592,7 @@ class KeyValue(NamedTuple):
 
 
 def _value(key: Key, text: str) -> object:
-    if key.items_max is None:
+    if not key.is_list:
         return _scalar(key, text)
     if text.startswith("["):
         return _toml(text)

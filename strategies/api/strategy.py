@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import msgspec
 from msgspec import Struct, inspect
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     Integers = npt.NDArray[np.int64]
 
+T = TypeVar("T")
 _encode: Final = msgspec.msgpack.Encoder().encode
 _ADVICE: Final = "declare a msgspec Struct of numbers, texts, lists and dictionaries with defaults"
 _NO_ORDER: Final = (inspect.SetType, inspect.FrozenSetType)
@@ -525,3 +526,11 @@ def portfolio_of(strategies: Iterable[Strategy]) -> PortfolioStrategy | None:
         if isinstance(strategy, PortfolioMember):
             return strategy.portfolio
     return None
+
+
+def read_options(made_of: type[T], options: Mapping[str, object]) -> T:
+    """Return ``strategy.options`` as *made_of*; raise ``ConfigInvalid`` unless they fit it."""
+    try:
+        return msgspec.convert(options, made_of)
+    except msgspec.ValidationError as error:
+        raise ConfigInvalid(f"strategy.options: {error}.") from None

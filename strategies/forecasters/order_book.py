@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import numpy as np
 import torch
+from msgspec import Meta, Struct
 from numpy.typing import NDArray
 from torch import Tensor
 
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.model import DataSource, ModelKind, register
-from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.api.strategy import Strategy, read_options
 from tracepaper.strategies.errors import ConfigInvalid, shown
 from tracepaper.strategies.forecasters.build import filled, known_kind
 from tracepaper.strategies.gates.card import section_of
@@ -30,7 +31,6 @@ from tracepaper.strategies.networks.order_book import (
 from tracepaper.strategies.order_book import KIND, SIDES, Books, tokens_of
 from tracepaper.strategies.types.decisions import Action
 
-OPTIONS: Final = ("checkpoint", "horizon", "stale_ms")
 STALE_BOOKS: Final = 2
 """By default a newest book that is older than this many steps of the grid is stale."""
 _FLAT: Final = MOVES.index("flat")
@@ -81,6 +81,14 @@ class BookModel:
         return self.network.explain(torch.from_numpy(tokens_of(books)))
 
 
+class OrderBookOptions(Struct, frozen=True, forbid_unknown_fields=True):
+    """``strategy.options`` of a network of order books."""
+
+    checkpoint: str = ""
+    horizon: int | None = None
+    stale_ms: Annotated[int, Meta(ge=0)] | None = None
+
+
 class OrderBookStrategy(Strategy):
     """Trade the most probable move of the mid to ``horizon``; hold if the books are unusable.
 
@@ -91,26 +99,19 @@ class OrderBookStrategy(Strategy):
     reads_history = False
 
     def __init__(self, model: BookModel, options: Mapping[str, object]) -> None:
-        if unknown := sorted(set(options) - set(OPTIONS)):
-            raise ConfigInvalid(
-                f"strategy.options.{unknown[0]} is unknown; use {', '.join(OPTIONS)}."
-            )
+        chosen = read_options(OrderBookOptions, options)
         config = self.config = model.config
         self.model = model
         self.books = config.window
-        horizon = options.get("horizon", config.horizons[-1])
-        if type(horizon) is not int or horizon not in config.horizons:
+        horizon = config.horizons[-1] if chosen.horizon is None else chosen.horizon
+        if horizon not in config.horizons:
             raise ConfigInvalid(
-                f"strategy.options.horizon is {shown(horizon)}; the network knows "
+                f"strategy.options.horizon is {horizon}; the network knows "
                 f"{', '.join(map(str, config.horizons))} books."
             )
         self.at = config.horizons.index(horizon)
-        stale_ms = options.get("stale_ms", STALE_BOOKS * model.every_ms)
-        if type(stale_ms) is not int or stale_ms < 0:
-            raise ConfigInvalid(
-                f"strategy.options.stale_ms is {shown(stale_ms)}; give milliseconds, 0 or more."
-            )
-        self._stale_ms = stale_ms
+        steps_ms = STALE_BOOKS * model.every_ms
+        self._stale_ms = steps_ms if chosen.stale_ms is None else chosen.stale_ms
 
     def decide(self, context: BarContext) -> Signal:
         """Answer at the close of a bar by the newest books then."""

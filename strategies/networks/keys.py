@@ -10,15 +10,13 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar, Final, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Final, NamedTuple, Self, get_type_hints
 
-from msgspec import Meta, inspect
+from msgspec import Meta, ValidationError, convert, inspect
 
 from tracepaper.strategies.errors import ConfigInvalid, shown
 
 WINDOW_MAX: Final = 65_536
-ITEMS_MAX: Final = 64
-"""The most entries of a list, unless its key declares another number."""
 
 
 def derived(description: str, **limits: Any) -> Meta:  # noqa: ANN401 - those of Meta
@@ -66,9 +64,10 @@ class Key(NamedTuple):
     low: float | None
     high: float | None
     range: str  # of its number, in words; empty where it has none
-    items_max: int | None  # None: no list
+    is_list: bool
     text: str
     derived: bool  # training sets it from the data
+    annotation: Any
 
 
 WHOLE, NUMBER, FLAG, TEXT = "whole number", "number", "true or false", "text"
@@ -84,17 +83,17 @@ def keys_of(made_of: type[Any]) -> dict[str, Key]:
     """Return every key of a dataclass by its name, in the order of its fields."""
     info = inspect.type_info(made_of)
     assert isinstance(info, inspect.DataclassType)
-    return {field.name: _key(field) for field in info.fields}
+    annotations = get_type_hints(made_of, include_extras=True)
+    return {field.name: _key(field, annotations[field.name]) for field in info.fields}
 
 
-def _key(field: inspect.Field) -> Key:
+def _key(field: inspect.Field, annotation: object) -> Key:
     item = field.type
     if isinstance(item, inspect.UnionType):  # a key that may be unset
         item = next(kind for kind in item.types if not isinstance(kind, inspect.NoneType))
     item, about = _unwrapped(item)
-    items_max = None
+    is_list = isinstance(item, inspect.VarTupleType)
     if isinstance(item, inspect.VarTupleType):
-        items_max = item.max_length or ITEMS_MAX
         item, _ = _unwrapped(item.item_type)
     low = high = None
     limits = ""
@@ -109,9 +108,10 @@ def _key(field: inspect.Field) -> Key:
         low,
         high,
         limits,
-        items_max,
+        is_list,
         str(about.get("description", "")),
         derived=bool(about.get("readOnly")),
+        annotation=annotation,
     )
 
 
@@ -134,8 +134,7 @@ def _unwrapped(kind: inspect.Type) -> tuple[inspect.Type, Mapping[str, Any]]:
 def checked_section(made_of: type[Any], section: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of a card's ``[architecture]`` for the dataclass *made_of*, as tuples.
 
-    Raises ``ConfigInvalid`` for an unknown key, a value of another kind than the key's, and a
-    number outside its range. ``msgspec.convert`` would drop unknown keys.
+    Raises ``ConfigInvalid`` for an unknown key and a value that does not fit its key.
     """
     keys = keys_of(made_of)
     if unknown := sorted(set(section) - set(keys)):
@@ -249,42 +248,12 @@ def nearest(name: str, names: Collection[str]) -> str:
     return f", the nearest is {near[0]}" if near else f" (known are {', '.join(names)})"
 
 
-def checked(key: Key, value: object, section: str = "architecture") -> object:
-    """Return *value*, a list as a tuple; raise ``ConfigInvalid`` unless it fits *key*."""
-    name = f"{section}.{key.name}"
-    if key.items_max is not None:
-        if not isinstance(value, list | tuple) or len(value) > key.items_max:
-            raise ConfigInvalid(f"{name} must be a list of at most {key.items_max:,} entries.")
-        if key.type != TEXT:
-            return tuple(_number(key, item, name) for item in value)
-        if not all(isinstance(item, str) for item in value):
-            raise ConfigInvalid(f"{name} must be a list of names.")
-        return tuple(value)
-    if key.type in {FLAG, TEXT}:
-        if type(value) is not (bool if key.type == FLAG else str):
-            raise ConfigInvalid(f"{name} must be {key.type}.")
-        return value
-    return _number(key, value, name)
-
-
-def _number(key: Key, value: object, name: str) -> object:
-    """Return a number, or an entry of a list, checked against the range of its key.
+def checked(key: Key, value: object, section: str = "architecture") -> Any:  # noqa: ANN401
+    """Return *value*, a list as a tuple; raise ``ConfigInvalid`` unless it fits *key*.
 
     A whole number for a float key becomes a float, so that 4 and 4.0 write the same recipe.
     """
-    kinds = (int,) if key.type == WHOLE else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not _within(key, value):
-        both = key.low is not None and key.high is not None
-        between = f" from {key.range}" if both else f", {key.range}"
-        raise ConfigInvalid(f"{name} must be a {key.type}{between if key.range else ''}.")
-    return float(value) if key.type == NUMBER else value
-
-
-def _within(key: Key, value: float) -> bool:
-    low = -float("inf") if key.low is None else key.low
-    high = float("inf") if key.high is None else key.high
-    if not low <= value <= high:
-        return False
-    return not (value == low and "above" in key.range) and not (
-        value == high and "below" in key.range
-    )
+    try:
+        return convert(value, key.annotation)
+    except ValidationError as error:
+        raise ConfigInvalid(f"{section}.{key.name} is {shown(value)}: {error}.") from None

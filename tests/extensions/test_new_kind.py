@@ -27,7 +27,7 @@ def test_its_recipe_is_printed_listed_and_checked(outputs: dict[str, str]) -> No
     assert "seasonal    the spread of the last closes\n" in outputs["kinds"]
     assert "# Share of the fit that is not (0 to 1).\nshrink = 0.5\n" in outputs["recipe"]
     assert "# Closes whose spread is taken (2 to 500).\nwindow = 60\n" in outputs["recipe"]
-    assert "architecture.window must be a whole number from 2 to 500." in outputs["wide"]
+    assert "architecture.window is 501: Expected `int` <= 500." in outputs["wide"]
     assert "seasonal has no architecture.shrnk, the nearest is shrink." in outputs["near"]
     assert "no kind of model called 'seasonl', the nearest is seasonal" in outputs["other"]
 

@@ -245,8 +245,8 @@ def test_a_class_of_ones_own_sees_the_books_that_it_declares(tmp_path: Path, boo
         ({"depth": 6}, {}, "holds linear:BTCUSDT, 5 levels a side each 1,000 ms, and the run"),
         ({"depth": 5, "depth_every_ms": 500}, {}, "set market.depth and market.depth_every_ms"),
         ({}, {"horizon": 2}, "options.horizon is 2; the network knows 1, 3 books"),
-        ({}, {"stale_ms": -1}, "options.stale_ms is -1; give milliseconds"),
-        ({}, {"every": 5}, "options.every is unknown"),
+        ({}, {"stale_ms": -1}, "Expected `int` >= 0 - at `..stale_ms`"),
+        ({}, {"every": 5}, "unknown field `every`"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_a_sentence(

@@ -145,7 +145,7 @@ def test_a_value_outside_its_range_is_refused_by_the_name_of_its_key(name: str) 
             beyond += [] if key.high is None else [f"{key.high + 1:g}"]
             beyond += [] if key.type == TEXT or (key.name, section) in TIMES else ["odd"]
             for text in () if key.derived else beyond:
-                with pytest.raises(ConfigInvalid, match=rf"{section}\.{key.name} must be"):
+                with pytest.raises(ConfigInvalid, match=rf"{section}\.{key.name} is"):
                     with_settings({"model": {"kind": name}}, [f"{section}.{key.name}={text}"])
 
 

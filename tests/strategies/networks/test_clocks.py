@@ -11,7 +11,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.networks.encodings import (
     CLOCKS,
     HALVINGS,
@@ -115,9 +114,3 @@ def test_a_clock_moves_a_forecast_and_none_does_not(kind: str) -> None:
 
     assert torch.allclose(answer((), 0), answer((), 240), atol=1e-6)
     assert not torch.allclose(answer(("sessions",), 0), answer(("sessions",), 240), atol=1e-3)
-
-
-@pytest.mark.parametrize("given", [3, "week", [1], [["week"]]])
-def test_a_cards_clock_must_be_a_list_of_names(given: object) -> None:
-    with pytest.raises(ConfigInvalid, match=r"architecture\.clock must be a list"):
-        FlashConfig.read({"clock": given})

