@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend
 
-from tracepaper.strategies.attention.checks import AXES, check_module, check_rows, explanation
+from tracepaper.strategies.attention.checks import AXES, check_rows, explanation
 from tracepaper.strategies.attention.handwritten import (
     HandwrittenAttention,
     HandwrittenProduct,
@@ -91,8 +91,6 @@ class capture:  # noqa: N801 - it is called as a function is
     """
 
     def __init__(self, model: nn.Module | None = None, *, backward: bool = False) -> None:
-        if model is not None:
-            check_module(model)
         self.missed: list[str] = []
         """Modules of attention that ran and were not captured."""
         self.skipped: list[str] = []

@@ -46,10 +46,8 @@ def rows_by_age(weights: Tensor, rows: Sequence[int]) -> Tensor:
     """
     check_tensor("weights", weights)
     time = weights.shape[-1]
-    if weights.ndim < _MATRIX or weights.shape[-2] != len(rows):
-        raise AttentionInvalid(
-            f"Weights of {list(weights.shape)} need one number a row, not {len(rows)} numbers."
-        )
+    if weights.shape[-2] != len(rows):
+        raise AttentionInvalid(f"There are {len(rows)} rows for {weights.shape[-2]} of weights.")
     at = torch.as_tensor(list(rows), device=weights.device)[:, None]
     source = at - torch.arange(time, device=weights.device)  # [row, age]
     by_age = weights.gather(-1, source.clamp_min(0).expand_as(weights))
@@ -74,11 +72,6 @@ def event_focus(by_age: Tensor, context: int) -> Tensor:
     these bars is focused: it attends to events, not to a span of time.
     """
     first = max(1, round(RECENT_SHARE * context))
-    if by_age.shape[-1] < first + EVENT_BARS:
-        raise AttentionInvalid(
-            f"A context of {context} bars has no distant part in rows of {by_age.shape[-1]} bars; "
-            "give longer rows."
-        )
     return by_age[..., first:].topk(EVENT_BARS, dim=-1).values.sum(dim=-1)
 
 
@@ -96,8 +89,6 @@ def stability(weights: Tensor) -> Tensor:
 
     Rows are in absolute time: an explanation is stable if a bar keeps its weight as time passes.
     """
-    if weights.shape[-2] < _MATRIX:
-        raise AttentionInvalid("Stability compares rows; give at least two.")
     return 1.0 - divergence(weights[..., :-1, :], weights[..., 1:, :]).sqrt().mean(dim=-1)
 
 

@@ -455,11 +455,6 @@ class Layer(Read):
         if queries == keys and self.mask.first is None:
             return weights
         at = first_of(self.mask, queries, keys)[:, None] + torch.arange(queries, device="cpu")
-        if bool(((at < 0) | (at >= keys)).any()):
-            raise AttentionInvalid(
-                "Some queries stand outside the keys, so their own share has no place; give keys "
-                "for all of them."
-            )
         placed = weights.new_zeros(*weights.shape[:2], keys)
         at = at.to(weights.device).expand(batch, -1)
         return placed.scatter_add_(2, at[:, None].expand_as(weights), weights)
@@ -506,10 +501,6 @@ class Layer(Read):
         Raises ``AttentionInvalid`` without a value or an output projection that fits it.
         """
         if self.norms is not None:
-            if not bool(((self.norms >= 0) & (self.norms < math.inf)).all()):
-                raise AttentionInvalid(
-                    "Norms are finite lengths; give none that is NaN or below 0."
-                )
             return self.norms
         value, weight = self._value("norm"), self.output_weight
         if weight is None:

@@ -27,7 +27,7 @@ from tracepaper.strategies.attention.checks import (
     ruled,
     working_type,
 )
-from tracepaper.strategies.attention.masks import CAUSAL, Mask, MaskKind, whole
+from tracepaper.strategies.attention.masks import CAUSAL, Mask, MaskKind
 from tracepaper.strategies.attention.reads import MEAN, CarriedRows, Fuse, Read
 from tracepaper.strategies.errors import AttentionInvalid
 
@@ -46,10 +46,8 @@ def elu_features(x: Tensor) -> Tensor:
 def draw_directions(heads: int, dim: int, features: int, *, seed: int) -> Tensor:
     """Return random directions [head, feature, dim], orthogonal in blocks of *dim*, float32.
 
-    Their lengths are those of Gaussian vectors. Raises ``AttentionInvalid`` for a size below 1.
+    Their lengths are those of Gaussian vectors.
     """
-    if min(whole(size, "Sizes of features") for size in (heads, dim, features)) < 1:
-        raise AttentionInvalid("Random features need at least one head, dimension and feature.")
     draw = torch.Generator().manual_seed(seed)
     blocks = -(-features // dim)
     normal = torch.randn(heads, blocks, dim, dim, generator=draw, dtype=torch.float64)

@@ -50,11 +50,9 @@ def whole(number: object, name: str) -> int:
 
 
 def check_tensor(name: str, tensor: object, kinds: Sequence[torch.dtype] = FLOATS) -> None:
-    """Raise ``AttentionInvalid`` unless *tensor* is dense, with numbers of one of *kinds*."""
+    """Raise ``AttentionInvalid`` unless *tensor* has numbers of one of *kinds*."""
     if not isinstance(tensor, Tensor):
         raise AttentionInvalid(f"{name} is a {type(tensor).__name__}; give a torch tensor.")
-    if tensor.is_nested or tensor.layout != torch.strided or tensor.is_meta:
-        raise AttentionInvalid(f"{name} is nested, sparse or without numbers; give a dense tensor.")
     if tensor.dtype not in kinds:
         wanted = "whole numbers, such as int64" if kinds == WHOLE else "a float type"
         either = "booleans or " if torch.bool in kinds else ""
@@ -124,10 +122,6 @@ class Mask:
         hides a key. A recognised mask costs only its visible tiles.
         """
         check_tensor("mask", mask, (torch.bool, *FLOATS))
-        if 0 in mask.shape:
-            raise AttentionInvalid(
-                f"mask is {list(mask.shape)}; give [query, key], none of them 0."
-            )
         table = mask
         if mask.is_floating_point():
             least = torch.finfo(mask.dtype).min

@@ -179,7 +179,7 @@ def rollout(
     Raises ``AttentionInvalid`` for reads and options that do not fit, and if the mass of a head
     changes.
     """
-    reads = _checked(reads, method)
+    reads = _checked(reads)
     if method.fusion == "flow":
         raise AttentionInvalid("A flow is no rollout; call flow.")
     steps = _steps(reads)
@@ -213,17 +213,10 @@ def carry_down(
     return _carried(_steps(list(reads)), held, method, "auto")
 
 
-def _checked(reads: Sequence[Read], method: Rollout = PLAIN) -> list[Read]:
-    """Return *reads* as a list; raise ``AttentionInvalid`` for invalid reads or *method*."""
-    if not isinstance(method, Rollout):
-        raise AttentionInvalid(f"The method is a {type(method).__name__}; give a Rollout.")
-    if not isinstance(reads, Sequence):
-        raise AttentionInvalid(f"Reads are a list such as [layer], not a {type(reads).__name__}.")
+def _checked(reads: Sequence[Read]) -> list[Read]:
+    """Return *reads* as a list; raise ``AttentionInvalid`` for none."""
     if not reads:
         raise AttentionInvalid("There is nothing to roll out; give at least one layer.")
-    for read in reads:
-        if not isinstance(read, Read):
-            raise AttentionInvalid(f"A read is a {type(read).__name__}; give a Layer.")
     return list(reads)
 
 
@@ -393,7 +386,7 @@ def rollout_buckets(
     only, auto uses compiled loops if they are built. Raises ``AttentionInvalid`` for layers that do
     not fit, and if the mass of a head changes.
     """
-    _checked(layers, method)
+    _checked(layers)
     if by_age and layers[0].mask.kind is MaskKind.FULL:
         raise AttentionInvalid("A full mask looks both ways, so its rows have no age; drop by_age.")
     values, bucket = _rolled(layers, method, bucket_bars, backend)
@@ -532,7 +525,7 @@ def flow(
     bars of longer sequences, and queries are counted among them; if no bar sees a later one, the
     flows are the same. Only the residual and the head weights of *method* are used.
     """
-    reads = _checked(reads, method)
+    reads = _checked(reads)
     if any(read.source != read.target or not read.residual for read in reads):
         raise AttentionInvalid(
             "Attention flow needs layers that all see the same bars; choose rollout."

@@ -85,11 +85,6 @@ def attend_sparsely(
     _check(query, key, value)
     time = query.shape[2]
     check_axes({"samples": (samples, "time sample")}, {"time": time}, kinds=WHOLE)
-    # An export traces shapes and cannot check values.
-    if not torch.compiler.is_compiling() and bool(((samples < 0) | (samples >= time)).any()):
-        raise AttentionInvalid(
-            f"samples must be keys from 0 to {time - 1}; give sample_keys of as many bars."
-        )
     query, key, value = ruled(query, key, value)
     spread = _spread(query, key, samples)
     for row in always if always == () else check_rows(always, time):
@@ -143,10 +138,6 @@ def visible_counts(time: int, mask: Mask) -> Tensor:
 
 def queries_attending(time: int, factor: int) -> int:
     """Return ``factor · ceil(ln time)``, at least 1 and at most *time*."""
-    if whole(time, "Bars") < 1 or whole(factor, "The factor") < 1:
-        raise AttentionInvalid(
-            f"ProbSparse needs at least 1 bar and a factor of at least 1, not {time} and {factor}."
-        )
     return min(time, max(1, factor * math.ceil(math.log(time))))
 
 

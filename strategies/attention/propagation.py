@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
-from tracepaper.strategies.attention.checks import RULES, check_module
-from tracepaper.strategies.attention.masks import check_tensor
+from tracepaper.strategies.attention.checks import RULES
 from tracepaper.strategies.attention.replacing import EAGER, homes_of_formulas, put, replaced
 from tracepaper.strategies.errors import AttentionInvalid
 
@@ -43,7 +42,6 @@ def relevance_rules(
     *gated* are the names of the two projections of a gated product, in the module that has both, or
     the name of one projection that gives both factors.
     """
-    check_module(model)
     attend = functional.scaled_dot_product_attention
 
     def attended(query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: Any) -> Tensor:
@@ -86,12 +84,6 @@ def relevance(output: Tensor, inputs: Tensor) -> Tensor:
     *output* must be computed from *inputs* inside ``relevance_rules``. Raises ``AttentionInvalid``
     if no gradient connects them.
     """
-    check_tensor("output", output)
-    check_tensor("inputs", inputs)
-    if output.numel() != 1:
-        raise AttentionInvalid(
-            f"The output is {list(output.shape)}; take one number of it, such as a logit."
-        )
     try:
         (slope,) = torch.autograd.grad(output.reshape(()), inputs, retain_graph=True)
     except RuntimeError as error:

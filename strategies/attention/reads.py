@@ -137,10 +137,6 @@ class Read(ABC):
         queries, keys = self.shape[2:]
         if queries == keys:
             return weights
-        if queries > keys:
-            raise AttentionInvalid(
-                f"{queries} queries cannot stand at the end of {keys} keys; give a key for each."
-            )
         placed = weights.new_zeros(*weights.shape[:2], keys)
         placed[..., keys - queries :] = weights
         return placed

@@ -19,7 +19,7 @@ from tracepaper.strategies.attention.checks import (
 )
 from tracepaper.strategies.attention.kernels import Attention, attend
 from tracepaper.strategies.attention.layer import Layer
-from tracepaper.strategies.attention.masks import FLOATS, Mask, whole
+from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.methods import PLAIN, AttendedTokens, Rollout, rollout
 from tracepaper.strategies.errors import AttentionInvalid
 
@@ -171,16 +171,8 @@ class Stream:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        """Make room; raise ``AttentionInvalid`` for sizes that hold nothing and other types."""
-        if dtype not in FLOATS:
-            raise AttentionInvalid(
-                f"A stream of {dtype} cannot be; choose float32, float64, float16 or bfloat16."
-            )
+        """Make room."""
         self.mask = Mask.window(window)
-        if min(whole(size, "Sizes of a stream") for size in (layers, batch, heads, dim)) < 1:
-            raise AttentionInvalid(
-                "A stream needs at least one layer, sequence, head and dimension; enlarge it."
-            )
         self.steps = 0
         """Steps that every layer has taken."""
         self._layers = layers

@@ -64,22 +64,8 @@ def test_ages_of_a_full_mask_and_other_fusions_are_refused() -> None:
         bucketed(sample.layers, Rollout(fusion="max"))
 
 
-@pytest.mark.parametrize("mask", [Mask.full(), Mask(), Mask.window(100)])
-def test_float32_buckets_stay_within_their_error(mask: Mask) -> None:
-    sample = case(mask, time=800, heads=4, dim=16, dtype=torch.float32)
-    result = bucketed(sample.layers)
-    wanted = stored(sample, 64)
-    sample.hold(result.weights, wanted)
-    assert float(result.l1_error.max()) < sample.rounding()
-
-
 def test_a_wrong_logsumexp_is_refused() -> None:
     sample = case(Mask())
     sample.sums[1] *= 1.4427
     with pytest.raises(AttentionInvalid, match="did not keep its attention mass"):
         bucketed(sample.layers)
-
-
-def test_buckets_without_a_bar_are_refused() -> None:
-    with pytest.raises(AttentionInvalid, match="cannot be"):
-        bucketed(case(Mask()).layers, bucket_bars=0)

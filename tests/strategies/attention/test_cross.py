@@ -10,7 +10,7 @@ import torch
 from builders import present
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 from tracepaper.strategies.attention import (
     Layer,
@@ -203,49 +203,6 @@ def test_a_row_that_does_not_sum_to_one_is_found() -> None:
     ):
         with pytest.raises(AttentionInvalid, match="attention mass"):
             rollout([replace(good, logsumexp=wrong)], [3])
-
-
-class Reader(nn.Module):
-    """One layer that reads a second stream of (time, value) by the first one's times."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.query, self.key = nn.Linear(8, 16), nn.Linear(8, 16)
-
-    def forward(self, times: Tensor, others: Tensor, values: Tensor, tensor: Tensor) -> Layer:
-        codes = [self._code(x) for x in (times, others)]
-        query, key = self.query(codes[0])[None, None], self.key(codes[1])[None, None]
-        self.read, logsumexp = cross_attend(query, key, values.expand(-1, -1, -1, 16), tensor)
-        mask = Mask(causal=False, leading_keys=tensor)
-        return Layer(query, key, None, logsumexp, mask, source="others")
-
-    @staticmethod
-    def _code(times: Tensor) -> Tensor:
-        angles = times[:, None] * torch.tensor([0.02, 0.05, 0.11, 0.23])
-        return torch.cat((angles.sin(), angles.cos()), dim=-1)
-
-
-def test_a_trained_layer_is_explained_by_the_key_that_it_learned_to_read() -> None:
-    """The truth is the other stream's value of three events before the newest closed one."""
-    torch.manual_seed(0)
-    others = torch.arange(0, 128, 4)
-    times = torch.arange(30, 120, 6)
-    tensor = closed_keys(times, others)
-    targets = tensor - 4
-    reader = Reader()
-    optimiser = torch.optim.Adam(reader.parameters(), lr=0.03)
-    for _ in range(250):
-        values = torch.randn(1, 1, len(others), 1)
-        reader(times.float(), others.float(), values, tensor)
-        loss = (reader.read[0, 0, :, 0] - values[0, 0, targets, 0]).square().mean()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    read_ = reader(times.float(), others.float(), torch.randn(1, 1, len(others), 1), tensor)
-    weights = rollout([read_], range(len(times))).weights
-    bars, other = weights["bars"], weights["others"]
-    assert torch.equal(other[0].argmax(dim=-1), targets)
-    torch.testing.assert_close(bars[0].diagonal(), torch.full((len(times),), 0.5))
 
 
 @pytest.mark.parametrize(

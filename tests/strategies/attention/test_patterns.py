@@ -102,9 +102,7 @@ def test_feature_attribution_counts_only_bars_that_the_rollout_reached() -> None
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (lambda: rows_by_age(torch.ones(2, 3), [1]), "one number a row"),
-        (lambda: event_focus(torch.ones(1, 9), 8), "no distant part"),
-        (lambda: stability(torch.ones(1, 3)), "at least two"),
+        (lambda: rows_by_age(torch.ones(2, 3), [1]), "1 rows for 2 of weights"),
         (
             lambda: feature_attribution(torch.ones(2, 3), torch.ones(2, 3), torch.ones(3)),
             r"rollout is \[3\]; give \[time 2\]",

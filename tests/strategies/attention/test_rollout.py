@@ -61,39 +61,6 @@ def test_fusions_and_discarding_equal_the_stored_matrices(
         assert float(result.l1_error.max()) < drawn.rounding()
 
 
-@pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("time", [60, 700])
-def test_float32_stays_within_its_errors(mask: Mask, time: int) -> None:
-    drawn = case(mask, time=time, dim=16, heads=4, dtype=torch.float32)
-    wanted = reference.rollout(drawn.matrices, mask)
-    for backend in ("tiles", "auto"):
-        drawn.hold(
-            rolled(drawn.layers, ends(drawn), backend=backend).weights, wanted[:, ends(drawn)]
-        )
-    drawn.hold(rolled(drawn.layers, list(range(time))).weights, wanted)
-
-
-@pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("fusion", ["max", "min"])
-def test_float32_fusions_stay_within_their_errors(
-    mask: Mask, fusion: Fusion, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(tiles.TILE, "cpu", 128)  # several tiles a row
-    drawn = case(mask, time=400, dim=16, heads=4, dtype=torch.float32)
-    visible = reference.visible(400, mask)
-    for ratio in (0.0, 0.5):
-        wanted = reference.rollout(
-            drawn.matrices, mask, fusion=fusion, discard_ratio=ratio, slacks=drawn.slacks
-        )
-        result = rolled(drawn.layers, [0, 399], Rollout(fusion=fusion, discard_ratio=ratio))
-        # Entries near the threshold fade, in each of three layers by what the next test says.
-        fused = [reference.fuse(matrix, fusion)[0][visible] for matrix in drawn.matrices]
-        fading = 3 / (2 * FADE) * max(float(weights.quantile(ratio)) for weights in fused)
-        error = (result.weights - wanted[:, [0, 399]]).abs()
-        allowed = drawn.rounding() * wanted[:, [0, 399]] + (fading if ratio else 0.0)
-        assert bool((error <= allowed + torch.finfo(torch.float32).tiny).all())
-
-
 @pytest.mark.parametrize("mask", [*MASKS, Mask.window(7)])
 @pytest.mark.parametrize("fusion", ["mean", "max"])
 @pytest.mark.parametrize("dim", [3, 8])
@@ -143,19 +110,6 @@ def test_head_weights_have_the_digits_of_the_layers() -> None:
     for weights in ([0.1, 0.2, 0.7], shares):
         weighed = rolled(drawn.layers, [39], Rollout(head_weights=weights)).weights
         assert (weighed - wanted).abs().max() < 1e-14
-
-
-def test_half_inputs_are_explained_in_float32() -> None:
-    drawn = case(Mask(), time=60, dtype=torch.bfloat16)
-    # A kernel of half types rounds the scores in its logsumexp as they do; this is float32's own.
-    sums = [
-        reference.logsumexp(query.float(), key.float(), drawn.mask)
-        for query, key in zip(drawn.queries, drawn.keys, strict=True)
-    ]
-    drawn = drawn._replace(sums=sums)
-    result = rolled(drawn.layers, [59])
-    assert result.weights.dtype == torch.float32
-    drawn.hold(result.weights, reference.rollout(drawn.matrices, drawn.mask)[:, [59]])
 
 
 # ---------------------------------------------------------------- the mass check
@@ -226,15 +180,6 @@ def test_a_device_explains_as_the_cpu_does(mask: Mask, options: dict[str, object
     on_device = rolled(layers_of(queries, keys, sums, mask), [3, 499], Rollout(**options))  # type: ignore[arg-type]
     wanted = rolled(drawn.layers, [3, 499], Rollout(**options))  # type: ignore[arg-type]
     assert float((on_device.weights.cpu() - wanted.weights).abs().max()) < 1e-5
-
-
-@pytest.mark.parametrize("mask", [Mask(), Mask.window(20)])
-def test_whole_rows_are_held_some_at_a_time(mask: Mask, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn = case(mask, time=300, layers=1)
-    monkeypatch.setitem(tiles.TILE, "cpu", 77)
-    held = [tile.values.numel() for tile in drawn.layers[0].operand.entries(whole=True)]
-    assert len(held) > 5
-    assert max(held) <= 6_000
 
 
 # ---------------------------------------------------------------- memory
