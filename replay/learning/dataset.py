@@ -523,12 +523,16 @@ def read_files(
 
     *intervals* defaults to that of the first file. A *calendar*, such as ``XNAS``, keeps the bars
     of its sessions. *columns* are the choices of ``read_candles``. Raises ``DataInvalid`` for a
-    file that makes bars of no interval, has a constant price or no volume, and ``ConfigInvalid``
+    file that makes bars of no interval or has no volume, and ``ConfigInvalid``
     for a file without a symbol.
     """
     parts = _read(inputs, calendar, columns)
     for part in parts:
-        _reject_flat(part)
+        if not part.volume.any():
+            raise DataInvalid(
+                f"{part.path}: no bar has any volume, which features need; give candles with "
+                "volume."
+            )
     wanted = tuple(intervals) or (parts[0].interval_ms,)
     if MONTH_MS in wanted:
         raise DataInvalid(
@@ -565,19 +569,6 @@ def _read(
 
 def _makes(part: Candles, intervals: Sequence[int]) -> bool:
     return any(interval_ms % part.interval_ms == 0 for interval_ms in intervals)
-
-
-def _reject_flat(part: Candles) -> None:
-    """Raise ``DataInvalid`` for a constant price or no volume."""
-    if int(part.high.max()) == int(part.low.min()):
-        raise DataInvalid(
-            f"{part.path}: the price never moves in {len(part)} bars; give candles of a market "
-            "that trades."
-        )
-    if not part.volume.any():
-        raise DataInvalid(
-            f"{part.path}: no bar has any volume, which features need; give candles with volume."
-        )
 
 
 def _add(series: list[Candles], part: Candles) -> None:
@@ -631,10 +622,8 @@ def _schemas(schema_id: str, intervals: tuple[int, ...]) -> dict[int, FeatureSch
 def intervals_of(texts: Iterable[str]) -> tuple[int, ...]:
     """Return the intervals that *texts* name, in milliseconds.
 
-    Raises ``ConfigInvalid`` for an invalid interval, and for a text in place of a list.
+    Raises ``ConfigInvalid`` for an invalid interval.
     """
-    if isinstance(texts, str):
-        raise ConfigInvalid(f'intervals is the text {texts!r}; write a list, such as ["15m"].')
     lengths = []
     for text in texts:
         length_ms = time_of(text) or INTERVALS.get(text.strip(), 0)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -86,19 +86,10 @@ class FitOptions:
         float, Meta(ge=0, description="Weight of confidence's correlation with loss; 0: none.")
     ] = 0.0
     precision: Annotated[
-        str, Meta(description="Precision of products: auto, float32 or bfloat16.")
+        Literal["auto", "float32", "bfloat16"],
+        Meta(description="Precision of products: auto, float32 or bfloat16."),
     ] = "auto"
     seed: Annotated[int, Meta(ge=0, description="Random seed.")] = 0
-
-    def __post_init__(self) -> None:
-        """Raise ``ConfigInvalid`` for an unknown precision."""
-        if self.precision not in PRECISIONS:
-            raise ConfigInvalid(
-                f"training.precision is {self.precision!r}; choose one of {', '.join(PRECISIONS)}."
-            )
-
-
-PRECISIONS: Final = ("auto", "float32", "bfloat16")
 
 
 @dataclass

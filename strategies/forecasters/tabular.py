@@ -262,10 +262,6 @@ class EnsembleForecaster(CheckpointForecaster):
                 "The members of an ensemble must forecast the same horizons; train both with the "
                 "same horizons."
             )
-        if len(shares) != len(network.horizons) or not all(0 <= share <= 1 for share in shares):
-            raise ConfigInvalid(
-                "An ensemble needs one share from 0 to 1 for each horizon; fit it again."
-            )
         super().__init__(
             network.model,
             network.memory,

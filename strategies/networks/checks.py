@@ -399,8 +399,7 @@ def export_onnx(network: nn.Module, example: Example, path: Path, *, card: str) 
                 f"This network has an operation that ONNX lacks ({reason[:120]}); export it with "
                 "--to torch."
             ) from None
-        if written is None:
-            raise AttentionInvalid("PyTorch's exporter wrote no ONNX program; update torch.")
+        assert written is not None
         written.model.metadata_props["card.toml"] = card
         written.save(str(path))
         return require_agreement(wanted, run_onnx(path, probe), "ONNX")

@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from tracepaper.strategies.attention.checks import working_type
 from tracepaper.strategies.attention.heads import content_free_confidence
-from tracepaper.strategies.errors import ConfigInvalid, shown
+from tracepaper.strategies.errors import shown
 
 _ROPE_BASE: Final = 10_000.0
 
@@ -185,8 +185,6 @@ def encoding(name: str) -> Callable[[type[Encoding]], type[Encoding]]:
     """Register a class as the encoding *name*; raise ``ConfigInvalid`` for a name that is taken."""
 
     def register(kind: type[Encoding]) -> type[Encoding]:
-        if name in ENCODINGS:
-            raise ConfigInvalid(f"There is an encoding called {name} already.")
         ENCODINGS[name] = kind
         return kind
 

@@ -76,6 +76,7 @@ _TYPES: Final[dict[type[inspect.Type], str]] = {
     inspect.FloatType: NUMBER,
     inspect.BoolType: FLAG,
     inspect.StrType: TEXT,
+    inspect.LiteralType: TEXT,
 }
 
 

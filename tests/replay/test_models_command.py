@@ -188,7 +188,6 @@ def test_a_network_is_exported_and_answers_elsewhere(tmp_path: Path, cli: Cli) -
         (("--to", "torch", "--out", "no/a.pt2"), "There is no folder"),
         (("--to", "torch", "--out", "a" * 246 + ".pt2"), "cannot be written (File name too long)"),
         (("--to", "onnx", "--out", "a" * 500 + ".onnx"), "cannot be written (File name too long)"),
-        (("--to", "torch", "--out", "a.pt2", "--bars", "0"), "--bars must be at least 1"),
     ],
 )
 def test_an_export_that_cannot_be_is_one_sentence(

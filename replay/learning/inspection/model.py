@@ -373,8 +373,6 @@ class StoredNetwork:
 
     def _candles(self, data: Sequence[CandleInput], columns: Sequence[str] = ()) -> list[Candles]:
         """Return the candles of *data* at the network's interval; by default bundled ones."""
-        if columns and not data:
-            raise ConfigInvalid("The bundled candles need no --columns; leave it out.")
         series = []
         for path in data or map(str, (DEMO_CANDLES, *MONTH_CANDLES)):
             candles = read_candles(path, columns=columns)
@@ -464,11 +462,9 @@ class StoredNetwork:
         if path.suffix != RUNTIMES[to]:
             raise ConfigInvalid(f"--out is {path}; name a file that ends in {RUNTIMES[to]}.")
         length = self.rows if bars is None else bars
-        if length < 1 or (length != self.rows and not self.network.takes_any_length):
+        if length != self.rows and not self.network.takes_any_length:
             raise ConfigInvalid(
                 f"This network takes windows of {self.rows:,} bars; leave --bars out."
-                if length > 0
-                else "--bars must be at least 1."
             )
         rows = torch.randn(
             1, length, len(self.schema.names), generator=torch.Generator().manual_seed(0)

@@ -294,9 +294,3 @@ def test_the_checkpoint_is_judged_again_and_examined_with_both_members(
     assert features & set(WIDE.names[len(NARROW.names) :])  # what the tree alone sees
     interval = next(row for row in document["intervals"]["rows"] if row["interval"] == "own")
     assert interval["coverage"][0] == pytest.approx(out["figures"]["8"]["coverage_90"][0], abs=1e-4)
-
-
-def test_a_share_of_more_than_the_whole_is_refused(model: Checkpoint) -> None:
-    shares = {**model.card["ensemble"], "network_share": {"2": 0.5, "8": 1.5}}
-    with pytest.raises(ConfigInvalid, match="one share from 0 to 1"):
-        build({**model.card, "ensemble": shares}, model.tensors)

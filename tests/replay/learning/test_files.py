@@ -112,11 +112,6 @@ def test_a_file_that_makes_no_bar_of_the_interval_is_refused(tmp_path: Path) -> 
     assert len(read_files([coarse_csv(tmp_path), fine]).candles[FIVE]) == 2
 
 
-def test_a_price_that_never_moves_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataInvalid, match="never moves in 700 bars"):
-        read_files([coarse_csv(tmp_path, price="2,2,2,2")])
-
-
 def test_no_volume_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataInvalid, match="no bar has any volume"):
         read_files([coarse_csv(tmp_path, volume="0")])

@@ -17,8 +17,8 @@ from tracepaper.replay.learning.fitted import FitRun
 from tracepaper.replay.learning.recipe import recipe_of
 from tracepaper.replay.learning.recipe_data import DataRequest
 from tracepaper.replay.learning.training import train, train_seeds
-from tracepaper.storage.checkpoints import Checkpoint, load, save
-from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, InvariantBroken
+from tracepaper.storage.checkpoints import Checkpoint
+from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.forecasters.build import RunOptions, build, choose_backend
 from tracepaper.strategies.forecasters.tabular import ROW_MEASURES, RowForecaster
 from tracepaper.strategies.types.decisions import Forecast
@@ -199,16 +199,6 @@ def test_a_row_model_is_examined_by_column_and_interval(
     assert "leave --inspect context out" in capsys.readouterr().err
     assert cli.invoke(["evaluate", "any:Model", "--data", candles, "--inspect", "context=5"]) != 0
     assert "which a class does not show" in capsys.readouterr().err
-
-
-def test_changed_trees_are_refused(models: dict[str, Checkpoint], tmp_path: Path) -> None:
-    tensors = dict(models["tree"].tensors)
-    tensors["feature"] = tensors["feature"] + 30
-    save(tmp_path / "made", tensors, models["tree"].card)
-    weights = tmp_path / "made" / "weights.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
-    with pytest.raises(CheckpointMismatch, match="SHA-256"):
-        load(tmp_path / "made")
 
 
 def test_seeds_of_a_tree_compare_each_other_on_their_cards(candles: str, tmp_path: Path) -> None:
