@@ -130,16 +130,10 @@ def test_directions_are_orthogonal_and_of_gaussian_length() -> None:
 
 def test_what_cannot_be_is_refused_in_one_sentence() -> None:
     query, key, value = drawn(5)
-    for broken, sentence in (
-        (lambda: attend_linearly(query, key, value, Mask.window(3)), "cannot forget a window's"),
-        (lambda: attend_linearly(query, key[:, :2], value, Mask.full()), "key is .* head 3,"),
-        (
-            lambda: attend_linearly(query, key, value[..., :3, :], Mask.full()),
-            "value is .* time 5,",
-        ),
-    ):
-        with pytest.raises(AttentionInvalid, match=sentence):
-            broken()
+    with pytest.raises(AttentionInvalid, match="cannot forget a window's"):
+        attend_linearly(query, key, value, Mask.window(3))
+    with pytest.raises(AttentionInvalid, match=r"key is .* head 3,"):
+        attend_linearly(query, key[:, :2], value, Mask.full())
     read = LinearRead(query.exp(), key.exp(), query[..., 0].exp(), Mask.full())
     with pytest.raises(AttentionInvalid, match="leaves nothing to explain"):
         rollout([read], [0], Rollout(start_layer=1))
