@@ -1,16 +1,13 @@
 """The detection budget: mutations of the product, each of which a test should find.
 
-    python tests/campaigns/campaign_mutants.py [--only broker] [--jobs 2] [--random 1000 --seed 1]
+    python tests/campaigns/campaign_mutants.py [--only broker] [--jobs 2]
 
-``mutations.toml`` lists the fixed ones by group; ``--random`` draws others from every function of
-the product. The tests of the groups are collected once and run once as they are, which says which
-functions each test runs and how long it takes. Then each mutation is made in a fork of that
-process, and no file changes: the tests that run its definition are run until one fails, near ones
-first; one that does not end has failed. What a test runs in another program is not mutated, and
-tests marked ``long`` are left out, but for deleted branches. A survivor fails the command.
-
-Mutations that were drawn meet only the nearest of the fast tests, in the order of the draw, so that
-those judged before an interruption are a fair sample. Their survivors are printed.
+``mutations.toml`` lists them by group. The tests of the groups are collected once and run once as
+they are, which says which functions each test runs and how long it takes. Then each mutation is
+made in a fork of that process, and no file changes: the tests that run its definition are run until
+one fails, near ones first; one that does not end has failed. What a test runs in another program is
+not mutated, and tests marked ``long`` are left out, but for deleted branches. A survivor fails the
+command.
 
 ``--branches daemon/broker`` deletes each branch of these folders or modules instead, and judges it
 by what users see: whole runs, laws over random histories, public bug reports. A branch that changes
@@ -42,7 +39,7 @@ from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any, Final, NamedTuple
 
-import drawn_mutations
+import deleted_branches
 import pytest
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -51,7 +48,7 @@ PACKAGES: Final = ("daemon", "replay", "storage", "strategies")
 FORK: Final = multiprocessing.get_context("fork")
 PROBE: Final = "__mutant_is_run__"
 NEAREST_S: Final = 5
-"""A mutation that was drawn meets its nearest tests, which take so many CPU seconds."""
+"""A deleted branch meets its nearest tests, which take so many CPU seconds."""
 OUTPUTS: Final = (
     "product/test_line", "product/test_scenarios", "product/test_examples",
     "daemon/engine/test_laws", "daemon/engine/test_histories", "daemon/engine/test_stretch",
@@ -499,7 +496,7 @@ def chosen(
 
 
 def by_room(
-    changes: Iterable[drawn_mutations.Change], tests: tuple[str, ...]
+    changes: Iterable[deleted_branches.Change], tests: tuple[str, ...]
 ) -> tuple[dict[str, Group], dict[Mutation, Mutant]]:
     """Return the mutations of *changes* by room, which *tests* judge, and the mutant of each.
 
@@ -521,31 +518,6 @@ def by_room(
     return table, mutants
 
 
-def random_groups(
-    number: int, seed: int, root: Path, within: Sequence[str] = ()
-) -> tuple[dict[str, Group], dict[Mutation, Mutant]]:
-    """Return *number* mutations drawn from every function of the product, by room.
-
-    *within* names the folders or modules that they are drawn from; then only the tests of the
-    folders of these names, and those of whole replays, judge them.
-    """
-    drawn_from = {
-        path: source
-        for path, source in sources(root).items()
-        if not within or any(path.is_relative_to(place) for place in within)
-    }
-    changes = drawn_mutations.drawn(drawn_from, number, seed)
-    folder = root / "tests"
-    places = [place.removesuffix(".py") for place in within] + ["replay/backtest"]
-    paths = [
-        path
-        for name in (places if within else (*PACKAGES, "product"))
-        for path in (folder / name).rglob("test_*.py")
-    ]
-    tests = tuple(path.relative_to(folder).with_suffix("").as_posix() for path in paths)
-    return by_room(changes, tests)
-
-
 def branch_groups(
     root: Path, within: Sequence[str]
 ) -> tuple[dict[str, Group], dict[Mutation, Mutant]]:
@@ -555,7 +527,7 @@ def branch_groups(
         for path, source in sources(root).items()
         if any(path.is_relative_to(place) for place in within)
     }
-    return by_room(drawn_mutations.deleted(chosen_sources), OUTPUTS)
+    return by_room(deleted_branches.deleted(chosen_sources), OUTPUTS)
 
 
 def judge(table: Mapping[str, Group], budget: Budget, marks: str, root: Path) -> int:
@@ -596,38 +568,29 @@ def main() -> int:
         default=60,
         help="seconds within which the tests of a mutation must end, beside four times their own",
     )
-    parser.add_argument("--random", type=int, help="draw so many mutations of the whole product")
-    parser.add_argument("--seed", type=int, default=1, help="of --random")
-    parser.add_argument("--within", nargs="+", default=[], help="folders or modules, of --random")
     parser.add_argument("--branches", nargs="+", help="delete each branch of folders or modules")
     parser.add_argument("--root", type=Path, default=ROOT, help=argparse.SUPPRESS)
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     os.chdir(options.root)
     try:
-        is_table = options.random is None and options.branches is None
-        if options.branches is not None:
+        is_table = options.branches is None
+        if not is_table:
             every, mutants = branch_groups(options.root, options.branches)
-        elif is_table:
+        else:
             every = groups(options.root)
             mutants = {
                 mutation: find(mutation, options.root)
                 for group in every.values()
                 for mutation in group.mutations
             }
-        else:
-            every, mutants = random_groups(
-                options.random, options.seed, options.root, options.within
-            )
         table = wanted(every, options.only)
         if not table:
             parser.error(f"nothing in {TABLE} matches {options.only!r}")
         budget = Budget(
             table, mutants, jobs=options.jobs, least_limit_s=options.least_limit, root=options.root
         )
-        marks = "not slow and not long" if options.random is not None else "not long"
-        if options.branches is not None:
-            marks = ""  # laws take long
+        marks = "not long" if is_table else ""  # laws take long
         is_wrong = judge(table, budget, marks, options.root)
     except MutationLost as error:
         print(error, file=sys.stderr)

@@ -11,7 +11,7 @@ from pathlib import Path
 from textwrap import dedent
 
 import campaign_mutants
-import drawn_mutations
+import deleted_branches
 import pytest
 from campaign_mutants import Group, Mutation, MutationLost
 from waiting import deadline_s
@@ -205,7 +205,7 @@ def test_a_deleted_branch_is_never_taken_and_no_other_is_missed() -> None:
 
     whole = names(BRANCHES)
     assert whole == ["if", "elif", "while", "case", "guard", "expression", "rest"]
-    changes = drawn_mutations.deleted({Path("daemon/a.py"): BRANCHES})
+    changes = deleted_branches.deleted({Path("daemon/a.py"): BRANCHES})
     lost = [
         [
             before
