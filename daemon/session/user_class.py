@@ -69,7 +69,6 @@ REASON_LONGEST: Final = 200
 NOTES_MOST: Final = 16
 NOTE_NAME_LONGEST: Final = 40
 
-_POSITIONAL: Final = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _UNMEASURED: Final = Signal(Action.HOLD, NOT_FINITE)
 
 Custom = TypeVar("Custom", Strategy, PortfolioStrategy)
@@ -175,9 +174,9 @@ def make_custom(
 def user_strategy(cls: type[Strategy], options: dict[str, object]) -> Strategy:
     """Return a guarded instance of the user's class, made with *options*.
 
-    The constructor's signature decides whether it gets them as one dictionary, as keywords, or not
-    at all (docs/strategies.md, U1). Raises ``ConfigInvalid`` if it rejects them or a declaration is
-    invalid, and ``StrategyFailed`` if it fails in another way.
+    The name of its first parameter decides how it gets them (docs/strategies.md, U1). Raises
+    ``ConfigInvalid`` if it rejects them or a declaration is invalid, and ``StrategyFailed`` if it
+    fails in another way.
     """
     return _GuardedStrategy(_instance(cls, options))
 
@@ -259,24 +258,10 @@ def _check_decide(cls: CustomClass) -> None:
 
 
 def _construct(cls: type[Custom], options: dict[str, object]) -> Custom:
-    """Call the constructor with the options in the form that its signature expects.
-
-    The options are passed as one dictionary if the first parameter is called ``options``, or if it
-    is the only one without a default and no option has its name. Otherwise each option is a keyword
-    argument.
-    """
-    try:
-        parameters = list(inspect.signature(cls).parameters.values())
-    except (TypeError, ValueError):  # a constructor in compiled code has no signature
-        parameters = []
-    positional = [parameter for parameter in parameters if parameter.kind in _POSITIONAL]
-    required = [parameter for parameter in positional if parameter.default is parameter.empty]
+    """Call the constructor: by one dictionary if its first parameter is ``options``."""
     make = cast("Callable[..., Custom]", cls)
-    if positional and positional[0].name == "options":
-        return make(options)
-    if len(required) == 1 and required[0] is positional[0] and required[0].name not in options:
-        return make(options)
-    return make(**options)
+    is_one = next(iter(inspect.signature(cls).parameters), "") == "options"
+    return make(options) if is_one else make(**options)
 
 
 def unguarded(strategy: Strategy) -> Strategy | PortfolioStrategy:

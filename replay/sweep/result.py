@@ -673,21 +673,12 @@ def luck(sweep: Sweep) -> Iterator[str]:
     if len(values) > 1 and min(values) == max(values):
         yield "All points have the same value: no option of this space changes it."
     elif (near := sweep.neighbours) is not None:
-        if near.median is None:
-            yield f"All {near.failed} points next to it failed."
-        else:
-            failed = f" ({near.failed} more failed)" if near.failed else ""
-            median = objective_text(near.median, sweep.objective)
-            if len(near.values) == 1:
-                yield (
-                    f"The 1 point next to it{failed} reaches {median}; if it is much worse than "
-                    "the best, the best is chance."
-                )
-            else:
-                yield (
-                    f"The {len(near.values):,} points next to it{failed} reach a median of "
-                    f"{median}; if they are much worse than the best, the best is chance."
-                )
+        failed = f" ({near.failed} more failed)" if near.failed else ""
+        yield (
+            f"The {len(near.values):,} points next to it{failed} reach a median of "
+            f"{objective_text(near.median, sweep.objective)}; if they are much worse than the "
+            "best, the best is chance."
+        )
     mean, error = best.figures["mean_day"], best.figures["mean_day_error"]
     if mean is not None:
         earned = signed_estimate(mean, error, ".1f", 1e4, " bp")
@@ -726,12 +717,9 @@ def _deflated(sweep: Sweep, best: CellResult) -> Iterator[str]:
             "point with the best Sharpe ratio on one half of the days is among the worse half of "
             f"the {over.points} points{left} on the other; drawing a point by chance gives 50 %."
         )
-    if sweep.best_by_chance is None:
-        yield "No two trials have a Sharpe ratio that differs, so nothing can be deflated."
-        return
     deflated = sweep.deflated_sharpe
-    if deflated is None:
-        yield "Its Sharpe ratio has no error, so it cannot be deflated."
+    if sweep.best_by_chance is None or deflated is None:
+        yield "No Sharpe ratio can be deflated: no two trials differ in it, or it has no error."
         return
     yield (
         f"The best of so many without skill is expected to reach a Sharpe ratio of "

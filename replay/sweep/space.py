@@ -92,14 +92,7 @@ def space_of(given: object) -> tuple[Axis, ...]:
         )
     if not given:
         raise ConfigInvalid("The space has no option, so there is no point; name one at least.")
-    axes = tuple(_axis(str(name), values) for name, values in given.items())
-    for axis in axes:
-        if axis.count > POINTS_MOST:
-            raise ConfigInvalid(
-                f"The space of {axis.name} has {axis.count:,} points; give a wider step, so that "
-                f"it has at most {POINTS_MOST:,}."
-            )
-    return axes
+    return tuple(_axis(str(name), values) for name, values in given.items())
 
 
 def _axis(name: str, given: Any) -> Axis:  # noqa: ANN401 - as users write it
@@ -124,8 +117,6 @@ def _axis(name: str, given: Any) -> Axis:  # noqa: ANN401 - as users write it
     values = tuple(value.item() if isinstance(value, np.generic) else value for value in given)
     if not values:
         raise ConfigInvalid(f"The space of {name} has no point; give one value at least.")
-    if any(value in values[:place] for place, value in enumerate(values)):
-        raise ConfigInvalid(f"The space of {name} has a value twice; give each once.")
     return Axis(name, values)
 
 
@@ -133,18 +124,13 @@ def _ranged(
     name: str, low: float, high: float, step: float | None = None, *, log: bool = False
 ) -> Axis:
     bounds = [low, high, *([] if step is None else [step])]
-    if not all(isinstance(bound, (int, float)) and math.isfinite(bound) for bound in bounds):
-        raise ConfigInvalid(f"The space of {name} has a bound that is no finite number; mend it.")
-    if low > high:
+    is_range = all(isinstance(bound, (int, float)) and math.isfinite(bound) for bound in bounds)
+    is_step = step is None or (is_range and step > 0 and not log)
+    if not is_range or low > high or not is_step or (log and low <= 0):
         raise ConfigInvalid(
-            f"The space of {name} from {low:g} to {high:g} has no point; give the lower first."
+            f"The space of {name} is the range {shown((*bounds, *['log'] * log))}; give finite "
+            "numbers, the lower first, a positive step, and with log no step and a lower above 0."
         )
-    if step is not None and (step <= 0 or log):
-        raise ConfigInvalid(
-            f"The space of {name} has the step {step:g}; give a positive one, and none with log."
-        )
-    if log and low <= 0:
-        raise ConfigInvalid(f"The space of {name} starts at {low:g}; a logarithm needs it above 0.")
     if step is not None and all(isinstance(bound, int) for bound in bounds):
         high = low + (high - low) // step * step  # the last of its points
     return Axis(name, (), low, high, step, bool(log))
@@ -189,20 +175,14 @@ class GridSampler:
     """Every point of the grid in order, the last axis fastest; rejects a continuous axis."""
 
     def __init__(self, axes: Sequence[Axis]) -> None:
-        points = [axis.points() for axis in axes]
-        for axis, axis_points in zip(axes, points, strict=True):
-            if not axis_points:
-                raise ConfigInvalid(
-                    f"The space of {axis.name} has no points for a grid; give a step or a list, or "
-                    "draw with the sampler random or tpe."
-                )
-        self.count = math.prod(map(len, points))
-        if self.count > POINTS_MOST:
+        self.count = math.prod(axis.count for axis in axes)
+        if not 0 < self.count <= POINTS_MOST:
+            counts = ", ".join(f"{axis.name} has {axis.count or 'no'}" for axis in axes)
             raise ConfigInvalid(
-                f"The grid has {self.count:,} points; give at most {POINTS_MOST:,}, or draw of "
-                "them with the sampler random."
+                f"A grid has 1 to {POINTS_MOST:,} points, and of these {counts}; give steps or "
+                "lists, or draw with the sampler random or tpe."
             )
-        names = [axis.name for axis in axes]
+        points, names = [axis.points() for axis in axes], [axis.name for axis in axes]
         self._points = [dict(zip(names, row, strict=True)) for row in itertools.product(*points)]
 
     def ask(self, number: int) -> Point:

@@ -92,7 +92,7 @@ def warnings_of(database: str = "run.db") -> list[str]:
 class Holds(Strategy):
     """Buys at the first bar and sells after thirty, over the split of the 22nd."""
 
-    def __init__(self, _options: object) -> None:
+    def __init__(self) -> None:
         self._bars = 0
 
     def observe(self, bar: Bar) -> None:
@@ -351,7 +351,7 @@ def test_shares_alone_have_actions(cli: Cli) -> None:
 class Keeps(Strategy):
     """Keeps closes, and does not say how a split changes them."""
 
-    def __init__(self, _options: object) -> None:
+    def __init__(self) -> None:
         self.closes: list[int] = []
 
     def observe(self, bar: Bar) -> None:
@@ -388,9 +388,6 @@ class Sees(Strategy):
     """Notes what the history says of the bar before."""
 
     warmup = 5
-
-    def __init__(self, _options: object) -> None:
-        pass
 
     def decide(self, context: Any) -> Signal:
         history = context.history
@@ -430,9 +427,6 @@ def test_buy_and_hold_of_the_page_is_that_of_the_report(interval_ms: int) -> Non
         risk = read_book_risk(columns)
         assert bool(risk.coins) is (interval_ms == DAY), "by hours it has ended flat"
         assert risk.periods == (sessions.size - 1 if risk.coins else 0)
-
-
-# ---------------------------------------------------------------- sweeps
 
 
 # ---------------------------------------------------------------- forgotten, and not yet known

@@ -338,7 +338,7 @@ def test_a_split_that_was_not_adjusted_is_named_and_its_bar_refused(
 class Holds(Strategy):
     """Buys at the first bar and sells after thirty, over the split of the 22nd."""
 
-    def __init__(self, _options: object) -> None:
+    def __init__(self) -> None:
         self._bars = 0
 
     def observe(self, bar: Bar) -> None:

@@ -53,7 +53,7 @@ class StopEveryTenBars(Strategy):
 
     warmup = 10
 
-    def __init__(self, _options: dict[str, Any]) -> None:
+    def __init__(self) -> None:
         self._bars = 0
 
     def decide(self, _context: BarContext) -> Signal:
