@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -170,19 +172,31 @@ def _parse_cell(row: int, cell: bytes) -> tuple[int, int]:
     return value, len(rest)
 
 
-def round_to_fit(column: Column) -> Decimals:
-    """Return *column* rounded half-even to the decimals that 64 bits hold.
+def fitting(column: Column) -> Decimals | None:
+    """Return *column* as ``parse`` does; None where 64 bits do not hold it."""
+    try:
+        return parse(column)
+    except CellTooLongError:
+        return None
 
-    Only for volumes, whose last digits come from sums of doubles.
-    """
-    texts = texts_of(column)
+
+def floats_of(column: Column) -> npt.NDArray[np.float64]:
+    """Return *column* as floats; raise ``CellInvalidError`` at a cell that is no number."""
+    texts = () if column.dtype.kind in "if" else texts_of(column)
     for row, text in enumerate(texts):
         if not NUMBER.fullmatch(text):
             raise CellInvalidError(row, f"is not a number but {text[:40]!r}")
-    largest = max(abs(float(text)) for text in texts)
-    places = min(DECIMALS_MOST, max(int(np.log10(INT64_MAX / 2 / largest)), 0))
-    rounded = [str(Decimal(text).quantize(Decimal(1).scaleb(-places))) for text in texts]
-    return _parse_text(np.array(rounded, dtype=np.bytes_))
+    values = column.astype(np.float64)
+    if (too_big := np.abs(values) >= INT64_MAX).any():
+        raise CellTooLongError(int(too_big.argmax()), "has more digits than 64 bits hold")
+    return values
+
+
+def rounded(columns: Sequence[npt.NDArray[np.float64]], digits: int) -> list[Decimals]:
+    """Return *columns* rounded to the same decimals: at most *digits* of the largest number."""
+    largest = max(float(np.abs(values).max()) for values in columns)
+    places = min(max(digits - 1 - math.floor(math.log10(largest)), 0), DECIMALS_MOST)
+    return [Decimals(np.rint(values * 10.0**places).astype(np.int64), places) for values in columns]
 
 
 # ---------------------------------------------------------------- times

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -18,6 +18,8 @@ from tracepaper.replay.archive import doubts
 from tracepaper.replay.archive.candles import Candles
 from tracepaper.replay.archive.columns import (
     DIGITS,
+    FLOAT_LIMIT,
+    INT64_MAX,
     ZONELESS,
     CellInvalidError,
     CellTooLongError,
@@ -26,8 +28,9 @@ from tracepaper.replay.archive.columns import (
     IntArray,
     are_instants,
     epoch_ms,
-    parse,
-    round_to_fit,
+    fitting,
+    floats_of,
+    rounded,
     texts_of,
 )
 from tracepaper.replay.archive.doubts import Rows
@@ -46,7 +49,7 @@ from tracepaper.replay.archive.names import (
     symbol_text,
 )
 from tracepaper.replay.archive.sessions import SessionsFor, in_sessions
-from tracepaper.replay.archive.tables import FRAME, FileTable, read_table, table_of_frame
+from tracepaper.replay.archive.tables import FRAME, FileTable, Result, read_table, table_of_frame
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, shown
 from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.sessions import month_calendar
@@ -295,21 +298,16 @@ def _rows(table: FileTable, fields: dict[str, str], *, is_placed: bool) -> Rows:
         table.notes.append(f"{rows} without a price left out, as holes")
         table = table.select(~blank)
     times = _times(table, fields[TIME], is_placed=is_placed)
-    columns = {}
-    for field in PRICES:
-        read = partial(parse, table.columns[fields[field]])
-        columns[field] = table.checked(field, read, **{field: "NAME"})
-    places = max(column.places for column in columns.values())
-    for field in PRICES:
-        columns[field] = table.checked(field, partial(columns[field].rescale, places))
+    # A price of more digits than a double tells comes from a random walk or an adjustment, not from
+    # an exchange. At such a tick, quantities would be whole coins.
+    columns = _numbers(table, fields, PRICES, limit=FLOAT_LIMIT, digits=10)
     columns["volume"] = Decimals(np.zeros(times.size, dtype=np.int64), 0)
     for field in ("volume", "turnover"):
         is_empty = field in fields and _is_blank(table.columns[fields[field]]).all()
         if is_empty and field == "volume":
             table.notes.append("volume is empty throughout, taken as zero")
         elif field in fields and not is_empty:
-            read = partial(_volume, table, field, table.columns[fields[field]])
-            columns[field] = table.checked(field, read, **{field: "NAME"})
+            columns |= _numbers(table, fields, [field], limit=INT64_MAX, digits=15)
     return Rows(table, fields, times, columns)
 
 
@@ -403,12 +401,26 @@ def _pandas(table: FileTable, name: str) -> str:
     return f"{table.plain_numbers}.assign(**{{{column!r}: pandas.to_datetime({cells}, {how})}})"
 
 
-def _volume(table: FileTable, field: str, column: Column) -> Decimals:
-    """Return volume or turnover, rounded if sums of doubles gave it digits beyond 64 bits."""
-    try:
-        return parse(column)
-    except CellTooLongError:
-        rounded = round_to_fit(column)
-    places = rounded.places
-    table.notes.append(f"{field} has more digits than 64 bits hold, rounded to {places} decimals")
-    return rounded
+def _numbers(
+    table: FileTable, fields: Mapping[str, str], names: Sequence[str], *, limit: int, digits: int
+) -> dict[str, Decimals]:
+    """Return the columns of the fields *names* as exact decimals of the same places.
+
+    If these make a number larger than *limit*, all are rounded to *digits*, with a note.
+    """
+
+    def read(convert: Callable[[Column], Result]) -> list[Result]:
+        return [
+            table.checked(name, partial(convert, table.columns[fields[name]]), **{name: "NAME"})
+            for name in names
+        ]
+
+    exact = [column for column in read(fitting) if column is not None]
+    with suppress(CellTooLongError):
+        same = [column.rescale(max(other.places for other in exact)) for column in exact]
+        if len(same) == len(names) and max(np.abs(each.mantissa).max() for each in same) <= limit:
+            return dict(zip(names, same, strict=True))
+    values = rounded(read(floats_of), digits)
+    what = f"{', '.join(names)}: more digits than an exchange sends"
+    table.notes.append(f"{what}, rounded to {values[0].places} decimals")
+    return dict(zip(names, values, strict=True))

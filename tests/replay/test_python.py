@@ -24,7 +24,15 @@ from user_strategies import importable
 from waiting import deadline_s
 
 import tracepaper
-from tracepaper import Action, ConfigInvalid, DataInvalid, Signal, Strategy, StrategyFailed
+from tracepaper import (
+    Action,
+    ConfigInvalid,
+    DataInvalid,
+    Percent,
+    Signal,
+    Strategy,
+    StrategyFailed,
+)
 from tracepaper.daemon.session.user_class import known_class, user_class
 from tracepaper.replay import dataframes
 from tracepaper.replay.api import backtest
@@ -223,6 +231,37 @@ def test_a_frame_takes_the_configured_symbol(sma_run: Run[Any]) -> None:
     config = {**SIZED, "market": {"symbols": "BTCUSDT"}}
     with backtest("sma_cross", CSV, params=PARAMS, config=config) as run:
         assert identities(run.database) == identities(sma_run.database)
+
+
+class Bracketed(Strategy):
+    """Long between a stop and a target."""
+
+    def decide(self, context: Any) -> Signal:
+        stop, target = Percent(0.5), Percent(0.5)
+        return Signal(Action.LONG, "always", stop=stop, target=target, reenter=True)
+
+
+@pytest.mark.parametrize("symbol", ["BTCUSDT", "OWNUSDT"])
+@pytest.mark.parametrize("level", [0.00003, 1.0, 31_768.0, 1e6])
+def test_a_random_walk_of_doubles_is_traded_at_any_level(
+    level: float, symbol: str, tmp_path: Path
+) -> None:
+    closes = level * np.exp(np.random.default_rng(7).normal(0, 0.003, 400).cumsum())
+    opens_ = np.append(level, closes[:-1])
+    columns = {
+        "open": opens_,
+        "high": np.maximum(opens_, closes) * 1.001,
+        "low": np.minimum(opens_, closes) * 0.999,
+        "close": closes,
+        "volume": closes / 7,
+    }
+    frame = pd.DataFrame(columns, index=pd.date_range("2024-01-01", periods=400, freq="h"))
+    frame.rename_axis("time").to_csv(tmp_path / f"{symbol}_1h.csv")
+    runs = [backtest(Bracketed, data) for data in ({symbol: frame}, tmp_path / f"{symbol}_1h.csv")]
+    trades, again = (run.trades for run in runs)
+    assert trades["profit"].to_list() == again["profit"].to_list()
+    assert len(trades) > 20
+    assert {*trades["exit_reason"]} >= {"stop 0.5 %", "target 0.5 %"}
 
 
 def test_candles_and_several_symbols(candles: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracepaper.replay.archive.columns import CellInvalidError, parse, round_to_fit
+from tracepaper.replay.archive.columns import CellInvalidError, floats_of, parse, rounded
 
 plain_decimals = st.decimals(
     min_value=Decimal(-(10**9)), max_value=Decimal(10**9), allow_nan=False, places=8
@@ -110,9 +110,11 @@ def test_values_that_no_common_scale_holds_are_refused() -> None:
         parse(np.array(["123456789012", "0.123456789"], dtype=np.bytes_))
 
 
-def test_rounding_to_fit_is_half_even_at_the_decimals_that_64_bits_hold() -> None:
-    cells = np.array(["0.25", "0.35", "0.451", "400000000000000000"], dtype=np.bytes_)
-    rounded = round_to_fit(cells)
-    assert (rounded.mantissa.tolist(), rounded.places) == ([2, 4, 5, 4 * 10**18], 1)
-    with pytest.raises(CellInvalidError, match="is not a number but"):
-        round_to_fit(np.array(["0.25", ""], dtype=np.bytes_))
+def test_columns_are_rounded_half_even_to_the_same_decimals() -> None:
+    cells = [np.array([b"0.25", b"0.35"]), np.array([b"0.451", b"40000000000000.0"])]
+    fine, coarse = rounded([floats_of(column) for column in cells], 15)
+    assert (fine.places, coarse.places) == (1, 1)
+    assert (fine.mantissa.tolist(), coarse.mantissa.tolist()) == ([2, 4], [5, 4 * 10**14])
+    for cell, what in ((b"", "is not a number"), (b"99999999999999999999", "64 bits")):
+        with pytest.raises(CellInvalidError, match=what):
+            floats_of(np.array([b"1.5", cell]))
