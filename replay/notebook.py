@@ -57,7 +57,7 @@ class RunPage:
         self._text = text
         self._write = write
 
-    def write(self, path: str | Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the page to *path*; raise ``ConfigInvalid`` if that fails."""
         self._write(self.html, Path(path))
 

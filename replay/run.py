@@ -424,12 +424,13 @@ class Run(Generic[Frame]):
         require("matplotlib", "plot")
         built = build_report(self.database, self.run_id)
         chart = chart_named(built, name, last=last)
-        return Picture(figure_of(chart), f"<picture of run {self.run_id}>")
+        how = "a notebook shows it; elsewhere .save('run.png')"
+        return Picture(figure_of(chart), f"<picture of run {self.run_id}: {how}>")
 
     def show(self, *, full: bool = False) -> RunPage:
         """Show the run's page, that of ``tracepaper ui``, in a notebook.
 
-        ``write(path)`` writes it, as ``tracepaper report --html`` does. *full* includes every
+        ``save(path)`` writes it, as ``tracepaper report --html`` does. *full* includes every
         decision in full.
         """
         from tracepaper.replay.page.contents import run_page
@@ -437,7 +438,7 @@ class Run(Generic[Frame]):
 
         self._require_open()
         html = run_page(self.database, self.run_id, full=full)
-        how = "a notebook shows it; elsewhere .write('run.html') and open that file"
+        how = "a notebook shows it; elsewhere .save('run.html') and open that file"
         return RunPage(html, f"<page of run {self.run_id}: {how}>", write_page)
 
     def explain(self, sequence: int = -1) -> Text:

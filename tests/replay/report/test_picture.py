@@ -66,7 +66,17 @@ def test_each_picture_is_drawn_by_command_and_from_python_alike(
         run_id = reader.find("last")
     open_run(run_id, run).report(chart=tmp_path / "python.svg", picture=name)
     assert (tmp_path / "python.svg").read_text("utf-8") == of_command
-    assert repr(open_run(run_id, run).plot(name)) == f"<picture of run {run_id}>"
+
+
+def test_what_a_notebook_shows_is_saved_elsewhere(run: Path, tmp_path: Path) -> None:
+    opened = open_run("last", run)
+    for shown, name, begin in (
+        (opened.plot(), "run.png", b"\x89PNG"),
+        (opened.show(), "run.html", b"<!doctype html>"),
+    ):
+        assert f".save({name!r})" in repr(shown)
+        shown.save(tmp_path / name)
+        assert (tmp_path / name).read_bytes().startswith(begin)
 
 
 def test_each_closed_trade_is_a_dot_and_in_one_bar_of_its_sign(run: Path) -> None:
