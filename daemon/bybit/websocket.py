@@ -65,10 +65,9 @@ from tracepaper.strategies.units import MINUTE_MS
 
 TOPICS_PER_REQUEST: Final = 10
 """The limit of spot; other categories accept more."""
-ARGUMENT_CHARACTERS_MAX: Final = 21_000
-"""Limit for all topics of one connection together (docs/v5/websocket/wss-authentication)."""
 SYMBOLS_PER_CONNECTION: Final = 50
-"""Most symbols that a lost connection affects; far below the exchange's 1,000 connections."""
+"""Most symbols that a lost connection affects; far below the exchange's 1,000 connections, and
+their topics below its 21,000 characters of a connection."""
 CLOSE_TIMEOUT_S: Final = 1.0
 FORBIDDEN_STATUS: Final = 403
 FRAME_BYTES_MAX: Final = 4 * 1024 * 1024
@@ -113,11 +112,6 @@ class PublicStream:
         rng: random.Random,
         cooldown: Cooldown,
     ) -> None:
-        if characters_of(topics) > ARGUMENT_CHARACTERS_MAX:
-            raise ConfigInvalid(
-                f"{len(topics)} topics are more than one {category.value} connection takes "
-                f"({ARGUMENT_CHARACTERS_MAX} characters); list fewer market.symbols."
-            )
         self.answered = asyncio.Event()
         self.is_open = False
         self.refused: set[str] = set()
@@ -372,21 +366,13 @@ TRADES: Final = "publicTrade."
 """The prefix of the topics of trades."""
 
 
-def characters_of(topics: Iterable[str]) -> int:
-    """Return the length of *topics* as arguments, each with quotes and a comma."""
-    return sum(len(topic) + 3 for topic in topics)
-
-
 def connections(category: Category, request: StreamRequest) -> list[StreamRequest]:
     """Divide the instruments of *category* in *request* into one request for each connection.
 
-    A connection takes at most ``SYMBOLS_PER_CONNECTION`` and ``ARGUMENT_CHARACTERS_MAX``. The parts
-    are as equal as possible.
+    A connection takes at most ``SYMBOLS_PER_CONNECTION``. The parts are as equal as possible.
     """
     items = [item for item in request.instruments if item.category is category]
-    longest = max(characters_of(topics_of(item, request)) for item in items)
-    most = min(SYMBOLS_PER_CONNECTION, max(ARGUMENT_CHARACTERS_MAX // longest, 1))
-    count = -(-len(items) // most)
+    count = -(-len(items) // SYMBOLS_PER_CONNECTION)
     cuts = [len(items) * number // count for number in range(count + 1)]
     return [
         structs.replace(request, instruments=tuple(items[first:last]))

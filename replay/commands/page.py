@@ -8,10 +8,9 @@ from typing import Annotated
 import typer
 
 from tracepaper.daemon.commands.options import ConfigOption, database_path
-from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.errors import ConfigInvalid
 
 LOOPBACK = "127.0.0.1"
-PAGE_BEGINS = b"<!doctype html>"
 
 
 def ui(
@@ -73,9 +72,6 @@ def ui(
             asyncio.run(serve([], fleet=FleetSource(fleet, Path(folder))))
         return
     paths = db or [database_path(None, config)]
-    for path in paths:
-        if is_page(path):
-            raise DataInvalid(f"{path} is a page and not a database: open it in a browser.")
     if len(paths) == 1 and not is_sweep(paths[0]):
         with Reader.open(paths[0]) as reader:  # raises its error before the page is served
             reader.find("last")
@@ -108,16 +104,6 @@ def links(config: Path | None) -> list[str]:
         f"{base}{quote(token, safe='')}" if len(tokens) == 1 else f"{label}: {base}{quote(token)}"
         for label, token in tokens.items()
     ]
-
-
-def is_page(path: Path) -> bool:
-    """Return whether the file at *path* is an HTML page."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(len(PAGE_BEGINS))
-    except OSError:
-        return False
-    return head.lower() == PAGE_BEGINS
 
 
 def open_in_browser(url: str) -> None:

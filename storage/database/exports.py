@@ -84,8 +84,8 @@ def export(
     """Write *views* of the run into *folder*, as docs/storage.md describes.
 
     All files come from one snapshot. *progress* is called with a view and its rows written so far.
-    Raises ``ConfigInvalid`` if the folder cannot be written or pyarrow is missing, and
-    ``DataInvalid`` for a value that Parquet's types cannot hold.
+    Raises ``ConfigInvalid`` if pyarrow is missing, ``DataInvalid`` for a value that Parquet's types
+    cannot hold.
     """
     try:
         from pyarrow import parquet
@@ -114,11 +114,6 @@ def export(
                 finally:
                     part.unlink(missing_ok=True)
             files["kept"] += len(gone)
-    except OSError as error:
-        why = os.strerror(error.errno) if error.errno else str(error)
-        raise ConfigInvalid(
-            f"{folder} could not be written ({why}); make room or name another folder."
-        ) from error
     finally:
         if reader.connection.in_transaction:  # SQLite has ended it if the disk is full
             reader.connection.execute("ROLLBACK")

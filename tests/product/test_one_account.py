@@ -164,14 +164,6 @@ BAD: list[tuple[dict[str, Any], str]] = [
         "have different `shadows`, which all of them share; give each the same",
     ),
     ({"strategies": {"reset": "day"}}, "[strategies] reset is of several strategies"),
-    (
-        {"strategies": {"a": {"share": "0.5", "fats": 3}, "b": {"share": "0.5"}}},
-        "[strategies.a] has no key 'fats'; the nearest is 'fast'; correct it.",
-    ),
-    (
-        {"strategies": {"c": {"fast": 3}, "a": {"share": "0.5"}, "b": {"share": "0.5"}}},
-        'write share, such as "0.5", or the name of a strategy that is there (a, b)',
-    ),
 ]
 
 

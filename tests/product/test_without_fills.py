@@ -38,11 +38,6 @@ class NoWarmup(Strategy):
         return _cross(context, Action.HOLD)
 
 
-class NoWarmupFlat(Strategy):
-    def decide(self, context: BarContext) -> Signal:
-        return _cross(context, Action.FLAT)
-
-
 class ShortWarmup(Strategy):
     warmup = 30
 
@@ -110,8 +105,6 @@ ASKED_NONE = "The strategy asked for no position on 60 of 60 bars. Its reason on
 CAUSES = {
     NoWarmup: f"{ASKED_NONE}fast not above slow; ema(…, 21) has no value with 1 bar of history: "
     "set warmup = 21 or more.",
-    NoWarmupFlat: f"{ASKED_NONE}fast not above slow; ema(…, 21) has no value with 1 bar of "
-    "history: set warmup = 21 or more.",
     NoWarmupOfAll: f"{ASKED_NONE}fast not above slow; ema(…, 21) has no value with 1 bar of "
     "history: set warmup = 21 or more.",
     ShortWarmup: "The strategy asked for no position on 31 of 60 bars. Its reason on 31: above "

@@ -5,11 +5,8 @@ from __future__ import annotations
 import ast
 import builtins
 import re
-import shlex
-import subprocess
 from importlib import import_module
 
-import figures
 import pytest
 from programs import ROOT
 
@@ -60,21 +57,3 @@ def test_an_example_uses_names_that_are_there(heading: str) -> None:
     modules = [import_module(f"tracepaper.{place}") for place in PLACES[heading]]
     there = {name for module in modules for name in vars(module)} | NEWCOMERS
     assert used(sections()[heading]) - there == set()
-
-
-@pytest.mark.parametrize(
-    ("text", "commands"),
-    [
-        (figures.REPLAY, [figures.REPLAY]),
-        ("--model", [figures.MODEL]),
-        (figures.CUDA, [figures.CUDA]),
-        ("bench live --", [figures.BARE, figures.CLOSES]),
-    ],
-)
-def test_make_bench_runs_the_commands_that_hold_the_whole_text(
-    text: str, commands: list[str]
-) -> None:
-    asked = ["make", "--dry-run", "--no-print-directory", "bench", f"ONLY={text}"]
-    plan = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert shlex.split(plan.splitlines()[-1])[-1] == text
-    assert figures.commands(text) == commands

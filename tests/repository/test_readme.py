@@ -172,27 +172,3 @@ def test_no_path_of_this_machine_is_shown() -> None:
     )
     assert str(ROOT) not in texts
     assert str(Path.home()) + "/" not in texts
-
-
-@pytest.mark.parametrize(
-    ("printed", "text", "same"),
-    [
-        ("4,665 bars in 5.1 s", "4,666 bars in 9 s", True),
-        ("4,665 bars", "4,965 bars", False),
-        ("run 654f07ea3e6b3605 holds", "run 5d464eab245d3157 holds", True),
-        ("run 654f07ea3e6b3605 holds", "run 5d464eab245d3157 is broken", False),
-        ("edge ███▍ 9.1%", "edge ████ 9.1%", True),
-        ("HOLD -1.10 bp", "HOLD 1.10 bp", False),
-        ("1 2", "1 2 3", False),
-    ],
-)
-def test_answers_agree_in_words_and_nearly_in_numbers(printed: str, text: str, same: bool) -> None:
-    assert agree(printed, text, within=WITHIN) is same
-
-
-def test_blocks_know_their_language_and_section() -> None:
-    text = "## One\n```sh\nls \\\n  -l\n```\n\n```text\n```\n"
-    first, second = blocks(text)
-    assert (first.language, first.section, first.start) == ("sh", "One", 2)
-    assert commands(first) == ["ls    -l"]
-    assert (second.language, second.lines) == ("text", ())

@@ -112,43 +112,6 @@ def test_every_folder_with_modules_is_a_listed_package() -> None:
     assert listed == sorted(listed)
 
 
-def named_above(package: str, source: str) -> set[str]:
-    """Return the packages above *package* that *source* names in a string, docstrings apart."""
-    stacked = ("replay", "daemon", "storage", "strategies")
-    above = stacked[: stacked.index(package)]
-    tree = parsed(source)
-    prose = {
-        id(node.body[0].value)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-        and node.body
-        and isinstance(node.body[0], ast.Expr)
-    }
-    return {
-        other
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose
-        for other in above
-        if re.search(rf"\btracepaper[./]{other}\b", node.value)
-    }
-
-
-def test_no_package_reaches_for_files_or_modules_of_a_package_above() -> None:
-    """Imports are held by contracts, which do not see a name in a string: package data, say."""
-    planted = 'data = files("tracepaper.replay.samples")\nother = "tracepaper.storage.models"'
-    assert named_above("daemon", planted) == {"replay"}
-    assert named_above("strategies", planted) == {"replay", "storage"}
-    assert named_above("replay", planted) == set()
-    reaching = {
-        path.relative_to(ROOT).as_posix(): named
-        for path in sources()
-        if (package := path.relative_to(ROOT).parts[0]) in PACKAGES
-        if (named := named_above(package, path.read_text(encoding="utf-8")))
-    }
-    # A class of a network is loaded wherever its name stands, by the importer of users' code.
-    assert reaching == {"strategies/api/model.py": {"daemon"}}
-
-
 def spoken(path: Path) -> str:
     """Return what *path* tells its reader: comments and docstrings of a module, else all of it."""
     text = path.read_text(encoding="utf-8")

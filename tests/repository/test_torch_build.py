@@ -104,16 +104,13 @@ def test_without_a_gpu_the_build_for_processors_is_taken(
     assert indexes.installed(*choice, nvidia_smi=BROKEN_DRIVER) == (f"{PINNED}+cpu", "")
 
 
-def test_where_a_gpu_is_the_usual_build_is_taken(indexes: Indexes) -> None:
-    assert indexes.installed(nvidia_smi=GPU) == (PINNED, "")
-
-
-def test_the_build_that_is_asked_for_is_taken_whatever_is_there(indexes: Indexes) -> None:
-    assert indexes.installed("cpu", nvidia_smi=GPU) == (f"{PINNED}+cpu", "")
-
-
-def test_the_usual_build_can_be_asked_for(indexes: Indexes) -> None:
-    assert indexes.installed("default") == (PINNED, "")
+@pytest.mark.parametrize(
+    ("choice", "build"), [("auto", PINNED), ("cpu", f"{PINNED}+cpu"), ("default", PINNED)]
+)
+def test_where_a_gpu_is_the_build_that_is_asked_for_is_taken(
+    indexes: Indexes, choice: str, build: str
+) -> None:
+    assert indexes.installed(choice, nvidia_smi=GPU) == (build, "")
 
 
 @pytest.mark.parametrize("index", ["nothing", "older"])

@@ -98,12 +98,6 @@ def test_a_backup_does_not_take_up_what_another_database_left(path: Path, tmp_pa
     assert verify(tmp_path / "copy.db").passes
 
 
-def test_a_backup_into_a_place_that_takes_no_file_says_so(path: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(ConfigInvalid, match=r"\(Not a directory\); choose another place\.$"):
-        backup(path, tmp_path / "file" / "copy.db")
-
-
 def test_a_damaged_database_is_not_backed_up_as_if_it_were_whole(
     path: Path, tmp_path: Path
 ) -> None:

@@ -272,60 +272,6 @@ async def test_any_value_of_an_answer_in_any_form_is_read_or_asked_again(
             assert not unstorable(answer), body
 
 
-RAW: dict[str, bytes] = {
-    "nothing": b"",
-    "garbage": b"\x00\x01\x02\xff" * 100,
-    "another protocol": b"SSH-2.0-OpenSSH_9.6\r\n",
-    "HTTP 000": b"HTTP/1.1 000 Zero\r\nContent-Length: 0\r\n\r\n",
-    "HTTP -1": b"HTTP/1.1 -1 Odd\r\nContent-Length: 0\r\n\r\n",
-    "HTTP by word": b"HTTP/1.1 OK OK\r\nContent-Length: 0\r\n\r\n",
-    "HTTP 100 alone": b"HTTP/1.1 100 Continue\r\n\r\n",
-    "HTTP 101": b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
-    "HTTP 103 alone": b"HTTP/1.1 103 Early Hints\r\nLink: <x>\r\n\r\n",
-    "a short body": b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n{",
-    "a negative length": b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n{}",
-    "broken chunks": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n",
-    "a cut chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\n{",
-    "a header without end": b"HTTP/1.1 200 OK\r\nX: " + b"a" * 70_000 + b"\r\n\r\n",
-    "unknown packing": b"HTTP/1.1 200 OK\r\nContent-Encoding: zip9\r\nContent-Length: 2\r\n\r\n{}",
-    "an odd place": b"HTTP/1.1 301 Moved\r\nLocation: http://[::\r\nContent-Length: 0\r\n\r\n",
-    "a place beyond": b"HTTP/1.1 302 F\r\nLocation: http://a:99999\r\nContent-Length: 0\r\n\r\n",
-}
-
-
-async def test_bytes_that_are_no_http_are_asked_again() -> None:
-    body = json.dumps(
-        {"retCode": 0, "time": NOW_MS, "result": {"timeSecond": "1", "timeNano": "2"}}
-    ).encode()
-    answers = iter(
-        [
-            answer
-            for raw in RAW.values()
-            for answer in (raw, b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-        ]
-    )
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(next(answers))
-        await writer.drain()
-        writer.close()
-
-    clock = SteppedClock(NOW_MS)
-    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
-    url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
-    async with (
-        listening,
-        BybitClient(exchange_section(rest_url=url), clock=clock, rng=random.Random(1)) as rest,
-    ):
-        rest.prove()
-        for what in RAW:
-            task = asyncio.ensure_future(rest.server_time_ms())
-            await clock.run(task.done)
-            assert await task == NOW_MS, what
-        assert next(answers, None) is None
-
-
 @pytest.mark.parametrize("status", [201, 204, 302, 400, 401, 404, 410, 451])
 async def test_before_the_first_success_a_wrong_address_stops_with_advice(status: int) -> None:
     async with serving() as server, asking(server, SteppedClock(), is_proven=False) as rest:

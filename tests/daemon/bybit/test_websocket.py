@@ -22,7 +22,6 @@ from bybit_server import (
 from waiting import until
 
 from tracepaper.daemon.bybit.websocket import (
-    ARGUMENT_CHARACTERS_MAX,
     CategoryStream,
     PublicStream,
     StreamCallbacks,
@@ -285,10 +284,3 @@ async def test_an_address_that_is_none_stops_with_advice() -> None:
         setup.exchange = exchange_section(stream_url="http://127.0.0.1:1")
         with pytest.raises(ConfigInvalid, match=r"exchange\.stream_url"):
             await setup.stream().run()
-
-
-async def test_more_topics_than_a_connection_takes_are_refused() -> None:
-    async with ScriptedServer() as server:
-        setup = Setup(server, ("x" * 100,) * (ARGUMENT_CHARACTERS_MAX // 100 + 1))
-        with pytest.raises(ConfigInvalid, match=r"fewer market\.symbols"):
-            setup.stream()

@@ -132,12 +132,6 @@ def test_a_snapshot_forgets_what_came_before() -> None:
     assert present(received.mark).index is None
 
 
-def test_a_mark_finer_than_the_tick_is_rounded() -> None:
-    received = linear().receive(ticker("snapshot", markPrice="65117.44"))
-    assert isinstance(received, Ticker)
-    assert present(received.mark).price == 651174
-
-
 def book(kind: str, bids: Any, asks: Any, *, ts: int = 5, u: int = 9) -> bytes:
     data = {"s": "BTCUSDT", "b": bids, "a": asks, "u": u, "seq": 1}
     frame = {"topic": "orderbook.1.BTCUSDT", "ts": ts, "type": kind, "data": data, "cts": ts}
@@ -351,22 +345,6 @@ def test_only_closed_candles_become_bars(
     assert isinstance(received, ClosedCandles)
     assert [bar.open_time_ms for bar in received.bars] == opens
     assert not wire.counters
-
-
-def test_weeks_start_on_mondays() -> None:
-    week, monday = 7 * 24 * HOUR, 1_786_320_000_000 - 1_786_320_000_000 % (7 * 24 * HOUR)
-    for days, on_grid in ((4, True), (0, False), (3, False)):
-        wire = Wire(category=Category.LINEAR, instruments=[instrument()], interval_ms=week)
-        start = monday + days * 24 * HOUR
-        week_candle = closed(start=start, end=start + week - 1, interval="W")
-        frame = klines(week_candle, ts=start + week + 500, topic="kline.W.BTCUSDT")
-        if on_grid:
-            received = wire.receive(frame)
-            assert isinstance(received, ClosedCandles)
-            assert len(received.bars) == 1
-            continue
-        with pytest.raises(MessageMalformed, match="grid"):
-            wire.receive(frame)
 
 
 def levels_held(wire: Wire) -> int:

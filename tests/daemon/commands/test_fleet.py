@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
@@ -22,11 +21,8 @@ from forging import rechain
 from postgres_server import Cluster
 from recordings import crossing, record
 from records import tamper
-from rich.console import Console
 from waiting import deadline_s, until
 
-from tracepaper.daemon.commands.fleet import _table
-from tracepaper.storage.fleet.overview import FleetRun
 from tracepaper.storage.fleet.server import shown as shown_address
 from tracepaper.storage.fleet.ship import database_id
 
@@ -75,24 +71,6 @@ def test_what_is_typed_ships_pulls_verifies_and_lists(
     text = cli("fleet", url)[1]
     assert "r-1" in text
     assert f"{float(run['equity']):,.2f}" in text
-
-
-def test_a_row_names_host_and_file() -> None:
-    run = FleetRun(
-        database_id="d-1",
-        kind="live",
-        strategy="trend",
-        model_id="",
-        host="alpha",
-        file="/srv/first.db",
-        run_id="r-1",
-        steps=1,
-    )
-    console = Console(file=io.StringIO(), width=120)
-    with console.capture() as captured:
-        console.print(_table([run]))
-    assert "alpha" in captured.get()
-    assert "/srv/first.db" in captured.get()
 
 
 def test_what_is_refused_names_the_address_and_what_to_do(

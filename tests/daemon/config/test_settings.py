@@ -42,11 +42,6 @@ def test_settings_are_read_as_an_environment_variable_is() -> None:
     assert str(config.account.cash) == "1000.50"
 
 
-def test_without_a_setting_the_file_is_given_as_it_stands() -> None:
-    assert with_settings(None, None) is None
-    assert with_settings(Path("paper.toml"), []) == Path("paper.toml")
-
-
 def test_the_default_file_lies_under_the_settings(here: Path) -> None:
     Path("tracepaper.toml").write_text("[strategy]\nfast = 3\n", encoding="utf-8")
     config = load(with_settings(None, ["strategy.slow=9", "strategy.name=sma_cross"]))

@@ -38,10 +38,8 @@ def walks(symbols: Sequence[str], bars: int) -> tuple[Candles, ...]:
 # ---------------------------------------------------------------- connections
 
 
-def request_of(
-    count: int, *, depth: int = 0, trades: bool = False, name: str = ""
-) -> StreamRequest:
-    items = tuple(instrument(f"{name}{number:03d}USDT") for number in range(count))
+def request_of(count: int, *, depth: int = 0, trades: bool = False) -> StreamRequest:
+    items = tuple(instrument(f"{number:03d}USDT") for number in range(count))
     return StreamRequest(items, 60_000, trades=trades, depth=depth)
 
 
@@ -55,17 +53,6 @@ def test_every_symbol_is_on_one_connection_and_none_is_too_large(count: int) -> 
     assert len(shares) == -(-count // websocket.SYMBOLS_PER_CONNECTION)
     assert max(sizes) - min(sizes) <= 1
     assert {(request.depth, request.trades) for request in shares} == {(50, True)}
-
-
-def test_long_names_are_divided_by_the_characters_that_a_connection_takes() -> None:
-    request = request_of(200, depth=50, trades=True, name="N" * 200)
-    shares = websocket.connections(Category.LINEAR, request)
-    assert len(shares) > 200 / websocket.SYMBOLS_PER_CONNECTION
-    for share in shares:
-        topics = [topic for item in share.instruments for topic in websocket.topics_of(item, share)]
-        assert len(topics) == 5 * len(share.instruments)  # the topic of the books is among them
-        assert websocket.characters_of(topics) <= websocket.ARGUMENT_CHARACTERS_MAX
-    assert sum(len(request.instruments) for request in shares) == 200
 
 
 # ---------------------------------------------------------------- a run

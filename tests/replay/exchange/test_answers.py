@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from decimal import Decimal
 
 import pytest
@@ -38,21 +37,6 @@ async def test_the_newest_candle_comes_first_and_may_be_open() -> None:
         now = [e for e in trades["list"] if int(e["time"]) >= FIRST_MS + START * MINUTE]
         assert Decimal(result["list"][0][5]) == sum(Decimal(each["size"]) for each in now)
         assert result["list"][0][4] == Decimal(now[0]["price"]).normalize().to_eng_string()
-
-
-async def test_windows_are_cut_as_the_exchange_cuts_them() -> None:
-    async with serving(candles(ROWS), start=START) as (_, client):
-        tenth, twentieth = FIRST_MS + 10 * MINUTE, FIRST_MS + 20 * MINUTE
-        assert await klines(client, start=tenth, end=twentieth) == list(range(20, 9, -1))
-        assert await klines(client, start=tenth + 1, limit=2) == [11, 10]  # start is floored
-        assert await klines(client, start=9999, limit=1) == [0]
-        assert await klines(client, end=twentieth, limit=3) == [20, 19, 18]
-        assert await klines(client, end=twentieth - 1, limit=1) == [19]
-        assert await klines(client, start=tenth, end=twentieth, limit=2) == [20, 19]
-        assert await klines(client, limit=5000) == list(range(START, -1, -1))
-        assert await klines(client, startTime=tenth, limit=1) == [START]  # an unknown name
-        assert await klines(client, end=FIRST_MS - 1) == []
-        assert await klines(client, start=FIRST_MS + 400 * MINUTE) == []
 
 
 VENUE = Venue([SimulatedMarket(candles(ROWS), seed=0)])
@@ -104,18 +88,6 @@ async def test_coarser_intervals_are_exact_aggregates() -> None:
                 assert Decimal(row[6]) == sum(Decimal(part[6]) for part in parts)
 
 
-async def test_mark_candles_have_five_columns_and_open_at_the_last_close() -> None:
-    async with serving(candles(ROWS), start=START) as (_, client):
-        result = await client.result("mark-price-kline", symbol="BTCUSDT", interval="1", limit=50)
-        rows = result["list"]
-        assert {len(row) for row in rows} == {5}
-        for later, earlier in itertools.pairwise(rows):
-            assert later[1] == earlier[4]
-            assert Decimal(later[3]) <= Decimal(later[1]) <= Decimal(later[2])
-        body = await client.get("mark-price-kline", category="spot", symbol="BTCUSDT", interval="1")
-        assert body["retCode"] == 10001
-
-
 @pytest.mark.parametrize(
     ("path", "query"),
     [
@@ -129,6 +101,8 @@ async def test_mark_candles_have_five_columns_and_open_at_the_last_close() -> No
         ("orderbook", {"symbol": "BTCUSDT"}),
         ("recent-trade", {"category": "spot", "symbol": "BTCUSDT"}),
         ("instruments-info", {}),
+        ("risk-limit", {"category": "spot"}),
+        ("mark-price-kline", {"category": "spot", "symbol": "BTCUSDT", "interval": "1"}),
         ("funding/history", {"category": "linear", "symbol": "BTCUSDT", "startTime": "1"}),
     ],
 )
@@ -162,19 +136,6 @@ async def test_instruments_are_paged_by_a_cursor_that_ends() -> None:
             listed += [item["symbol"] for item in result["list"]]
             cursor = result["nextPageCursor"]
         assert (listed, cursor) == (symbols, "")
-
-
-async def test_categories_and_statuses_without_instruments_answer_an_empty_list() -> None:
-    async with serving(candles(ROWS)) as (_, client):
-        for query in (
-            {"category": "inverse"},
-            {"category": "option", "baseCoin": "BTC"},
-            {"category": "linear", "status": "PreLaunch"},
-        ):
-            result = await client.result("instruments-info", **query)
-            assert (result["list"], result["nextPageCursor"]) == ([], "")
-        spot = await client.result("instruments-info", category="spot")
-        assert spot == {"category": "spot", "list": []}
 
 
 async def test_funding_settles_on_the_interval_and_matches_the_ticker() -> None:

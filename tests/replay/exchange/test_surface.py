@@ -174,20 +174,6 @@ def test_risk_tiers_lose_leverage_and_their_margins_join_without_a_step() -> Non
         assert below == pytest.approx(above)
 
 
-@pytest.mark.parametrize(
-    ("path", "query"),
-    [
-        ("risk-limit", {"category": "spot"}),
-        ("risk-limit", {"category": "linear", "symbol": "NOSUCH"}),
-        ("mark-price-kline", {"category": "spot", "symbol": "BTCUSDT", "interval": "1"}),
-    ],
-)
-def test_what_no_route_can_mean_is_refused(path: str, query: dict[str, str]) -> None:
-    error = answer(VENUE, f"/v5/market/{path}", query, NOW)
-    assert isinstance(error, ExchangeError)
-    assert error.code == 10001
-
-
 async def test_a_busy_bar_has_more_trades_and_more_quotes() -> None:
     flat = (651_142, 651_500, 650_900, 651_200)
     rows = [(*flat, 1_000)] * 100

@@ -13,7 +13,6 @@ from typing import Final
 from urllib.parse import unquote
 
 import pytest
-from command_line import Cli
 from pages import document_in, record_in
 
 from tracepaper.replay import page as package
@@ -128,13 +127,3 @@ def test_a_record_may_hold_any_answers_and_nan_is_null() -> None:
 def test_a_file_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ConfigInvalid, match=r"cannot be written .*; choose another file"):
         write_document_page(DOCUMENT, tmp_path / "missing" / "page.html")
-
-
-def test_a_page_given_as_a_database_is_named_for_what_it_is(tmp_path: Path, cli: Cli) -> None:
-    page = tmp_path / "d.html"
-    write_document_page(DOCUMENT, page)
-    complaint = cli.err("ui", "--db", page, code=1)
-    assert complaint == f"{page} is a page and not a database: open it in a browser.\n"
-    other = tmp_path / "d.db"
-    other.write_bytes(b"<!doc")  # no page, and no database
-    assert "is a page" not in cli.err("ui", "--db", other, code=1)

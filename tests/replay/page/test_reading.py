@@ -118,20 +118,6 @@ def test_in_no_place_a_word_is_cut_or_a_finger_misses(
         assert size is not PHONE or page.evaluate(SMALL_TARGETS) == []
 
 
-def test_a_planted_word_that_is_cut_is_found(browser: Browser, url: str) -> None:
-    with opened(browser, url) as page:
-        drawn(page)
-        assert page.evaluate(CUT) == []
-        page.evaluate("""() => {
-            const box = document.querySelector(".legend .values");
-            box.style.overflow = "hidden";
-            box.style.width = "100px";
-            box.style.flexWrap = "nowrap";
-            box.style.whiteSpace = "nowrap";
-        }""")
-        assert any("position" in text for text in page.evaluate(CUT))
-
-
 # ---------------------------------------------------------------- keys and pointer
 
 
@@ -140,19 +126,6 @@ FRAMES: Final = """(count) => new Promise((done) => {
     next();
 })"""
 """Waits for a number of redraws of the page."""
-
-
-FOCUSED: Final = """async () => {
-    dispatchEvent(new KeyboardEvent("keydown", { key: "k", ctrlKey: true }));
-    for (let turn = 0; turn < 10; turn++) await null;
-    return document.activeElement.getAttribute("role");
-}"""
-
-
-def test_the_palette_has_the_focus_before_the_next_key(browser: Browser, url: str) -> None:
-    with opened(browser, url) as page:
-        drawn(page)
-        assert page.evaluate(FOCUSED) == "combobox"
 
 
 def test_a_pointer_that_rests_chooses_no_decision_until_it_moves(

@@ -181,12 +181,6 @@ def test_a_gate_that_was_declared_since_is_named(
         opening(path)
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigInvalid, match="choose another place"):
-        open_writer(tmp_path / "file" / "a.db")
-
-
 # ---------------------------------------------------------------- configuration, library
 
 

@@ -21,7 +21,7 @@ from tracepaper.storage.database import exports as exporting
 from tracepaper.storage.database.exports import export, views_of
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.views import VIEWS
-from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.decisions import OrderStatus
 from tracepaper.strategies.types.market import Side
 
@@ -219,13 +219,6 @@ def test_a_damaged_file_of_an_earlier_export_is_replaced(reader: Reader, tmp_pat
     path.write_bytes(path.read_bytes()[:-40])
     assert export(reader, "rich", tmp_path).files["replaced"] == 1
     assert differences(reader, tmp_path, "rich") == []
-
-
-def test_a_folder_that_cannot_be_written_is_named(reader: Reader, tmp_path: Path) -> None:
-    (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(ConfigInvalid, match="could not be written"):
-        export(reader, "rich", tmp_path / "mine.txt")
-    assert files(tmp_path) == {"mine.txt": b"mine"}
 
 
 def test_a_number_that_does_not_fit_is_named(

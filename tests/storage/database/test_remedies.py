@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -27,17 +25,6 @@ WRITERS: dict[str, Callable[[Path, Path], object]] = {
     ),
     "backup": lambda folder, sound: backup(sound, folder / "copy.db"),
 }
-
-
-@contextmanager
-def no_more_files() -> Iterator[None]:
-    """Let this process open no file."""
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 @pytest.fixture
@@ -70,14 +57,6 @@ def test_a_full_disk_is_exit_code_1_and_says_what_to_free(
 ) -> None:
     with pytest.raises(AuditUnwritable, match=r"has no room \([^)]*\); free some of the disk"):
         WRITERS[writer](full_folder, sound)
-
-
-@pytest.mark.parametrize("writer", ["record", "token", "recording"])
-def test_too_many_open_files_are_exit_code_1(tmp_path: Path, sound: Path, writer: str) -> None:
-    (tmp_path / "events").mkdir()
-    with pytest.raises(AuditUnwritable) as error, no_more_files():
-        WRITERS[writer](tmp_path, sound)
-    assert "(Too many open files); raise LimitNOFILE" in str(error.value)
 
 
 @pytest.mark.parametrize("writer", WRITERS)

@@ -70,21 +70,3 @@ def test_the_newest_rows_of_a_run_are_found_by_seeks(
 def test_a_step_of_a_run_is_found_by_seeks(view: str, database: sqlite3.Connection) -> None:
     question = f"SELECT * FROM {view} {OF_RUN} AND sequence = 7"
     assert [line for line in costly(database, question) if "CO-ROUTINE" not in line] == []
-
-
-@pytest.mark.parametrize(
-    ("index", "question"),
-    [
-        ("orders_order", f"SELECT * FROM v_orders {OF_RUN} {NEWEST}"),
-        ("fills_order", f"SELECT price FROM v_orders {OF_RUN} {NEWEST}"),
-    ],
-)
-def test_without_its_index_a_plan_is_refused(
-    index: str, question: str, database: sqlite3.Connection
-) -> None:
-    assert costly(database, question) == []
-    database.execute("BEGIN")
-    database.execute(f"DROP INDEX {index}")
-    plan = costly(database, question)
-    database.execute("ROLLBACK")
-    assert plan

@@ -106,26 +106,6 @@ def test_the_row_of_one_step_is_read_alone(view: View, postgres: Cluster, fleet:
     )
 
 
-@pytest.mark.parametrize(
-    ("planted", "table"),
-    [
-        ("SELECT r.run_id, s.close FROM runs r JOIN steps s USING (database_id)", "steps"),
-        ("SELECT r.run_id, s.* FROM runs r, steps s WHERE s.run_key - 1 = r.run_key - 1", "steps"),
-        ("SELECT r.run_id, q.* FROM runs r JOIN states q USING (database_id)", "states"),
-        ("SELECT r.run_id, o.* FROM runs r, orders o WHERE o.order_id = '1-0'", "orders"),
-    ],
-)
-def test_a_view_that_reads_other_runs_is_found(
-    planted: str, table: str, postgres: Cluster, fleet: str
-) -> None:
-    postgres.sql(fleet, f"CREATE VIEW v_planted AS {planted}")
-    try:
-        question = "SELECT * FROM v_planted WHERE run_id = 'plain-77'"
-        assert {scan[0] for scan in beyond(postgres, fleet, question)} == {table}
-    finally:
-        postgres.sql(fleet, "DROP VIEW v_planted")
-
-
 def test_the_server_has_the_indexes_of_a_file(postgres: Cluster, fleet_url: str) -> None:
     names = "SELECT indexname FROM pg_indexes WHERE schemaname = 'tracepaper' ORDER BY 1"
     whole = postgres.sql(fleet_url, names)
