@@ -48,7 +48,7 @@ class TimeLimits(NamedTuple):
     key: str = ""
     """The configuration key that sets ``answer_s``, with its value, for error messages."""
     end_s: float | None = 0.0
-    """Without output after its input was closed, until the kill; None never waits or kills."""
+    """From the end of its input until the kill; None never waits or kills."""
 
 
 class ChildProcess:
@@ -197,7 +197,7 @@ class ChildProcess:
         return f"the {self._name} ended with {code}: {last}"
 
     async def stop(self) -> None:
-        """Close the input of the process, which ends it; kill it if it is silent for too long.
+        """Close the input of the process, which ends it; kill it if that takes too long.
 
         If it had time to end and did not, or ended with an error, ``fault`` is the reason.
         """
@@ -211,14 +211,10 @@ class ChildProcess:
         limit_s = self._limits.end_s
         try:
             if limit_s:
-                with contextlib.suppress(TimeoutError):
-                    while not self._reader.at_eof():
-                        async with asyncio.timeout(limit_s):
-                            await self._reader.read(TAIL_BYTES)
-                    await _wait_for_end(process, limit_s)
+                await _wait_for_end(process, limit_s)
         finally:
             if limit_s and process.poll() is None:
-                self.fault = f"the {self._name} process was silent for {limit_s:g} s"
+                self.fault = f"the {self._name} process did not end within {limit_s:g} s"
             elif limit_s and process.returncode:
                 self.fault = self._cause_of(process)
             resources.close()

@@ -30,8 +30,8 @@ from tracepaper.storage.fleet.server import ShipProgress
 RECORD: Final = (sys.executable, "-m", "tracepaper.daemon.cli", "data", "record")
 SHIP: Final = (sys.executable, "-m", "tracepaper.daemon.cli", "db", "ship")
 """The programs: the same commands that a user may run."""
-RECORDED_S: Final = 5.0
-"""Wall seconds without a sign of the recorder, as it ends, after which it is killed."""
+RECORDED_S: Final = 10.0
+"""Wall seconds that the recorder has to end, after which it is killed."""
 NICE: Final = 5
 """The niceness of the recorder: its priority is below the daemon's, above work that can wait."""
 PROBE_BYTES: Final = 64 * 1024

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.config.market import UniverseRule
-from tracepaper.daemon.config.values import SYMBOLS_MAX, plain, symbol_name
+from tracepaper.daemon.config.values import plain, symbol_name
 from tracepaper.daemon.feed.client import MarketDataClient, TradedSymbol
 from tracepaper.daemon.log import Logger
 from tracepaper.daemon.session.background import ScheduledJob
@@ -32,8 +32,6 @@ from tracepaper.strategies.units import DAY_MS, time_of_day_ms
 
 SYMBOL_LIKE: Final = re.compile(r"[A-Z0-9][A-Z0-9.-]*")
 UNKNOWN_AGE: Final = -1
-LIST_MOST: Final = 1_000_000
-"""Most characters of a list of symbols, comments included."""
 _VOLATILITY_UNIT: Final = Decimal("0.000001")
 """A stored volatility is a multiple of this; a stored turnover is in whole units."""
 
@@ -51,33 +49,19 @@ class Choice(NamedTuple):
 def read_symbol_list(file: Path) -> tuple[str, ...]:
     """Return the symbols of *file*, which has one symbol a line and comments after #.
 
-    Raises ``ConfigInvalid`` if the file cannot be read, has no symbol, or has more than a run
-    can trade.
+    Raises ``ConfigInvalid`` if the file cannot be read or has no symbol.
     """
     key = "market.universe.file"
     try:
-        with file.open(encoding="utf-8-sig") as source:
-            text = source.read(LIST_MOST + 1)
-    except OSError as error:
-        raise ConfigInvalid(f"{file} cannot be read ({error.strerror}); correct {key}.") from None
-    except UnicodeDecodeError:
-        raise ConfigInvalid(f"{file} is not UTF-8 text; correct {key}.") from None
-    if len(text) > LIST_MOST:
-        raise ConfigInvalid(
-            f"{file} has more than {LIST_MOST:,} characters, and a run trades at most "
-            f"{SYMBOLS_MAX} symbols; shorten it."
-        )
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigInvalid(f"{file} cannot be read ({error}); correct {key}.") from None
     entries = (line.partition("#")[0].strip() for line in text.splitlines())
     names = tuple(dict.fromkeys(symbol_name(entry) for entry in entries if entry))
     if not names:
         raise ConfigInvalid(f"{file} names no symbol; write one a line, or correct {key}.")
     if invalid := next((name for name in names if not SYMBOL_LIKE.fullmatch(name)), None):
         raise ConfigInvalid(f"{file} has {invalid[:40]!a}, which is no symbol; write one a line.")
-    if len(names) > SYMBOLS_MAX:
-        raise ConfigInvalid(
-            f"{file} names {len(names):,} symbols, and a run trades {SYMBOLS_MAX} at most; shorten "
-            "it."
-        )
     return names
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -30,8 +28,6 @@ from tracepaper.replay.archive.download import record_live
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.units import time_of
 
-SHOWN_S: Final = 1.0
-"""Wall seconds between two signs of a recorder that ends; far below ``RECORDED_S``."""
 _SECONDS: Final = re.compile(r"(\d{1,6}) ?s")
 _HTTP: Final = re.compile(r"http(s?)://.+")
 
@@ -71,24 +67,13 @@ def record_session(
             if not done.done():
                 done.set_result(None)
 
-        def end_shown() -> None:
-            """End, and show the daemon each second that the end goes on.
-
-            In a thread: on a busy machine the loop gets to nothing else until its frames are read.
-            """
-            loop.call_soon_threadsafe(end)
-            with suppress(OSError):  # the daemon was killed
-                while True:
-                    os.write(sys.stdout.fileno(), b".")
-                    time.sleep(SHOWN_S)
-
         if seconds is not None:
             loop.call_later(seconds, end)
         skips: Callable[[str], None] | None = None
         if service:
             # The daemon's end closes standard input; the recorder then writes its buffers. On
             # Linux that thread, which exists already, keeps the daemon's priority.
-            on_input_end(end_shown)
+            on_input_end(lambda: loop.call_soon_threadsafe(end))
             with suppress(OSError):
                 os.nice(NICE)
             skips = tell

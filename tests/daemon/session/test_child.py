@@ -239,32 +239,6 @@ async def test_its_end(planted: PlantedEcho, tmp_path: Path, name: str) -> None:
     gc.collect()  # an open process or pipe would warn, and warnings fail the tests
 
 
-async def test_a_process_that_writes_while_it_ends_is_not_killed(
-    planted: PlantedEcho, tmp_path: Path
-) -> None:
-    """It writes more than the pipe holds, so each mark proves that its output is read."""
-    late = """
-for name in ("first", "second"):
-    os.write(1, bytes(1 << 19))
-    open(name, "w").close()
-    while os.path.exists(name): time.sleep(0.01)
-"""
-    with planted.program.open("a", encoding="utf-8") as program:
-        program.write(f"os.chdir({str(tmp_path)!r}){late}")
-    child = planted.child(TimeLimits(end_s=3_600))
-    await child.ask(Answer, Answer("x"))
-    stopping = asyncio.ensure_future(child.stop())
-    # Without a deadline: it would end by the time that passes here.
-    for name in ("first", "second"):
-        while not (tmp_path / name).exists():
-            assert not stopping.done(), child.fault
-            await asyncio.sleep(0.01)
-        pass_time(2_400)
-        (tmp_path / name).unlink()
-    await stopping
-    assert child.fault == ""
-
-
 async def test_a_block_that_is_cancelled_ends_its_process(
     planted: PlantedEcho, tmp_path: Path
 ) -> None:
