@@ -38,7 +38,6 @@ from tracepaper.strategies.units import (
     count_of,
     day_text,
     duration,
-    iso,
 )
 
 LEAST_ORDERS: Final = 30
@@ -161,20 +160,15 @@ def calibrate(
     """Compare *executions* with *paper* under *costs* and *latency_ms*; propose better settings."""
     left_out, notes = Counter(executions.left_out), list(executions.notes)
     orders = []
-    first_outside: TakenOrder | None = None
     for order in orders_of(executions.taken):
         if order.symbol not in paper.symbols:
             left_out[f"orders of {order.symbol}, for which nothing was given"] += 1
         elif (fill := paper.fill(order, costs, latency_ms)) is None:
             left_out["orders outside what was given"] += 1
-            first_outside = first_outside or order
         elif abs(cost_bp(order, fill, paper.decimals(order.symbol))) > SETTING_MOST:
             left_out[FAR] += 1
         else:
             orders.append(order)
-    if first_outside is not None:
-        at = iso(first_outside.sent_ms)
-        notes.append(f"the first order outside what was given is of {first_outside.symbol} at {at}")
     findings = SlippageFindings(
         paper.model, executions.rows, len(orders), dict(sorted(left_out.items())), notes=notes
     )

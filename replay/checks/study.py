@@ -108,8 +108,6 @@ def panel_of(candles: Sequence[Candles]) -> StudyPanel:
     times = np.unique(np.concatenate([part.open_time_ms for part in candles]))
     close = _placed(times, candles, [part.close / 10.0**part.price_decimals for part in candles])
     volume = [part.volume / 10.0**part.volume_decimals for part in candles]
-    if len(candles) > 1 and not (np.isfinite(close).sum(axis=1) > 1).any():
-        raise DataInvalid("No two symbols have a bar at the same time; study each alone.")
     return StudyPanel(candles, times, close, _placed(times, candles, volume))
 
 
@@ -170,9 +168,7 @@ def _called(function: Callable[[Any], Any], columns: Mapping[str, Any]) -> Float
 def _by_symbol(column: Mapping[Any, Any], panel: StudyPanel) -> Floats:
     values = []
     for part in panel.candles:
-        if part.symbol not in column:
-            raise DataInvalid(f"The column has no values of {part.symbol}; give one per candle.")
-        series = np.asarray(column[part.symbol], np.float64)
+        series = np.asarray(column.get(part.symbol, ()), np.float64)
         if series.shape != (len(part),):
             raise DataInvalid(
                 f"The column has {series.size:,} values of {part.symbol}, which has "

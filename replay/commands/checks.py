@@ -225,16 +225,14 @@ def parity(
         from tracepaper.daemon.session.child import limit_this_process
 
         limit_this_process()  # before the slow imports
-    if day is not None and names_place(first):
-        raise ConfigInvalid(f"{first} names a bar and --day a day; leave one out.")
+    if (day is not None or service) and (second is not None or names_place(first)):
+        raise ConfigInvalid("--day and --service need a single RUN, without WHERE.")
     from tracepaper.replay.checks.parity import ComparedRun, compare_runs
     from tracepaper.replay.explain.place import decided_open_ms
     from tracepaper.storage.database.reader import Reader
 
     if second is None:
         return _replay_day(locate(first, db), day, service=service)
-    if day is not None or service:
-        raise ConfigInvalid("--day and --service compare a run with its replay; name one RUN.")
     first_place, second_place = locate(first, db), located(second, db)
     with Reader.open(first_place.path) as a, Reader.open(second_place.path) as b:
         open_ms = None

@@ -29,7 +29,6 @@ from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.units import time_of
 
 _SECONDS: Final = re.compile(r"(\d{1,6}) ?s")
-_HTTP: Final = re.compile(r"http(s?)://.+")
 
 
 def requests_of(
@@ -40,8 +39,6 @@ def requests_of(
         return {out: request}
     if not request.events:
         raise ConfigInvalid("Several symbols, or a folder, are for --events; add it.")
-    if doubled := next((symbol for symbol in symbols if symbols.count(symbol) > 1), None):
-        raise ConfigInvalid(f"{doubled} is named twice; name each symbol once.")
     out.mkdir(parents=True, exist_ok=True)
     return {file_of(out, symbol): replace(request, symbol=symbol) for symbol in symbols}
 
@@ -90,8 +87,6 @@ def exchange_of(config: Path | None, url: str | None, service: str | None) -> Ex
         return load({"exchange": msgspec.json.decode(service)}).exchange
     if url is None:
         return load(config).exchange
-    if _HTTP.fullmatch(url) is None:
-        raise ConfigInvalid(f"--url is {url!r}: write it as http://127.0.0.1:8080.")
     stream = f"ws{url.removeprefix('http')}"
     return load(config, {"exchange": {"rest_url": url, "stream_url": stream}}).exchange
 

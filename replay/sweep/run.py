@@ -288,10 +288,9 @@ class _Runner:
                     path.unlink()
         if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
             value = value.item()
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise StrategyFailed(f"The objective returned {shown(value)}; return a number.")
-        if not math.isfinite(value):
-            raise StrategyFailed(f"The objective returned {value}; return a finite number.")
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or not math.isfinite(value):
+            raise StrategyFailed(f"The objective returned {shown(value)}; return a finite number.")
         return float(value)
 
     def _count(self, result: CellResult) -> None:

@@ -266,6 +266,3 @@ def test_the_command_counts_its_runs_first_and_its_page_has_the_picture(
     said = said_in(page)
     assert "Profit against size" in said
     assert "Without the best" in said
-    capsys.readouterr()
-    assert invoke([*report, "--capacity", "--impact-bp", "much"]) == 2
-    assert "give a number such as 5" in capsys.readouterr().err

@@ -439,9 +439,9 @@ def test_an_objective_that_fails_is_recorded_in_its_cell(candles: Path) -> None:
     swept = here(candles, {"fast": [3, 5, 7, 9, 11], "slow": [20]}, objective)
     assert [cell.error for cell in swept.cells if cell.point["fast"] != 3] == [
         "The objective returned nan; return a finite number.",
-        "The objective returned 'good'; return a number.",
+        "The objective returned 'good'; return a finite number.",
         "",
-        "The objective returned True; return a number.",
+        "The objective returned True; return a finite number.",
     ]
     assert "objective failed as the objective with RuntimeError: no idea" in swept.cells[0].error
     assert present(swept.best).value == present(swept.best).figures["trades"]
