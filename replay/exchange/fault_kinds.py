@@ -19,7 +19,6 @@ from tracepaper.replay.exchange.candles import Candle
 from tracepaper.strategies.months import interval_end
 from tracepaper.strategies.units import HOUR_MS, INTERVALS, WEEK_MS
 
-PENDING_LIMIT: Final = 1_000
 TIME_PATH: Final = "/v5/market/time"
 KLINE_PATH: Final = "/v5/market/kline"
 FUNDING_PATH: Final = "/v5/market/funding/history"
@@ -41,7 +40,7 @@ class Fault(Struct, frozen=True, forbid_unknown_fields=True):
     topic: str = ""
     ms: int = 0
     seconds: Annotated[float, Meta(ge=0)] = 5.0
-    count: Annotated[int, Meta(ge=1, le=PENDING_LIMIT)] = 1
+    count: Annotated[int, Meta(ge=1)] = 1
     provoke: bool = False
     status: Annotated[int, Meta(ge=200, le=599)] = 500
     code: int = 10_016

@@ -20,7 +20,7 @@ from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from tracepaper.replay.exchange.candles import draws, key
-from tracepaper.replay.exchange.fault_kinds import FAULTS, PENDING_LIMIT, Fault, Hit, Stage
+from tracepaper.replay.exchange.fault_kinds import FAULTS, Fault, Hit, Stage
 from tracepaper.strategies.errors import ConfigInvalid
 
 
@@ -57,11 +57,7 @@ class Faults:
         return self._tallies.setdefault(kind, FaultTally())
 
     def arm(self, fault: Fault) -> None:
-        """Add *fault* to those that wait; raise ``ConfigInvalid`` when too many wait."""
-        if self.pending(fault.kind) + fault.count > PENDING_LIMIT:
-            raise ConfigInvalid(
-                f"{PENDING_LIMIT} faults {fault.kind} already wait: connect a client first."
-            )
+        """Add *fault* to those that wait."""
         self._armed.extend([fault] * fault.count)
         self.tally(fault.kind).scheduled += fault.count
 

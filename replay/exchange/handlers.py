@@ -29,7 +29,6 @@ from tracepaper.strategies.errors import ConfigInvalid
 
 SPEED_MAX: Final = 1_000_000.0
 """The greatest value that `exchange.time_scale` accepts."""
-WALL_TIME: Final = "Market time is the wall clock here: leave out --now to set its pace."
 
 
 class RestHandler:
@@ -135,10 +134,8 @@ class _Speed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Control:
     """The handlers of ``/control``."""
 
-    def __init__(self, hub: Hub, *, keeps_wall_time: bool = False) -> None:
-        """Control *hub*; *keeps_wall_time* rejects holds and speeds, as time is the wall clock."""
+    def __init__(self, hub: Hub) -> None:
         self._hub = hub
-        self._keeps_wall_time = keeps_wall_time
 
     def routes(self) -> list[web.RouteDef]:
         """Return the routes of every control call."""
@@ -167,8 +164,6 @@ class Control:
     async def hold(self, request: web.Request) -> web.Response:
         """Stop time until a client subscribes candles."""
         _reject_foreign(request)
-        if self._keeps_wall_time:
-            return _json({"error": WALL_TIME}, status=400)
         self._hub.clock.hold()
         self._hub.wake()
         return _json({"held": self._hub.clock.held})
@@ -176,8 +171,6 @@ class Control:
     async def speed(self, request: web.Request) -> web.Response:
         """Set the speed of time; answer 400 with a sentence where the body has no valid speed."""
         _reject_foreign(request)
-        if self._keeps_wall_time:
-            return _json({"error": WALL_TIME}, status=400)
         try:
             requested = msgspec.json.decode(await request.read(), type=_Speed)
         except (msgspec.DecodeError, RecursionError) as error:

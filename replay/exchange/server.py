@@ -35,7 +35,6 @@ from typing import Any, Final, Self
 
 from aiohttp import web
 
-from tracepaper.daemon.http.server import ConnectionLimits
 from tracepaper.daemon.session.child import on_input_end
 from tracepaper.daemon.session.shutdown import signals_call
 from tracepaper.replay.archive import Candles, merge_candles, read_candles
@@ -57,9 +56,6 @@ from tracepaper.strategies.types.market import Category
 
 HOST: Final = "127.0.0.1"
 SHUTDOWN_S: Final = 2.0
-CONNECTIONS_MAX: Final = 1_024
-REQUEST_TIMEOUT_S: Final = 75.0
-"""How long a client may keep a REST connection open before its next request."""
 FIRE_WITHIN_S_MIN: Final = 10.0
 FIRE_WITHIN_GAPS: Final = 10.0
 ROUNDS_PER_GAP: Final = 4
@@ -226,10 +222,8 @@ class EmbeddedExchange:
 
     async def _listen(self, stack: AsyncExitStack) -> None:
         """Serve REST, stream and control calls on one port."""
-        limits = ConnectionLimits(most=CONNECTIONS_MAX, timeout_s=REQUEST_TIMEOUT_S)
-        application = web.Application(middlewares=[limits.middleware])
-        control = Control(self.hub, keeps_wall_time=self.settings.wall_ms is not None)
-        application.add_routes(control.routes())
+        application = web.Application()
+        application.add_routes(Control(self.hub).routes())
         stream = StreamHandler(self.hub, self.settings.seed)
         application.router.add_get("/v5/public/{category}", stream.handle)
         rest = RestHandler(self.hub, self.venue, self.recording)
@@ -237,25 +231,19 @@ class EmbeddedExchange:
         runner = web.AppRunner(
             application,
             access_log=None,
-            logger=limits.logger,
             shutdown_timeout=SHUTDOWN_S,
             handler_cancellation=True,  # an answer that hangs ends with its connection
         )
         await runner.setup()
-        assert runner.server is not None
-        stack.callback(limits.close)
         stack.push_async_callback(runner.cleanup)
         try:
-            listening = await asyncio.get_running_loop().create_server(
-                limits.protocol(runner.server), HOST, self.settings.port
-            )
+            await web.TCPSite(runner, HOST, self.settings.port).start()
         except OSError as error:
             raise ConfigInvalid(
                 f"Port {self.settings.port} cannot be bound ({error.strerror}): "
                 "give a free one, or --port 0."
             ) from None
-        stack.callback(listening.close)
-        self._port = listening.sockets[0].getsockname()[1]
+        self._port = runner.addresses[0][1]
 
     def _plan_timeline(self, start_ms: int) -> None:
         """Plan the jumps over holes and the end of time."""

@@ -14,8 +14,6 @@ import pytest
 from builders import bars, explanation, forecast, quote
 from fakes import FixedForecaster
 from fed_daemon import Process as FedProcess
-from forging import verified
-from records import tamper
 
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.engine import engine as engine_module
@@ -311,21 +309,6 @@ def test_history_and_the_last_verdict_are_the_same_after_a_restart(counts: Path)
         reasons.append([step.decision.reason for step in steps if step.decision is not None])
     assert reasons[0] == reasons[1]
     assert {reason[0] for reason in reasons[0]} >= {"a", "b"}
-
-
-def test_tampering_is_still_found_in_a_run_whose_strategy_keeps_state(counts: Path) -> None:
-    path = counts.with_name("run.db")
-    given = events(120, quotes=True)
-    config = configured("counts:Counts", FillModel.QUOTE)
-    for begin, end in ((0, 160), (160, 240)):
-        Process(path, config, FillModel.QUOTE).through(given[begin:end])
-    tamper(
-        path,
-        "UPDATE steps SET high = high + 1 "
-        "WHERE sequence = (SELECT min(sequence) FROM steps WHERE open > 0)",
-    )
-    verification = verified(path)
-    assert (verification.passes, verification.culprit) == (False, Cause.RECORD)
 
 
 def test_an_account_that_its_ledger_does_not_add_up_to_is_refused(tmp_path: Path) -> None:

@@ -12,43 +12,13 @@ from command_line import Cli
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from recordings import crossing, record
-from records import rows, tamper
-
-from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.database.views import FILE_SCHEMA
+from records import rows
 
 
 @pytest.fixture
 def path(here: Path) -> Path:
     cases.write_run(here / "a.db", cases.plain_steps(24 * 60 + 100))
     return here / "a.db"
-
-
-def test_another_schema_is_rejected_alike_by_every_command(path: Path, cli: Cli) -> None:
-    tamper(path, "PRAGMA user_version = 1")
-    before = path.read_bytes()
-    errors = set()
-    for words in ("audit head", "audit verify", "verify last", "db prune --keep 1"):
-        code, out, err = cli(*words.split(), "--db", path)
-        assert (code, out) == (1, "")
-        errors.add(err)
-    (sentence,) = errors
-    assert (
-        f"has schema 1, and this version reads {FILE_SCHEMA}: use the tracepaper that" in sentence
-    )
-    assert sentence.count("\n") == 1
-    assert path.read_bytes() == before
-
-
-def test_backup_copies_and_never_replaces(path: Path, cli: Cli) -> None:
-    copy = path.with_name("copy.db")
-    code, out, _ = cli("db", "backup", copy, "--db", path)
-    assert code == 0
-    assert out.startswith(f"Copied {path} to {copy} (")
-    assert cli("audit", "verify", "--db", copy)[0] == 0
-    code, out, err = cli("db", "backup", copy, "--db", path)
-    assert (code, out) == (1, "")
-    assert "exists already" in err
 
 
 def test_prune_says_from_where_the_chain_holds(tmp_path: Path, cli: Cli) -> None:
@@ -78,11 +48,3 @@ def test_a_run_whose_strategy_cannot_be_loaded_is_not_pruned(tmp_path: Path, cli
     assert (code, out.count("\n")) == (0, 1)
     assert err.startswith("Warning: run r-1 is not pruned, since its strategy or model cannot be")
     assert rows(path, "SELECT min(sequence) FROM steps") == [(0,)]
-
-
-def test_prune_waits_for_the_daemon_to_stop(path: Path, cli: Cli) -> None:
-    log = SqlAuditLog.open(path)
-    code, out, err = cli("db", "prune", "--keep", 1, "--db", path)
-    assert (code, out) == (2, "")
-    assert "in use by process" in err
-    log.close()

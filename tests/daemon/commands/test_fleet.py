@@ -24,7 +24,6 @@ from records import tamper
 from waiting import deadline_s, until
 
 from tracepaper.storage.fleet.server import shown as shown_address
-from tracepaper.storage.fleet.ship import database_id
 
 
 @pytest.fixture
@@ -33,44 +32,6 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("COLUMNS", "200")
     cases.write_run(tmp_path / "a.db", cases.plain_steps(200))
     return tmp_path / "a.db"
-
-
-def test_what_is_typed_ships_pulls_verifies_and_lists(
-    path: Path, postgres: Cluster, cli: Cli
-) -> None:
-    url, back = postgres.empty(), path.with_name("back.db")
-    code, out, err = cli("fleet", url)
-    assert (code, out) == (1, "")
-    assert "holds no record of a fleet: make its tables with `tracepaper db create --to URL`" in err
-    assert cli("db", "create", "--to", url)[1].endswith(
-        "has the tables and views of a fleet now.\n"
-    )
-    assert "has its tables already" in cli("db", "create", "--to", url)[1]
-    assert "holds no run yet" in cli("fleet", url)[1]
-    for words in (("db", "pull", "--db", back), ("audit", "verify")):
-        code, out, err = cli(*words, "--from", url)
-        assert (code, out) == (1, "")
-        assert err.endswith("holds no run yet: `tracepaper db ship --to URL` brings the first.\n")
-        assert not back.exists()
-    code, out, _ = cli("db", "ship", "--to", url, "--db", path, "--once", "--json")
-    document = json.loads(out)
-    assert document["database_id"] == database_id(path)
-    assert (code, document["steps"], document["holes"]) == (0, 200, [])
-    code, out, _ = cli("audit", "verify", "--from", url, "--json")
-    verified = json.loads(out)
-    assert (code, verified["steps"], verified["database"]) == (0, 200, database_id(path))
-    code, out, _ = cli("db", "pull", "--from", url, "--db", back, "--json")
-    assert (code, json.loads(out)["rows"]["steps"]) == (0, 200)
-    assert_same(path, back)
-    code, out, _ = cli("fleet", url, "--json")
-    (run,) = json.loads(out)
-    assert (code, run["run_id"], run["health"], run["lag_steps"]) == (0, "r-1", "shipped", 0)
-    with_sql = cli("audit", "sql", "equity", "--rows", 1, "--db", path, "--json")[1]
-    (equity,) = json.loads(with_sql)
-    assert run["equity"] == equity["equity"]
-    text = cli("fleet", url)[1]
-    assert "r-1" in text
-    assert f"{float(run['equity']):,.2f}" in text
 
 
 def test_what_is_refused_names_the_address_and_what_to_do(

@@ -47,14 +47,6 @@ def test_the_status_names_who_dated_how_much(case: Witnessed, cli: Cli) -> None:
     assert cli.out("witness", "key", "--db", case.database) == f"{key_text(case.log)}\n"
 
 
-def test_a_folder_is_published_and_judged(case: Witnessed, cli: Cli, tmp_path: Path) -> None:
-    said = cli.out("witness", "publish", tmp_path / "public", "--db", case.database)
-    assert said.endswith("public holds 24 leaves, 2 runs.\n")
-    assert "The log had 24 leaves before " in (
-        cli.out("witness", "judge", tmp_path / "public", *keys(case))
-    )
-
-
 def test_keys_are_made_once_and_shown_again(cli: Cli, tmp_path: Path) -> None:
     database = tmp_path / "run.db"
     made = cli.out("witness", "key", "--origin", "example.com/a", "--db", database).strip()

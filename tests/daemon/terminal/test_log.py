@@ -38,15 +38,6 @@ def test_lines_are_json_where_nobody_watches() -> None:
     )
 
 
-def test_a_logger_without_a_name_is_ours_and_leaves_the_level_of_the_libraries() -> None:
-    stream = io.StringIO()
-    configure(level="debug", stream=stream)
-    structlog.get_logger().debug("said")
-    logging.getLogger("library").info("chatter")
-    (line,) = (json.loads(text) for text in stream.getvalue().splitlines())
-    assert (line["event"], line["logger"]) == ("said", "tracepaper")
-
-
 def test_an_exception_is_one_line_of_json() -> None:
     stream = io.StringIO()
     configure(stream=stream)

@@ -360,13 +360,6 @@ def test_a_request_that_is_no_fault_is_refused(request_body: Message) -> None:
         fault_from(request_body)
 
 
-async def test_faults_that_wait_are_bounded() -> None:
-    async with serving(candles(ROWS)) as (exchange, _):
-        exchange.arm("delivery", form="drop", count=1_000)
-        with pytest.raises(ConfigInvalid, match="already wait"):
-            exchange.arm("delivery", form="drop")
-
-
 async def test_an_armed_provoking_fault_cuts_the_stream_so_that_the_client_asks() -> None:
     async with serving(candles(ROWS), start=START) as (exchange, client):
         async with client.stream() as stream:

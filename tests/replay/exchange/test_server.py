@@ -229,15 +229,6 @@ async def test_control_calls_hold_time_and_set_its_speed() -> None:
             assert not exchange.clock.held
 
 
-async def test_the_pace_of_the_wall_clock_is_not_changed() -> None:
-    settings = ExchangeSettings(candles=(candles(ROWS),), wall_ms=lambda: FIRST_MS, start=20)
-    async with EmbeddedExchange(settings) as exchange, ClientSession() as session:
-        for call in ("hold", "speed"):
-            async with session.post(f"{exchange.control_url}/{call}", json={"speed": 2}) as answer:
-                assert answer.status == 400
-                assert "--now" in (await answer.json())["error"]
-
-
 async def test_a_port_in_use_is_one_sentence() -> None:
     async with serving(candles(ROWS)) as (exchange, _):
         port = int(exchange.rest_url.rpartition(":")[2])

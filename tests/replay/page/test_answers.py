@@ -23,7 +23,6 @@ from user_strategies import importable
 
 from tracepaper.daemon.http.monitor import Monitor
 from tracepaper.replay.document.values import Pages, Table, as_parts
-from tracepaper.replay.explain.decision import margin_text
 from tracepaper.replay.page import (
     answers,
     decisions,
@@ -211,14 +210,6 @@ def test_a_cold_decision_says_how_many_bars_it_lacks(run: OpenRun) -> None:
     card = decisions.decision(run, first)
     assert card.title.startswith("Warming up: ")
     assert "It needs " in card.parts[0]["text"]
-
-
-@pytest.mark.parametrize(
-    ("margin", "text"),
-    [(0.00094, ".00094"), (0.0153, ".015"), (0.5, ".50"), (1.234, "1.23"), (-0.00094, ".00094")],
-)
-def test_margins_have_no_leading_zero(margin: float, text: str) -> None:
-    assert margin_text("shifted", margin) == text
 
 
 def test_a_bar_is_found_by_when_it_opened_among_those_of_other_symbols(pair_database: Path) -> None:

@@ -19,8 +19,7 @@ from urllib.parse import urlencode
 
 import aiohttp
 import pytest
-from command_line import Cli
-from fleet_cases import cells, contents, followed, grown, of_command, shipped
+from fleet_cases import contents, grown, shipped
 from postgres_server import Cluster
 from programs import BIN, Program
 from waiting import until
@@ -81,30 +80,6 @@ def rows(document: dict[str, Any]) -> list[dict[str, str]]:
     titles = [column["title"] for column in table["columns"]]
     texts = ([of if isinstance(of, str) else of["text"] for of in row] for row in table["rows"])
     return [dict(zip(titles, row, strict=True)) for row in texts]
-
-
-async def test_rows_are_those_of_the_command(
-    source: FleetSource, postgres: Cluster, tmp_path: Path, cli: Cli
-) -> None:
-    first, second = (shipped(tmp_path, source.url, name=name) for name in ("a", "b"))
-    daemon = {"halted_by": "operator", "not_ready": ["warming up"]}
-    postgres.sql(source.url, followed(first, PLANT, daemon), followed(second, "a", {"ready": True}))
-    async with page_over(source) as page:
-        document = await page.get("/fleet")
-        wanted = of_command(source.url, cli)
-        assert rows(document) == [cells(run) for run in wanted]
-        assert [(row["host"], row["health"]) for row in wanted] == [
-            (PLANT, "halted"),
-            ("a", "running"),
-        ]
-        assert wanted[0]["alarms"] == ["halted by operator", "warming up"]
-        lead = document["parts"][0]["text"]
-        assert lead.startswith(f"2 runs, 1 with an alarm; {source.server}, as of 20")
-        grown(first, 60, seed=1, since=40)
-        ship_once(first, source.url, needed_by="--to")
-        document = await page.get("/fleet")
-        assert rows(document) == [cells(run) for run in of_command(source.url, cli)]
-        assert {row["steps"] for row in rows(document)} == {"60", "40"}
 
 
 async def test_a_server_that_does_not_answer_keeps_no_other_request_waiting(
