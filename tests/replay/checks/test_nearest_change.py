@@ -140,4 +140,4 @@ def test_what_if_and_parity_take_the_same_place(cli: Cli) -> None:
     assert [row["sequence"] for row in document["chosen"]["rows"]] == [step.sequence]
     assert cli.json("parity", place, "last", "--db", path)["compared"] == 1
     assert cli.json("parity", place, "--db", path)["compared"] == 1
-    assert "leave one out" in cli.err("parity", place, "--day", "2025-01-01", code=2)
+    assert "without WHERE" in cli.err("parity", place, "--day", "2025-01-01", code=2)

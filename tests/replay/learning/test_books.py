@@ -359,7 +359,6 @@ def test_wrong_usage_is_one_sentence(
     fit = ["train", *choose("model.kind=orderbook"), "--out", str(tmp_path / "m"), "--data"]
     by_model, explain = ("--checkpoint", model), ("explain", "--depth")
     wrong: dict[tuple[str, ...], str] = {
-        (*explain, data, *by_model, "--at", "2025-01-01T00:01"): "without a zone",
         (*explain, data, *by_model, "--at", "noonZ"): "is not a time",
         (*explain, str(eth), *by_model): "fitted on linear:BTCUSDT",
         (*explain, str(tmp_path / "slow"), *by_model): "the model reads 5 levels each",
