@@ -584,7 +584,7 @@ def posting_account(
     return account
 
 
-def requests_of(orders: Orders, side: PositionSide | None) -> tuple[OrderRequest | Cancel, ...]:
+def requests_of(orders: Orders, side: PositionSide | None) -> Sequence[OrderRequest | Cancel]:
     """Return the requests of a list that concern *side*; cancellations concern both.
 
     In one-way mode (*side* None) all of them.

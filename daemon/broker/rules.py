@@ -459,7 +459,8 @@ def _units(
     units = int((scaled / step).to_integral_value()) * step
     if units and abs(scaled - units) <= _NEAR * step:
         return units, None
-    return 0, f"{name} is no multiple of the {step_name} {unscaled(step, decimals)}"
+    grid = f"{step_name} {unscaled(step, decimals)}"
+    return 0, f"{name} is no multiple of the {grid}; to_{step_name} rounds it"
 
 
 def _short(value: Decimal) -> str:

@@ -352,9 +352,9 @@ class _Checks(Generic[Custom]):
         """
         self._check_text("reason", orders.reason, REASON_LONGEST)
         requests = orders.requests
-        if type(requests) is not tuple or len(requests) > REQUESTS_MOST:
+        if not isinstance(requests, list | tuple) or len(requests) > REQUESTS_MOST:
             problem = f"gave the orders {short(requests)}"
-            raise self._fault(problem, f"give a tuple of at most {REQUESTS_MOST} requests")
+            raise self._fault(problem, f"give a list of at most {REQUESTS_MOST} requests")
         plain = tuple(self._request(request) for request in requests)
         note = None if orders.note is None else self._noted(orders.note)
         return replace(orders, requests=plain, note=note)

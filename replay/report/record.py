@@ -23,6 +23,7 @@ from tracepaper.replay.report.states import (
     LastingState,
     below_zero,
     lasting_states,
+    rejections,
     without_fills,
     without_value,
 )
@@ -144,6 +145,7 @@ class RunRecord:
     fitted: tuple[FittedSpan, ...] = ()  # periods on which the run's model was fitted
     without_fills: str = ""  # why nothing filled, in sentences; empty if an order filled
     without_value: str = ""  # a sentence on bars that were decided without a value, if it has fills
+    rejections: str = ""  # a sentence on rejected orders, if it has fills
 
     @cached_property
     def warm_from(self) -> dict[str, int]:
@@ -229,7 +231,8 @@ class RunRecord:
         """Sentences before all figures: an account without money, lasting states, no fill."""
         gone = below_zero(self.times_ms, self.account.equity[1:])
         states = (state.sentence for state in self.states)
-        return tuple(filter(None, (gone, *states, self.without_fills, self.without_value)))
+        parts = (gone, *states, self.without_fills, self.without_value, self.rejections)
+        return tuple(filter(None, parts))
 
     @property
     def risk_free(self) -> float:
@@ -312,6 +315,7 @@ def read_record(reader: Reader, database: Path, run_id: str) -> RunRecord:
             states=lasting_states(columns),
             without_fills=without_fills(columns),
             without_value=without_value(columns),
+            rejections=rejections(columns),
             fitted=fitted_spans(views.card(run["model_sha256"])) if run["model_id"] else (),
         )
 

@@ -148,6 +148,17 @@ def without_value(columns: RunColumns) -> str:
     return f"The strategy decided {bars} without a value, first at {first}. Most often: {reason}."
 
 
+def rejections(columns: RunColumns) -> str:
+    """Return a sentence on a run with fills of whose orders the venue refuses one in a hundred."""
+    views = columns.views
+    counts = views.counts("v_orders", "reason", status=OrderStatus.REJECTED)
+    rejected, orders = sum(count for _, count in counts), views.count("v_orders")
+    if not rejected or 100 * rejected < orders or not columns.rows.filled(columns.span):
+        return ""  # without fills the reasons are in :func:`without_fills`
+    named = f"{rejected:,} of {count_of(orders, 'order')} were rejected"
+    return f"{named}, as the exchange would reject them. Most often: {counts[0][0]}."
+
+
 def below_zero(times_ms: Ints, equity: Floats) -> str:
     """Return a sentence on an account that had nothing left at one of *times_ms*, else nothing.
 

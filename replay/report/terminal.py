@@ -33,7 +33,13 @@ from tracepaper.replay.report.charts import equity_chart
 from tracepaper.replay.report.figures import tables
 from tracepaper.replay.report.judgement import judgement
 from tracepaper.replay.report.report import Report
-from tracepaper.replay.report.states import below_zero, lasting_states, without_fills, without_value
+from tracepaper.replay.report.states import (
+    below_zero,
+    lasting_states,
+    rejections,
+    without_fills,
+    without_value,
+)
 from tracepaper.replay.report.trades import largest_causes
 from tracepaper.replay.run_columns import RunColumns
 from tracepaper.storage.database.reader import Reader
@@ -215,7 +221,7 @@ def _cautions(columns: RunColumns, views: RunViews) -> Iterator[str]:
         closes_ms = columns.times.closes_of(account["open_time_ms"].astype(np.int64))
         yield below_zero(closes_ms, account["equity"])
     yield from (state.sentence for state in lasting_states(columns))
-    for about in (without_fills, without_value):
+    for about in (without_fills, without_value, rejections):
         if sentences := about(columns):
             yield sentences
     yield from (f"Warning: {text}." for text in json.loads(views.run()["warnings"] or "[]"))

@@ -427,7 +427,7 @@ class Cancel(Struct, frozen=True):
 class Orders(Struct, frozen=True):
     """A list of orders instead of a signal; resting orders with other tags stay."""
 
-    requests: tuple[OrderRequest | Cancel, ...]
+    requests: Sequence[OrderRequest | Cancel]
     reason: str
     note: Note | None = None
 

@@ -82,7 +82,7 @@ WRONG: list[object] = [
     Signal(Action.LONG, "up", until=True),
     Signal(Action.LONG, "up", reenter=1),  # type: ignore[arg-type]
     Signal(Action.LONG, "up", reenter=None),  # type: ignore[arg-type]
-    Orders([buy(1)], "a list"),  # type: ignore[arg-type]
+    Orders(buy(1), "a request alone"),  # type: ignore[arg-type]
     Orders(("buy",), "a word"),  # type: ignore[arg-type]
     Orders((buy("1"),), "text"),  # type: ignore[arg-type]
     Orders((buy(True),), "a bool"),

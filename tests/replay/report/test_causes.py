@@ -59,8 +59,27 @@ def test_the_end_of_a_replay_tells_what_the_venue_refused(tmp_path: Path) -> Non
     assert isinstance(first, Paragraph)
     assert ", 0 fills" in first.text
     (table,) = (part for part in parts if isinstance(part, Table) and part.key == "rejected")
-    assert table.rows == (("quantity is no multiple of the step 0.001", 60),)
+    assert table.rows == (("quantity is no multiple of the step 0.001; to_step rounds it", 60),)
     assert table.title.startswith("Rejected orders")
+
+
+class OffTick(Strategy):
+    """Orders a limit at a price that is a multiple of the tick in one minute of three."""
+
+    def decide(self, context: BarContext) -> Orders:
+        off = 0.03 * (context.time // 60_000 % 3)
+        return Orders([buy(0.1, limit=context.close + off, tag="bid")], "off the tick")
+
+
+def test_a_run_with_fills_tells_how_many_orders_were_rejected(tmp_path: Path) -> None:
+    database = tmp_path / "run.db"
+    with tracepaper.backtest(OffTick, CANDLES, db=database, end="2025-05-26T10:32:00") as run:
+        rejected = int((run.orders["status"] == "REJECTED").sum())
+        assert (rejected, len(run.fills) > 20) == (120, True)
+        sentence = f"{rejected} of {len(run.orders)} orders were rejected"
+        assert str(run).startswith(sentence)
+        of_command = summary_document(database, run.run_id).parts
+        assert any(isinstance(part, Paragraph) and sentence in part.text for part in of_command)
 
 
 class Once(Strategy):
