@@ -174,8 +174,6 @@ def repaired(correlations: Array, *, shrink: float = 0.0) -> Array:
         or not np.isfinite(correlations).all()
     ):
         raise DataInvalid("Correlations must be a square matrix of finite numbers.")
-    if not 0.0 <= shrink <= 1.0:
-        raise DataInvalid(f"Correlations cannot be shrunk by {shrink:g}; give a share of 0 to 1.")
     matrix = (1.0 - shrink) * np.clip(0.5 * (correlations + correlations.T), -1.0, 1.0)
     np.fill_diagonal(matrix, 1.0)
     values, vectors = np.linalg.eigh(matrix)

@@ -165,19 +165,18 @@ def joined(parts: Sequence[Books]) -> Books:
 def check_books(books: Books, where: str) -> None:
     """Raise ``DataInvalid``, which names *where*, for impossible books."""
     exists = books.size > 0
-    if bool((books.size < 0).any()) or bool((books.price < 0).any()):
-        raise _impossible(where, "holds a negative price or size")
-    if not bool(exists[:, :, 0].all()):
-        raise _impossible(where, "holds a book with an empty side")
-    if bool((exists[:, :, 1:] & ~exists[:, :, :-1]).any()):
-        raise _impossible(where, "holds a book with a level behind a missing one")
-    if bool((books.price[:, 0, 0] >= books.price[:, 1, 0]).any()):
-        raise _impossible(where, "holds a crossed book")
     steps = np.diff(books.price, axis=2) * np.array([-1, 1])[:, None]
-    if bool((exists[:, :, 1:] & (steps <= 0)).any()) or bool((exists & (books.price < 1)).any()):
-        raise _impossible(where, "holds levels that do not lead away from the touch")
-    if bool((books.market_ms > books.seen_ms).any()):
-        raise _impossible(where, "holds a book that was made of a later frame")
+    rules = (
+        books.size >= 0,
+        books.price >= exists,  # at least 1 where there is a level
+        exists[:, :, 0],
+        exists[:, :, :-1] | ~exists[:, :, 1:],  # no level behind a missing one
+        books.price[:, 0, 0] < books.price[:, 1, 0],  # not crossed
+        (steps > 0) | ~exists[:, :, 1:],  # levels lead away from the touch
+        books.market_ms <= books.seen_ms,
+    )
+    if not all(rule.all() for rule in rules):
+        raise _impossible(where, "holds an impossible book")
 
 
 def _impossible(where: str, what: str) -> DataInvalid:

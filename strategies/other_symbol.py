@@ -25,7 +25,6 @@ from tracepaper.strategies.covariates import (
     Ids,
     JoinedRows,
 )
-from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features import rows as features
 from tracepaper.strategies.features.rows import FeatureSchema, FeatureStreams
 from tracepaper.strategies.types.market import Bar, CloseStart, Event
@@ -84,12 +83,8 @@ class OtherColumns(CovariateColumns):
 
 
 def other_columns(schema: FeatureSchema, source: CovariateSource) -> OtherColumns:
-    """Return the columns of *source*; raise ``ConfigInvalid`` if it has no other symbol's bars."""
-    if not isinstance(source, KnownOtherBars | RunOtherBars):
-        raise ConfigInvalid(
-            "The model reads another symbol, whose candles --data gives; leave --covariates and "
-            "--depth out."
-        )
+    """Return the columns of *source*, the other symbol's bars."""
+    assert isinstance(source, KnownOtherBars | RunOtherBars)
     return OtherColumns.of(schema.recipe.names, source)
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracepaper.replay.archive import Candles
-from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
+from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.features.rows import CandleArrays, FeatureSchema, compute
 from tracepaper.strategies.units import DAY_MS, iso
@@ -289,12 +289,8 @@ def second_holdout(section: Mapping[str, Any]) -> int | None:
 
 
 def split_of(card: Mapping[str, Any]) -> Split:
-    """Return the split of a card; raise ``CheckpointMismatch`` if it has none."""
-    section = card.get("split", {})
-    if "embargo_bars" not in section:
-        raise CheckpointMismatch(
-            "The model's card has no split into parts of time; judge another checkpoint."
-        )
+    """Return the split of a card."""
+    section = card["split"]
     return Split(
         train_until_ms=date_ms(section["train_until"]),
         validation_until_ms=date_ms(section["validation_until"]),

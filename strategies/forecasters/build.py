@@ -110,13 +110,6 @@ class RunOptions:
     say: Callable[[str], object] | None = None
     """Called with the reason if a user's code in the network fails and the answer is NaN."""
 
-    def __post_init__(self) -> None:
-        """Raise ``ConfigInvalid`` for a single pass with dropout."""
-        if self.dropout_passes == 1:
-            raise ConfigInvalid(
-                "model.dropout_passes is 1, and one pass has no spread; give 2 or more, or 0."
-            )
-
 
 USUAL: Final = RunOptions()
 

@@ -172,29 +172,24 @@ def threshold_of(text: str, measure: str, calibration: Calibration | None, *, ke
     are interpolated between the card's percentiles. Raises ``ConfigInvalid`` for other text, and
     if the card lacks the measure.
     """
-    if not text.startswith("q"):
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value):
-            raise ConfigInvalid(
-                f"{key} = '{text}' is no threshold; write a number such as 0.5, or q0.5."
-            )
-        return value
+    is_quantile = text.startswith("q")
     try:
-        share = float(text[1:])
+        number = float(text.removeprefix("q"))
     except ValueError:
-        share = math.nan
-    if not 0.01 <= share <= 0.99:  # the card's range
-        raise ConfigInvalid(f"{key} = '{text}' is no quantile; write q0.01 to q0.99.")
+        number = math.nan
+    if not (0.01 <= number <= 0.99 if is_quantile else math.isfinite(number)):
+        raise ConfigInvalid(
+            f"{key} = '{text}' is no threshold; write a number such as 0.5, or q0.01 to q0.99."
+        )
+    if not is_quantile:
+        return number
     quantiles = None if calibration is None else calibration.quantiles.get(measure)
     if quantiles is None:
         raise ConfigInvalid(
             f"{key} = '{text}' is a quantile, and the model's card has no quantiles of {measure}; "
             "write a number, or use a model whose card (of a class: its calibration) has them."
         )
-    position = share * 100 - 1
+    position = number * 100 - 1
     index = min(int(position), len(quantiles) - 2)
     fraction = position - index
     return quantiles[index] * (1 - fraction) + quantiles[index + 1] * fraction
@@ -219,9 +214,6 @@ class GateEvaluator:
 
     def __init__(self, names: frozenset[str], thresholds: Mapping[str, float]) -> None:
         ordered = tuple(name for name in gate_order() if name in names)
-        for name in ordered:
-            if not math.isfinite(thresholds[name]):
-                raise ConfigInvalid(f"gate.{name} needs a finite threshold.")
         self.gate_set = GateSet(ordered, tuple(float(thresholds[name]) for name in ordered))
         tests = [
             (GATES[name].measure, float(thresholds[name]), GATES[name].at_least, 1 << index)

@@ -83,14 +83,6 @@ def test_a_text_that_follows_from_the_code_is_what_the_code_says(path: Path) -> 
     assert path.read_text(encoding="utf-8") == GENERATED[path](), "run `make golden`"
 
 
-def test_what_no_command_shows_of_attention_is_a_documented_call() -> None:
-    allowed = (ROOT / "tests" / "repository" / "unused_allowed.py").read_text("utf-8")
-    library = set(re.findall(r"^\w[\w, ]*$", allowed.split("# The library")[1], re.MULTILINE))
-    calls = {name for line in library for name in re.findall(r"\w+", line)}
-    documented = set(re.findall(r"\w+", PAGES["library.md"]))
-    assert calls - documented == set(), "name them in docs/library.md"
-
-
 def test_a_broken_link_or_reference_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "sources").mkdir()
     page = tmp_path / "sources" / "index.md"

@@ -205,7 +205,6 @@ def test_correlations_are_repaired_by_the_published_steps_and_only_where_they_mu
     [
         (np.ones((2, 3)), 0.0, "a square matrix of finite numbers"),
         (np.full((2, 2), np.nan), 0.0, "of finite numbers"),
-        (np.eye(2), 1.1, "give a share of 0 to 1"),
     ],
 )
 def test_correlations_that_are_none_are_refused(pairs: Array, shrink: float, sentence: str) -> None:

@@ -9,16 +9,13 @@ import pytest
 from msgspec import structs
 from other_symbol_cases import LEADER, LED, candles, closes
 
-from tracepaper.strategies.covariates import FixedCovariates, Ids
-from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.covariates import Ids
 from tracepaper.strategies.features.rows import columns, compute, schema, with_covariates
 from tracepaper.strategies.forecasters.base import FeatureMemory, FeatureWindow
 from tracepaper.strategies.other_symbol import (
     KnownOtherBars,
     OtherColumns,
     RunOtherBars,
-    other_columns,
-    other_of,
 )
 from tracepaper.strategies.types.market import Bar, CloseStart, Event
 
@@ -141,10 +138,3 @@ def test_a_window_taken_at_once_is_that_of_bars_taken_one_by_one(
     row = scan.rows[530 - COUNT]
     assert bool((row[len(SCHEMA.names) : -1] == 0).all()) == (530 in lacks and not late)
     assert np.isnan(unit[-20:]).sum() == refused
-
-
-def test_a_source_of_something_else_is_refused() -> None:
-    assert other_of({"architecture": {"other_symbol": LEADER}}) == LEADER
-    assert other_of({}) == other_of({"architecture": {}}) == ""
-    with pytest.raises(ConfigInvalid, match="leave --covariates and --depth out"):
-        other_columns(SCHEMA, FixedCovariates("", {}))

@@ -64,7 +64,7 @@ REFUSED = {
     "no checkpoint": ('[model]\ncheckpoint = "nowhere"\n', "nowhere"),
     "a damaged checkpoint": ('[model]\ncheckpoint = "damaged"\n', "SHA-256"),
     "no such horizon": ("[gate]\nhorizon = 7\n", r"gate\.horizon is 7, and the model forecasts"),
-    "no such quantile": ('[gate]\nconfidence = "q0.001"\n', "write q0.01 to q0.99"),
+    "no such quantile": ('[gate]\nconfidence = "q0.001"\n', "or q0.01 to q0.99"),
     "no such module": ('[strategy]\nname = "nowhere:Class"\n', "cannot be imported"),
     "no such class": (
         f'[strategy]\nname = "{__name__}:Nobody"\n',

@@ -112,8 +112,6 @@ def test_two_instruments_of_one_group_are_asked_each_by_itself() -> None:
 def test_a_checkpoint_without_dropout_is_refused() -> None:
     with pytest.raises(ConfigInvalid, match="dropout_passes is for a network that was trained"):
         build(card(SMALL), weights(SMALL), RunOptions(dropout_passes=2))
-    with pytest.raises(ConfigInvalid, match="one pass has no spread"):
-        forecaster("flash", 1)
     assert "dropout_spread" not in build(card(SMALL), weights(SMALL)).measures
     assert "dropout_spread" in forecaster("lstm").measures
 
