@@ -423,7 +423,7 @@ def test_what_cannot_be_is_refused_in_a_sentence_and_leaves_nothing(
         (run(news, *fed(strange)), 1, "has no row of AAAUSDT; add some"),
         (run(news, *its, *choose("model.retrain=7d")), 2, "is not retrained in service"),
         (run(news, *its, *choose("model.class=tree:Tree")), 2, "covariates are for checkpoints"),
-        (train(books, *depth, *only), 2, "name book as well, or give no --depth"),
+        (train(books, *depth, *only), 2, "name book as well, or leave --depth out"),
         (train(books, *asks), 2, "No feature is of the modality book; leave it out, give --depth"),
         (train(books, *depth, rows, "x.csv"), 2, "give one of them"),
         (train(books, *depth, *depth), 1, "of the same time"),
