@@ -188,21 +188,6 @@ def test_no_more_orders_rest_than_the_state_is_made_for() -> None:
 # ---------------------------------------------------------------- tags
 
 
-def test_a_request_with_the_tag_of_a_resting_order_replaces_it() -> None:
-    desk = Desk()
-    desk.send(buy(1, limit=99, tag="a"), buy(1, limit=98, tag="b"))
-    changed = desk.send(buy(1, limit=97, tag="a"))
-    assert reasons(changed) == [(OrderStatus.CANCELED, "replaced"), (OrderStatus.NEW, "listed")]
-    assert [(order.tag, order.price) for order in desk.resting] == [("b", 9_800), ("a", 9_700)]
-
-
-def test_the_same_request_again_leaves_its_order_in_the_queue() -> None:
-    desk = Desk()
-    desk.send(buy(1, limit=99, tag="a"))
-    assert desk.send(buy(1, limit=99, tag="a")) == ()
-    assert len(desk.send(buy(1, limit=99, until=2 * START_MS, tag="a"))) == 2
-
-
 def test_a_refused_replacement_leaves_what_rests() -> None:
     desk = Desk()
     desk.send(buy(1, limit=99, tag="a"))
@@ -226,16 +211,6 @@ def test_cancel_takes_back_one_tag_or_all() -> None:
 
 
 # ---------------------------------------------------------------- quotes
-
-
-def test_a_limit_that_is_reached_on_arrival_takes_but_never_worse_than_its_price() -> None:
-    desk = Desk(ExecutionCosts(0, slippage=10**8))  # 1 %
-    desk.send(buy(1, limit=99))
-    (fill,) = desk.quote(9_800, 9_850, size=300).fills
-    assert (fill.price, fill.quantity, fill.liquidity) == (9_900, 300, Liquidity.TAKER)
-    (order,) = desk.resting
-    assert (order.status, order.filled) == (OrderStatus.PARTIALLY_FILLED, 300)
-    assert desk.quote(9_890, 9_900).fills == ()  # from then on it rests
 
 
 def test_post_only_is_rejected_where_it_would_take() -> None:
@@ -335,27 +310,6 @@ def test_a_quote_at_the_time_of_an_order_ends_it() -> None:
 # ---------------------------------------------------------------- bars
 
 
-def test_a_market_order_by_list_is_filled_at_the_next_open() -> None:
-    desk = Desk()
-    desk.send(buy(1))
-    (fill,) = desk.bar(10_020, 10_100, 9_900, 10_000).fills
-    assert (fill.price, fill.model) == (10_020, FillModel.NEXT_OPEN)
-
-
-def test_a_gap_fills_what_had_rested_at_its_own_price_and_a_stop_at_the_open() -> None:
-    desk = Desk()
-    desk.send(buy(1, limit=99, tag="low"), buy(1, stop=101, tag="high"))
-    desk.bar(10_000, 10_010, 9_990, 10_000)  # both have arrived, and rest
-    opened = desk.next_bar(9_800, 9_850, 9_750, 9_800)
-    desk.account.ledger.take()
-    desk.account.markets[desk.item.id].match_bar(opened)
-    (through,) = desk.account.ledger.take().fills
-    assert (through.price, through.liquidity) == (9_900, Liquidity.MAKER)
-    assert (through.reference_price, through.filled_ms) == (9_900, opened.open_time_ms)
-    (stopped,) = desk.bar(10_200, 10_250, 10_150, 10_200).fills
-    assert (stopped.price, stopped.liquidity) == (10_200, Liquidity.TAKER)
-
-
 @pytest.mark.parametrize("is_amended", [False, True])
 def test_a_limit_that_arrives_at_an_open_beyond_it_takes_also_where_it_was_amended(
     *, is_amended: bool
@@ -371,53 +325,11 @@ def test_a_limit_that_arrives_at_an_open_beyond_it_takes_also_where_it_was_amend
     assert (fill.price, fill.liquidity) == (10_200, Liquidity.TAKER)
 
 
-def test_of_a_limit_and_a_stop_at_one_price_the_stop_is_met_first() -> None:
-    for requests in (
-        (sell(1, limit=101), buy(2, stop=101)),
-        (buy(2, stop=101), sell(1, limit=101)),
-    ):
-        desk = Desk()
-        desk.send(*requests)
-        desk.bar(10_000, 10_010, 9_990, 10_000)
-        fills = desk.bar(10_000, 10_150, 9_990, 10_150).fills
-        assert [(fill.side, fill.price) for fill in fills] == [
-            (Side.BUY, 10_100), (Side.SELL, 10_100),
-        ]  # fmt: skip
-
-
-def test_of_two_stops_at_one_price_the_older_is_met_first() -> None:
-    desk = Desk()
-    desk.send(buy(1))
-    desk.bar(10_000, 10_000, 10_000, 10_000)
-    old, new = desk.send(*(sell(1, stop=99, reduce_only=True, tag=tag) for tag in "ab"))
-    met = desk.bar(10_000, 10_000, 9_890, 9_900)
-    assert [(order.order_id, order.status) for order in met.orders] == [
-        (old.order_id, OrderStatus.FILLED), (new.order_id, OrderStatus.CANCELED),
-    ]  # fmt: skip
-
-
 def test_a_stop_pays_spread_and_slippage_beyond_its_trigger() -> None:
     desk = Desk(ExecutionCosts(0, slippage=10**7, half_spread=10**7))
     desk.send(buy(1, stop=101))
     (fill,) = desk.bar(10_000, 10_100, 9_990, 10_000).fills
     assert (fill.price, fill.reference_price) == (10_130, 10_100)  # 20 bp, to a whole tick
-
-
-def test_the_path_that_is_worse_for_the_account_is_believed() -> None:
-    # Long from 100 with a stop at 99 and a target at 101: the stop is met first.
-    desk = Desk()
-    desk.send(buy(1))
-    desk.bar(10_000, 10_000, 10_000, 10_000)
-    desk.send(sell(1, stop=99, reduce_only=True), sell(1, limit=101, reduce_only=True))
-    met = desk.bar(10_000, 10_200, 9_800, 10_150)
-    (fill,) = met.fills
-    assert fill.price == 9_900
-    assert (OrderStatus.CANCELED, "the position that it was to close is gone") in reasons(
-        met.orders
-    )
-    # Two entries that a fall and a rise would fill: both paths fill both, and cost the same.
-    desk.send(buy(1, limit=99), sell(1, limit=101))
-    assert len(desk.bar(10_000, 10_200, 9_800, 10_000).fills) == 2
 
 
 def test_post_only_and_marketable_limits_meet_the_open_first() -> None:
@@ -447,26 +359,6 @@ def test_an_order_may_be_filled_until_the_last_millisecond_of_a_bar(
     desk = Desk()
     desk.send(buy(1, limit=99, until=START_MS + 3 * 60_000 + after_ms))
     assert len(desk.bar(9_800, 9_800, 9_800, 9_800).fills) == fills  # the bar ends at +3 minutes
-
-
-def test_the_next_open_fills_what_a_quote_has_left_of_an_order() -> None:
-    desk = Desk()
-    desk.send(buy(1))
-    desk.quote(9_990, 10_000, size=400)
-    assert [fill.quantity for fill in desk.bar(10_000, 10_000, 10_000, 10_000).fills] == [600]
-
-
-def test_what_lists_could_open_is_what_is_left_of_them() -> None:
-    desk = Desk()
-    desk.send(buy(1, limit=99, tag="a"), sell(2, limit=101), sell(1, limit=102, tag="b"))
-    desk.send(buy(0.5, limit=98, reduce_only=True))
-    desk.quote(9_950, 9_960)  # from then on the limits rest
-    desk.quote(9_870, 9_880, size=400)
-    opens = desk.line.opens
-    assert opens(()) == (600, 3_000, True)
-    assert opens((buy(3, tag="a"), sell(5, reduce_only=True))) == (3_000, 3_000, False)
-    assert opens((Cancel("b"),)) == (600, 2_000, True)
-    assert opens((Cancel(""), sell(4))) == (0, 4_000, False)
 
 
 def test_the_time_of_an_order_ends_inside_a_bar_that_comes_nowhere_near_it() -> None:
@@ -506,22 +398,6 @@ def test_an_order_that_may_only_reduce_does_not_grow_with_the_position() -> None
     assert (desk.held, exit_.quantity, exit_.filled) == (800, 1_000, 400)
 
 
-def test_a_reversal_that_was_filled_in_part_goes_on_with_what_a_stop_leaves_of_it() -> None:
-    desk = Desk()
-    broker = desk.line
-    desk.send(buy(1))
-    desk.quote(9_990, 10_000)
-    desk.arm(OrderRole.STOP, trigger=9_900)
-    desk.aim(-1_000, START_MS + 60_000)
-    desk.quote(9_950, 9_960, size=400)
-    assert (desk.held, broker.others[0].quantity) == (600, 600)
-    desk.quote(9_890, 9_900, size=600)  # the stop closes all that is held
-    (rest,) = desk.resting
-    assert (desk.held, rest.role, rest.filled, rest.quantity) == (0, OrderRole.SIGNAL, 400, 1_400)
-    desk.quote(9_890, 9_900)
-    assert (desk.held, broker.target, desk.resting) == (-1_000, -1_000, ())
-
-
 def test_an_exit_ends_what_a_signal_ordered_except_the_rest_of_a_reversal() -> None:
     """A stop of a list, or of the position, fills in part or whole beside an order by signal."""
     counted = dict.fromkeys(("reversal", "closing"), 0)
@@ -548,15 +424,6 @@ def test_an_exit_ends_what_a_signal_ordered_except_the_rest_of_a_reversal() -> N
         assert rest == (min(ordered.quantity, abs(target - left)) if reverses else 0)
         counted["reversal" if reverses else "closing"] += 1
     assert min(counted.values()) > 50
-
-
-def test_what_lists_fill_moves_the_target_that_a_signal_left() -> None:
-    desk = Desk()
-    broker = desk.line
-    desk.send(buy(1))
-    desk.quote(9_990, 10_000)
-    assert (broker.target, desk.held) == (1_000, 1_000)
-    assert desk.aim(broker.target, 0) == ()
 
 
 def test_a_protective_order_is_armed_once_amended_in_place_and_cancels_what_it_makes_wrong() -> (
@@ -604,17 +471,6 @@ def test_a_trailing_stop_follows_at_whole_ticks_and_no_nearer_than_asked() -> No
         desk.line.protect_by(replace(desk.line.protection, trail=100))
         desk.quote(bid, ask)  # of a tick that the exchange no longer has
         assert [order.trigger for order in desk.resting] == [trigger]
-
-
-def test_disarming_cancels_the_named_roles() -> None:
-    desk = Desk()
-    desk.send(sell(1))
-    desk.quote(9_990, 10_000)
-    desk.arm(OrderRole.TRAILING, trigger=10_100)
-    desk.arm(OrderRole.UNTIL)
-    assert reasons(desk.disarm("over", [OrderRole.UNTIL])) == [(OrderStatus.CANCELED, "over")]
-    assert [order.role for order in desk.resting] == [OrderRole.TRAILING]
-    assert len(desk.disarm("all over")) == 1
 
 
 def test_latency_is_drawn_from_seed_instrument_bar_and_ordinal_alone() -> None:

@@ -98,23 +98,6 @@ def margin_of(step: Step) -> int:
 # ---------------------------------------------------------------- the numbers of one position
 
 
-def test_the_exchanges_own_order_stands_at_the_liquidation_price() -> None:
-    order = bound(entered(engine(Says(LONG))))
-    # Entry 1,000, bankrupt at 900, maintenance margin 0.5 % of 904.52: 900 / .995.
-    assert (order.trigger, order.price, order.side) == (90_453, 90_000, Side.SELL)
-    assert (
-        "margin of 100.495 less the loss had fallen to the maintenance margin of 4.5227 of"
-        in order.reason
-    )
-
-
-def test_an_entry_at_the_open_can_be_liquidated_in_the_same_bar() -> None:
-    machine = engine(Says(LONG))
-    machine.step(bar(100_000), None)
-    step = machine.step(bar(95_000, index=1, open_=100_000, low=90_000), None)
-    assert [fill.model for fill in step.fills] == [FillModel.NEXT_OPEN, FillModel.LIQUIDATION]
-
-
 def test_what_is_liquidated_by_the_close_of_its_bar_pays_no_settlement_at_that_close() -> None:
     machine = engine(Says(Orders((buy(1, limit=950.0),), "in")))
     machine.step(bar(100_000), None)
@@ -138,15 +121,6 @@ def test_a_gap_through_it_loses_the_margin_and_no_more(price: int) -> None:
     assert before.account.cash - step.account.cash == margin_of(before)
     orders = [order for order in step.orders if order.role is OrderRole.SIGNAL]
     assert [order.status for order in orders] == [OrderStatus.CANCELED]
-
-
-def test_a_stop_that_lies_nearer_comes_first() -> None:
-    wanted = Orders((buy(1),), "in"), Orders((sell(1, stop=920.0, reduce_only=True),), "stop")
-    machine = engine(Says(*wanted))
-    entered(machine)
-    step = machine.step(bar(89_000, index=2, open_=96_000, low=88_000), None)
-    assert [(fill.model, fill.price) for fill in step.fills] == [(FillModel.BAR_PATH, 92_000)]
-    assert present(step.position).quantity == 0
 
 
 @pytest.mark.parametrize(("high", "is_taken"), [(106_500, False), (107_000, True)])
@@ -276,37 +250,6 @@ def test_an_order_that_closes_at_the_bankruptcy_price_is_filled_there() -> None:
     account.markets[KEY].match_quote(quote(90_000, 90_010, at_ms=START_MS + 1))
     (fill,) = account.ledger.take().fills
     assert (fill.price, fill.model, account.held(KEY)) == (90_000, FillModel.QUOTE, 0)
-
-
-def test_a_reversal_may_use_the_margin_that_it_frees() -> None:
-    account = taken_over(item(), cash=105)
-    account.line(KEY).mark_to(100_000)
-    assert ordered(account, KEY, 2_000) is not None
-    assert ordered(account, KEY, -1_000) is None
-
-
-def test_a_reversal_needs_margin_for_the_whole_of_its_new_side() -> None:
-    account = taken_over(item(), cash=105)
-    account.line(KEY).mark_to(100_000)
-    assert ordered(account, KEY, -2_000) is not None
-
-
-def test_a_target_that_is_not_reached_counts_to_the_gross_of_the_others() -> None:
-    first, second = item(), replace(instrument("ETHUSDT"), tick_size=1)
-    account = taken_over(first, second)
-    account.line(second.id).mark_to(100_000)
-    assert account.gross_of_others(first.id) == 1_000 * MONEY_SCALE
-    ordered(account, second.id, 2_000)
-    assert account.gross_of_others(first.id) == 2_000 * MONEY_SCALE
-
-
-def test_the_exchanges_own_orders_of_one_step_have_ids_of_their_own() -> None:
-    items = item(), replace(instrument("ETHUSDT"), tick_size=1)
-    account = taken_over(*items)
-    for named in items:
-        account.line(named.id).set_liquidation_price(START_MS)
-    orders = account.ledger.take().orders
-    assert len({order.order_id for order in orders}) == len(items)
 
 
 # ---------------------------------------------------------------- what is refused

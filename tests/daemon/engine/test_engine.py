@@ -27,7 +27,6 @@ from tracepaper.strategies.types.decisions import (
     Step,
 )
 from tracepaper.strategies.types.market import (
-    Category,
     Command,
     CommandKind,
     Event,
@@ -284,34 +283,7 @@ def test_a_revision_is_kept_as_evidence_and_changes_nothing() -> None:
     assert [s.decision for s in got if s.accepted] == [s.decision for s in plain]
 
 
-def test_spot_never_sells_short() -> None:
-    item = instrument(category=Category.SPOT)
-    strategy = {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False}
-    history: list[Event] = list(bars(80, instrument_id=item.id))
-    got = steps_of(engine(item=item, strategy=strategy, market={"category": "spot"}), history)
-    flat = [s.decision for s in got if s.decision and s.decision.action is Action.FLAT]
-    assert {decision.reason for decision in flat} == {"spot: fast average not above slow"}
-    assert all(step.position and step.position.quantity >= 0 for step in got)
-
-
 # ---------------------------------------------------------------- quotes and commands
-
-
-def test_a_quote_fills_only_after_the_latency() -> None:
-    history = bars(60)
-    machine = engine(execution=FillModel.QUOTE)
-    for item in history:
-        machine.step(quote(item.close - 10, item.close, at_ms=item.close_time_ms - 1), None)
-        step = machine.step(item, None)
-        if step.orders:
-            break
-    order = step.orders[0]
-    eligible = machine.broker.quote_from_ms(quote())
-    assert eligible == order.eligible_ms == item.market_ms + 100
-    assert machine.step(quote(at_ms=eligible - 1), None).fills == ()
-    (fill,) = machine.step(quote(9_000, 9_010, at_ms=eligible), None).fills
-    assert fill.price == (9_010 if order.side == "BUY" else 9_000)
-    assert machine.broker.quote_from_ms(quote()) is None
 
 
 def test_without_a_quote_the_stale_gate_is_null_and_refuses() -> None:
@@ -335,32 +307,6 @@ def test_a_quote_dated_after_the_bar_has_no_age_and_refuses(dated_ms: int, *, pa
 
 def command(kind: CommandKind) -> Command:
     return Command(kind, "", START_MS, START_MS)
-
-
-def test_halt_holds_and_resume_lifts_it() -> None:
-    history = bars(10)
-    machine = engine()
-    steps_of(machine, list(history[:7]))
-    machine.step(command(CommandKind.HALT), None)
-    halted = machine.step(history[7], None).decision
-    machine.step(command(CommandKind.RESUME), None)
-    resumed = present(machine.step(history[8], None).decision)
-    assert halted is not None
-    assert (halted.action, halted.refused_by) == (Action.HOLD, "operator")
-    assert resumed.refused_by is None
-
-
-def test_flatten_halts_and_closes_what_is_held() -> None:
-    machine = engine()
-    for item in bars(200):
-        step = machine.step(item, None)
-        if step.position and step.position.quantity:
-            break
-    (order,) = machine.step(command(CommandKind.FLATTEN), None).orders
-    assert order.reason == "FLATTEN"
-    after = machine.step(bar(item.close, index=200), None)
-    assert present(after.position).quantity == 0
-    assert machine.halted
 
 
 # ---------------------------------------------------------------- the model
@@ -391,34 +337,6 @@ def test_a_refusal_by_judgement_holds_or_closes_as_configured() -> None:
         got = answered(attention(on_refusal=on_refusal), [None, None, forecast(0.01), unsure])
         decision = present(got[-1].decision)
         assert (decision.refused_by, decision.action) == ("confidence_entropy", action)
-
-
-def test_a_position_that_outlives_its_horizon_is_closed() -> None:
-    unsure = forecast(0.01, explained=explanation(confidence_entropy=0.01))
-    got = answered(attention(), [None, None, forecast(0.01)] + [unsure] * 31)
-    actions = [step.decision.action for step in got if step.decision]
-    assert actions[2] is Action.LONG
-    assert actions[3:32] == [Action.HOLD] * 29
-    assert (present(got[32].decision).action, present(got[32].decision).reason) == (
-        Action.FLAT,
-        "horizon",
-    )
-
-
-def test_the_ungated_shadow_trades_what_judgement_refused() -> None:
-    unsure = forecast(0.01, explained=explanation(confidence_entropy=0.01))
-    got = answered(attention(), [None, None, unsure, unsure])
-    (shadow,) = got[-1].shadows
-    assert shadow.shadow == "ungated"
-    assert (len(shadow.fills), shadow.position.quantity) == (1, 1_000)
-    assert present(got[-1].position).quantity == 0
-
-
-def test_the_shadow_does_not_trade_on_inputs_that_cannot_be_believed() -> None:
-    got = answered(attention(), [forecast(0.01), forecast(0.01)])  # not warm yet
-    assert all(
-        shadow.position.quantity == 0 and not shadow.fills for s in got for shadow in s.shadows
-    )
 
 
 def test_edge_compares_the_calibrated_mean_with_the_round_trip_cost() -> None:

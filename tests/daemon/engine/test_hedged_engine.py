@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from account_laws import check_account, run
-from builders import bar, bars, instrument
+from builders import bars, instrument
 from hedged_cases import (
     DRAWN,
     LONG,
@@ -24,12 +24,9 @@ from tracepaper.daemon.session.build import build_engine
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import PortfolioStrategy
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken, StrategyFailed
-from tracepaper.strategies.types.decisions import Action, FillModel, OrderRole, OrderStatus, Step
+from tracepaper.strategies.types.decisions import Action, FillModel, OrderStatus, Step
 from tracepaper.strategies.types.market import (
     CloseStart,
-    Command,
-    CommandKind,
-    Event,
 )
 
 ITEM = instrument()
@@ -49,19 +46,6 @@ def scripted(says: dict[str, Any], **options: Any) -> Engine:
 def sides(step: Step) -> tuple[int, int]:
     long, short = (shadow.position.quantity for shadow in step.shadows)
     return long, short
-
-
-def test_a_bar_has_one_path_for_both_sides() -> None:
-    exits = {"stop_loss": "2%", "take_profit": "2%"}
-    says = {"0": ["LONG"], "1": ["SHORT"]}
-    engine = built(configured({"says": says}, of=SCRIPTED, exits=exits))
-    for index in range(3):
-        step = engine.step(bar(1_000_000, index=index), None)
-    assert all(sides(step))
-    step = engine.step(bar(1_000_000, index=3, high=1_030_000, low=970_000), None)
-    assert sides(step) == (0, 0)
-    # Where the price rose first that was a target and a stop, and so where it fell first.
-    assert len({fill.price > 1_000_000 for fill in step.fills}) == 1
 
 
 def test_long_only_on_cross_margin_is_as_in_one_way_mode() -> None:
@@ -101,37 +85,6 @@ def test_a_shadow_account_of_the_same_decisions_is_the_run() -> None:
     assert {fill.position_side for step in steps for fill in step.shadows[2].fills} == {LONG, SHORT}
 
 
-def test_a_stop_of_one_side_leaves_the_other_and_that_side_waits() -> None:
-    says = {"0": ["SHORT"], "1": ["LONG", None, 0.01], "5": ["LONG", None, 0.01]}
-    steps = run(scripted(says, horizon=20), list(bars(12, seed=5)))
-    stops = [o for s in steps for o in s.orders if o.role is OrderRole.STOP and o.filled]
-    assert stops[0].position_side is LONG
-    assert sides(steps[-1])[1] < 0
-    refused = steps[5].decision
-    assert refused is not None
-    assert str(refused.unfilled_reason) == (
-        "LONG: closed by its stop; it enters again after another signal"
-    )
-    assert steps[5].state is not None  # without it a restart would take that for a confirmation
-
-
-def test_sides_that_end_together_are_not_asked_for_again() -> None:
-    """Signal and sum of targets stay the same, but the target of each side changes."""
-    says = {"1": ["LONG", None, 1], "2": ["SHORT", None, 1]}
-    before, both, after = bars(12)[:6], bars(12)[6], bars(12)[7:]
-    wide = replace(both, high=both.high + 20_000, low=both.low - 20_000)
-    stream: list[Event] = [*before, wide, *after]
-    steps = run(scripted(says, sizing={"mode": "fixed", "quantity": "0.4"}), stream)
-    assert sides(steps[5]) == (400, -400)
-    assert {fill.position_side for fill in steps[6].fills} == {LONG, SHORT}
-    held, ended = steps[5].decision, steps[6].decision
-    assert held is not None
-    assert ended is not None
-    assert (ended.action, ended.target_quantity) == (held.action, held.target_quantity)
-    assert {sides(step) for step in steps[6:]} == {(0, 0)}
-    assert not [order for step in steps[7:] for order in step.orders]
-
-
 def test_a_refusal_by_a_gate_of_integrity_leaves_both_sides_as_they_are() -> None:
     engine = scripted({"1": ["LONG"], "2": ["SHORT"], "6": ["LONG"]}, gate={"on_refusal": "flat"})
     stream = list(bars(12))
@@ -158,17 +111,6 @@ def test_the_size_of_a_side_leaves_room_for_the_other() -> None:
     steps = run(scripted({"1": ["LONG"], "3": ["SHORT"]}, sizing=sizing), list(bars(6)))
     long, short = (abs(quantity) for quantity in sides(steps[-1]))
     assert abs(short / long - 0.4 / 0.6) < 0.02
-
-
-def test_a_command_closes_both_sides_at_once() -> None:
-    engine = scripted({"1": ["LONG"], "2": ["SHORT"]})
-    stream = list(bars(9))
-    command = Command(CommandKind.FLATTEN, "", stream[5].close_time_ms, stream[5].close_time_ms)
-    steps = run(engine, [*stream[:6], command, *stream[6:]])
-    sent = steps[6].orders
-    assert [order.position_side for order in sent] == [LONG, SHORT]
-    assert len({order.order_id for order in sent}) == 2
-    assert sides(steps[7]) == (0, 0)
 
 
 def test_orders_of_a_list_open_and_close_the_side_that_they_name() -> None:

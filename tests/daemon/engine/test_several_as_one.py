@@ -22,7 +22,6 @@ from tracepaper.strategies.types.market import (
     GapCause,
     Instrument,
     Mark,
-    Side,
 )
 
 MINUTE = 60_000
@@ -177,31 +176,6 @@ def test_a_stop_of_one_of_two_fills_no_further_than_the_bankruptcy_price() -> No
     assert ended[0].account == ended[1].account
     assert [fill.model for fill in ended[1].fills] == [FillModel.LIQUIDATION]
     assert {name: fill.quantity for name, fill in fills_of(ended[1])} == {"a": 1_500, "b": 1_500}
-
-
-def test_stops_of_two_share_the_size_of_a_quote() -> None:
-    options = {"says": {"0": ["LONG", 1]}}
-    sizing = {"mode": "notional", "notional": "15000"}
-    engine = several(FillModel.QUOTE, options, options, of=SCRIPTED, sizing=sizing, execution=COSTS)
-    entered(engine)
-    step = engine.step(later(980_000, size=2_000), None)
-    assert {name: fill.quantity for name, fill in fills_of(step)} == {"a": 1_500, "b": 500}
-    assert sum(fill.quantity for fill in step.fills) == 2_000
-
-
-def test_a_bar_has_one_path_for_a_long_and_a_short_of_two_strategies() -> None:
-    long, short = ({"says": {"0": [way, 2, 2]}} for way in ("LONG", "SHORT"))
-    engine = several(
-        FillModel.NEXT_OPEN, long, short, of=SCRIPTED, execution={"plausible": 1_000},
-        sizing={"mode": "notional", "notional": "15000"},
-    )  # fmt: skip
-    for index in range(2):
-        engine.step(bar(1_000_000, index=index), None)
-    step = engine.step(bar(1_000_000, index=2, high=1_030_000, low=970_000), None)
-    sides = {name: fill.side for name, fill in fills_of(step)}
-    assert sides == {"a": Side.SELL, "b": Side.BUY}
-    # Where the price rose first that was a target and a stop, and so where it fell first.
-    assert len({fill.price > 1_000_000 for fill in step.fills}) == 1
 
 
 def test_on_spot_a_fee_s_rounding_is_bought_and_no_more_is_sold_than_is_held() -> None:

@@ -30,15 +30,12 @@ from tracepaper.strategies.types.calibration import Calibration
 from tracepaper.strategies.types.decisions import (
     Action,
     FillModel,
-    OrderRole,
     OrderStatus,
     Step,
 )
 from tracepaper.strategies.types.market import (
     Bar,
     Category,
-    Command,
-    CommandKind,
     CorporateAction,
     CorporateActionKind,
     Event,
@@ -169,36 +166,6 @@ def _moved(bar: Bar, open_ms: int) -> Bar:
     return replace(bar, open_time_ms=open_ms, market_ms=end, seen_ms=end)
 
 
-def test_a_stop_that_comes_before_its_entry_is_whole_leaves_what_others_wait_for() -> None:
-    config = configured(
-        ("a", "b"),
-        ("0.5", "0.5"),
-        of=(SCRIPTED, SCRIPTED),
-        options=({"says": {"0": ["LONG", 1]}}, {"says": {"0": ["LONG", None]}}),
-        execution={"fill_within_ms": 10 * MINUTE, "latency_ms": 0},
-    )
-    engine = built(config, FillModel.QUOTE)
-    first, second = bars(2, seed=1)
-    close = first.close
-    at_ms = first.close_time_ms
-    engine.step(quote(close - 5, close + 5, at_ms=at_ms - 10), None)
-    engine.step(first, None)
-    engine.step(quote(close - 5, close + 5, size=1_001, at_ms=at_ms + 10), None)
-    a, b = engine.broker.account.owners.values()
-    assert (a.held(ITEM.id), b.held(ITEM.id)) == (501, 500)  # of an odd quantity, a comes first
-    low = close * 98 // 100
-    none_to_buy = replace(quote(low, low + 10, at_ms=at_ms + 20), ask_size=0)
-    step = engine.step(none_to_buy, None)
-    check_account(engine.broker.account)
-    stops = [order for order in step.orders if order.role is OrderRole.STOP]
-    assert {(order.owner, order.status) for order in stops} == {("a", OrderStatus.FILLED)}
-    assert (a.held(ITEM.id), a.target(ITEM.id)) == (0, 0)
-    (rest,) = (order for order in step.orders if order.role is OrderRole.SIGNAL)
-    assert rest.quantity - rest.filled == b.target(ITEM.id) - b.held(ITEM.id) > 0
-    engine.step(second, None)
-    assert engine.broker.account.target(ITEM.id) == b.target(ITEM.id)
-
-
 def listing(*, risk: dict[str, Any], **says: dict[str, list[Any]]) -> Engine:
     """Return two strategies that answer each bar, at 100, by *says*."""
     options = [{"says": of} for of in says.values()]
@@ -225,29 +192,6 @@ def test_a_limit_counts_the_lists_of_all_and_holds_up_none_that_only_reduces() -
     # What may only reduce is asked for, and there is nothing to reduce.
     assert orders_of(second)[1:] == [("b", 10_100, OrderStatus.REJECTED)]
     assert orders_of(third) == [("a", 9_900, OrderStatus.NEW)]
-
-
-@pytest.mark.parametrize("how", ["HALT", "FLATTEN", "FAIL", "drawdown", "drawdown of nothing"])
-def test_what_halts_or_sets_aside_takes_back_orders_by_list(how: str) -> None:
-    most, b = "0.0001", dict[str, list[Any]]()
-    ends: dict[str, list[Any]] = {"2": ["FAIL"]} if how == "FAIL" else {}
-    if how == "drawdown of nothing":  # by the fees of what the two buy and sell
-        most, ends = "0.000003", {"1": ["ORDERS", [2, None, False]]}
-        b = {"0": ["ORDERS", [-2, None, False]], "1": ["ORDERS", [-2, None, False]]}
-    risk = {"max_drawdown": most, "on_breach": "flatten"} if "drawdown" in how else {}
-    listed = ["ORDERS", [2, None, False], [6, 80, False]]
-    engine = listing(risk=risk, a={"0": listed, **ends}, b=b)
-    run(engine, [at_price(10_000, index=at) for at in range(2)])
-    owner = engine.broker.account.owners["a"]
-    assert owner.held(ITEM.id) == 2_000
-    assert owner.lines_of(ITEM.id)[0].others
-    if how in {"HALT", "FLATTEN"}:
-        run(engine, [Command(CommandKind(how), "", 0, 0)])
-    run(engine, [at_price(9_000, index=at) for at in range(2, 5)])
-    for line in (owner.lines_of(ITEM.id)[0] for owner in engine.broker.account.owners.values()):
-        assert not line.others
-        assert how == "HALT" or not line.held
-    assert owner.held(ITEM.id) == (2_000 if how == "HALT" else 0)
 
 
 def test_limits_bind_of_the_shadow_accounts_of_all_those_that_do_what_the_run_does() -> None:
