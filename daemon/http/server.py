@@ -61,15 +61,13 @@ log = Logger("http")
 class ConnectionLimits:
     """Limits the connections of one server; ``protocol`` wraps the server's protocols.
 
-    There are at most *most* connections. Each has *timeout_s* to send a request, and again to read
-    the answer and start the next one. A running handler, such as an open websocket, has no limit.
+    There are at most *most* connections. Each has ``REQUEST_TIMEOUT_S`` to send a request, and
+    again to read the answer and start the next one. A running handler, such as an open websocket,
+    has no limit.
     """
 
-    def __init__(
-        self, *, most: int = CONNECTIONS_MAX, timeout_s: float = REQUEST_TIMEOUT_S
-    ) -> None:
+    def __init__(self, *, most: int = CONNECTIONS_MAX) -> None:
         self._most = most
-        self.timeout_s = timeout_s
         # By connection, the oldest first; None while a handler runs.
         self._timers: dict[asyncio.Transport, asyncio.TimerHandle | None] = {}
         self._counts: Counter[str] = Counter()
@@ -142,7 +140,7 @@ class ConnectionLimits:
         self._stop_timer(transport)
         if not transport.is_closing():
             timer = asyncio.get_running_loop().call_later
-            self._timers[transport] = timer(self.timeout_s, self._expire, transport, is_idle)
+            self._timers[transport] = timer(REQUEST_TIMEOUT_S, self._expire, transport, is_idle)
 
     def _expire(self, transport: asyncio.Transport, is_idle: bool) -> None:  # noqa: FBT001 - of call_later
         if transport.get_write_buffer_size() or not (is_idle or transport.is_closing()):

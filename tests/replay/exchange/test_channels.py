@@ -99,24 +99,6 @@ async def test_streamed_trades_of_each_bar_aggregate_to_its_candle(
         assert [each["T"] for each in trades] == sorted(each["T"] for each in trades)
 
 
-async def test_open_candles_hold_the_trades_so_far_and_nothing_more() -> None:
-    async with serving(candles(ROWS), start=START) as (exchange, client), client.stream() as stream:
-        await stream.subscribe("kline.1.BTCUSDT", "publicTrade.BTCUSDT")
-        await exchange.advance(12 * MINUTE)
-        frames = await stream.drain()
-        trades = [each for f in frames if f["topic"].startswith("public") for each in f["data"]]
-        first_ms = FIRST_MS + (START + 1) * MINUTE
-        for frame in frames:
-            for each in frame["data"]:
-                if each.get("confirm") is False and each["start"] >= first_ms:
-                    span = range(each["start"], frame["ts"] + 1)
-                    inside = [trade for trade in trades if trade["T"] in span]
-                    volume = sum(Decimal(trade["v"]) for trade in inside)
-                    paid = sum(Decimal(trade["v"]) * Decimal(trade["p"]) for trade in inside)
-                    assert Decimal(each["volume"]) == volume
-                    assert abs(Decimal(each["turnover"]) - paid) <= Decimal("0.0001")
-
-
 async def test_pushes_come_on_a_second_grid_and_only_after_a_change() -> None:
     async with serving(candles(ROWS), start=START) as (exchange, client), client.stream() as stream:
         await stream.subscribe("kline.1.BTCUSDT")

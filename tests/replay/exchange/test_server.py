@@ -118,12 +118,6 @@ async def test_time_starts_at_the_warm_up_or_half_of_shorter_data(length: int, r
         assert exchange.clock.now_ms() == FIRST_MS + row * MINUTE + SETTLE_MS
 
 
-async def test_a_start_outside_the_data_is_refused() -> None:
-    with pytest.raises(ConfigInvalid, match="give 0 to 59"):
-        async with serving(candles(ROWS), start=60):
-            pass
-
-
 async def test_the_candle_before_the_start_is_final_by_rest() -> None:
     async with serving(candles(ROWS), start=20) as (exchange, client):
         rows = (await client.result("kline", symbol="BTCUSDT", interval="1"))["list"]
