@@ -14,7 +14,6 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import feather, parquet
@@ -203,14 +202,6 @@ def test_symbol_and_category_are_read_from_the_name(
 ) -> None:
     assert symbol_of(Path(name).name) == symbol
     assert category_of(Path(name)) is category
-
-
-def test_single_precision_counts_as_its_shortest_text() -> None:
-    columns = {"open_time": [60_000 * at + 1_704_067_200_000 for at in range(3)]} | {
-        name: np.array([0.1, 0.2, 0.15], dtype=np.float32) for name in FIELDS
-    }
-    candles = read_candles(NamedFrame("BTCUSDT", columns))
-    assert (candles.price_decimals, candles.open.tolist()) == (2, [10, 20, 15])
 
 
 def test_a_turnover_is_read_exactly(tmp_path: Path) -> None:

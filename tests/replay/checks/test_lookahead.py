@@ -62,27 +62,9 @@ class Planted(NamedTuple):
     allow: str = ""
 
 
-WALK = """
-frame = sys._getframe()
-while frame is not None and 'replay' not in frame.f_locals:
-    frame = frame.f_back
-candles = None if frame is None else frame.f_locals['replay'].feed.candles[0]
-"""
-AHEAD = """
-if candles is None:
-    return by(False)
-after = int((candles.open_time_ms <= bar.open_time_ms).sum())
-return by(after < len(candles) and int(candles.close[after]) > bar.close)
-"""
 LAST = "before, self.kept = self.kept, now.history.close\n"
 FAIR: dict[str, dict[str, str]] = {
     "the last bar": {"decide": "return by(bar.close > bar.open)"},
-    "a numpy indicator": {
-        "top": "import numpy as np\nfrom collections import deque",
-        "init": "self.seen = deque(maxlen=9)",
-        "observe": "self.seen.append(bar.close)",
-        "decide": "return by(bar.close > np.mean(self.seen))",
-    },
     "a helper beside it": {
         "top": "import own_helper",
         "decide": "return by(own_helper.rises(bar))",
@@ -114,15 +96,6 @@ FAIR: dict[str, dict[str, str]] = {
     },
 }
 LEAKS: dict[str, tuple[str, dict[str, str]]] = {
-    "a walk up the stack": (CHANGED, {"top": "import sys", "decide": WALK + AHEAD}),
-    "a note of a bar to come": (
-        CHANGED,
-        {
-            "top": "import sys",
-            "decide": WALK + "after = 0 if candles is None else int(candles.close[-1])\n"
-            "return Signal(Action.HOLD, 'so', note={'after': after})",
-        },
-    ),
     "a note of the time": (
         ELSEWHERE,
         {
@@ -130,10 +103,6 @@ LEAKS: dict[str, tuple[str, dict[str, str]]] = {
             "decide": "seen = datetime.now().timestamp() > " + TOMORROW + "\n"
             "return Signal(Action.HOLD, 'so', note={'tomorrow': seen})",
         },
-    ),
-    "the time": (
-        ELSEWHERE,
-        {"top": "import time", "decide": "return by(time.time() > " + TOMORROW + ")"},
     ),
     "the time of its making": (
         ELSEWHERE,
