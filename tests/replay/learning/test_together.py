@@ -307,6 +307,7 @@ def test_one_symbol_without_a_number_leaves_all_of_a_rule_unweighed(other: Forec
     ("options", "sentence"),
     [
         ({"rule": "equal"}, "Invalid enum value 'equal'"),
+        ({"evry": 5}, "unknown field `evry`"),
         ({"shrink": 0.5}, "shrink needs a rule by correlations; choose one by rule"),
         ({"rule": "minimum", "cost": -1}, "Expected `float` >= 0.0 - at `..cost`"),
     ],
@@ -483,25 +484,6 @@ def test_a_feature_that_is_not_finite_holds_all(
     )
     assert rows(path, query.format(times[599])) == [(0, 3)]
     assert rows(path, query.format(times[600])) == [(1, 3)]
-
-
-@pytest.mark.parametrize(
-    ("symbols", "options", "sentence"),
-    [
-        ((*SYMBOLS, "DOGEUSDT"), {}, "and not DOGEUSDT; train it with its candles"),
-        (SYMBOLS, {"evry": 5}, "unknown field `evry`"),
-    ],
-)
-def test_an_option_or_a_symbol_that_is_none_is_named(
-    symbols: Sequence[str],
-    options: dict[str, Any],
-    sentence: str,
-    trained: Callable[..., Path],
-    tmp_path: Path,
-) -> None:
-    config = configured(trained("portfolio"), "portfolio", symbols=symbols, **options)
-    with pytest.raises(ConfigInvalid, match=sentence):
-        record(tmp_path / "run.db", config, data(10))
 
 
 def test_what_a_checkpoint_of_several_is_no_answer_to_is_refused_in_one_sentence(

@@ -27,7 +27,7 @@ from tracepaper.strategies.networks.cross_asset import (
     weights_of,
 )
 from tracepaper.strategies.networks.encodings import Phases
-from tracepaper.strategies.networks.flash import Block, BlockOptions, BlockProjection
+from tracepaper.strategies.networks.flash import Block
 
 SYMBOLS = ("AUSDT", "BUSDT", "CUSDT", "DUSDT")
 FEATURES, TIME = 5, 11
@@ -146,18 +146,6 @@ def test_a_rollout_is_that_of_every_matrix_stored(
     assert cross_look.influence.std() > 0.01  # it is not even, so the order of its axes shows
 
 
-def test_an_explanation_that_forgets_one_kind_of_block_is_found() -> None:
-    """The oracle says no where the blocks over the assets are left out."""
-    network, x = network_of(), rows()
-    right = rollout_of(network, x).weights
-    for block in network.over_assets:
-        assert isinstance(block, Block)
-        torch.nn.init.zeros_(block.project_in.weight)  # attends evenly: another matrix
-        torch.nn.init.zeros_(block.project_in.bias)
-    with torch.inference_mode():
-        assert (dense(network, x) - right).abs().max() > 1e-3
-
-
 def test_one_decided_asset_is_explained_as_all_are() -> None:
     network, x = network_of(), rows()
     with torch.inference_mode():
@@ -181,23 +169,6 @@ def leaks(network: CrossAssetNetwork, *, changed: int, asset: int) -> bool:
 
 def test_no_bar_of_another_asset_is_seen_before_it_closed() -> None:
     assert not leaks(network_of(), changed=6, asset=1)
-
-
-class Early(Block):
-    """Lets every asset see the second one a bar ahead."""
-
-    def project(self, x: Tensor, phases: Phases) -> BlockProjection:
-        ahead = x.clone()  # [bar, asset, dim]
-        ahead[:-1, 1] = x[1:, 1]
-        return super().project(ahead, phases)
-
-
-def test_a_leak_of_one_future_bar_of_another_asset_is_found() -> None:
-    network = network_of()
-    early = Early(BlockOptions.of(network.config), 0).double()
-    early.load_state_dict(network.over_assets[0].state_dict())
-    network.over_assets[0] = early.eval()
-    assert leaks(network, changed=6, asset=1)
 
 
 @pytest.mark.parametrize("attention", ["factorised", JOINT])
