@@ -52,12 +52,8 @@ def replay(
 
     --data FILE.db#RUN names a run instead of candles.
     """
-    try:
-        from tracepaper.replay.backtest.make import make_run
-        from tracepaper.replay.backtest.run import Watch
-    except KeyboardInterrupt:  # loading takes a second or two
-        typer.echo("Interrupted before the replay began; nothing of it is stored.", err=True)
-        raise
+    from tracepaper.replay.backtest.make import make_run
+    from tracepaper.replay.backtest.run import Watch
 
     @contextmanager
     def bars_done(replay: Replay) -> Iterator[Callable[[int], None]]:

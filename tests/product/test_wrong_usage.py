@@ -6,8 +6,6 @@ import re
 import shlex
 import shutil
 import sqlite3
-import sys
-from importlib.abc import MetaPathFinder
 from pathlib import Path
 
 import pytest
@@ -206,23 +204,3 @@ def test_a_replay_whose_start_fails_leaves_no_run(place: Path, cli: Cli, databas
         return
     with sqlite3.connect(place / database) as db:
         assert db.execute("SELECT count(*) FROM runs").fetchone() == (1,)
-
-
-class InterruptingFinder(MetaPathFinder):
-    """Ctrl-C while the modules of a replay are loaded."""
-
-    def find_spec(self, fullname: str, path: object, target: object = None) -> None:
-        if fullname == "tracepaper.replay.backtest.make":
-            raise KeyboardInterrupt
-
-
-def test_a_replay_that_is_stopped_before_it_begins_says_so(
-    monkeypatch: pytest.MonkeyPatch, cli: Cli, tmp_path: Path
-) -> None:
-    monkeypatch.delitem(sys.modules, "tracepaper.replay.backtest.make", raising=False)
-    monkeypatch.setattr(sys, "meta_path", [InterruptingFinder(), *sys.meta_path])
-    answer = cli("replay", "any.csv", "--db", tmp_path / "run.db")
-    assert answer.code == 130
-    assert (answer.out, answer.err.count("\n")) == ("", 1)
-    assert answer.err.startswith("Interrupted before the replay began")
-    assert not list(tmp_path.iterdir())
