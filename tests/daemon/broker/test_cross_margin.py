@@ -162,43 +162,6 @@ def liquidations_in(filled: FilledEvent) -> list[tuple[str, Side, int, int]]:
 # ---------------------------------------------------------------- one account, in numbers
 
 
-def test_an_order_is_paid_from_what_no_other_position_binds_and_a_reversal_from_its_own_too() -> (
-    None
-):
-    desk = Desk(cash="1000", leverage="10")
-    desk.enter(BTC, 2_000)
-    desk.enter(ETH, -1_000)
-    account = desk.broker.account
-    money = 1_000 - Fraction("1.65")  # the fees of both entries
-    others = 100 + Fraction("0.605")  # a tenth, and the fee of closing where that is lost
-    bound = 200 + Fraction("0.99")
-    for is_reversal, left in ((True, money - others), (False, money - others - bound)):
-        spendable = account.policy.spendable(account.line(BTC), is_reversal=is_reversal)
-        assert spendable == left * MONEY_SCALE
-
-
-def first_call(desk: Desk, key: str, price: int) -> int:
-    """Return the first price below *price* that liquidates the account."""
-    while not desk.broker.liquidates(Mark(key, price, START_MS, START_MS)):
-        price -= 1
-    return price
-
-
-def test_orders_end_before_a_position_does() -> None:
-    """An order to buy 15 more counts with the position: without it the tier is a lower one."""
-    desk = Desk(cash="4000", leverage="10")
-    desk.enter(BTC, 15_000)
-    (order,) = desk.send(BTC, buy(15, limit=700))
-    price = first_call(desk, BTC, 80_000)
-    filled = desk.mark(BTC, price)
-    assert [(order.order_id, order.status, order.reason) for order in filled.orders] == [
-        (order.order_id, OrderStatus.CANCELED, CALLED)
-    ]
-    assert not filled.fills
-    assert desk.held(BTC) == 15_000
-    assert not desk.mark(BTC, price - 500).orders, "the position alone is not called there"
-
-
 def test_a_bar_calls_along_its_path_and_a_nearer_stop_comes_first() -> None:
     shape = {"open_": 100_000, "high": 100_100, "low": 80_000}
     called = Desk(cash="250")
@@ -267,15 +230,6 @@ def SOL_AT(desk: Desk) -> str:  # noqa: N802 - it is SOL, with a price
     return SOL
 
 
-def test_unrealized_profit_is_margin() -> None:
-    desk = Desk(cash="300", leverage="10")
-    desk.enter(BTC, 2_000)
-    desk.bar(ETH, 100_000)
-    assert desk.target(ETH, 2_000)[1] == NO_MARGIN
-    desk.mark(BTC, 115_000)  # 300 more, and 30 more bound
-    assert desk.target(ETH, 2_000)[1] is None
-
-
 def test_funding_comes_from_the_cash_and_may_call_the_account() -> None:
     desk = Desk(cash="250")
     desk.enter(BTC, 2_000)
@@ -297,23 +251,6 @@ def test_a_settlement_waits_for_the_bars_of_a_gap_unless_they_never_arrive() -> 
             Gap(BTC, closed_ms, until_ms, GapCause.DOWN, repaired_by, until_ms, until_ms)
         )
         assert cash - desk.broker.account.cash == paid
-
-
-def test_a_close_at_a_price_that_costs_more_than_there_is_is_a_liquidation() -> None:
-    """By quotes far from the marks: nobody closes at a price beyond bankruptcy."""
-    desk = Desk(cash="250", model=FillModel.QUOTE)
-    desk.bar(BTC, 100_000)
-    desk.target(BTC, 2_000)
-    later = desk.last[BTC].close_time_ms + 500
-    desk.broker.on_quote(quote(99_990, 100_000, at_ms=later, instrument_id=BTC))
-    assert desk.held(BTC) == 2_000
-    desk.target(BTC, 0)
-    desk.broker.take()
-    desk.broker.on_quote(quote(60_000, 60_010, at_ms=later + 900, instrument_id=BTC))
-    filled = desk.broker.take()
-    assert [liquidation[:3] for liquidation in liquidations_in(filled)] == [(BTC, Side.SELL, 2_000)]
-    assert {order.status for order in filled.orders} == {OrderStatus.FILLED, OrderStatus.CANCELED}
-    assert 0 <= desk.equity < MONEY_SCALE // 10
 
 
 # ---------------------------------------------------------------- laws over random sequences

@@ -25,9 +25,7 @@ from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import PortfolioStrategy
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken, StrategyFailed
 from tracepaper.strategies.types.decisions import Action, FillModel, OrderStatus, Step
-from tracepaper.strategies.types.market import (
-    CloseStart,
-)
+from tracepaper.strategies.types.market import CloseStart, Event
 
 ITEM = instrument()
 KEY = ITEM.id
@@ -83,6 +81,23 @@ def test_a_shadow_account_of_the_same_decisions_is_the_run() -> None:
             fills = [replace(fill, order_id="") for fill in step.fills]
             assert [replace(fill, order_id="") for fill in shadow.fills] == fills
     assert {fill.position_side for step in steps for fill in step.shadows[2].fills} == {LONG, SHORT}
+
+
+def test_sides_that_end_together_are_not_asked_for_again() -> None:
+    """Signal and sum of targets stay the same, but the target of each side changes."""
+    says = {"1": ["LONG", None, 1], "2": ["SHORT", None, 1]}
+    before, both, after = bars(12)[:6], bars(12)[6], bars(12)[7:]
+    wide = replace(both, high=both.high + 20_000, low=both.low - 20_000)
+    stream: list[Event] = [*before, wide, *after]
+    steps = run(scripted(says, sizing={"mode": "fixed", "quantity": "0.4"}), stream)
+    assert sides(steps[5]) == (400, -400)
+    assert {fill.position_side for fill in steps[6].fills} == {LONG, SHORT}
+    held, ended = steps[5].decision, steps[6].decision
+    assert held is not None
+    assert ended is not None
+    assert (ended.action, ended.target_quantity) == (held.action, held.target_quantity)
+    assert {sides(step) for step in steps[6:]} == {(0, 0)}
+    assert not [order for step in steps[7:] for order in step.orders]
 
 
 def test_a_refusal_by_a_gate_of_integrity_leaves_both_sides_as_they_are() -> None:
