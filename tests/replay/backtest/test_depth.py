@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -137,31 +135,6 @@ def test_it_trades_the_mid_and_holds_with_a_sentence_elsewhere(
     first = dict(notes[:8])
     assert first["p_down"] + first["p_flat"] + first["p_up"] == pytest.approx(1, abs=1e-6)
     assert first["looked_bid"] + first["looked_ask"] == pytest.approx(1, abs=1e-6)
-
-
-def test_a_false_book_of_a_file_is_said_and_moves_no_decision(
-    tmp_path: Path, checkpoint: Path
-) -> None:
-    """Planted: one book of minute 12 a third too low, and the last of minute 14."""
-    planted = {12 * 60 + 20, 15 * 60}
-    nodes = [
-        cases.depth([(430_000, 5)], [(430_001, 5)], node.seen_ms) if second in planted else node
-        for second, node in enumerate(walk(20 * 60, first_ms=FIRST_MS))
-    ]
-    write(tmp_path / "false.depth", nodes)
-    path = tmp_path / "a.db"
-    replayed(path, tmp_path / "false.depth", checkpoint)
-    with closing(sqlite3.connect(path)) as database:
-        price_verdicts = [
-            text for (text,) in database.execute("SELECT price_verdict FROM v_events") if text
-        ]
-    assert [text.partition(", the last")[0] for text in price_verdicts] == [
-        "not believed unless their bar goes there: 1 of 60 order books"
-    ] * 2
-    assert reasons(path)[12].startswith("the mid is expected")  # it looks at what came after it
-    assert "order book" in reasons(path)[14]
-    assert reasons(path)[15].startswith("the mid is expected")
-    check_record(path)
 
 
 def test_the_most_probable_move_is_what_is_done(
