@@ -230,11 +230,11 @@ def reject_coroutines(cls: type, *hooks: str) -> None:
     """Reject a class whose *hooks* are coroutines or generators: the engine awaits nothing."""
     for name in hooks:
         hook = getattr(cls, name, None)
-        is_generator = inspect.isgeneratorfunction(hook) or inspect.isasyncgenfunction(hook)
-        if is_generator or inspect.iscoroutinefunction(hook):
-            kind = "a generator (it yields)" if is_generator else "a coroutine (async def)"
+        kinds = (inspect.isgeneratorfunction, inspect.isasyncgenfunction)
+        if any(is_kind(hook) for is_kind in (inspect.iscoroutinefunction, *kinds)):
             raise ConfigInvalid(
-                f"{cls.__name__}.{name} is {kind}; write it as def {name}, and return its answer."
+                f"{cls.__name__}.{name} is a coroutine or a generator; write it as def {name}, and "
+                "return its answer."
             )
 
 

@@ -323,17 +323,12 @@ class ForeignCode:
 
 
 _ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]+")
-_SET: Final = re.compile(r"\{((?:(?!: )[^{}])*)\}")
 
 
 def short(value: object, *, quoted: bool = True) -> str:
-    """Return *value* as one line of at most 80 characters, the same in every process.
-
-    Object addresses are replaced and the elements of a set are sorted.
-    """
+    """Return *value* as one line of at most 80 characters, without the addresses of objects."""
     try:
         raw = _ADDRESS.sub("0x…", repr(value) if quoted else str(value))
-        raw = _SET.sub(lambda of: f"{{{', '.join(sorted(of[1].split(', ')))}}}", raw)
         text = " ".join(raw.split())
     except Exception as error:  # noqa: BLE001 - a user's __repr__ may raise anything
         text = f"({type(value).__name__} has no text: {type(error).__name__})"
