@@ -22,14 +22,13 @@ from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.history import DAY_FRAME
 from tracepaper.daemon.engine.member import NetStrategy
 from tracepaper.daemon.engine.settings import EngineSettings, MemberTerms, ModelTerms
-from tracepaper.daemon.engine.state import SIZED_BY_FORECAST, UNCORRELATED
+from tracepaper.daemon.engine.state import SIZED_BY_FORECAST
 from tracepaper.daemon.session.combinations import Trait, reject_combination, traits_of
 from tracepaper.daemon.session.models import (
     make_orderbook,
     make_together,
     measures_of,
     reject_by_confidence,
-    reject_equal_shadows,
     reject_limits,
 )
 from tracepaper.daemon.session.user_class import make_custom, user_class
@@ -138,11 +137,6 @@ def make_strategies(config: Config, forecaster: Forecaster | None) -> dict[str, 
             "number of levels a side that the strategy needs."
         )
     for strategy in strategies.values():
-        if UNCORRELATED in set(config.strategy.shadows) - set(strategy.shadows):
-            raise ConfigInvalid(
-                f"strategy.shadows {UNCORRELATED} would equal ungated, and a portfolio weighted "
-                "by correlations adds it by itself; leave it out."
-            )
         strategy.shadows = tuple(dict.fromkeys((*strategy.shadows, *config.strategy.shadows)))
     return strategies
 
@@ -540,10 +534,6 @@ def _terms(
             f"{INTERVAL_NAMES[config.market.interval_ms]} is longer; leave one of them out."
         )
     terms = model_terms(config, by_id, forecaster, execution=execution)
-    for key, strategy in by_id.items():
-        if isinstance(strategy, NetStrategy):
-            continue  # each of its members is checked with its own configuration
-        reject_equal_shadows(config, strategy.shadows, terms.gates[key].gate_set.gates)
     if risk_volatility.name in risk:
         for strategy in by_id.values():
             if plausible.name not in strategy.gates:

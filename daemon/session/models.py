@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,7 +11,6 @@ from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.sections import ExplanationSection
 from tracepaper.daemon.config.several import members_of, strategy_name
 from tracepaper.daemon.config.values import MODEL_INPUTS
-from tracepaper.daemon.engine.state import FULL_SIZE, WITHOUT
 from tracepaper.daemon.session.combinations import reject_combination, traits_of
 from tracepaper.daemon.session.covariates import (
     VECTORS,
@@ -419,24 +418,6 @@ def reject_limits(config: Config, forecaster: Forecaster | None) -> None:
             raise ConfigInvalid(
                 f"{key} needs {' and '.join(missing)} of the model, which {strategy_name(config)} "
                 "is not given; take a checkpoint that gives it, or change the key."
-            )
-
-
-def reject_equal_shadows(config: Config, shadows: Collection[str], gates: Collection[str]) -> None:
-    """Raise ``ConfigInvalid`` for a shadow account that would always equal the run's account.
-
-    *gates* are those of the run.
-    """
-    if FULL_SIZE in shadows and config.sizing.mode not in {*SIZED_BY, "volatility"}:
-        raise ConfigInvalid(
-            f"strategy.shadows {FULL_SIZE} would be the run itself, whose sizing.mode "
-            f"'{config.sizing.mode}' follows no forecast; choose another mode, or leave it out."
-        )
-    for name in sorted(WITHOUT.keys() & set(shadows)):
-        if (gate := WITHOUT[name]) not in gates:
-            raise ConfigInvalid(
-                f"strategy.shadows {name} would be the run itself, which has no gate {gate}; "
-                "configure that gate, or leave it out."
             )
 
 

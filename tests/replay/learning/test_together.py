@@ -321,17 +321,13 @@ def test_an_option_of_a_rule_that_is_none_is_named(
         )
 
 
-def test_a_rule_without_correlations_and_its_shadow_account_without_it_are_refused(
+def test_a_rule_without_correlations_is_refused(
     trained: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = trained("portfolio")
     config = configured(folder, "portfolio", rule="minimum")
     with pytest.raises(ConfigInvalid, match="train one with factors = 1 or more"):
         record(tmp_path / "run.db", config, data(10))
-    shadows = {"name": "portfolio", "shadows": ("uncorrelated",)}
-    config = configured(folder, "portfolio", sections={"strategy": shadows})
-    with pytest.raises(ConfigInvalid, match="uncorrelated would equal ungated"):
-        record(tmp_path / "other.db", config, data(10))
 
 
 @pytest.mark.parametrize(
