@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from types import MappingProxyType
+from collections.abc import Iterable
 from typing import Final
 
 from tracepaper.strategies.gates.declared import warm
-from tracepaper.strategies.types.decisions import Action
+from tracepaper.strategies.types.decisions import Action, Order, OrderStatus
 from tracepaper.strategies.units import count_of, minute_text
 
 _NEVER_WARM: Final = (
@@ -28,6 +27,7 @@ class DecisionCounts:
         self.refused: Counter[str] = Counter()  # by gate
         self.unfilled: Counter[str] = Counter()  # by reason
         self.idle: Counter[str] = Counter()  # reasons of allowed decisions that asked for none
+        self.rejected: Counter[str] = Counter()  # orders, by reason
         self._first_ms: dict[str, int] = {}  # the open time of the first bar by unfilled reason
 
     def add(
@@ -53,13 +53,16 @@ class DecisionCounts:
         else:
             self.idle[reason] += bars
 
-    def why_no_fill(
-        self, rejected: Mapping[str, int] = MappingProxyType({}), *, known: str = ""
-    ) -> str:
+    def add_orders(self, orders: Iterable[Order]) -> None:
+        """Count the rejected ones of *orders*, those of a step."""
+        self.rejected.update(
+            order.reason for order in orders if order.status is OrderStatus.REJECTED
+        )
+
+    def why_no_fill(self, *, known: str = "") -> str:
         """Return up to three sentences on why nothing filled; nothing if no bar was decided.
 
-        *rejected* has the rejected orders by reason; *known* says how many bars of how many the
-        warm-up had, ``148 of 50,000``.
+        *known* says how many bars of how many the warm-up had, ``148 of 50,000``.
         """
         warmup = self.refused[warm.name]
         judged = self.bars - warmup
@@ -69,7 +72,7 @@ class DecisionCounts:
         del refused[warm.name]
         if self.asked:
             bars = count_of(self.asked.total(), "bar")
-            cause = self._most_unfilled(rejected)
+            cause = self._most_unfilled()
             return f"The strategy asked for a position on {bars}, and nothing filled{cause}."
         if refused.total() == judged:
             after = " after the warm-up" * bool(warmup)
@@ -81,14 +84,14 @@ class DecisionCounts:
             refusals = f" Gates refused {refused.total():,}, {_most(refused)}."
         return f"The strategy asked for no position on {bars}.{most_given(self.idle)}{refusals}"
 
-    def _most_unfilled(self, rejected: Mapping[str, int]) -> str:
+    def _most_unfilled(self) -> str:
         """Return the most frequent cause, with its number."""
         if self.unfilled:
             reason, count = self.unfilled.most_common(1)[0]
             first = minute_text(self._first_ms[reason])
             return f". Most often: {reason} ({count:,}, first at {first})"
-        if rejected:
-            reason, count = Counter(rejected).most_common(1)[0]
+        if self.rejected:
+            reason, count = self.rejected.most_common(1)[0]
             return f". The exchange's rules rejected its orders, most often: {reason} ({count:,})"
         return ": no later bar or quote reached its orders"
 

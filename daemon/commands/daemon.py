@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 def run(
     config: ConfigOption = None,
     settings: SetOption = None,
+    strategy: Annotated[
+        str | None, typer.Option(help="A name or module:Class, as --set strategy.name=NAME.")
+    ] = None,
     db: DatabaseOption = None,
     bars: Annotated[
         int | None, typer.Option(min=1, help="End after this many decided bars that were not late.")
@@ -39,7 +42,8 @@ def run(
     from tracepaper.daemon.terminal import console
     from tracepaper.daemon.terminal.watcher import watched
 
-    loaded = load(with_settings(config, settings))
+    named = [] if strategy is None else [f"strategy.name={strategy}"]
+    loaded = load(with_settings(config, [*(settings or ()), *named]))
     console.configure(level=loaded.log.level, output=loaded.log.format)
     database = db or loaded.storage.path
     with watched(limit=bars, database=database) as watcher:

@@ -175,14 +175,14 @@ class Monitor:
             self.actions[decision.action.value] += 1
             if decision.refused_by is not None:
                 self.refusals[decision.refused_by] += 1
-            if not self.fills:
-                self.decided.add(
-                    decision.action,
-                    decision.refused_by,
-                    decision.reason,
-                    decision.unfilled_reason,
-                    open_ms=step.event.market_ms,
-                )
+            self.decided.add(
+                decision.action,
+                decision.refused_by,
+                decision.reason,
+                decision.unfilled_reason,
+                open_ms=step.event.market_ms,
+            )
+        self.decided.add_orders(step.orders)
         self.halted_by = self._halting(step)
         # Between bars, quotes fill orders and marks change the value of positions.
         if step.position is not None and (name := getattr(step.event, "instrument", "")):

@@ -240,6 +240,7 @@ class _Period:
                 decision.unfilled_reason,
                 open_ms=bar.open_time_ms,
             )
+        self.counts.add_orders(step.orders)
 
     def fields(self) -> dict[str, str]:
         """Return what the notices of both periods say."""

@@ -124,9 +124,8 @@ def without_fills(columns: RunColumns) -> str:
     is_cold = counts.refused[warm.name] == counts.bars
     for gate in () if not is_cold else views.rows("v_gates", newest=1, gate=warm.name):
         known = f"{gate['measure']:,.0f} of {gate['threshold']:,.0f}"
-    return counts.why_no_fill(
-        dict(views.counts("v_orders", "reason", status=OrderStatus.REJECTED)), known=known
-    )
+    counts.rejected.update(dict(views.counts("v_orders", "reason", status=OrderStatus.REJECTED)))
+    return counts.why_no_fill(known=known)
 
 
 def without_value(columns: RunColumns) -> str:

@@ -11,8 +11,16 @@ from prometheus_client.parser import text_string_to_metric_families
 from tracepaper.daemon.broker.rules import MarginRules
 from tracepaper.daemon.http.metrics import registry_of
 from tracepaper.daemon.http.monitor import Histogram, Monitor, counts_text
-from tracepaper.strategies.types.decisions import Action, LimitBreach, Position, ShadowStep, Step
-from tracepaper.strategies.types.market import Command, CommandKind, Gap, GapCause, Quote
+from tracepaper.strategies.types.decisions import (
+    Action,
+    LimitBreach,
+    Order,
+    OrderStatus,
+    Position,
+    ShadowStep,
+    Step,
+)
+from tracepaper.strategies.types.market import Command, CommandKind, Gap, GapCause, Quote, Side
 from tracepaper.strategies.units import MONEY_SCALE, unscaled
 
 BTC = "linear:BTCUSDT"
@@ -55,6 +63,12 @@ def test_the_status_says_why_nothing_filled_until_something_fills() -> None:
         "The strategy asked for no position on the 2 bars that no gate refused. Its reason on 2: "
         "too calm. Gates refused 1, most by edge (1)."
     )
+    asking = decision(measures=(("edge", 2.0, 1.0, True),), reason="a list", action=Action.ORDERS)
+    rejected = OrderStatus.REJECTED
+    refused = Order("7-0", BTC, Side.BUY, 1, 0, rejected, "off the tick", CLOSE_MS, CLOSE_MS)
+    watched.observe(structs.replace(step(bar(), sequence=7, decided=asking), orders=(refused,)))
+    why = str(watched.status()["without_fills"])
+    assert "rejected its orders, most often: off the tick (1)" in why
     watched.observe(decided())
     assert watched.status()["without_fills"] is None
 
