@@ -827,7 +827,7 @@ class _Books:
         return [*([] if close is None else [close]), *self.marks[instrument][-2:]]
 
     def _value_at_closes(self, row: sqlite3.Row) -> None:
-        """Value positions at the newest closes where the step does: a start may (M59)."""
+        """Value positions at the newest closes where the step does: a start may."""
         closes = {
             f"{instrument} {side or ''}": own.worth(self.closes[instrument]) - own.entry
             for (instrument, side), own in self.positions.items()
