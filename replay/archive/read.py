@@ -149,7 +149,7 @@ def _candles(rows: Rows, symbol: str, category: Category, *, is_fixed: bool) -> 
         rows = doubts.on_grid(rows, step)
     turnover = rows.columns.get("turnover")
     return Candles(
-        path=str(rows.table.path),
+        path=f"{FRAME} of {symbol}" if rows.table.path == FRAME else str(rows.table.path),
         category=category,
         symbol=symbol,
         interval_ms=step,
