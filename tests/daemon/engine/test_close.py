@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import Any
 
 import pytest
-from builders import START_MS, bars, forecast, instrument, present
+from builders import START_MS, bars, forecast, instrument
 from engines import engine_of
 from fakes import FixedForecaster, MemoryAudit, ScriptedFeed
 from msgspec.structs import replace
@@ -70,20 +70,6 @@ def run(machine: Engine, events: Iterator[Event]) -> list[Step]:
     ]
 
 
-def test_each_bar_of_a_close_has_its_own_step_behind_that_of_the_close() -> None:
-    steps = run(engine(), flat(40))
-    assert [step.sequence for step in steps] == list(range(160))
-    assert [type(step.event) for step in steps[:4]] == [CloseStart, Bar, Bar, Bar]
-    assert sum(step.decision is not None for step in steps) == 120
-    assert sum(len(step.fills) for step in steps) > 6
-
-
-def test_the_last_step_of_a_close_alone_stores_the_state() -> None:
-    stored = [step.state is not None for step in run(engine(), flat(40))]
-    assert stored[:4] == [False, False, False, True]
-    assert {place % 4 for place, is_stored in enumerate(stored) if is_stored} == {3}
-
-
 def test_no_decision_depends_on_the_place_of_its_instrument() -> None:
     def by_bar(steps: list[Step]) -> dict[tuple[str, int], object]:
         return {
@@ -97,21 +83,6 @@ def test_no_decision_depends_on_the_place_of_its_instrument() -> None:
 
     forwards = by_bar(run(engine(), flat(60)))
     assert forwards == by_bar(run(engine(), flat(60, order=lambda order: order[::-1])))
-
-
-def test_all_bars_fill_and_mark_before_the_first_is_decided() -> None:
-    machine = engine()
-    before = None
-    for together in closes(60):
-        *_, third = machine.close(closed(together), together, [None] * 3)
-        if present(third.position).quantity > 0:
-            before = together, third.account.equity
-            break
-    assert before is not None
-    later = [replace(bar, open_time_ms=bar.open_time_ms + MINUTE) for bar in before[0]]
-    later[2] = replace(later[2], low=1, close=1)  # what falls is held
-    _, first, _, third = machine.close(closed(later), later, [None] * 3)
-    assert first.account.equity == third.account.equity < before[1]
 
 
 def test_orders_are_sent_when_the_close_was_complete() -> None:

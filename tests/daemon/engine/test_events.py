@@ -7,11 +7,9 @@ from typing import Any
 import pytest
 from builders import MINUTE, START_MS, bar, bars, explanation, forecast, instrument, present
 from engines import engine_of
-from exit_cases import KEY, flat_bars, held, long, machine, path, quoted, short, steps_of
+from exit_cases import KEY, flat_bars, held, long, machine, steps_of
 from fakes import FixedForecaster
-from msgspec.structs import replace
 
-from tracepaper.daemon.broker.exit_orders import NO_NEXT_PLAN
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.restart import Restart
@@ -35,17 +33,6 @@ from tracepaper.strategies.types.market import (
 
 AT = START_MS + 3 * MINUTE
 SHA = "b" * 64
-
-
-def test_a_settlement_that_is_told_twice_is_booked_once() -> None:
-    engine = machine({0: long()})
-    before = steps_of(engine, flat_bars(3))[-1].account
-    due = Funding(KEY, 10**6, AT, AT)
-    first, again = (engine.step(replace(due, seen_ms=AT + late), None) for late in (0, 5))
-    assert (first.accepted, again.accepted) == (True, False)
-    assert before.cash > first.account.cash == again.account.cash
-    later = engine.step(Funding(KEY, 10**6, AT + 1, AT + 1), None)
-    assert later.account.cash < first.account.cash
 
 
 def test_a_restart_carries_the_settlements_that_wait_whichever_came_first() -> None:
@@ -109,34 +96,6 @@ def test_what_comes_again_under_another_model_was_judged_by_its_gates() -> None:
     assert (before.outcome.reason, before.passed) == (after.outcome.reason, after.passed)
     assert before.gate_set.thresholds != after.gate_set.thresholds
     assert after.gate_set == engine.states[KEY].evaluator.gate_set
-
-
-def test_a_flatten_ends_the_protection_that_an_unfilled_entry_brought() -> None:
-    engine = machine({0: long(stop=98.0)}, execution=FillModel.QUOTE)
-    steps_of(engine, flat_bars(1))
-    assert engine.state().account.books[KEY].protection.plan is not None
-    engine.step(Command(CommandKind.FLATTEN, "", AT, AT), None)
-    assert engine.state().account.books[KEY].protection.plan is None
-
-
-def test_a_flatten_ends_the_protection_that_a_turn_would_have_brought() -> None:
-    engine = machine({0: long(stop=98.0), 1: short(stop=102.0)}, execution=FillModel.QUOTE)
-    steps_of(engine, [*flat_bars(1), quoted(10_000, 1), bar(10_000, index=1)])
-    following = present(engine.state().account.books[KEY].protection.next_plan)
-    assert following != NO_NEXT_PLAN
-    engine.step(Command(CommandKind.FLATTEN, "", AT, AT), None)
-    assert engine.state().account.books[KEY].protection.next_plan == NO_NEXT_PLAN
-
-
-def test_what_moves_an_order_of_a_shadow_account_alone_is_saved() -> None:
-    limit = {"max_exposure": "1"}
-    engine = machine({0: long(trailing=1.0)}, shadows=("ungated",), risk=limit)
-    steps = steps_of(engine, [*flat_bars(3), path(3, 10_000, 10_050, 9_990, 10_050)])
-    assert [held(step) for step in steps] == [0] * 4
-    *_, moved = steps
-    assert moved.shadows[0].position.quantity == 1_000
-    assert not moved.shadows[0].fills
-    assert moved.state is not None
 
 
 CELLS = RegimeCells(

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from builders import MINUTE, bar, instrument, present, quote
+from builders import MINUTE, bar, present, quote
 from engines import Says, engine_of
 from msgspec.structs import replace
 
@@ -19,7 +19,7 @@ from tracepaper.strategies.api.context import (
 )
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.types.decisions import Action, FillModel, OrderRole, OrderStatus, Step
-from tracepaper.strategies.types.market import Category, Command, CommandKind
+from tracepaper.strategies.types.market import Command, CommandKind
 
 DAY = 1440
 KEY = "linear:BTCUSDT"
@@ -195,17 +195,6 @@ def test_a_breach_refuses_what_could_open_and_no_bar_that_asks_for_less() -> Non
     refused = [decision.refused_by for decision in decisions]
     assert refused == [None, "risk.halt", None]
     assert {decision.reason for decision in decisions} == {"halted by risk.daily_loss"}
-
-
-def test_on_spot_a_sale_by_list_may_only_reduce() -> None:
-    machine = engine_of(
-        {"strategy": {"name": "sma_cross"}, "market": {"category": "spot"}},
-        [instrument(category=Category.SPOT)],
-        strategy=Says(listed(sell(1))),
-    )
-    (order,) = machine.step(bar(10_000, instrument_id="spot:BTCUSDT"), None).orders
-    assert order.reduce_only
-    assert order.status is OrderStatus.REJECTED
 
 
 # ---------------------------------------------------------------- what a feed has to hand on

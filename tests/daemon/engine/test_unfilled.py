@@ -189,40 +189,6 @@ def test_an_order_that_is_filled_in_parts_is_one_trade() -> None:
     assert machine.state().risk.day_trades == 1
 
 
-def bought_at(price: int, **sections: Any) -> tuple[Step, Step]:
-    """Return the step that fills a buy of one unit, sent at 99.00, at *price*, and the next."""
-    machine = engine("LONG", **sections)
-    closes(machine, 9_900)
-    first = bar(price, index=1, open_=price, instrument_id="spot:BTCUSDT")
-    after = bar(price, index=2, open_=price, instrument_id="spot:BTCUSDT")
-    return machine.step(first, None), machine.step(after, None)
-
-
-def test_a_gap_leaves_a_buy_with_what_cash_covers_and_says_so() -> None:
-    step, after = bought_at(11_000)
-    (fill,) = step.fills
-    assert fill.quantity == 909  # of 1,002 ordered: 100 buys 0.909 at 110
-    assert 0 <= step.account.cash < 110 * 10**5
-    (order,) = step.orders
-    assert (order.status, order.filled, order.reason) == (OrderStatus.CANCELED, 909, CASH)
-    assert unfilled([step, after]) == [CASH, CASH]
-    assert [fill.quantity for shadow in step.shadows for fill in shadow.fills] == [909]
-
-
-def test_a_buy_of_which_cash_covers_no_step_is_canceled() -> None:
-    step, _ = bought_at(10_000_001)
-    assert step.fills == ()
-    assert [(order.status, order.reason) for order in step.orders] == [(OrderStatus.CANCELED, CASH)]
-    assert step.account.cash == 100 * 10**8
-
-
-def test_what_slippage_adds_is_paid_from_cash_too() -> None:
-    step, _ = bought_at(9_900, execution={"slippage_bp": "100"})
-    assert step.fills[0].price == 10_000
-    assert step.account.cash >= 0
-    assert bought_at(9_900)[0].orders[0].status is OrderStatus.FILLED
-
-
 def by_quotes(*actions: str, **sections: Any) -> Engine:
     machine = engine(
         *actions, by=FillModel.QUOTE, account={"cash": "1000"}, gate={"stale_ms": 10**9}, **sections
