@@ -13,7 +13,7 @@ from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.session.build import costs_for
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import Fill, FillModel, Order, OrderKind, OrderStatus
-from tracepaper.strategies.types.market import Category, Side
+from tracepaper.strategies.types.market import Side
 from tracepaper.strategies.units import RATE_SCALE
 
 FEE = ExecutionCosts(5_500_000)
@@ -61,14 +61,6 @@ def test_a_quote_fills_at_the_far_side_up_to_its_size() -> None:
     sell = present(executor.at_quote(order(Side.SELL, filled=900), level, 400))
     assert (buy.price, buy.quantity, buy.reference_price) == (10_020, 400, 10_010)
     assert (sell.price, sell.quantity) == (10_000, 100)
-
-
-def test_a_spot_buy_pays_its_fee_in_base() -> None:
-    spot = instrument(category=Category.SPOT)
-    fill = opened(Executor(spot, ExecutionCosts(10_000_000)), order(), 10_000)
-    assert (fill.fee, fill.fee_base) == (0, 1)
-    sold = opened(Executor(spot, ExecutionCosts(10_000_000)), order(Side.SELL), 10_000)
-    assert sold.fee_base == 0 < sold.fee
 
 
 def test_round_trip_is_twice_what_one_side_costs() -> None:
