@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from contextlib import ExitStack, closing
 from functools import cache, lru_cache
-from itertools import chain, compress, count
+from itertools import chain, compress, count, repeat
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -40,7 +40,7 @@ from tracepaper.storage.record.columns import APPLICATION_ID, stored_columns
 from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from sqlalchemy import Connection
 
@@ -230,19 +230,29 @@ def insert_rows(driver: sqlite3.Connection, rows: Mapping[str, Sequence[Row]]) -
     would add a fifth to a live step. The caller has begun a transaction.
     """
     for table, of_table in rows.items():
-        # Binding a null costs as much as four numbers, so columns that are null in all rows of a
-        # shape are left out: a shape is a length, and in ``steps`` whether there is a bar.
-        shapes: dict[int, list[Row]] = {}
-        for row in of_table:
-            has_bar = table != "steps" or row[_INSTRUMENT_AT] is not None
-            shapes.setdefault(len(row) if has_bar else -len(row), []).append(row)
-        for alike in shapes.values():
+        for alike in _shapes(table, of_table):
             inserted = _insert_of(table, _given(alike))
-            values = [*map(inserted.pick, alike)]
-            end = len(values) // BLOCK_ROWS * BLOCK_ROWS
-            blocks = (values[at : at + BLOCK_ROWS] for at in range(0, end, BLOCK_ROWS))
-            driver.executemany(inserted.block, map(tuple, map(chain.from_iterable, blocks)))
-            driver.executemany(inserted.row, values[end:])
+            end = len(alike) // BLOCK_ROWS * BLOCK_ROWS
+            flat = chain.from_iterable(map(inserted.pick, alike[:end]))
+            driver.executemany(inserted.block, zip(*repeat(flat, inserted.width * BLOCK_ROWS)))  # noqa: B905 - one iterator
+            driver.executemany(inserted.row, map(inserted.pick, alike[end:]))
+
+
+def _shapes(table: str, rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    """Yield *rows* by shape: a length, and in ``steps`` whether there is a bar.
+
+    Binding a null costs as much as four numbers, so columns that are null in all rows of a shape
+    are left out.
+    """
+    groups = [rows]
+    if table == "steps":
+        closes = [row for row in rows if row[_INSTRUMENT_AT] is None]
+        bars = [row for row in rows if row[_INSTRUMENT_AT] is not None] if closes else rows
+        groups = [bars, closes]
+    for group in groups:
+        lengths = dict.fromkeys(map(len, group))
+        for length in lengths:
+            yield group if len(lengths) == 1 else [row for row in group if len(row) == length]
 
 
 def _given(rows: Sequence[Row]) -> tuple[bool, ...]:
@@ -254,10 +264,11 @@ def _given(rows: Sequence[Row]) -> tuple[bool, ...]:
 
 
 class _Insert(NamedTuple):
-    """The compiled INSERT of a row and of a block, and the getter of a row's values."""
+    """The compiled INSERT of a row and of a block, and the getter of a row's *width* values."""
 
     row: str
     block: str
+    width: int
     pick: Callable[[Row], Row]
 
 
@@ -269,7 +280,10 @@ def _insert_of(table: str, given: tuple[bool, ...]) -> _Insert:
     row = str(statement.compile(dialect=sqlite.dialect(), column_keys=names))
     values = row.partition(" VALUES ")[2]
     return _Insert(
-        row, row + f", {values}" * (BLOCK_ROWS - 1), itemgetter(*compress(count(), given))
+        row,
+        row + f", {values}" * (BLOCK_ROWS - 1),
+        len(names),
+        itemgetter(*compress(count(), given)),
     )
 
 
