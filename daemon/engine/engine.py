@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from math import inf
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple, assert_never
 
 import msgspec
@@ -68,6 +69,7 @@ from tracepaper.strategies.types.decisions import (
     Decision,
     Fill,
     FillModel,
+    ForecastColumns,
     GateSet,
     LastDecision,
     Order,
@@ -479,7 +481,11 @@ class Engine:
     # ------------------------------------------------------------ steps that change only prices
 
     def stretch(
-        self, units: UnitQueue, room: int, predict: Predict | None = None
+        self,
+        units: UnitQueue,
+        room: int,
+        predict: Predict | None = None,
+        columns: Mapping[str, ForecastColumns] = MappingProxyType({}),
     ) -> QuietStretch | None:
         """Take *units* while they change only prices for the run, for at most *room* steps.
 
@@ -488,6 +494,7 @@ class Engine:
         step of the unit that ends the stretch uses the answer that the stretch got. *predict* is
         given if there is a model; then each bar is decided by the same code as in a step, shadow
         accounts trade, and only what broker and record would do for the run's account is left out.
+        Its forecasts may be rows of *columns*, by instrument: these need no check of their numbers.
         """
         may_repeat = self._may_repeat if predict is None else self._may_decide_ahead
         if not may_repeat or self.halted or type(units.unit) not in _QUIET:
@@ -512,11 +519,11 @@ class Engine:
         )
         if confirms or self.broker.save or course is not None:
             room = min(room, -first % STATE_EVERY_STEPS)
-        quiet = self._take_repeats(units, room, repeats, predict, course)
+        quiet = self._take_repeats(units, room, repeats, predict, course, columns)
         if not quiet.bars:
             return None
         spans = {0: others} if course is None else course.spans
-        stretch = self._quiet_stretch(first, quiet, repeats, spans, course)
+        stretch = self._quiet_stretch(first, quiet, repeats, spans, course, columns)
         self.begin(stretch.next_sequence)
         if confirms:
             self.broker.save = self.broker.save or _LATER
@@ -557,16 +564,25 @@ class Engine:
             return None
         return Repeat(newest, None, self.broker.account.position(key), {}), ()
 
-    def _asks_ahead(self, key: str, closes: tuple[int, int], judged: list[JudgedBar]) -> Asks:
+    def _asks_ahead(
+        self,
+        key: str,
+        closes: tuple[int, int],
+        judged: list[JudgedBar],
+        columns: ForecastColumns | None,
+    ) -> Asks:
         """Return the function that decides on the following bars of *key*; it adds to *judged*.
 
-        It confirms the position of the run if its entry repeats.
+        It confirms the position of the run if its entry repeats. *columns* may have its forecasts.
         """
         state, broker = self.states[key], self.broker
         line, (lowest, highest) = broker.account.books[0].lines[key], closes
+        usable_ids = {} if columns is None else columns.rows
 
         def keeps(bar: Bar, prediction: Prediction) -> bool:
-            decision, usable = state.decide_ahead(bar, prediction, broker.account)
+            is_known = id(prediction) in usable_ids
+            usable, is_finite = (prediction, True) if is_known else checked_prediction(prediction)
+            decision = state.decide_ahead(bar, usable, broker.account, is_finite=is_finite)
             if not lowest <= bar.close <= highest or not is_kept(state.intent, line):
                 return False
             if enters(state.intent):
@@ -615,6 +631,7 @@ class Engine:
         repeats: Mapping[str, Repeat],
         predict: Predict | None,
         course: ShadowCourse | None,
+        columns: Mapping[str, ForecastColumns],
     ) -> QuietUnits:
         """Take the units whose bars follow directly, close within a quarter, and repeat *repeats*.
 
@@ -637,7 +654,7 @@ class Engine:
         predictions: Sequence[Prediction] = (None,) * width
         judged: list[JudgedBar] = []
         sequence, closed_ms, is_over = self.sequence + (kind is Close), 0, False
-        takes, asks = self._plans(repeats, None if course is None else judged)
+        takes, asks = self._plans(repeats, None if course is None else judged, columns)
         while not is_over and room >= width and type(unit) is kind:
             bars = (unit,) if type(unit) is Bar else unit.bars if type(unit) is Close else ()
             if not _follows(bars, keys, due_ms, interval_ms):
@@ -684,7 +701,10 @@ class Engine:
         return quiet
 
     def _plans(
-        self, repeats: Mapping[str, Repeat], judged: list[JudgedBar] | None
+        self,
+        repeats: Mapping[str, Repeat],
+        judged: list[JudgedBar] | None,
+        columns: Mapping[str, ForecastColumns],
     ) -> tuple[list[Takes], list[tuple[int, Asks]]]:
         """Return the functions that take and ask each bar of a unit, with the bar's place in it.
 
@@ -702,7 +722,8 @@ class Engine:
                 limits = [each.evaluator.plausible_limit for each in self._deciders[key]]
                 most = min(limits)
             else:
-                plans = [(self.states[key].observer, self._asks_ahead(key, closes, judged))]
+                asks_ahead = self._asks_ahead(key, closes, judged, columns.get(key))
+                plans = [(self.states[key].observer, asks_ahead)]
             market = self.markets[key]
             take = market.follow_at_once([observe for observe, _ in plans if observe])
             takes.append((place, take, most))
@@ -772,6 +793,7 @@ class Engine:
         repeats: Mapping[str, Repeat],
         spans: Mapping[int, Mapping[str, tuple[ShadowStep, ...]]],
         course: ShadowCourse | None,
+        columns: Mapping[str, ForecastColumns],
     ) -> QuietStretch:
         """Value the accounts by the units *quiet*, and return their stretch.
 
@@ -803,7 +825,7 @@ class Engine:
             answers, states = course.answers, course.states
         return QuietStretch(
             first, bars, quiet.closes, quiet.plausible, repeats, marks, shadows, answers, states,
-            [place for place in places if place is not None],
+            [place for place in places if place is not None], {**columns},
         )  # fmt: skip
 
     # ------------------------------------------------------------ a bar, from top to bottom

@@ -540,17 +540,13 @@ class MemberState:
         return self._sizer.follows_signal
 
     def decide_ahead(
-        self, bar: Bar, prediction: Prediction, account: Holdings
-    ) -> tuple[Decision, Prediction]:
-        """Decide on *bar* before its step, which then takes the decision from ``decided``.
-
-        Returns the decision and the usable *prediction*.
-        """
+        self, bar: Bar, prediction: Prediction, account: Holdings, *, is_finite: bool | None
+    ) -> Decision:
+        """Decide on *bar* before its step, which then takes the decision from ``decided``."""
         self.decided = None
-        usable, is_finite = checked_prediction(prediction)
-        decision = self.decide(bar, usable, account, is_running=True, is_finite=is_finite)
+        decision = self.decide(bar, prediction, account, is_running=True, is_finite=is_finite)
         self.decided = decision
-        return decision, usable
+        return decision
 
     def begin_stretch(self, line: Line) -> Repeat | None:
         """Return the decision that the directly following bars would repeat.

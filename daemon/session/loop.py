@@ -22,6 +22,7 @@ from collections.abc import (
     Sequence,
 )
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 from typing import Any, Final, Protocol, TypeVar
 
 from tracepaper.daemon.clock import Append, Feed, Predict
@@ -29,7 +30,13 @@ from tracepaper.daemon.engine.engine import Engine
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.covariates import run_source
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
-from tracepaper.strategies.types.decisions import Forecast, Prediction, PredictionTimeout, Step
+from tracepaper.strategies.types.decisions import (
+    Forecast,
+    ForecastColumns,
+    Prediction,
+    PredictionTimeout,
+    Step,
+)
 from tracepaper.strategies.types.market import (
     Bar,
     Close,
@@ -51,6 +58,11 @@ class KnownPredictor(Protocol):
 
     is_silent: bool
     """Whether it never predicts; steps that only change prices may then be taken together."""
+
+    @property
+    def columns(self) -> Mapping[str, ForecastColumns]:
+        """Known forecasts of the next bars, by instrument; empty if there are none."""
+        ...
 
     def predict(self, unit: Unit, /) -> Sequence[Prediction]:
         """Return the forecast at each event of *unit*, as ``Predict`` does."""
@@ -252,6 +264,7 @@ class InlinePredictor:
     """
 
     is_silent = False
+    columns: Mapping[str, ForecastColumns] = MappingProxyType({})
 
     def __init__(
         self,

@@ -25,10 +25,12 @@ from tracepaper.strategies.time_buckets import weights_of
 from tracepaper.strategies.types.decisions import (
     Decision,
     Forecast,
+    ForecastColumns,
     HeadForecasts,
     Prediction,
     RunRow,
 )
+from tracepaper.strategies.types.forecast_columns import columns_of
 from tracepaper.strategies.types.market import Bar, CloseStart, Event, ModelChange, Unit
 
 ENVIRONMENT: Final = (
@@ -185,6 +187,7 @@ class ScanPredictor:
         }
         at_once = min(CHUNK_EVENTS, forecaster.scanned_at_once)
         self._chunk_events = at_once * -(-len(self._waiting) // CHUNK_INSTRUMENTS)
+        self.columns: dict[str, ForecastColumns] = {}  # of the chunk, by instrument
         self._chunks = 0
         self._next_probe = 1
         self.probed = 0
@@ -220,8 +223,12 @@ class ScanPredictor:
         for event in chunk:
             if isinstance(event, Bar) and self._is_newest(event, fresh):
                 fresh.setdefault(event.instrument, []).append(event)
+        self.columns.clear()
         for key, bars in fresh.items():
-            self._waiting[key].extend(zip(bars, self._forecaster.scan(bars), strict=True))
+            forecasts = self._forecaster.scan(bars)
+            self._waiting[key].extend(zip(bars, forecasts, strict=True))
+            if (columns := columns_of(forecasts)) is not None:
+                self.columns[key] = columns
         if fresh:
             self._probe(fresh)
         return chunk

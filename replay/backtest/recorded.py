@@ -51,6 +51,7 @@ from tracepaper.strategies.gates.card import calibration_of, section_of
 from tracepaper.strategies.gates.gate import HEAD_MEASURES
 from tracepaper.strategies.types.decisions import (
     Forecast,
+    ForecastColumns,
     Prediction,
     PredictionTimeout,
     RunRow,
@@ -242,6 +243,11 @@ class RecordedPredictor:
             return (row[2] for row in rows if place is None or type(row[2]) not in _ENDS)
         events = self._handed_on(rows, place)
         return events if self._scan is None else self._scan.read_ahead(events)
+
+    @property
+    def columns(self) -> Mapping[str, ForecastColumns]:
+        """Known forecasts of the next bars."""
+        return {} if self._scan is None else self._scan.columns
 
     @property
     def forecaster(self) -> Forecaster | None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain, islice
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Protocol
 
 from tracepaper.daemon.engine.engine import Engine
@@ -22,7 +23,14 @@ from tracepaper.daemon.session.loop import (
 from tracepaper.daemon.session.run_row import start_event
 from tracepaper.replay.backtest.predictors import CHUNK_EVENTS, ScanPredictor
 from tracepaper.strategies.api.strategy import Forecaster
-from tracepaper.strategies.types.decisions import GateSet, Prediction, QuietStretch, RunRow, Step
+from tracepaper.strategies.types.decisions import (
+    ForecastColumns,
+    GateSet,
+    Prediction,
+    QuietStretch,
+    RunRow,
+    Step,
+)
 from tracepaper.strategies.types.market import (
     Bar,
     Event,
@@ -106,7 +114,9 @@ def run_events(
     with settled_heap():
         while (unit := units.unit) is not None:
             room = min(log.room, due - count)
-            stretch = engine.stretch(units, room, predict) if stretches else None
+            stretch = None
+            if stretches:
+                stretch = engine.stretch(units, room, predict, predictor.columns)
             if stretch is not None:
                 log.append_stretch(stretch)
                 count += stretch.units
@@ -188,6 +198,7 @@ class _NoForecasts:
     """Predicts nothing: for strategies that need no forecast."""
 
     is_silent = True
+    columns: Mapping[str, ForecastColumns] = MappingProxyType({})
 
     def predict(self, unit: Unit) -> Sequence[Prediction]:
         """Return None for each event of *unit*."""

@@ -77,13 +77,15 @@ from tracepaper.strategies.types.market import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from numpy.typing import NDArray
+
     from tracepaper.storage.record.rows import Previous
     from tracepaper.strategies.types.decisions import (
         Account,
         Answer,
         BookMarks,
         Decision,
-        Explanation,
+        ForecastColumns,
         GateSet,
         Prediction,
         RunRow,
@@ -167,8 +169,6 @@ class StepEncoder:
         self._shadows: dict[int | None, tuple[list[Row], int | None]] = {}
         self._trades = TradeBooks(run) if trades is None else trades
         self._rows: Rows = {table: [] for table in CHAINED_TABLES}
-        # Sequence, prediction, measures and note of each answer whose row is not yet made.
-        self._waiting: list[tuple[int, Prediction, Row, str | None]] = []
 
     def opening(
         self, run: RunRow, gate_sets: int, previous: Previous = FIRST
@@ -200,9 +200,6 @@ class StepEncoder:
     def take(self) -> Rows:
         """Return the rows of the added steps, and remove them."""
         rows, self._rows = self._rows, {table: [] for table in CHAINED_TABLES}
-        if self._waiting:
-            rows["answers"] += self._waiting_rows()
-            rows["answers"].sort(key=itemgetter(_SEQUENCE))
         return rows
 
     def add_together(self, steps: Sequence[Step] | QuietStretch) -> None:
@@ -276,22 +273,22 @@ class StepEncoder:
             self._rows["answers"].append(self._answer_row(key, prediction, answered, note))
         return outcome, plausible, measures
 
-    def _add_answers(
-        self, sequences: Sequence[int], answers: Sequence[Answer], count: int
-    ) -> list[list[Value]]:
-        """Add the *answers* to the bars at *sequences*; return the columns of :meth:`_add_answer`.
+    def _add_answers(self, sequences: Sequence[int], stretch: QuietStretch) -> list[list[Value]]:
+        """Add the answers to the bars after the first unit; return three columns of ``steps``.
 
-        The bars are of *count* instruments in turn, each judged by one gate set. Rows of
-        ``answers`` are made with the others of the commit.
+        They are those of :meth:`_add_answer`. The bars at *sequences* are of several instruments in
+        turn, each judged by one gate set.
         """
+        count = len(stretch.repeats)
+        answers = stretch.answers[count:]
         decisions = [answer.decision for answer in answers]
         stored = [
             self.outcomes.store(decision.outcome, at, self._rows)
             for at, decision in zip(sequences, decisions, strict=True)
         ]
         plausible: list[Value] = [None] * len(stored)
-        measures, answered = plausible.copy(), list[Row]([()]) * len(stored)
-        for place, (plan, _) in enumerate(stored[:count]):
+        measures, rows = plausible.copy(), list[Row | None]([None]) * len(stored)
+        for place, (key, (plan, _)) in enumerate(zip(stretch.repeats, stored[:count], strict=True)):
             at = slice(place, None, count)
             every = [decision.measures for decision in decisions[at]]
             if {*map(len, every)} != {plan.length}:
@@ -302,15 +299,16 @@ class StepEncoder:
                 None if picked == plan.usual else plan.measures(picked)
                 for picked in zip(*plan.pick_step(judged), strict=True)
             ]
+            answered: Sequence[Row] = [()] * len(every)
             if plan.judges_answer:
-                answered[at] = zip(*plan.pick_answer(judged), strict=True)
-        self._waiting += [
-            (at, answer.prediction, row, json_text(answer.decision.note))
-            for at, answer, row in zip(sequences, answers, answered, strict=True)
-            if answer.prediction is not None
-            or answer.decision.note is not None
-            or row.count(None) < len(row)
-        ]
+                answered = [*zip(*plan.pick_answer(judged), strict=True)]
+            rows[at] = self._answer_rows(
+                sequences[at],
+                answers[at],
+                answered,
+                stretch.forecasts.get(key),
+            )
+        self._rows["answers"] += filter(None, rows)
         return [[outcome for _, outcome in stored], plausible, measures]
 
     def add_stretch(self, stretch: QuietStretch) -> None:
@@ -348,7 +346,7 @@ class StepEncoder:
         columns[_DELAYS : _DELAYS + 3] = delay, seen, sources
         if stretch.answers:
             columns[_OUTCOME], columns[_PLAUSIBLE], columns[_MEASURES] = self._add_answers(
-                sequences, stretch.answers[count:], count
+                sequences, stretch
             )
         else:
             is_judged = [repeat.plausible_at is not None for repeat in stretch.repeats.values()]
@@ -551,31 +549,38 @@ class StepEncoder:
         row = (*key, note, *forecast, *explained, *measures)
         return trimmed((*row, *(None,) * (_HEADS - len(row)), *rare) if rare else row)
 
-    def _waiting_rows(self) -> list[Row]:
-        """Return the ``answers`` rows that wait, laid out as arrays if all forecasts are usual.
+    def _answer_rows(
+        self,
+        sequences: Sequence[int],
+        answers: Sequence[Answer],
+        measures: Sequence[Row],
+        columns: ForecastColumns | None,
+    ) -> list[Row | None]:
+        """Return the ``answers`` row of each bar at *sequences*; None if it needs none.
 
-        These are explained, of the run's model, without heads, and finite in every column.
+        Their values are taken from *columns*, if all forecasts are rows of them.
         """
-        waiting, self._waiting = self._waiting, []
-        key = self._run_key
-        usual = [
-            (forecast, explanation)
-            for _, forecast, _, _ in waiting
-            if isinstance(forecast, Forecast)
-            and (explanation := forecast.explanation) is not None
-            and explanation.buckets
-            and forecast.heads is None
-            and forecast.model_id == self._model_id
+        key, notes = self._run_key, [json_text(answer.decision.note) for answer in answers]
+        if columns is not None and columns.forecasts[0].model_id == self._model_id:
+            row_of = columns.rows.get
+            places = [row_of(id(answer.prediction)) for answer in answers]
+            if None not in places:
+                values = _columns_at(columns, np.array(places, np.int64), self._horizon)
+                rows = zip(repeat(key, len(answers)), sequences, notes, *values, strict=True)
+                return [
+                    row + of_gates
+                    if of_gates and of_gates[-1] is not None
+                    else trimmed(row + of_gates)
+                    for row, of_gates in zip(rows, measures, strict=True)
+                ]
+        return [
+            self._answer_row((key, at), answer.prediction, of_gates, note)
+            if answer.prediction is not None
+            or note is not None
+            or of_gates.count(None) < len(of_gates)
+            else None
+            for at, answer, of_gates, note in zip(sequences, answers, measures, notes, strict=True)
         ]
-        together = _columns_together(usual, self._horizon) if len(usual) == len(waiting) else []
-        if not together:
-            return [
-                self._answer_row((key, at), prediction, measures, note)
-                for at, prediction, measures, note in waiting
-            ]
-        sequences, _, answered, notes = zip(*waiting, strict=True)
-        rows = zip(repeat(key, len(waiting)), sequences, notes, *together, strict=True)
-        return [trimmed(row + judged) for row, judged in zip(rows, answered, strict=True)]
 
     def _head_columns(self, prediction: Forecast) -> Row:
         """Return the packed auxiliary heads, and their numbers at the gates' horizon."""
@@ -788,37 +793,29 @@ def _forecast_columns(forecast: Forecast, preferred: int | None) -> Row:
     return (horizons[at], *at_horizon, pack(*numbers), forecast.auxiliary or None)
 
 
-def _columns_together(
-    explained: Sequence[tuple[Forecast, Explanation]], preferred: int | None
+def _columns_at(
+    columns: ForecastColumns, rows: NDArray[np.int64], preferred: int | None
 ) -> list[Sequence[Value]]:
-    """Return the columns of *explained* forecasts; nothing if one is null or their lengths differ.
+    """Return the values of ``answers`` of the forecasts in *rows*, as columns.
 
     They are those of :func:`_forecast_columns` and of the explanation.
     """
-    columns = [*chain.from_iterable(_OF_FORECAST(forecast) for forecast, _ in explained)]
-    buckets = [explanation.buckets for _, explanation in explained]
-    every = {forecast.horizons for forecast, _ in explained}
-    is_alike = len(every) == 1 == len({*map(len, buckets)})
-    if not is_alike or {*map(len, columns)} != {*map(len, every)}:
-        return []
-    (horizons,) = every
-    numbers = np.fromiter(chain.from_iterable(columns), np.float64) + 0.0
-    numbers = numbers.reshape(len(explained), len(FORECAST_COLUMNS), -1)
-    figures = np.array([_OF_EXPLANATION(each) for _, each in explained], np.float64) + 0.0
-    if not (np.isfinite(numbers).all() and np.isfinite(figures).all()):
-        return []
+    chosen = itemgetter(*rows.tolist(), 0)(columns.forecasts)[:-1]  # at least two: a tuple
+    explained = [forecast.explanation for forecast in chosen]
+    horizons = chosen[0].horizons
     at, pack = _packing(horizons, (len(horizons),) * len(FORECAST_COLUMNS), preferred)
-    others = np.delete(numbers, at, axis=2).reshape(len(explained), -1).astype("<f8")
+    numbers, figures = columns.numbers[rows] + 0.0, columns.figures[rows] + 0.0
+    others = np.delete(numbers, at, axis=2).reshape(len(rows), -1).astype("<f8")
     width, packed = others[0].nbytes, others.tobytes()
     head = pack(*others[0])[: -width or None]
     return [
-        [horizons[at]] * len(explained),
+        [horizons[at]] * len(rows),
         *numbers[:, :, at].T.tolist(),
-        [head + packed[row * width : (row + 1) * width] for row in range(len(explained))],
-        [forecast.auxiliary or None for forecast, _ in explained],
+        [head + packed[row * width : (row + 1) * width] for row in range(len(rows))],
+        [forecast.auxiliary or None for forecast in chosen],
         *figures.T.tolist(),
-        [explanation.entropy for _, explanation in explained],
-        buckets_texts(buckets),
+        [explanation.entropy for explanation in explained],
+        buckets_texts([explanation.buckets for explanation in explained]),
     ]
 
 

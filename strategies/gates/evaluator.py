@@ -41,6 +41,7 @@ from tracepaper.strategies.types.calibration import (
     FittedConfidence,
 )
 from tracepaper.strategies.types.decisions import Forecast, GateSet, Regime
+from tracepaper.strategies.types.forecast_columns import MAX_PROBABILITY
 from tracepaper.strategies.types.market import Bar, BarColumns
 
 Settings = Mapping[str, Mapping[str, object]]
@@ -446,17 +447,13 @@ class Plausibility:
         return None if doubled is None or not last else 5_000 * doubled / last
 
 
-_MAX_PROBABILITY: Final = 1 + 1e-6
-"""One, with room for rounding in single precision."""
-
-
 def is_finite_forecast(forecast: Forecast) -> bool:
     """Return whether every number of *forecast* is finite and every probability in range."""
     probabilities = forecast.p_down + forecast.p_flat + forecast.p_up
     deviations = forecast.stdev_return + forecast.volatility
     if not _are_finite(forecast.mean_return + deviations + probabilities):
         return False
-    if probabilities and not 0 <= min(probabilities) <= max(probabilities) <= _MAX_PROBABILITY:
+    if probabilities and not 0 <= min(probabilities) <= max(probabilities) <= MAX_PROBABILITY:
         return False
     if deviations and min(deviations) <= 0:
         return False

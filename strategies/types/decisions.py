@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from operator import attrgetter
 from struct import unpack_from
-from typing import Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from msgspec import Struct
 from msgspec.structs import astuple, replace
@@ -29,6 +29,10 @@ from tracepaper.strategies.types.market import (
     RunKind,
     Side,
 )
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 BLOCK_BARS: Final = 64
 """Bars per absolute block of time: the unit of window hashes and of rollout buckets."""
@@ -186,6 +190,16 @@ class Forecast(Struct, frozen=True, gc=False):
         """Return the network's position in [-1, 1]; None without the head."""
         values = self.head("allocation", at)
         return values[0] if values else None
+
+
+class ForecastColumns(NamedTuple):
+    """Forecasts of one model as arrays; they have every column, an explanation, and no heads."""
+
+    forecasts: Sequence[Forecast]
+    numbers: NDArray[np.float64]  # [forecast, column, horizon]
+    figures: NDArray[np.float64]  # [forecast, number of its explanation]
+    rows: Mapping[int, int]
+    """The row of each forecast whose numbers are all finite and in range, by the object's id."""
 
 
 class PredictionTimeout(Struct, frozen=True, gc=False):
@@ -627,6 +641,7 @@ class QuietStretch(Struct, frozen=True, gc=False):
     states: Mapping[int, bytes] = {}  # by unit, as its last step stores it
     # By instrument: all bars of the replay, if they are known, and the index of the first of these.
     columns: Sequence[tuple[BarColumns, int]] = ()
+    forecasts: Mapping[str, ForecastColumns] = {}  # by instrument, if answers may be rows of them
 
     @property
     def units(self) -> int:

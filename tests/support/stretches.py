@@ -415,11 +415,11 @@ class HistoryBothWays:
         stretch_of = engine.stretch
         usual = engine_module.STATE_EVERY_STEPS
 
-        def counted(units: Any, room: int, predict: Any = None) -> Any:
+        def counted(*given: Any) -> Any:
             if is_stepped:
                 _judge_anew(engine)
                 return None
-            if (stretch := stretch_of(units, room, predict)) is not None:
+            if (stretch := stretch_of(*given)) is not None:
                 self._count(stretch)
                 self.counted["stretches under a stop"] += bool(engine.broker.resting())
             return stretch

@@ -54,8 +54,8 @@ def test_a_run_with_a_model_ends_as_one_by_steps(tmp_path: Path) -> None:
     assert names <= reached.keys()
 
 
-def _ask_again(self: MemberState, *given: Any) -> object:
-    answer = decide_ahead(self, *given)
+def _ask_again(self: MemberState, *given: Any, is_finite: bool | None) -> object:
+    answer = decide_ahead(self, *given, is_finite=is_finite)
     self.decided = None
     return answer
 

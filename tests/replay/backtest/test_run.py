@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 from builders import bars, forecast
@@ -19,7 +20,7 @@ from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.predictors import ScanPredictor
 from tracepaper.replay.backtest.run import Tally, run_events
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.strategies.types.decisions import Forecast
+from tracepaper.strategies.types.decisions import Forecast, ForecastColumns
 from tracepaper.strategies.types.market import Bar, Event, Unit
 
 
@@ -35,6 +36,7 @@ def test_an_event_is_drawn_only_when_the_one_before_was_dealt_with(tmp_path: Pat
 
     class ListeningStrategy:
         is_silent = False
+        columns: Mapping[str, ForecastColumns] = MappingProxyType({})
 
         def predict(self, unit: Unit) -> Sequence[None]:
             predicted.extend(events_of(unit))

@@ -44,6 +44,7 @@ from tracepaper.strategies.types.decisions import (
     ShadowStep,
     Step,
 )
+from tracepaper.strategies.types.forecast_columns import columns_of
 from tracepaper.strategies.types.market import (
     CloseStart,
     CovariateRow,
@@ -107,23 +108,28 @@ def test_what_is_not_finite_is_stored_as_null_and_minus_zero_as_zero() -> None:
     assert repr(getattr(back.prediction, "volatility")) == "(nan, 1.0)"  # noqa: B009
 
 
-def explained(numbers: st.SearchStrategy[float]) -> st.SearchStrategy[Forecast]:
-    """Return forecasts of the run's model with columns of *numbers*."""
-    columns = [st.tuples(numbers, numbers)] * 6
+def explained(
+    numbers: st.SearchStrategy[float], spread: st.SearchStrategy[float],
+    share: st.SearchStrategy[float],
+) -> st.SearchStrategy[Forecast]:  # fmt: skip
+    """Return forecasts of the run's model with columns of *numbers*, *spread* and *share*."""
+    columns = [st.tuples(of, of) for of in (numbers, spread, share, share, share, spread)]
     buckets = st.sampled_from((b"\1\2\3\0\4\0\0\0", b"\5\0\0\0" * 2, b"\6\0\0\0" * 2))
     shares = st.builds(Explanation, *[numbers] * 8, st.binary(max_size=8), buckets)
     given = (st.just((10, 30)), *columns, st.just("0123456789ab"), shares)
     return st.builds(Forecast, *given, st.sampled_from((b"", b"members")))
 
 
-USUAL = explained(st.floats(allow_nan=False, allow_infinity=False) | st.just(-0.0))
-OTHER = st.none() | st.just(PredictionTimeout(5)) | explained(st.floats()) | cases.forecasts()
+FINITE = st.floats(allow_nan=False, allow_infinity=False) | st.just(-0.0)
+USUAL = explained(FINITE, st.floats(1e-9, 1e9), st.floats(0, 1) | st.just(-0.0))
+STRANGE = explained(*[st.floats()] * 3)
+OTHER = st.none() | st.just(PredictionTimeout(5)) | STRANGE | cases.forecasts()
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(USUAL, min_size=2, max_size=4), st.lists(OTHER, max_size=1))
+@given(st.lists(USUAL, min_size=2, max_size=4), st.lists(OTHER, max_size=1), st.booleans())
 def test_the_answers_of_a_stretch_are_stored_as_those_of_its_steps(
-    usual: list[Forecast], others: list[Prediction]
+    usual: list[Forecast], others: list[Prediction], is_known: bool
 ) -> None:
     answers = [
         Answer(prediction, cases.model_decision(number, prediction), ())
@@ -132,7 +138,12 @@ def test_the_answers_of_a_stretch_are_stored_as_those_of_its_steps(
     marks = BookMarks(cases.ACCOUNT, [0] * len(answers), [0] * len(answers))
     repeats = {cases.BTC.id: Repeat(answers[0].decision, None, Position(), {})}
     measures = [0.0] * len(answers)
-    stretch = QuietStretch(0, bars(len(answers)), (), measures, repeats, marks, (), answers)
+    forecasts = [other for other in [*others, *usual] if other is None or type(other) is Forecast]
+    columns = columns_of(forecasts) if is_known else None
+    stretch = QuietStretch(
+        0, bars(len(answers)), (), measures, repeats, marks, (), answers,
+        forecasts={} if columns is None else {cases.BTC.id: columns},
+    )  # fmt: skip
     stored = []
     for groups in ([stretch], map(stretch.steps, range(stretch.units))):
         encoder = StepEncoder(cases.run(model_id="0123456789ab"), 1)

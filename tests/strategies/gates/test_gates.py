@@ -17,8 +17,13 @@ from tracepaper.strategies.gates.evaluator import (
     threshold_of,
 )
 from tracepaper.strategies.gates.gate import GATES, GateInputs, gate_order, verdict
-from tracepaper.strategies.types.calibration import Calibration, FittedConfidence, LinearScore
+from tracepaper.strategies.types.calibration import (
+    Calibration,
+    FittedConfidence,
+    LinearScore,
+)
 from tracepaper.strategies.types.decisions import Action, Forecast, HeadForecasts, Regime
+from tracepaper.strategies.types.forecast_columns import columns_of
 
 WITH_HEADS = replace(
     forecast(),
@@ -278,15 +283,27 @@ def test_a_quantile_that_the_card_lacks_is_refused() -> None:
         threshold_of("q0.5", "shift", CALIBRATION, key=threshold_key(GATES["shifted"]))
 
 
-def test_a_forecast_with_one_bad_number_is_not_finite() -> None:
-    assert is_finite_forecast(forecast(p_up=1.0, p_down=0.0))
-    assert not is_finite_forecast(forecast(math.nan))
-    assert not is_finite_forecast(forecast(math.inf))
-    assert not is_finite_forecast(forecast(p_up=1.4, p_down=-0.4))
-    assert not is_finite_forecast(forecast(explained=explanation(shift=math.nan)))
-    for name in ("stdev_return", "volatility"):
-        spread = getattr(forecast(), name)
-        assert not is_finite_forecast(replace(forecast(), **{name: (0.0, *spread[1:])})), name
+def test_a_forecast_with_one_bad_number_is_not_finite_alone_or_as_a_row_of_columns() -> None:
+    usual = forecast()
+    bad = [
+        *map(forecast, (math.nan, math.inf)),
+        *(forecast(p_up=up, p_down=down) for up, down in ((1.4, 0.0), (0.0, -0.4))),
+        *(replace(usual, **{name: (0.0,)}) for name in ("stdev_return", "volatility")),
+        *(
+            replace(usual, explanation=replace(explanation(), **{name: math.nan}))
+            for name in (
+                "confidence_entropy",
+                "content_free",
+                "recent_mass",
+                "event_focus",
+                "shift",
+            )
+        ),
+    ]
+    columns = columns_of([*bad, usual, edge := forecast(p_up=1.0, p_down=0.0)])
+    assert columns is not None
+    assert columns.rows == {id(usual): len(bad), id(edge): len(bad) + 1}
+    assert [*map(is_finite_forecast, columns.forecasts)] == [False] * len(bad) + [True] * 2
 
 
 def test_the_verdict_says_whether_a_refusal_held_anything_up() -> None:
