@@ -51,9 +51,6 @@ class Reversion(Strategy):
 
     warmup = 100
 
-    def __init__(self, _options: dict[str, Any]) -> None:
-        """Ignore the options."""
-
     def columns(self, history: BarArrays) -> Mapping[str, npt.NDArray[np.float64]]:
         """Return the indicator."""
         return {"rsi": rsi(history.close, 14, window=100)}
