@@ -297,22 +297,22 @@ SUBJECTS: Final = (
 )
 """Of the decisions, in the order of the index."""
 LOG: Final = ROOT / "docs" / "decisions_log"
-STATUS: Final = re.compile(r"# (.+)\n\nStatus: (accepted|under review) · (.+)\n")
+BEGINNING: Final = re.compile(r"# (.+)\n\nSubject: (.+)\n")
 
 
 def decisions_log_index() -> str:
     """Return the index of the decisions that hold, by subject.
 
-    Raises ``ValueError`` of a page that begins otherwise than with title, status and subject.
+    Raises ``ValueError`` of a page that begins otherwise than with title and subject.
     """
     rows: dict[str, list[str]] = {subject: [] for subject in SUBJECTS}
     for page in sorted(LOG.glob("*.md")):
         if page.name == "index.md":
             continue
-        begin = STATUS.match(page.read_text(encoding="utf-8"))
-        if begin is None or begin[3] not in rows:
-            raise ValueError(f"{page.name}: begin with title, status and one of {SUBJECTS}.")
-        rows[begin[3]].append(f"| [{begin[1]}]({page.name}) | {begin[2]} |")
+        begin = BEGINNING.match(page.read_text(encoding="utf-8"))
+        if begin is None or begin[2] not in rows:
+            raise ValueError(f"{page.name}: begin with title and one of {SUBJECTS}.")
+        rows[begin[2]].append(f"- [{begin[1]}]({page.name})")
     parts = [
         "# Decisions",
         (
@@ -325,7 +325,7 @@ def decisions_log_index() -> str:
         ),
     ]
     for subject, lines in rows.items():
-        parts += [f"## {subject.capitalize()}", "\n".join(["| | status |", "|---|---|", *lines])]
+        parts += [f"## {subject.capitalize()}", "\n".join(lines)]
     return "\n\n".join(parts) + "\n"
 
 
