@@ -675,7 +675,7 @@ def luck(sweep: Sweep) -> Iterator[str]:
     elif (near := sweep.neighbours) is not None:
         failed = f" ({near.failed} more failed)" if near.failed else ""
         yield (
-            f"The {len(near.values):,} points next to it{failed} reach a median of "
+            f"The {count_of(len(near.values), 'point')} next to it{failed} reach a median of "
             f"{objective_text(near.median, sweep.objective)}; if they are much worse than the "
             "best, the best is chance."
         )
