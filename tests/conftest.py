@@ -17,7 +17,7 @@ import psutil
 import pytest
 from _pytest.fixtures import FixtureDef
 from command_line import Cli
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from postgres_server import fleet_url, postgres  # noqa: F401 - fixtures
 from wheels import InstalledWheel, installed_with_all
 from world import client as world_client
@@ -228,5 +228,11 @@ def pytest_pycollect_makeitem(
 
 
 # The same examples on every machine and in every run; a campaign of chance is `--hypothesis-seed`.
-settings.register_profile("repository", derandomize=True, deadline=None)
+# Nor does a busy machine, which draws them slowly, fail a test.
+settings.register_profile(
+    "repository",
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("repository")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent
 
+import campaign_changes
 import campaign_mutants
 import deleted_branches
 import pytest
@@ -17,7 +18,8 @@ from campaign_mutants import Group, Mutation, MutationLost
 from waiting import deadline_s
 
 MUTATIONS = [
-    mutation for group in campaign_mutants.groups().values() for mutation in group.mutations
+    *(mutation for group in campaign_mutants.groups().values() for mutation in group.mutations),
+    *(mutation for mutation, _ in campaign_changes.changes()),
 ]
 
 PRODUCT = """

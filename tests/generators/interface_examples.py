@@ -129,7 +129,7 @@ def _type(type_: type[Struct]) -> str:
     hints = get_type_hints(type_)
     rows = "\n".join(f"{name}: {_named(hints[name])}" for name in type_.__struct_fields__)
     text = " ".join((type_.__doc__ or "").split())
-    return f"### {type_.__name__}\n\n{text}\n\n```text\n{rows}\n```\n"
+    return f"### {type_.__name__}\n\n{text}\n\n```yaml\n{rows}\n```\n"
 
 
 def _named(hint: object) -> str:

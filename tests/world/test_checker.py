@@ -97,8 +97,8 @@ def test_a_changed_row_names_its_law(tmp_path: Path, law: str, statement: str, k
             "exits",
             (
                 "Market._match",
-                "self._take_all(order, price, at_ms)",
-                "self._take_all(order, price + self._executor.tick, at_ms)",
+                "self._take_all(line, order, price, at_ms)",
+                "self._take_all(line, order, price + self._executor.tick, at_ms)",
             ),
         ),
         (

@@ -85,6 +85,6 @@ def test_an_argument_that_cannot_be_meant_is_named() -> None:
     given: dict[str, object] = dict.fromkeys(python_arguments(Consumer.BACKTEST), ())
     given |= {"data": "a.csv", "start": None, "end": None, "config": None, "db": None}
     assert spec_of(Consumer.BACKTEST, given).candles == ("a.csv",)
-    for name in ("funding", "data", "columns", "start", "config"):
+    for name in ("funding", "data", "columns", "config"):
         with pytest.raises(ConfigInvalid, match=name):
             spec_of(Consumer.BACKTEST, given | {name: 3.5})
