@@ -259,8 +259,8 @@ def _command(name: str, command: Any, shared: Mapping[str, str]) -> Iterator[str
     yield f"### `{name}`"
     yield " ".join((command.help or "").replace("\n\n", " ¶ ").split()).replace(" ¶ ", "\n\n")
     rows = _rows(name, command)
-    if own := [row for row in rows if row not in shared]:
-        yield "\n".join(["| | default | |", "|---|---|---|", *own])
+    if unshared := [row for row in rows if row not in shared]:
+        yield "\n".join(["| | default | |", "|---|---|---|", *unshared])
     if named := [f"`{shared[row]}`" for row in rows if row in shared]:
         yield f"Shared: {', '.join(named)}."
 

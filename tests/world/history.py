@@ -260,14 +260,14 @@ class History:
 
     def _newer(self) -> None:
         """Let the record be one of a later version, which a start must refuse and leave alone."""
-        if said := in_child(lambda: _refused_as_newer(self.database)):
-            self._violate("newer", said)
+        if problem := in_child(lambda: _refused_as_newer(self.database)):
+            self._violate("newer", problem)
 
     def _command(self, *command: str) -> None:
         """Run a command of the product, which must succeed."""
-        code, said = in_child(lambda: _run_command([*command, "--db", str(self.database)]))
+        code, output = in_child(lambda: _run_command([*command, "--db", str(self.database)]))
         if code:
-            self._violate("between", f"{' '.join(command)} ended with {code}: {said[-300:]}")
+            self._violate("between", f"{' '.join(command)} ended with {code}: {output[-300:]}")
 
     def _hold_acknowledged(self, number: int) -> None:
         """Law: what was acknowledged is in the file at the next start."""
@@ -453,9 +453,9 @@ def _verdict(
     decided = _column(database, f"SELECT 1 FROM v_decisions WHERE run_id = {newest} LIMIT 1")
     commands = [("audit", "verify"), ("verify",)] if decided else []
     for command in commands:
-        code, said = _run_command([*command, "last", "--db", str(database)])
+        code, output = _run_command([*command, "last", "--db", str(database)])
         if code:
-            broken.append(Violation(" ".join(command), f"exit code {code}: {said[-600:]}"))
+            broken.append(Violation(" ".join(command), f"exit code {code}: {output[-600:]}"))
     if decided and not is_pruned:
         broken += _replayed(database)
     return broken, counts
@@ -468,9 +468,9 @@ def _replayed(database: Path) -> list[Violation]:
         ("replay", "--data", f"{database}#last", "--db", str(again), "--json"),
         ("parity", f"{database}#last", f"{again}#last"),
     ):
-        code, said = _run_command([*command])
+        code, output = _run_command([*command])
         if code:
-            return [Violation(command[0], f"exit code {code}: {said[-600:]}")]
+            return [Violation(command[0], f"exit code {code}: {output[-600:]}")]
     return []
 
 
@@ -507,13 +507,14 @@ def _refused_as_newer(database: Path) -> str:
     try:
         open_writer(database).close()
     except DataInvalid as error:
-        said = "" if "version" in str(error) or "newer" in str(error) else f"it said: {error}"
+        is_named = "version" in str(error) or "newer" in str(error)
+        problem = "" if is_named else f"it answered: {error}"
     else:
-        said = "it was opened"
-    if not said and database.read_bytes() != before:
-        said = "it was refused, and changed"
+        problem = "it was opened"
+    if not problem and database.read_bytes() != before:
+        problem = "it was refused, and changed"
     number(-1)
-    return said
+    return problem
 
 
 def _column(database: Path, query: str) -> list[str]:
