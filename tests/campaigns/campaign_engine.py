@@ -2,10 +2,9 @@
 
     python tests/campaigns/campaign_engine.py accounts|stretch|laws [--histories 300]
 
-Of ``accounts`` (``histories``) and ``stretch`` (``stretches``) a history is one seed. Of each five
-accounts one has a universe, one is filled by order books, and one is of cross margin, where quotes
-jump by so much that closes would ruin it; a log stores the beginning of each, with restarts, and
-its record is checked. A stretch is written by steps and at once: both end with the same digest.
+Of ``accounts`` (``histories``) and ``stretch`` (``stretches``) a history is one seed. Accounts take
+the kinds of history in turn; a log stores the beginning of each, with restarts, and its record is
+checked. A stretch is written by steps and at once: both end with the same digest.
 ``laws`` plays the state machine of ``engine_laws`` over engine and log with kills, in each of its
 worlds; what breaks a law is shrunk to the fewest rules and printed.
 """
@@ -33,7 +32,7 @@ def accounts(seed: int, kind: str, folder: Path) -> Counter[str]:
 
 
 PARTS: Final[Mapping[str, Callable[[int, Path], Counter[str]]]] = {
-    "accounts": lambda seed, folder: accounts(seed, KINDS[seed % len(KINDS)], folder),
+    "accounts": lambda seed, folder: accounts(seed, tuple(KINDS)[seed % len(KINDS)], folder),
     "stretch": lambda seed, folder: HistoryBothWays(seed, folder, has_model=seed % 3 == 0).counted,
 }
 

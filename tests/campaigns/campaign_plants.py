@@ -378,8 +378,8 @@ class Plant(NamedTuple):
 
 PLANTS: Final = (
     Plant(acknowledged_before_the_commit, "acknowledged", first=1),
-    Plant(answered_before_the_commit, "commands", first=2),
-    Plant(a_rounded_fee, "ledger"),
+    Plant(answered_before_the_commit, "commands", first=17),
+    Plant(a_rounded_fee, "ledger", first=1),
     Plant(a_task_left_behind, "left"),
     Plant(an_error_nobody_handles, "unhandled"),
     Plant(a_stop_that_takes_half_a_minute, "stop", first=6),
@@ -390,8 +390,8 @@ PLANTS: Final = (
     Plant(a_real_process, "end"),
     Plant(a_real_socket, "end"),
     Plant(a_full_queue_that_raises, "end"),
-    Plant(a_hang_that_is_an_error, "end", ("hanging",), first=2),
-    Plant(a_file_at_each_step, "end", ("leaking",), first=1),
+    Plant(a_hang_that_is_an_error, "end", ("hanging",), first=4),
+    Plant(a_file_at_each_step, "end", ("leaking",), first=2),
     Plant(a_file_that_stays_open, "left"),
     Plant(a_lock_that_locks_nothing, "second", ("second",)),
     Plant(another_version_goes_on, "versions", ("versions",)),
@@ -399,11 +399,11 @@ PLANTS: Final = (
     Plant(an_answer_without_end, "bomb", ("bomb",), first=5),
     Plant(a_frame_without_end, "bomb", ("bomb",)),
     Plant(no_proxy, "proxy", ("proxy",)),
-    Plant(filters_of_the_first_day, "filters", ("filters",), first=2),
-    Plant(a_symbol_that_is_gone_ends_it, "recovery", ("gone",)),
-    Plant(a_replay_that_must_succeed, "end", ("parity",), first=2),
+    Plant(filters_of_the_first_day, "filters", ("filters",), first=5),
+    Plant(a_symbol_that_is_gone_ends_it, "recovery", ("gone",), first=1),
+    Plant(a_replay_that_must_succeed, "end", ("parity",), first=12),
     Plant(a_decision_that_no_record_explains, "parity", ("parity",), first=2),
-    Plant(a_notice_told_twice, "notices", ("notices",), first=4),
+    Plant(a_notice_told_twice, "notices", ("notices",), first=7),
     Plant(a_new_run_that_begins_now, "decisions", ("edit",)),
     Plant(a_log_that_forks, "fork", ("witness",)),
     Plant(a_prune_that_drops_a_leaf, "witness", ("witness", "prune"), first=2),
@@ -416,7 +416,7 @@ def find(plant: Plant, base: Path, seeds: Sequence[int], bars: int) -> str:
     kind = dict.fromkeys(("parity", "hanging", "leaking"), "plain")
     kind |= {"filters": "limits", "gone": "two"}
     chosen = next((kind[name] for name in plant.has if name in kind), "")
-    for number, seed in enumerate(seeds[plant.first :], start=1):
+    for number, seed in enumerate((plant.first + seed for seed in seeds), start=1):
         # Many commands, kills and bursts: a fault shows where one meets the other.
         days_have_to_end = {"parity", "filters", "prune"}.intersection(plant.has)
         minutes = 240 if days_have_to_end else 0

@@ -165,8 +165,48 @@ class Case(NamedTuple):
         return self.model is FillModel.QUOTE
 
 
-KINDS = ("", "", "universe", "book", "focused")
-"""What histories are about: anything, a universe of one symbol, fills by books, or cross margin."""
+class Kind(NamedTuple):
+    """What a history is about."""
+
+    category: str = "linear"
+    is_focused: bool = False
+    """Whether it is of cross margin by quotes, which jump by so much that closes would ruin it."""
+    is_hedged: bool = False
+    is_several: bool = False
+    by_book: bool = False
+    chooses: bool = False
+    """Whether a universe of one symbol is chosen while it goes on."""
+
+
+KINDS = {
+    "one": Kind(),
+    "focused": Kind(is_focused=True),
+    "spot": Kind("spot"),
+    "stock": Kind("stock"),
+    "book": Kind(by_book=True),
+    "universe": Kind(is_several=True, chooses=True),
+    "hedge": Kind(is_hedged=True),
+    "focused hedge": Kind(is_focused=True, is_hedged=True),
+    "several": Kind(is_several=True),
+    "focused several": Kind(is_focused=True, is_several=True),
+    "several hedge": Kind(is_several=True, is_hedged=True),
+}
+"""Each kind draws from streams of its own: one more or less changes no history of another."""
+
+
+class Streams(dict[str, random.Random]):
+    """Random numbers for each thing that is drawn: what one takes changes no other.
+
+    A key is the thing's name, or any value that it follows from.
+    """
+
+    def __init__(self, seed: int, kind: str) -> None:
+        self._begin = f"{seed} {kind}"
+        super().__init__()
+
+    def __missing__(self, name: str) -> random.Random:
+        self[name] = random.Random(f"{self._begin} {name}")
+        return self[name]
 
 
 def drawn_delay(given: Mapping[str, Any]) -> dict[str, int]:
@@ -175,20 +215,14 @@ def drawn_delay(given: Mapping[str, Any]) -> dict[str, int]:
     return {"delay_bars": rng.choice((1, 2))} if rng.random() < 0.15 else {}
 
 
-def drawn_case(rng: random.Random, kind: str) -> Case:
-    """Draw a configuration of a *kind*; one that is focused is of cross margin by quotes."""
-    is_focused, by_book = kind == "focused", kind == "book"
-    shapes = {"universe": ("several",), "focused": ("one", "hedge", "several", "several hedge")}
-    shape = rng.choice(shapes.get(kind, ("one", "one", "hedge", "several", "several hedge")))
-    is_hedged, is_several = "hedge" in shape, "several" in shape
-    category = "linear"
-    if not is_focused and not is_hedged and rng.random() < 0.2:
-        is_stock = rng.random() < 0.5 and not by_book
-        category = "stock" if is_stock else "spot"
+def drawn_case(streams: Streams, name: str) -> Case:
+    """Draw a configuration of the kind *name*."""
+    kind, rng = KINDS[name], streams["case"]
+    category, is_focused, is_hedged = kind.category, kind.is_focused, kind.is_hedged
     margins = ["none", "isolated", "isolated", "cross", "cross"]
     margin = "none" if category != "linear" else "cross" if is_focused else rng.choice(margins)
     by_quotes = is_focused or rng.random() < 0.4
-    symbols = ["BTCUSDT", "ETHUSDT"][: 2 if kind == "universe" else rng.randint(1, 2)]
+    symbols = ["BTCUSDT", "ETHUSDT"][: 2 if kind.chooses else rng.randint(1, 2)]
     lists = rng.random() < 0.6
 
     def options(seed: int, **named: Any) -> dict[str, Any]:
@@ -219,7 +253,7 @@ def drawn_case(rng: random.Random, kind: str) -> Case:
     }
     drawn = ["histories:DrawnSignals"] * 3 + ["histories:DrawnTogether"]
     horizon, shadows = rng.choice((None, 5)), ["ungated", "held"][: rng.randint(0, 2)]
-    if is_several:
+    if kind.is_several:
         shares = rng.choice((("0.4", "0.3", "0.1", "0.2"), ("0.25",) * 4))
         given["strategies"] = {
             f"s{number}": {
@@ -237,7 +271,7 @@ def drawn_case(rng: random.Random, kind: str) -> Case:
             "shadows": shadows,
             "options": options(rng.randint(0, 99), horizon=horizon),
         }
-    if kind == "universe":
+    if kind.chooses:
         given["market"]["universe"] = {"top": 1, "on_leave": rng.choice(("reduce", "close"))}
     if rng.random() < 0.4:
         given["exits"] = rng.choice(
@@ -253,7 +287,7 @@ def drawn_case(rng: random.Random, kind: str) -> Case:
             "max_drawdown": rng.choice(("0.05", "0.3")),
             "on_breach": rng.choice(("halt", "flatten", "refuse")),
         }  # fmt: skip
-    given["execution"] |= random.Random(repr(given)).choice(  # no other draw depends on it
+    given["execution"] |= streams["impact"].choice(
         ({}, {}, {"beyond_best": "impact"}, {"beyond_best": "square_root", "impact_bp": "20"})
     )
     given["execution"] |= drawn_delay(given)
@@ -265,17 +299,18 @@ def drawn_case(rng: random.Random, kind: str) -> Case:
         for symbol in symbols
     ]
     model = FillModel.QUOTE if by_quotes else FillModel.NEXT_OPEN
-    model = FillModel.BOOK if by_book else model
-    return Case(f"{shape} {margin} {category} {model}", given, items, model, category)
+    model = FillModel.BOOK if kind.by_book else model
+    return Case(f"{name} {margin} {category} {model}", given, items, model, category)
 
 
-def drawn_events(rng: random.Random, case: Case, *, is_focused: bool) -> list[Any]:
+def drawn_events(streams: Streams, case: Case, *, is_focused: bool) -> list[Any]:
     """Draw a history for *case*: bars, quotes, marks, settlements, gaps, filters and commands."""
+    rng, marks, rates = streams["bars"], streams["marks"], streams["funding"]
     count = rng.randint(20, 60) if is_focused else rng.randint(60, 200)
     is_wild = rng.random() < 0.7
     prices, events = {item.id: 100_000 for item in case.items}, list[Any]()
     for at in range(count):
-        is_missed = case.by_quotes and rng.random() < 0.08
+        is_missed = case.by_quotes and streams["gaps"].random() < 0.08
         for key, opened in prices.items():
             jump = rng.randint(-700, 700)
             if is_focused and rng.random() < 0.15:
@@ -290,8 +325,8 @@ def drawn_events(rng: random.Random, case: Case, *, is_focused: bool) -> list[An
                 volume=5_000 + rng.randint(0, 99_999),
             )  # fmt: skip
             until_ms = candle.open_time_ms + MINUTE
-            events += _books(rng, case, candle)
-            events += _inside(rng, case, candle)
+            events += _books(streams["books"], case, candle)
+            events += _inside(rates, case, candle)
             if is_missed:
                 events.append(
                     Gap(
@@ -304,18 +339,20 @@ def drawn_events(rng: random.Random, case: Case, *, is_focused: bool) -> list[An
                         until_ms,
                     )
                 )
-            events += _quotes(rng, case, candle, is_missed=is_missed, is_focused=is_focused)
-            if case.category == "linear" and rng.random() < 0.3:
-                at_ms, off = until_ms - 500, rng.randint(-4_000, 4_000) * is_wild
+            events += _quotes(
+                streams["quotes"], case, candle, is_missed=is_missed, is_focused=is_focused
+            )
+            if case.category == "linear" and marks.random() < 0.3:
+                at_ms, off = until_ms - 500, marks.randint(-4_000, 4_000) * is_wild
                 events.append(Mark(key, (opened + close) // 2 + off, at_ms, at_ms))
             events.append(candle)
             if case.category == "linear" and at % 16 == 15:
-                rate = rng.randint(-9, 9) * 10**6
+                rate = rates.randint(-9, 9) * 10**6
                 events.append(Funding(key, rate, candle.close_time_ms, candle.close_time_ms))
-        events += _changes(rng, case, candle.closed_ms)
+        events += _changes(streams, case, candle.closed_ms)
     if case.category == "stock":
-        _add_actions(rng, events)
-    elif len(case.items) == 2 and not case.by_quotes and rng.random() < 0.5:
+        _add_actions(streams["actions"], events)
+    elif len(case.items) == 2 and not case.by_quotes and streams["closes"].random() < 0.5:
         return list(_by_close(events))
     return events
 
@@ -370,19 +407,20 @@ def _books(rng: random.Random, case: Case, candle: Bar) -> Iterator[BookUpdate]:
         yield BookUpdate(candle.instrument, cause, frame, False, packed, at_ms, at_ms)
 
 
-def _changes(rng: random.Random, case: Case, at_ms: int) -> Iterator[Any]:
+def _changes(streams: Streams, case: Case, at_ms: int) -> Iterator[Any]:
     """Draw other filters now and then, choices of a universe, and commands."""
-    if "universe" in case.given["market"] and rng.random() < 0.1:
-        yield UniverseChange((rng.choice(case.items).id,), "drawn", (), at_ms, at_ms)
-    if rng.random() < 0.02 and case.category != "stock":
+    choices, filters, commands = streams["choices"], streams["filters"], streams["commands"]
+    if "universe" in case.given["market"] and choices.random() < 0.1:
+        yield UniverseChange((choices.choice(case.items).id,), "drawn", (), at_ms, at_ms)
+    if filters.random() < 0.02 and case.category != "stock":
         item = replace(
-            rng.choice(case.items),
-            tick_size=rng.choice((1, 10, 100)),
-            quantity_step=rng.choice((1, 5, 10)),
+            filters.choice(case.items),
+            tick_size=filters.choice((1, 10, 100)),
+            quantity_step=filters.choice((1, 5, 10)),
         )
         yield InstrumentChange(item, at_ms, at_ms)
-    if rng.random() < 0.02:
-        for kind in (rng.choice(list(CommandKind)), CommandKind.RESUME):
+    if commands.random() < 0.02:
+        for kind in (commands.choice(list(CommandKind)), CommandKind.RESUME):
             yield Command(kind, "drawn", at_ms, at_ms)
 
 
@@ -431,10 +469,10 @@ def _is_part(fill: Fill, of: Fill) -> bool:
 class History:
     """A history of one seed, whose accounts are checked after every event."""
 
-    def __init__(self, seed: int, kind: str = "", *, most: int | None = None) -> None:
+    def __init__(self, seed: int, kind: str, *, most: int | None = None) -> None:
         """Play the history of *seed* and a *kind*, or its first events, *most* of them."""
-        self._rng = random.Random(seed)
-        self.case = drawn_case(self._rng, kind)
+        streams = Streams(seed, kind)
+        self.case = drawn_case(streams, kind)
         self.counted: Counter[str] = Counter()
         self._items = {item.id: item for item in self.case.items}
         self._bars, self._splits = list[Bar](), list[CorporateAction]()
@@ -447,11 +485,11 @@ class History:
         self._cash = self.engine.broker.account.cash
         # Of each account what its fills and settlements left of the first cash, and its funding.
         self._money = {name: (of.subtotal().cash, 0) for name, of in self._accounts()}
-        events = drawn_events(self._rng, self.case, is_focused=kind == "focused")
+        events = drawn_events(streams, self.case, is_focused=KINDS[kind].is_focused)
         self._begin()
         for event in events[:most]:
             self._take(event)
-            if self._rng.random() < RESTARTS:
+            if streams["restarts"].random() < RESTARTS:
                 self._restart()
 
     def _begin(self) -> None:
@@ -663,7 +701,7 @@ class RecordedHistory(History):
     Choices of a universe are drawn and follow from no rule: then the record is not derived.
     """
 
-    def __init__(self, seed: int, path: Path, kind: str = "", *, most: int | None = None) -> None:
+    def __init__(self, seed: int, path: Path, kind: str, *, most: int | None = None) -> None:
         """Play it as ``History`` does, into the new database *path*."""
         self._path, self._at_ms = path, START_MS
         super().__init__(seed, kind, most=most)

@@ -333,8 +333,8 @@ ALWAYS_ONE: Final = ("book_fills",)
 def drawn(seed: int, *, bars: int = 120, kind: str = "", minutes: int = 0) -> Spec:
     """Draw the history of *seed*; *kind* and *minutes* of a bar are drawn where none is given."""
     rng = random.Random(f"{seed}:spec")
-    drawn_kind, drawn_minutes = rng.choice(tuple(KINDS)), rng.choice(INTERVALS)
-    kind, minutes = kind or drawn_kind, minutes or drawn_minutes  # given or not, one draw each
+    kind = kind or _kind(seed)
+    minutes = minutes or random.Random(f"{seed}:minutes").choice(INTERVALS)
     many = 2 if kind in ALWAYS_TWO else 1 if kind in ALWAYS_ONE else rng.choice((1, 1, 2))
     config: Section = {
         "market": {"symbols": list(SYMBOLS[:many]), "interval": _interval_name(minutes)},
@@ -370,6 +370,11 @@ def drawn(seed: int, *, bars: int = 120, kind: str = "", minutes: int = 0) -> Sp
     return having(
         spec, [each for each in TRAITS if random.Random(f"{seed}:{each}").random() < 0.25]
     )
+
+
+def _kind(seed: int) -> str:
+    """Draw a kind: one more or less changes no history of another."""
+    return max(KINDS, key=lambda name: random.Random(f"{seed}:kind {name}").random())
 
 
 def _rates(seed: int) -> dict[str, float]:
