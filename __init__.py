@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tracepaper.replay.api import backtest as backtest
-    from tracepaper.replay.api import study as study
     from tracepaper.replay.document.pictures import write_matrix as write_matrix
     from tracepaper.replay.learned import evaluate as evaluate
     from tracepaper.replay.learned import train as train
@@ -63,7 +62,6 @@ _HOMES = {
     "open_run": "replay.run",
     "samples": "replay.samples",
     "sell": "strategies.api.context",
-    "study": "replay.api",
     "sweep": "replay.sweep.run",
     "train": "replay.learned",
     "write_matrix": "replay.document.pictures",
@@ -95,7 +93,6 @@ __all__ = [
     "open_run",
     "samples",
     "sell",
-    "study",
     "sweep",
     "train",
     "write_matrix",

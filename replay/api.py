@@ -32,7 +32,7 @@ from tracepaper.daemon.session.user_code import has_source
 from tracepaper.replay import notebook
 from tracepaper.replay.backtest.make import make_run
 from tracepaper.replay.backtest.run import Watch
-from tracepaper.replay.backtest.run_spec import Consumer, RunSpec, columns_of, spec_of
+from tracepaper.replay.backtest.run_spec import Consumer, RunSpec, spec_of
 from tracepaper.replay.backtest.strategy_keys import (
     NO_SOURCE,
     named_strategies,
@@ -133,34 +133,3 @@ def run_of_spec(
             shutil.rmtree(folder, ignore_errors=True)
         raise
     return Run(run.database, run.run_id, classes, folder=folder, frames=library)
-
-
-def study(
-    column: object,
-    data: Any,  # noqa: ANN401 - as backtest takes it
-    *,
-    horizons: Sequence[int] = (1, 4, 24),
-    cost_bp: float = 5.5,
-    columns: Mapping[str, str | None] | None = None,
-) -> notebook.Text:
-    """Study what *column* says about coming returns on *data*; every call is counted.
-
-    *column* is a function of ``history`` (``open``, ``high``, ``low``, ``close``, ``volume``,
-    ``time``) with one value a bar, as a strategy's ``columns`` takes it; ``module:function``;
-    ``FILE.db#RUN:NAME``, a note or a forecast; ``FILE:NAME``; or values by symbol, one a candle.
-    *data* and *columns* are those of ``backtest``. *horizons* are in bars, *cost_bp* is
-    the cost of a fill. ``document`` is that of ``tracepaper data study --json``.
-
-    Raises ``DataInvalid`` for a function that looks ahead, and for data in which nothing can be
-    compared.
-    """
-    from tracepaper.replay.checks.study import studied, study_document
-
-    result = studied(
-        column,
-        data,
-        horizons=horizons,
-        cost_bp=cost_bp,
-        columns=columns_of(columns, "columns"),
-    )
-    return notebook.Text.of(study_document(result), result.document())

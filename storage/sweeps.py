@@ -24,7 +24,6 @@ _SWEEP_ID: Final = 0x74705357
 _ID_AT: Final = 68
 """The offset of the application id in an SQLite file."""
 _TRIALS_ID: Final = 0x7470544C
-_LOOKS_ID: Final = 0x74704C4B
 
 _SWEEP: Final = """
 CREATE TABLE sweep (id INTEGER PRIMARY KEY CHECK (id = 1), content TEXT NOT NULL) STRICT;
@@ -39,14 +38,6 @@ CREATE TABLE trials (
   data_sha256 TEXT NOT NULL, trial_sha256 TEXT NOT NULL, strategy TEXT NOT NULL,
   sharpe_day REAL, days REAL, at_ms INTEGER NOT NULL,
   PRIMARY KEY (data_sha256, trial_sha256)
-) STRICT;
-"""
-
-_LOOKS: Final = """
-CREATE TABLE looks (
-  data_sha256 TEXT NOT NULL, column_sha256 TEXT NOT NULL, horizon INTEGER NOT NULL,
-  p REAL NOT NULL, name TEXT NOT NULL, at_ms INTEGER NOT NULL,
-  PRIMARY KEY (data_sha256, column_sha256, horizon)
 ) STRICT;
 """
 
@@ -175,14 +166,18 @@ def read_sweep(path: Path) -> StoredSweep:
         raise DataInvalid(f"The sweep {path.name} cannot be read ({reason}).") from None
 
 
-class _Registry:
-    """A file of this user, to which every process adds."""
+class TrialRegistry:
+    """Every trial of every sweep of this user, by the data it was made on; each counts once.
 
-    def __init__(self, path: Path, application: int, noun: str, tables: str) -> None:
-        self.path = path
-        with _explaining_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = _open(path, application, noun, tables)
+    A trial is one configuration of one strategy, however many sweeps ran it. Every process adds to
+    the same file.
+    """
+
+    def __init__(self) -> None:
+        self.path = registry_path()
+        with _explaining_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._db = _open(self.path, _TRIALS_ID, "registry of trials", _TRIALS)
 
     def __enter__(self) -> Self:
         """Return the registry itself."""
@@ -191,16 +186,6 @@ class _Registry:
     def __exit__(self, *_error: object) -> None:
         """Close it."""
         self._db.close()
-
-
-class TrialRegistry(_Registry):
-    """Every trial of every sweep, by the data it was made on; each counts once.
-
-    A trial is one configuration of one strategy, however many sweeps ran it.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(registry_path(), _TRIALS_ID, "registry of trials", _TRIALS)
 
     def add(
         self,
@@ -225,37 +210,6 @@ class TrialRegistry(_Registry):
             (data_sha256,),
         ).fetchall()
         return Trials(len(rows), tuple(value for (value,) in rows if value is not None))
-
-
-class LookRegistry(_Registry):
-    """Every look at a column, by data and horizon, so that no process forgets another's."""
-
-    def __init__(self) -> None:
-        path = registry_path().with_name("looks.db")
-        super().__init__(path, _LOOKS_ID, "registry of looks", _LOOKS)
-
-    def count(
-        self,
-        data_sha256: str,
-        column_sha256: str,
-        p_values: Mapping[int, float],
-        *,
-        name: str,
-        at_ms: int,
-    ) -> dict[tuple[str, int], float]:
-        """Count the looks of one column, by horizon; return the p values of all at these data.
-
-        They are by the hash of the column and the horizon. A look that was counted counts once.
-        """
-        rows = [(data_sha256, column_sha256, bars, p, name, at_ms) for bars, p in p_values.items()]
-        with _explaining_errors(self.path):
-            self._db.executemany("INSERT OR IGNORE INTO looks VALUES (?, ?, ?, ?, ?, ?)", rows)
-            self._db.commit()
-            found = self._db.execute(
-                "SELECT column_sha256, horizon, p FROM looks WHERE data_sha256 = ? ORDER BY 1, 2",
-                (data_sha256,),
-            ).fetchall()
-        return {(column, bars): p for column, bars, p in found}
 
 
 def user_folder(variable: str, below_home: str) -> Path:

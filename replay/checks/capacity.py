@@ -1,7 +1,7 @@
 """At what size the edge of a run is gone: its profit as a function of size, by impact.
 
 The run is made again from its record (``changed_run``) with its money and sizes multiplied, and
-with impact by the square root of each fill's participation. The rule is docs/python.md, Y25.
+with impact by the square root of each fill's participation. The rule is docs/python.md, Y23.
 """
 
 from __future__ import annotations

@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.loading import Config, custom_classes
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.build import fit_windows
 from tracepaper.replay.backtest.market_data import MarketData
-from tracepaper.replay.checks.compare import LOOKAHEAD, RECURSIVE, CheckFinding, Difference
+from tracepaper.replay.checks.compare import LOOKAHEAD, RECURSIVE, CheckFinding
 from tracepaper.replay.checks.decisions import (
     EVERYTHING,
     NOTE,
@@ -332,60 +331,3 @@ def _other_symbols(data: MarketData, key: str) -> MarketData:
         frames=[part for part in data.frames if part.symbol == symbol],
         actions=[row for row in data.actions if row.symbol == symbol],
     )
-
-
-# ---------------------------------------------------------------- a function over columns
-
-Columns = Mapping[str, NDArray[Any]]
-"""Arrays [row] by name."""
-ColumnFunction = Callable[[Columns], NDArray[Any]]
-
-
-def function_lookahead(
-    function: ColumnFunction, columns: Columns, *, probes: int = 12, seed: int = 0
-) -> CheckFinding:
-    """Find whether a value of *function* depends on later rows of *columns*.
-
-    *function* returns one value a row. It runs twice, and over columns whose rows after *probes*
-    rows are cut off or changed: no value until then may differ by more than 1e-9 of itself, since
-    the last bits of a sum may depend on an array's length. Raises ``DataInvalid`` for fewer than
-    three rows, and for another number of values.
-    """
-    rng, size = np.random.default_rng(seed), len(next(iter(columns.values())))
-    if size < 3:  # one each of past, probe and future
-        raise DataInvalid(f"With {count_of(size, 'row')} there is no future; give more.")
-    trials = [(AGAIN, size, columns)]
-    for rows in np.unique(rng.integers(size // 4, size - 1, probes) + 1).tolist():
-        cut = {name: column[:rows] for name, column in columns.items()}
-        changed = {
-            name: np.concatenate((column[:rows], column[rows:][::-1] * 10))
-            for name, column in columns.items()
-        }
-        trials += [(CUT, rows, cut), (CHANGED, rows, changed)]
-    finding = CheckFinding(LOOKAHEAD, planned=len(trials) - 1, given=size, bars=size)
-    whole = _values(function, columns)
-    for cause, rows, given in trials:
-        first, second = whole[:rows], _values(function, given)[:rows]
-        finding.compared += rows
-        finding.probes = finding.without_later = finding.probes + (cause != AGAIN)
-        near = 1e-12 * float(np.nanmax(np.abs(first), initial=0.0))
-        same = np.isclose(first, second, rtol=1e-9, atol=near, equal_nan=True)
-        if not same.all():
-            row = int(np.argmin(same))
-            texts = str(first[row]), str(second[row])
-            finding.cause = cause
-            finding.differences.append(Difference("function", 0, f"row {row}", *texts))
-            break
-    return finding
-
-
-def _values(function: ColumnFunction, columns: Columns) -> NDArray[Any]:
-    """Return the values of *function*, which may change its copy of *columns*."""
-    values = np.asarray(function({name: column.copy() for name, column in columns.items()}))
-    rows = len(next(iter(columns.values())))
-    if values.shape != (rows,):
-        raise DataInvalid(
-            f"The function returned an array of shape {values.shape} for {count_of(rows, 'row')}; "
-            "let it return one value a row."
-        )
-    return values

@@ -1,4 +1,4 @@
-"""``tracepaper data check|fetch|record|samples|study``."""
+"""``tracepaper data check|fetch|record|samples``."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from tracepaper.daemon.commands.options import (
     ColumnsOption,
     CommandAnswer,
     ConfigOption,
-    HtmlOption,
     answers,
     reject_without_effect,
     tell,
 )
-from tracepaper.replay.commands.documents import answer_of
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.extras import require
 from tracepaper.strategies.types.market import Category
@@ -31,7 +29,7 @@ if TYPE_CHECKING:
     from tracepaper.replay.archive.recordings import RecordingQuality
     from tracepaper.replay.archive.series import Quality
 
-app = typer.Typer(help="Check, fetch and study candles; record order books; copy samples.")
+app = typer.Typer(help="Check and fetch candles; record order books; copy samples.")
 
 GAPS_SHOWN: Final = 5
 
@@ -376,40 +374,3 @@ def _outcome_line(outcome: FetchResult) -> str:
         f"{outcome.instrument}, {interval_text(outcome.interval_ms)}: {outcome.bars:,} candles "
         f"fetched into {outcome.file}{absent}"
     )
-
-
-@app.command()
-@answers
-def study(
-    column: Annotated[
-        str,
-        typer.Argument(metavar="COLUMN", help="module:function, FILE.db#RUN:NAME or FILE:NAME."),
-    ],
-    *,
-    data: Annotated[
-        list[str],
-        typer.Option("--data", metavar="PATH", help="Candles: PATH or SYMBOL=PATH; repeat."),
-    ],
-    columns: ColumnsOption = None,
-    horizons: Annotated[str, typer.Option(metavar="LIST", help="Horizons in bars.")] = "1,4,24",
-    cost_bp: Annotated[
-        float, typer.Option("--cost-bp", min=0.0, help="Cost of a fill, in basis points.")
-    ] = 5.5,
-    html: HtmlOption = None,
-) -> CommandAnswer:
-    """Study what a column says about coming returns, over symbols and horizons.
-
-    A function is checked for lookahead first. Every look is counted, by data and horizon.
-    """
-    from tracepaper.replay.checks.study import studied, study_document
-
-    if not all(part.strip().isdecimal() for part in horizons.split(",")):
-        raise ConfigInvalid(f"--horizons is {horizons!r}; write bars, such as 1,4,24.")
-    result = studied(
-        column,
-        data,
-        horizons=[int(part) for part in horizons.split(",")],
-        cost_bp=cost_bp,
-        columns=columns or (),
-    )
-    return answer_of(study_document(result), result.document(), page=html)

@@ -3,8 +3,7 @@
     PYTHONPATH=tests:tests/support python tests/benchmarks/worth.py
 
 The risk of a hundred open positions over a year of hours, a day's comparison with the backtest,
-a study of a column over twenty symbols and a year of hours, and one re-run of `report --stress`
-over a year of minutes without a model.
+and one re-run of `report --stress` over a year of minutes without a model.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 from drift import update
 
-from tracepaper import Action, Signal, Strategy, backtest, open_run, study
+from tracepaper import Action, Signal, Strategy, backtest, open_run
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.bench.machine import machine_line
 from tracepaper.replay.bench.replay import tiled
@@ -55,13 +54,6 @@ def hours(symbol: str, bars: int, seed: int) -> Candles:
     )
 
 
-def reversal(history: Any) -> Any:
-    """Return the last move with its sign turned."""
-    moves = np.full(history.close.size, np.nan)
-    moves[1:] = 1 - history.close[1:] / history.close[:-1]
-    return moves
-
-
 def cpu_s(call: Callable[[], Any]) -> tuple[float, Any]:
     """Return the CPU seconds of *call*, and what it returns."""
     began = time.process_time()
@@ -80,14 +72,11 @@ def measure() -> dict[str, Any]:
         backtest("sma_cross", tiled(YEAR_OF_MINUTES), db=year)
         run = open_run("last", year)
         stress_s, stress = cpu_s(run.stress)
-        panel = {each.symbol: each for each in parts[:20]}
-        study_s, _ = cpu_s(lambda: study(reversal, panel))
         return {
             "machine": machine_line(),
             "positions": len(risk.document["book_exposure"]),
             "risk_cpu_s": risk_s,
             "drift_of_a_day_cpu_s": update(year, "last").cpu_s,
-            "study_cpu_s": study_s,
             "stress_rerun_cpu_s": stress_s / len(stress.document["reruns"]["rows"]),
         }
 

@@ -273,10 +273,6 @@ FIGURES: Final = (
         lambda document: document["drift_of_a_day_cpu_s"], 1, "s", ".3f",
     ),
     Figure(
-        "study of a column over twenty symbols and a year of hours, CPU time", WORTH,
-        lambda document: document["study_cpu_s"], 5, "s",
-    ),
-    Figure(
         "a re-run of `report --stress` over a year of minutes without a model, CPU time", WORTH,
         lambda document: document["stress_rerun_cpu_s"], 6, "s",
     ),

@@ -29,7 +29,6 @@ REQUIREMENTS = {
     "backtesting": ("backtesting==0.6.6",),
     "nautilus": ("nautilus_trader==1.221.0",),
     "hftbacktest": ("hftbacktest==2.4.4",),
-    "alphalens": ("alphalens-reloaded==0.5.1",),
     "at2": ("at2==0.0.1", "accelerate==1.15.0", "torch==2.13.0"),
     "flashtrace": ("flashtrace==0.1.1", "torch==2.13.0"),
     "empyrical": ("empyrical-reloaded==0.5.12", "pytz==2025.2"),  # which it imports undeclared

@@ -19,7 +19,6 @@ from depth_cases import walk as book_walk
 from depth_cases import write
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
-from numpy.typing import NDArray
 from vector_cases import CONTEXT, sections
 
 from tracepaper.daemon.cli import invoke
@@ -38,7 +37,6 @@ from tracepaper.replay.checks.lookahead import (
     MODEL,
     NOT_WARM,
     Limits,
-    function_lookahead,
     lookahead,
     recursive,
 )
@@ -439,27 +437,6 @@ def mean(values, rows):
 """
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_a_function_looks_ahead_if_and_only_if_it_was_made_so(seed: int) -> None:
-    rng = random.Random(seed)
-    causal = expression(rng)
-    part = walk(200, seed=seed)
-    columns = {name: getattr(part, name) for name in ("close", "high", "low", "volume")}
-
-    def checked(text: str) -> CheckFinding:
-        def function(given: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-            names: dict[str, Any] = {}
-            exec(TOOLS, names)
-            return eval(text, names, dict(given))
-
-        return function_lookahead(function, columns, probes=4, seed=seed)
-
-    finding = checked(causal)
-    assert finding.passes, (causal, finding)
-    ahead = rng.choice(LOOKS_AHEAD).replace("{}", f"({causal} + 7.5 * close)")
-    assert checked(ahead).verdict == DIFFERS, ahead
-
-
 @pytest.mark.parametrize("seed", range(4))
 def test_a_strategy_looks_ahead_if_and_only_if_it_was_made_so(checks: Checks, seed: int) -> None:
     rng = random.Random(seed)
@@ -477,16 +454,6 @@ def test_a_strategy_looks_ahead_if_and_only_if_it_was_made_so(checks: Checks, se
     ahead = rng.choice(LOOKS_AHEAD).replace("{}", f"({causal} + 7.5 * close)")
     finding = checked(ahead)
     assert (finding.verdict, finding.cause) == (DIFFERS, CUT), ahead
-
-
-def test_a_function_that_draws_or_has_no_value_a_row_is_refused() -> None:
-    columns = {"close": np.arange(50.0)}
-    draws = function_lookahead(lambda given: np.random.default_rng().random(50), columns)
-    assert (draws.verdict, draws.cause) == (DIFFERS, AGAIN)
-    with pytest.raises(DataInvalid, match="one value a row"):
-        function_lookahead(lambda given: given["close"][1:], columns)
-    with pytest.raises(DataInvalid, match="give more"):
-        function_lookahead(lambda given: given["close"], {"close": np.arange(2.0)})
 
 
 # ---------------------------------------------------------------- frames, books, covariates
