@@ -385,24 +385,6 @@ class Run(Generic[Frame]):
             book = read_book_risk(RunColumns(reader, self.run_id), period)
         return Text.of(risk_document(self.run_id, book), risk_json(self.run_id, book))
 
-    def drift(self, against: str | Run[Any], *, level: float = 0.05) -> Text:
-        """Compare the run with its backtest; ``document`` is that of ``drift --json``.
-
-        *against* is a run or ``FILE#RUN``, and *level* the largest probability that a run like its
-        backtest is called outside within a year. Raises ``DataInvalid`` if symbols, interval or
-        configuration differ.
-        """
-        from tracepaper.replay.checks.drift import drift_document, drift_json, read_drift
-        from tracepaper.replay.run_columns import RunColumns
-
-        if isinstance(against, Run):
-            against = f"{against.database}#{against.run_id}"
-        place = resolve(self.database, against)
-        with Reader.open(place.path) as before, self._reader() as reader:
-            columns = RunColumns(reader, self.run_id)
-            drift = read_drift(RunColumns(before, place.run_id), columns, level)
-        return Text.of(drift_document(drift), drift_json(drift))
-
     def plot(self, picture: str = "price", *, last: int = BARS_DRAWN) -> Picture:
         """Draw a picture of the run.
 

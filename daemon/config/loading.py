@@ -31,7 +31,6 @@ from tracepaper.daemon.config.sections import (
     CHOSEN_BY,
     STRATEGIES_OF,
     AccountSection,
-    DriftSection,
     ExchangeSection,
     ExecutionSection,
     FeaturesSection,
@@ -109,7 +108,6 @@ class Config(BaseModel):
     log: LogSection = Field(default_factory=LogSection)
     notify: NotifySection = Field(default_factory=NotifySection)
     witness: WitnessSection = Field(default_factory=WitnessSection)
-    drift: DriftSection = Field(default_factory=DriftSection)
 
     _folder: Path | None = PrivateAttr(default=None)
 

@@ -14,7 +14,7 @@ from tracepaper.daemon.config.secrets import secret_in_address
 from tracepaper.daemon.config.values import Duration, Section, TimeOfDay, json_object, several
 
 NoticeKind = Literal[
-    "fills", "stops", "limits", "halt", "feed", "late", "parity", "drift", "refusals", "daily"
+    "fills", "stops", "limits", "halt", "feed", "late", "parity", "refusals", "daily"
 ]
 """The kinds of notices."""
 KINDS: Final[tuple[NoticeKind, ...]] = get_args(NoticeKind)
@@ -52,7 +52,6 @@ WORDINGS: Final[dict[NoticeKind, NoticeTemplate]] = {
     "feed": NoticeTemplate("feed {state}: {words}", ("state", "words", "symbol")),
     "late": NoticeTemplate("decisions {state}: {words}", ("state", "words", "symbol")),
     "parity": NoticeTemplate("parity: {result}", ("outcome", "result")),
-    "drift": NoticeTemplate("{sentence}", ("sentence",)),
     "refusals": NoticeTemplate(
         "{refused} of {decisions} refused since {since}: {gates}",
         ("refused", "decisions", "since", "gates"),
@@ -93,8 +92,7 @@ class NotifySection(Section):
         AfterValidator(lambda names: tuple(kind for kind in KINDS if kind in names)),
     ] = KINDS
     """Kinds of messages: fills, stops (and targets, time limits, liquidations), limits (breached),
-    halt (and resume, flatten), feed (lost and back), late (decisions), parity, drift, refusals,
-    daily."""
+    halt (and resume, flatten), feed (lost and back), late (decisions), parity, refusals, daily."""
     per_minute: int = Field(default=10, ge=1, le=600)
     """Messages per minute; further ones wait and are sent together."""
     timeout_s: float = Field(default=20.0, gt=0, le=600)

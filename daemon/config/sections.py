@@ -574,18 +574,6 @@ class WitnessSection(Section):
     OpenTimestamps calendars after opentimestamps:."""
 
 
-class DriftSection(Section):
-    """A daily comparison of the run with its backtest, in a background process."""
-
-    decides = False
-
-    against: str | None = Field(default=None, min_length=1, examples=["backtest.db#last"])
-    """The backtest, FILE#RUN: of the same symbols, interval and configuration; none if absent."""
-    level: Annotated[Exact, Field(gt=0, le=Decimal("0.5"))] = Decimal("0.05")
-    """Largest probability that a run like its backtest is called outside within a year, over all
-    measures together."""
-
-
 class HttpSection(Section):
     """Health, metrics, status and commands, only on this machine."""
 

@@ -135,20 +135,12 @@ def _witness(status: Status) -> Iterable[Metric]:
     yield _gauge("witness_horizon_seconds", horizon, status["horizon_s"])
 
 
-def _drift(status: Status) -> Iterable[Metric]:
-    outside = "Measures of the run that are not what its backtest allows."
-    yield _gauge("drift_outside", outside, float(len(status["outside"])))
-    failing = "1 while the run cannot be compared with its backtest."
-    yield _gauge("drift_failing", failing, float(bool(status["error"])))
-
-
 _BESIDE: Final = {
     "retraining": _retraining,
     "parity": _parity,
     "notices": _notices,
     "shipping": _shipping,
     "witness": _witness,
-    "drift": _drift,
 }
 
 

@@ -45,7 +45,6 @@ from tracepaper.daemon.session.build import margin_rules, needs_forecaster, reso
 from tracepaper.daemon.session.child import ChildProcess, StartProcess
 from tracepaper.daemon.session.combinations import reject_combination, traits_of
 from tracepaper.daemon.session.covariates import CovariateReader, covariate_reader
-from tracepaper.daemon.session.drift import DailyDrift, reference_of
 from tracepaper.daemon.session.loop import Worker, WorkerPredictor, drive, no_forecast, nothing_new
 from tracepaper.daemon.session.messenger import AppriseSender, Messenger, Send
 from tracepaper.daemon.session.models import forecaster_of, load_forecaster
@@ -153,7 +152,6 @@ class Daemon:
         self._sender = sender
         self._send: Send | None = None
         self._witness_keys: Sequence[NoteKey] = ()
-        self._reference = ""  # FILE#RUN of the backtest with which the run is compared
         self._supervisor = Supervisor(clock=self._clock, pulse=lambda: self._progress())  # noqa: PLW0108 - replaced later
         self._configured_sha256 = ""  # of the model that [model] checkpoint names
         self._submitted: dict[int, asyncio.Future[int]] = {}
@@ -199,7 +197,6 @@ class Daemon:
             check_recording(config)
             require("psycopg", "[storage] ship_to", config.storage.ship_to)
             self._witness_keys = witness_keys(config.witness, self._database)
-            self._reference = reference_of(config)
             if needs_forecaster(config):
                 forecaster = await asyncio.to_thread(
                     load_forecaster, config, database=self._database, live=True
@@ -441,16 +438,8 @@ class Daemon:
             yield DailyParity(
                 config.parity, database, run, submit, clock, start_process=self._start_process
             )
-        drift = None
-        if self._reference:
-            drift = DailyDrift(
-                config, self._reference, database, run, clock, start_process=self._start_process
-            )
-            yield drift
         if self._send is not None:
-            yield Messenger(
-                config, run, clock, self._send, frame_age_s=monitor.frame_age_s, drift=drift
-            )
+            yield Messenger(config, run, clock, self._send, frame_age_s=monitor.frame_age_s)
         if (url := config.storage.ship_to) is not None:
             yield ShippingProcess(url, database, clock, self._start_process)
         if config.witness.url or config.witness.clocks:

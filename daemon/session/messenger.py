@@ -22,7 +22,6 @@ from tracepaper.daemon.config.notify import NotifySection
 from tracepaper.daemon.config.secrets import is_reference, read_secret, without
 from tracepaper.daemon.log import Logger
 from tracepaper.daemon.session.background import Companion, repeat
-from tracepaper.daemon.session.drift import DailyDrift
 from tracepaper.daemon.session.notices import TEXT_MOST, Notice, Notices
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.extras import require
@@ -143,8 +142,7 @@ async def deliver(send: Send, section: NotifySection, message: Message) -> list[
 class Messenger(Companion):
     """Observes the steps of a run and sends the notices that [notify] of *config* selects.
 
-    *frame_age_s* returns the age of the feed's newest frame, *drift* compares the run with its
-    backtest. ``counts`` has the deliveries that
+    *frame_age_s* returns the age of the feed's newest frame. ``counts`` has the deliveries that
     succeeded (sent) and failed, and the notices that were never sent (dropped).
     """
 
@@ -158,12 +156,10 @@ class Messenger(Companion):
         send: Send,
         *,
         frame_age_s: Callable[[], float | None],
-        drift: DailyDrift | None = None,
     ) -> None:
         self.counts: dict[str, int] = {"sent": 0, "failed": 0, "dropped": 0}
         self._section, self._run, self._clock, self._send = config.notify, run, clock, send
         self._frame_age_s, self._started_s = frame_age_s, clock.network_s()
-        self._drift = drift
         self._notices = Notices(config.notify, run, on_breach=config.risk.on_breach)
         self._queue: list[Notice] = []
         self._has_notices, self._turn = asyncio.Event(), asyncio.Lock()
@@ -204,14 +200,12 @@ class Messenger(Companion):
         await repeat(self._tick, self._clock, _log_fault)
 
     async def _tick(self) -> None:
-        """Look at feed and drift, then send what waits as soon as the rate allows it."""
+        """Look at the feed, then send what waits as soon as the rate allows it."""
         age_s = self._frame_age_s()
         if age_s is None:
             age_s = self._clock.network_s() - self._started_s
         now_ms, lost_s = self._clock.market_ms(), self._section.feed_lost_s
         self._put(self._notices.of_feed(age_s, lost_s, now_ms))
-        if self._drift is not None:
-            self._put(self._notices.of_drift(self._drift.state, now_ms))
         try:
             async with asyncio.timeout(TICK_S):
                 await self._has_notices.wait()

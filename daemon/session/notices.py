@@ -14,7 +14,6 @@ from tracepaper.daemon.broker.account import SIDES
 from tracepaper.daemon.broker.line import signed_quantity
 from tracepaper.daemon.config.notify import NoticeKind, NotifySection
 from tracepaper.daemon.engine.instrument_state import SET_ASIDE
-from tracepaper.daemon.session.drift import DriftState
 from tracepaper.strategies.gates.declared import deadline, late, risk_daily_loss, risk_drawdown
 from tracepaper.strategies.position_text import stored_position_text
 from tracepaper.strategies.types.decisions import Fill, OrderRole, Position, RunRow, Step
@@ -73,7 +72,6 @@ class Notices:
         self._late: set[str] = set()  # instruments whose newest decision was late
         self._set_aside: set[str] = set()  # strategies whose failure was told
         self._is_lost = False
-        self._outside: set[str] = set()  # measures whose drift was told
         self._held: dict[tuple[str, str | None], Position] = {}  # by instrument and hedge side
         self._refusals = _Period(time_of(section.refusals_every) or DAY_MS, 0)
         self._daily = _Period(DAY_MS, time_of_day_ms(section.daily_at))
@@ -114,14 +112,6 @@ class Notices:
             state = "lost"
             words = f"no data for {duration(age_s * 1000)}; the daemon reconnects by itself"
         return [Notice("feed", market_ms, {"state": state, "words": words, "symbol": ""})]
-
-    def of_drift(self, state: DriftState, market_ms: int) -> list[Notice]:
-        """Return the notice that a measure is newly outside what the backtest allows."""
-        is_new = not state.outside.keys() <= self._outside
-        self._outside |= state.outside.keys()
-        if not is_new or "drift" not in self._kinds:
-            return []
-        return [Notice("drift", market_ms, {"sentence": _shortened(state.sentence)})]
 
     # ------------------------------------------------------------ of one step
 

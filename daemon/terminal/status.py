@@ -92,10 +92,6 @@ def _background(status: Status) -> Iterator[Text]:
         counts = ", ".join(f"{count} {outcome}" for outcome, count in notices.items())
         style = "yellow" if notices["failed"] or notices["dropped"] else "dim"
         yield Text(f"notices: {counts}", style)
-    if (drift := status["drift"]) is not None:
-        sentence = drift["error"] or drift["sentence"] or "the backtest is read now"
-        is_well = not (drift["error"] or drift["outside"])
-        yield Text(f"drift: {visible(sentence)}", "dim" if is_well else "yellow")
     for name, normal in (
         ("shipping", "behind by {lag_steps:,}"),
         ("recording", "every frame of the books and trades"),

@@ -1,8 +1,7 @@
-"""``tracepaper verify|parity|drift|lookahead|recursive|calibrate``."""
+"""``tracepaper verify|parity|lookahead|recursive|calibrate``."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,7 +16,6 @@ from tracepaper.daemon.commands.options import (
     DatabaseOption,
     DepthOption,
     FromOption,
-    PageOption,
     RunArgument,
     ServiceOption,
     SetOption,
@@ -29,8 +27,7 @@ from tracepaper.daemon.commands.options import (
     tell,
 )
 from tracepaper.replay.backtest.run_spec import Consumer, RunSpec, command
-from tracepaper.replay.commands.documents import answer_of
-from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.units import DAY_MS, RATE_DECIMALS, count_of, iso, unscaled
 
 if TYPE_CHECKING:
@@ -41,13 +38,10 @@ if TYPE_CHECKING:
     from tracepaper.replay.checks.slippage import SlippageFindings
     from tracepaper.replay.checks.verify import Verification
     from tracepaper.replay.explain.place import DecisionPlace
-    from tracepaper.replay.run_columns import RunColumns
     from tracepaper.storage.database.chunks import RunLocation
 
 SHOWN: Final = 10
 """Most differences that a check prints."""
-DRIFT_NICE: Final = 10
-"""Below the daemon's priority; a busy machine would never give idle time for a day's update."""
 
 
 @reads_record
@@ -275,82 +269,6 @@ def _replay_day(place: DecisionPlace, day: str | None, *, service: bool) -> Comm
     return CommandAnswer(
         check, f"{check.reason}.", int(check.outcome is not ParityOutcome.IDENTICAL)
     )
-
-
-@reads_record
-@answers
-def drift(
-    run: RunArgument = "last",
-    *,
-    against: Annotated[
-        str,
-        typer.Option(
-            metavar="FILE#RUN", help="Its backtest; by default drift.against of the configuration."
-        ),
-    ] = "",
-    level: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SHARE",
-            help="Largest probability that a run like its backtest is called outside within a "
-            "year; by default 0.05.",
-        ),
-    ] = None,
-    page: PageOption = None,
-    service: ServiceOption = False,
-    db: DatabaseOption = None,
-    config: ConfigOption = None,
-) -> CommandAnswer | None:
-    """Compare a run with its backtest; exit 1 if a measure is outside, 2 if they do not compare.
-
-    Return, hit rate, turnover, costs, refusals and forecasts are compared over whole days.
-    """
-    if service:
-        from tracepaper.daemon.session.child import limit_this_process
-
-        limit_this_process(nice=DRIFT_NICE, reads_input=True)  # before the slow imports
-    from tracepaper.daemon.session.drift import SECTION, reference_of
-    from tracepaper.replay.checks.drift import LEVEL, drift_document, drift_json, read_drift
-    from tracepaper.replay.run_columns import RunColumns
-    from tracepaper.storage.database.reader import Reader
-
-    if not against:
-        from tracepaper.daemon.config.loading import load
-
-        loaded = load(config)
-        if not (against := reference_of(loaded)):
-            raise ConfigInvalid(f"Name the backtest by --against FILE#RUN, or by {SECTION}.")
-        level = float(loaded.drift.level) if level is None else level
-    level = LEVEL if level is None else level
-    place, of = located(run, db, config), located(against, db, config)
-    with Reader.open(of.path) as before, Reader.open(place.path) as reader:
-        reference, columns = RunColumns(before, of.run_id), RunColumns(reader, place.run_id)
-        if service:
-            _serve_drift(reference, columns, level)
-            return None
-        try:
-            drift_read = read_drift(reference, columns, level)
-        except DataInvalid as error:  # exit code 2: 1 says that a measure is outside
-            raise ConfigInvalid(str(error)) from None
-    return answer_of(
-        drift_document(drift_read),
-        drift_json(drift_read),
-        page=page,
-        code=int(bool(drift_read.outside)),
-    )
-
-
-def _serve_drift(reference: RunColumns, run: RunColumns, level: float) -> None:
-    """Answer each message on standard input with the state of the comparison."""
-    from tracepaper.daemon.session.child import frame_of, messages_of, reserve_stdout
-    from tracepaper.replay.checks.drift import NO_DAYS, drift_of, read_days, reject_differences
-
-    output, days = reserve_stdout(), NO_DAYS
-    reject_differences(reference, run)
-    allowed = reference.run.run_id, read_days(reference)
-    for _ in messages_of(sys.stdin.buffer):
-        days = read_days(run, days)
-        output.write(frame_of(drift_of(allowed, (run.run.run_id, days), level).state))
 
 
 def _compared(comparison: Parity) -> Iterator[str]:

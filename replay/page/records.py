@@ -295,7 +295,6 @@ def health(
     parts = (
         *(Paragraph(f"Not ready: {reason}", "warning") for reason in not_ready),
         _parity(parity),
-        *_drift(status),
         Paragraph("Feed and speed", "heading"),
         *_since_start(shown, status),
         *_feed(status),
@@ -357,15 +356,6 @@ def _parity(parity: answers.ParityState | None) -> Paragraph:
     if parity.is_same:
         return Paragraph(f"✓ {text}")
     return Paragraph(f"✗ {text} First difference: {parity.first_difference}".rstrip(), "warning")
-
-
-def _drift(status: Mapping[str, Any] | None) -> Iterator[Part]:
-    """Yield whether the run is inside what its backtest allows, if its daemon compares them."""
-    if status is None or (drift := status["drift"]) is None:
-        return
-    is_well = not (drift["error"] or drift["outside"])
-    if text := drift["error"] or drift["sentence"]:
-        yield Paragraph(text, "plain" if is_well else "warning")
 
 
 def _since_start(shown: OpenRun, status: Mapping[str, Any] | None) -> Iterator[Part]:

@@ -70,7 +70,7 @@ _DECIDED: Final = (
     f"SELECT sequence, open_time_ms, instrument, coalesce(target_quantity, {NOT_STORED}), "
     "outcome, holding, coalesce(account_unrealized_pnl, unrealized_pnl, 0), "
     f"coalesce(equity, {NOT_STORED}) FROM steps "
-    f"WHERE {WITHIN} AND instrument IS NOT NULL AND outcome IS NOT NULL ORDER BY sequence"
+    "WHERE run_key = ? AND instrument IS NOT NULL AND outcome IS NOT NULL ORDER BY sequence"
 )
 _BOOK_BITS: Final = 64 - SEQUENCE_LIMIT.bit_length()
 _HOLDINGS: Final = (
@@ -231,14 +231,14 @@ class RunRows:
                 }
         return accounts
 
-    def decided(self, span: Span = WHOLE) -> Columns:
+    def decided(self) -> Columns:
         """Return the decision at each decided bar, in the order of the run.
 
         ``sequence``, ``open_time_ms``, ``instrument`` (its index), ``target_quantity`` as it is
         stored (-2⁶³ for a list of orders), ``outcome`` (its index in ``outcomes``), and the
         ``equity`` of the run's account after it.
         """
-        *bar, outcome, holding, profit, stored = self._integers(_DECIDED, (self._run_key, *span), 8)
+        *bar, outcome, holding, profit, stored = self._integers(_DECIDED, (self._run_key,), 8)
         columns: Columns = dict(zip(DECIDED, bar, strict=True))
         columns["outcome"] = np.searchsorted(self._outcome_keys, outcome)
         equity = self._cash[self._held(holding, 0)] + profit

@@ -2,8 +2,8 @@
 
     PYTHONPATH=tests:tests/support python tests/benchmarks/worth.py
 
-The risk of a hundred open positions over a year of hours, a day's comparison with the backtest,
-and one re-run of `report --stress` over a year of minutes without a model.
+The risk of a hundred open positions over a year of hours, and one re-run of `report --stress` over
+a year of minutes without a model.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from drift import update
 
 from tracepaper import Action, Signal, Strategy, backtest, open_run
 from tracepaper.replay.archive import Candles
@@ -76,7 +75,6 @@ def measure() -> dict[str, Any]:
             "machine": machine_line(),
             "positions": len(risk.document["book_exposure"]),
             "risk_cpu_s": risk_s,
-            "drift_of_a_day_cpu_s": update(year, "last").cpu_s,
             "stress_rerun_cpu_s": stress_s / len(stress.document["reruns"]["rows"]),
         }
 

@@ -269,10 +269,6 @@ FIGURES: Final = (
         lambda document: document["risk_cpu_s"], 0.5, "s",
     ),
     Figure(
-        "a day of minutes compared with the backtest, CPU time", WORTH,
-        lambda document: document["drift_of_a_day_cpu_s"], 1, "s", ".3f",
-    ),
-    Figure(
         "a re-run of `report --stress` over a year of minutes without a model, CPU time", WORTH,
         lambda document: document["stress_rerun_cpu_s"], 6, "s",
     ),

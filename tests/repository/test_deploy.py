@@ -202,7 +202,6 @@ def exported() -> dict[str, set[str]]:
         "notices": lambda: {"sent": 1},
         "shipping": lambda: to_builtins(ShipProgress()),
         "witness": lambda: {"away_s": 1.0, "horizon_s": 60.0},
-        "drift": lambda: {"outside": {}, "error": ""},
         "retraining": lambda: {"training": False, "due_ms": 0, "outcomes": {"promoted": 1}},
     }
     monitor.copied_s = lambda: START_MS / 1000

@@ -11,7 +11,6 @@ import pytest
 from builders import MINUTE, START_MS
 
 from tracepaper.daemon.config.notify import COMMON, KINDS, WORDINGS, NotifySection
-from tracepaper.daemon.session.drift import DriftState
 from tracepaper.daemon.session.notices import Notice, Notices
 from tracepaper.strategies.types.decisions import (
     Action,
@@ -260,8 +259,7 @@ def everything(notifier: Notices) -> list[Notice]:
         builders.step(Gap("linear:BTCUSDT", 0, 1, GapCause.DOWN, "", START_MS, START_MS)),
         closed(MIDNIGHT_MS),
     ]
-    told = [notice for step in steps for notice in notifier.of_step(step)]
-    return told + notifier.of_drift(DriftState("x", {"return": 0}), MIDNIGHT_MS)
+    return [notice for step in steps for notice in notifier.of_step(step)]
 
 
 def test_every_kind_has_the_fields_that_its_template_may_name_and_no_other() -> None:
