@@ -1,8 +1,9 @@
 """Indicators over arrays, with the names, defaults and values of TA-Lib.
 
-Each takes float64 arrays of equal length, oldest first, such as the columns of ``context.history``,
-and returns an array of that length, with leading NaN where too few rows precede. Row i depends only
-on rows up to i. Given the same array, values equal TA-Lib's within 1e-9 of their scale.
+Each takes columns of numbers of equal length, oldest first: arrays such as those of
+``context.history``, lists, or Series of pandas or polars. It returns a float64 array of that
+length, with leading NaN where too few rows precede. Row i depends only on rows up to i. Given the
+same numbers, values equal TA-Lib's within 1e-9 of their scale.
 
 Infinite smoothing (all functions with a ``window`` parameter, such as ``ema``, ``rsi`` and ``atr``)
 depends on where the array begins. ``context.history`` always holds the last ``warmup`` bars, so its
@@ -22,7 +23,6 @@ import numpy as np
 import numpy.typing as npt
 
 from tracepaper.strategies.smoothing import (
-    NOTHING,
     Floats,
     checked_period,
     line_weights,
@@ -225,10 +225,8 @@ def zscore(values: Floats, period: int = 30) -> Floats:
     """
     means = rolling_means(values, period)
     off = values[values.size - means.size :] - means
-    parts = windows(values, period)
-    varies = np.maximum.reduce(parts, axis=1) > np.minimum.reduce(parts, axis=1)
-    scores = ratio(off, np.where(varies, rolling_deviations(values, period), 0.0), np.nan)
-    return padded(scores, values.size)
+    spread = np.where(_varies(values, period), rolling_deviations(values, period), 0.0)
+    return padded(ratio(off, spread, np.nan), values.size)
 
 
 @indicator
@@ -494,7 +492,8 @@ def cci(high: Floats, low: Floats, close: Floats, period: int = 14) -> Floats:
     mean = rolling_means(typical, period)
     deviation = np.abs(windows(typical, period) - mean[:, None]).sum(axis=1) / period
     off = typical[typical.size - mean.size :] - mean
-    return padded(ratio(off, 0.015 * deviation, 0.0), close.size)
+    spread = np.where(_varies(typical, period), 0.015 * deviation, 0.0)
+    return padded(ratio(off, spread, 0.0), close.size)
 
 
 @indicator
@@ -508,7 +507,7 @@ def adx(
     plus, minus, ranges = _directional_sums(high, low, close, period, window)
     both = plus + minus
     index = 100 * ratio(np.abs(plus - minus), both, np.nan)
-    index[np.abs(ranges) < NOTHING] = np.nan
+    index[ranges == 0] = np.nan
     return padded(smoothed_known(index, period, window), close.size)
 
 
@@ -546,13 +545,12 @@ def aroon(high: Floats, low: Floats, period: int = 14) -> tuple[Floats, Floats]:
 def mfi(high: Floats, low: Floats, close: Floats, volume: Floats, period: int = 14) -> Floats:
     """Return the money flow of rising bars in per cent of all, over *period* changes.
 
-    0 if the total is below 1, as in TA-Lib.
+    0 if nothing flowed. TA-Lib returns 0 for each total below 1, whatever it is counted in.
     """
     typical = (high + low + close) / 3
     flow, sign = (typical * volume)[1:], np.sign(typical[1:] - typical[:-1])
     rises, falls = (windows(flow * (sign == side), period).sum(axis=1) for side in (1, -1))
-    total = rises + falls
-    return padded(np.where(total < 1, 0.0, 100 * ratio(rises, total, 0.0)), close.size)
+    return padded(100 * ratio(rises, rises + falls, 0.0), close.size)
 
 
 @indicator
@@ -587,6 +585,12 @@ def linearreg(values: Floats, period: int = 14) -> Floats:
 
 
 # ---------------------------------------------------------------- shared helpers
+
+
+def _varies(values: Floats, period: int) -> Flags:
+    """Return for each window whether its values differ: their mean is off by rounding alone."""
+    parts = windows(values, period)
+    return np.maximum.reduce(parts, axis=1) > np.minimum.reduce(parts, axis=1)
 
 
 def _positions(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import lru_cache
 from itertools import accumulate
 from math import isnan
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +12,6 @@ import numpy.typing as npt
 from tracepaper.strategies.errors import StrategyFailed
 
 Floats = npt.NDArray[np.float64]
-
-NOTHING: Final = 1e-14  # TA-Lib treats smaller values as zero
 
 
 def windows(values: Floats, period: int) -> Floats:
@@ -57,8 +54,11 @@ def padded(values: Floats, size: int) -> Floats:
 
 
 def ratio(above: Floats, below: Floats, otherwise: float) -> Floats:
-    """Return *above* / *below*, or *otherwise* where *below* is 0."""
-    is_zero = np.abs(below) < NOTHING
+    """Return *above* / *below*, or *otherwise* where *below* is 0.
+
+    Only 0 is 0: TA-Lib takes what is below 1e-14 for it, which a quiet or cheap coin reaches.
+    """
+    is_zero = below == 0
     if not np.count_nonzero(is_zero):
         return above / below
     quotient = np.full(above.shape, otherwise)

@@ -10,12 +10,14 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import wraps
+from inspect import Parameter, signature
 from itertools import chain
 from typing import Any, Final, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from tracepaper.strategies.errors import StrategyFailed
 from tracepaper.strategies.units import count_of
 
 Floats = npt.NDArray[np.float64]
@@ -128,23 +130,61 @@ _watching: Final[ContextVar[IndicatorWatch | None]] = ContextVar("_watching", de
 
 
 def indicator(compute: Callable[Given, Returned]) -> Callable[Given, Returned]:
-    """Let an entered :class:`IndicatorWatch` see the calls of *compute* that return no value."""
+    """Let *compute* take columns of any type, name its parameters in an error, and be watched.
+
+    Columns are the leading parameters whose annotation begins with ``Floats``: arrays, lists, or
+    Series of pandas or polars. An entered :class:`IndicatorWatch` sees the calls that return no
+    value.
+    """
+    parameters = signature(compute).parameters
+    columns = [name for name in parameters if _annotation(parameters[name]).startswith("Floats")]
+    may_be_number = {name for name in columns if _annotation(parameters[name]) != "Floats"}
+
+    def column(name: str, given: object) -> object:
+        if type(given) is np.ndarray and given.dtype == np.float64 and given.ndim == 1:
+            return given  # as context.history has them, at no cost
+        rows = np.asarray(given, np.float64)
+        if rows.ndim == 1:
+            return rows
+        if rows.ndim == 0 and name in may_be_number:
+            return given
+        held = f"shape {rows.shape}" if rows.ndim else "one number"
+        raise ValueError(f"{name} is {held}; give a column of numbers, as context.history.close is")
 
     @wraps(compute)
     def observed(*arguments: Given.args, **options: Given.kwargs) -> Returned:
         watch = _watching.get()
-        if watch is None:
-            return compute(*arguments, **options)
         token = _watching.set(None)  # what an indicator calls is its own affair
         try:
-            values = compute(*arguments, **options)
-            if lacks_value(values, arguments, options):
-                watch.add(compute, arguments, options, values)
+            taken: tuple[Any, ...] = (
+                *map(column, columns, arguments),
+                *arguments[len(columns) :],
+            )
+            named: dict[str, Any] = {
+                name: column(name, given) if name in columns else given
+                for name, given in options.items()
+            }
+            values = compute(*taken, **named)
+            if watch is not None and lacks_value(values, taken, named):
+                watch.add(compute, taken, named, values)
+        except (AttributeError, IndexError, TypeError, ValueError) as error:
+            listed = ", ".join(map(_parameter_text, parameters.values()))
+            raise StrategyFailed(f"{compute.__name__}({listed}) failed: {error}.") from error
         finally:
             _watching.reset(token)
         return values
 
     return observed
+
+
+def _annotation(parameter: Parameter) -> str:
+    return str(parameter.annotation)  # a text, since annotations are postponed
+
+
+def _parameter_text(parameter: Parameter) -> str:
+    if parameter.default is Parameter.empty:
+        return parameter.name
+    return f"{parameter.name}={parameter.default}"
 
 
 def _arrays_of(arguments: tuple[Any, ...], options: dict[str, Any]) -> list[Floats]:

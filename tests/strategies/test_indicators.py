@@ -7,6 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import polars as pl
 import pytest
 import talib
 from hypothesis import given, settings
@@ -356,6 +358,72 @@ def test_a_crossing_is_of_the_row_in_which_the_side_changes() -> None:
 def test_every_indicator_is_compared() -> None:
     tried = {name.split()[0] for name in (*COUNTERPARTS, *WINDOWED)}
     assert [name for name in ind.__all__ if name not in tried] == []
+
+
+@pytest.mark.parametrize("name", WINDOWED)
+@settings(max_examples=5, deadline=None)
+@given(st.integers(0, 10_000))
+def test_a_series_or_list_gives_the_values_of_its_array(name: str, seed: int) -> None:
+    function, columns, _ = WINDOWED[name]
+    table = candles(80, seed, still=seed % 2 > 0)
+    arrays = [np.round(table[column], 3) for column in columns]
+    expected = [column.tolist() for column in parts(function(*arrays))]
+    held: list[Callable[[Floats], Any]] = [
+        lambda rows: pd.Series(rows, index=range(1_000, 1_000 + rows.size)),
+        lambda rows: pd.Series(rows, dtype="Float64"),
+        pl.Series,
+        list,
+    ]
+    for kind in held:
+        found = parts(function(*map(kind, arrays)))
+        assert all(isinstance(column, np.ndarray) for column in found)
+        np.testing.assert_equal([column.tolist() for column in found], expected)
+    whole = [np.round(rows) for rows in arrays]
+    of_integers = parts(function(*(rows.astype(np.int64) for rows in whole)))
+    np.testing.assert_equal(of_integers, parts(function(*whole)))
+
+
+@pytest.mark.parametrize("name", WINDOWED)
+def test_no_value_depends_on_the_unit_of_prices_or_volumes(name: str) -> None:
+    """A coin at a millionth of the price, in which a millionth is traded, has the same picture."""
+    function, columns, _ = WINDOWED[name]
+    table = candles(120, seed=4, still=True)
+    small = {column: rows * 2.0**-40 for column, rows in table.items()}  # exact in binary
+    for column, tiny in zip(
+        parts(function(*(table[name] for name in columns))),
+        parts(function(*(small[name] for name in columns))),
+        strict=True,
+    ):
+        scaled = [tiny, tiny * 2.0**40, tiny * 2.0**80]  # of no unit, of one, or of money
+        assert any(np.array_equal(column, each, equal_nan=True) for each in scaled)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (
+            lambda close: ind.atr(close, 14),
+            "atr(high, low, close, period=14, window=None) failed: low is one number; give",
+        ),
+        (lambda close: ind.rsi(close[:, None]), "failed: values is shape (40, 1); give a column"),
+        (
+            lambda close: ind.vwma(close, close[1:]),
+            "vwma(values, volume, period=20) failed: operand",
+        ),
+        (
+            lambda close: ind.macd(close, fast="x"),
+            "macd(values, fast=12, slow=26, signal=9, window",
+        ),
+        (lambda close: ind.ema(["1", "two"]), "could not convert string to float: 'two'."),
+    ],
+    ids=["columns", "shape", "lengths", "text", "words"],
+)
+def test_an_error_inside_an_indicator_prints_its_parameters(
+    call: Callable[[Floats], object], said: str
+) -> None:
+    with pytest.raises(StrategyFailed) as refused:
+        call(candles(40, seed=5)["close"])
+    assert said in str(refused.value)
 
 
 def test_a_period_or_window_that_cannot_be_is_refused_in_a_sentence() -> None:
