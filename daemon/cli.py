@@ -36,7 +36,7 @@ PANELS: Final = {
     "Understand": ("explain", "whatif", "risk"),
     "Learn": ("train", "evaluate", "retrain", "models"),
     "Records and candles": ("audit", "witness", "exchange", "data", "bench"),
-    "Operate": ("command", "notify", "db", "fleet", "config", "doctor"),
+    "Operate": ("command", "notify", "db", "config", "doctor"),
 }
 """The order and the headings of the help; commands of other distributions come last."""
 OTHER_PANEL: Final = "Added by other packages"

@@ -62,20 +62,20 @@ KEPT_BESIDE: Final = (kept_checkpoints, kept_covariates)
 
 
 @contextmanager
-def whole_file(target: Path, purpose: str) -> Iterator[Path]:
+def whole_file(target: Path) -> Iterator[Path]:
     """Yield the path of a database to write; rename it to the new file *target* at the end.
 
     Raises ``DataInvalid`` if *target* exists, ``AuditUnwritable`` if it cannot be written; then no
     file is left.
     """
     if target.exists():
-        raise DataInvalid(f"{target} exists already; name a new file for the {purpose}.")
+        raise DataInvalid(f"{target} exists already; name a new file for the backup.")
     for suffix in ("-wal", "-journal"):
         rest = target.with_name(target.name + suffix)
         if rest.exists() and rest.stat().st_size:  # SQLite would write it into the new file
             raise DataInvalid(
                 f"{rest} belongs to a database that is missing: move it away, or name a new file "
-                f"for the {purpose}."
+                "for the backup."
             )
     partial = target.with_name(target.name + ".partial")
     try:
@@ -104,7 +104,7 @@ def backup(path: Path, target: Path) -> list[Path]:
     returns those copies. Raises ``DataInvalid`` if *target* exists, ``AuditUnwritable`` if it
     cannot be written.
     """
-    with whole_file(target, "backup") as partial:
+    with whole_file(target) as partial:
         with closing(open_reader(path)) as source, closing(sqlite3.connect(partial)) as copy:
             source.backup(copy)
             damage = page_problem(copy)

@@ -6,7 +6,6 @@
     ├── Recoverable            reconnect, back off, count against the restart budget
     │   ├── FeedLost           the stream or a request ended, was refused or timed out
     │   ├── FeedStale          connected, but no data came in time
-    │   ├── ServerLost         a fleet's server does not answer, or disconnected
     │   └── MessageMalformed   a message that contradicts the exchange's documentation
     │       └── FrameImpossible   a well-formed frame that cannot be true
     └── Fatal                  record, stop, exit non-zero
@@ -40,10 +39,6 @@ class FeedLost(Recoverable):
 
 class FeedStale(Recoverable):
     """The connection is open, but no data came in time."""
-
-
-class ServerLost(Recoverable):
-    """The PostgreSQL server of a fleet does not answer, refuses for now, or broke off."""
 
 
 class MessageMalformed(Recoverable):

@@ -23,7 +23,6 @@ EXTRAS: Final = {
     "opentimestamps": "witness",
     "optuna": "sweep",
     "polars": "report",
-    "psycopg": "fleet",
     "pyarrow": "data",
     "ray": "scale",
     "rfc3161_client": "witness",

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from command_line import Cli
 from hypothesis import HealthCheck, settings
-from postgres_server import fleet_url, postgres  # noqa: F401 - fixtures
+from postgres_server import postgres, postgres_url  # noqa: F401 - fixtures
 from wheels import InstalledWheel, installed_with_all
 from world import client as world_client
 from world.loop import loop_without_delays

@@ -220,12 +220,12 @@ def doctor(
     db: DatabaseOption = None,
     online: Annotated[
         bool,
-        typer.Option("--online", help="Check also the exchange and the server of storage.ship_to."),
+        typer.Option("--online", help="Check also the exchange."),
     ] = False,
 ) -> CommandAnswer:
-    """Check Python, packages, SQLite, disk, checkpoint and, with --online, its servers."""
+    """Check Python, packages, SQLite, disk, checkpoint and, with --online, the exchange."""
     from tracepaper.daemon.config.loading import load
-    from tracepaper.daemon.session.diagnostics import Verdict, ask_exchange, ask_fleet, diagnose
+    from tracepaper.daemon.session.diagnostics import Verdict, ask_exchange, diagnose
     from tracepaper.daemon.session.shutdown import run_loop
 
     loaded = load(config)
@@ -233,7 +233,6 @@ def doctor(
     findings = list(diagnose(loaded, database))
     if online:
         findings += run_loop(ask_exchange(loaded))
-        findings += ask_fleet(loaded, database)
     marks = {Verdict.OK: "✓", Verdict.WARN: "!", Verdict.FAIL: "✗"}
     width = max(len(finding.check) for finding in findings)
     lines = (f"{marks[each.verdict]} {each.check:<{width}}  {each.detail}" for each in findings)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tracepaper.daemon.commands.fleet import ToOption, pull, server_of, ship
 from tracepaper.daemon.commands.options import (
     CommandAnswer,
     ConfigOption,
@@ -45,15 +44,6 @@ def verify(
         typer.Option(metavar="HEX", help="A digest kept elsewhere, which must be in the chain."),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Check every run of the database.")] = False,
-    source: Annotated[
-        str | None,
-        typer.Option(
-            "--from", metavar="URL", help="Check what a fleet's PostgreSQL holds instead."
-        ),
-    ] = None,
-    database: Annotated[
-        str, typer.Option(metavar="ID", help="With --from: the id of one database of the fleet.")
-    ] = "",
     db: DatabaseOption = None,
     config: ConfigOption = None,
 ) -> CommandAnswer:
@@ -63,27 +53,12 @@ def verify(
     if every and (head is not None or run != "last"):
         raise ConfigInvalid("--all checks every run; give neither a run nor --head with it.")
     digest = None if head is None else _digest(head)
-    if source is None:
-        if database:
-            raise ConfigInvalid("--database selects from a fleet; give --from URL with it.")
-        path, run_id = resolve(None if "#" in run else database_path(db, config), run)
-        return _verify(path, run_id, digest, every=every)
-    if db is not None:
-        raise ConfigInvalid("Name one record: --db FILE, or --from URL.")
-    from tempfile import TemporaryDirectory
-
-    from tracepaper.storage.fleet.pull import pull as pull_database
-
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "pulled.db"
-        pulled = pull_database(source, path, database=database)
-        return _verify(*resolve(path, run), digest, every=every, name=pulled.database_id)
+    path, run_id = resolve(None if "#" in run else database_path(db, config), run)
+    return _verify(path, run_id, digest, every=every)
 
 
-def _verify(
-    path: Path, run_id: str, digest: bytes | None, *, every: bool, name: str = ""
-) -> CommandAnswer:
-    """Audit the database *path*; messages call it *name*, by default its path."""
+def _verify(path: Path, run_id: str, digest: bytes | None, *, every: bool) -> CommandAnswer:
+    """Audit the database *path*."""
     from tracepaper.storage.chain.integrity import audit_runs
     from tracepaper.storage.database.reader import Reader
 
@@ -91,7 +66,7 @@ def _verify(
         stored = reader.run_ids()
         ids = stored if every else [run_id]
         audits = audit_runs(reader.connection, ids, head=digest)
-    documents = [_document(name or str(path), audited) for audited in audits]
+    documents = [_document(str(path), audited) for audited in audits]
     # A problem of the file is the same for every run, so it is printed once.
     lines = list(dict.fromkeys(_sentence(audited) for audited in audits))
     if len(stored) > len(ids) and audits[0].passes:
@@ -276,26 +251,7 @@ def _text(value: object) -> str:
     return value.hex() if isinstance(value, bytes) else visible(str(value))
 
 
-db_app = typer.Typer(help="Back up, ship and prune the database.")
-db_app.command()(ship)
-db_app.command()(pull)
-
-
-@db_app.command()
-@answers
-def create(*, to: ToOption = None, config: ConfigOption = None) -> CommandAnswer:
-    """Make a fleet's tables and views in PostgreSQL; if the tables exist, only its views."""
-    from tracepaper.storage.fleet.server import shown
-    from tracepaper.storage.fleet.tables import make_schema
-
-    url, option = server_of(to, config)
-    is_new = make_schema(url, needed_by=option)
-    outcome = (
-        "has the tables and views of a fleet now"
-        if is_new
-        else "has its tables already; its views were made anew"
-    )
-    return CommandAnswer({"database": shown(url), "is_new": is_new}, f"{shown(url)} {outcome}.")
+db_app = typer.Typer(help="Back up and prune the database.")
 
 
 @db_app.command()
@@ -333,20 +289,15 @@ def prune(
         int | None,
         typer.Option(min=1, metavar="DAYS", help="Days to keep; by default storage.keep_days."),
     ] = None,
-    hole: Annotated[
-        bool,
-        typer.Option("--hole", help="Do not ship to storage.ship_to first; record the hole."),
-    ] = False,
     db: DatabaseOption = None,
     config: ConfigOption = None,
 ) -> CommandAnswer:
     """Drop bars and decisions older than DAYS before a run's newest bar; trades are kept.
 
     The lookback of the first kept decision stays, so that `verify` can derive all kept days.
-    Refused while a daemon has the database open. With storage.ship_to everything is shipped first.
+    Refused while a daemon has the database open.
     """
     from tracepaper.daemon.clock import SystemClock
-    from tracepaper.daemon.commands.fleet import reject_unshipped, ship_before_prune
     from tracepaper.daemon.config.loading import load
     from tracepaper.daemon.session.resume import rebuilding
     from tracepaper.storage.database.connection import size_on_disk
@@ -366,12 +317,8 @@ def prune(
             not_loaded[run_id] = " ".join(str(error).split())
             return None
 
-    if not hole and storage.ship_to is None:
-        reject_unshipped(path)
-    ship_prune = ship_before_prune(path, None if hole else storage.ship_to)
     now_ms = SystemClock().wall_ms()
     prunings = prune_database(path, keep_days=days, pruned_at_ms=now_ms, rebuild=rebuild)
-    ship_prune()
     for run_id, reason in not_loaded.items():
         say(
             f"Warning: run {run_id} is not pruned, since its strategy or model cannot be loaded "

@@ -16,7 +16,6 @@ from typing import Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from tracepaper.daemon.config.values import several
-from tracepaper.storage.fleet.server import AddressHasSecret, server_address
 from tracepaper.strategies.errors import ConfigInvalid
 
 CREDENTIALS: Final = "CREDENTIALS_DIRECTORY"
@@ -37,11 +36,6 @@ _ADVICE: Final[dict[tuple[str, str], str]] = {
         'take it out, or write "env:NAME" and let your class read that environment variable',
     ),
 }
-SHIP_TO: Final = ("storage", "ship_to")
-_ADVICE[SHIP_TO] = (
-    "write postgresql://user@host:5432/fleet, and leave the password to PGPASSWORD, a service file "
-    "or .pgpass"
-)
 _TRANSPORTS: Final = frozenset(
     {"http", "https", "ws", "wss", "sqlite", "file", "postgresql", "mysql", "s3", "ftp", "sftp"}
 )
@@ -178,8 +172,6 @@ def faults_of_secrets(tables: object) -> Iterator[tuple[str, str, str]]:
                 secret = next(filter(None, map(secret_in_address, _texts(several(value)))), "")
             elif (section, key) == TOKENS:
                 secret = ""  # no run stores them
-            elif (section, key) == SHIP_TO:
-                secret = _fault_of_server(value)
             else:
                 secret = _secret_of(str(key), value)
             if secret:
@@ -187,19 +179,6 @@ def faults_of_secrets(tables: object) -> Iterator[tuple[str, str, str]]:
                 advice = _ADVICE.get(owner, "take it out")
                 fault = f"has {secret}, and a run stores its configuration; {advice}"
                 yield str(section), str(key), fault
-
-
-def _fault_of_server(value: object) -> str:
-    """Describe what is wrong with the address of a fleet's server, without the address."""
-    if value is None or value == "":
-        return ""
-    try:
-        server_address(str(value))
-    except AddressHasSecret:
-        return "an address with a password"
-    except ValueError:
-        return "a text that is no such address"
-    return ""
 
 
 def without(text: str, secret: str) -> str:

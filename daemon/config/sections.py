@@ -51,7 +51,6 @@ from tracepaper.daemon.config.values import (
     RegimeName,
     RiskThresholds,
     Section,
-    ServerAddress,
     ShadowName,
     SizeBy,
     SymbolFees,
@@ -544,11 +543,6 @@ class StorageSection(Section):
     """An SQLite file: three slashes and a path, four for an absolute one."""
     keep_days: int | None = Field(default=None, ge=1, le=100_000, examples=[365])
     """Days that `tracepaper db prune` keeps; everything if absent."""
-    ship_to: ServerAddress | None = Field(
-        default=None, examples=["postgresql://tracepaper@db.lan/fleet"]
-    )
-    """A PostgreSQL to which committed steps are copied; its password is in PGPASSWORD or
-    .pgpass."""
 
     @property
     def path(self) -> Path:

@@ -42,7 +42,6 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from tracepaper.storage.fleet.server import server_address
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.builtin import TREND
 from tracepaper.strategies.gates.gate import (
@@ -339,7 +338,6 @@ def _has_host(url: str) -> bool:
         return False
 
 
-ServerAddress = Annotated[str, AfterValidator(server_address)]
 Duration = Annotated[str, BeforeValidator(_duration)]
 TimeOfDay = Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")]
 ExitDistance = Annotated[str, BeforeValidator(_exit_distance)]

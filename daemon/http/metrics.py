@@ -116,18 +116,6 @@ def _notices(status: Status) -> Iterable[Metric]:
     yield _counted("notices", "outcome", text, status)
 
 
-def _shipping(status: Status) -> Iterable[Metric]:
-    for name, text in (
-        ("steps", "Steps shipped to the fleet."),
-        ("errors", "Faults of shipping."),
-        ("holes", "Spans pruned before they were shipped."),
-    ):
-        yield _counted(f"ship_{name}", "", text, {"": status[name]})
-    yield _gauge("ship_failing", "1 while shipping has a fault.", float(bool(status["error"])))
-    yield _gauge("ship_lag_steps", "Steps committed and not shipped.", status["lag_steps"])
-    yield _gauge("ship_lag_seconds", "Since the oldest of them was seen.", status["lag_s"])
-
-
 def _witness(status: Status) -> Iterable[Metric]:
     waits = "Time since which a commit waits for the date of a witness."
     yield _gauge("witness_away_seconds", waits, status["away_s"])
@@ -139,7 +127,6 @@ _BESIDE: Final = {
     "retraining": _retraining,
     "parity": _parity,
     "notices": _notices,
-    "shipping": _shipping,
     "witness": _witness,
 }
 

@@ -2,7 +2,7 @@
 
 A message, either way, is its length followed by msgpack. No decision waits for such a process, its
 faults never end a run, and it always ends with the daemon. The rules are docs/operations.md, O14
-and O22, docs/orderbook.md, D30 and D31, and docs/fleet.md, F7.
+and O22, docs/orderbook.md, D30 and D31.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class TimeLimits(NamedTuple):
     """For everything within one ``exchange``."""
     key: str = ""
     """The configuration key that sets ``answer_s``, with its value, for error messages."""
-    end_s: float | None = 0.0
-    """From the end of its input until the kill; None never waits or kills."""
+    end_s: float = 0.0
+    """From the end of its input until the kill."""
 
 
 class ChildProcess:
@@ -156,7 +156,7 @@ class ChildProcess:
             self._log = self._errors or tempfile.TemporaryFile()  # noqa: SIM115 - open as it runs
             if self._errors is None:
                 self._resources.callback(self._log.close)
-            # Not asyncio's subprocess: it ends with the loop, but this process may outlive us.
+            # Not asyncio's subprocess, for which Python 3.11 waits in a thread.
             self._process = process = subprocess.Popen(  # noqa: ASYNC220, S603 - our program
                 self._command,
                 bufsize=0,
@@ -218,10 +218,8 @@ class ChildProcess:
             elif limit_s and process.returncode:
                 self.fault = self._cause_of(process)
             resources.close()
-            if limit_s is not None and process.poll() is None:
+            if process.poll() is None:
                 await _kill(process)
-            # A process that runs on is not ours to wait for: Popen would warn that it runs still.
-            process.returncode = 0 if process.poll() is None else process.returncode
 
 
 StartProcess = Callable[..., ChildProcess]

@@ -51,7 +51,6 @@ from tracepaper.daemon.session.models import forecaster_of, load_forecaster
 from tracepaper.daemon.session.parity import OFF, DailyParity
 from tracepaper.daemon.session.processes import (
     Recorder,
-    ShippingProcess,
     check_recording,
     folder_of,
 )
@@ -84,7 +83,6 @@ from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.maintenance import copied_at_s
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.extras import require
 from tracepaper.strategies.gates.declared import operator, plausible
 from tracepaper.strategies.gates.evaluator import configured_threshold
 from tracepaper.strategies.types.decisions import RunRow, Step
@@ -195,7 +193,6 @@ class Daemon:
                 self._send = self._sender(config.notify)
             tokens_of(config.http)
             check_recording(config)
-            require("psycopg", "[storage] ship_to", config.storage.ship_to)
             self._witness_keys = witness_keys(config.witness, self._database)
             if needs_forecaster(config):
                 forecaster = await asyncio.to_thread(
@@ -440,8 +437,6 @@ class Daemon:
             )
         if self._send is not None:
             yield Messenger(config, run, clock, self._send, frame_age_s=monitor.frame_age_s)
-        if (url := config.storage.ship_to) is not None:
-            yield ShippingProcess(url, database, clock, self._start_process)
         if config.witness.url or config.witness.clocks:
             yield Witnessing(config.witness, self._witness_keys, database, run, clock)
         if (folder := folder_of(config)) is not None:

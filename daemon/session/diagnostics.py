@@ -26,7 +26,6 @@ from tracepaper.strategies.errors import ConfigInvalid, FeedLost, TracepaperErro
 
 DISK_LOW_BYTES: Final = 100 * 1024**2
 DISK_SCARCE_BYTES: Final = 1024**3
-SHIP_TO: Final = "[storage] ship_to"
 BYTES_A_BAR: Final = 600
 """A cautious estimate for a bar with its forecast, explanation and gates."""
 CLOCK_SKEW_MS: Final = 2_000
@@ -75,8 +74,6 @@ def diagnose(config: Config, database: Path) -> Iterator[Diagnosis]:
         checks.append(("tokens", lambda: _tokens(config)))
     if config.notify.addresses:
         checks.append(("notify", lambda: _notify(config)))
-    if config.storage.ship_to:
-        checks.append(("shipping", lambda: _shipping(config)))
     for name, check in checks:
         try:
             yield Diagnosis(name, *check())
@@ -130,44 +127,6 @@ def _notify(config: Config) -> Finding:
     services_of(config.notify)
     addresses = ", ".join(config.notify.addresses)
     return Verdict.OK, f"{addresses}; `tracepaper notify test` sends one message"
-
-
-def _shipping(config: Config) -> Finding:
-    from tracepaper.storage.fleet.server import shown
-    from tracepaper.strategies.extras import require
-
-    assert config.storage.ship_to is not None
-    require("psycopg", SHIP_TO)
-    server = shown(config.storage.ship_to)
-    return Verdict.OK, (
-        f"psycopg {metadata.version('psycopg')} ships to {server}; --online asks that server"
-    )
-
-
-def ask_fleet(config: Config, database: Path) -> list[Diagnosis]:
-    """Check that the server of ``storage.ship_to`` accepts the rows of *database*."""
-    from tracepaper.storage.database.lock import holder_of
-    from tracepaper.storage.fleet.server import shown
-    from tracepaper.storage.fleet.ship import Shipper
-    from tracepaper.strategies.extras import is_installed
-
-    url = config.storage.ship_to
-    if not url or not is_installed("psycopg"):  # reported by the check "shipping"
-        return []
-    try:
-        shipper = Shipper(database, url, needed_by=SHIP_TO).probe()
-    except TracepaperError as error:
-        return [Diagnosis("fleet", Verdict.FAIL, str(error))]
-    accepts = f"{shown(url)} takes what is shipped"
-    if not shipper:
-        return [Diagnosis("fleet", Verdict.OK, f"{accepts}; nobody ships {database} now")]
-    if holder_of(database) is not None:
-        return [Diagnosis("fleet", Verdict.OK, f"{accepts}; {shipper} ships {database}")]
-    detail = (
-        f"{accepts}, but {shipper} already ships {database}: stop it before you start a daemon, "
-        "or leave the shipping to it and remove storage.ship_to"
-    )
-    return [Diagnosis("fleet", Verdict.WARN, detail)]
 
 
 def _database(database: Path) -> Finding:

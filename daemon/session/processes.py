@@ -1,6 +1,6 @@
-"""Processes that run beside a daemon: one records market events, one ships the run's file.
+"""A process beside a daemon that records market events.
 
-The rules are docs/orderbook.md, D28 to D31, and docs/fleet.md, F7.
+The rules are docs/orderbook.md, D28 to D31.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-from msgspec.structs import asdict, replace
 
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.loading import Config
@@ -25,11 +24,8 @@ from tracepaper.daemon.session.child import (
     TimeLimits,
 )
 from tracepaper.storage.database.remedies import refusal
-from tracepaper.storage.fleet.server import ShipProgress
 
 RECORD: Final = (sys.executable, "-m", "tracepaper.daemon.cli", "data", "record")
-SHIP: Final = (sys.executable, "-m", "tracepaper.daemon.cli", "db", "ship")
-"""The programs: the same commands that a user may run."""
 RECORDED_S: Final = 10.0
 """Wall seconds that the recorder has to end, after which it is killed."""
 NICE: Final = 5
@@ -117,52 +113,3 @@ class Recorder(Companion):
         self._started_s = None
         self._faults, self._error = self._faults + 1, str(error)
         log.warning("recording ended", error=str(error), again_s=pause_s)
-
-
-class ShippingProcess(Companion):
-    """Ships a run's file to a fleet; ``progress`` is the newest report of its process.
-
-    The process outlives the daemon by the seconds that it needs to ship the last steps.
-    """
-
-    key = "shipping"
-
-    def __init__(
-        self, url: str, database: Path, clock: Clock, start_process: StartProcess = ChildProcess
-    ) -> None:
-        self.progress = ShipProgress()
-        self._clock = clock
-        command = (*SHIP, "--service", "--to", url, "--db", str(database))
-        self._child = start_process("shipping", command, TimeLimits(end_s=None))
-
-    def status(self) -> dict[str, object]:
-        """Return ``progress`` as plain values."""
-        return asdict(self.progress)
-
-    async def _work(self) -> None:
-        await repeat(self._ship, self._clock, self._failed)
-
-    async def _ship(self) -> None:
-        before = self.progress
-
-        def take(progress: ShipProgress) -> None:
-            """Keep *progress*, adding the counts of earlier processes."""
-            if progress.error and progress.error != self.progress.error:
-                log.warning("shipping", error=progress.error)
-            elif self.progress.error and not progress.error:
-                log.info("shipping continues")
-            self.progress = replace(
-                progress,
-                steps=before.steps + progress.steps,
-                errors=before.errors + progress.errors,
-                holes=before.holes + progress.holes,
-            )
-
-        await self._child.follow(ShipProgress, take)
-
-    def _failed(self, error: Exception, pause_s: float) -> None:
-        progress = self.progress
-        self.progress = replace(
-            progress, error=progress.error or str(error), errors=progress.errors + 1
-        )
-        log.warning("shipping ended", error=str(error), pause_s=pause_s)

@@ -93,7 +93,6 @@ def _background(status: Status) -> Iterator[Text]:
         style = "yellow" if notices["failed"] or notices["dropped"] else "dim"
         yield Text(f"notices: {counts}", style)
     for name, normal in (
-        ("shipping", "behind by {lag_steps:,}"),
         ("recording", "every frame of the books and trades"),
         ("witness", "{cosigned:,} of {leaves:,} commits dated"),
     ):

@@ -23,12 +23,6 @@ def ui(
             help="A database, or a sweep's file; repeat. By default the configuration's.",
         ),
     ] = None,
-    fleet: Annotated[
-        str | None,
-        typer.Option(
-            "--fleet", metavar="URL", help="A fleet's PostgreSQL instead, without a password."
-        ),
-    ] = None,
     port: Annotated[
         int, typer.Option("--port", min=0, max=65_535, help="Port on loopback; 0 picks one.")
     ] = 0,
@@ -47,36 +41,21 @@ def ui(
             typer.echo(line)
         return
     import asyncio
-    from functools import partial
-    from tempfile import TemporaryDirectory
 
     from tracepaper.replay.page.server import serve_until_ended
     from tracepaper.storage.database.reader import Reader
     from tracepaper.storage.sweeps import is_sweep
-
-    if db and fleet is not None:
-        raise ConfigInvalid("Name what to show: --db FILE, or --fleet URL.")
 
     def say(url: str) -> None:
         typer.echo(f"The page is {url}/ (Ctrl-C ends it).")
         if open_page:
             open_in_browser(url)
 
-    serve = partial(serve_until_ended, host=LOOPBACK, port=port, listening_at=say)
-    if fleet is not None:
-        from tracepaper.replay.page.databases import FleetSource
-        from tracepaper.storage.fleet.overview import overview
-
-        overview(fleet, needed_by="--fleet")  # raises its error before the page is served
-        with TemporaryDirectory(prefix="tracepaper-fleet-", ignore_cleanup_errors=True) as folder:
-            asyncio.run(serve([], fleet=FleetSource(fleet, Path(folder))))
-        return
     paths = db or [database_path(None, config)]
     if len(paths) == 1 and not is_sweep(paths[0]):
         with Reader.open(paths[0]) as reader:  # raises its error before the page is served
             reader.find("last")
-
-    asyncio.run(serve(paths))
+    asyncio.run(serve_until_ended(paths, host=LOOPBACK, port=port, listening_at=say))
 
 
 def links(config: Path | None) -> list[str]:

@@ -42,7 +42,7 @@ Cells = Mapping[str, Value]
 Form = Literal[
     "text", "count", "money", "gain", "percent", "gain percent", "ratio", "gain ratio", "bp",
     "gain bp", "share", "days", "measure", "points", "minute", "second", "span", "exact", "bar",
-    "signed", "gain bar", "mark", "gain tint", "step", "alarm",
+    "signed", "gain bar", "mark", "gain tint", "step",
 ]  # fmt: skip
 _PATTERNS: Final = {
     "gain": ("{:+,.2f}", 1.0), "gain percent": ("{:+,.2f}", 100.0), "gain ratio": ("{:+,.2f}", 1.0),
@@ -73,7 +73,7 @@ BAR_CELLS: Final = 28
 SIGNED_BAR_CELLS: Final = 16
 BARS: Final = ("bar", "gain bar")
 TIMES: Final = ("minute", "second")
-TEXTS: Final = ("text", "alarm", "mark", *TIMES, *BARS)
+TEXTS: Final = ("text", "mark", *TIMES, *BARS)
 """Forms that are aligned to the left."""
 
 
@@ -326,9 +326,7 @@ def _cell(
 ) -> str | dict[str, Any]:
     if isinstance(value, Link):
         return {"text": str(value), "to": value.to}
-    if isinstance(value, str) and form == "alarm" and value:
-        return {"text": value, "tone": "loss"}
-    if isinstance(value, str) and form in ("text", "exact", "alarm"):
+    if isinstance(value, str) and form in ("text", "exact"):
         return value or NOTHING
     number = value[0] if isinstance(value, tuple) else value
     if number is None or isinstance(number, str) or math.isnan(number):

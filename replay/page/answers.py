@@ -72,7 +72,6 @@ class Runs(Struct, frozen=True):
     runs: list[RunRow]
     refused: list[UnreadableDatabase] = field(default_factory=list)
     sweeps: list[SweepRow] = field(default_factory=list)
-    fleet: str | None = None  # host and database of the fleet from which runs can be opened
 
 
 class GateInfo(Struct, frozen=True):
@@ -196,7 +195,6 @@ class Run(Struct, frozen=True):
     has_attention: bool  # whether its newest forecast has an attribution
     has_regime: bool  # whether a decision has one
     gate_horizon: int  # bars
-    pulled_ms: int | None = None  # wall time when it was pulled from a fleet
 
 
 class Candles(Struct, frozen=True):

@@ -6,9 +6,8 @@ import contextlib
 import sqlite3
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from msgspec import Struct
 
@@ -17,12 +16,8 @@ from tracepaper.replay.run_columns import RunColumns
 from tracepaper.storage.database.connection import ImmutableConnection
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import RunViews
-from tracepaper.storage.fleet.server import shown
 from tracepaper.storage.sweeps import StoredSweep, is_sweep, read_sweep
 from tracepaper.strategies.errors import DataInvalid, TracepaperError
-
-if TYPE_CHECKING:
-    from tracepaper.storage.fleet.overview import FleetRun
 
 S = TypeVar("S", bound=Struct)
 RUNS_KEPT: Final = 8
@@ -60,39 +55,13 @@ class _OpenDatabase(NamedTuple):
     reader: Reader
 
 
-@dataclass
-class FleetSource:
-    """A fleet's server, its last answer, and the *folder* of the runs pulled from it."""
-
-    url: str
-    folder: Path
-    runs: list[FleetRun] = field(default_factory=list)
-    as_of_ms: int | None = None
-
-    @property
-    def server(self) -> str:
-        """Host and database."""
-        return shown(self.url)
-
-
 class Databases:
-    """Databases open for reading; with *builds*, this process builds roll-ups.
+    """Databases open for reading; with *builds*, this process builds roll-ups."""
 
-    With a *fleet*, they are the files that any process pulled from it.
-    """
-
-    def __init__(
-        self,
-        paths: Sequence[Path],
-        *,
-        served: str = "",
-        builds: bool = True,
-        fleet: FleetSource | None = None,
-    ) -> None:
+    def __init__(self, paths: Sequence[Path], *, served: str = "", builds: bool = True) -> None:
         every = tuple(dict.fromkeys(path.absolute() for path in paths))
         self.sweeps = tuple(path for path in every if is_sweep(path))
-        self._paths = tuple(path for path in every if path not in self.sweeps)
-        self.fleet = fleet
+        self.paths = tuple(path for path in every if path not in self.sweeps)
         self.served = served
         self.status: Mapping[str, Any] | None = None  # of the served run's daemon, at a request
         self.verified: Mapping[str, Any] | None = (
@@ -101,20 +70,6 @@ class Databases:
         self._builds = builds
         self._opened: dict[Path, _OpenDatabase] = {}
         self._rollups: OrderedDict[tuple[Path, str], Rollups] = OrderedDict()
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        """The databases of runs; those of a fleet with the newest file first."""
-        if self.fleet is None:
-            return self._paths
-        pulled: list[tuple[int, Path]] = []
-        for path in self.fleet.folder.glob("*/*.db"):
-            with contextlib.suppress(OSError):  # another pull replaced it
-                pulled.append((path.stat().st_mtime_ns, path))
-        paths = tuple(path for _, path in sorted(pulled, reverse=True))
-        for gone in self._opened.keys() - set(paths):
-            self._forget(gone)
-        return paths
 
     def reader(self, path: Path) -> Reader:
         """Return the reader of one database; raise ``DataInvalid`` if it cannot be read."""
@@ -151,17 +106,11 @@ class Databases:
                 return self._shown(path, run_id, reader)
         if unread is not None and len(self.paths) == 1:
             raise unread
-        if self.fleet is not None:
-            raise HttpRefusal(404, "This run is not open here: open it from Fleet.")
         raise HttpRefusal(404, "There is no such run; /api/v1/runs lists all.")
 
     def listed(self, path: Path, run_id: str) -> OpenRun:
         """Return the run of one database for a list, without evicting another run."""
         return self._shown(path, run_id, self.reader(path), is_listed=True)
-
-    def pulled_ms(self, path: Path) -> int | None:
-        """Return the wall time at which *path* was pulled from the fleet, or None."""
-        return None if self.fleet is None else path.stat().st_mtime_ns // 1_000_000
 
     def sweep(self, sweep_id: str) -> StoredSweep:
         """Return the sweep *sweep_id*; raise ``HttpRefusal`` if no file has it."""

@@ -1,4 +1,4 @@
-"""Lists as documents: all runs and sweeps, the runs to compare with one, the runs of a fleet."""
+"""Lists as documents: all runs and sweeps, the runs to compare with one."""
 
 from __future__ import annotations
 
@@ -14,16 +14,13 @@ from tracepaper.replay.document.values import (
     Part,
     Table,
     TitledParts,
-    Value,
     table_of,
-    written,
 )
 from tracepaper.replay.page import answers
-from tracepaper.strategies.units import count_of, interval_text
+from tracepaper.strategies.units import interval_text
 
 if TYPE_CHECKING:
-    from tracepaper.replay.page.databases import FleetSource, OpenRun
-    from tracepaper.storage.fleet.overview import FleetRun
+    from tracepaper.replay.page.databases import OpenRun
 
 SYMBOLS_SHOWN: Final = 3
 RUNS: Final[dict[str, Form]] = {
@@ -33,11 +30,6 @@ RUNS: Final[dict[str, Form]] = {
 }  # fmt: skip
 SWEEPS: Final[dict[str, Form]] = {
     "sweep": "text", "objective": "text", "runs": "count", "state": "text", "database": "text",
-}  # fmt: skip
-FLEET: Final[dict[str, Form]] = {
-    "run": "text", "host": "text", "file": "text", "strategy": "text", "health": "text",
-    "steps": "count", "lag": "exact", "equity": "money", "positions": "text",
-    "last decision": "text", "alarms": "alarm",
 }  # fmt: skip
 
 
@@ -98,40 +90,3 @@ def _runs_table(runs: Iterable[answers.RunRow], *path: str, are_compared: bool =
     names = ("run", "")[: 1 + are_compared]
     listed = table_of("runs", "", {**dict.fromkeys(names, "text"), **RUNS}, rows)
     return replace(listed, terms=tuple(terms))
-
-
-def fleet_document(fleet: FleetSource, error: str | None) -> TitledParts:
-    """Return the runs by the last answer of *fleet*'s server, and its *error*, if any."""
-    as_of_ms, parts = fleet.as_of_ms, list[Part]()
-    at = "never read" if as_of_ms is None else f"as of {written(as_of_ms, 'second')} UTC"
-    if error is not None:
-        age = f" The rows are {at}; the page updates them by itself." if as_of_ms else ""
-        parts.append(Paragraph(f"{error}{age}", "warning"))
-    alarmed = sum(bool(run.alarms) for run in fleet.runs)
-    state = f"{alarmed:,} with an alarm" if alarmed else "no alarm"
-    lead = f"{count_of(len(fleet.runs), 'run')}, {state}; {fleet.server}, {at}"
-    parts.append(Paragraph(lead, "lead"))
-    if fleet.runs:
-        parts.append(table_of("fleet", "", FLEET, map(_fleet_row, fleet.runs)))
-    elif as_of_ms is not None:
-        nothing = "The fleet holds no run yet; tracepaper db ship brings the first."
-        parts.append(Paragraph(nothing, "note"))
-    return TitledParts("Fleet", tuple(parts))
-
-
-def _fleet_row(run: FleetRun) -> tuple[Value, ...]:
-    held = [
-        f"{position.instrument} {position.quantity}, "
-        f"unrealized {written(float(position.unrealized_pnl), 'money')}"
-        for position in run.positions
-    ]
-    return (
-        Link(run.run_id, address("fleet", run.database_id, run.run_id)),
-        *(run.host, run.file, f"{run.strategy.rpartition(':')[2]}, {run.kind}"),
-        *(run.health, run.steps),
-        f"{run.lag_steps:,} in {run.lag_s:.1f} s" if run.lag_steps else "0",
-        None if run.equity is None else float(run.equity),
-        "; ".join(held).replace(" -", " \N{MINUS SIGN}") or "flat",
-        run.last_decision,
-        " ".join(f"alarm: {alarm}" for alarm in run.alarms),
-    )

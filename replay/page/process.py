@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -19,12 +19,9 @@ from tracepaper.daemon.log import Logger
 from tracepaper.daemon.session.child import ChildFailed, ChildProcess, TimeLimits
 from tracepaper.replay.page.answers import Error
 
-if TYPE_CHECKING:
-    from tracepaper.replay.page.databases import FleetSource
-
 ANSWER, PROGRESS, LATER, REFUSED = "answer", "progress", "later", "refused"
 """Kinds of frames: the answer, progress, a request for the heavy process, an error."""
-STREAMS: Final = re.compile(r"/runs/[^/]+/(verify|decisions/[^/]+/(ask|verify))|/fleet/pull")
+STREAMS: Final = re.compile(r"/runs/[^/]+/(verify|decisions/[^/]+/(ask|verify))")
 """Paths that are answered in lines, with progress."""
 HEAVY: Final = re.compile(r"/runs/[^/]+/(refusals|report|model|what-if|compare/[^/]+)")
 """Paths that the second process answers, so that the chart stays quick."""
@@ -60,14 +57,12 @@ class ReaderProcess:
         builds: bool = False,
         derives: bool = False,
         stays: bool = True,
-        fleet: FleetSource | None = None,
     ) -> None:
         opening = {
             "paths": [str(path) for path in paths],
             "served": served,
             "builds": builds,
             "derives": derives,
-            "fleet": None if fleet is None else (fleet.url, str(fleet.folder)),
         }
         command = (sys.executable, "-m", "tracepaper.replay.page.reader")
         self._child = ChildProcess("page reader", command, TimeLimits(), opening=opening)

@@ -21,7 +21,7 @@ from tracepaper.daemon.session.child import (
 )
 from tracepaper.replay.page import news
 from tracepaper.replay.page.answers import Progress
-from tracepaper.replay.page.databases import Databases, FleetSource, HttpRefusal
+from tracepaper.replay.page.databases import Databases, HttpRefusal
 from tracepaper.replay.page.interface import openapi
 from tracepaper.replay.page.process import (
     ANSWER,
@@ -46,12 +46,10 @@ def main() -> None:
     limit_this_process(nice=NICENESS, reads_input=True)
     messages = cast("Iterator[dict[str, Any]]", messages_of(sys.stdin.buffer))
     opening = next(messages)
-    fleet = opening["fleet"]
     databases = Databases(
         [Path(path) for path in opening["paths"]],
         served=opening["served"],
         builds=opening["builds"],
-        fleet=None if fleet is None else FleetSource(fleet[0], Path(fleet[1])),
     )
     if opening["derives"]:
         from tracepaper.replay.page import derivations  # only this child needs the engine

@@ -17,10 +17,10 @@ from types import ModuleType
 from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
-from msgspec import NODEFAULT, Meta, Struct
+from msgspec import Meta, Struct
 
 from tracepaper.replay.document.values import TitledParts, as_document
-from tracepaper.replay.page import answers, decisions, fleet, lists, marks, records, runs
+from tracepaper.replay.page import answers, decisions, lists, marks, records, runs
 from tracepaper.replay.page.databases import Databases, HttpRefusal, OpenRun
 from tracepaper.replay.page.process import STREAMS
 
@@ -34,7 +34,7 @@ Report = Callable[[float, str], None]
 
 
 class Parameter(NamedTuple):
-    """A parameter of the query; it is required without a default."""
+    """A parameter of the query, with its default."""
 
     kind: Any
     default: Any
@@ -60,10 +60,6 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
     "limit": Parameter(Annotated[int, Meta(ge=1, le=records.ROWS_MAX)], records.ROWS,
         "maximum number of rows"),
     "after": Parameter(str | None, None, "`after` or `before` of the previous answer"),
-    "database_id": Parameter(Annotated[str, Meta(min_length=1)], NODEFAULT,
-        "the id of the run's database, from `/fleet`"),
-    "run_id": Parameter(Annotated[str, Meta(min_length=1)], NODEFAULT,
-        "the run's full id, from `/fleet`"),
 }  # fmt: skip
 MEANINGS: Final[Mapping[str, str]] = {
     "run": "the run's full id, from `/runs`",
@@ -148,10 +144,7 @@ def _candles(
 def _run(
     databases: Databases, shown: OpenRun, verified: answers.ParityState | None, *, counted: bool
 ) -> Struct:
-    pulled_ms = databases.pulled_ms(shown.database)
-    return runs.run(
-        shown, databases.served, counted=counted, pulled_ms=pulled_ms, verified=verified
-    )
+    return runs.run(shown, databases.served, counted=counted, verified=verified)
 
 
 def _late(name: str = "derivations") -> ModuleType:
@@ -218,10 +211,6 @@ ROUTES: Final = (
               databases.find(left), databases.find(right))),
     ReadRoute("/sweeps/{sweep}", "A sweep: its heat map, every run, and the estimate of luck.",
           _sweep),
-    ReadRoute("/fleet", "Every run of a fleet: health, lag, equity, positions, last decision and "
-          "alarms; only with `tracepaper ui --fleet`.", fleet.list_fleet),
-    ReadRoute("/fleet/pull", "Pulls one run of the fleet, so that the other addresses can "
-          "serve it; lines of JSON.", fleet.pull_run, fleet.PulledRun, "database_id run_id"),
 )  # fmt: skip
 """All addresses that read; the server itself answers ``/stream`` and ``/openapi.json``."""
 

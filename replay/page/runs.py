@@ -88,8 +88,7 @@ def runs(databases: Databases, *, counted: bool = False) -> answers.Runs:
             database=path.name,
         )
         sweeps.append(row)
-    fleet = None if databases.fleet is None else databases.fleet.server
-    return answers.Runs(rows, refused, sweeps, fleet)
+    return answers.Runs(rows, refused, sweeps)
 
 
 def run_row(shown: OpenRun, served: str = "") -> answers.RunRow:
@@ -169,7 +168,6 @@ def run(
     served: str = "",
     *,
     counted: bool = False,
-    pulled_ms: int | None = None,
     verified: answers.ParityState | None = None,
 ) -> answers.Run:
     """Return a run's summary, configuration and accounts; *counted* waits for its counts."""
@@ -223,7 +221,6 @@ def run(
         has_attention=bool(row["model_id"]) and columns.rows.is_attributed(columns.span),
         has_regime=any(each.regime != Regime.UNKNOWN for each in columns.rows.outcomes),
         gate_horizon=row["gate_horizon"],
-        pulled_ms=pulled_ms,
     )  # fmt: skip
 
 

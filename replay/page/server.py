@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import msgspec
 from aiohttp import WSCloseCode, web
@@ -25,12 +25,8 @@ from tracepaper.replay.page import process
 from tracepaper.replay.page.answers import Error, FailedTask, FinishedTask
 from tracepaper.replay.page.process import HEAVY, STREAMS, ReaderProcess, ReplyFrame
 
-if TYPE_CHECKING:
-    from tracepaper.replay.page.databases import FleetSource
-
 ASSETS: Final = Path(__file__).parent / "assets"
 PREFIX: Final = "/api/v1"
-FLEET: Final = "/fleet"
 VERIFIED: Final = re.compile(r"/runs/([^/]+)/verify")
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -58,7 +54,7 @@ Status = Callable[[], Mapping[str, Any]]
 
 
 class Page:
-    """The page over the databases *paths* or over a *fleet*; the caller must close it.
+    """The page over the databases *paths*; the caller must close it.
 
     *served* is the run that this process writes. *status* returns the state of the running daemon.
     ``wake`` announces a stored step; without it the database is read once a second.
@@ -70,18 +66,12 @@ class Page:
         *,
         served: str = "",
         status: Status | None = None,
-        fleet: FleetSource | None = None,
     ) -> None:
-        reader = partial(ReaderProcess, paths, served=served, fleet=fleet)
+        reader = partial(ReaderProcess, paths, served=served)
         self._quick = reader(is_heavy=False)
         self._heavy = reader(is_heavy=True, builds=True)
         self._of_runs = reader(is_heavy=True, stays=False)
         self._of_decisions = reader(is_heavy=True, derives=True)
-        # A slow or absent fleet server must delay only requests for the fleet.
-        self._of_fleet = self._pulling = self._quick
-        if fleet is not None:
-            self._of_fleet = reader(is_heavy=False)
-            self._pulling = reader(is_heavy=True, stays=False)
         self._served, self._status = served, status
         self._woken: asyncio.Event | None = None  # set at the next step, once ``wake`` was called
         self._verified: dict[str, Any] = {}  # parity of the runs that readers verified, by run
@@ -132,10 +122,7 @@ class Page:
 
     async def close(self) -> None:
         """End the reader processes; call this after the server has stopped."""
-        readers = (
-            *(self._quick, self._heavy, self._of_runs, self._of_decisions),
-            *(self._of_fleet, self._pulling),
-        )
+        readers = (self._quick, self._heavy, self._of_runs, self._of_decisions)
         await asyncio.gather(*(reader.close() for reader in readers))
         if self._preparing is not None:
             await self._preparing
@@ -153,7 +140,6 @@ class Page:
         if path.endswith("/health") and self._status is not None:
             message["status"] = self._status()
         reader = self._heavy if HEAVY.fullmatch(path) else self._quick
-        reader = self._of_fleet if path == FLEET else reader
         frame = await reader.answer(message)
         if frame.kind == process.LATER:
             frame = await self._heavy.answer(message)
@@ -169,7 +155,6 @@ class Page:
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         _secure(response)
         reader = self._of_decisions if "/decisions/" in message["path"] else self._of_runs
-        reader = self._pulling if message["path"].startswith(FLEET) else reader
         frames = reader.ask(message)
         try:
             first = await anext(frames)
@@ -186,13 +171,11 @@ class Page:
         return response
 
     def _note(self, message: dict[str, Any], frame: ReplyFrame) -> None:
-        """Keep the parity of a verified run; forget it when the run is pulled again."""
+        """Keep the parity of a verified run."""
         if frame.kind != process.ANSWER:
             return
         if matched := VERIFIED.fullmatch(message["path"]):
             self._verified[matched[1]] = msgspec.json.decode(frame.body)
-        elif message["path"].startswith(FLEET):
-            self._verified.pop(message["query"].get("run_id", ""), None)
 
     # ------------------------------------------------------------ the stream
 
@@ -290,10 +273,9 @@ async def serving(
     *,
     host: str,
     port: int,
-    fleet: FleetSource | None = None,
 ) -> AsyncIterator[str]:
-    """Serve the page over recorded databases, or a fleet, on loopback; yield its address."""
-    page = Page(paths, fleet=fleet)
+    """Serve the page over recorded databases on loopback; yield its address."""
+    page = Page(paths)
     page.prepare()
     try:
         async with listening(
@@ -322,12 +304,11 @@ async def serve_until_ended(
     host: str,
     port: int,
     listening_at: Callable[[str], Awaitable[None] | None],
-    fleet: FleetSource | None = None,
 ) -> None:
-    """Serve databases, or a fleet, until a signal; call *listening_at* with the address."""
+    """Serve databases until a signal; call *listening_at* with the address."""
     ended = asyncio.Event()
     with signals_call(ended.set):
-        async with serving(paths, host=host, port=port, fleet=fleet) as url:
+        async with serving(paths, host=host, port=port) as url:
             announcement = listening_at(url)
             if announcement is not None:
                 await announcement

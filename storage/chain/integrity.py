@@ -35,7 +35,6 @@ _RUNS: Final = (
     "SELECT run_key, run_id, opened_digest, previous_run_id, previous_step_count, previous_head "
     "FROM runs ORDER BY run_key"
 )
-_ALONE: Final = "SELECT only_run_id FROM databases JOIN runs ON run_id = only_run_id"
 _DIGEST: Final = (
     "SELECT digest FROM commits WHERE run_key = ?1 AND last_sequence = ?2 UNION ALL "
     "SELECT digest FROM prunes WHERE run_key = ?1 AND until_sequence = ?2"
@@ -129,7 +128,7 @@ def check_database(connection: sqlite3.Connection) -> tuple[ChainProblem | None,
         lambda: check_pages(connection),
         lambda: check_keys(connection),
         lambda: _check_schema(connection, warnings),
-        lambda: _check_links(connection, warnings),
+        lambda: _check_links(connection),
         lambda: _check_models(connection),
     )
     first = next((problem for check in checks for problem in check()), None)
@@ -238,29 +237,10 @@ def _redefined(kind: str, name: str) -> ChainProblem:
     return ChainProblem(None, (name,), "changed", sentence)
 
 
-def _pulled_alone(run_id: str, row: tuple[Any, ...]) -> list[str]:
-    """Return a warning if the file's only run, with this *row*, has a predecessor elsewhere."""
-    if row[1] != run_id or (predecessor := row[3]) is None:
-        return []
-    return [
-        (
-            f"Run {run_id} was pulled alone: this file lacks run {predecessor}, opened before it, "
-            "so it cannot show whether runs were removed."
-        )
-    ]
-
-
-def _check_links(connection: sqlite3.Connection, warnings: list[str]) -> Iterator[ChainProblem]:
-    """Check each run's stored id, step count and head of the run opened before it.
-
-    A file that ``db pull`` made from a single run does not hold its predecessor.
-    """
+def _check_links(connection: sqlite3.Connection) -> Iterator[ChainProblem]:
+    """Check each run's stored id, step count and head of the run opened before it."""
     before_key, before_id, before_opened = 0, None, None
-    runs = connection.execute(_RUNS).fetchall()
-    if (alone := connection.execute(_ALONE).fetchone()) is not None and len(runs) == 1:
-        warnings += _pulled_alone(alone[0], runs[0])
-        return
-    for key, run_id, opened, previous, count, head in runs:
+    for key, run_id, opened, previous, count, head in connection.execute(_RUNS).fetchall():
         if previous != before_id:
             gone = "none" if previous is None else previous
             sentence = f"Run {run_id} was opened after {gone}, but the run before it is "

@@ -31,8 +31,6 @@ from tracepaper.storage.record.columns import TABLES
 from tracepaper.storage.record.rows import INDEXED_KINDS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from tracepaper.storage.record.columns import Column
 
 _TYPES: Final[dict[str, Any]] = {
@@ -47,9 +45,10 @@ _WITH_ROWID: Final = frozenset({"runs", "events", "states", "answers"})
 metadata: Final = MetaData()
 
 
-def sql_column(column: Column, types: Mapping[str, Any], *keys: ForeignKey) -> SqlColumn[Any]:
-    """Return *column* as SQLAlchemy's, with its type from *types* and its foreign *keys*."""
-    kind = types[column.kind]
+def _sql_column(column: Column) -> SqlColumn[Any]:
+    """Return *column* as SQLAlchemy's, with its type and its foreign key."""
+    kind = _TYPES[column.kind]
+    keys = (ForeignKey(column.refers),) if column.refers else ()
     if column.is_key:
         return SqlColumn(column.name, kind, *keys, primary_key=True, autoincrement=False)
     return SqlColumn(column.name, kind, *keys, nullable=column.null)
@@ -63,10 +62,7 @@ for _name, _columns in TABLES.items():
     Table(
         _name,
         metadata,
-        *(
-            sql_column(column, _TYPES, *map(ForeignKey, filter(None, (column.refers,))))
-            for column in _columns
-        ),
+        *map(_sql_column, _columns),
         *((UniqueConstraint("run_id"),) if _name == "runs" else ()),
         *(
             (SqlColumn("birth", Integer, Computed("CAST(order_id AS INTEGER)", persisted=False)),)

@@ -10,7 +10,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from sqlalchemy import create_engine, event, func, insert
+from sqlalchemy import create_engine, event, insert
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.pool import StaticPool
 
@@ -52,10 +52,6 @@ WRITE_TIMEOUT_S: Final = 1.0
 
 READER_ATTEMPTS: Final = 30
 """Attempts, of a second each, to move a log that another process reads into its database."""
-
-
-DATABASES: Final = metadata.tables["databases"]
-RANDOM_ID: Final = func.lower(func.hex(func.randomblob(16)))
 
 
 class Writer(NamedTuple):
@@ -109,17 +105,6 @@ def connected(driver: sqlite3.Connection) -> Connection:
     event.listen(engine, "begin", lambda _: driver.execute("BEGIN IMMEDIATE"))
     event.listen(engine, "handle_error", lambda context: context.original_exception)
     return engine.connect()
-
-
-def identify(connection: Connection) -> None:
-    """Give the database an id, by which a fleet identifies it, unless it has one.
-
-    A copy has the same id. The chain does not cover the id.
-    """
-    with connection.begin():
-        # Not compiled: a new engine has no compiled statements, and each start would wait for it.
-        if connection.exec_driver_sql("SELECT 1 FROM databases LIMIT 1").first() is None:
-            connection.execute(insert(DATABASES).values(database_id=RANDOM_ID))
 
 
 def left_log(path: Path) -> str:
@@ -182,7 +167,6 @@ def open_writer(
             undo.callback(connection.close)  # else its pool finds the driver closed, and prints so
             if schema == 0:
                 create(connection)
-            identify(connection)
             file.begin(driver)
         except (sqlite3.Error, OSError) as error:
             raise refusal(str(path), error) from error

@@ -680,8 +680,6 @@ SHORTFALL_PARTS: Final = (
 )
 """The columns of ``shortfalls`` that add up to the account's result minus the paper result."""
 
-# One row per file. ``only_run_id`` is set in a file that ``db pull`` made from a single run.
-_DATABASES = (_key("database_id", kind=TEXT), _text("only_run_id", null=True))
 APPLICATION_ID: Final = 0x74706170
 """The file's ``PRAGMA application_id``: "tpap" in ASCII."""
 
@@ -706,7 +704,6 @@ TABLES: Final[dict[str, tuple[Column, ...]]] = {
     "prunes": _PRUNES,
     "checks": _CHECKS,
     "shortfalls": _SHORTFALLS,
-    "databases": _DATABASES,
 }
 """The columns of every table, in their stored order."""
 

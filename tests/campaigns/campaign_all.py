@@ -65,7 +65,6 @@ PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "soak_of_a_model": (
         *(*_PYTHON, "tests/campaigns/campaign_soak.py", "--days", "5", "--model", "default"),
     ),
-    "fleet": (*_PYTHON, "tests/campaigns/campaign_fleet.py"),
 }
 
 

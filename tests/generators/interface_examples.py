@@ -13,7 +13,7 @@ import explained_runs
 import msgspec
 from msgspec import Struct
 
-from tracepaper.replay.page import answers, fleet
+from tracepaper.replay.page import answers
 from tracepaper.replay.page.databases import Databases
 from tracepaper.replay.page.interface import STREAMED
 from tracepaper.replay.page.routes import MEANINGS, PREFIX, ROUTES, ReadRoute, match
@@ -26,10 +26,8 @@ QUERIES: Final[Mapping[str, dict[str, str]]] = {
     "/runs/{run}/equity": {"points": "2"},
     "/runs/{run}/views/{view}": {"limit": "1"},
 }
-UNSHOWN: Final = (
-    *("/verify", "/ask", "/report", "/what-if", "/compare", "/sweeps/{sweep}", "/fleet", "/pull"),
-)
-"""What derives anew, answers with a whole document, or asks a fleet's server."""
+UNSHOWN: Final = ("/verify", "/ask", "/report", "/what-if", "/compare", "/sweeps/{sweep}")
+"""What derives anew, or answers with a whole document."""
 RUN_ID: Final = "3f8a0767015d8368"
 VOLATILE: Final = {
     r"\b[0-9a-f]{64}\b": "9f86d081884c7d65…",
@@ -122,7 +120,7 @@ def documentation() -> str:
 def _types() -> list[type[Struct]]:
     every = (value for value in vars(answers).values() if isinstance(value, type))
     structs = (value for value in every if issubclass(value, Struct) and value is not Struct)
-    return [*structs, fleet.PulledRun, *STREAMED]
+    return [*structs, *STREAMED]
 
 
 def _type(type_: type[Struct]) -> str:

@@ -25,7 +25,6 @@ from tracepaper.daemon.config.loading import PREFIX, SECTIONS, load
 from tracepaper.daemon.http.metrics import registry_of
 from tracepaper.daemon.http.monitor import Monitor
 from tracepaper.daemon.session.supervisor import STOP_WITHIN_S
-from tracepaper.storage.fleet.server import ShipProgress
 from tracepaper.strategies.gates.gate import gate_order
 from tracepaper.strategies.types.decisions import Position
 from tracepaper.strategies.types.market import ParityCheck, ParityOutcome
@@ -200,7 +199,6 @@ def exported() -> dict[str, set[str]]:
     monitor.companions = {
         "parity": lambda: {"since_ms": START_MS, "last": to_builtins(IDENTICAL)},
         "notices": lambda: {"sent": 1},
-        "shipping": lambda: to_builtins(ShipProgress()),
         "witness": lambda: {"away_s": 1.0, "horizon_s": 60.0},
         "retraining": lambda: {"training": False, "due_ms": 0, "outcomes": {"promoted": 1}},
     }
@@ -291,10 +289,7 @@ def promtool(folder: Path) -> int:
         ("", ""),
         ("> 3 * tracepaper_interval_seconds", "> 30 * tracepaper_interval_seconds"),
         ("for: 10m", "for: 20m"),
-        ("tracepaper_ship_failing == 1", "tracepaper_ship_failing >= 0"),
-        ("tracepaper_ship_lag_seconds > 300", "tracepaper_ship_lag_seconds > 700"),
         ("> tracepaper_witness_horizon_seconds", "> 2 * tracepaper_witness_horizon_seconds"),
-        ("tracepaper_ship_holes_total > 0", "increase(tracepaper_ship_holes_total[1h]) > 0"),
     ],
 )
 def test_the_alarms_are_silent_and_loud_as_their_own_tests_say(

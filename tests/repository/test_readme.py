@@ -103,13 +103,12 @@ def unrun(text: str, *run: str) -> list[str]:
 
 @pytest.mark.parametrize("page", TEXTS, ids=named)
 def test_every_block_of_commands_is_run(page: Path) -> None:
-    # By tests/product/test_library.py, and by test_fleet_page.py against a server.
-    elsewhere = ("bash",) if page.name in {"library.md", "fleet.md"} else ()
+    elsewhere = ("bash",) if page.name == "library.md" else ()  # tests/product/test_library.py
     assert unrun(TEXTS[page], "sh", *elsewhere) == []
     assert unrun("```\ntracepaper demo\n```\n", "sh") == ["tracepaper demo"]
 
 
-MAKES = re.compile(r"tracepaper (replay|sweep)\b|\bdb (backup|pull)\b|backtest\(")
+MAKES = re.compile(r"tracepaper (replay|sweep)\b|\bdb backup\b|backtest\(")
 """What a line does that makes a database."""
 
 

@@ -83,7 +83,6 @@ TAKEN_AS_TOLD: Final[Mapping[str, str]] = {
 may change them, and only a head kept elsewhere shows it."""
 
 OUTSIDE: Final[Mapping[str, str]] = {
-    "databases": "the id of the file, of which nothing follows",
     "checks": "what checks of a run found, which nothing in it follows from",
     "shortfalls": "a trader's own fills beside the run's, which nothing in it follows from",
 }

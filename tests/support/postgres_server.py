@@ -1,7 +1,7 @@
-"""A real PostgreSQL for the tests of a fleet: made once a session, run by an unprivileged user.
+"""A real PostgreSQL for tests: made once a session, run by an unprivileged user.
 
 It listens on a free port of loopback and on a socket in its own folder. Role ``owner`` is trusted,
-every other needs a password; the database ``tls_only`` takes no connection without TLS.
+every other needs a password.
 """
 
 from __future__ import annotations
@@ -21,11 +21,8 @@ import pytest
 
 from tracepaper.strategies.extras import is_installed
 
-TEMPLATE: Final = "fleet_template"
 _HBA: Final = """\
 local all owner trust
-hostssl tls_only all 127.0.0.1/32 trust
-hostnossl tls_only all 127.0.0.1/32 reject
 host all owner 127.0.0.1/32 trust
 host all all 127.0.0.1/32 scram-sha-256
 """
@@ -43,7 +40,7 @@ def _programs() -> Path | None:
 
 
 class Cluster:
-    """A server of its own: ``fresh`` makes a database with the fleet's tables."""
+    """A server of its own; ``empty`` makes a database."""
 
     def __init__(self, programs: Path, folder: Path) -> None:
         self._programs, self.folder = programs, folder
@@ -54,13 +51,11 @@ class Cluster:
         self._run("initdb", "-D", str(self.data), "-U", "owner", "--auth=trust", "-E", "UTF8",
                   "--locale=C.UTF-8", "--no-sync")  # fmt: skip
         (self.data / "pg_hba.conf").write_text(_HBA)
-        self._make_certificate()
         settings = {
             "port": self.port,
             "listen_addresses": "'127.0.0.1'",
             "unix_socket_directories": f"'{folder}'",
             "fsync": "off",
-            "ssl": "on",
             "shared_buffers": "'32MB'",
         }
         with (self.data / "postgresql.conf").open("a") as file:
@@ -69,23 +64,6 @@ class Cluster:
     @property
     def data(self) -> Path:
         return self.folder / "data"
-
-    def _make_certificate(self) -> None:
-        key, certificate = self.data / "server.key", self.data / "server.crt"
-        options = [
-            "req",
-            "-x509",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-days",
-            "2",
-            "-subj",
-            "/CN=localhost",
-        ]
-        command = ("openssl", *options, "-keyout", str(key), "-out", str(certificate))
-        subprocess.run(self._as_user(command), check=True, capture_output=True, cwd=self.folder)
-        key.chmod(0o600)
 
     def _as_user(self, command: tuple[str, ...]) -> tuple[str, ...]:
         """Return *command* for an unprivileged user: PostgreSQL refuses root."""
@@ -106,40 +84,22 @@ class Cluster:
     def stop(self, mode: str = "fast") -> None:
         self._run("pg_ctl", "-D", str(self.data), "-w", "-m", mode, "stop")
 
-    def kill(self) -> None:
-        """End the server without a shutdown, as a power cut would, and begin it again."""
-        self.stop("immediate")
-
-    def url(self, database: str, user: str = "owner", port: int | None = None) -> str:
-        return f"postgresql://{user}@127.0.0.1:{port or self.port}/{database}"
+    def url(self, database: str, user: str = "owner") -> str:
+        return f"postgresql://{user}@127.0.0.1:{self.port}/{database}"
 
     def sql(self, url: str, *statements: str) -> list[tuple[Any, ...]]:
-        """Run *statements* with the fleet's schema in the path; return the last one's rows."""
+        """Run *statements*; return the last one's rows."""
         import psycopg
 
-        options = "-c search_path=tracepaper,public"
-        with psycopg.connect(url, options=options, autocommit=True) as connection:
+        with psycopg.connect(url, autocommit=True) as connection:
             for statement in statements:
                 cursor = connection.execute(statement)
             return cursor.fetchall() if cursor.description else []
 
     def empty(self) -> str:
         """Make a database without tables; return its address."""
-        return self._database("template0")
-
-    def fresh(self) -> str:
-        """Make a database with the fleet's tables; return its address."""
-        from tracepaper.storage.fleet.tables import make_schema
-
-        exists = f"SELECT 1 FROM pg_database WHERE datname = '{TEMPLATE}'"
-        if not self.sql(self.url("postgres"), exists):
-            self.sql(self.url("postgres"), f"CREATE DATABASE {TEMPLATE}")
-            make_schema(self.url(TEMPLATE))
-        return self._database(TEMPLATE)
-
-    def _database(self, template: str) -> str:
-        name = f"fleet_{next(self._numbers)}"
-        self.sql(self.url("postgres"), f"CREATE DATABASE {name} TEMPLATE {template}")
+        name = f"database_{next(self._numbers)}"
+        self.sql(self.url("postgres"), f"CREATE DATABASE {name}")
         return self.url(name)
 
 
@@ -150,7 +110,7 @@ def a_cluster() -> Iterator[Cluster]:
     if programs is None:
         raise RuntimeError("PostgreSQL is not installed (apt-get install postgresql)")
     if not is_installed("psycopg"):
-        raise RuntimeError("psycopg is not installed (pip install 'tracepaper[scale]')")
+        raise RuntimeError("psycopg is not installed (make dev)")
     folder = Path(tempfile.mkdtemp(prefix="tracepaper-postgres-"))
     try:
         if not os.getuid():
@@ -170,15 +130,15 @@ def a_cluster() -> Iterator[Cluster]:
 def postgres() -> Iterator[Cluster]:
     """Start a server; tests that ask for it are skipped in one line where none is installed."""
     if _programs() is None or not is_installed("psycopg"):
-        pytest.skip("PostgreSQL or psycopg is not installed: no fleet is tested")
+        pytest.skip("PostgreSQL or psycopg is not installed: no export to it is tested")
     with a_cluster() as cluster:
         yield cluster
 
 
 @pytest.fixture
-def fleet_url(postgres: Cluster) -> Iterator[str]:
-    """Make a database with the fleet's tables, and nothing in them; drop it afterwards."""
-    url = postgres.fresh()
+def postgres_url(postgres: Cluster) -> Iterator[str]:
+    """Make a database without tables; drop it afterwards."""
+    url = postgres.empty()
     yield url
     name = url.rpartition("/")[2]
     postgres.sql(postgres.url("postgres"), f"DROP DATABASE {name} WITH (FORCE)")

@@ -57,7 +57,6 @@ from tracepaper.strategies.types.decisions import Step
 
 HOUR_MS: Final = 3_600_000
 COPY: Final = "copy.db"
-PULLED: Final = "pulled.db"
 _EXPORT: Final = "export"
 
 
@@ -329,14 +328,6 @@ def backed_up(folder: Path, seed: int) -> RecordedHistory:
             recorder.promise(rows)
         for copy in (path.with_name(COPY), *maintenance.backup(path, path.with_name(COPY))):
             recorder.promise(copy)
-        with (
-            maintenance.whole_file(path.with_name(PULLED), "pull") as partial,
-            closing(opened_log(partial, pages=20)) as pull,
-        ):
-            pull._driver.execute("PRAGMA synchronous = OFF")  # as a pull is written
-            for step in steps[begin(pull) : 25]:
-                pull.append_now(step)
-        recorder.promise(path.with_name(PULLED))
         ended = len(recorder.history)
         for step in steps[25:]:
             log.append_now(step)
@@ -353,12 +344,7 @@ def backed_up(folder: Path, seed: int) -> RecordedHistory:
             return ""
         before = Files()
         before.acknowledged["r-1"] = 25
-        copies = [RecordedHistory([], heads, name) for name in (COPY, PULLED)]
-        return "".join(
-            check(copy, folder, before, is_thorough=is_thorough)
-            for copy in copies
-            if (folder / copy.database).exists()
-        )
+        return check(RecordedHistory([], heads, COPY), folder, before, is_thorough=is_thorough)
 
     hot = list(range(begun, ended + 1)) * 4
     return recorder.made(heads, further=further, hot=hot)

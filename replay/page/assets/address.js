@@ -4,14 +4,13 @@ import { useEvent } from "./hooks.js";
 
 /**
  * @typedef {Object} Address
- * @property {"run"|"runs"|"sweep"|"fleet"} place
+ * @property {"run"|"runs"|"sweep"} place
  * @property {string|null} run
  * @property {string} view one of VIEWS
  * @property {number|null} sequence of the pinned decision
  * @property {string|null} other the other run of a comparison
  * @property {string|null} instrument
  * @property {string|null} sweep
- * @property {{database_id: string, run_id: string}|null} pulled the run of the fleet to open
  */
 
 export const VIEWS = ["now", "account", "gates", "health", "model", "report", "compare"];
@@ -31,7 +30,6 @@ export function parseAddress(hash) {
   const instrument = new URLSearchParams(query).get("instrument");
   const address = { place: "run", run: null, view: "now", sequence: null, other: null, instrument };
   if (parts[0] === "runs") return { ...address, place: "runs" };
-  if (parts[0] === "fleet") return { ...address, place: "fleet", pulled: parts[2] ? { database_id: parts[1], run_id: parts[2] } : null };
   if (parts[0] === "sweep") return { ...address, place: "sweep", sweep: parts[1] || null };
   if (parts[0] !== "run") return address;
   address.run = parts[1] || null;
@@ -43,7 +41,7 @@ export function parseAddress(hash) {
 
 /** Return the hash of an address. */
 export function formatAddress({ place, run, view = "now", sequence, other, instrument, sweep }) {
-  if (place === "runs" || place === "fleet") return `#/${place}`;
+  if (place === "runs") return "#/runs";
   if (place === "sweep") return `#/sweep/${encodeURIComponent(sweep)}`;
   if (!run) return "#/";
   let hash = `#/run/${encodeURIComponent(run)}`;

@@ -221,13 +221,6 @@ export async function verifyRun(run, progressed, signal) {
   return parity;
 }
 
-/** Pull a run of the fleet, and forget what was read of an earlier pull. */
-export async function pullRun(pulled, progressed, signal) {
-  await source.ask(`/fleet/pull?${new URLSearchParams(pulled)}`, progressed, signal);
-  decisions.clear();
-  dispatchEvent(new Event("pulled"));
-}
-
 const KEPT = 400;
 const decisions = new Map();
 const awaited = new Map(); // requests of decisions without an answer yet

@@ -2,7 +2,7 @@
 import { html, useEffect, useMemo, useRef, useState } from "./vendor/htm-preact.js";
 import { go, useAddress } from "./address.js";
 import { getRun, source } from "./api.js";
-import { count, interval, isLocal, moment, setLocal, strategyName, zoneName } from "./format.js";
+import { count, interval, isLocal, setLocal, strategyName, zoneName } from "./format.js";
 import { useAnswer, useEvent } from "./hooks.js";
 import { KeyList, useKeys } from "./keys.js";
 import { useStream } from "./live.js";
@@ -11,7 +11,6 @@ import { Operator } from "./operator.js";
 import { Palette } from "./palette.js";
 import { CompareView } from "./places/compare.js";
 import { AccountView, GatesView, HealthView, ListView, ModelView, ReportView, SweepView } from "./places/documents.js";
-import { FleetView } from "./places/fleet.js";
 import { toggleTheme } from "./theme.js";
 
 const NARROW = "(max-width: 759px)";
@@ -28,17 +27,16 @@ function useMedia(query) {
   return holds;
 }
 
-function Places({ address, run, fleet, openPalette, openOperator }) {
+function Places({ address, run, openPalette, openOperator }) {
   const present = { run: address.run ?? run?.row.run_id };
   const is = (place, view) => (address.place === place && (place !== "run" || address.view === view) ? "page" : undefined);
   const row = run?.row;
   return html`<header class="places">
     <nav aria-label="Places">
       <strong class="wide">tracepaper</strong>
-      ${fleet && html`<button aria-current=${is("fleet")} onClick=${() => go({ place: "fleet" })}>Fleet</button>`}
-      ${(run || !fleet) && html`<button aria-current=${is("run", "now")} onClick=${() => go({ ...present, view: "now" })}>Now</button>`}
+      <button aria-current=${is("run", "now")} onClick=${() => go({ ...present, view: "now" })}>Now</button>
       <button aria-current=${is("runs")} onClick=${() => go({ place: "runs" })}>Runs</button>
-      ${(run || !fleet) && html`<button aria-current=${is("run", "health")} onClick=${() => go({ ...present, view: "health" })}>Health</button>`}
+      <button aria-current=${is("run", "health")} onClick=${() => go({ ...present, view: "health" })}>Health</button>
     </nav>
     <span class="what wide">
       ${row && address.place === "run" && html`${strategyName(row.strategy)} on ${row.instruments.slice(0, 2).join(", ")}${row.instruments.length > 2 ? ` and ${row.instruments.length - 2} more` : ""}, ${interval(row.interval_ms)} · ${row.kind} ${row.run_id.slice(0, 8)} · paper money`}
@@ -75,7 +73,7 @@ function Nothing({ refused }) {
 }
 
 export function App() {
-  const typed = useAddress();
+  const address = useAddress();
   const isCompact = useMedia(NARROW);
   const [open, setOpen] = useState(null); // palette, keys, operator
   const [, setZone] = useState(isLocal());
@@ -84,8 +82,6 @@ export function App() {
   const steps = useRef(() => {});
   const version = `${connected} ${Math.floor(refreshed / 4)}`;
   const runs = useAnswer((signal) => source.get("/runs", {}, { signal }), [version]);
-  const fleet = runs.value?.fleet;
-  const address = fleet && typed.place === "run" && !typed.run ? { ...typed, place: "fleet" } : typed;
   const id = address.run ?? newestOf(runs.value?.runs ?? [])?.run_id ?? null;
   const answer = useAnswer(() => (id ? getRun(id) : null), [id, connected, refreshed]);
   const first = answer.value?.row.run_id === id ? answer.value : null;
@@ -93,7 +89,7 @@ export function App() {
   const isUncounted = first != null && first.row.decisions == null;
   const counted = useAnswer(() => (isUncounted ? getRun(id, { counted: true }) : null), [id, isUncounted]);
   const run = isUncounted && counted.value?.row.run_id === id ? counted.value : first;
-  const isGrowing = run != null && run.row.ended_ms == null && run.pulled_ms == null && !source.isRecord;
+  const isGrowing = run != null && run.row.ended_ms == null && !source.isRecord;
   const connection = useStream({
     isWanted: isGrowing,
     run: id,
@@ -110,10 +106,9 @@ export function App() {
     return () => clearInterval(timer);
   }, [isGrowing, run == null]);
   useEvent(window, "verified", () => setRefreshed((now) => now + 1));
-  useEvent(window, "pulled", () => setConnected((now) => now + 1));
   useEffect(() => {
-    document.title = address.place === "fleet" ? "Fleet · tracepaper" : run ? `${strategyName(run.row.strategy)} ${run.row.run_id.slice(0, 8)} · tracepaper` : "tracepaper";
-  }, [run, address.place]);
+    document.title = run ? `${strategyName(run.row.strategy)} ${run.row.run_id.slice(0, 8)} · tracepaper` : "tracepaper";
+  }, [run]);
 
   const zone = () => {
     setLocal(!isLocal());
@@ -136,7 +131,7 @@ export function App() {
     const rows = runs.value?.runs ?? [];
     return [
       ...(run ? views.map(([words, view]) => to(words, "view", { run: id, view })) : []),
-      ...[...(fleet ? ["Fleet"] : []), "Runs"].map((words) => to(words, "view", { place: words.toLowerCase() })),
+      to("Runs", "view", { place: "runs" }),
       ...(run?.instruments.length > 1 ? run.instruments.map((each) => to(each.symbol, "symbol", { run: id, instrument: each.id })) : []),
       ...rows.map((row) => to(`${strategyName(row.strategy)} on ${row.instruments[0] ?? ""} ${row.run_id.slice(0, 8)}`, "run", { run: row.run_id })),
       ...(runs.value?.sweeps ?? []).map((row) => to(`Sweep of ${nameOf(row, row.sweep_id)}`, "sweep", { place: "sweep", sweep: row.sweep_id })),
@@ -146,26 +141,24 @@ export function App() {
       does("Keys", () => setOpen("keys")),
       ...(run?.row.is_served ? [does("HALT, RESUME or FLATTEN", () => setOpen("operator"))] : []),
     ];
-  }, [run, runs.value, id, fleet]);
+  }, [run, runs.value, id]);
 
   const instrument = address.instrument ?? run?.instruments[0]?.id;
   const toSequence = (sequence) => go({ run: id, sequence, instrument: address.instrument });
-  const key = `${id} ${run?.pulled_ms}`; // rebuild the view of a run that is pulled again
   const counts = { version, lacksCounts: runs.value?.runs.some((row) => row.decisions == null) };
   const place = () => {
-    if (address.place === "fleet") return html`<${FleetView} address=${address} go=${go} />`;
     if (address.place === "sweep") return html`<${SweepView} key=${address.sweep} sweep=${address.sweep} />`;
     if (address.place === "runs" || (runs.value?.sweeps?.length && !id)) return html`<${ListView} path="/overview" ...${counts} />`;
     if (runs.value && !id) return html`<${Nothing} refused=${runs.value.refused} />`;
     const error = runs.error ?? answer.error;
     if (!run) return error ? html`<div class="empty"><p class="loss" role="alert">${error.message}</p></div>` : html`<${Reading} />`;
     const View = VIEWS[address.view];
-    return html`<${View} key=${key} run=${run} address=${address} go=${go} ...${counts} refreshed=${connected + refreshed} connection=${connection} connected=${connected} steps=${steps} isCompact=${isCompact} openKeys=${() => setOpen("keys")} />`;
+    return html`<${View} key=${id} run=${run} address=${address} go=${go} ...${counts} refreshed=${connected + refreshed} connection=${connection} connected=${connected} steps=${steps} isCompact=${isCompact} openKeys=${() => setOpen("keys")} />`;
   };
   return html`<div class=${`page ${address.place === "run" && address.view === "now" ? "whole" : ""}`}>
-    <${Places} address=${address} run=${run} fleet=${fleet} openPalette=${() => setOpen("palette")} openOperator=${() => setOpen("operator")} />
+    <${Places} address=${address} run=${run} openPalette=${() => setOpen("palette")} openOperator=${() => setOpen("operator")} />
     <main>${place()}</main>
-    <footer class="attribution"><span>${zoneName()}</span>${source.isRecord && html`<${FileNote} />`}${run?.pulled_ms && address.place === "run" && html`<span class="file">Pulled from the fleet ${moment(run.pulled_ms)}; open it there again for newer steps.</span>`} Charts: <a href="https://www.tradingview.com/" rel="noreferrer" target="_blank">TradingView Lightweight Charts™</a></footer>
+    <footer class="attribution"><span>${zoneName()}</span>${source.isRecord && html`<${FileNote} />`} Charts: <a href="https://www.tradingview.com/" rel="noreferrer" target="_blank">TradingView Lightweight Charts™</a></footer>
     ${open === "palette" &&
     html`<${Palette} entries=${entries} toTime=${run && ((ms) => sequenceAt(id, instrument, ms).then((sequence) => sequence != null && toSequence(sequence)))} toSequence=${run && toSequence} last=${run?.row.last_ms} isLocal=${isLocal()} close=${() => setOpen(null)} />`}
     ${open === "keys" && html`<${KeyList} close=${() => setOpen(null)} />`}

@@ -6,24 +6,13 @@ import asyncio
 import json
 import os
 import shutil
-import socket
 from pathlib import Path
 
 import pytest
 from command_line import Cli
-from fleet_cases import grown
-from postgres_server import Cluster
-from readme import DOCS, blocks
-from storage_cases import plain_steps, write_run
 
-from tracepaper.daemon.config.loading import load
-from tracepaper.daemon.session.diagnostics import ask_fleet
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.storage.checkpoints import DEFAULT_CHECKPOINT
-from tracepaper.storage.database.lock import InstanceLock
-from tracepaper.storage.fleet.follow import ship_once
-from tracepaper.storage.fleet.server import shown
-from tracepaper.storage.fleet.ship import Shipper
 
 CANDLES = Path(__file__).parents[2] / "data" / "candles" / "binance_um_BTCUSDT_1m_2025-05.csv.gz"
 OFFLINE = [
@@ -149,144 +138,3 @@ def test_an_exchange_that_cannot_be_reached_fails(tmp_path: Path, cli: Cli) -> N
     )
     document = findings(cli, "--online", "-c", config, "--db", tmp_path / "a.db")
     assert document["exchange"][0] == document["stream"][0] == "fail"
-
-
-# ---------------------------------------------------------------- storage.ship_to
-
-
-def verdict_of(url: str, path: Path) -> tuple[str, str]:
-    """Let doctor try the shipping of *path* to *url*."""
-    config = load(None, {"storage": {"ship_to": url}})
-    (finding,) = ask_fleet(config, path)
-    assert finding.check == "fleet"
-    assert "\n" not in finding.detail
-    return finding.verdict.value, finding.detail
-
-
-def test_a_server_that_takes_what_is_shipped_passes(
-    tmp_path: Path, postgres: Cluster, fleet_url: str
-) -> None:
-    path, where = tmp_path / "run.db", shown(fleet_url)
-    assert verdict_of(fleet_url, path) == (
-        "ok",
-        f"{where} takes what is shipped; nobody ships {path} now",
-    )
-    assert not path.exists()
-    write_run(path, plain_steps(20))
-    ship_once(path, fleet_url)
-    before = path.read_bytes()
-    assert verdict_of(fleet_url, path)[0] == "ok"
-    assert path.read_bytes() == before
-
-
-def test_who_ships_a_file_already_is_named(
-    tmp_path: Path, postgres: Cluster, fleet_url: str
-) -> None:
-    path = tmp_path / "run.db"
-    write_run(path, plain_steps(20))
-    elsewhere = Shipper(path, postgres.fresh())  # of the same server, which tells all locks
-    elsewhere.open()
-    assert verdict_of(fleet_url, path)[0] == "ok"
-    elsewhere.close()
-    other = Shipper(path, fleet_url)
-    other.open()
-    try:
-        verdict, detail = verdict_of(fleet_url, path)
-        assert verdict == "warn"
-        assert (
-            f", but tracepaper {socket.gethostname()}:{os.getpid()} already ships {path}" in detail
-        )
-        assert "stop it before you start a daemon, or" in detail
-        lock = InstanceLock.acquire(path)  # a daemon runs: that is its shipper
-        try:
-            assert verdict_of(fleet_url, path)[0] == "ok"
-        finally:
-            lock.release()
-    finally:
-        other.close()
-
-
-def test_a_role_that_cannot_ship_is_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postgres: Cluster, fleet_url: str
-) -> None:
-    path = tmp_path / "run.db"
-    url = fleet_url.replace("owner@", "shipping@")
-    postgres.sql(
-        fleet_url,
-        "DROP ROLE IF EXISTS shipping",
-        "CREATE ROLE shipping LOGIN PASSWORD 'secret-3141'",
-    )
-    monkeypatch.setenv("PGPASSFILE", str(tmp_path / "none"))
-    assert "give one by the variable PGPASSWORD" in verdict_of(url, path)[1]
-    monkeypatch.setenv("PGPASSWORD", "wrong-2718")
-    verdict, detail = verdict_of(url, path)
-    assert verdict == "fail"
-    assert "correct it in the variable PGPASSWORD" in detail
-    assert "wrong-2718" not in detail
-    monkeypatch.setenv("PGPASSWORD", "secret-3141")
-    assert "may not read the schema's version" in verdict_of(url, path)[1]
-    page = (DOCS / "fleet.md").read_text(encoding="utf-8")
-    (script,) = (block.text for block in blocks(page) if block.language == "sql")
-    grants = [
-        line.replace("tracepaper_writer, tracepaper_reader", "shipping").replace(
-            "tracepaper_writer", "shipping"
-        )
-        for line in script.split(";")
-        if "GRANT" in line
-    ]
-    lacks = {
-        1: "may not read the schema's version (permission denied for table schema_version)",
-        2: "lacks DELETE, INSERT, UPDATE on tables of the fleet: grant it what docs",
-        3: "lacks DELETE, UPDATE on",
-        4: "lacks DELETE on",
-    }
-    try:
-        for number, grant in enumerate(grants, 1):
-            postgres.sql(fleet_url, grant)
-            verdict, detail = verdict_of(url, path)
-            if number in lacks:
-                assert verdict == "fail"
-                assert lacks[number] in detail
-        assert (len(grants), verdict) == (5, "ok")
-        postgres.sql(fleet_url, "REVOKE INSERT ON holes FROM shipping")
-        assert "lacks INSERT on" in verdict_of(url, path)[1]
-        name = fleet_url.rpartition("/")[2]
-        postgres.sql(fleet_url, f"ALTER DATABASE {name} SET default_transaction_read_only = on")
-        assert "takes no writes, as a standby does: name the primary" in verdict_of(url, path)[1]
-    finally:
-        reset = "ALTER DATABASE {} RESET default_transaction_read_only"
-        postgres.sql(postgres.url("postgres"), reset.format(fleet_url.rpartition("/")[2]))
-        postgres.sql(fleet_url, "DROP OWNED BY shipping", "DROP ROLE shipping")
-
-
-def test_a_copy_that_went_on_is_found_before_it_trades(tmp_path: Path, fleet_url: str) -> None:
-    path, copy = tmp_path / "run.db", tmp_path / "copy.db"
-    write_run(path, plain_steps(20))
-    shutil.copy(path, copy)
-    grown(path, 40, seed=1, since=20)
-    ship_once(path, fleet_url)
-    verdict, detail = verdict_of(fleet_url, copy)
-    assert verdict == "fail"
-    assert "has another history than the fleet's under its id" in detail
-
-
-def test_shipping_is_asked_for_online_and_its_extra_without_a_network(
-    tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, fleet_url: str
-) -> None:
-    config = configured(
-        tmp_path,
-        '[exchange]\nrest_url = "http://127.0.0.1:1"\nstream_url = "ws://127.0.0.1:1"\n'
-        f'[storage]\nship_to = "{fleet_url}"\n',
-    )
-    given = ("-c", config, "--db", tmp_path / "run.db")
-    document = findings(cli, "--online", *given)
-    assert document["fleet"][0] == document["shipping"][0] == "ok"
-    assert document["shipping"][1].endswith(f"to {shown(fleet_url)}; --online asks that server")
-    monkeypatch.setattr("tracepaper.strategies.extras.find_spec", lambda _name: None)
-    document = findings(cli, *given)
-    assert "fleet" not in document
-    verdict, detail = document["shipping"]
-    assert verdict == "fail"
-    assert detail.startswith("[storage] ship_to needs psycopg: install it with pip install 'tracep")
-    assert ask_fleet(load(config), tmp_path / "run.db") == []
-    assert ask_fleet(load(None), tmp_path / "run.db") == []

@@ -68,11 +68,11 @@ async def test_a_program_reads_whole_lines(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monitor = Monitor(run=run(), clock=ManualClock(START_MS + MINUTE))
-    sentence = "the server of the fleet is away, " * 20
-    monitor.companions = {"shipping": lambda: {"lag_steps": 1, "error": sentence}}
+    sentence = "the disk of the books is full, " * 20
+    monitor.companions = {"recording": lambda: {"faults": 1, "error": sentence}}
     async with serving(tmp_path / "run.db", monitor) as operated:
         await called("status", "--db", operated.database)
-    assert f"shipping: {sentence}\n" in capsys.readouterr().out
+    assert f"recording: {sentence}\n" in capsys.readouterr().out
 
 
 async def test_status_as_json_is_one_document(
