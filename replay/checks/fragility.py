@@ -10,8 +10,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from math import inf
 from pathlib import Path
-from statistics import median
 from typing import Any, Final, Literal, NamedTuple, Self
 
 import numpy as np
@@ -96,6 +96,7 @@ class Left:
     size: int = 1  # times the recorded money; 0: the same without impact
     cash: float = 0.0
     first: float = 0.0  # quote currency of the first fill
+    parameter: str = ""  # of a neighbour
 
     @property
     def mean_day(self) -> Estimate | None:
@@ -103,9 +104,9 @@ class Left:
         return None if self.days is None else metrics.mean_by_day(*self.days)
 
     @property
-    def is_lost(self) -> bool:
-        """Whether nothing of a profit is left."""
-        return self.profit is not None and self.profit <= 0.0
+    def value(self) -> float:
+        """The mean day; minus infinity if at some time nothing of the equity was left."""
+        return -inf if self.mean_day is None else self.mean_day[0]
 
 
 class Rerun(NamedTuple):
@@ -117,6 +118,7 @@ class Rerun(NamedTuple):
     name: str
     changes: Sections
     size: int = 1
+    parameter: str = ""
 
 
 Each = Callable[[Sequence[Rerun]], list[Left]]
@@ -221,10 +223,19 @@ def _volatility(record: RunRecord, ends_ms: Ints) -> Floats:
 # ---------------------------------------------------------------- runs again
 
 
-def changes_of(config: Config) -> Iterator[tuple[str, str, Sections]]:
-    """Yield the group, the name and the keys of each change that is tried on a run of *config*."""
+class Change(NamedTuple):
+    """What is tried: *changes* of the configuration, under a name in a group."""
+
+    group: str
+    name: str
+    changes: Sections
+    parameter: str = ""
+
+
+def changes_of(config: Config) -> Iterator[Change]:
+    """Yield each change that is tried on a run of *config*."""
     execution, costs = config.execution, costs_for(config)
-    yield "execution", LATE, {"execution": {"delay_bars": execution.delay_bars + 1}}
+    yield Change("execution", LATE, {"execution": {"delay_bars": execution.delay_bars + 1}})
     doubled: dict[str, Any] = {
         key: str(2 * value) for key in _COSTS if (value := getattr(execution, key))
     }
@@ -237,7 +248,7 @@ def changes_of(config: Config) -> Iterator[tuple[str, str, Sections]]:
             for symbol, fees in execution.fees.items()
         }
     if doubled:
-        yield "execution", DEAR, {"execution": doubled}
+        yield Change("execution", DEAR, {"execution": doubled})
     if config.strategies.named:
         return  # each has parameters of its own, which whatif changes by name
     tables, interval_ms = config.settings(), config.market.interval_ms
@@ -255,13 +266,20 @@ def changes_of(config: Config) -> Iterator[tuple[str, str, Sections]]:
         }),
     ]  # fmt: skip
     for section, inner, values in numbers:
-        for key, value in values.items():
+        for key, near in _neighbours(values, interval_ms):
+            changes = {inner: {**values, key: near}} if inner else {key: near}
+            parameter = f"{section}.{key}"
+            name = f"{parameter} = {_shown(near)}"
+            yield Change("neighbours", name, {section: changes}, parameter)
+
+
+def _neighbours(values: Mapping[str, Any], interval_ms: int) -> Iterator[tuple[str, object]]:
+    """Yield the neighbours of each of *values* with its key; a seed has none, as a name has."""
+    for key, value in values.items():
+        if key != "seed":
             for factor in (1 - STEP, 1 + STEP):
-                near = neighbour(value, factor, interval_ms)
-                if near is None or near == value:
-                    continue
-                changes = {inner: {**values, key: near}} if inner else {key: near}
-                yield "neighbours", f"{section}.{key} = {_shown(near)}", {section: changes}
+                if (near := neighbour(value, factor, interval_ms)) not in (None, value):
+                    yield key, near
 
 
 def _shown(value: object) -> str:
@@ -298,9 +316,9 @@ def neighbour(  # noqa: PLR0911 - one return a type
 def reruns_of(reader: Reader, database: Path, run_id: str, config: Config) -> list[Rerun]:
     """Return the runs again that tell something: those whose change has an effect."""
     reruns = []
-    for group, name, changes in changes_of(config):
+    for change in changes_of(config):
         try:
-            changed = changed_run(reader, database, run_id, changes=changes)
+            changed = changed_run(reader, database, run_id, changes=change.changes)
         except DataInvalid:
             pass  # its row says why
         except TracepaperError:
@@ -308,13 +326,22 @@ def reruns_of(reader: Reader, database: Path, run_id: str, config: Config) -> li
         else:
             if changed.without_effect:
                 continue
-        reruns.append(Rerun(database, run_id, group, name, changes))
+        reruns.append(
+            Rerun(
+                database,
+                run_id,
+                change.group,
+                change.name,
+                change.changes,
+                parameter=change.parameter,
+            )
+        )
     return reruns
 
 
 def run_again(rerun: Rerun, _say: Callable[[str], None] = lambda _text: None) -> Left:
     """Return the result of *rerun*, or why there is none."""
-    left = Left(rerun.group, rerun.name, size=rerun.size)
+    left = Left(rerun.group, rerun.name, size=rerun.size, parameter=rerun.parameter)
     try:
         with Reader.open(rerun.database) as reader:
             changed = changed_run(reader, rerun.database, rerun.run_id, changes=rerun.changes)
@@ -336,6 +363,8 @@ def _derived(changed: ChangedRun, left: Left) -> Left:
     closes = columns.times.closes_of(decided.rows["open_time_ms"])
     if not closes.size:
         raise DataInvalid("The changed run decides no bar of the record.")
+    if left.parameter and _is_recorded(decided.rows, columns):
+        raise DataInvalid("No fill differs: on these bars the parameter decides nothing.")
     equity = np.concatenate(([left.cash], decided.rows["equity"] / MONEY_SCALE))
     return replace(
         left,
@@ -344,6 +373,15 @@ def _derived(changed: ChangedRun, left: Left) -> Left:
         count=decided.account(0, -1)[2],
         first=log.first_notional / MONEY_SCALE,
     )
+
+
+def _is_recorded(rows: Mapping[str, Ints], columns: RunColumns) -> bool:
+    """Return whether the equity of *rows* is that of the record at each close that both decide."""
+    recorded = columns.rows.decided()
+    _, here, there = np.intersect1d(
+        rows["open_time_ms"], recorded["open_time_ms"], return_indices=True
+    )
+    return bool(here.size) and np.array_equal(rows["equity"][here], recorded["equity"][there])
 
 
 def one_by_one(reruns: Sequence[Rerun]) -> list[Left]:
@@ -406,39 +444,42 @@ def judged(  # noqa: PLR0911 - one return an answer
     a_day = f"{signed_estimate(mean, error, '.1f', 1e4)} bp a day"
     if mean <= 0.0 or not metrics.is_credible(mean, error):
         return "gone", f"{a_day} over {days:,.1f} days is what chance makes of nothing."
-    if where := _lost(again):
-        return "gone", f"of {a_day} nothing is left {where}."
+    changed, few = _of_changes(again), _without_few(len(closed), removed)
+    if changed and min(changed).value <= 0.0:
+        return "gone", f"of {a_day} nothing is left {min(changed).name}."
     if len(closed) < TRADES_TO_JUDGE:
         return "rests on few trades", f"{a_day} come of {count_of(len(closed), 'closed trade')}."
-    if where := _lost_without_few(len(closed), removed):
-        return "rests on few trades", f"of {a_day} nothing is left {where}."
-    tried = [left for left in (*removed, *again) if left.group in ("trades", "days", "execution")]
-    least = min((left for left in tried if left.mean_day is not None), key=_value)
-    worst = f"at worst {1e4 * _value(least):+.1f} bp are left, {least.name}"
-    return "stands", f"of {a_day} over {days:,.1f} days {worst}."
+    if min(few).value <= 0.0:
+        return "rests on few trades", f"of {a_day} nothing is left {min(few).name}."
+    worst = min(changed + few)
+    left = f"at worst {1e4 * worst.value:+.1f} bp are left, {worst.name}"
+    return "stands", f"of {a_day} over {days:,.1f} days {left}."
 
 
-def _lost(again: Sequence[Left]) -> str:
-    """Return which run again left nothing; empty if each left some."""
-    for left in again:
-        if left.group == "execution" and left.is_lost:
-            return left.name
-    near = [left.profit for left in again if left.group == "neighbours" and left.profit is not None]
-    return "beside its parameters" if near and median(near) <= 0.0 else ""
+class _Case(NamedTuple):
+    """What the word is judged by: the mean day that is left in a case."""
+
+    value: float
+    name: str
 
 
-def _lost_without_few(trades: int, removed: Sequence[Left]) -> str:
-    """Return which removal of a day or of few of the *trades* left nothing."""
-    for left in removed:
-        is_few = left.group == "days" or trades - (left.count or 0) <= FEW
-        if is_few and left.is_lost:
-            return left.name
-    return ""
+def _of_changes(again: Sequence[Left]) -> list[_Case]:
+    """Return the cases of the runs again: the mean of each parameter's pair is one."""
+    known = [left for left in again if left.profit is not None]
+    cases = [_Case(left.value, left.name) for left in known if not left.parameter]
+    for parameter in dict.fromkeys(left.parameter for left in known if left.parameter):
+        pair = [left.value for left in known if left.parameter == parameter]
+        cases.append(_Case(sum(pair) / len(pair), f"beside {parameter}"))
+    return cases
 
 
-def _value(left: Left) -> float:
-    assert left.mean_day is not None
-    return left.mean_day[0]
+def _without_few(trades: int, removed: Sequence[Left]) -> list[_Case]:
+    """Return the cases without a day, and without few of the *trades*."""
+    return [
+        _Case(left.value, left.name)
+        for left in removed
+        if left.group == "days" or trades - (left.count or 0) <= FEW
+    ]
 
 
 # ---------------------------------------------------------------- the document

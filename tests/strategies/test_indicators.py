@@ -40,6 +40,9 @@ def candles(rows: int, seed: int, *, still: bool = False) -> Candles:
     return {"open": before, "high": high, "low": low, "close": close, "volume": volume}
 
 
+CLOSES = candles(40, seed=5)["close"]
+
+
 def parts(result: Found) -> tuple[Floats, ...]:
     return result if isinstance(result, tuple) else (result,)
 
@@ -399,30 +402,29 @@ def test_no_value_depends_on_the_unit_of_prices_or_volumes(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("call", "said"),
+    ("name", "arguments", "said"),
     [
         (
-            lambda close: ind.atr(close, 14),
-            "atr(high, low, close, period=14, window=None) failed: low is one number; give",
+            "atr",
+            (CLOSES, 14),
+            "(high, low, close, period=14, window=None) failed: low is one number",
         ),
-        (lambda close: ind.rsi(close[:, None]), "failed: values is shape (40, 1); give a column"),
+        ("rsi", (CLOSES[:, None],), "failed: values is shape (40, 1); give a column of numbers"),
         (
-            lambda close: ind.vwma(close, close[1:]),
-            "vwma(values, volume, period=20) failed: operand",
+            "vwma",
+            (CLOSES, CLOSES[1:]),
+            "vwma(values, volume, period=20) failed: operands could not",
         ),
-        (
-            lambda close: ind.macd(close, fast="x"),
-            "macd(values, fast=12, slow=26, signal=9, window",
-        ),
-        (lambda close: ind.ema(["1", "two"]), "could not convert string to float: 'two'."),
+        ("macd", (CLOSES, "x"), "macd(values, fast=12, slow=26, signal=9, window=None) failed"),
+        ("ema", (["1", "two"],), "failed: could not convert string to float: 'two'."),
     ],
     ids=["columns", "shape", "lengths", "text", "words"],
 )
 def test_an_error_inside_an_indicator_prints_its_parameters(
-    call: Callable[[Floats], object], said: str
+    name: str, arguments: tuple[object, ...], said: str
 ) -> None:
     with pytest.raises(StrategyFailed) as refused:
-        call(candles(40, seed=5)["close"])
+        getattr(ind, name)(*arguments)
     assert said in str(refused.value)
 
 

@@ -34,14 +34,19 @@ class Tossed(Strategy):
 
 
 class Told(Strategy):
-    """Knows each symbol's drift: up on the first half of each day, down on the second."""
+    """Knows each symbol's drift: up on the first half of each day, down on the second.
+
+    Its ``code`` is lucky: with any other it has the sides the wrong way round.
+    """
 
     def __init__(self, options: dict[str, Any]) -> None:
         self._hours = int(options.get("hours", 12))
+        self._is_wrong = options.get("code", 40) != 40
 
     def decide(self, now: BarContext) -> Signal:
         hour = now.exact.open_time_ms // HOUR_MS % 24
-        return Signal(Action.LONG if hour < self._hours else Action.SHORT, "told")
+        is_long = (hour < self._hours) is not self._is_wrong
+        return Signal(Action.LONG if is_long else Action.SHORT, "told")
 
 
 def walks(seed: int, symbols: tuple[str, ...] = COINS, *, drift: float = 0.0) -> list[Candles]:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from edges import COINS, Told, Tossed, run_of, walks
 from exchange_client import candles as made_candles
@@ -17,6 +18,7 @@ from storage_cases import prune
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
 from tracepaper.replay.checks.fragility import (
+    Days,
     Fragility,
     Left,
     changes_of,
@@ -27,6 +29,8 @@ from tracepaper.replay.checks.fragility import (
     removals,
 )
 from tracepaper.replay.document.charts import Chart
+from tracepaper.replay.report.record import RunRecord
+from tracepaper.replay.report.trades import ClosedTrade
 from tracepaper.replay.run import Run
 from tracepaper.strategies.units import HOUR_MS
 
@@ -159,7 +163,7 @@ def test_parameters_have_neighbours_of_their_own_kind() -> None:
     assert neighbour(True, 1.1, hour) is None
     assert neighbour("forecast", 1.1, hour) is None
     config = load(None, {"strategy": {"name": "sma_cross", "fast": 5, "slow": 20}})
-    changes = {name: keys for _, name, keys in changes_of(config)}
+    changes = {change.name: change.changes for change in changes_of(config)}
     assert changes["one bar late"] == {"execution": {"delay_bars": 1}}
     assert changes["costs × 2"]["execution"]["taker_fee"] == "0.0011"
     assert {name for name in changes if name.startswith("strategy")} == {
@@ -183,7 +187,46 @@ def test_the_command_counts_its_runs_first_and_prints_word_and_json(
     assert page.stat().st_size > 100_000
 
 
-def test_left_says_whether_anything_is() -> None:
-    assert Left("", "", 0.0).is_lost
-    assert not Left("", "", 1.0).is_lost
-    assert not Left("", "").is_lost
+def told_with(database: Path, **options: Any) -> Fragility:
+    return run_fragility(
+        run_of(Told, walks(1, COINS[:2], drift=0.004), database, hours=12, **options)
+    )
+
+
+def test_a_lucky_parameter_is_named_however_many_others_are_not(tmp_path: Path) -> None:
+    lucky = told_with(tmp_path / "lucky.db", code=40, unread=7, other=8, third=9)
+    assert lucky.word == "gone"
+    assert lucky.sentence.endswith("nothing is left beside strategy.code.")
+
+
+def test_a_neighbour_without_an_effect_and_a_seed_say_nothing(tmp_path: Path) -> None:
+    result = told_with(tmp_path / "inert.db", unread=7, seed=3)
+    assert result.word == "stands"
+    near = {left.name: left for left in result.reruns if left.parameter}
+    inert = {"strategy.unread = 6", "strategy.unread = 8"}
+    assert near.keys() - inert == {"strategy.hours = 11", "strategy.hours = 13"}
+    assert {name for name, left in near.items() if left.error} == inert
+    assert all("No fill differs" in near[name].error for name in inert)
+
+
+def test_a_result_that_stands_names_the_worst_case_that_judges_it(tmp_path: Path) -> None:
+    record, closed, result = _told(tmp_path)
+    hours = [Left("neighbours", name, 1.0, days, parameter="strategy.hours")
+             for name, days in (("= 11", _flat(0.0030)), ("= 13", _flat(-0.0028)))]  # fmt: skip
+    word, sentence = judged(record, closed, result.whole, result.removed, hours)
+    assert word == "stands"
+    assert sentence.endswith("at worst +1.0 bp are left, beside strategy.hours.")
+    late = Left("execution", "one bar late", 1.0, _flat(-0.0001))
+    word, sentence = judged(record, closed, result.whole, result.removed, [*hours, late])
+    assert word == "gone"
+    assert sentence.endswith("nothing is left one bar late.")
+
+
+def _flat(value: float) -> Days:
+    return Days(np.full(30, value), np.arange(30))
+
+
+def _told(folder: Path) -> tuple[RunRecord, list[ClosedTrade], Fragility]:
+    with run_of(Told, walks(1, COINS[:2], drift=0.004), folder / "told.db") as run:
+        figures = run._figures  # noqa: SLF001 - as above
+        return figures.record, figures.closed, run_fragility(run)
