@@ -48,11 +48,15 @@ from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.probsparse import attend_sparsely, sample_keys
 from tracepaper.strategies.attention.reads import MatrixRead, Read
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.networks.cross_asset import CrossAssetConfig, CrossAssetNetwork
 from tracepaper.strategies.networks.order_book import OrderBookConfig, OrderBookNetwork
 from tracepaper.strategies.order_book import COLUMNS
 
 BOOKS: Final = 1_000
 """Books of 100 tokens in the order book's row of memory."""
+SYMBOLS: Final = 100
+"""Symbols in the cross-asset network's row of memory."""
+SYMBOL_BARS: Final = 2_048
 _CPU_KERNEL: Final = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # noqa: SLF001
 
 
@@ -219,13 +223,16 @@ MEMORY: Final[dict[str, tuple[Callable[[Inputs], object], int | None]]] = {
 
 
 def memory_rows(request: BenchRequest) -> Iterator[Row]:
-    """Yield the peaks of each route by length, and that of an order book's explanation."""
+    """Yield the peaks of each route by length, and those of explanations of large networks."""
     for bars in request.sizes:
         request.tell(f"memory of {bars:,} bars")
         fitting = (name for name, (_, most) in MEMORY.items() if most is None or bars <= most)
         yield {"bars": bars} | {name: peak_apart(name, bars) for name in fitting}
     request.tell("memory of 100,000 tokens of order books")
     yield {"books": BOOKS, "order book, explained MB": peak_apart("order book", BOOKS)}
+    request.tell(f"memory of {SYMBOLS} symbols")
+    peak_mb = peak_apart("crossasset", SYMBOL_BARS)
+    yield {"symbols": SYMBOLS, "bars": SYMBOL_BARS, "cross-asset, explained MB": peak_mb}
 
 
 def peak_apart(route: str, bars: int) -> float:
@@ -251,6 +258,12 @@ def _prepared(route: str, bars: int) -> Route:
         network = OrderBookNetwork(OrderBookConfig(window=BOOKS)).eval()
         tokens = torch.randn(bars, network.config.tokens, len(COLUMNS)).clamp(-5, 5)
         return partial(network.explain, tokens)
+    if route == "crossasset":
+        names = tuple(f"S{number}" for number in range(SYMBOLS))
+        together = CrossAssetNetwork(CrossAssetConfig(names)).eval()
+        rows = torch.randn(1, SYMBOLS, bars, together.config.features)
+        places = torch.arange(SYMBOLS), torch.arange(bars)
+        return torch.no_grad()(partial(together.explain, rows, *places))
     inputs = draw(Setting(), bars)
     if route in MEMORY:
         return partial(MEMORY[route][0], inputs)
