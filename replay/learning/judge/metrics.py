@@ -314,7 +314,7 @@ def _figures(rows: Forecasts, model: str) -> dict[str, Any]:
             for name, view in forecasters.items():
                 suffix = "" if name == MODEL else f"_{name}"
                 target[f"{key}{suffix}"] = estimate(metric, view).rounded()
-                if suffix:
+                if suffix and metric.combine is None:
                     difference = metric.terms(forecasters[MODEL]) - metric.terms(view)
                     target[f"{key}_less{suffix}"] = mean(difference, rows.day).rounded()
         elif forecasters:
@@ -337,6 +337,11 @@ def _pearson(sums: Array) -> Array:
 def _moments(first: Array, second: Array) -> Array:
     a, b = first - first.mean(), second - second.mean()
     return np.stack([np.ones_like(a), a, b, a * a, b * b, a * b])
+
+
+def _missed(view: MetricView) -> Array:
+    """Return the return minus its forecast mean, in basis points."""
+    return view.points * (view.labels["returns"] - view["mean"])
 
 
 _STILL: Final[Mapping[str, Reference]] = {
@@ -378,6 +383,23 @@ def climatology(view: MetricView) -> Mapping[str, Array]:
     classes, kinds = view.labels["direction"], view["probability"].shape[1]
     shares = np.bincount(classes, minlength=kinds) / len(classes)
     return {"probability": np.broadcast_to(shares, (len(classes), kinds))}
+
+
+def _accuracy(view: MetricView) -> Array:
+    return (view["probability"].argmax(axis=1) == view.labels["direction"]).astype(np.float64)
+
+
+def _f1(view: MetricView) -> Array:
+    """Return the terms of macro F1: by class, hits, then forecasts plus occurrences."""
+    probability, realised = view["probability"], view.labels["direction"][:, None]
+    classes = np.arange(probability.shape[1])
+    forecast, occurred = probability.argmax(axis=1)[:, None] == classes, realised == classes
+    return np.hstack([forecast & occurred, forecast.astype(np.int64) + occurred]).T.astype(float)
+
+
+def _macro_f1(sums: Array) -> Array:
+    hits, counts = np.split(sums, 2, axis=-1)
+    return (2.0 * hits / np.maximum(counts, 1.0)).mean(axis=-1)
 
 
 def _brier(view: MetricView) -> Array:
@@ -438,11 +460,22 @@ METRICS: Final = named(
     ),
     Metric(
         "mae", "Mean absolute error of the return, in basis points (less is better)", ("mean",),
-        lambda view: np.abs(view.points * (view.labels["returns"] - view["mean"])),
-        references=_STILL,
+        lambda view: np.abs(_missed(view)), references=_STILL,
+    ),
+    Metric(
+        "mse", "Mean squared error of the return, in squared basis points (less is better)",
+        ("mean",), lambda view: _missed(view) ** 2, references=_STILL,
     ),
     Metric("qlike", "QLIKE of the volatility (less is better)", ("variance",), _qlike),
     interval(COVERAGE),
+    Metric(
+        "direction.accuracy", "", _ODDS, _accuracy, references=_CONSTANT, is_alone=True,
+        less_is_better=False,
+    ),
+    Metric(
+        "direction.macro_f1", "", _ODDS, _f1, _macro_f1, references=_CONSTANT, is_alone=True,
+        less_is_better=False,
+    ),
     _BRIER._replace(name="direction.brier", title=""),
     Metric(
         "relative_rank_ic", "Rank correlation across the assets, by close", ("score",),

@@ -182,7 +182,7 @@ def _forecasts(judgement: Judgement) -> Iterable[Table]:
 
 
 def _probabilities(judgement: Judgement) -> Iterable[Table]:
-    """Yield the Brier score of the direction, with climatology's."""
+    """Yield accuracy, macro F1 and Brier score of the direction, with climatology's."""
     rows = _rows("figure", judgement, "direction")
     notes = [_CLIMATOLOGY] if rows else []
     columns = _columns("figure", judgement)

@@ -25,6 +25,7 @@ def figure_of(name: str, value: Array, **fields: Array) -> DailyEstimate:
     days = DAYS if len(value) == ROWS else np.arange(len(value))
     place = np.arange(len(value)) - np.searchsorted(days, days)
     labels = {"returns": value, "variance": np.abs(value) + 0.1, "unit": np.ones(len(value))}
+    labels["direction"] = value.astype(np.int64)
     rows = table(days * 86_400_000 + place * 60_000, labels, {MODEL: fields})
     return estimate(METRICS[name], MetricView(rows))
 
@@ -76,3 +77,11 @@ def test_brier_of_certainty_is_zero_or_two() -> None:
     right = figures.mean(figures.brier_of(np.eye(3)[classes], classes), np.arange(4))
     wrong = figures.mean(figures.brier_of(np.eye(3)[[1, 2, 0, 1]], classes), np.arange(4))
     assert (right.value, wrong.value) == (0.0, 2.0)
+
+
+def test_accuracy_and_macro_f1_of_three_classes_agree_with_their_definitions() -> None:
+    classes, odds = np.array([0, 0, 1, 1, 2, 2]), np.eye(3)[[0, 1, 1, 1, 0, 0]]
+    accuracy = figure_of("direction.accuracy", classes, probability=odds)
+    f1 = figure_of("direction.macro_f1", classes, probability=odds)
+    assert accuracy.value == pytest.approx(3 / 6)
+    assert f1.value == pytest.approx((2 * 1 / (3 + 2) + 2 * 2 / (3 + 2) + 0) / 3)

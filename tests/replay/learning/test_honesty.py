@@ -61,10 +61,12 @@ def test_errors_of_size_are_in_basis_points_beside_no_move() -> None:
     value = scaled.labels["returns"]
     off = 20.0 * (value - scaled.value("mean"))  # bp
     assert document["mae"][MODEL][0] == pytest.approx(np.abs(off).mean(), abs=1e-5)
+    assert document["mse"][MODEL][0] == pytest.approx((off**2).mean(), abs=1e-4)
     assert document["mae"]["no_move"][0] == pytest.approx(20 * np.abs(value).mean(), abs=1e-5)
+    assert document["mse"]["no_move"][0] == pytest.approx(400 * (value**2).mean(), abs=1e-4)
     bare = {**scaled.values, MODEL: {"variance": scaled.value("variance")}}
     without = figures(replace(scaled, values=bare), "model")["16"]
-    assert list(without["mae"]) == ["no_move"]
+    assert list(without["mae"]) == list(without["mse"]) == ["no_move"]
     assert "direction" not in without
     assert "coverage_90" not in without
 
@@ -101,6 +103,11 @@ def test_the_majority_sign_and_climatology_are_the_best_constants() -> None:
     falls = float(np.mean(falling.labels["returns"] < 0))
     assert main["sign_accuracy"]["majority_sign"][0] == pytest.approx(falls, abs=1e-5)
     direction = main["direction"]
+    # Of the classes that occur, or are forecast, the constant hits one alone.
+    assert direction["accuracy_climatology"][0] == pytest.approx(falls, abs=1e-5)
+    assert direction["macro_f1_climatology"][0] == pytest.approx(
+        2 * falls / (1 + falls) / 3, abs=1e-5
+    )
     brier = 1 - falls**2 - (1 - falls) ** 2
     assert direction["brier_climatology"][0] == pytest.approx(brier, abs=1e-5)
     assert direction["brier"][0] == pytest.approx(2 / 3, abs=1e-5)
