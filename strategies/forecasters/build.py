@@ -183,15 +183,14 @@ def network_forecaster(
     method, mode, threads = options.method, options.mode, options.threads
     streams = kind.backend(config) == TILES
     if options.free_bytes is not None:
-        if streams:
-            flash, by_norm = cast("FlashConfig", config), method.fusion == "norm"
-            need = stream_bytes(flash, instruments=options.instruments, by_norm=by_norm)
-        else:
-            # A network without attention counts as one head: it needs less.
-            heads, window = getattr(config, "heads", 1), config.window
-            need = forward_bytes(config.dim, window)
-            need += rollout_bytes(config.layers, heads, config.dim, window)
-        require_memory(need, config.window, available_bytes=options.free_bytes)
+        by_norm = method.fusion == "norm"
+        require_memory(
+            _stream_need(cast("FlashConfig", config), options.instruments, by_norm=by_norm)
+            if streams
+            else _window_need(config),
+            config.window,
+            available_bytes=options.free_bytes,
+        )
     network = _loaded(lambda: kind.make(config), tensors).to(torch.device(options.device))
     if options.say is not None:
         network.hold_by(options.say)
@@ -220,6 +219,20 @@ def network_forecaster(
     if options.by_relevance:
         forecaster.passes += (RelevancePasses(model, options.horizon),)
     return forecaster
+
+
+def _stream_need(config: FlashConfig, instruments: int, *, by_norm: bool) -> Callable[[int], int]:
+    """Return a function from a window to the bytes of a network that streams."""
+    return lambda window: stream_bytes(
+        replace(config, window=window), instruments=instruments, by_norm=by_norm
+    )
+
+
+def _window_need(config: NetworkConfig) -> Callable[[int], int]:
+    """Return a function from a window to the bytes of a network that takes whole windows."""
+    # A network without attention counts as one head: it needs less.
+    sizes = config.layers, getattr(config, "heads", 1), config.dim
+    return lambda window: forward_bytes(config.dim, window) + rollout_bytes(*sizes, window)
 
 
 def reject_method(options: RunOptions, kind: str) -> None:

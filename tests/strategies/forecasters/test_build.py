@@ -196,21 +196,28 @@ def test_a_kernel_that_this_machine_lacks_is_refused(backend: str, sentence: str
         build(models.card(config), models.network(config).state_dict(), RunOptions(backend=backend))
 
 
-def test_a_window_that_cannot_fit_is_refused() -> None:
+def test_a_window_that_cannot_fit_is_refused_with_the_one_that_would() -> None:
     small = replace(models.SMALL, dim=4, layers=1, heads=1, window=65_536)
     tensors, huge = models.network(small).state_dict(), models.card(small)
     need = stream_bytes(small, instruments=3)
     assert build(huge, tensors, RunOptions(instruments=3, free_bytes=need)).context > 65_536
-    with pytest.raises(AttentionInvalid, match="A window of 65536 bars needs"):
-        build(huge, tensors, RunOptions(instruments=3, free_bytes=need - 1))
+    options = RunOptions(instruments=3, free_bytes=need // 3)
+    with pytest.raises(AttentionInvalid, match=r"A window of 65,536 bars needs") as refused:
+        build(huge, tensors, options)
+    named = re.search(r"use a window of ([\d,]+) bars or fewer", str(refused.value))
+    assert named is not None
+    longest = int(named[1].replace(",", ""))
+    build(models.card(replace(small, window=longest)), tensors, options)
+    with pytest.raises(AttentionInvalid, match="bars or fewer"):
+        build(models.card(replace(small, window=longest + 64)), tensors, options)
 
 
 def test_a_window_seen_as_a_whole_is_refused_as_well() -> None:
     config = replace(models.SMALL, mask="full", window=65_536)
-    with pytest.raises(AttentionInvalid, match="A window of 65536 bars needs"):
+    with pytest.raises(AttentionInvalid, match=r"A window of 65,536 bars needs .* bars or fewer"):
         build(models.card(config), {}, RunOptions(free_bytes=30 << 20))
     card, tensors = informer()
-    with pytest.raises(AttentionInvalid, match="or a smaller network"):
+    with pytest.raises(AttentionInvalid, match="use a smaller network"):
         build(card, tensors, RunOptions(free_bytes=1_000))
 
 
