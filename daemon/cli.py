@@ -35,7 +35,7 @@ PANELS: Final = {
     "Check": ("sweep", "verify", "parity", "lookahead", "recursive", "calibrate"),
     "Understand": ("explain", "whatif", "risk"),
     "Learn": ("train", "evaluate", "retrain", "models"),
-    "Records and candles": ("audit", "witness", "exchange", "data", "bench"),
+    "Records and candles": ("audit", "exchange", "data", "bench"),
     "Operate": ("command", "notify", "db", "config", "doctor"),
 }
 """The order and the headings of the help; commands of other distributions come last."""

@@ -110,10 +110,6 @@ class RunColumns:
         """The run's gates, in the order of their first gate sets."""
         return tuple(dict.fromkeys(gate for gate_set in self.gate_sets for gate in gate_set.gates))
 
-    def forecast_ends(self, opens_ms: Ints) -> Ints:
-        """Return when the forecast at each bar of *opens_ms* ends; without one, the next bar."""
-        return self.times.closes_of(opens_ms) + self.run.forecast_bars * self.interval_ms
-
     def frame_bars(self) -> list[FrameBar]:
         """Return the candles of higher timeframes that the run was fed."""
         return self._reader.frame_bars(self.run.run_id)

@@ -13,19 +13,16 @@ from tracepaper.strategies.errors import ConfigInvalid
 EXTRAS: Final = {
     "apprise": "notify",
     "captum": "attributions",
-    "cryptography": "witness",
     "cvxpy": "portfolio",
     "exchange_calendars": "stocks",
     "lightgbm": "train",
     "matplotlib": "plot",
     "onnx": "export",
     "onnxscript": "export",
-    "opentimestamps": "witness",
     "optuna": "sweep",
     "polars": "report",
     "pyarrow": "data",
     "ray": "scale",
-    "rfc3161_client": "witness",
     "yfinance": "yahoo",
 }
 """The extra that installs each package; ``tracepaper[all]`` installs every one of them."""

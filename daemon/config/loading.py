@@ -48,7 +48,6 @@ from tracepaper.daemon.config.sections import (
     StrategiesSection,
     StrategySection,
     StrategyShare,
-    WitnessSection,
     is_read,
 )
 from tracepaper.daemon.config.values import (
@@ -107,7 +106,6 @@ class Config(BaseModel):
     http: HttpSection = Field(default_factory=HttpSection)
     log: LogSection = Field(default_factory=LogSection)
     notify: NotifySection = Field(default_factory=NotifySection)
-    witness: WitnessSection = Field(default_factory=WitnessSection)
 
     _folder: Path | None = PrivateAttr(default=None)
 

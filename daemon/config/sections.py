@@ -57,7 +57,6 @@ from tracepaper.daemon.config.values import (
     SymbolShares,
     Threshold,
     address,
-    clock_address,
     host_with_port,
     json_object,
     loopback,
@@ -548,24 +547,6 @@ class StorageSection(Section):
     def path(self) -> Path:
         """The database file."""
         return Path(self.url.removeprefix(SQLITE))
-
-
-class WitnessSection(Section):
-    """Witnesses and public clocks that date the record. `tracepaper witness` makes keys."""
-
-    decides = False
-
-    url: Annotated[
-        tuple[Annotated[str, address("http", "https")], ...], BeforeValidator(several)
-    ] = ()
-    """Addresses of witnesses, https:// or http://, to which each checkpoint is submitted."""
-    keys: Annotated[tuple[str, ...], BeforeValidator(several)] = ()
-    """Their public keys, as each witness publishes its own: NAME+ID+BASE64."""
-    clocks: Annotated[
-        tuple[Annotated[str, AfterValidator(clock_address)], ...], BeforeValidator(several)
-    ] = ()
-    """Public clocks, each asked once a day: addresses of time-stamp authorities (RFC 3161), and of
-    OpenTimestamps calendars after opentimestamps:."""
 
 
 class HttpSection(Section):

@@ -280,13 +280,6 @@ def _check_address(value: str, schemes: tuple[str, ...]) -> str:
     return value.rstrip("/")
 
 
-def clock_address(value: str) -> str:
-    """Check the address of a public clock; ``CALENDAR`` may stand before it."""
-    calendar = CALENDAR if value.startswith(CALENDAR) else ""
-    url = _check_address(value.removeprefix(CALENDAR), ("http", "https"))
-    return f"{calendar}{url}"
-
-
 def sqlite_file(value: str) -> str:
     """Reject an address that names no SQLite file."""
     file = value.removeprefix(SQLITE)
@@ -495,7 +488,6 @@ else:
 
 MODULE_CLASS: Final = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
 SQLITE: Final = "sqlite:///"
-CALENDAR: Final = "opentimestamps:"
 STOCK: Final = "stock"
 TREND_WINDOWS: Final = ("8d", "16d", "32d", "64d")
 """The default windows of a trend."""

@@ -116,18 +116,10 @@ def _notices(status: Status) -> Iterable[Metric]:
     yield _counted("notices", "outcome", text, status)
 
 
-def _witness(status: Status) -> Iterable[Metric]:
-    waits = "Time since which a commit waits for the date of a witness."
-    yield _gauge("witness_away_seconds", waits, status["away_s"])
-    horizon = "Length of a forecast, after which a date proves nothing."
-    yield _gauge("witness_horizon_seconds", horizon, status["horizon_s"])
-
-
 _BESIDE: Final = {
     "retraining": _retraining,
     "parity": _parity,
     "notices": _notices,
-    "witness": _witness,
 }
 
 

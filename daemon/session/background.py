@@ -22,12 +22,8 @@ async def repeat(
     work: Callable[[], Awaitable[None]],
     clock: Clock,
     failed: Callable[[Exception, float], None],
-    sleep: Callable[[float], Awaitable[None]] | None = None,
 ) -> None:
-    """Do *work* again and again; after an error call *failed* with it and the coming pause.
-
-    *sleep* waits that long, or for something that makes a new try worth while.
-    """
+    """Do *work* again and again; after an error call *failed* with it and the coming pause."""
     first_s, longest_s = PAUSE_S
     pause_s = first_s
     while True:
@@ -38,7 +34,7 @@ async def repeat(
             if clock.network_s() - started_s >= HEALTHY_S:
                 pause_s = first_s
             failed(error, pause_s)
-            await (sleep or clock.sleep)(pause_s)
+            await clock.sleep(pause_s)
             pause_s = min(2 * pause_s, longest_s)
         else:
             pause_s = first_s

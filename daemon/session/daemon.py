@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from msgspec.structs import replace
 
@@ -77,7 +77,6 @@ from tracepaper.daemon.session.universe import (
     new_candidates,
     with_symbols,
 )
-from tracepaper.daemon.session.witnessing import Witnessing, witness_keys
 from tracepaper.storage import checkpoints
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.maintenance import copied_at_s
@@ -97,9 +96,6 @@ from tracepaper.strategies.types.market import (
     RunKind,
 )
 from tracepaper.strategies.units import interval_start, interval_text, minute_text
-
-if TYPE_CHECKING:
-    from tracepaper.storage.witness.judge import NoteKey
 
 ExchangeClient: Final = BybitClient
 """The client of the exchange; only ``replay.archive.download`` names it besides this module."""
@@ -149,7 +145,6 @@ class Daemon:
         self._entropy, self._start_process = entropy, start_process
         self._sender = sender
         self._send: Send | None = None
-        self._witness_keys: Sequence[NoteKey] = ()
         self._supervisor = Supervisor(clock=self._clock, pulse=lambda: self._progress())  # noqa: PLW0108 - replaced later
         self._configured_sha256 = ""  # of the model that [model] checkpoint names
         self._submitted: dict[int, asyncio.Future[int]] = {}
@@ -193,7 +188,6 @@ class Daemon:
                 self._send = self._sender(config.notify)
             tokens_of(config.http)
             check_recording(config)
-            self._witness_keys = witness_keys(config.witness, self._database)
             if needs_forecaster(config):
                 forecaster = await asyncio.to_thread(
                     load_forecaster, config, database=self._database, live=True
@@ -437,8 +431,6 @@ class Daemon:
             )
         if self._send is not None:
             yield Messenger(config, run, clock, self._send, frame_age_s=monitor.frame_age_s)
-        if config.witness.url or config.witness.clocks:
-            yield Witnessing(config.witness, self._witness_keys, database, run, clock)
         if (folder := folder_of(config)) is not None:
             yield Recorder(config, folder, clock, self._start_process)
 

@@ -31,7 +31,6 @@ from tracepaper.replay.report.states import LastingState, lasting_states
 from tracepaper.replay.run_columns import RunColumns
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row
-from tracepaper.storage.witness.leaves import LoggedCommits
 from tracepaper.strategies.allocation import ERROR, GAINED, WeightRule
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.api.strategy import MOVES_WITH, SHARE_OF
@@ -73,7 +72,6 @@ class StoredDecision:
     states: tuple[LastingState, ...] = ()  # the halts that held the run at this decision
     warm_at_ms: int | None = None  # by the run's daemon, if the gate warm refused
     position: str = FLAT  # in the decision's instrument after its step, with what protects it
-    witnessed: str = ""  # since when and by whom, in a sentence; empty without a dated log
 
     @property
     def has_forecast(self) -> bool:
@@ -283,8 +281,6 @@ def stored_decision(reader: Reader, columns: RunColumns, sequence: int) -> Store
         is_cold = decisions[0]["refused_by"] == warm.name and run["ended_ms"] is None
         is_halted = decisions[0]["refused_by"] == operator.name
         held = [row for row in views.rows("v_positions", sequence=sequence) if row["quantity"]]
-        end_ms = columns.forecast_ends(np.array([decisions[0]["open_time_ms"]])).item()
-        log = LoggedCommits.beside(reader.connection)
         netted = (
             views.rows("v_strategy_decisions", sequence=sequence) if "strategies" in config else ()
         )
@@ -303,7 +299,6 @@ def stored_decision(reader: Reader, columns: RunColumns, sequence: int) -> Store
             tuple(each for each in lasting_states(columns, until=sequence) if each.is_halt),
             warm_at_ms(reader, run_id, decisions[0]["instrument"]) if is_cold else None,
             positions_text(columns, held, orders_after(reader, run_id, sequence) if held else []),
-            log.sentence(columns.run_key, sequence, end_ms, columns.run.forecast_end),
         )
 
 

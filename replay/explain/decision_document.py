@@ -364,7 +364,7 @@ def _details(stored: StoredDecision, counterfactuals: Counterfactuals) -> Iterat
         )
     also_forecast = _also_forecast(stored.decision)
     worth = stored.entropy_worth, stored.reweighting, stored.attended_sentence
-    yield from filter(None, (also_forecast, *worth, stored.witnessed))
+    yield from filter(None, (also_forecast, *worth))
 
 
 def _also_forecast(decision: Mapping[str, Any]) -> str:

@@ -159,7 +159,6 @@ def document(
         "method": stored.explained["method"],
         "buckets": stored.buckets,
         "no_attribution": stored.no_attribution,
-        "witnessed": stored.witnessed or None,
         **dict.fromkeys(ANSWER_KEYS),
         **{answer.key: answer.document() for answer in recomputed},
         "full_missing": missing,

@@ -37,7 +37,7 @@ from tracepaper.replay.report.honesty import card_sentences
 from tracepaper.replay.report.listed_orders import newest as newest_listed
 from tracepaper.replay.report.metrics import Activity, Drawdown, Performance
 from tracepaper.replay.report.participation import Participation, participations
-from tracepaper.replay.report.record import AccountRecord, Decisions, RunRecord, read_record
+from tracepaper.replay.report.record import AccountRecord, RunRecord, read_record
 from tracepaper.replay.report.risk_heads import HeadOutcomes, read_head_outcomes
 from tracepaper.replay.report.timeline import Timeline, read_timeline
 from tracepaper.replay.report.trades import (
@@ -50,7 +50,6 @@ from tracepaper.replay.run_columns import Floats, Ints, RunColumns
 from tracepaper.storage.checkpoints import ID_DIGITS, FittedSpan, kept_folder, read_card
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
-from tracepaper.storage.witness.leaves import LoggedCommits
 from tracepaper.strategies.types.market import RetrainingEnd, RetrainOutcome
 from tracepaper.strategies.units import count_of, duration, percent
 
@@ -183,7 +182,7 @@ def build_report(
         grouped = next((name for name, trades in closed.items() if trades), record.account.name)
         views = RunViews(reader.connection, run_id)
         columns = RunColumns(reader, run_id)
-        book, witnessed = read_book_risk(columns), [*_witnessed(reader, columns, record.decisions)]
+        book = read_book_risk(columns)
         participation = participations(columns, record.account.fills)
         listed, shortfalls = newest_listed(views), tuple(views.rows("v_shortfall"))
         retrained = reader.of_type(run_id, RetrainingEnd)
@@ -198,7 +197,7 @@ def build_report(
     return Report(
         record=record,
         warnings=tuple(f"Warning: {text}." for text in json.loads(record.run["warnings"] or "[]")),
-        sentences=(*_sentences(record, card), *_retrained_sentences(retrained), *witnessed),
+        sentences=(*_sentences(record, card), *_retrained_sentences(retrained)),
         accounts=(
             *(account_report(record, ledger, closed[ledger.name]) for ledger in ledgers),
             *(_held_account(record, benchmark) for benchmark in held),
@@ -456,20 +455,6 @@ def _sentences(record: RunRecord, card: Card) -> tuple[str, ...]:
             )
         sentences += [REGIMES_SENTENCE, ROLLOUT_SENTENCE]
     return tuple(sentences)
-
-
-def _witnessed(reader: Reader, columns: RunColumns, decisions: Decisions) -> Iterator[str]:
-    """Yield which share of the decisions a witness dated in time; nothing without a dated log."""
-    log = LoggedCommits.beside(reader.connection)
-    if not log.dates:
-        return
-    dates_ms = 1000 * log.dates_s(columns.run_key, decisions.sequence)
-    count = int((dates_ms < columns.forecast_ends(decisions.open_time_ms)).sum())
-    share = percent(count / decisions.sequence.size, 1)
-    yield (
-        f"Witnesses dated {share} of its decisions before {columns.run.forecast_end}: {count:,} "
-        f"of {decisions.sequence.size:,} (`tracepaper witness attest` proves each)."
-    )
 
 
 def _retrained_sentences(events: Sequence[RetrainingEnd]) -> Iterator[str]:

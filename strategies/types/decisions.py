@@ -756,13 +756,3 @@ class RunRow(Struct, frozen=True):
     calendar_sha256: str | None = None  # of ``sessions``
     sessions: bytes | None = None  # see ``strategies/sessions.py``
     sees_account: bool = False  # decisions depend on fills
-
-    @property
-    def forecast_bars(self) -> int:
-        """Bars from a decision to its forecast's end; 1 without a model, until the next close."""
-        return self.gate_horizon or 1 if self.model_id else 1
-
-    @property
-    def forecast_end(self) -> str:
-        """What happens after ``forecast_bars``, in words."""
-        return "the forecast's end" if self.model_id else "the next bar's close"

@@ -12,7 +12,6 @@ import asyncio
 import fcntl
 import itertools
 import logging
-import os
 import socket
 import subprocess
 import sys
@@ -50,13 +49,9 @@ from tracepaper.daemon.session.daemon import Daemon  # noqa: E402
 from tracepaper.daemon.session.messenger import Messenger  # noqa: E402
 from tracepaper.daemon.session.resume import Opening  # noqa: E402
 from tracepaper.daemon.session.supervisor import Supervisor  # noqa: E402
-from tracepaper.storage import maintenance as maintenance_module  # noqa: E402
 from tracepaper.storage.audit import SqlAuditLog  # noqa: E402
 from tracepaper.storage.database import writer as writer_module  # noqa: E402
 from tracepaper.storage.database.reader import Reader  # noqa: E402
-from tracepaper.storage.witness.judge import LEAF, SALT_BYTES  # noqa: E402
-from tracepaper.storage.witness.leaves import witness_folder  # noqa: E402
-from tracepaper.storage.witness.log import WitnessLog  # noqa: E402
 from tracepaper.strategies.api.strategy import SmaCross  # noqa: E402
 from tracepaper.strategies.types.decisions import Fill, RunRow, Step  # noqa: E402
 from tracepaper.strategies.types.market import Bar  # noqa: E402
@@ -336,34 +331,6 @@ def a_new_run_that_begins_now() -> None:
     setattr(resume_module, "_first_ms", from_now)  # noqa: B010 - what is broken is private
 
 
-def a_log_that_forks() -> None:
-    """Let a start forget the newest leaf of its log, and seal that commit by other salts."""
-    start = WitnessLog.__init__
-
-    def forgetful(self: WitnessLog, database: Path) -> None:
-        start(self, database)
-        leaves = self.folder / "leaves"
-        if leaves.exists() and leaves.stat().st_size:
-            os.truncate(leaves, leaves.stat().st_size - LEAF.size)
-
-    _replace(WitnessLog, "__init__", forgetful)
-    _replace(WitnessLog, "_salt", lambda *_: f"{os.getpid():{SALT_BYTES}}".encode())
-    _replace(WitnessLog, "check_record", lambda *_: None)
-
-
-def a_prune_that_drops_a_leaf() -> None:
-    """Drop the oldest leaf of the log with the rows that it covers."""
-    prune = maintenance_module.prune
-
-    def dropping(path: Path, **named: Any) -> Any:
-        leaves = witness_folder(path) / "leaves"
-        if leaves.exists():
-            leaves.write_bytes(leaves.read_bytes()[LEAF.size :])
-        return prune(path, **named)
-
-    setattr(maintenance_module, "prune", dropping)  # noqa: B010 - likewise
-
-
 class Plant(NamedTuple):
     """A fault, the law that must find it, and what the histories have beside kills and bursts.
 
@@ -405,8 +372,6 @@ PLANTS: Final = (
     Plant(a_decision_that_no_record_explains, "parity", ("parity",), first=2),
     Plant(a_notice_told_twice, "notices", ("notices",), first=7),
     Plant(a_new_run_that_begins_now, "decisions", ("edit",)),
-    Plant(a_log_that_forks, "fork", ("witness",)),
-    Plant(a_prune_that_drops_a_leaf, "witness", ("witness", "prune"), first=2),
 )
 
 

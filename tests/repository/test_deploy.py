@@ -199,7 +199,6 @@ def exported() -> dict[str, set[str]]:
     monitor.companions = {
         "parity": lambda: {"since_ms": START_MS, "last": to_builtins(IDENTICAL)},
         "notices": lambda: {"sent": 1},
-        "witness": lambda: {"away_s": 1.0, "horizon_s": 60.0},
         "retraining": lambda: {"training": False, "due_ms": 0, "outcomes": {"promoted": 1}},
     }
     monitor.copied_s = lambda: START_MS / 1000
@@ -289,7 +288,6 @@ def promtool(folder: Path) -> int:
         ("", ""),
         ("> 3 * tracepaper_interval_seconds", "> 30 * tracepaper_interval_seconds"),
         ("for: 10m", "for: 20m"),
-        ("> tracepaper_witness_horizon_seconds", "> 2 * tracepaper_witness_horizon_seconds"),
     ],
 )
 def test_the_alarms_are_silent_and_loud_as_their_own_tests_say(

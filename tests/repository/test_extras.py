@@ -40,7 +40,6 @@ NAMED: Final[tuple[tuple[str, str, str], ...]] = (
     ("models export none --to onnx --out none.onnx", "onnxscript", "--to onnx"),
     ("data fetch AAPL --source yahoo --interval D --from 2025-01-01", "yfinance", "--source yahoo"),
     ("audit export last --db none.db --parquet rows", "pyarrow", "--parquet"),
-    ("witness status --db none.db", "cryptography", "witness"),
 )
 """Commands over files that are not there: whatever is opened or computed first would say so."""
 
@@ -78,7 +77,6 @@ def test_a_missing_extra_is_said_before_anything_is_opened(
 
 def test_every_extra_is_asked_for_by_some_command() -> None:
     in_code = {"cvxpy", "polars"}  # by a strategy, and by a call for frames
-    in_code |= {"opentimestamps", "rfc3161_client"}  # by a daemon's start
     assert {package for _, package, _ in NAMED} | in_code == set(EXTRAS)
 
 

@@ -138,7 +138,7 @@ def test_the_makefile_has_what_the_readme_names(target: str) -> None:
     assert shortened("demo") == "tracepaper demo --days 1 --seconds 5"  # lower sizes alone
 
 
-GROUPS = {"audit", "bench", "config", "data", "db", "models", "notify", "witness"}
+GROUPS = {"audit", "bench", "config", "data", "db", "models", "notify"}
 """Commands that have commands."""
 INLINE = sorted(
     {

@@ -22,7 +22,6 @@ from collections import Counter
 from collections.abc import Callable, Container, Sequence
 from contextlib import closing, redirect_stderr, redirect_stdout
 from decimal import Decimal
-from functools import partial
 from pathlib import Path
 from typing import Final, cast
 
@@ -47,7 +46,6 @@ from world.spec import (
     version_of,
 )
 from world.strategies import CLASSES, MENDED, RAISING
-from world.witness import new_log, refused
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
@@ -137,8 +135,6 @@ class History:
         """Play all lives, hold the laws and return what came of it."""
         for name, source in CLASSES.items():
             (self.folder / f"{name}_drawn.py").write_text(source)
-        if "witness" in self.spec.traits:
-            new_log(self.folder)
         before_s = _cpu_s()
         pauses = random.Random(f"{self.spec.seed}:pause")
         outcome = self.outcome
@@ -342,7 +338,6 @@ class History:
             self.outcome.violations += broken
             self._hold_runs()
             self._hold_notices()
-            self._hold_log()
         else:
             self._violate("record", "no database was made")
 
@@ -370,14 +365,6 @@ class History:
             stored = in_child(lambda: _column(self.database, "SELECT note FROM v_commands"))
             for note in told.keys() - set(stored):
                 self._violate("notices", f"{note} was told and is not stored")
-
-    def _hold_log(self) -> None:
-        """Law: the log goes on, also after a prune, and the judge accepts what was dated."""
-        if "witness" in self.spec.traits:
-            flags = {"is_restored": self._is_restored, "is_pruned": self._is_pruned}
-            work = partial(refused, self.folder, **flags)
-            if sentence := in_child(work):
-                self._violate("witness", sentence)
 
     def _truth(self) -> Truth:
         """Return what the exchange served and what the daemon answered, for the checker."""

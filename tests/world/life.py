@@ -38,8 +38,6 @@ from world.processes import FAULT_SHARE, WORK_S, StandIn, in_child, replayed
 from world.processes import FAULTS as PROCESS_FAULTS
 from world.proxy import Proxy
 from world.spec import ADDRESS, EXCHANGE_FAULTS, RENAMED, SYMBOLS, TICKS, Spec, version_of
-from world.witness import PORT as WITNESS_PORT
-from world.witness import FaultyWitness
 
 import tracepaper.daemon.clock as clock_module
 import tracepaper.daemon.http.peer as peer_module
@@ -56,7 +54,6 @@ from tracepaper.replay.exchange.instruments import list_instrument
 from tracepaper.replay.exchange.market import SimulatedMarket
 from tracepaper.replay.exchange.server import EmbeddedExchange
 from tracepaper.storage.database.lock import FileWatch
-from tracepaper.storage.witness.leaves import witness_folder
 from tracepaper.strategies.errors import TracepaperError
 from tracepaper.strategies.types.decisions import OrderStatus, RunRow, Step
 from tracepaper.strategies.types.market import Bar, Command, Gap, Quote, RunKind
@@ -77,8 +74,6 @@ WALL_S: Final = 1_750_000_000.0
 LATE_S: Final = 150.0
 """Network time after a history's end at which a life is stopped that has seen no bar since: more
 than the law of recovery allows."""
-DATED_WITHIN_S: Final = 30.0
-"""Network time within which a bar is dated where nothing strikes: an answer has ten seconds."""
 STOP_WITHIN_S: Final = 18.0
 """Network time within which an orderly stop ends (docs/operations.md, O3)."""
 ALTERING: Final = {"close", "push", "rows", "frame", "body"}
@@ -191,7 +186,7 @@ class Life:
         self.begin_ms, self.start_s, self.trace = begin_ms, start_s, trace
         self.seed = f"{spec.seed}:{number}"
         self.loop = VirtualLoop(self.seed, start_s=start_s)
-        self.loop.network.faulty_ports = frozenset({PORT, PROXY_PORT, WITNESS_PORT})
+        self.loop.network.faulty_ports = frozenset({PORT, PROXY_PORT})
         self.loop.network.latency_s, self.loop.work_s = spec.latency_s, spec.work_s
         self.report = Report(start_s=start_s)
         self.wall_s = WALL_S
@@ -204,7 +199,6 @@ class Life:
         self._untold: set[str] = set()  # notes of stored commands whose notice was not sent
         self._processes = 0
         self.proxy = Proxy(PROXY_PORT, PORT) if "proxy" in spec.traits else None
-        self.witness = self._witness() if "witness" in spec.traits else None
         self._positions: dict[str, int] = {}
         self._orders: set[object] = set()
         self._stop_asked_s = 0.0
@@ -574,8 +568,7 @@ class Life:
 
     async def _serve(self) -> None:
         spec, exchange, report = self.spec, self.exchange, self.report
-        served = contextlib.nullcontext() if self.witness is None else self.witness.served()
-        async with exchange, self.proxy or contextlib.nullcontext(), served:
+        async with exchange, self.proxy or contextlib.nullcontext():
             clock = exchange.clock
             clock._anchor_ms, clock._anchor_s = self.begin_ms, self.loop.now_s
             side: list[asyncio.Task[None]] = []
@@ -609,8 +602,6 @@ class Life:
             report.left = [*self._left()]
             if self._untold and "process" not in spec.host:
                 self._break("notices", f"{len(self._untold)} commands were not told")
-        if self.witness is not None:
-            self._hold_dates(self.witness)
         dialled = self.loop.network.connections[PORT]
         if self.proxy is not None and dialled > self.proxy.asked:
             self._break("proxy", f"{dialled} connections, {self.proxy.asked} through the proxy")
@@ -621,34 +612,6 @@ class Life:
             await daemon.run()
         finally:
             self._is_running = False
-
-    def _witness(self) -> FaultyWitness:
-        def struck(fault: str) -> None:
-            self._counts[f"fault {fault}"] += 1  # no fault that may explain a late decision
-
-        return FaultyWitness(
-            self.folder,
-            self._stream("witness"),
-            lambda: self.loop.now_s,
-            lambda: self.exchange.clock.now_ms() >= self.spec.calm_ms,
-            struck,
-        )
-
-    def _hold_dates(self, witness: FaultyWitness) -> None:
-        """Laws: no witness is shown two histories, and once nothing strikes each bar is dated."""
-        for fork in witness.forks:
-            self._break("fork", f"the witness answered {fork}")
-        calm_ms = self.exchange.clock.now_ms() - self.spec.calm_ms
-        since_s = max(
-            *(self.loop.now_s - calm_ms / 1000 / self.spec.speed, self.start_s),
-            *(self._explained_s, witness.failing_until_s, witness.signed_s),
-        )
-        is_ended = (witness_folder(self.folder / "run.db") / "ended").exists()
-        undated_s = [decided_s for decided_s in self.report.decided_s if decided_s > since_s]
-        if not undated_s or not self._stop_asked_s or is_ended:
-            return
-        if (late_s := undated_s[-1] - undated_s[0]) > DATED_WITHIN_S:
-            self._break("witness", f"nothing was dated for {late_s:.0f} s")
 
     async def _change(self, bar: int, change: Callable[[], None]) -> None:
         """Let the exchange *change* something once the time of *bar* has come."""
@@ -738,8 +701,6 @@ class Life:
             "stream_url": exchange.stream_url,
             "time_scale": spec.speed,
         }
-        if self.witness is not None:
-            sections["witness"] = self.witness.section
         if self.proxy is not None:
             for name, scheme in (("rest_url", "http"), ("stream_url", "ws")):
                 sections["exchange"][name] = f"{scheme}://{EXCHANGE}:{PORT}"

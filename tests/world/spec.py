@@ -99,7 +99,6 @@ a frame that never ends."""
 TRAITS: Final = (
     *("hanging", "leaking"),  # classes that hang, and that keep what they open
     *("versions", "parity", "notices", "proxy", "filters", "renamed"),
-    "witness",  # that dates the record, and fails as drawn
 )
 """What a history has from its beginning to its end."""
 KILL_SHARE: Final = 0.9
