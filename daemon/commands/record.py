@@ -19,13 +19,14 @@ from tracepaper.daemon.commands.options import (
     rows_counted,
     say,
 )
-from tracepaper.strategies.errors import ConfigInvalid, TracepaperError
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, TracepaperError
 from tracepaper.strategies.units import count_of
 
 if TYPE_CHECKING:
     from tracepaper.storage.chain.integrity import AuditResult
     from tracepaper.storage.chain.starting_point import Rebuilding
     from tracepaper.storage.database.queries import QueryAnswer
+    from tracepaper.storage.database.run_views import Row
 
 audit_app = typer.Typer(help="Check the log's chain, and ask it read-only questions.")
 
@@ -48,27 +49,27 @@ def verify(
     config: ConfigOption = None,
 ) -> CommandAnswer:
     """Check the file and every link of a run's chain; exit 1 with the first that is wrong."""
-    from tracepaper.storage.database.reader import resolve
+    from tracepaper.storage.chain.integrity import audit_runs
+    from tracepaper.storage.database.reader import Reader, resolve
+    from tracepaper.storage.database.run_views import RunViews
 
     if every and (head is not None or run != "last"):
         raise ConfigInvalid("--all checks every run; give neither a run nor --head with it.")
     digest = None if head is None else _digest(head)
     path, run_id = resolve(None if "#" in run else database_path(db, config), run)
-    return _verify(path, run_id, digest, every=every)
-
-
-def _verify(path: Path, run_id: str, digest: bytes | None, *, every: bool) -> CommandAnswer:
-    """Audit the database *path*."""
-    from tracepaper.storage.chain.integrity import audit_runs
-    from tracepaper.storage.database.reader import Reader
-
+    kept = None
     with Reader.open(path) as reader:
+        if digest is not None and run.rpartition("#")[2] == "last":
+            query = "SELECT run_id FROM v_commits WHERE digest = ?"
+            (run_id,) = reader.connection.execute(query, (digest.hex(),)).fetchone() or (run_id,)
         stored = reader.run_ids()
         ids = stored if every else [run_id]
         audits = audit_runs(reader.connection, ids, head=digest)
-    documents = [_document(str(path), audited) for audited in audits]
+        if (first := audits[0].chain.head_at) is not None:
+            (kept,) = RunViews(reader.connection, run_id).rows("v_commits", sequence=first)
+    documents = [_document(str(path), audited, kept) for audited in audits]
     # A problem of the file is the same for every run, so it is printed once.
-    lines = list(dict.fromkeys(_sentence(audited) for audited in audits))
+    lines = list(dict.fromkeys(_sentence(audited, kept) for audited in audits))
     if len(stored) > len(ids) and audits[0].passes:
         lines.append(f"{len(stored) - 1} other runs were not checked: --all checks every run.")
     for warning in audits[0].warnings:
@@ -77,7 +78,7 @@ def _verify(path: Path, run_id: str, digest: bytes | None, *, every: bool) -> Co
     return CommandAnswer(documents if every else documents[0], "\n".join(lines), int(is_broken))
 
 
-def _document(database: str, audited: AuditResult) -> dict[str, object]:
+def _document(database: str, audited: AuditResult, kept: Row | None) -> dict[str, object]:
     report = audited.chain
     return {
         "run_id": report.run_id,
@@ -86,13 +87,13 @@ def _document(database: str, audited: AuditResult) -> dict[str, object]:
         "steps": report.steps,
         "head": report.head.hex(),
         "pruned_until": report.pruned_until,
-        "head_sequence": report.head_sequence,
+        "kept_head": kept,
         "problem": audited.problem,
         "warnings": audited.warnings,
     }
 
 
-def _sentence(audited: AuditResult) -> str:
+def _sentence(audited: AuditResult, kept: Row | None) -> str:
     from tracepaper.storage.chain.integrity import ADDED_SINCE, NEVER_FOUND
 
     report = audited.chain
@@ -105,12 +106,12 @@ def _sentence(audited: AuditResult) -> str:
     if report.pruned_until is not None:
         verdict = f"is pruned until step {report.pruned_until} and holds from there"
     sentence = f"The chain of run {report.run_id} {verdict}: {count_of(report.steps, 'step')}."
-    if report.head_sequence is None:
+    if kept is None:
         head = f"Its head is {report.head.hex()}: keep a copy elsewhere\n"
         return f"{sentence}\n{head}(`audit verify --head HEX`). {NEVER_FOUND} {ADDED_SINCE}"
-    at = report.head_sequence
-    head = f"The head that was kept is the digest of the commit that ends at step {at}."
-    return f"{sentence}\n{head} {ADDED_SINCE}"
+    first, last, time = kept["sequence"], kept["last_sequence"], kept["market_iso"]
+    head = f"The head that was kept is the digest of the commit from step {first} to step {last},"
+    return f"{sentence}\n{head} at market time {time}. {ADDED_SINCE}"
 
 
 def _digest(text: str) -> bytes:
@@ -128,15 +129,25 @@ def _digest(text: str) -> bytes:
 def head(
     run: RunArgument = "last", *, db: DatabaseOption = None, config: ConfigOption = None
 ) -> CommandAnswer:
-    """Print the digest of a run's last commit; keep it where nobody can rewrite it."""
+    """Print the last commit of a run: its last step, time and digest; keep them elsewhere."""
     from tracepaper.storage.database.reader import Reader
+    from tracepaper.storage.database.run_views import RunViews
 
     path, run_id = located(run, db, config)
     with Reader.open(path) as reader:
-        stored = reader.stored_run(run_id)
-    steps, digest = stored.step_count, stored.head_digest.hex()
-    document = {"run_id": run_id, "steps": steps, "head": digest}
-    return CommandAnswer(document, f"{run_id} {steps} {digest}")
+        commits = RunViews(reader.connection, run_id).rows("v_commits", newest=1)
+    if not commits:
+        raise DataInvalid(f"Run {run_id} has no commit yet; ask again once it has a step.")
+    (last,) = commits
+    document = {
+        "run_id": run_id,
+        "steps": last["last_sequence"] + 1,
+        "sequence": last["last_sequence"],
+        "market_ms": last["market_ms"],
+        "market_iso": last["market_iso"],
+        "head": last["digest"],
+    }
+    return CommandAnswer(document, "{run_id} {sequence} {market_iso} {head}".format(**document))
 
 
 @audit_app.command()

@@ -75,7 +75,7 @@ class ChainReport(Struct, frozen=True):
     steps: int  # steps of the commits that passed
     head: bytes  # the digest of the last commit that passed
     pruned_until: int | None  # the last step whose rows were pruned; checked from the next on
-    head_sequence: int | None  # the last step of the commit with the digest kept elsewhere
+    head_at: int | None  # the first step of the commit with the digest kept elsewhere
     problem: ChainProblem | None
 
     @property
@@ -145,14 +145,14 @@ def verify_chain(
         if problem is None:
             for commit in walk.commits(SEQUENCE_LIMIT if last is None else last + 1):
                 if commit.head.digest == head:
-                    head_at = commit.last
+                    head_at = commit.first
                 take(commit)
             problem = walk.problem
             if problem is None and (last is None or walk.due <= last):
                 problem = _check_end(walk, step_count, head_digest)
             problem = problem or _check_gate_sets(connection, row[0])
         if problem is None and head is not None and head_at is None:
-            problem = _rewritten(head, until)
+            problem = _rewritten(run_id, head, until)
         return ChainReport(run_id, walk.due - begin, walk.head.digest, until, head_at, problem)
 
 
@@ -431,12 +431,14 @@ def _check_gate_sets(connection: sqlite3.Connection, run_key: int) -> ChainProbl
     return ChainProblem(None, ("gate_sets",), "changed", sentence)
 
 
-def _rewritten(head: bytes, pruned_until: int | None) -> ChainProblem:
+def _rewritten(run_id: str, head: bytes, pruned_until: int | None) -> ChainProblem:
     older = ""
     if pruned_until is not None:
         older = f" (or the head is older than step {pruned_until}, pruned since)"
-    sentence = f"No commit has the digest {head.hex()}: the chain was rewritten, or an older copy "
-    sentence += f"was put back{older}."
+    sentence = (
+        f"No commit of run {run_id} has the digest {head.hex()}: the chain was rewritten, or an "
+        f"older copy was put back{older}."
+    )
     return ChainProblem(None, (), "rewritten", sentence)
 
 

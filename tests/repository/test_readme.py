@@ -103,7 +103,8 @@ def unrun(text: str, *run: str) -> list[str]:
 
 @pytest.mark.parametrize("page", TEXTS, ids=named)
 def test_every_block_of_commands_is_run(page: Path) -> None:
-    elsewhere = ("bash",) if page.name == "library.md" else ()  # tests/product/test_library.py
+    # By tests/product/test_library.py and test_dated_heads.py.
+    elsewhere = ("bash",) if page.name in {"library.md", "date_a_record.md"} else ()
     assert unrun(TEXTS[page], "sh", *elsewhere) == []
     assert unrun("```\ntracepaper demo\n```\n", "sh") == ["tracepaper demo"]
 

@@ -7,13 +7,16 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 import storage_cases as cases
 from command_line import Cli
-from records import tamper
+from forging import rechain
+from records import rows, tamper
 from waiting import deadline_s
 
 STEPS = cases.plain_steps(60)
@@ -49,21 +52,78 @@ def test_verify_names_what_was_changed_and_exits_with_1(path: Path, cli: Cli) ->
     assert cli("audit", "verify", "rich", "--db", path)[0] == 0
 
 
-def test_a_head_that_was_kept_is_looked_for(path: Path, cli: Cli) -> None:
-    code, line, _ = cli("audit", "head", "--db", path)
-    assert code == 0
-    run_id, count, kept = line.split()
-    assert (run_id, count, len(kept)) == ("plain", "60", 64)
-    assert cli.json("audit", "head", "--db", path) == {"run_id": "plain", "steps": 60, "head": kept}
-    code, out, _ = cli("audit", "verify", "--head", kept, "--db", path)
-    assert code == 0
-    assert "the digest of the commit that ends at step 59" in out
-    code, out, _ = cli("audit", "verify", "--head", "00" * 32, "--db", path)
-    assert code == 1
-    assert "the chain was rewritten, or an older copy was put back" in out
-    code, out, err = cli("audit", "verify", "--head", "abc", "--db", path)
+def kept_head(path: Path, last: int) -> str:
+    """Return what `audit head` printed after step *last* of the run plain."""
+    query = "SELECT digest FROM v_commits WHERE run_id = 'plain' AND last_sequence = ?"
+    return str(rows(path, query, last)[0][0])
+
+
+@pytest.fixture
+def commits(tmp_path: Path) -> Path:
+    """Return a database whose run plain, of six commits, is followed by another."""
+    cases.write_run(tmp_path / "c.db", STEPS, of=cases.run("plain"), group_steps=10)
+    cases.write_run(tmp_path / "c.db", cases.plain_steps(5), of=cases.run("later"))
+    return tmp_path / "c.db"
+
+
+def test_the_head_is_run_step_time_and_digest_of_the_last_commit(commits: Path, cli: Cli) -> None:
+    document = {"run_id": "plain", "steps": 60, "sequence": 59, "head": kept_head(commits, 59)}
+    document |= {"market_ms": STEPS[59].event.market_ms, "market_iso": "2023-11-14T23:14:00.000Z"}
+    assert cli.json("audit", "head", "plain", "--db", commits) == document
+    line = f"plain 59 2023-11-14T23:14:00.000Z {document['head']}\n"
+    assert cli.out("audit", "head", "plain", "--db", commits) == line
+
+
+def test_a_head_that_was_kept_is_found_with_its_commit_time_and_step(
+    commits: Path, cli: Cli
+) -> None:
+    kept, time_ms = kept_head(commits, 39), STEPS[39].event.market_ms
+    out = cli.out("audit", "verify", "--head", kept, "--db", commits)
+    assert out.startswith("The chain of run plain holds: 60 steps.\nThe head that was kept is the ")
+    assert "from step 30 to step 39, at market time 2023-11-14T22:54:00.000Z. Even" in out
+    found = cli.json("audit", "verify", f"{commits}#last", "--head", kept)["kept_head"]
+    assert (found["run_id"], found["sequence"], found["last_sequence"]) == ("plain", 30, 39)
+    assert (found["market_ms"], found["digest"]) == (time_ms, kept)
+    code, out, err = cli("audit", "verify", "--head", "abc", "--db", commits)
     assert (code, out) == (2, "")
     assert "64 hexadecimal digits" in err
+
+
+def forge(path: Path) -> None:
+    tamper(path, "UPDATE steps SET volume = volume + 1 WHERE run_key = 1 AND sequence = 33")
+    rechain(path)
+
+
+def cut_off(path: Path) -> None:
+    """Delete the run that follows, and of the run plain all steps from 30 on."""
+    names = [name for (name,) in rows(path, "SELECT name FROM sqlite_schema WHERE type = 'table'")]
+    with closing(sqlite3.connect(path)) as raw, raw:
+        for table in names:
+            columns = {row[1] for row in raw.execute(f"PRAGMA table_info({table})")}
+            at = next((each for each in ("first_sequence", "sequence") if each in columns), None)
+            if "run_key" in columns:
+                late = f" OR {at} >= 30" if at else ""
+                raw.execute(f"DELETE FROM {table} WHERE run_key = 2{late}")
+        digest = "(SELECT digest FROM commits WHERE last_sequence = 29)"
+        raw.execute(f"UPDATE runs SET step_count = 30, head_digest = {digest}")
+
+
+@pytest.mark.parametrize("deed", [forge, cut_off])
+def test_a_head_that_does_not_stand_any_more_is_said_to(
+    deed: Callable[[Path], None], commits: Path, cli: Cli
+) -> None:
+    before, after = kept_head(commits, 29), kept_head(commits, 39)
+    deed(commits)
+    assert cli("audit", "verify", "plain", "--db", commits)[0] == 0  # the chain itself holds
+    code, out, _ = cli("audit", "verify", "--head", after, "--db", commits)
+    last = "plain" if deed is cut_off else "later"
+    sentence = (
+        f"No commit of run {last} has the digest {after}: the chain was rewritten, or an older"
+    )
+    assert (code, sentence in out) == (1, True)
+    document = json.loads(cli("audit", "verify", "--head", after, "--db", commits, "--json").out)
+    assert (document["kept_head"], document["passes"]) == (None, False)
+    assert cli("audit", "verify", "--head", before, "--db", commits)[0] == 0
 
 
 def test_named_questions_are_about_one_run_and_begin_with_its_newest_row(

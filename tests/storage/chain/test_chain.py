@@ -286,7 +286,7 @@ def test_a_step_of_neither_bar_nor_event_is_found_in_a_rewritten_chain(path: Pat
 def test_an_older_head_is_found_in_a_chain_that_went_on(path: Path) -> None:
     report = verify(path, head=rows(path, LINK, LAST - 2)[0][0])
     assert report.passes
-    assert report.head_sequence == LAST - 2
+    assert report.head_at == LAST - 2
 
 
 def test_one_step_more_than_the_runs_row_counts_is_found(path: Path) -> None:
