@@ -32,7 +32,7 @@ DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 PANELS: Final = {
     "Begin with": ("demo", "replay", "report", "ui", "run", "status"),
-    "Check": ("sweep", "verify", "parity", "lookahead", "recursive", "calibrate"),
+    "Check": ("sweep", "verify", "parity", "lookahead", "recursive"),
     "Understand": ("explain", "whatif", "risk"),
     "Learn": ("train", "evaluate", "retrain", "models"),
     "Records and candles": ("audit", "exchange", "data", "bench"),

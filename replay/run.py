@@ -230,11 +230,6 @@ class Run(Generic[Frame]):
         """The comparisons of the run with its replay, which are not part of the chain."""
         return self.rows("checks")  # grows without a step
 
-    @property
-    def shortfall(self) -> Frame:
-        """The paper fills and the account's fills of each decision (``v_shortfall``)."""
-        return self.rows("shortfall")  # imported later than the steps
-
     def rows(self, name: str, *, first: int | None = None, last: int | None = None) -> Frame:
         """Return the rows of the frame *name* from sequence *first* to *last*, both included.
 

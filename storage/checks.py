@@ -16,7 +16,6 @@ from tracepaper.strategies.errors import TracepaperError
 from tracepaper.strategies.types.market import ParityCheck
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from tracepaper.storage.database.chunks import StoredRun
@@ -54,19 +53,6 @@ def store_check(database: Path, checked: StoredRun, check: StoredCheck) -> str:
         "identical": result.identical + result.within_tolerance,
         "content": msgspec.json.encode(result).decode(),
     }
-    same = {name: row[name] for name in ("run_key", "sequence", "checked_ms", "kind")}
-    return _store(database, "checks", [row], same)
-
-
-def store_shortfalls(database: Path, run_key: int, rows: Sequence[Mapping[str, Value]]) -> str:
-    """Store *rows* of ``shortfalls`` in place of the run's; return as :func:`store_check` does."""
-    return _store(database, "shortfalls", rows, {"run_key": run_key})
-
-
-def _store(
-    database: Path, name: str, rows: Sequence[Mapping[str, Value]], replaced: Mapping[str, Value]
-) -> str:
-    """Replace the rows of the table *name* with the values *replaced* by *rows*, all or none."""
     # Imported here, because the readers of this file need no SQLAlchemy, which loads in .3 s.
     from sqlalchemy import delete
 
@@ -77,12 +63,12 @@ def _store(
         writer = open_writer(database)
     except (TracepaperError, OSError) as error:
         return str(error)
-    table, columns = metadata.tables[name], stored_columns(name)
-    new = [tuple(row[column] for column in columns) for row in rows]
+    same = {name: row[name] for name in ("run_key", "sequence", "checked_ms", "kind")}
+    values = tuple(row[column] for column in stored_columns("checks"))
     try:
         with writer.connection.begin():
-            writer.connection.execute(delete(table).filter_by(**replaced))
-            insert_rows(writer.driver, {name: new})
+            writer.connection.execute(delete(metadata.tables["checks"]).filter_by(**same))
+            insert_rows(writer.driver, {"checks": [values]})
     except sqlite3.Error as error:
         return unusable(str(database), error)
     finally:

@@ -1,8 +1,8 @@
-"""``tracepaper verify|parity|lookahead|recursive|calibrate``."""
+"""``tracepaper verify|parity|lookahead|recursive``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -10,20 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from tracepaper.daemon.commands.options import (
-    ColumnsOption,
     CommandAnswer,
-    ConfigOption,
     DatabaseOption,
-    DepthOption,
     FromOption,
     RunArgument,
     ServiceOption,
-    SetOption,
     answers,
     database_path,
     located,
     reads_record,
-    say,
     tell,
 )
 from tracepaper.replay.backtest.run_spec import Consumer, RunSpec, command
@@ -35,10 +30,8 @@ if TYPE_CHECKING:
     from tracepaper.replay.backtest.market_data import MarketData
     from tracepaper.replay.checks.compare import CheckFinding
     from tracepaper.replay.checks.parity import FundingCheck, Parity
-    from tracepaper.replay.checks.slippage import SlippageFindings
     from tracepaper.replay.checks.verify import Verification
     from tracepaper.replay.explain.place import DecisionPlace
-    from tracepaper.storage.database.chunks import RunLocation
 
 SHOWN: Final = 10
 """Most differences that a check prints."""
@@ -185,36 +178,16 @@ def parity(
             metavar="DATE", help="Replay this UTC day, such as 2025-05-26; by default the last."
         ),
     ] = None,
-    books: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--books",
-            metavar="FILE",
-            help="Compare its fills with order books recorded by `data record`; repeat.",
-        ),
-    ] = None,
     service: ServiceOption = False,
     db: DatabaseOption = None,
 ) -> CommandAnswer | None:
     """Compare two runs, or a day of a run with its replay; exit 1 with the first difference.
 
     With one RUN its last full UTC day is replayed from its record, as the daemon does each day; a
-    run without a full day is replayed as far as it went. --books says how optimistic paper's fills
-    were.
+    run without a full day is replayed as far as it went.
     """
     from tracepaper.replay.explain.place import locate, names_place
 
-    if books:
-        if second is not None or day is not None or service or names_place(first):
-            raise ConfigInvalid("--books needs a single RUN, without WHERE, --day or --service.")
-        from tracepaper.replay.checks.book_costs import compare_with_books
-        from tracepaper.storage.database.reader import Reader
-
-        place = located(first, db)
-        with Reader.open(place.path) as reader:
-            findings = compare_with_books(reader, place.run_id, books)
-        counts = f"{findings.orders:,}. Fills of the run: {findings.rows:,}."
-        return _costs(findings, f"Market orders beside recorded books: {counts}")
     if service:
         from tracepaper.daemon.session.child import limit_this_process
 
@@ -427,103 +400,3 @@ def _read(spec: RunSpec) -> tuple[Config, MarketData]:
     candles = [part.resampled(config.market.interval_ms) for part in data.candles]
     market = with_depth(config.market, data.depth)
     return config.model_copy(update={"market": market}), replace(data, candles=candles)
-
-
-@reads_record
-@answers
-def calibrate(
-    fills: Annotated[
-        Path, typer.Argument(metavar="FILLS", help="Your own fills: Bybit's export, CSV or JSON.")
-    ],
-    *,
-    candles: Annotated[
-        list[str] | None,
-        typer.Option("--candles", metavar="PATH", help="Candles of those days; repeat."),
-    ] = None,
-    columns: ColumnsOption = None,
-    depth: DepthOption = None,
-    run: Annotated[
-        str | None,
-        typer.Option(
-            metavar="RUN", help="Compare them with this run's decisions, and store the result."
-        ),
-    ] = None,
-    db: DatabaseOption = None,
-    config: ConfigOption = None,
-    settings: SetOption = None,
-) -> CommandAnswer:
-    """Compare your real fills with paper's on the same orders; propose slippage and latency.
-
-    With --run, show for each decision paper's fills, your account's fills, and why they differ;
-    candles finer than the run's bars then tell late fills from dear ones.
-    """
-    if run is not None:
-        if depth:
-            raise ConfigInvalid("--run takes candles, no books; leave --depth out.")
-        return _join(fills, located(run, db, config), candles or (), columns or ())
-    from tracepaper.daemon.config.loading import load, with_settings
-    from tracepaper.daemon.session.build import costs_for
-    from tracepaper.replay.archive.executions import read_executions
-    from tracepaper.replay.checks import slippage
-    from tracepaper.replay.checks.paper_fills import paper_by
-
-    execution = (loaded := load(with_settings(config, settings))).execution
-    paper = paper_by(candles, depth, execution.model, columns or ())
-    findings = slippage.calibrate(
-        read_executions(fills), paper, costs_for(loaded), execution.latency_ms
-    )
-    return _costs(
-        findings,
-        f"{findings.orders:,} orders of {findings.rows:,} rows beside paper's fills by "
-        f"{findings.model}.",
-    )
-
-
-def _join(
-    fills: Path, place: RunLocation, candles: Sequence[str], columns: Sequence[str]
-) -> CommandAnswer:
-    """Match the fills of a file with the decisions of a run; store and show the shortfall."""
-    from tracepaper.daemon.terminal.console import Terminal
-    from tracepaper.replay.archive import read_candles
-    from tracepaper.replay.archive.candles import merge_candles
-    from tracepaper.replay.archive.executions import read_executions
-    from tracepaper.replay.checks.shortfall import join_fills, rows_in_view, stored_rows
-    from tracepaper.replay.checks.slippage import counted
-    from tracepaper.replay.document.terminal import show
-    from tracepaper.replay.report.figures import shortfall_tables
-    from tracepaper.storage.checks import store_shortfalls
-    from tracepaper.storage.database.reader import Reader
-
-    executions = read_executions(fills)
-    given = merge_candles([read_candles(path, columns=columns) for path in candles])
-    with Reader.open(place.path) as reader:
-        findings = join_fills(reader, place.run_id, executions, given)
-        rows = stored_rows(reader, place.run_id, findings)
-        stored = reader.stored_run(place.run_id)
-    tables = tuple(shortfall_tables(rows_in_view(stored, rows)))
-    if reason := store_shortfalls(place.path, stored.run_key, rows):
-        say(f"The shortfall is not stored: {reason}", err=True)
-    document = {
-        "run_id": place.run_id,
-        "rows": findings.rows,
-        "fills": findings.joined,
-        "left_out": findings.left_out,
-        "notes": findings.notes,
-        **{table.key: table.documents() for table in tables},
-    }
-    title = (
-        f"{findings.joined:,} fills of {findings.rows:,} rows beside {len(rows):,} decisions of "
-        f"run {place.run_id}."
-    )
-    parts = [*counted(title, findings.left_out, findings.notes), *tables]
-    return CommandAnswer(document, lambda: show(Terminal(), parts))
-
-
-def _costs(findings: SlippageFindings, title: str) -> CommandAnswer:
-    """Return the answer of *findings*; *title* says how much was compared."""
-    from tracepaper.daemon.terminal.console import Terminal
-    from tracepaper.replay.checks import slippage
-    from tracepaper.replay.document.terminal import show
-
-    parts = slippage.parts_of(findings, title)
-    return CommandAnswer(slippage.as_document(findings), lambda: show(Terminal(), parts))

@@ -61,38 +61,22 @@ class BlockEstimate(NamedTuple):
         """The value and the error that allows for few blocks."""
         return DailyEstimate(self.value, widened(self.standard_error, self.sizes))
 
-    def interval(self, level: float) -> tuple[float, float] | None:
-        """Return the interval that holds the true value at this *level*; None with one block.
-
-        By Student's t with one degree of freedom less than there are blocks.
-        """
-        if self.standard_error is None:
-            return None
-        half = float(stdtrit(len(self.sizes) - 1, 0.5 + level / 2)) * self.standard_error
-        return self.value - half, self.value + half
-
 
 def figure(
     terms: Array, days: NDArray[np.int64], combine: Callable[[Array], Array]
 ) -> DailyEstimate:
-    """Return the value and error of ``block_figure``."""
-    return block_figure(terms, days, combine).daily
-
-
-def block_figure(
-    terms: Array, days: NDArray[np.int64], combine: Callable[[Array], Array]
-) -> BlockEstimate:
     """Return ``combine`` of the summed [term, row] *terms*, with its error over *days* [row].
 
     ``combine`` maps sums [.., term] to values [..]. The error comes from ``RESAMPLES`` bootstraps
     of the blocks of days. Without rows the value is NaN.
     """
     if not len(days):
-        return BlockEstimate(float("nan"), None, days)
+        return BlockEstimate(float("nan"), None, days).daily
     block = blocks_of(days)
     blocks = [np.bincount(block, row).astype(np.float64) for row in terms]
     value, error = resampled(np.stack(blocks, axis=1), combine)
-    return BlockEstimate(float(value), None if error is None else float(error), np.bincount(block))
+    spread = None if error is None else float(error)
+    return BlockEstimate(float(value), spread, np.bincount(block)).daily
 
 
 def resampled(blocks: Array, combine: Callable[[Array], Array]) -> tuple[Array, Array | None]:

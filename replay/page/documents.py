@@ -27,7 +27,6 @@ from tracepaper.replay.page.records import LISTS, ROWS, RowsPage, view_table
 from tracepaper.replay.page.rollups import OWN
 from tracepaper.replay.report import charts
 from tracepaper.replay.report.book_risk import read_book_risk, risk_parts
-from tracepaper.replay.report.figures import shortfall_tables
 from tracepaper.replay.run_columns import Floats
 
 POINTS: Final = 1_500
@@ -86,7 +85,6 @@ def _account(shown: OpenRun, limit: int) -> Iterator[Part]:
             yield listed
     if empty := [name for name, listed in lists.items() if not listed.rows]:
         yield Paragraph(f"Nothing is recorded for {', '.join(empty)}.", "note")
-    yield from shortfall_tables(shown.views.rows("v_shortfall"))
 
 
 def _reserve(stored: list[answers.AccountFigures]) -> Iterator[answers.AccountFigures]:

@@ -80,7 +80,6 @@ def report_document(
         kept = [key for key in remaining if key.startswith("book_")]
         drawn = risk_chart(report.book)
         parts += _present([_section("Risk of the book"), drawn, *_pop(remaining, *kept)])
-    parts += _pop(remaining, "shortfall", "shortfall_decisions")
     parts += [_section("Gaps in the data")]
     parts += _pop(remaining, "gaps", otherwise="The data have no gap.")
     for replaced in ("months", "last_trades"):  # by the calendar, and by more trades

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from decimal import Decimal
-from functools import partial
 from typing import Final
 
 import numpy as np
@@ -53,8 +52,7 @@ from tracepaper.replay.report.trades import (
     markouts,
 )
 from tracepaper.storage.database.run_views import Row
-from tracepaper.storage.record.columns import SHORTFALL_PARTS
-from tracepaper.strategies.units import DAY_MS, count_of, percent
+from tracepaper.strategies.units import count_of, percent
 
 LAST_TRADES: Final = 8
 GAPS_SHOWN: Final = 100
@@ -301,11 +299,6 @@ def _listed(report: Report) -> Iterator[Table]:
 
 
 @declared
-def _shortfall(report: Report) -> Iterator[Table]:
-    yield from shortfall_tables(report.shortfalls)
-
-
-@declared
 def _book(report: Report) -> Iterator[Table]:
     """Yield the risk of the positions at the end, if the days are enough to speak of tails."""
     if report.book.tails:
@@ -447,76 +440,3 @@ def headline(record: RunRecord, closed: Sequence[ClosedTrade]) -> Headline:
         values[f"{key}_until_halt_error"] = getattr(figures, name, None)
     values["exposure_until_halt"] = None if halted is None else halted.exposure
     return values
-
-
-# --- a trader's real fills compared with paper fills: docs/money.md, M107 to M109
-
-WHOLE: Final = "shortfall"
-
-
-def _part_title(part: str) -> str:
-    return part.replace("_", " ")
-
-
-def _mean_price(whose: str, row: Row) -> float | None:
-    quantity: float = row[f"{whose}_quantity"]
-    return float(row[f"{whose}_notional"]) / quantity if quantity else None
-
-
-_SHORTFALLS: Final = (
-    of_row("part", "", "text"),
-    of_row("decisions", "decisions", "count"),
-    of_row("money", "quote currency", "gain"),
-    of_row("mean", "bp of the notional ± error", "gain bp"),
-)
-_DECISIONS: Final = (
-    of_view("sequence", "decision", "step"),
-    of_view("decided_ms", "at", "minute"),
-    of_view("instrument", "instrument", "text"),
-    of_view("side", "side", "text"),
-    of_view("paper_quantity", "paper", "text", "paper_quantity_text"),
-    of_view("account_quantity", "account", "text", "account_quantity_text"),
-    *(
-        Figure[Row](
-            f"{whose}_price", f"{whose} at", "measure", partial(_mean_price, whose), wide=True
-        )
-        for whose in ("paper", "account")
-    ),
-    of_view(WHOLE, "account less paper", "gain"),
-    *(of_row(part, _part_title(part), "gain", wide=True) for part in SHORTFALL_PARTS),
-    of_view("cause", "cause", "text"),
-)
-_SHORTFALL_NOTE: Final = (
-    "The account's profit minus paper's. The parts add up to the shortfall. Errors count blocks of "
-    "five days."
-)
-
-
-def shortfall_tables(rows: Sequence[Row]) -> Iterator[Table]:
-    """Yield the parts over all decisions, then the newest decisions; nothing without *rows*."""
-    if not rows:
-        return
-    notional = np.array([row["paper_notional"] or row["account_notional"] for row in rows])
-    days = np.array([row["decided_ms"] // DAY_MS for row in rows], dtype=np.int64)
-    parts = []
-    for part in (WHOLE, *SHORTFALL_PARTS):
-        money = np.array([row[part] for row in rows])
-        shares = money / notional
-        parts.append(
-            {
-                "part": _part_title(part),
-                "decisions": int((money != 0).sum()),
-                "money": float(money.sum()),
-                "mean": metrics.mean_by_day(shares, days),
-            }
-        )
-    title = "Shortfall of your fills"
-    yield table("shortfall", title, _SHORTFALLS, parts, notes=(_SHORTFALL_NOTE,))
-    newest = sorted(rows, key=lambda row: (row["decided_ms"], row["sequence"], row["ordinal"]))
-    is_one = len({row["instrument"] for row in rows}) == 1
-    figures = [
-        replace(each, wide=each.wide or (is_one and each.key == "instrument"))
-        for each in _DECISIONS
-    ]
-    title = "Shortfall by decision"
-    yield table("shortfall_decisions", title, figures, newest, shown=LAST_TRADES, newest=True)

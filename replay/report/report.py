@@ -155,7 +155,6 @@ class Report:
     timeline: Timeline  # the notices that its events would send
     book: BookRisk  # of the positions at its end
     participation: tuple[Participation, ...]  # of the fills in the volume of their candles
-    shortfalls: tuple[Row, ...]  # of ``v_shortfall``: a trader's real fills compared with the run's
 
     @property
     def own_trades(self) -> tuple[ClosedTrade, ...]:
@@ -184,7 +183,7 @@ def build_report(
         columns = RunColumns(reader, run_id)
         book = read_book_risk(columns)
         participation = participations(columns, record.account.fills)
-        listed, shortfalls = newest_listed(views), tuple(views.rows("v_shortfall"))
+        listed = newest_listed(views)
         retrained = reader.of_type(run_id, RetrainingEnd)
         card = _card(record)
         outcomes = read_head_outcomes(reader, record, card)
@@ -237,7 +236,6 @@ def build_report(
         timeline=timeline,
         book=book,
         participation=participation,
-        shortfalls=shortfalls,
     )
 
 

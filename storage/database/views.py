@@ -38,7 +38,6 @@ from tracepaper.storage.record.columns import (
     MONEY,
     PRICE,
     QUANTITY,
-    SHORTFALL_PARTS,
     TABLES,
 )
 from tracepaper.storage.record.rows import EVENT_TYPES, HALTED, INDEXED_KINDS, SCHEMA, number_of
@@ -795,36 +794,6 @@ V_CHECKS: Final = View(
     "FROM runs r JOIN checks c ON c.run_key = r.run_key",
 )
 
-_LARGEST: Final = f"max({', '.join(f'abs(c.{part})' for part in SHORTFALL_PARTS)})"
-_CAUSES: Final = " ".join(f"WHEN abs(c.{part}) THEN '{part}'" for part in SHORTFALL_PARTS)
-
-V_SHORTFALL: Final = View(
-    "v_shortfall",
-    "the orders of a decision on one side, as filled on paper and in a trader's own account; not "
-    "part of the chain",
-    complete(
-        (
-            *of_step("c"),
-            ordinal("c", "place among the rows of the step"),
-            INSTRUMENT,
-            *exact(
-                "shortfall",
-                "c.account_result - c.paper_result",
-                MONEY,
-                "the account's result minus paper's: the sum of its parts",
-            ),
-            ViewColumn(
-                "cause",
-                f"CASE WHEN {_LARGEST} > 0 THEN CASE {_LARGEST} {_CAUSES} END END",
-                f"its largest part: {any_of(SHORTFALL_PARTS)}; null without any",
-            ),
-        ),
-        ("c", TABLES["shortfalls"]),
-    ),
-    "FROM runs r JOIN shortfalls c ON c.run_key = r.run_key "
-    "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = c.instrument",
-)
-
 VIEWS: Final[tuple[View, ...]] = (
     *(V_RUNS, V_COMMITS, V_BARS, V_GAPS, V_COMMANDS, V_EVENTS),
     *(V_DECISIONS, V_GATES, V_EXPLANATIONS, V_NOTES, V_STRATEGY_DECISIONS),
@@ -838,7 +807,7 @@ VIEWS: Final[tuple[View, ...]] = (
         V_SHADOW_FILLS,
         V_SHADOW_EQUITY,
     ),
-    *(V_CHECKS, V_SHORTFALL),
+    V_CHECKS,
 )
 """Every view; ``view.row`` describes a row, ``view.columns`` each column."""
 

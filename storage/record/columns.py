@@ -642,44 +642,6 @@ _CHECKS = (
     _text("content", "JSON: the period, the first difference, or why it failed"),
 )
 
-
-def _filled_by(prefix: str, name: str) -> tuple[Column, ...]:
-    """Return the columns of what one account, paper or real, filled of a decision's order."""
-    return (
-        _whole(f"{prefix}_quantity", f"quantity that {name} filled", QUANTITY),
-        _whole(f"{prefix}_notional", f"price times quantity of the fills of {name}", MONEY),
-        _whole(f"{prefix}_fee", f"fees of {name}; those in base currency at the mark", MONEY),
-        _whole(f"{prefix}_ms", f"market time of the first fill of {name}", TIME, null=True),
-        _whole(f"{prefix}_result", f"profit of {name} until the next decision with a fill", MONEY),
-    )
-
-
-_SHORTFALLS = (
-    _key("run_key", "runs.run_key"),
-    _key("sequence"),
-    _key("ordinal"),
-    _whole("instrument"),
-    _text("side", "`BUY` or `SELL`", Side),
-    _POSITION_SIDE,
-    _whole("decided_ms", "market time of the decision", TIME),
-    _whole("ordered", "quantity ordered; 0 for fills that no decision ordered", QUANTITY),
-    *_filled_by("paper", "paper"),
-    *_filled_by("account", "the account"),
-    _whole("price", "part of the shortfall due to the account's prices", MONEY),
-    _whole("fee", "part due to its fees", MONEY),
-    _whole("size", "part due to quantities larger or smaller than paper's", MONEY),
-    _whole("delay", "part due to the market's move until the candle of its fill", MONEY),
-    _whole("missed", "part due to decisions that it did not fill", MONEY),
-    _whole("carried", "part due to another position at the run's begin", MONEY),
-    _whole("own_trades", "part due to fills that no decision ordered", MONEY),
-    _whole("funding", "part due to its funding", MONEY),
-)
-SHORTFALL_PARTS: Final = (
-    *("price", "fee", "size", "delay", "missed"),
-    *("carried", "own_trades", "funding"),
-)
-"""The columns of ``shortfalls`` that add up to the account's result minus the paper result."""
-
 APPLICATION_ID: Final = 0x74706170
 """The file's ``PRAGMA application_id``: "tpap" in ASCII."""
 
@@ -703,7 +665,6 @@ TABLES: Final[dict[str, tuple[Column, ...]]] = {
     "halts": _HALTS,
     "prunes": _PRUNES,
     "checks": _CHECKS,
-    "shortfalls": _SHORTFALLS,
 }
 """The columns of every table, in their stored order."""
 

@@ -84,7 +84,6 @@ may change them, and only a head kept elsewhere shows it."""
 
 OUTSIDE: Final[Mapping[str, str]] = {
     "checks": "what checks of a run found, which nothing in it follows from",
-    "shortfalls": "a trader's own fills beside the run's, which nothing in it follows from",
 }
 """Tables that belong to no run's record, and why."""
 

@@ -126,7 +126,7 @@ def test_a_day_holds_the_rows_whose_time_lies_in_it(reader: Reader, tmp_path: Pa
     opened = scanned(tmp_path, "v_bars").select("sequence", pl.col("open_time_ms"))
     for view in VIEWS:
         rows = scanned(tmp_path, view.name)
-        if view.name in ("v_gates", "v_explanations", "v_shortfall"):
+        if view.name in ("v_gates", "v_explanations"):
             rows, name = rows.join(opened, on="sequence"), "open_time_ms"
         else:
             name = next(name for name in exporting.DAY_OF if name in rows.columns)
