@@ -18,8 +18,17 @@ if TYPE_CHECKING:
 
 LEVEL: Final = 0.025
 """The share of worst days whose mean is the expected shortfall of the gate."""
-DAYS_LEAST: Final = 60
+WORST_LEAST: Final = 2
+"""A tail of fewer days (days × level) has no expected shortfall."""
+DAYS_LEAST: Final = math.ceil(WORST_LEAST / LEVEL)
 """With fewer days of returns there are too few to speak of a tail."""
+_SHRINKAGE: Final = 0.4
+"""By how many days fewer than the level names the mean is taken.
+
+The mean of the worst n × level of n days is too small: a short sample lacks the worst there can be.
+With .4 fewer it is within 3 % of the true one for normal, t4 and t3 returns, from two worst days on
+(simulated, 20,000 samples each).
+"""
 
 Returns = Mapping[int, float]
 """Return of one symbol by day: the number of the day, and close ÷ the close before - 1."""
@@ -49,16 +58,29 @@ def book_profits(
     return total
 
 
-def expected_shortfall(profits: npt.NDArray[np.float64], level: float = LEVEL) -> float:
-    """Return the mean loss of the worst *level* of *profits* [day]; negative if even those gain.
+def has_shortfall(days: int, level: float) -> bool:
+    """Return whether *days* have enough worst ones for an expected shortfall at *level*."""
+    return days * level >= WORST_LEAST
 
-    Of n days the worst 1 + ⌊(n - 1) × level⌋ count.
+
+def tail_weights(days: int, level: float = LEVEL) -> list[float]:
+    """Return the weight of the worst day, of the next one and so on; they sum to 1.
+
+    They are equal but for the last, which counts in part.
     """
+    worst = max(days * level - _SHRINKAGE, 1.0)
+    whole = int(worst)
+    weights = [1 / worst] * whole
+    return weights if whole == worst else [*weights, (worst - whole) / worst]
+
+
+def expected_shortfall(profits: npt.NDArray[np.float64], level: float = LEVEL) -> float:
+    """Return the mean loss of the worst *level* of *profits* [day]; negative if even those gain."""
     import numpy as np
 
-    last = int((profits.size - 1) * level)
-    worst = np.partition(profits, last)[: last + 1]
-    return -math.fsum(worst.tolist()) / worst.size
+    weights = tail_weights(profits.size, level)
+    worst = np.sort(np.partition(profits, len(weights) - 1)[: len(weights)])
+    return -math.fsum((worst * weights).tolist())
 
 
 def value_at_risk(profits: npt.NDArray[np.float64], level: float = LEVEL) -> float:

@@ -506,7 +506,7 @@ class RiskSection(RiskThresholds):
     book_days: Annotated[int, Field(ge=DAYS_LEAST, le=2_000)] = 250
     """Days of returns by which max_book_shortfall judges the book."""
     book_too_few: Literal["refuse", "allow"] = "refuse"
-    """What max_book_shortfall does about a symbol with fewer than 60 of these days. refuse: no new
+    """What max_book_shortfall does about a symbol with fewer than 80 of these days. refuse: no new
     exposure in a book with it; allow: the limit leaves it out."""
 
 

@@ -43,6 +43,8 @@ from tracepaper.strategies.shortfall import (
     common_days,
     day_returns,
     expected_shortfall,
+    has_shortfall,
+    tail_weights,
     value_at_risk,
 )
 from tracepaper.strategies.types.market import CorporateAction, FrameBar, Instrument
@@ -82,8 +84,8 @@ class Tail:
     method: str
     level: float
     value_at_risk: Estimate
-    shortfall: Estimate
-    money: float  # the shortfall in quote currency
+    shortfall: Estimate | None  # None with too few worst periods
+    money: float | None  # the shortfall in quote currency
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ class BookRisk:
                 "are wanted)."
             )
         worst = next(tail for tail in self.tails if tail.level == LEVEL)
-        loss = written(worst.shortfall, "percent")
+        loss = written(worst.shortfall, "percent")  # DAYS_LEAST is enough for this level
         return f"{held}: in the worst 2.5 % of {name} it would lose {loss} of equity in the mean."
 
 
@@ -274,13 +276,13 @@ def tails_of(profits: Floats, days: Ints, equity: float) -> Iterator[Tail]:
             errors = jackknife_error(np.array(without), of_days)
         spreads = [None] * figures.size if errors is None else errors.tolist()
         for place, level in enumerate(LEVELS):
-            at = 2 * place
+            at, is_known = 2 * place, has_shortfall(values.size, level)
             yield Tail(
                 method,
                 level,
                 (float(figures[at]), spreads[at]),
-                (float(figures[at + 1]), spreads[at + 1]),
-                float(figures[at + 1]) * equity,
+                (float(figures[at + 1]), spreads[at + 1]) if is_known else None,
+                float(figures[at + 1]) * equity if is_known else None,
             )
 
 
@@ -322,9 +324,10 @@ def _coins(
     order = sorted(gross, key=lambda coin: (-gross[coin], coin))
     series = {coin: returns[max(sizes[coin], key=lambda key: abs(sizes[coin][key]))]
               for coin in order}  # fmt: skip
-    worst = _worst(profits)
+    weights = tail_weights(profits.size)
+    worst = np.argsort(profits, kind="stable")[: len(weights)]
     symbols = list(dict.fromkeys(item.id for item in items))
-    losses = {key: -float(by_symbol[place][worst].mean()) for place, key in enumerate(symbols)
+    losses = {key: -float(by_symbol[place][worst] @ weights) for place, key in enumerate(symbols)
               if profits.size}  # fmt: skip
     coins = []
     for coin in order:
@@ -342,12 +345,6 @@ def _coins(
             )
         )
     return tuple(coins)
-
-
-def _worst(profits: Floats) -> Ints:
-    """Return the places of the periods whose mean is the expected shortfall of the gate."""
-    count = 1 + int((profits.size - 1) * LEVEL)
-    return np.argsort(profits, kind="stable")[:count]
 
 
 def _moves_with(returns: Returns, largest: Returns) -> tuple[Estimate | None, Estimate | None]:

@@ -470,7 +470,7 @@ class Book:
         if decision.refused_by == SHORTFALL:
             measure = decision.measures[decision.gate_set.gates.index(SHORTFALL)]
             if measure is None:
-                # The first day has a hole before the start: it takes the place of one of sixty.
+                # The first day has a hole before the start: it takes the place of one of them.
                 assert event.close_time_ms // DAY_MS > START_MS // DAY_MS, "the days are enough"
                 self.met["too few days"] += 1
             else:
@@ -492,8 +492,9 @@ class Book:
         profits = sorted(
             each * target * Decimal(event.close).scaleb(-2) for each in self.returns[key]
         )
-        worst = profits[: 1 + (len(profits) - 1) * 25 // 1_000]
-        loss = -sum(worst) / len(worst)
+        worst = Decimal(len(profits) * 25) / 1_000 - Decimal("0.4")
+        whole = int(worst)
+        loss = -(sum(profits[:whole]) + (worst - whole) * profits[whole]) / worst
         equity = Decimal(step.account.equity).scaleb(-8)
         assert loss <= self.limit * equity * Decimal("1.02"), "the book may not lose so much"
         self.met["a shortfall allowed"] += 1

@@ -543,9 +543,9 @@ SCENARIOS: dict[str, Scenario] = {
             {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False},
             *THREE[:2],
             market={"interval": "720"},
-            risk={"max_book_shortfall": "0.00014", "book_days": 70, "book_too_few": "allow"},
+            risk={"max_book_shortfall": "0.00014", "book_days": 90, "book_too_few": "allow"},
         ),
-        candles=_walk(170, *THREE[:2], interval_ms=12 * HOUR_MS),
+        candles=_walk(220, *THREE[:2], interval_ms=12 * HOUR_MS),
         shows=(
             ("SELECT count(*) FROM v_gates WHERE gate = 'risk.book_shortfall' AND measure > 0 "
             "AND passed = 1"),

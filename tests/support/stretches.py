@@ -393,7 +393,7 @@ class HistoryBothWays:
             self._given["market"]["interval"] = "D"
         if is_daily or newer.random() < 0.1:
             self._given["risk"] = {
-                "max_book_shortfall": newer.choice(("0.0001", "0.005")), "book_days": 60,
+                "max_book_shortfall": newer.choice(("0.0001", "0.005")), "book_days": 80,
                 "book_too_few": newer.choice(("refuse", "allow")) if is_daily else "allow",
             }  # fmt: skip
         self._group, self._seed = rng.choice((7, 50, 1_000)), rng.random()

@@ -17,7 +17,7 @@ from tracepaper.strategies.types.decisions import Action, Decision
 from tracepaper.strategies.units import DAY_MS
 
 GATE = "risk.book_shortfall"
-DAYS = 80
+DAYS = 100
 MIDNIGHT_MS = START_MS // DAY_MS * DAY_MS
 WALK = np.random.default_rng(4).normal(size=(DAYS, 2))
 CLOSES = np.round(1e6 * np.exp(np.cumsum(0.02 * (WALK @ [[1, 0.9], [0, 0.4]]), axis=0))).astype(int)
@@ -79,8 +79,10 @@ LONG, SHORT, HOLD, FLAT = Action.LONG, Action.SHORT, Action.HOLD, Action.FLAT
 def reference(until: int, *sides: int) -> float:
     """Return the shortfall of 10,000 on each of *sides* at the close of day *until*, of 100,000."""
     returns = CLOSES[1 : until + 1] / CLOSES[:until] - 1
-    worst = np.sort(10_000 * returns @ sides)[: 1 + int((until - 1) * 0.025)]
-    return -float(worst.mean()) / 100_000
+    profits, worst = np.sort(10_000 * returns @ sides), until * 0.025 - 0.4
+    whole = int(worst)
+    total = profits[:whole].sum() + (worst - whole) * profits[whole]
+    return -float(total) / worst / 100_000
 
 
 @pytest.mark.parametrize("second", [LONG, SHORT])

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import present
 from pages import record_in, said_in
 from recordings import copied
 from records import prune
 from scenarios import SCENARIOS
+from scipy.stats import norm, t
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.report import book_risk
@@ -25,7 +27,12 @@ from tracepaper.replay.report.book_risk import (
 from tracepaper.replay.run import open_run
 from tracepaper.replay.run_columns import RunColumns
 from tracepaper.storage.database.reader import Reader
-from tracepaper.strategies.shortfall import LEVEL, common_days
+from tracepaper.strategies.shortfall import (
+    LEVEL,
+    common_days,
+    expected_shortfall,
+    has_shortfall,
+)
 from tracepaper.strategies.units import DAY_MS
 
 BOOK = "a limit of the whole book"
@@ -45,13 +52,16 @@ def test_the_book_of_a_run_is_held_over_the_days_of_its_bars() -> None:
     returns = closes[:, 1:] / closes[:, :-1] - 1
     net = {coin.coin: coin.net for coin in risk.coins}
     profits = (net["AAA"] * returns[0] + net["BBB"] * returns[1]) / equity
-    assert risk.periods == profits.size == 84
+    assert risk.periods == profits.size == 109
     tail = next(tail for tail in risk.tails if tail.level == LEVEL)
-    assert tail.shortfall[0] == pytest.approx(-np.sort(profits)[:3].mean(), rel=1e-12)
+    lost = -np.sort(profits)[:3]  # 109 × 2.5 % less .4 is 2.325
+    assert present(tail.shortfall)[0] == pytest.approx(lost @ [1, 1, 0.325] / 2.325, rel=1e-12)
     assert tail.value_at_risk[0] == pytest.approx(
-        -np.quantile(profits, (85 * LEVEL - 1) / 83), rel=1e-12
+        -np.quantile(profits, (110 * LEVEL - 1) / 108), rel=1e-12
     )
-    assert sum(coin.shortfall or 0 for coin in risk.coins) == pytest.approx(tail.shortfall[0])
+    assert sum(coin.shortfall or 0 for coin in risk.coins) == pytest.approx(
+        present(tail.shortfall)[0]
+    )
     fallen = risk.stress[0]
     assert fallen.profit == pytest.approx(-0.2 * sum(net.values()))
     worst = next(case for case in risk.stress if case.case.startswith("the worst day"))
@@ -85,7 +95,7 @@ def test_hours_are_enough_where_days_are_too_few() -> None:
     path = SCENARIOS["crossing"].recorded()
     days, hours = risk_of(path), risk_of(path, "hour")
     assert not days.tails
-    assert "too few days (3 days that all symbols share, and 60 are wanted)" in days.sentence
+    assert "too few days (3 days that all symbols share, and 80 are wanted)" in days.sentence
     assert {tail.level for tail in hours.tails} == set(book_risk.LEVELS)
 
 
@@ -94,7 +104,7 @@ def test_a_pruned_run_has_too_few_days(tmp_path: Path) -> None:
     prune(path, keep_days=5)
     risk = risk_of(path)
     assert risk.coins
-    assert risk.periods < 84
+    assert risk.periods < 109
 
 
 def test_a_run_without_a_position_says_so() -> None:
@@ -120,10 +130,31 @@ def test_a_day_with_a_hole_is_no_return() -> None:
 def test_by_forecast_volatility_the_newest_storm_counts() -> None:
     calm = np.random.default_rng(1).normal(scale=0.01, size=300)
     storm = np.concatenate((calm, 5 * calm[:20]))
-    tails = {(tail.method, tail.level): tail.shortfall[0] for tail in tails_of(
-        storm, np.arange(storm.size), 1.0)}  # fmt: skip
-    assert tails["forecast", 0.05] > 1.5 * tails["history", 0.05]
+    history, forecast = (
+        present(tail.shortfall)[0]
+        for tail in tails_of(storm, np.arange(storm.size), 1.0)
+        if tail.level == 0.05
+    )
+    assert forecast > 1.5 * history
     assert forecast_scaled(np.full(100, 0.01)) == pytest.approx(0.01)
+
+
+DISTRIBUTIONS = {"normal": norm(), "t4": t(4)}
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+@pytest.mark.parametrize("days", [80, 100, 250])
+@pytest.mark.parametrize("level", book_risk.LEVELS)
+def test_a_shortfall_is_that_of_the_distribution(name: str, days: int, level: float) -> None:
+    drawn = DISTRIBUTIONS[name]
+    ends = drawn.ppf((np.arange(100_000) + 0.5) / 100_000 * level)
+    samples = drawn.rvs((3_000, days), random_state=np.random.default_rng(days))
+    if not has_shortfall(days, level):
+        tails = tails_of(samples[0], np.arange(days), 1.0)
+        assert {tail.shortfall for tail in tails if tail.level == level} == {None}
+        return
+    mean = np.mean([expected_shortfall(sample, level) for sample in samples])
+    assert mean == pytest.approx(-ends.mean(), rel=0.05)
 
 
 def test_errors_shrink_with_the_days() -> None:
@@ -132,7 +163,7 @@ def test_errors_shrink_with_the_days() -> None:
     for size in (250, 1_000):
         values = rng.normal(size=size)
         tail = next(tails_of(values, np.arange(size), 1.0))
-        assert tail.shortfall[1] is not None
-        errors.append(tail.shortfall[1])
-        assert abs(tail.shortfall[0] - 2.063) < 2 * tail.shortfall[1]
+        shortfall, error = present(tail.shortfall)
+        errors.append(present(error))
+        assert abs(shortfall - 2.063) < 2 * errors[-1]
     assert errors[1] < errors[0]
