@@ -60,6 +60,7 @@ from tracepaper.daemon.config.values import (
     host_with_port,
     json_object,
     loopback,
+    module_class,
     several,
     sqlite_file,
 )
@@ -111,7 +112,9 @@ class ExchangeSection(Section):
 class StrategySection(Section):
     """The strategy that decides."""
 
-    name: str = Field(default=TREND, pattern=rf"^({'|'.join(BUILT_IN)})$|{MODULE_CLASS.pattern}")
+    name: Annotated[str, BeforeValidator(module_class)] = Field(
+        default=TREND, pattern=rf"^({'|'.join(BUILT_IN)})$|{MODULE_CLASS.pattern}"
+    )
     """trend (direction from closed hours, sized by volatility), attention (direction from the
     model), crossasset or portfolio (all symbols of a close, by a checkpoint of that kind),
     orderbook (one symbol by its order books, by options.checkpoint), persistence, sma_cross, or a

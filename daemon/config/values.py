@@ -6,6 +6,7 @@ import ast
 import inspect
 import json
 import re
+import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -13,6 +14,7 @@ from decimal import Decimal, InvalidOperation
 from functools import cache
 from ipaddress import ip_address
 from itertools import pairwise
+from math import isfinite
 from pathlib import Path
 from textwrap import dedent
 from types import NoneType, UnionType
@@ -92,11 +94,16 @@ def plain(value: Decimal) -> str:
 
 
 def _exact(value: object) -> object:
-    """Reject a float, which has lost the written digits; pydantic would accept it."""
-    if isinstance(value, float):
-        fault = f'write it as text, "{value!r}", for a binary float is not exact'
-        raise ValueError(fault)  # noqa: TRY004 - pydantic converts only ValueError
-    return value
+    """Read a float by the digits that were written; pydantic would take those of its binary value.
+
+    Its shortest text has them if there are at most 15. With more, some may be lost.
+    """
+    if not isinstance(value, float):
+        return value
+    text = repr(value)
+    if isfinite(value) and len(Decimal(text).normalize().as_tuple().digits) > sys.float_info.dig:
+        raise ValueError(f'write it as text, "{text}", for a float keeps 15 digits')
+    return text
 
 
 def _threshold(value: object) -> object:
@@ -486,6 +493,13 @@ if TYPE_CHECKING:  # a type checker cannot see these fields
 else:
     GateThresholds, RiskThresholds = _thresholds("gate"), _thresholds("risk")
 
+
+def module_class(name: object) -> object:
+    """Return *name* as module:Class where it names the file: ``./lib/dip.py:Dip``."""
+    file, mark, rest = name.partition(".py:") if isinstance(name, str) else ("", "", "")
+    return f"{file.removeprefix('./').replace('/', '.')}:{rest}" if mark else name
+
+
 MODULE_CLASS: Final = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
 SQLITE: Final = "sqlite:///"
 STOCK: Final = "stock"
@@ -558,7 +572,7 @@ SizeBy = Literal[
 def _with_key(name: str, key: str, pattern: str, example: str, description: str) -> type[Section]:
     """Return a section base with a *key* that Python or pydantic reserves as a name."""
     field = Field(None, pattern=pattern, examples=[example], description=description)
-    fields: dict[str, Any] = {key: (str | None, field)}
+    fields: dict[str, Any] = {key: (Annotated[str | None, BeforeValidator(module_class)], field)}
     with warnings.catch_warnings():
         # The field hides a deprecated method of pydantic, which nothing calls.
         warnings.filterwarnings("ignore", message="Field name .* shadows an attribute")

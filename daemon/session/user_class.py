@@ -145,9 +145,7 @@ def imported(name: str, *, key: str) -> object:
         if not isinstance(error.__cause__, (ImportError, AttributeError)):
             raise
         if isinstance(error.__cause__, AttributeError) and module_name in sys.modules:
-            raise ConfigInvalid(
-                f"{key} '{name}': {error.__cause__}; correct the name after the colon."
-            ) from error
+            raise ConfigInvalid(f"{key} '{name}': {_lacking(module_name)}.") from error
         where = place(error.__cause__)
         remedy = "put its file beside the configuration, or its folder on PYTHONPATH"
         raise ConfigInvalid(
@@ -155,6 +153,23 @@ def imported(name: str, *, key: str) -> object:
             f"{'correct that line, or install what it imports' if where else remedy}."
         ) from error
     return named
+
+
+def _lacking(module_name: str) -> str:
+    """Return what the module *module_name* has, or whose it is, and what to do."""
+    if module_name.partition(".")[0] in sys.stdlib_module_names:
+        return (
+            f"{module_name} is a module of Python itself; give your file another name, such as "
+            f"my_{module_name}.py"
+        )
+    defined = [
+        name
+        for name, value in vars(sys.modules[module_name]).items()
+        if callable(value) and getattr(value, "__module__", "") == module_name
+    ]
+    if not defined:
+        return f"{module_name} defines no class; correct the name before the colon"
+    return f"{module_name} has {', '.join(defined)}; correct the name after the colon"
 
 
 def make_custom(

@@ -171,7 +171,7 @@ def test_a_table_within_a_section_is_read_whole_and_decides_the_run(
         ("[markt]\na = 1", "there is no section [markt]; the nearest is 'market'"),
         ('cash = "1"', "cash stands outside its section; put it below [account]"),
         ("market = 5", "market is a section; write [market]"),
-        ("[account]\ncash = 0.1", 'write it as text, "0.1"'),
+        ("[account]\ncash = 12345678901234.567", 'write it as text, "12345678901234.566"'),
         ('[execution]\ntaker_fee = "0.2"', "less than or equal to 0.1."),
         ('[http]\nhost = "0.0.0.0"', "write a loopback address"),
         ('[market]\ninterval = "7"', "'1', '3', '5', '15'"),
@@ -463,3 +463,30 @@ def test_exits_are_read_as_freqtrade_writes_them_and_decide_a_run() -> None:
     plain = load(None)
     assert config.sha256() != plain.sha256()
     assert load(None, {"exits": {"reenter": False}}).sha256() == plain.sha256()
+
+
+def test_a_decimal_is_the_digits_that_were_written(tmp_path: Path) -> None:
+    file = tmp_path / "own.toml"
+    file.write_text(
+        "[account]\ncash = 1000.10\n[execution]\ntaker_fee = 0.00055\nmaker_fee = -1e-4\n"
+    )
+    config = load(file)
+    assert (config.account.cash, config.execution.taker_fee) == (
+        Decimal("1000.10"),
+        Decimal("0.00055"),
+    )
+    assert config.execution.maker_fee == Decimal("-0.0001")
+    texts = {
+        "account": {"cash": "1000.1"},
+        "execution": {"taker_fee": "0.00055", "maker_fee": "-0.0001"},
+    }
+    assert load(texts).sha256() == config.sha256()
+
+
+@pytest.mark.parametrize("name", ["dip.py:Dip", "./dip.py:Dip", "dip:Dip"])
+def test_a_class_may_be_named_by_its_file(name: str) -> None:
+    assert load({"strategy": {"name": name}}).strategy.name == "dip:Dip"
+
+
+def test_a_model_may_be_named_by_its_file_in_a_folder() -> None:
+    assert load({"model": {"class": "lib/tree.py:Tree"}}).model.custom_class == "lib.tree:Tree"

@@ -68,7 +68,7 @@ REFUSED = {
     "no such module": ('[strategy]\nname = "nowhere:Class"\n', "cannot be imported"),
     "no such class": (
         f'[strategy]\nname = "{__name__}:Nobody"\n',
-        "correct the name after the colon",
+        r"has .*; correct the name after the colon",
     ),
     "a class that is no strategy": ('[strategy]\nname = "decimal:Decimal"\n', "derive from"),
     "options that it refuses": (OWN + "[strategy.options]\nslow = 3\n", "it knows fast alone"),
