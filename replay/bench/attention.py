@@ -32,7 +32,6 @@ from tracepaper.strategies.attention.passage_shares import passages
 from tracepaper.strategies.attention.propagation import relevance, relevance_rules
 from tracepaper.strategies.attention.reads import Read
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.networks.architecture import Network
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.stream import (
     CHUNK_BARS,
@@ -309,19 +308,6 @@ def model_rows(
 
 
 # ---------------------------------------------------------------- our networks
-
-
-def explained_window(network: Network) -> Route:
-    """Return a function that explains the output of *network* for a window of random rows."""
-    generator = torch.Generator().manual_seed(SEED)
-    bars = network.config.receptive_field
-    x = torch.randn(1, bars, network.config.features, generator=generator).clamp(-5, 5)
-
-    def route() -> object:
-        with torch.inference_mode():
-            return network.explain(x, torch.arange(bars))
-
-    return route
 
 
 class Scan:

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from long_replays import tiled
 from programs import BIN, environment
 
 from tracepaper.replay.bench.machine import machine_line
-from tracepaper.replay.bench.replay import tiled
 
 BARS: Final = 105_120
 INTERVAL_MS: Final = 5 * 60_000

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from long_replays import tiled
 
 from tracepaper import Action, Signal, Strategy, backtest, open_run
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.bench.machine import machine_line
-from tracepaper.replay.bench.replay import tiled
 from tracepaper.strategies.units import HOUR_MS
 
 YEAR_OF_MINUTES: Final = 525_600

@@ -18,12 +18,12 @@ from typing import Any, Final
 
 import numpy as np
 from browser import browsing, opened
+from long_replays import tiled
 from page_cases import serving_apart
 from whole_command import cpu_s
 
 from tracepaper import backtest
 from tracepaper.replay.bench.machine import machine_line
-from tracepaper.replay.bench.replay import tiled
 
 YEAR: Final = 525_600
 MONTH: Final = 31 * 1_440

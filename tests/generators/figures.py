@@ -22,12 +22,12 @@ from tracepaper.strategies.units import iso
 RESULTS: Final = ROOT / "deploy" / "figures.json"
 PAGE: Final = ROOT / "deploy" / "FIGURES.md"
 INGEST: Final = "python tests/benchmarks/ingest.py"
-REPLAY: Final = "tracepaper bench replay --bars 50000"
-MODEL: Final = "tracepaper bench replay --model"
-INFORMER: Final = "tracepaper bench replay --checkpoint informer-1m"
-BARE: Final = "tracepaper bench live --no-model"
-LIVE: Final = "tracepaper bench live"
-CLOSES: Final = "tracepaper bench live --symbols 200"
+REPLAY: Final = "python tests/benchmarks/replay_speed.py --bars 50000"
+MODEL: Final = "python tests/benchmarks/replay_speed.py --model"
+INFORMER: Final = "python tests/benchmarks/replay_speed.py --checkpoint informer-1m"
+BARE: Final = "python tests/benchmarks/live_step.py --no-model"
+LIVE: Final = "python tests/benchmarks/live_step.py"
+CLOSES: Final = "python tests/benchmarks/live_step.py --symbols 200"
 ATTENTION: Final = "tracepaper bench attention"
 CUDA: Final = "tracepaper bench attention --device cuda"
 MECHANISMS: Final = "tracepaper bench attention --section mechanisms"
@@ -327,8 +327,12 @@ def measure(text: str) -> None:
     for command in chosen:
         sys.stdout.write(f"{command}\n")
         program, *words = command.split()
+        json_option = ["--json"] if program == "tracepaper" else []
         done = subprocess.run(
-            [str(BIN / program), *words, "--json"], stdout=subprocess.PIPE, text=True, check=True
+            [str(BIN / program), *words, *json_option],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
         )
         document = json.loads(done.stdout)
         processor, cores, load = str(document.pop("machine")).split(", ")[1:4]

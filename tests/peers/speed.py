@@ -12,10 +12,10 @@ import statistics
 import tempfile
 from pathlib import Path
 
+from long_replays import tiled
 from other_backtesters import REQUIREMENTS, Ours, ask_peer
 
 from tracepaper.replay.bench.machine import machine_line
-from tracepaper.replay.bench.replay import tiled
 
 ROUNDS, BARS = 3, 40_000
 

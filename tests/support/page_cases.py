@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from long_replays import replay_of, tiled
+
 from tracepaper.replay.backtest.run import Tally, run_replay
-from tracepaper.replay.bench.replay import replay_of, tiled
 from tracepaper.replay.page.databases import Databases, OpenRun
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader

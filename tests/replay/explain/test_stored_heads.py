@@ -15,13 +15,13 @@ import explained_runs
 import numpy as np
 import pytest
 from command_line import Cli
+from long_replays import tiled
 from msgspec import structs
 from records import rows
 
 from tracepaper import backtest
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.backtest.predictors import heads_agree
-from tracepaper.replay.bench.replay import tiled
 from tracepaper.storage.checkpoints import locate, read_card
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.record.columns import HEAD_COLUMNS

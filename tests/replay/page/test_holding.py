@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from live_step import closes_of, live_config, live_parts, quote_of
+from long_replays import tiled
 from msgspec import structs
 from page_cases import shown_of
 from records import prune
 from report_cases import build_report_of
 
 from tracepaper.replay.archive.series import archive_instrument
-from tracepaper.replay.bench.live import closes_of, live_config, live_parts, quote_of
-from tracepaper.replay.bench.replay import tiled
 from tracepaper.replay.page import holding, rollups, runs
 from tracepaper.replay.page.databases import OpenRun
 from tracepaper.replay.report.report import buy_and_hold_at_equal_exposure

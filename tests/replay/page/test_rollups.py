@@ -12,12 +12,12 @@ from typing import Any
 import aiohttp
 import msgspec
 import pytest
+from live_step import live_config, live_parts
+from long_replays import tiled
 from page_cases import record, shown_of
 from records import prune, rows
 
 from tracepaper.replay.archive.series import archive_instrument
-from tracepaper.replay.bench.live import live_config, live_parts
-from tracepaper.replay.bench.replay import tiled
 from tracepaper.replay.page import rollups, runs
 from tracepaper.replay.page.databases import Databases, OpenRun
 from tracepaper.replay.page.server import serving

@@ -1,29 +1,35 @@
-"""``bench replay``: bars per CPU second; each figure is the median of interleaved rounds."""
+"""Measures replays in bars per CPU second; each figure is the median of interleaved rounds.
+
+    PYTHONPATH=tests:tests/support python tests/benchmarks/replay_speed.py [--bars N]
+        [--model | --checkpoint MODEL]
+
+With a model every bar is gated, explained and stored.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
 import statistics
+import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from long_replays import replay_of, tiled
 
-from tracepaper.daemon.config.loading import load
-from tracepaper.replay.archive import Candles, read_candles
-from tracepaper.replay.archive.columns import IntArray
-from tracepaper.replay.backtest.build import Replay, build
-from tracepaper.replay.backtest.market_data import MarketData
+from tracepaper.replay.backtest.build import Replay
 from tracepaper.replay.backtest.predictors import CHUNK_EVENTS
 from tracepaper.replay.backtest.run import PROGRESS_EVENTS, Tally, run_replay
-from tracepaper.replay.bench.machine import machine_line, resident_mb
-from tracepaper.replay.samples import DEMO_CANDLES
+from tracepaper.replay.bench.attention import Scan
+from tracepaper.replay.bench.machine import Route, machine_line, resident_mb
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.integrity import audit as audit_record
 from tracepaper.storage.database.connection import REPLAY_PAGE_BYTES
@@ -33,17 +39,19 @@ from tracepaper.strategies.api.arrays import BarArrays
 from tracepaper.strategies.api.context import BarContext, Percent, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.forecasters.attribution import attending
+from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.indicators import rsi
+from tracepaper.strategies.networks.architecture import Network
 from tracepaper.strategies.types.decisions import Action
 
 YEAR_BARS: Final = 525_600
 COMPARED: Final = ("one", "two", "symbols", "written", "plain", "memory", "audit")
+ROUNDS: Final = 3
 ALONE_S: Final = 1.0
 """CPU seconds per round in which the network alone explains bars."""
 AHEAD: Final = 2 * PROGRESS_EVENTS
 """Bars before the end of a chunk from which timing may begin: at the next report of progress."""
-
-Tell = Callable[[str], None]
 
 
 class Reversion(Strategy):
@@ -64,54 +72,6 @@ class Reversion(Strategy):
         if strength > 60:
             return Signal(Action.FLAT, "it has risen", note=note)
         return Signal(Action.HOLD, "between the two", note=note)
-
-
-def tiled(bars: int) -> Candles:
-    """Return *bars* candles: the bundled ones, repeated end to end."""
-    once = read_candles(DEMO_CANDLES)
-    times = -(-bars // len(once))
-    span_ms = len(once) * once.interval_ms
-
-    def repeated(values: IntArray) -> IntArray:
-        return np.tile(values, times)[:bars]
-
-    opened = np.concatenate([once.open_time_ms + turn * span_ms for turn in range(times)])[:bars]
-    return replace(
-        once,
-        open_time_ms=opened,
-        open=repeated(once.open),
-        high=repeated(once.high),
-        low=repeated(once.low),
-        close=repeated(once.close),
-        volume=repeated(once.volume),
-        turnover=None if once.turnover is None else repeated(once.turnover),
-    )
-
-
-def replay_of(
-    parts: Sequence[Candles],
-    strategy: str,
-    *,
-    checkpoint: Path | None = None,
-    times: int = 1,
-) -> Replay:
-    """Return a replay of *parts* by *strategy*, with enough cash for every trade.
-
-    *checkpoint* is the folder of the model, by default the bundled one. If *times* is above 1, that
-    many copies of the strategy trade on one account.
-    """
-    symbols = [part.symbol for part in parts]
-    sections: dict[str, dict[str, Any]] = {
-        "market": {"category": "linear", "symbols": symbols, "interval": "1"},
-        "strategy": {"name": strategy},
-        "sizing": {"mode": "fixed", "quantity": "1"},
-        "account": {"cash": "1000000"},
-        "model": {} if checkpoint is None else {"checkpoint": str(checkpoint)},
-    }
-    if times > 1:
-        chosen = {**sections.pop("strategy"), "share": str(Decimal(1) / times)}
-        sections["strategies"] = {f"strategy_{number}": chosen for number in range(times)}
-    return build(load(None, sections), MarketData(parts), started_at_ms=0)
 
 
 @dataclass
@@ -173,9 +133,7 @@ def recorded(replay: Replay, *, after: int = 0) -> RecordingCost:
     return record
 
 
-def measure_replay(
-    bars: int = 200_000, *, rounds: int = 3, tell: Tell = lambda _: None
-) -> dict[str, Any]:
+def measure_replay(bars: int = 200_000, *, rounds: int = ROUNDS) -> dict[str, Any]:
     """Return the figures of a replay without a model: medians over *rounds*, on CPU time.
 
     Each round replays the same bars into a new database: with a built-in strategy, a user's class,
@@ -185,8 +143,7 @@ def measure_replay(
     candles = tiled(bars)
     closes = candles.close.tolist()
     spent: dict[str, list[float]] = {name: [] for name in COMPARED}
-    for turn in range(rounds):
-        tell(f"round {turn + 1} of {rounds}: {bars:,} bars")
+    for _ in range(rounds):
         single = recorded(replay_of([candles], "sma_cross"))
         spent["one"].append(single.cpu_s / bars)
         spent["audit"].append(single.audit_s / bars)
@@ -194,7 +151,7 @@ def measure_replay(
         spent["two"].append(two.cpu_s / bars)
         symbols = recorded(replay_of([candles, replace(candles, symbol="ETHUSDT")], "sma_cross"))
         spent["symbols"].append(symbols.cpu_s / bars)
-        written = recorded(replay_of([candles], f"{__name__}:{Reversion.__name__}"))
+        written = recorded(replay_of([candles], f"{Path(__file__).stem}:{Reversion.__name__}"))
         spent["written"].append(written.cpu_s / bars)
         replay = replay_of([candles], "sma_cross")
         replay.engine.stores_state = False
@@ -236,12 +193,21 @@ def _plain_loop(closes: list[int], fast: int = 20, slow: int = 100) -> int:
     return cash + held * closes[-1]
 
 
+def explained_window(network: Network) -> Route:
+    """Return a function that explains the output of *network* for a window of random rows."""
+    generator = torch.Generator().manual_seed(0)
+    bars = network.config.receptive_field
+    x = torch.randn(1, bars, network.config.features, generator=generator).clamp(-5, 5)
+
+    def route() -> object:
+        with torch.inference_mode():
+            return network.explain(x, torch.arange(bars))
+
+    return route
+
+
 def measure_model(
-    bars: int = 20_000,
-    *,
-    checkpoint: Path | None = None,
-    rounds: int = 3,
-    tell: Tell = lambda _: None,
+    bars: int = 20_000, *, checkpoint: Path | None = None, rounds: int = ROUNDS
 ) -> dict[str, Any]:
     """Return the figures of a replay with a model, every bar gated, explained and stored.
 
@@ -249,11 +215,6 @@ def measure_model(
     round the network alone explains bars or windows for ``ALONE_S``. Raises ``ConfigInvalid`` for
     a model without attention.
     """
-    from tracepaper.replay.bench.attention import Scan, explained_window
-    from tracepaper.strategies.forecasters.attribution import attending
-    from tracepaper.strategies.forecasters.streaming import StreamingForecaster
-
-    tell("loading the model")
     forecaster = replay_of([tiled(1)], "attention", checkpoint=checkpoint).forecaster
     assert forecaster is not None
     network = attending(forecaster)
@@ -272,8 +233,7 @@ def measure_model(
     warm = max(forecaster.context, -(-forecaster.context // chunk) * chunk - AHEAD)
     candles = tiled(warm + PROGRESS_EVENTS + bars)  # at least *bars* are timed
     replayed, explained, logged = [], [], []
-    for turn in range(rounds):
-        tell(f"round {turn + 1} of {rounds}: {len(candles):,} bars")
+    for _ in range(rounds):
         record = recorded(replay_of([candles], "attention", checkpoint=checkpoint), after=warm)
         timed = len(candles) - record.skipped
         replayed.append(record.cpu_s / timed)
@@ -294,3 +254,17 @@ def measure_model(
         "database_bytes_per_bar": record.size / len(candles),
         "rss_mb_peak": max(record.memory_mb),
     }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--bars", type=int)
+    parser.add_argument("--model", action="store_true")
+    parser.add_argument("--checkpoint", type=Path)
+    given = parser.parse_args()
+    chosen = {} if given.bars is None else {"bars": given.bars}
+    if given.model or given.checkpoint is not None:
+        figures = measure_model(**chosen, checkpoint=given.checkpoint)
+    else:
+        figures = measure_replay(**chosen)
+    sys.stdout.write(json.dumps(figures, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""The replay and live benches: what they replay trades, and each figure follows from its parts."""
+"""What the figures of replays and of live steps measure trades, and each follows from its parts."""
 
 from __future__ import annotations
 
@@ -8,17 +8,13 @@ from typing import Any
 
 import models
 import pytest
+import replay_speed
 import torch
+from live_step import measure_live
+from long_replays import replay_of, tiled
+from replay_speed import Reversion, measure_model, measure_replay
 
 from tracepaper.replay.bench.attention import Scan
-from tracepaper.replay.bench.live import measure_live
-from tracepaper.replay.bench.replay import (
-    Reversion,
-    measure_model,
-    measure_replay,
-    replay_of,
-    tiled,
-)
 from tracepaper.storage import checkpoints
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.networks.flash import FlashConfig
@@ -65,7 +61,7 @@ def checkpoint(folder: Path, kind: str, config: Any, tensors: dict[str, torch.Te
 def test_an_explained_bar_is_measured_beside_its_network(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tracepaper.replay.bench.replay.ALONE_S", 0.01)
+    monkeypatch.setattr(replay_speed, "ALONE_S", 0.01)
     if kind == "informer":
         config: Any = InformerConfig(dim=8, layers=2, heads=2, window=24, factor=2)
         tensors = InformerNetwork(config).state_dict()

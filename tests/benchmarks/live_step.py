@@ -1,10 +1,16 @@
-"""``bench live``: latency from the last bar of a close to the commit of its last decision."""
+"""Measures the time from the last bar of a close to the commit of its last decision.
+
+PYTHONPATH=tests:tests/support python tests/benchmarks/live_step.py [--symbols N] [--no-model]
+"""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import json
 import sqlite3
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -16,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 import msgspec
+from long_replays import tiled
 
 from tracepaper.daemon.clock import Predict
 from tracepaper.daemon.config.loading import Config, load
@@ -26,7 +33,6 @@ from tracepaper.daemon.session.models import load_forecaster
 from tracepaper.daemon.session.resume import Opening, open_run
 from tracepaper.replay.archive.series import archive_instrument
 from tracepaper.replay.bench.machine import machine_line, resident_mb
-from tracepaper.replay.bench.replay import tiled
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.types.decisions import FillModel
@@ -41,6 +47,8 @@ from tracepaper.strategies.types.market import (
     Source,
 )
 
+CLOSES: Final = 1_000
+"""Closes of one symbol that are timed; several symbols have fewer, and at least a hundred."""
 WARM_UP_CLOSES: Final = 20
 """Closes decided before the first timed one."""
 SLOW_BARS: Final = 100
@@ -50,37 +58,24 @@ DEADLINE_MS: Final = 60_000
 SHIFT_BARS: Final = 37
 """Bars by which the prices of consecutive instruments are shifted."""
 
-Tell = Callable[[str], None]
 
-
-def measure_live(
-    closes: int,
-    *,
-    symbols: int = 1,
-    model: bool = True,
-    checkpoint: str | None = None,
-    tell: Tell = lambda _: None,
-) -> dict[str, Any]:
+def measure_live(closes: int, *, symbols: int = 1, model: bool = True) -> dict[str, Any]:
     """Return milliseconds of wall time from the last bar of a close to its last commit.
 
     At each of *closes*, every one of *symbols* instruments has a quote and then a bar; all are
     decided and committed together. Orders fill by quotes, as in a live run. After each close, one
     row is committed to another file with the same settings, for comparison. The figures per symbol
     are CPU milliseconds per decision, MB of memory beyond the program and its model, and database
-    bytes per decision with its quote. *checkpoint* adds a run with that model.
+    bytes per decision with its quote.
     """
     figures: dict[str, Any] = {"machine": machine_line(), "symbols": symbols, "closes": closes}
-    runs: dict[str, tuple[str, str | None]] = {"without_model": ("sma_cross", None)}
-    if model:
-        runs["with_model"] = ("attention", None)
-    if checkpoint is not None:
-        runs["with_checkpoint"] = ("attention", checkpoint)
-    for name, (strategy, named) in runs.items():
-        config = live_config(strategy, [f"BENCH{number}USDT" for number in range(symbols)], named)
+    runs = {"without_model": "sma_cross"} | ({"with_model": "attention"} if model else {})
+    for name, strategy in runs.items():
+        config = live_config(strategy, [f"BENCH{number}USDT" for number in range(symbols)])
         forecaster = load_forecaster(config) if needs_forecaster(config) else None
         context = SLOW_BARS if forecaster is None else forecaster.context
         bars = closes_of(symbols, context + WARM_UP_CLOSES + closes)
-        feed = _timed(config, forecaster, bars, context, tell=tell)
+        feed = _timed(config, forecaster, bars, context)
         figures[f"{name}_ms"] = _percentiles(feed.wall_ms)
         figures[f"{name}_bare_commit_ms"] = _percentiles(feed.bare_ms)
         figures[f"{name}_beyond_bare_commit_p50"] = statistics.median(
@@ -99,7 +94,7 @@ def _percentiles(values: Sequence[float]) -> dict[str, float]:
     return {"p50": statistics.median(values), "p99": cuts[98], "longest": max(values)}
 
 
-def live_config(strategy: str, symbols: Sequence[str], checkpoint: str | None = None) -> Config:
+def live_config(strategy: str, symbols: Sequence[str]) -> Config:
     """Return the configuration of a live run of *symbols* that fills by quotes."""
     sections: dict[str, dict[str, Any]] = {
         "market": {"symbols": list(symbols), "interval": "1"},
@@ -107,8 +102,6 @@ def live_config(strategy: str, symbols: Sequence[str], checkpoint: str | None = 
         "sizing": {"mode": "fixed", "quantity": "1"},
         "model": {"deadline_ms": DEADLINE_MS},
     }
-    if checkpoint is not None:
-        sections["model"]["checkpoint"] = checkpoint
     return resolved(load(None, sections), FillModel.QUOTE)
 
 
@@ -190,15 +183,12 @@ def _timed(
     forecaster: Forecaster | None,
     closes: Sequence[Sequence[Bar]],
     context: int,
-    *,
-    tell: Tell,
 ) -> TimedFeed:
     """Run *closes* through the engine and return the timed feed; the first *context* warm it up."""
     symbols = config.market.symbols
     instrument = archive_instrument(tiled(context))
     instruments = [msgspec.structs.replace(instrument, symbol=symbol) for symbol in symbols]
     start_ms = closes[context][0].open_time_ms
-    tell(f"warming {len(symbols)} instruments with {context:,} bars")
     before_mb = resident_mb()
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -293,3 +283,14 @@ class TimedFeed:
                 self.wall_ms.append(1e3 * (end_s - start_s))
                 self.cpu_ms.append(1e3 * spent_s)
                 self.bare_ms.append(1e3 * (time.perf_counter() - end_s))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--symbols", type=int, default=1)
+    parser.add_argument("--no-model", action="store_true")
+    given = parser.parse_args()
+    measured = measure_live(
+        max(CLOSES // given.symbols, 100), symbols=given.symbols, model=not given.no_model
+    )
+    sys.stdout.write(json.dumps(measured, indent=1) + "\n")
