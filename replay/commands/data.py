@@ -241,10 +241,9 @@ def _record_frames(
     request = replace(request, category=Category(session.category))
     topic = session.book_topic(request.symbol, request.levels)
     topics = [topic, f"publicTrade.{request.symbol}"] if request.events else [topic]
-    listed = next(item for item in session.instruments() if item["symbol"] == request.symbol)
     return sample_frames(
         ((frame.received_ms, frame.body) for frame in session.frames(*topics)),
-        listed,
+        session.instrument(request.symbol),
         request,
         out,
         topic=topic,

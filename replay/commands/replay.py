@@ -381,9 +381,6 @@ def exchange(
     now: Annotated[
         bool, typer.Option("--now", help="Shift the candles so that market time is wall time.")
     ] = False,
-    frames: Annotated[
-        Path | None, typer.Option(help="Play this recorded session verbatim: JSON lines.")
-    ] = None,
     faults: Annotated[Path | None, typer.Option(help="Faults to inject: a TOML file.")] = None,
     fault_seed: Annotated[
         int,
@@ -405,7 +402,7 @@ def exchange(
         bool, typer.Option("--list-routes", help="Print every REST route and topic, and exit.")
     ] = False,
 ) -> None:
-    """Serve candles or recorded frames over the Bybit v5 protocol on loopback.
+    """Serve candles over the Bybit v5 protocol on loopback.
 
     The first line on stdout, when ready, is one JSON object with rest_url, stream_url (add
     /v5/public/linear) and control_url. Ctrl-C or SIGTERM ends it in good order.
@@ -432,7 +429,6 @@ def exchange(
         start=start,
         seed=seed,
         hold=hold,
-        frames=frames,
         faults=_plan(faults, fault_seed, fault_every),
         wall_ms=SystemClock().wall_ms if now else None,
     )
@@ -441,7 +437,7 @@ def exchange(
 
 def _print(*parts: str) -> None:
     """Print the entries of *parts* of the exchange's listing, with their descriptions."""
-    from tracepaper.replay.exchange.recorded import listing
+    from tracepaper.replay.exchange.surface import listing
 
     entries = {name: text for part in parts for name, text in listing()[part].items()}
     width = max(map(len, entries))

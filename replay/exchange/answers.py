@@ -8,7 +8,7 @@ A route is such a function, decorated by ``route``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
@@ -230,11 +230,6 @@ def instruments_info(venue: Venue, query: Query, now_ms: int) -> Result | Exchan
     served = [
         market.listing.item for (kind, _), market in venue.markets.items() if kind == category
     ]
-    return instruments_page(category, served, query)
-
-
-def instruments_page(category: str, served: Iterable[Result], query: Query) -> Result:
-    """Return the page of *served* instruments that *query* requests, or raise ``InvalidQuery``."""
     limit = page_size(query, INSTRUMENT_LIMIT)
     items = sorted(
         (

@@ -10,21 +10,14 @@ from aiohttp import WSMsgType, web
 
 from tracepaper.daemon.bybit.messages import ExchangeError
 from tracepaper.daemon.config.values import is_loopback
-from tracepaper.replay.exchange.answers import (
-    CATEGORIES,
-    Answer,
-    InvalidQuery,
-    Query,
-    instruments_page,
-)
+from tracepaper.replay.exchange.answers import CATEGORIES, Answer
 from tracepaper.replay.exchange.candles import key
 from tracepaper.replay.exchange.channels import encode
 from tracepaper.replay.exchange.fault_kinds import HttpReply
 from tracepaper.replay.exchange.faults import fault_from
 from tracepaper.replay.exchange.hub import Connection, Hub
 from tracepaper.replay.exchange.market import Venue
-from tracepaper.replay.exchange.recorded import Recording
-from tracepaper.replay.exchange.recorded import answer as routed_answer
+from tracepaper.replay.exchange.surface import answer
 from tracepaper.strategies.errors import ConfigInvalid
 
 SPEED_MAX: Final = 1_000_000.0
@@ -34,10 +27,9 @@ SPEED_MAX: Final = 1_000_000.0
 class RestHandler:
     """The handler of every ``/v5`` request."""
 
-    def __init__(self, hub: Hub, venue: Venue, recording: Recording | None) -> None:
+    def __init__(self, hub: Hub, venue: Venue) -> None:
         self._hub = hub
         self._venue = venue
-        self._recording = recording
 
     async def handle(self, request: web.Request) -> web.Response:
         """Answer one request."""
@@ -47,10 +39,10 @@ class RestHandler:
             if isinstance(replacement, HttpReply):
                 return await reply(replacement)
             return _json_response(_envelope(replacement, now_ms))
-        answer = self.answer(request.path, request.query, now_ms)
-        if isinstance(answer, dict):
-            now_ms, answer = self._with_faults(request.path, answer, now_ms)
-        body = _envelope(answer, now_ms)
+        result = answer(self._venue, request.path, request.query, now_ms)
+        if isinstance(result, dict):
+            now_ms, result = self._with_faults(request.path, result, now_ms)
+        body = _envelope(result, now_ms)
         if change_body := faults.hit("body", now_ms, request.path):
             body = change_body(body)
         return _json_response(body)
@@ -66,14 +58,6 @@ class RestHandler:
         if change_time := faults.hit("time", now_ms, path):
             now_ms, result = change_time(now_ms, path, result)
         return now_ms, result
-
-    def answer(self, path: str, query: Query, now_ms: int) -> Answer:
-        """Return the answer to *query*; an unknown *path* gets an error."""
-        if self._recording and not self._venue.markets:
-            recorded = recorded_answer(self._recording, path, query, now_ms)
-            if recorded is not None:
-                return recorded
-        return routed_answer(self._venue, path, query, now_ms)
 
 
 async def reply(content: HttpReply) -> web.Response:
@@ -91,30 +75,13 @@ def _json_response(body: bytes, status: int = 200) -> web.Response:
     return web.Response(body=body, status=status, content_type="application/json")
 
 
-def _envelope(answer: Answer, now_ms: int) -> bytes:
+def _envelope(result: Answer, now_ms: int) -> bytes:
     """Return *answer* in the envelope of every body; an error is HTTP 200 too."""
-    code, message, result = 0, "OK", answer
-    if isinstance(answer, ExchangeError):
-        (code, message), result = answer, {}
+    code, message = 0, "OK"
+    if isinstance(result, ExchangeError):
+        (code, message), result = result, {}
     body = {"retCode": code, "retMsg": message, "result": result, "retExtInfo": {}, "time": now_ms}
     return encode(body)
-
-
-def recorded_answer(recording: Recording, path: str, query: Query, now_ms: int) -> Answer | None:
-    """Return the recording's instruments or candles; None where *query* is for anything else."""
-    category = query.get("category", recording.category)
-    symbol = query.get("symbol", "")
-    if category != recording.category:
-        return None
-    if path == "/v5/market/instruments-info":
-        try:
-            return instruments_page(category, recording.instruments(), query)
-        except InvalidQuery as rejection:
-            return ExchangeError(*rejection.args)
-    if path == "/v5/market/kline" and symbol in recording.symbols:
-        rows = recording.candles(symbol, query.get("interval", ""), now_ms)
-        return {"symbol": symbol, "category": category, "list": rows}
-    return None
 
 
 # ------------------------------------------------------------ control calls

@@ -182,14 +182,10 @@ class Hub:
         clock: MarketClock,
         faults: Faults,
         find_channel: FindChannel,
-        *,
-        is_released_by_any: bool = False,
     ) -> None:
-        """Make a hub; candle topics release held time, any topic does with *is_released_by_any*."""
         self.clock: Final = clock
         self.faults: Final = faults
         self.connections: Final[set[Connection]] = set()
-        self._is_released_by_any = is_released_by_any
         self._find_channel = find_channel
         self._channels: dict[Key, Channel] = {}
         self._subscriptions: dict[Key, Subscription] = {}
@@ -224,7 +220,7 @@ class Hub:
             self._schedule_next(key, self._subscriptions[key])
         self._subscriptions[key].listeners.append(connection)
         connection.topics.add(topic)
-        if self.clock.held and (topic.startswith("kline.") or self._is_released_by_any):
+        if self.clock.held and topic.startswith("kline."):
             self.clock.release()
         self.subscribed.set()
         self.apply_connection_faults()

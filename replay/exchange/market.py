@@ -362,10 +362,10 @@ END_LINGER_MS: Final = 10_000
 class Venue:
     """Every market of one exchange."""
 
-    def __init__(self, markets: Sequence[SimulatedMarket], *, may_be_empty: bool = False) -> None:
+    def __init__(self, markets: Sequence[SimulatedMarket]) -> None:
         """Raise ``ConfigInvalid`` where there are no *markets* or two of one symbol."""
         self.markets: Final = {(market.category.value, market.symbol): market for market in markets}
-        if len(self.markets) < len(markets) or not (markets or may_be_empty):
+        if len(self.markets) < len(markets) or not markets:
             raise ConfigInvalid("Give at least one --data, and each symbol of a category once.")
 
     def start_ms(self, start: int | None) -> int:

@@ -1,19 +1,13 @@
-"""Recorded sessions played back; the registry of routes and topics.
+"""Reads recorded sessions, for ``data record --from``.
 
 A file is JSON lines, plain or gzipped: ``{"t": "recv", "ts": seconds, "data": "the frame"}``, or
 bare frames, each timed by its ``ts``. Other lines and frames without a topic (acknowledgements,
-pongs) are skipped. Time starts when the first client subscribes. A later client gets the last
-snapshot of a topic and all deltas since, as on the exchange.
-
-A new route or topic is a function decorated by ``route`` or ``topic`` in one of ``MODULES``; the
-server, the command's listing and its page find it here.
+pongs) are skipped.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,63 +15,15 @@ import msgspec
 import numpy as np
 
 from tracepaper.daemon.bybit.instruments import recorded_instruments
-from tracepaper.daemon.bybit.messages import ExchangeError
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.events import EventsFile
 from tracepaper.replay.archive.recordings import recording_header
 from tracepaper.replay.archive.tables import unpacked
-from tracepaper.replay.exchange import answers, channels, quotes, reference
-from tracepaper.replay.exchange.answers import CATEGORIES, Answer, Query, Route
-from tracepaper.replay.exchange.channels import Channel, Due, Frame, Topic, TopicRequest
-from tracepaper.replay.exchange.fault_kinds import FAULTS
+from tracepaper.replay.exchange.answers import CATEGORIES
 from tracepaper.replay.exchange.instruments import list_instrument, parsed
-from tracepaper.replay.exchange.market import Venue
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.types.market import EXCHANGE_CATEGORIES, Category
 from tracepaper.strategies.units import MINUTE_MS
-
-ROUTE_NOT_FOUND: Final = 10017
-MODULES: Final = (answers, channels, quotes, reference)
-_DECLARED: Final = [value for module in MODULES for value in vars(module).values()]
-ROUTES: Final = {route.path: route for route in _DECLARED if isinstance(route, Route)}
-"""Every route by its path."""
-TOPICS: Final = {topic.name: topic for topic in _DECLARED if isinstance(topic, Topic)}
-"""Every kind of topic by its name."""
-
-
-def answer(venue: Venue, path: str, query: Query, now_ms: int) -> Answer:
-    """Return the answer to *query* at *now_ms*, or an error, also for an unknown *path*."""
-    route = ROUTES.get(path)
-    if route is None:
-        return ExchangeError(ROUTE_NOT_FOUND, "Route not found.")
-    return route(venue, query, now_ms)
-
-
-def find_channel(request: TopicRequest) -> Channel | None:
-    """Return a new channel for *request*, or None for an unknown topic."""
-    topic = TOPICS.get(request.name)
-    return None if topic is None else topic.function(request)
-
-
-def listing() -> dict[str, dict[str, str]]:
-    """Return the meaning of every route with its parameters, every form of topic and every fault.
-
-    Optional parameters are in brackets.
-    """
-    calls = {}
-    for route in ROUTES.values():
-        optional = (f"[{name}]" for name in route.optional)
-        calls[" ".join((route.path, *route.required, *optional))] = route.meaning
-    return {
-        "routes": calls,
-        "topics": {entry.form: entry.meaning for entry in TOPICS.values()},
-        "faults": {
-            f"{name} {form}".strip(): each.meaning
-            for name, kind in FAULTS.items()
-            for form, each in kind.forms.items()
-        },
-    }
-
 
 RECEIVED: Final = "recv"
 NUMBER: Final = re.compile(r"[0-9]+(\.[0-9]+)?")
@@ -92,31 +38,7 @@ class RecordedFrame(msgspec.Struct, frozen=True):
 
     received_ms: float
     topic: str
-    is_snapshot: bool
     body: bytes
-
-
-class RecordedChannel(Channel):
-    """One topic of a recording."""
-
-    def __init__(self, topic: str, frames: list[RecordedFrame]) -> None:
-        self.topic: Final = topic
-        self._frames = frames
-
-    def opening(self, now_ms: int) -> list[Frame]:
-        """Return the last snapshot so far and the deltas since; nothing for trades."""
-        past = [each for each in self._frames if each.received_ms <= now_ms]
-        places = [place for place, each in enumerate(past) if each.is_snapshot]
-        if not places or self.topic.startswith("publicTrade."):
-            return []
-        return [Frame(self.topic, each.body, each.received_ms) for each in past[places[-1] :]]
-
-    def steps(self, from_ms: int) -> Iterator[Due]:
-        """Yield the frames after *from_ms* at their own times."""
-        for each in self._frames:
-            if each.received_ms > from_ms:
-                frame = Frame(self.topic, each.body, each.received_ms)
-                yield each.received_ms, partial(list, [frame])
 
 
 class Recording:
@@ -125,29 +47,13 @@ class Recording:
     def __init__(self, frames: list[RecordedFrame], category: str, *, path: str) -> None:
         self.category: Final = category
         self._path = path
-        self.start_ms: Final = int(frames[0].received_ms) - 1
-        self.end_ms: Final = int(frames[-1].received_ms) + 1
         self._frames = frames
         self._topics: dict[str, list[RecordedFrame]] = {}
         for frame in frames:
             self._topics.setdefault(frame.topic, []).append(frame)
 
-    @property
-    def symbols(self) -> list[str]:
-        """The symbols of the recording, in alphabetical order."""
-        named = [topic for topic in self._topics if topic.partition(".")[0] in TOPICS]
-        return sorted({topic.rpartition(".")[2] for topic in named})
-
-    def channel(self, category: str, topic: str) -> Channel | None:
-        """Return the channel of *topic*, or None where the session lacks it."""
-        frames = self._topics.get(topic) if category == self.category else None
-        return None if frames is None else RecordedChannel(topic, frames)
-
-    def instruments(self) -> list[dict[str, Any]]:
-        """Return the instruments of the symbols: recorded ones, else derived from the frames."""
-        return [self._instrument(symbol) for symbol in self.symbols]
-
-    def _instrument(self, symbol: str) -> dict[str, Any]:
+    def instrument(self, symbol: str) -> dict[str, Any]:
+        """Return the instrument of *symbol*: a recorded one, else derived from the frames."""
         recorded = recorded_instruments() if self.category == "linear" else {}
         if symbol in recorded:
             return recorded[symbol]
@@ -168,7 +74,7 @@ class Recording:
             price_decimals=decimals,
             volume_decimals=size_decimals,
             turnover_decimals=0,
-            open_time_ms=np.array([self.start_ms], dtype=np.int64),
+            open_time_ms=np.array([int(self._frames[0].received_ms)], dtype=np.int64),
             open=column,
             high=column,
             low=column,
@@ -199,20 +105,9 @@ class Recording:
                 "less."
             )
         raise DataInvalid(
-            f"{self._path} holds no order book of {symbol}; its symbols are "
-            f"{', '.join(self.symbols) or 'none'}."
+            f"{self._path} holds no order book of {symbol}, only of "
+            f"{', '.join(sorted({name for *_, name in named})) or 'no symbol'}."
         )
-
-    def candles(self, symbol: str, interval: str, now_ms: int) -> list[list[str]]:
-        """Return the candles in the session's frames up to *now_ms*, newest first."""
-        rows: dict[int, list[str]] = {}
-        for frame in self._topics.get(f"kline.{interval}.{symbol}", []):
-            if frame.received_ms > now_ms:
-                break
-            for each in msgspec.json.decode(frame.body)["data"]:
-                names = ("open", "high", "low", "close", "volume", "turnover")
-                rows[each["start"]] = [str(each["start"]), *(each[name] for name in names)]
-        return [rows[start] for start in sorted(rows, reverse=True)]
 
 
 def read_recording(path: Path, category: Category | None = None) -> Recording:
@@ -300,6 +195,5 @@ def _frame(entry: dict[str, Any]) -> RecordedFrame | None:
     return RecordedFrame(
         received_ms=float(entry["ts"]) * 1000,
         topic=str(content["topic"]),
-        is_snapshot=content.get("type") == "snapshot",
         body=text.encode(),
     )

@@ -29,7 +29,6 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -50,7 +49,7 @@ from tracepaper.replay.exchange.market import (
     Venue,
     shifted,
 )
-from tracepaper.replay.exchange.recorded import Recording, find_channel, read_recording
+from tracepaper.replay.exchange.surface import find_channel
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.market import Category
 
@@ -83,7 +82,6 @@ class ExchangeSettings:
     seed: int = 0
     hold: bool = False
     manual: bool = False
-    frames: Path | None = None
     faults: FaultPlan | None = None
     wall_ms: Callable[[], int] | None = None
     frames_per_candle: int | None = None
@@ -95,12 +93,9 @@ class EmbeddedExchange:
     def __init__(self, settings: ExchangeSettings) -> None:
         if not 0 < settings.speed < math.inf:
             raise ConfigInvalid(f"--speed is {settings.speed}: give a number above 0.")
-        if settings.wall_ms and (settings.speed != 1 or settings.hold or settings.frames):
-            raise ConfigInvalid("--now is the wall clock: leave out --speed, --hold and --frames.")
+        if settings.wall_ms and (settings.speed != 1 or settings.hold):
+            raise ConfigInvalid("--now is the wall clock: leave out --speed and --hold.")
         self.settings: Final = settings
-        self.recording: Final[Recording | None] = (
-            read_recording(settings.frames, settings.category) if settings.frames else None
-        )
         candles = [*settings.candles]
         if settings.data:
             category, columns = settings.category, settings.columns
@@ -114,8 +109,7 @@ class EmbeddedExchange:
             [
                 SimulatedMarket(each, seed=settings.seed, frames=settings.frames_per_candle)
                 for each in candles
-            ],
-            may_be_empty=self.recording is not None,
+            ]
         )
         self.faults: Final = Faults(speed=settings.speed)
         self._plan = settings.faults or FaultPlan()
@@ -125,21 +119,16 @@ class EmbeddedExchange:
     async def __aenter__(self) -> Self:
         """Bind the port and start time."""
         loop = asyncio.get_running_loop()
-        recording, settings = self.recording, self.settings
-        if settings.wall_ms:
-            start_ms = settings.wall_ms()
-        else:
-            start_ms = recording.start_ms if recording else self.venue.start_ms(settings.start)
+        settings = self.settings
+        start_ms = settings.wall_ms() if settings.wall_ms else self.venue.start_ms(settings.start)
         self.clock = MarketClock(
             start_ms,
             speed=settings.speed,
             monotonic=loop.time,
             manual=settings.manual,
-            held=settings.hold or recording is not None,
+            held=settings.hold,
         )
-        self.hub = Hub(
-            self.clock, self.faults, self._channel, is_released_by_any=recording is not None
-        )
+        self.hub = Hub(self.clock, self.faults, self._channel)
         self._plan_timeline(start_ms)
         async with AsyncExitStack() as stack:
             await self._listen(stack)
@@ -180,19 +169,15 @@ class EmbeddedExchange:
     def announcement(self) -> dict[str, Any]:
         """Return the line that the command prints when it is ready."""
         markets = list(self.venue.markets.values())
-        symbols = [market.symbol for market in markets]
-        categories = sorted({market.category.value for market in markets})
-        if self.recording:
-            symbols, categories = self.recording.symbols, [self.recording.category]
         return {
             "rest_url": self.rest_url,
             "stream_url": self.stream_url,
             "control_url": self.control_url,
-            "symbols": symbols,
-            "categories": categories,
-            "interval": markets[0].interval if markets else None,
+            "symbols": [market.symbol for market in markets],
+            "categories": sorted({market.category.value for market in markets}),
+            "interval": markets[0].interval,
             "start_ms": self.clock.now_ms(),
-            "end_ms": self.recording.end_ms if self.recording else self.venue.end_ms,
+            "end_ms": self.venue.end_ms,
             "speed": self.settings.speed,
             "held": self.clock.held,
         }
@@ -214,8 +199,6 @@ class EmbeddedExchange:
     # ------------------------------------------------------------ channels, port, time
 
     def _channel(self, category: str, topic: str) -> Channel | None:
-        if self.recording:
-            return self.recording.channel(category, topic)
         settings = self.settings
         pacing = FramePace(settings.speed, len(self.venue.markets), settings.frames_per_candle)
         return find_channel(TopicRequest(self.venue, category, topic, pacing, self.faults))
@@ -226,7 +209,7 @@ class EmbeddedExchange:
         application.add_routes(Control(self.hub).routes())
         stream = StreamHandler(self.hub, self.settings.seed)
         application.router.add_get("/v5/public/{category}", stream.handle)
-        rest = RestHandler(self.hub, self.venue, self.recording)
+        rest = RestHandler(self.hub, self.venue)
         application.router.add_get("/v5/{path:.*}", rest.handle)
         runner = web.AppRunner(
             application,
@@ -247,9 +230,6 @@ class EmbeddedExchange:
 
     def _plan_timeline(self, start_ms: int) -> None:
         """Plan the jumps over holes and the end of time."""
-        if self.recording:
-            self.clock.stop_at(self.recording.end_ms)
-            return
         end_ms = self.venue.end_ms + END_LINGER_MS
         self.hub.at(end_ms, partial(LOG.warning, "The data ends; REST answers on."))
         if self.settings.wall_ms:

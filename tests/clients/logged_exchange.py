@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+
+from aiohttp import web
 
 from tracepaper.daemon.cli import main
-from tracepaper.replay.exchange.answers import Query
 from tracepaper.replay.exchange.handlers import RestHandler
 from tracepaper.replay.exchange.hub import Connection, Hub
 
 calls = Path(sys.argv.pop(1))
-answer, subscribe = RestHandler.answer, Hub.subscribe
+handle, subscribe = RestHandler.handle, Hub.subscribe
 
 
 def log(name: str) -> None:
@@ -24,10 +24,10 @@ def log(name: str) -> None:
         lines.write(f"{name}\n")
 
 
-def logged_answer(handler: RestHandler, path: str, query: Query, now_ms: int) -> Any:
+async def logged_handle(handler: RestHandler, request: web.Request) -> web.Response:
     """Answer as ever."""
-    log(path)
-    return answer(handler, path, query, now_ms)
+    log(request.path)
+    return await handle(handler, request)
 
 
 def logged_subscribe(hub: Hub, connection: Connection, topic: str) -> list[bytes]:
@@ -36,6 +36,6 @@ def logged_subscribe(hub: Hub, connection: Connection, topic: str) -> list[bytes
     return subscribe(hub, connection, topic)
 
 
-RestHandler.answer = logged_answer  # type: ignore[method-assign, assignment]
+RestHandler.handle = logged_handle  # type: ignore[method-assign, assignment]
 Hub.subscribe = logged_subscribe  # type: ignore[method-assign, assignment]
 main()

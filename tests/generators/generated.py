@@ -21,7 +21,7 @@ from programs import ROOT
 from tracepaper.daemon.cli import PANELS
 from tracepaper.daemon.config.loading import example
 from tracepaper.daemon.session.combinations import COMBINATIONS, Trait
-from tracepaper.replay.exchange.recorded import listing
+from tracepaper.replay.exchange.surface import listing
 from tracepaper.storage.database.remedies import REMEDIES
 from tracepaper.storage.database.view_columns import View
 from tracepaper.storage.database.views import VIEWS

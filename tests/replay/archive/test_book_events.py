@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from aiohttp import ClientSession
 from depth_cases import (
     AGAIN,
     BTC,
@@ -23,7 +22,7 @@ from depth_cases import (
     recording,
     snapshot,
 )
-from exchange_client import Client, candles, serving, walk_rows
+from exchange_client import candles, serving, walk_rows
 from msgspec import structs
 from programs import run
 from waiting import until
@@ -36,7 +35,6 @@ from tracepaper.replay.archive.events import (
 )
 from tracepaper.replay.archive.recordings import RecordingHeader, member
 from tracepaper.replay.exchange.recorded import read_recording
-from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.types.market import Category
 
@@ -109,20 +107,6 @@ def test_samples_of_the_events_are_those_of_the_session(tmp_path: Path) -> None:
         sampled = ["--from", source, "--every", "50", "--out", out]
         assert run([*record, *sampled], tmp_path).code == 0
     assert (tmp_path / "a.depth").read_bytes() == (tmp_path / "b.depth").read_bytes()
-
-
-async def test_the_embedded_exchange_plays_them_back(tmp_path: Path) -> None:
-    words = ["data", "record", "BTCUSDT", "--events", "--from", str(SESSION), "--out", "a.events"]
-    run(words, tmp_path)
-    settings = ExchangeSettings(frames=tmp_path / "a.events", manual=True)
-    async with EmbeddedExchange(settings) as exchange, ClientSession() as http:
-        client = Client(exchange, http)
-        async with client.stream() as stream:
-            await stream.subscribe("publicTrade.BTCUSDT", "orderbook.200.BTCUSDT")
-            await exchange.advance(600_000)
-            await stream.ask("ping")
-        heard = [text for text in stream.texts if '"topic"' in text[:200]]
-    assert heard == session("orderbook.200.BTCUSDT", "publicTrade.BTCUSDT")
 
 
 # ---------------------------------------------------------------- gaps

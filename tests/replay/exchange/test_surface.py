@@ -13,7 +13,7 @@ from exchange_client import FIRST_MS, MINUTE, candles, serving, walk_rows
 from tracepaper.daemon.bybit.instruments import recorded_instruments
 from tracepaper.daemon.bybit.messages import ExchangeError
 from tracepaper.replay.exchange.market import SimulatedMarket, Venue
-from tracepaper.replay.exchange.recorded import ROUTES, TOPICS, answer
+from tracepaper.replay.exchange.surface import ROUTES, TOPICS, answer
 from tracepaper.strategies.types.market import Category
 
 HOUR = 60 * MINUTE
@@ -103,10 +103,10 @@ def test_every_route_and_topic_is_called_by_somebody() -> None:
 
 @pytest.mark.parametrize("route", ROUTES.values(), ids=lambda route: route.path)
 def test_a_category_that_nobody_serves_is_an_empty_list_or_a_refusal(route: Any) -> None:
-    empty = Venue([], may_be_empty=True)
+    linear = Venue([SimulatedMarket(LINEAR, seed=1)])
     for category in ("inverse", "option", "nonsense", "spot"):
         query = {"category": category, "baseCoin": "ETH"}
-        result = answer(empty, route.path, query, NOW)
+        result = answer(linear, route.path, query, NOW)
         if isinstance(result, ExchangeError):
             assert result.code == 10001
         else:
