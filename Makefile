@@ -118,7 +118,7 @@ golden: $(STAMP)
 ledger: $(STAMP)
 	@PYTHONPATH=tests:tests/support $(BIN)/python tests/generators/ledger.py
 
-# What was asked for, and the example or the test that runs it.
+# What was asked for, the example or the test that runs it, and each number within its limit.
 asked: $(STAMP)
 	@PYTHONPATH=tests:tests/support:tests/generators $(BIN)/python tests/product/test_asked.py
 

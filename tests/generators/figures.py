@@ -2,7 +2,8 @@
 
 ``make bench ONLY=replay`` runs only the commands that hold that text; the others keep what they
 measured last, which ``deploy/figures.json`` holds with its date and machine. The table follows from
-that file.
+that file. A figure that is beyond its limit, which other machines and other work leave as it is,
+fails the command.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -35,6 +36,7 @@ MEMORY: Final = "tracepaper bench attention --section memory"
 OPERATIONS: Final = "tracepaper bench attention --section operations"
 YEAR: Final = "python tests/benchmarks/year.py"
 WORTH: Final = "python tests/benchmarks/worth.py"
+RECURSION: Final = "python tests/benchmarks/recursion.py"
 COMMAND: Final = "python tests/benchmarks/whole_command.py"
 BESIDE: Final = "an explanation beside the flash forward"
 LAYER: Final = "one captured layer beside its attention"
@@ -56,6 +58,22 @@ class Figure:
     form: str = ",.2f"
     at_least: bool = False
     next: str = ""  # what to try where the target is missed
+    limit: float | None = None
+    """Beyond it `make bench` fails: a ratio, memory or bytes, which hold on every machine."""
+
+    def of(self, document: Any) -> Sequence[float]:
+        """Return what *document* says of it: one value, or several."""
+        values = self.read(document)
+        return values if isinstance(values, Sequence) else [values]
+
+    def holds(self, values: Sequence[float], bound: float) -> bool:
+        """Return whether *values* keep to *bound*."""
+        return all(value == bound or (value > bound) is self.at_least for value in values)
+
+    def shown(self, values: Sequence[float]) -> str:
+        """Return *values* as the table shows them."""
+        text = ", ".join(format(value, self.form) for value in values)
+        return f"{text} {self.unit}" if self.unit else text
 
 
 def masked(mask: str, key: str) -> Callable[[Any], list[float]]:
@@ -83,6 +101,11 @@ def times_stored(document: Any) -> float:
     return float(row["stored matrices MB"] / row["one decision MB"])
 
 
+def peak_of(route: str) -> Callable[[Any], float]:
+    """Return a reader of the peak of *route*."""
+    return lambda document: next(row[route] for row in document[PEAKS] if route in row)
+
+
 def of_pages(key: str) -> Callable[[Any], list[float]]:
     """Return a reader of *key* of the pages of both years."""
     return lambda document: [
@@ -107,13 +130,14 @@ FIGURES: Final = (
     ),
     Figure(
         "time of a replayed bar ÷ that of a plain loop without engine or log", REPLAY,
-        lambda document: document["times_plain_loop"], 5, form=".1f",
+        lambda document: document["times_plain_loop"], 5, form=".1f", limit=9,
         next="inserting the row is a quarter, building it another, the engine a third",
     ),
     Figure(
         "the same ratio for a bar of two symbols that close together", REPLAY,
         lambda document: document["times_plain_loop"] * document["two_symbols_times_one"] / 2,
-        8, form=".1f", next="derive the event row of a complete close instead of storing it",
+        8, form=".1f", limit=13,
+        next="derive the event row of a complete close instead of storing it",
     ),
     Figure(
         "replayed bars of a strategy with history, stop and notes, per CPU second", REPLAY,
@@ -137,16 +161,16 @@ FIGURES: Final = (
     ),
     Figure(
         "record without a model, bytes per bar", REPLAY,
-        lambda document: document["database_bytes_per_bar"], 110, form=".0f",
+        lambda document: document["database_bytes_per_bar"], 110, form=".0f", limit=110,
     ),
     Figure(
         "memory at a quarter of a replay, and at its end", REPLAY,
         lambda document: (document["rss_mb_at_a_quarter"], document["rss_mb_at_the_end"]), 150,
-        "MB", ".0f",
+        "MB", ".0f", limit=170,
     ),
     Figure(
         "time of an explained bar of the default model ÷ that of its network's scan", MODEL,
-        lambda document: document["bar_to_network_alone"], 1.6, form=".1f",
+        lambda document: document["bar_to_network_alone"], 1.6, form=".1f", limit=3.2,
         next="row model, engine and shadow account alone exceed the target",
     ),
     Figure(
@@ -156,7 +180,7 @@ FIGURES: Final = (
     ),
     Figure(
         "record with the default model, bytes per bar", MODEL,
-        lambda document: document["database_bytes_per_bar"], 940, form=",.0f",
+        lambda document: document["database_bytes_per_bar"], 940, form=",.0f", limit=940,
         next="store only the values of a row that changed",
     ),
     Figure(
@@ -179,17 +203,18 @@ FIGURES: Final = (
     *(
         Figure(
             f"time to explain one decision ÷ that of flash attention, {shown} mask, {LENGTHS}",
-            ATTENTION, masked(mask, DECISION), 0.35, next=OVERHEAD,
+            ATTENTION, masked(mask, DECISION), 0.35, next=OVERHEAD, limit=0.5,
         )
         for mask, shown in (("causal", "causal"), ("window", "window"), ("full", "full"))
     ),
     Figure(
         f"the same without compiled loops, causal mask, {LENGTHS}", ATTENTION,
-        masked("causal", "without loops ÷ flash"), 0.6, next="as with compiled loops",
+        masked("causal", "without loops ÷ flash"), 0.6, next="as with compiled loops", limit=1.2,
     ),
     Figure(
         "time to explain every bar at once ÷ that of flash attention, causal, 1,024 to 8,192 bars",
-        ATTENTION, masked("causal", "every bar ÷ flash"), 0.3, next="as for one decision",
+        ATTENTION, masked("causal", "every bar ÷ flash"), 0.3, limit=0.8,
+        next="as for one decision",
     ),
     Figure(
         "times of weights and of entropies from a captured layer ÷ that of PyTorch's attention",
@@ -197,15 +222,15 @@ FIGURES: Final = (
         lambda document: (
             document[LAYER][0]["whole rows ÷ sdpa"],
             document[LAYER][0]["entropy of all rows ÷ sdpa"],
-        ), 1,
+        ), 1, limit=1,
     ),
     Figure(
         "time of a Llama's forward with rollout ÷ without (with stored matrices: 1.1 to 1.2)",
-        ATTENTION, llama("capture"), 1.7,
+        ATTENTION, llama("capture"), 1.7, limit=1.7,
     ),
     Figure(
         "time of the default network's explained stream ÷ that of a batched forward", ATTENTION,
-        lambda document: document[STREAM][0]["÷ a batched forward"], 1.3,
+        lambda document: document[STREAM][0]["÷ a batched forward"], 1.3, limit=1.5,
         next="do not copy the ring buffer at each chunk",
     ),
     Figure(
@@ -223,19 +248,28 @@ FIGURES: Final = (
         " 4,096 bars",
         MECHANISMS,
         lambda document: of_lengths("mechanisms beside dense attention", "÷ dense")(document)[1:],
-        1,
+        1, limit=1,
     ),
     Figure(
         f"products of ProbSparse ÷ those of dense attention, {LENGTHS}", OPERATIONS,
-        of_lengths("operations of ProbSparse", "÷ dense"), 1, form=".3f",
+        of_lengths("operations of ProbSparse", "÷ dense"), 1, form=".3f", limit=0.6,
     ),
     Figure(
         "memory of stored matrices ÷ that of one explained decision, causal, 4,096 bars", MEMORY,
-        times_stored, 30, form=".0f", at_least=True,
+        times_stored, 30, form=".0f", at_least=True, limit=30,
     ),
     Figure(
         "peak memory of an explanation of 100,000 tokens of order books", MEMORY,
-        lambda document: document[PEAKS][-1]["order book, explained MB"], 100, "MB", ".0f",
+        peak_of("order book, explained MB"), 100, "MB", ".0f", limit=100,
+    ),
+    Figure(
+        "peak memory of an explanation of 100 symbols of 2,048 bars", MEMORY,
+        peak_of("cross-asset, explained MB"), 600, "MB", ".0f", limit=600,
+    ),
+    Figure(
+        "QLIKE of 16 bars forecast by four answers of 4 bars ÷ that of one answer", RECURSION,
+        lambda document: document["qlike_carried_on"] / document["qlike_answered"], 1,
+        at_least=True, limit=0.9,
     ),
     Figure(
         "a replay of a year of five-minute bars, its log and the whole command, CPU time", COMMAND,
@@ -289,22 +323,19 @@ def page() -> str:
     rows, missed = [], []
     for each in FIGURES:
         result = measured[each.command]
-        read = each.read(result["document"])
-        values = read if isinstance(read, Sequence) else [read]
-        unit = f" {each.unit}" if each.unit else ""
-        text = ", ".join(format(value, each.form) for value in values) + unit
-        target = format(each.target, each.form) + unit
-        met = all(
-            (value >= each.target) is each.at_least or value == each.target for value in values
-        )
+        values = each.of(result["document"])
+        met = each.holds(values, each.target)
+        target = each.shown([each.target])
+        limit = "" if each.limit is None else each.shown([each.limit])
         rows.append(
-            f"| {each.name} | `{each.command}` | {text} | {target} |"
+            f"| {each.name} | `{each.command}` | {each.shown(values)} | {target} | {limit} |"
             f" {'' if met else 'missed'} | {result['date']} | {result['machine']} |"
         )
         if not met:
             missed.append(f"- {each.name}: {each.next or 'the cause is not known'};")
     head = (
-        "| figure | command | measured | target | | date | machine |\n|---|---|---|---|---|---|---|"
+        "| figure | command | measured | target | limit | | date | machine |\n"
+        "|---|---|---|---|---|---|---|---|"
     )
     table = "\n".join((head, *rows))
     work = "## Open work\n\nMissed targets of the table, and what to try next:\n\n" + "\n".join(
@@ -319,8 +350,19 @@ def commands(text: str) -> list[str]:
     return [each for each in dict.fromkeys(held) if each != CUDA or "cuda" in text]
 
 
-def measure(text: str) -> None:
-    """Run the commands that hold *text*; keep what they print."""
+def beyond(measured: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each figure of *measured*, by command, that is beyond its limit."""
+    return [
+        f"{each.name}: {each.shown(values)} is beyond its limit of {each.shown([each.limit])}"
+        for each in FIGURES
+        if each.limit is not None
+        and each.command in measured
+        and not each.holds(values := each.of(measured[each.command]["document"]), each.limit)
+    ]
+
+
+def measure(text: str) -> list[str]:
+    """Run the commands that hold *text*; keep what they print, and return what is beyond limits."""
     measured = documents() if RESULTS.exists() else {}
     if not (chosen := commands(text)):
         raise SystemExit(f"No command holds {text!r}; deploy/FIGURES.md lists them.")
@@ -344,7 +386,9 @@ def measure(text: str) -> None:
         }
         RESULTS.write_text(f"{json.dumps(measured, indent=1)}\n", encoding="utf-8")
     PAGE.write_text(page(), encoding="utf-8")
+    return beyond({command: measured[command] for command in chosen})
 
 
 if __name__ == "__main__":
-    measure(sys.argv[1])
+    if too_much := measure(sys.argv[1]):
+        raise SystemExit("\n".join(too_much))
