@@ -89,7 +89,7 @@ class GateInfo(Struct, frozen=True):
 
 
 class AccountFigures(Struct, frozen=True):
-    """An account of the run, or a benchmark."""
+    """An account of the run."""
 
     name: str  # "this run" for the run's account
     title: str  # the name to show
@@ -97,7 +97,6 @@ class AccountFigures(Struct, frozen=True):
     start: float  # its first equity
     equity: float
     total_return: float
-    is_stored: bool = True  # else computed: buy and hold
     tone: ChartRole = "muted"  # of its line in every chart
     width: float = 1.0
     dash: LineDash = "solid"

@@ -57,7 +57,7 @@ POSITIONS: Final = (
 
 
 def account(shown: OpenRun, limit: int = ROWS) -> TitledParts:
-    """Return the run's accounts, curves, positions, lists, and a trader's real fills.
+    """Return the run's accounts, curves, positions and lists.
 
     Each list has the newest *limit* rows.
     """
@@ -66,8 +66,7 @@ def account(shown: OpenRun, limit: int = ROWS) -> TitledParts:
 
 def _account(shown: OpenRun, limit: int) -> Iterator[Part]:
     figures = runs.accounts(shown)
-    stored = [each for each in figures if each.is_stored]
-    rows = [*stored, *_reserve(stored), *(each for each in figures if not each.is_stored)]
+    rows = [*figures, *_reserve(figures)]
     sources = "; ".join(f"{each.title}: {each.source}" for each in figures) + "."
     yield table("accounts", "", ACCOUNTS, rows, notes=(sources,) if figures else ())
     yield from _curves(shown, figures)
@@ -87,9 +86,9 @@ def _account(shown: OpenRun, limit: int) -> Iterator[Part]:
         yield Paragraph(f"Nothing is recorded for {', '.join(empty)}.", "note")
 
 
-def _reserve(stored: list[answers.AccountFigures]) -> Iterator[answers.AccountFigures]:
+def _reserve(figures: list[answers.AccountFigures]) -> Iterator[answers.AccountFigures]:
     """Yield the money that no strategy has a share of, where there is some."""
-    equities = {of.name: Decimal(of.equity) for of in stored}
+    equities = {of.name: Decimal(of.equity) for of in figures}
     left = reserve_of(equities.pop(OWN, Decimal(0)), equities)
     if round(left, 2):
         yield answers.AccountFigures(RESERVE, RESERVE, "", 0.0, float(left), 0.0)
@@ -104,9 +103,8 @@ def _curves(shown: OpenRun, figures: list[answers.AccountFigures]) -> Iterator[P
     for account in figures:
         if account.name not in columns.equity:
             continue
-        values = columns.equity[account.name]
-        equity = np.array(values, dtype=np.float64)
-        low = np.array(columns.low.get(account.name, values), dtype=np.float64)
+        equity = np.array(columns.equity[account.name], dtype=np.float64)
+        low = np.array(columns.low[account.name], dtype=np.float64)
         curves.append(
             charts.AccountCurve(
                 LineLayer(account.title, (), (), account.tone, account.width, account.dash),

@@ -41,7 +41,7 @@ Block = dict[str, Floats]
 """Columns of one length by name; NaN is an unknown value, times are exact as floats."""
 
 TIME: Final = "open_time_ms"
-VERSION: Final = 7
+VERSION: Final = 8
 GRAIN: Final = 15
 """Bars in a cell of a roll-up; cells of multiples are computed from these."""
 SHORT_BARS: Final = 40_000
@@ -64,9 +64,10 @@ _RULES: Final = {
     "low": "min",
     "close": "last",
     "volume": "sum",
-    "exposed": "sum",
+    "warm": "sum",
+    "warm_exposure": "sum",
 }
-_RULE_OF: Final = {"spare": "min", "failed": "sum", "low": "min", "exposures": "sum"}
+_RULE_OF: Final = {"spare": "min", "failed": "sum", "low": "min"}
 """Rules of columns ``prefix:name``; other columns keep the last known value."""
 
 
@@ -187,13 +188,9 @@ class Rollups:
         span = (max(self.span[0], self.span[1] - AT_ONCE), self.span[1])
         return self._rows.decided_at(span, keys, newest=True)
 
-    def warm_keys(self) -> list[int]:
-        """Return the keys of the outcomes that the gate warm did not refuse."""
-        return [outcome.key for outcome in self._rows.outcomes if outcome.refused_by != warm.name]
-
     def warm_sequence(self) -> int | None:
         """Return the first decision that the gate warm did not refuse, or None."""
-        keys = self.warm_keys()
+        keys = [each.key for each in self._rows.outcomes if each.refused_by != warm.name]
         # An outcome's key is its first sequence, also after a prune.
         if keys and min(keys) >= self.span[0]:
             return min(keys)
@@ -345,9 +342,9 @@ class Rollups:
     def _accounts(self, span: Span) -> Block:
         """Return every account's equity after each close, and the exposure of the run's account.
 
-        ``exposure`` is the position by equity with its sign, over all symbols; ``exposures:NAME``
-        is its sum in one symbol over the bars after the warm-up, and ``exposed`` their number. In
-        hedge mode ``gross_exposure`` adds both sides of every symbol without their signs.
+        ``exposure`` is the position by equity with its sign, over all symbols; ``warm_exposure`` is
+        its sum over the bars after the warm-up, and ``warm`` their number. In hedge mode
+        ``gross_exposure`` adds both sides of every symbol without their signs.
         """
         accounts = self.columns.accounts(span)
         times = [columns[TIME] for columns in accounts.values()]
@@ -367,15 +364,14 @@ class Rollups:
                 for instrument, value in values.items()
             }
 
-        exposures = by_equity()
+        exposure = sum(by_equity().values(), np.zeros(axis.size))
         warmed = self.warm_sequence()
-        counted = axis >= (np.inf if warmed is None else self._rows.open_ms(warmed))
+        is_warm = axis >= (np.inf if warmed is None else self._rows.open_ms(warmed))
         block |= {
-            "exposure": sum(exposures.values(), np.zeros(axis.size)),
-            "exposed": counted.astype(np.float64),
+            "exposure": exposure,
+            "warm": is_warm.astype(np.float64),
+            "warm_exposure": np.where(is_warm, exposure, 0.0),
         }
-        for instrument, exposure in exposures.items():
-            block[f"exposures:{instrument}"] = np.where(counted, exposure, 0.0)
         if sides := [side for side in SIDES if side in accounts]:
             of_sides = [np.abs(held) for side in sides for held in by_equity(side).values()]
             block["gross_exposure"] = sum(of_sides, np.zeros(axis.size))

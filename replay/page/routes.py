@@ -172,8 +172,8 @@ ROUTES: Final = (
           _run, answers.Run, "counted"),
     ReadRoute(f"{_R}/candles", "Candles of one instrument with their decisions and notes, in "
           "cells.", _candles, answers.Candles, "from_ms until_ms points instrument"),
-    ReadRoute(f"{_R}/equity", "Equity of every account and of buy and hold, at the end of "
-          "each cell.", runs.equity, answers.Equity, "from_ms until_ms points"),
+    ReadRoute(f"{_R}/equity", "Equity of every account at the end of each cell.",
+          runs.equity, answers.Equity, "from_ms until_ms points"),
     ReadRoute(f"{_R}/marks", "Fills, orders that rested at a price, and gaps of a range.",
           marks.marks, answers.Marks, "from_ms until_ms instrument"),
     ReadRoute(_D, "One decision in full.", decisions.decision, answers.Decision),

@@ -14,20 +14,29 @@ import numpy as np
 from tracepaper.daemon.broker.account import SIDES
 from tracepaper.daemon.engine.state import HELD, SHADOWS
 from tracepaper.replay.document.charts import (
-    BENCHMARK_LINE,
-    FULL_HOLD_LINE,
     RUN_LINE,
-    LineLayer,
     shadow_line,
 )
 from tracepaper.replay.document.values import Paragraph, TitledParts
 from tracepaper.replay.explain.decision import missed_text, stored_decision
 from tracepaper.replay.explain.decision_document import decision_document
 from tracepaper.replay.explain.position import orders_after, row_text
-from tracepaper.replay.page import answers, holding
+from tracepaper.replay.page import answers
 from tracepaper.replay.page.databases import Databases, OpenRun, as_number, from_row
-from tracepaper.replay.page.rollups import ACCOUNTS, OWN, TIME, filled, numbers_of
-from tracepaper.replay.report.states import LastingState, lasting_states, without_fills
+from tracepaper.replay.page.rollups import (
+    ACCOUNTS,
+    OWN,
+    TIME,
+    RollupMissing,
+    filled,
+    numbers_of,
+)
+from tracepaper.replay.report.states import (
+    LastingState,
+    below_zero,
+    lasting_states,
+    without_fills,
+)
 from tracepaper.replay.run_columns import Floats
 from tracepaper.storage.checks import newest_check
 from tracepaper.storage.database.run_views import Row, RunViews
@@ -206,7 +215,7 @@ def run(
         parity=newest_parity(shown, verified),
         damage=damage_of(shown),
         halt="" if (held := halt(shown)) is None else held.sentence,
-        below_zero=holding.below_zero_of(shown),
+        below_zero=_below_zero(shown),
         without_fills=shown.rollups.kept_value(
             "without fills", lambda: without_fills(shown.columns)
         ),
@@ -367,18 +376,20 @@ _TITLES: Final = {
 
 
 def accounts(shown: OpenRun) -> list[answers.AccountFigures]:
-    """Return the run's account, its shadow accounts, and buy and hold."""
-    return [*_stored_accounts(shown), *_held_accounts(shown)]
+    """Return the run's account, and its shadow accounts."""
+    return list(_accounts(shown))
 
 
-def _stored_accounts(shown: OpenRun) -> Iterator[answers.AccountFigures]:
-    views, names = shown.views, [OWN, *holding.shadows(shown)]
+def _accounts(shown: OpenRun) -> Iterator[answers.AccountFigures]:
+    views = shown.views
+    names = [OWN, *sorted({row["shadow"] for row in views.rows("v_shadow_equity", newest=16)})]
     for place, name in enumerate(names):
         shadow: dict[str, Any] = {"shadow": name} if place else {}
         kind = "shadow_" if place else ""
         source = SHADOWS.get(name, "a shadow account of the run") if place else _OWN_SOURCE
         if name in SIDES:
             source = f"the {name.lower()} side of the account, from half of its first cash"
+        line = shadow_line(place - 1) if place else RUN_LINE
         start = _start(shown, shadow.get("shadow", ""))
         for row in views.rows(f"v_{kind}equity", newest=1, **shadow) if start else ():
             yield answers.AccountFigures(
@@ -393,28 +404,46 @@ def _stored_accounts(shown: OpenRun) -> Iterator[answers.AccountFigures]:
                 fees=as_number(row["fees_paid"]),
                 funding=as_number(row["funding_paid"]),
                 fills=views.count(f"v_{kind}fills", **shadow),
-                mean_exposure=None if place else holding.mean_exposure(shown),
-                **_style(shadow_line(place - 1) if place else RUN_LINE),
+                mean_exposure=None if place else _mean_exposure(shown),
+                tone=line.role,
+                width=line.width,
+                dash=line.dash,
             )
 
 
-def _held_accounts(shown: OpenRun) -> Iterator[answers.AccountFigures]:
-    for held in holding.held(shown):
-        yield answers.AccountFigures(
-            name=held.name,
-            title=held.title,
-            source=held.source,
-            start=held.start,
-            equity=held.newest,
-            total_return=held.newest / held.start - 1,
-            mean_exposure=held.share,
-            is_stored=False,
-            **_style(FULL_HOLD_LINE if held.title == "buy and hold" else BENCHMARK_LINE),
-        )
+def _mean_exposure(shown: OpenRun) -> float | None:
+    """Return the run's mean exposure over all symbols, with their signs, from the first warm bar.
+
+    None without such a bar, if the equity was used up, or if a roll-up is still missing.
+    """
+    try:
+        return shown.rollups.kept_value("mean exposure", lambda: _mean_of_bars(shown))
+    except RollupMissing:
+        return None
 
 
-def _style(line: LineLayer) -> dict[str, Any]:
-    return {"tone": line.role, "width": line.width, "dash": line.dash}
+def _mean_of_bars(shown: OpenRun) -> float | None:
+    block = shown.rollups.full_range(ACCOUNTS)
+    bars = float(np.sum(block.get("warm", 0.0)))
+    if not bars or np.nanmin(block[f"low:{OWN}"]) <= 0:
+        return None
+    return float(np.sum(block["warm_exposure"])) / bars
+
+
+def _below_zero(shown: OpenRun) -> str:
+    """Return the sentence on an account that had nothing left; empty while roll-ups are missing."""
+    try:
+        return shown.rollups.kept_value("below zero", lambda: _below_zero_of_bars(shown))
+    except RollupMissing:
+        return ""
+
+
+def _below_zero_of_bars(shown: OpenRun) -> str:
+    block = shown.rollups.full_range(ACCOUNTS)
+    lowest = block.get(f"low:{OWN}", np.empty(0))
+    is_known = ~np.isnan(lowest)
+    closes_ms = shown.columns.times.closes_of(block[TIME][is_known].astype(np.int64))
+    return below_zero(closes_ms, lowest[is_known])
 
 
 def _start(shown: OpenRun, shadow: str = "") -> float:
@@ -475,30 +504,20 @@ def candles(
 def equity(
     shown: OpenRun, from_ms: int | None, until_ms: int | None, points: int
 ) -> answers.Equity:
-    """Return the equity of every account and of buy and hold, at the end of each cell."""
+    """Return the equity of every account at the end of each cell."""
     cell_ms, block = shown.rollups.cells(ACCOUNTS, from_ms, until_ms, points)
     columns = {name: column if name == TIME else filled(column) for name, column in block.items()}
     times = columns[TIME]
     names = [name.partition(":")[2] for name in columns if name.startswith("equity:")]
     names.sort(key=lambda name: (name != OWN, name))
-    stored = {name: columns[f"equity:{name}"].tolist() for name in names}
-    closes = {name: np.full(times.size, np.nan) for name in shown.columns.instruments}
-    for name in closes:
-        _, bars = shown.rollups.cells(name, from_ms, until_ms, points)
-        if bars[TIME].size:
-            at = np.maximum(np.searchsorted(bars[TIME], times, side="right") - 1, 0)
-            closes[name] = bars["close"][at]
     ends = times + cell_ms
     if cell_ms == shown.columns.interval_ms:  # a session's first and last bar may be shorter
         ends = shown.columns.times.closes_of(times.astype(np.int64)).astype(np.float64)
-    held = {
-        account.name: account.equity(ends - 1, closes).tolist() for account in holding.held(shown)
-    }
     return answers.Equity(
         interval_ms=cell_ms,
         time_ms=_integers(ends),
-        equity=stored | held,
-        low={name: columns[f"low:{name}"].tolist() for name in names if f"low:{name}" in columns},
+        equity={name: columns[f"equity:{name}"].tolist() for name in names},
+        low={name: columns[f"low:{name}"].tolist() for name in names},
         exposure=columns.get("exposure", times).tolist(),
         gross_exposure=columns["gross_exposure"].tolist() if "gross_exposure" in columns else None,
     )

@@ -43,23 +43,20 @@ export function Sentence({ run, toDecision, toHealth }) {
   </h1>`;
 }
 
-const HOLDING = ["held", "buy_and_hold"];
-
 function Against({ account, other }) {
   const gap = account.total_return - other.total_return;
   const size = Math.abs(gap) < 0.0005 ? `${number(Math.abs(gap) * 1e4, 1)} bp` : percent(Math.abs(gap));
-  const isMean = other.name === "held";
   return html`<span class="term" title=${other.source}>
-    <b>${size}</b> ${gap < 0 ? "behind" : "ahead of"} ${other.title}${isMean && other.mean_exposure != null ? `, ${percent(other.mean_exposure)}` : ""}
+    <b>${size}</b> ${gap < 0 ? "behind" : "ahead of"} ${other.title}
   </span>`;
 }
 
-/** Equity, newest fill with its reason or why nothing filled, and buy and hold. */
+/** Equity, newest fill with its reason or why nothing filled, and the shadow account that holds. */
 export function SecondLine({ run, toDecision, toAccount }) {
   const [account, ...others] = run.accounts;
   const quote = run.instruments[0]?.quote ?? "";
   const fill = run.last_fill;
-  const benchmarks = others.filter((each) => HOLDING.includes(each.name)).slice(0, 2);
+  const holding = others.find((each) => each.name === "held");
   return html`<div class="second">
     ${account && html`<button class="plain term" title="Account" onClick=${toAccount}><b>${number(account.equity)}</b> ${quote}</button>`}
     ${fill &&
@@ -67,7 +64,7 @@ export function SecondLine({ run, toDecision, toAccount }) {
       ${fill.side === "BUY" ? "bought" : "sold"} ${quantity(fill.quantity_text)} ${baseOf(run, fill.instrument)} at ${when(fill.filled_ms, run.row.last_ms)}${fill.reason && `: ${fill.reason}`}
     </button>`}
     ${run.without_fills && html`<span>${run.without_fills}</span>`}
-    ${benchmarks.map((other) => html`<${Against} key=${other.name} account=${account} other=${other} />`)}
+    ${holding && html`<${Against} account=${account} other=${holding} />`}
     <${Words} />
   </div>`;
 }
@@ -78,6 +75,6 @@ function Words() {
     <summary>What the words mean</summary>
     <p>Long: the account holds the coin and wins when its price rises. Short: it wins when the price falls. Flat: it holds nothing. A full triangle is a purchase, a hollow one a sale.</p>
     <p>Under the candles, “looked at” is where the model's attention lay and “asked” is what the strategy wanted; then come the gates. A gate is a check before an order; a red mark is a bar where it refused, and “short by” or “over by” is how far it was from passing. The fan is the model's forecast: it expects the price to end inside it in 90 of 100 cases.</p>
-    <p>Buy and hold bought at the start and kept everything; “at its own exposure” with only as much money as this run used on average. Parity counts the decisions that a replay of the record repeated. One bp is .01 %.</p>
+    <p>Buy and hold at its own exposure keeps as much as this run held on average. Parity counts the decisions that a replay of the record repeated. One bp is .01 %.</p>
   </details>`;
 }

@@ -12,9 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import Cli
-from page_cases import shown_of
 from records import rows as queried
-from report_cases import build_report_of
 from stock_files import HOUR_MS, date_alone, moment, opens, write
 
 from tracepaper.daemon.cli import invoke
@@ -23,9 +21,7 @@ from tracepaper.replay.api import backtest
 from tracepaper.replay.backtest.build import build, configuration
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run_spec import RunSpec
-from tracepaper.replay.page import holding
 from tracepaper.replay.report.book_risk import read_book_risk
-from tracepaper.replay.report.report import buy_and_hold_at_equal_exposure
 from tracepaper.replay.run_columns import RunColumns
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.context import Orders, Signal, buy
@@ -403,19 +399,12 @@ def test_the_history_of_a_strategy_has_no_jump() -> None:
 
 
 @pytest.mark.parametrize("interval_ms", [HOUR_MS, DAY], ids=["hours", "days"])
-def test_buy_and_hold_of_the_page_is_that_of_the_report(interval_ms: int) -> None:
+def test_the_risk_of_a_share_is_by_its_sessions(interval_ms: int) -> None:
     candles(interval_ms)
     actions(SPLIT, "ACME,2014-12-04,dividend,0.47", "ACME,2014-12-02,dividend,7")
     assert replayed("--actions", "actions.csv") == 0
-    run = shown_of(Path("run.db"))
-    expected = buy_and_hold_at_equal_exposure(build_report_of(run.database).record)
-    by_share = {held.share: held for held in holding.held(run)}
-    assert len(by_share) == len(expected) > 0
-    for held in expected:
-        newest = next(of for share, of in by_share.items() if share == pytest.approx(held.share))
-        assert newest.newest == pytest.approx(held.equity[-1], abs=1e-6)
-    with Reader.open(run.database) as reader:
-        columns = RunColumns(reader, run.run_id)
+    with Reader.open(Path("run.db")) as reader:
+        columns = RunColumns(reader, reader.find("last"))
         assert columns.times.calendar is not None
         sessions = np.unique(
             columns.times.calendar.days_at(

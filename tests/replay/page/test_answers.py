@@ -122,7 +122,6 @@ def test_equity_ends_where_the_account_does(run: OpenRun) -> None:
     curves = runs.equity(run, None, None, 50)
     (last,) = run.views.rows("v_equity", newest=1)
     assert curves.equity["this run"][-1] == last["equity"]
-    assert "buy_and_hold" in curves.equity
     assert all(len(curve) == len(curves.time_ms) for curve in curves.equity.values())
 
 
@@ -224,7 +223,7 @@ def test_a_bar_is_found_by_when_it_opened_among_those_of_other_symbols(pair_data
 
 def test_each_account_is_measured_from_its_own_beginning(run: OpenRun) -> None:
     for account in runs.run(run).accounts:
-        if account.is_stored and account.name != "this run":
+        if account.name != "this run":
             first, *_ = run.views.rows("v_shadow_equity", shadow=account.name)
             assert account.total_return == pytest.approx(account.equity / first["equity"] - 1)
 

@@ -12,19 +12,22 @@ from typing import Any
 import aiohttp
 import msgspec
 import pytest
-from live_step import live_config, live_parts
+from builders import present
+from live_step import live_config, live_parts, quote_of
 from long_replays import tiled
 from page_cases import record, shown_of
 from records import prune, rows
+from report_cases import build_report_of
 
 from tracepaper.replay.archive.series import archive_instrument
 from tracepaper.replay.page import rollups, runs
 from tracepaper.replay.page.databases import Databases, OpenRun
 from tracepaper.replay.page.server import serving
+from tracepaper.replay.report.benchmarks import mean_exposures
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.types.decisions import Action
-from tracepaper.strategies.types.market import Source
+from tracepaper.strategies.types.market import Bar, Quote, Source
 
 pytestmark = pytest.mark.sockets
 
@@ -89,36 +92,51 @@ def test_counts_are_those_of_the_rows_as_a_run_grows_and_after_a_prune(
     monkeypatch.setattr(rollups, "DIRECT_BARS", 200)
     monkeypatch.setattr(rollups, "AT_ONCE", 300)
     draw, database = random.Random(seed), tmp_path / "run.db"
-    candles = tiled(4_000)
+    candles = tiled(3_000)
     bars = [msgspec.structs.replace(bar, source=Source.STREAM) for bar in candles.bars()]
+    # A bar without a quote before it is refused; one with a quote after it is traded.
+    stream = [each for bar in bars for each in (bar, quote_after(bar))[: draw.randint(1, 2)]]
     config = live_config(f"{__name__}:{Dice.__name__}", ["BTCUSDT"])
-    edges = [0, *sorted(draw.sample(range(1, len(bars)), PARTS - 1)), len(bars)]
+    edges = [0, *sorted(draw.sample(range(1, len(stream)), PARTS - 1)), len(stream)]
     with live_parts(
         config, [archive_instrument(candles)], None, database, start_ms=bars[0].open_time_ms
     ) as parts:
         asyncio.run(_append(parts, [parts.start()]))
         quick, heavy = shown_of(database, builds=False), shown_of(database)
         for first, end in pairwise(edges):
-            asyncio.run(_append(parts, bars[first:end]))
+            asyncio.run(_append(parts, stream[first:end]))
             for grown in (heavy, quick, shown_of(database, builds=False)):
                 grown.rollups.refresh()
                 if grown is heavy:
                     grown.rollups.build()
                 check(grown, database)
+        check_exposure(heavy)
     assert prune(database, keep_days=1).steps
     for grown in (heavy, shown_of(database)):
         grown.rollups.refresh()
         assert grown.columns.span[0] > 0
         check(grown, database)
+        check_exposure(grown)
         run = runs.run(grown)
         assert run.row.total_return == run.accounts[0].total_return
-        computed = [account.source for account in run.accounts if not account.is_stored]
-        assert computed
-        assert all("rest of a pruned run" in source for source in computed)
+
+
+def quote_after(bar: Bar) -> Quote:
+    """Return the quote at which the orders of *bar* are filled, a second after its close."""
+    at = bar.close_time_ms + 1_000
+    return msgspec.structs.replace(quote_of(bar), market_ms=at, seen_ms=at)
 
 
 async def _append(parts: Any, events: list[Any]) -> None:
     await parts.audit.append(*(parts.engine.step(event, None) for event in events))
+
+
+def check_exposure(of_run: OpenRun) -> None:
+    """Compare the run's mean exposure, which the roll-ups add up, with the report's."""
+    by_symbol = present(mean_exposures(build_report_of(of_run.database).record))
+    account = runs.accounts(of_run)[0]
+    assert account.mean_exposure == pytest.approx(sum(by_symbol.values()))
+    assert account.mean_exposure
 
 
 def check(of_run: OpenRun, database: Path) -> None:
@@ -133,9 +151,8 @@ def check(of_run: OpenRun, database: Path) -> None:
     assert run.last_sequence == max((each for _, each in stored), default=None)
     warmed = [each for gate, each in stored if gate != "warm"]
     assert run.warm_sequence == min(warmed, default=None)
-    others = [each for gate, each in stored if gate not in (None, "warm")]
     last = None if run.last_refusal is None else run.last_refusal.sequence
-    assert last == max(others, default=None)
+    assert last == max((each for gate, each in stored if gate is not None), default=None)
 
 
 @pytest.mark.slow

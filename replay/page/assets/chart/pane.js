@@ -34,25 +34,20 @@ const legendHeight = (lines, width) => {
 };
 
 /**
- * The accounts of the equity pane: the run's, a shadow account or its parts, and a benchmark. In the
- * low pane of a phone the run's account and its parts alone set the scale: beside a market that moved
- * by 3 % its own .1 % would be a flat line.
+ * The accounts of the equity pane: the run's, and shadow accounts or its parts. In the low pane of a
+ * phone the run's account and its parts alone set the scale: beside a market that moved by 3 % its
+ * own .1 % would be a flat line.
  */
 export function accountLines(run, { isCompact = false } = {}) {
-  const [main, ...others] = run.accounts;
-  const starts = new Map(run.accounts.map((each) => [each.name, each.start]));
-  const asReturn = (name) => (frame) => frame.equity[name]?.map((value) => (value == null ? null : (value / (starts.get(name) ?? starts.get(main.name)) - 1) * 100));
-  const shadows = others.filter((each) => each.is_stored);
-  const first = hasParts(run) ? shadows.length : 1;
-  const rest = others.filter((each) => !each.is_stored);
-  return [main, ...shadows.slice(0, first), ...rest.slice(0, 1), ...shadows.slice(first)].filter(Boolean).slice(0, hasParts(run) ? LINES_OF_PARTS : LINES).map((account, index) => ({
+  const asReturn = ({ name, start }) => (frame) => frame.equity[name]?.map((value) => (value == null ? null : (value / start - 1) * 100));
+  return run.accounts.slice(0, hasParts(run) ? LINES_OF_PARTS : LINES).map((account, index) => ({
     name: account.title,
     tone: account.tone,
     dash: account.dash,
     width: Math.round(account.width), // the library draws whole pixels
-    isShadow: index > 0 && account.is_stored,
-    isScaled: !isCompact || index === 0 || (account.is_stored && hasParts(run)),
-    column: asReturn(account.name),
+    isShadow: index > 0,
+    isScaled: !isCompact || index === 0 || hasParts(run),
+    column: asReturn(account),
     format: (value) => percent(value / 100, { decimals: Math.abs(value) < 10 ? 2 : 1 }),
   }));
 }
