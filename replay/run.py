@@ -606,7 +606,7 @@ class Run(Generic[Frame]):
             beaten = written(figures["random_beaten"], "share")
             yield f"beats {beaten} of {figures['random_timings']} random timings"
         yield judgement(record, read.closed)
-        decided = record.decisions
+        decided, noted = record.decisions, json.loads(record.run["warnings"] or "[]")
         refused, unfilled = (
             [pair for pair in Counter(column.tolist()).items() if pair[0]]
             for column in (decided.refused_by, decided.unfilled)
@@ -619,9 +619,10 @@ class Run(Generic[Frame]):
                 unfilled,
                 record.instruments.values(),
                 lambda reason: decided.instrument[decided.unfilled == reason].tolist(),
+                noted,
             ),
         )
-        yield from (f"Warning: {text}." for text in json.loads(record.run["warnings"] or "[]"))
+        yield from (f"Warning: {text}." for text in noted)
 
     def _repr_html_(self) -> str:
         first, *rest = map(escape, self._lines())

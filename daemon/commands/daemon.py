@@ -185,15 +185,20 @@ def check(
     loaded = load(with_settings(file or config, settings))
     tokens_of(loaded.http)
     services_of(loaded.notify)
-    preflight(loaded, loaded.storage.path)
+    warnings = preflight(loaded, loaded.storage.path)
     market = loaded.market
     asked = asked_over_bundled_bars(loaded)
     return CommandAnswer(
-        {"valid": True, "config_sha256": loaded.sha256(), "bundled_bars": asked or None},
+        {
+            "valid": True,
+            "config_sha256": loaded.sha256(),
+            "bundled_bars": asked or None,
+            "warnings": warnings,
+        },
         f"The configuration can be used: {strategy_name(loaded)} on {', '.join(market.symbols)} "
         f"({market.category}, interval {market.interval}), hash {loaded.sha256()[:12]}."
-        + f"\n{asked}"
-        * bool(asked),
+        + f"\n{asked}" * bool(asked)
+        + "".join(f"\nWarning: {text}." for text in warnings),
     )
 
 

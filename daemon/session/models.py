@@ -149,13 +149,25 @@ def card_of(config: Config, forecaster: Forecaster | None) -> Mapping[str, Any]:
     return checkpoints.read_card(checkpoints.locate(config.model.checkpoint))
 
 
-def warnings_for(config: Config) -> tuple[str, ...]:
+NO_SIZE: Final = "every size is 0"
+BY_SLOPE: Final = ("tanh", "kelly")
+"""Modes whose sizes are multiples of the calibrated mean return."""
+
+
+def warnings_for(config: Config, forecaster: Forecaster) -> tuple[str, ...]:
     """Return the warnings about the configured model, which a run stores."""
+    warnings = []
+    mode, horizon, calibration = config.sizing.mode, config.gate.horizon, forecaster.calibration
+    if mode in BY_SLOPE and calibration is not None and calibration.slope.get(horizon) == 0:
+        warnings.append(
+            f"{NO_SIZE}, since sizing.mode {mode} multiplies the mean return by the slope of the "
+            f"model's card, which is 0 at {horizon} bars; choose another mode, such as notional, "
+            "or another gate.horizon (docs/decisions.md, G19)"
+        )
     if config.model.custom_class:
-        return ()
+        return tuple(warnings)
     card = card_of(config, None)
     trained, here = str(card["market"].get("interval", "")), config.market.interval
-    warnings = []
     if trained != here:
         warnings.append(
             f"the checkpoint was trained on interval {trained}, and this run's is {here}"

@@ -135,7 +135,7 @@ def new_run(  # noqa: PLR0913 - the fields of a run
         strategy_sha256=strategy_sha256(config),
         warnings=(
             *warnings,
-            *(() if forecaster is None else warnings_for(config)),
+            *(() if forecaster is None else warnings_for(config, forecaster)),
             *margin_warnings(config, instruments),
             *coverage_warnings(engine),
         ),
@@ -255,8 +255,10 @@ def code_version() -> str:
     return f"{importlib.metadata.version('tracepaper')}+{digest.hexdigest()[:12]}"
 
 
-def preflight(config: Config, database: Path) -> None:
+def preflight(config: Config, database: Path) -> tuple[str, ...]:
     """Check a configuration by building all that ``run`` builds, without the exchange's data.
+
+    Returns the warnings about its model.
 
     It loads the checkpoint, makes the strategy with its options, computes thresholds and sizes, and
     reads a universe's list and *database*. It writes nothing. Raises the errors that the run would
@@ -267,6 +269,7 @@ def preflight(config: Config, database: Path) -> None:
         forecaster = load_forecaster(config, live=True) if needs_forecaster(config) else None
         preflight_engine(config, forecaster)
         listed_symbols(config)
+    return () if forecaster is None else warnings_for(config, forecaster)
 
 
 @contextmanager

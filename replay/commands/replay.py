@@ -57,6 +57,10 @@ def replay(
 
     @contextmanager
     def bars_done(replay: Replay) -> Iterator[Callable[[int], None]]:
+        if sys.stderr.isatty():
+            typer.echo(
+                "".join(f"Warning: {text}.\n" for text in replay.run.warnings), err=True, nl=False
+            )
         with _progress("bars") as advance:
             yield lambda bars: advance(bars, replay.feed.bar_count, None)
 

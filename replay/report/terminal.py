@@ -254,7 +254,8 @@ def _summary_parts(reader: Reader, views: RunViews) -> Iterator[Part]:
         yield table_of("rejected", title, {"reason": "text", "orders": "count"}, rejected)
     instruments = reader.stored_run(run_id).run.instruments
     went_without = partial(_went_without, views)
-    for cause in largest_causes(decisions, refusals, unfilled, instruments, went_without):
+    warnings = json.loads(views.run()["warnings"] or "[]")
+    for cause in largest_causes(decisions, refusals, unfilled, instruments, went_without, warnings):
         if cause.remedy:  # the tables name causes without a remedy
             yield Paragraph(f"M{str(cause)[1:]}.")
 

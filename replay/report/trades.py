@@ -22,6 +22,7 @@ from tracepaper.daemon.broker.rules import (
     below_quantity,
     below_step,
 )
+from tracepaper.daemon.session.models import NO_SIZE
 from tracepaper.replay.document.values import Cells
 from tracepaper.replay.report.metrics import mean_by_day, mean_of
 from tracepaper.replay.report.record import AccountRecord, RunRecord
@@ -33,6 +34,7 @@ from tracepaper.strategies.types.market import Instrument, Side
 from tracepaper.strategies.units import DAY_MS, RATE_SCALE, count_of, percent
 
 _LARGER: Final = "make the position larger by [sizing]"
+_BY_ANOTHER: Final = "choose another mode of [sizing], since the slope of the model's card is 0"
 _SMALLER: Final = "make the position smaller by [sizing]"
 _ANOTHER: Final = (
     "signal FLAT or the other side in between, or set reenter in the signal or in [exits] "
@@ -41,12 +43,16 @@ _ANOTHER: Final = (
 _WARMER: Final = "let warmup hold a day of bars and one more (docs/protection.md, E9)"
 
 
-def remedies_for(instruments: Iterable[Instrument]) -> dict[str, str]:
-    """Return the remedy for each reason of an unfilled target, as the broker writes the reason."""
+def remedies_for(instruments: Iterable[Instrument], warnings: Iterable[str]) -> dict[str, str]:
+    """Return the remedy for each reason of an unfilled target, as the broker writes the reason.
+
+    *warnings* are those of the run.
+    """
+    larger = _BY_ANOTHER if any(text.startswith(NO_SIZE) for text in warnings) else _LARGER
     remedies = {NO_VOLATILITY: _WARMER, NO_CASH: _SMALLER, NO_MARGIN: _SMALLER}
     remedies |= {waits_after(role): _ANOTHER for role in PROTECTIVE}
     for item in instruments:
-        remedies |= {below(item): _LARGER for below in (below_step, below_quantity, below_notional)}
+        remedies |= {below(item): larger for below in (below_step, below_quantity, below_notional)}
     of_sides = {
         f"{side}: {reason}": remedy for side in SIDES for reason, remedy in remedies.items()
     }
@@ -85,18 +91,20 @@ def largest_causes(
     unfilled: Iterable[tuple[str, int]],
     instruments: Collection[Instrument] = (),
     went_without: Callable[[str], Iterable[str]] = lambda _reason: (),
+    warnings: Collection[str] = (),
 ) -> Iterator[LargestCause]:
     """Yield the gate that refused most *decisions*, and the reason that left most unfilled.
 
     *refused* has counts by gate, *unfilled* by reason; *instruments* give the reasons their
     remedies. *went_without* maps such a reason to the ids of the instruments that it left without
-    an order. Rare causes are left out, and so is the warm-up, which has no signals.
+    an order, and *warnings* are those of the run. Rare causes are left out, and so is the warm-up,
+    which has no signals.
     """
     judged = [(name, count) for name, count in refused if name != warm.name]
     for kind, counts in (("refused", judged), ("unfilled", unfilled)):
         name, count = max(counts, key=lambda pair: pair[1], default=("", 0))
         if count >= max(_CAUSE_MIN * decisions, 1):
-            remedy = remedies_for(instruments).get(name, "")
+            remedy = remedies_for(instruments, warnings).get(name, "")
             if kind == "refused" and isinstance(key := GATES[name].threshold, ThresholdKey):
                 remedy = f"its threshold is [{GATES[name].section}] {key.name}"
             symbols: tuple[str, ...] = ()

@@ -5,18 +5,22 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import pytest
 from builders import instrument
+from command_line import Cli
 from programs import ROOT
 from rich.console import Console
 
 import tracepaper
-from tracepaper import Action, BarContext, Orders, Signal, Strategy, buy
+from tracepaper import Action, BarContext, Model, Orders, Signal, Strategy, buy
 from tracepaper.daemon.broker.exit_orders import waits_after
 from tracepaper.daemon.broker.rules import NO_CASH, below_step
 from tracepaper.replay.document.terminal import show_document
 from tracepaper.replay.document.values import Paragraph, Table
 from tracepaper.replay.report.terminal import summary_document
 from tracepaper.replay.report.trades import largest_causes
+from tracepaper.strategies.api.model import Answer, ModelInput
+from tracepaper.strategies.types.calibration import Calibration
 from tracepaper.strategies.types.decisions import OrderRole
 
 CANDLES = ROOT / "replay" / "samples" / "binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
@@ -100,6 +104,38 @@ def test_a_run_that_looks_idle_names_its_largest_cause(tmp_path: Path) -> None:
         show_document(console, summary_document(database, run.run_id), blank_lines=False)
         assert isinstance(console.file, io.StringIO)
         assert f"M{idle[1:]}." in console.file.getvalue().splitlines()
+
+
+class Slopeless(Model):
+    """Forecasts that its calibration found to mean nothing."""
+
+    measures = ("mean_return", "stdev_return")
+    calibration = Calibration({}, {30: 0.0}, 0.0)
+
+    def predict(self, inputs: ModelInput) -> Answer:
+        return {"mean_return": 0.01, "stdev_return": 0.01}
+
+
+@pytest.mark.parametrize("mode", ["tanh", "kelly"])
+def test_a_size_by_a_slope_of_zero_is_said_at_the_start_and_by_its_remedy(
+    mode: str, tmp_path: Path, cli: Cli
+) -> None:
+    name = f"{__name__}:Slopeless"
+    config = {
+        "strategy": {"name": "attention"},
+        "model": {"class": name},
+        "sizing": {"mode": mode},
+        "gate": {"drop": ["edge"]},
+    }
+    said = f"Warning: every size is 0, since sizing.mode {mode} multiplies the mean return by"
+    with tracepaper.backtest(None, CANDLES, config=config, end="2025-05-26T11:00:00") as run:
+        assert len(run.fills) == 0
+        assert said in str(run)
+        assert "the slope of the model's card is 0" in str(run)
+    (tmp_path / "own.toml").write_text(
+        f'[strategy]\nname = "attention"\n[model]\nclass = "{name}"\n[sizing]\nmode = "{mode}"\n'
+    )
+    assert said in cli.out("config", "check", tmp_path / "own.toml")
 
 
 def test_the_largest_causes_are_those_with_most_bars() -> None:
