@@ -272,7 +272,6 @@ def _require_extras(recipe: Recipe, given: object, files: SideFiles) -> None:
 
     *given* is the recipe's file, or its content.
     """
-    require("exchange_calendars", "features.calendar", recipe.calendar)
     key = "ensemble.kind=tree" if recipe.members else "model.kind=tree"
     recipe.check(f"The tree of {given}" if isinstance(given, Path) else key)
     has_files = files.covariates is not None or files.depth

@@ -19,7 +19,7 @@ from tracepaper.storage.database.run_rows import WHOLE, Columns, Span
 from tracepaper.storage.database.run_views import RunViews
 from tracepaper.storage.record.columns import STEADY_GATES, usual_measure
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.sessions import Calendar, closes_of, opens_later
+from tracepaper.strategies.sessions import Calendar, closes_of, joint, opens_later
 from tracepaper.strategies.units import MONEY_SCALE, RATE_SCALE
 
 if TYPE_CHECKING:
@@ -86,7 +86,8 @@ class RunColumns:
     def __init__(self, reader: Reader, run_id: str) -> None:
         stored = reader.stored_run(run_id)
         self.run, self.run_key = stored.run, stored.run_key
-        sessions, self.interval_ms = sessions_of(stored.run), stored.run.interval_ms
+        self.interval_ms = stored.run.interval_ms
+        sessions = joint(sessions_of(stored.run).values())
         calendar = None if sessions is None else Calendar(sessions, self.interval_ms)
         self.times = BarTimes(self.interval_ms, calendar)
         self.instruments: dict[str, Instrument] = {item.id: item for item in stored.run.instruments}

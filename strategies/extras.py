@@ -14,7 +14,6 @@ EXTRAS: Final = {
     "apprise": "notify",
     "captum": "attributions",
     "cvxpy": "portfolio",
-    "exchange_calendars": "stocks",
     "lightgbm": "train",
     "matplotlib": "plot",
     "onnx": "export",

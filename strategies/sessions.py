@@ -1,7 +1,7 @@
-"""Exchange sessions as plain numbers, and suspected stock splits between them.
+"""Sessions of shares as plain numbers, and suspected stock splits between them.
 
-``replay/archive/sessions.py`` gets the sessions from a package, and they are stored with the run,
-so that a restart and ``verify`` use the same ones. The rules are docs/stocks.md, K1 to K9.
+``replay/archive/sessions.py`` derives the sessions from a file, and they are stored with the run,
+so that ``verify`` uses the same ones. The rules are docs/stocks.md, K1 to K9.
 
 After a split of seven for one, a share opens at a seventh of the previous close, and its turnover
 in money stays the same. After a crash the turnover is far larger, and the ratio is not a simple
@@ -10,16 +10,15 @@ one. The rules are docs/stocks.md, K13 to K15.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import zlib
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from enum import StrEnum
 from functools import cached_property, lru_cache
 from statistics import median
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 import msgspec
@@ -34,65 +33,67 @@ from tracepaper.strategies.units import DAY_MS, MINUTE_MS, WEEK_MS, interval_sta
 Times = npt.NDArray[np.int64]
 
 
-class Anchor(StrEnum):
-    """The alignment of bars within a session."""
-
-    CLOCK = "clock"  # 9:30, 10:00, 11:00: by the exchange's clock, the first bar shorter
-    SESSION = "session"  # 9:30, 10:30, 11:30: counted from the session's open
-
-
 class Sessions(Struct, frozen=True):
-    """The sessions of an exchange over whole years, oldest first; all tuples have equal length.
+    """The sessions of a share, oldest first; all tuples have equal length.
 
-    A session with a break is two rows with the same day. Days are the exchange's, counted from
-    1970-01-01; opens and closes are UTC minutes since then; offsets are the exchange's minutes
-    ahead of UTC at the open.
+    A session with a break is two rows with the same day. Days are counted from 1970-01-01; starts,
+    opens and closes are UTC minutes since then. The bars of a row are counted from its start, which
+    is before its open if its first bar is shorter than the others.
     """
 
-    name: str
-    version: str  # of the package that computed them
-    anchor: Anchor
     a_year: float  # mean number of sessions per year
     days: tuple[int, ...]
+    starts: tuple[int, ...]
     opens: tuple[int, ...]
     closes: tuple[int, ...]
-    offsets: tuple[int, ...]
 
-    def packed(self) -> bytes:
-        """Pack the sessions for :func:`unpacked`; one session takes a byte or two."""
-        before = (0, *self.days[:-1])
-        steps = [day - last for day, last in zip(self.days, before, strict=True)]
-        day_minutes = DAY_MS // MINUTE_MS
-        starts = [at - day * day_minutes for at, day in zip(self.opens, self.days, strict=True)]
-        lengths = [end - at for end, at in zip(self.closes, self.opens, strict=True)]
-        parts = (self.name, self.version, self.anchor, self.a_year)
-        return zlib.compress(
-            msgspec.msgpack.encode((*parts, steps, starts, lengths, self.offsets)), 9
-        )
+    def day_at(self, at_ms: int) -> int:
+        """Return the day of the last session that opened at or before *at_ms*.
 
-    @property
-    def sha256(self) -> str:
-        """The SHA-256 of all fields, hexadecimal."""
-        return hashlib.sha256(msgspec.msgpack.encode(self)).hexdigest()
+        So a session lasts until the next one opens.
+        """
+        return self.days[max(bisect_right(self.opens, at_ms // MINUTE_MS) - 1, 0)]
 
 
 _Packed = tuple[
-    str, str, Anchor, float, tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]
+    tuple[int, ...],
+    tuple[tuple[float, tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]], ...],
 ]
 
 
-def unpacked(stored: bytes) -> Sessions:
-    """Return the sessions of :meth:`Sessions.packed`; raise ``DataInvalid`` for anything else."""
-    try:
-        name, version, anchor, a_year, steps, starts, lengths, offsets = msgspec.msgpack.decode(
-            zlib.decompress(stored), type=_Packed
+def packed(each: Iterable[Sessions]) -> bytes:
+    """Pack the sessions of each instrument for :func:`unpacked`; equal ones are stored once."""
+    every = tuple(each)
+    kinds = tuple(dict.fromkeys(every))
+    which = {sessions: place for place, sessions in enumerate(kinds)}
+    day_minutes = DAY_MS // MINUTE_MS
+    columns = [
+        (
+            kind.a_year,
+            np.diff(kind.days, prepend=0).tolist(),
+            np.subtract(kind.starts, np.multiply(kind.days, day_minutes)).tolist(),
+            np.subtract(kind.opens, kind.starts).tolist(),
+            np.subtract(kind.closes, kind.opens).tolist(),
         )
-        days = np.cumsum(steps, dtype=np.int64).tolist()
-        day_minutes = DAY_MS // MINUTE_MS
-        opens = tuple(start + day * day_minutes for start, day in zip(starts, days, strict=True))
-        closes = tuple(at + length for at, length in zip(opens, lengths, strict=True))
-        return Sessions(name, version, anchor, a_year, tuple(days), opens, closes, offsets)
-    except (zlib.error, msgspec.MsgspecError, ValueError) as error:
+        for kind in kinds
+    ]
+    content = [which[sessions] for sessions in every], columns
+    return zlib.compress(msgspec.msgpack.encode(content), 9)
+
+
+def unpacked(stored: bytes, count: int) -> tuple[Sessions, ...]:
+    """Return the *count* sessions of :func:`packed`; raise ``DataInvalid`` for anything else."""
+    try:
+        which, columns = msgspec.msgpack.decode(zlib.decompress(stored), type=_Packed)
+        kinds = []
+        for a_year, steps, *lengths in columns:
+            days = np.cumsum(steps, dtype=np.int64)
+            times = np.cumsum([days * (DAY_MS // MINUTE_MS), *lengths], axis=0)[1:]
+            kinds.append(Sessions(a_year, *(tuple(each.tolist()) for each in (days, *times))))
+        if len(which) != count:
+            raise ValueError(f"{len(which)} for {count} instruments")  # noqa: TRY301 - one remedy
+        return tuple(kinds[place] for place in which)
+    except (zlib.error, msgspec.MsgspecError, ValueError, IndexError) as error:
         raise DataInvalid(
             f"The stored sessions cannot be read ({error}); restore a backup."
         ) from None
@@ -113,10 +114,7 @@ class Calendar:
         opens = np.array(sessions.opens, dtype=np.int64) * MINUTE_MS
         closes = np.array(sessions.closes, dtype=np.int64) * MINUTE_MS
         if interval_ms < DAY_MS:
-            offsets = np.array(sessions.offsets, dtype=np.int64) * MINUTE_MS
-            by_clock = sessions.anchor is Anchor.CLOCK
-            local = opens + offsets
-            first = local - local % interval_ms - offsets if by_clock else opens
+            first = np.array(sessions.starts, dtype=np.int64) * MINUTE_MS
             counts = -(-(closes - first) // interval_ms)
             part = np.repeat(np.arange(days.size), counts)
             nth = np.arange(part.size) - np.repeat(counts.cumsum() - counts, counts)
@@ -154,6 +152,15 @@ class Calendar:
         """Return the number of session bars from the open *first_ms* to the open *second_ms*."""
         return self.place(second_ms) - self.place(first_ms)
 
+    def opens_at(self, places: Times) -> Times:
+        """Return when the bars at *places* open; beyond the sessions every interval is a bar."""
+        inside = places.clip(0, len(self) - 1)
+        return self.opens[inside] + (places - inside) * self.interval_ms
+
+    def open_at(self, place: int) -> int:
+        """Return when the bar at *place* opens; beyond the sessions every interval is a bar."""
+        return int(self.opens_at(np.array(place)))
+
     def closes_of(self, opens_ms: Times) -> Times:
         """Return when the bars that open at *opens_ms* close."""
         return self.closes[self.places(opens_ms)]
@@ -171,17 +178,46 @@ class Calendar:
         """Return the exchange's day of the bar that opens at *open_ms*."""
         return int(self.days[self.place(open_ms)])
 
-    def day_at(self, at_ms: int) -> int:
-        """Return the exchange's day of the last session that opened at or before *at_ms*.
-
-        So a session lasts until the next one opens.
-        """
-        sessions = self.sessions
-        return sessions.days[max(bisect_right(sessions.opens, at_ms // MINUTE_MS) - 1, 0)]
-
     def days_at(self, closes_ms: Times) -> Times:
         """Return the exchange's day of the bar that closes at each of *closes_ms*."""
         return self.days[np.searchsorted(self.opens, closes_ms, side="left") - 1]
+
+
+NO_SESSIONS: Final[Mapping[str, Sessions]] = MappingProxyType({})
+"""Of markets that never close."""
+
+
+def calendars_of(sessions: Mapping[str, Sessions], interval_ms: int) -> dict[str, Calendar]:
+    """Return the calendar of each instrument; equal sessions share one."""
+    made = {each: Calendar(each, interval_ms) for each in set(sessions.values())}
+    return {key: made[each] for key, each in sessions.items()}
+
+
+def joint(sessions: Iterable[Sessions]) -> Sessions | None:
+    """Return the sessions of an account: its days are those of any share, from open to last close.
+
+    None without any. Raises ``DataInvalid`` if the hours of two days overlap.
+    """
+    each = list(dict.fromkeys(sessions))
+    if len(each) <= 1:
+        return each[0] if each else None
+    days, starts, opens, closes = (
+        np.concatenate([getattr(part, name) for part in each])
+        for name in ("days", "starts", "opens", "closes")
+    )
+    order = np.lexsort((opens, days))
+    every, first = np.unique(days[order], return_index=True)
+    first_starts, first_opens = (
+        np.minimum.reduceat(column[order], first) for column in (starts, opens)
+    )
+    last_closes = np.maximum.reduceat(closes[order], first)
+    if (first_opens[1:] < last_closes[:-1]).any():
+        raise DataInvalid(
+            "The shares trade at hours of which one day's end overlaps the next day's begin; "
+            "replay those of each part of the world apart."
+        )
+    columns = every, first_starts, first_opens, last_closes
+    return Sessions(max(part.a_year for part in each), *(tuple(c.tolist()) for c in columns))
 
 
 def closes_of(opens_ms: Times, interval_ms: int, calendar: Calendar | None) -> Times:
@@ -193,13 +229,10 @@ def closes_of(opens_ms: Times, interval_ms: int, calendar: Calendar | None) -> T
 
 
 def opens_later(opens_ms: Times, bars: int, interval_ms: int, calendar: Calendar | None) -> Times:
-    """Return the open of the bar that is *bars* after each of *opens_ms* (before, if negative).
-
-    Beyond the calendar it is the open of its last or first bar.
-    """
+    """Return the open of the bar that is *bars* after each of *opens_ms* (before, if negative)."""
     if calendar is None:
         return opens_ms + bars * interval_ms
-    return calendar.opens[(calendar.places(opens_ms) + bars).clip(0, len(calendar) - 1)]
+    return calendar.opens_at(calendar.places(opens_ms) + bars)
 
 
 def is_whole_days(interval_ms: int) -> bool:
@@ -216,8 +249,14 @@ def groups_of_days(days: Times, interval_ms: int) -> Times:
     return (days - phase) // step
 
 
-MONTHS_OF: Final = "UTC"
-"""The name of the sessions that count months for a market that never closes."""
+def first_days(days: Times, interval_ms: int) -> Times:
+    """Return the first day of the day, week (from Monday) or month of each of *days*."""
+    groups = groups_of_days(days, interval_ms)
+    if interval_ms == MONTH_MS:
+        return groups.astype("datetime64[M]").astype("datetime64[D]").astype(np.int64)
+    return groups * (interval_ms // DAY_MS) + interval_start(0, interval_ms) // DAY_MS
+
+
 _DAYS: Final = range(47_847)
 """1970-01-01 to 2100-12-31."""
 
@@ -226,17 +265,9 @@ _DAYS: Final = range(47_847)
 def month_calendar() -> Calendar:
     """Return the months of UTC from 1970 to 2100, as the bars of a calendar that never closes."""
     day_minutes = DAY_MS // MINUTE_MS
-    sessions = Sessions(
-        name=MONTHS_OF,
-        version="1",
-        anchor=Anchor.CLOCK,
-        a_year=len(_DAYS) / 131,
-        days=tuple(_DAYS),
-        opens=tuple(day * day_minutes for day in _DAYS),
-        closes=tuple((day + 1) * day_minutes for day in _DAYS),
-        offsets=(0,) * len(_DAYS),
-    )
-    return Calendar(sessions, MONTH_MS)
+    opens = tuple(day * day_minutes for day in _DAYS)
+    closes = tuple((day + 1) * day_minutes for day in _DAYS)
+    return Calendar(Sessions(len(_DAYS) / 131, tuple(_DAYS), opens, opens, closes), MONTH_MS)
 
 
 RATIOS: Final = ((3, 2), (2, 1), (3, 1), (4, 1), (5, 1), (7, 1), (10, 1), (20, 1))

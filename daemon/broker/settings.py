@@ -6,7 +6,6 @@ The rules are docs/money.md, M6 to M21.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
 from hashlib import sha256
 from math import log
 from typing import Final, NamedTuple
@@ -18,7 +17,7 @@ from tracepaper.daemon.broker.book_fills import QueueRules
 from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.daemon.broker.exit_plans import Exits
 from tracepaper.strategies.months import interval_end
-from tracepaper.strategies.sessions import Calendar, Sessions
+from tracepaper.strategies.sessions import Calendar
 from tracepaper.strategies.types.decisions import FillModel
 
 FILL_WITHIN_MS: Final = 10_000
@@ -29,7 +28,7 @@ class Latency(Struct, frozen=True):
 
     The jitter is a function of (seed, instrument, open time of the deciding bar, ordinal). The
     ordinal counts the orders that a step creates for the instrument in one book. Bars are counted
-    by *sessions*, if there are any.
+    by the instrument's calendar, if it has one.
     """
 
     fixed_ms: int
@@ -37,7 +36,7 @@ class Latency(Struct, frozen=True):
     seed: int = 0
     bars: int = 0
     interval_ms: int = 0
-    sessions: Sessions | None = None
+    calendars: Mapping[str, Calendar] = {}  # by instrument id
 
     def eligible_ms(self, at_ms: int, instrument: str, opened_ms: int, ordinal: int) -> int:
         """Return when an order reaches the exchange that the bar of *opened_ms* sent at *at_ms*.
@@ -45,17 +44,15 @@ class Latency(Struct, frozen=True):
         With bars, it is at the earliest the open of the bar so many bars after the next one.
         """
         if self.bars:
-            at_ms = max(at_ms, self._open_after(opened_ms))
+            at_ms = max(at_ms, self._open_after(opened_ms, self.calendars.get(instrument)))
         return at_ms + self.of(instrument, opened_ms, ordinal)
 
-    def _open_after(self, opened_ms: int) -> int:
-        if self.sessions is None:
-            for _ in range(1 + self.bars):
-                opened_ms = interval_end(opened_ms, self.interval_ms)
-            return opened_ms
-        calendar = _calendar(self.sessions, self.interval_ms)
-        at = calendar.place(opened_ms) + 1 + self.bars
-        return int(calendar.opens[min(at, len(calendar) - 1)])
+    def _open_after(self, opened_ms: int, calendar: Calendar | None) -> int:
+        if calendar is not None:
+            return calendar.open_at(calendar.place(opened_ms) + 1 + self.bars)
+        for _ in range(1 + self.bars):
+            opened_ms = interval_end(opened_ms, self.interval_ms)
+        return opened_ms
 
     def of(self, instrument: str, opened_ms: int, ordinal: int) -> int:
         """Return the latency of one order."""
@@ -64,11 +61,6 @@ class Latency(Struct, frozen=True):
         identity = f"{self.seed}|{instrument}|{opened_ms}|{ordinal}".encode()
         share = int.from_bytes(sha256(identity).digest()[:6], "big") / 2**48
         return self.fixed_ms + int(-log(1.0 - share) * self.mean_jitter_ms)
-
-
-@lru_cache(maxsize=4)
-def _calendar(sessions: Sessions, interval_ms: int) -> Calendar:
-    return Calendar(sessions, interval_ms)
 
 
 class BrokerSettings(Struct, frozen=True):

@@ -51,6 +51,7 @@ from tracepaper.daemon.config.sections import (
     is_read,
 )
 from tracepaper.daemon.config.values import (
+    STOCK,
     TREND_WINDOWS,
     ExitsSection,
     Section,
@@ -467,10 +468,12 @@ def _convert_horizon(merged: Tables, origins: Origins) -> None:
     market = merged.get("market", {})
     interval = interval_name(market.get("interval", MarketSection.model_fields["interval"].default))
     name = f"{origins['gate', 'horizon']}: [gate] horizon"
-    if market.get("calendar") and (time_of(horizon) or 0) % DAY_MS == 0:
+    is_stock = STOCK in (market.get("asset"), market.get("category"))
+    is_short = INTERVALS.get(str(interval), 0) < DAY_MS
+    if is_stock and is_short and (time_of(horizon) or 0) % DAY_MS == 0:
         raise ConfigInvalid(
-            f"{name} = {horizon!r} is days, which a calendar of sessions counts in bars of its "
-            "own; write bars, or hours."
+            f"{name} = {horizon!r} is days, and a day of a share has no fixed number of bars; "
+            "write bars, or hours."
         )
     if interval in INTERVALS:
         merged["gate"]["horizon"] = bars_in(horizon, INTERVALS[str(interval)], name=name)

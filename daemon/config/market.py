@@ -84,9 +84,6 @@ class MarketSection(Section):
     """crypto: Bybit, live and in replay; stock: shares, from candle files only."""
     category: Literal["linear", "spot", "stock"] = "linear"
     """Bybit product category; stock if asset is stock."""
-    calendar: str | None = Field(default=None, pattern=r"^[A-Za-z0-9/_-]{2,20}$", examples=["XNAS"])
-    """Exchange calendar by its ISO 10383 code: bars are those of its sessions; round the clock if
-    absent."""
     fractional: bool = False
     """Whether shares can be held in thousandths; else only whole shares."""
     currency: str = Field(default="USD", pattern=r"^[A-Z]{3,5}$")

@@ -61,7 +61,7 @@ from tracepaper.daemon.engine.units import UnitQueue
 from tracepaper.strategies.api.columns import ColumnRecord
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.api.timeframes import FrameRange
-from tracepaper.strategies.sessions import Calendar
+from tracepaper.strategies.sessions import joint
 from tracepaper.strategies.types.decisions import (
     Account,
     Answer,
@@ -191,7 +191,7 @@ class Engine:
         self.risk = RiskWatch(
             settings.risk,
             flattens=settings.flatten_on_breach,
-            calendar=settings.calendar,
+            sessions=joint(calendar.sessions for calendar in settings.calendars.values()),
             closes_outside=settings.closes_outside,
             book=BookShortfall(self.markets, ignores_few=settings.ignores_few_days),
         )
@@ -277,7 +277,9 @@ class Engine:
         self._raised: Exception | None = None  # the error of a strategy at a bar before its step
         self._by_quotes = settings.broker.execution is FillModel.QUOTE
         self._interval_ms, self._period_start_ms = settings.interval_ms, settings.period_start_ms
-        self._may_repeat, self._may_decide_ahead = self._stretches(settings.calendar)
+        self._may_repeat, self._may_decide_ahead = self._stretches(
+            has_calendar=bool(settings.calendars)
+        )
         # By the model's hash and by member; the account has an empty name.
         self._prepared: dict[str, Mapping[str, ModelTerms]] = {}
         self.stores_state = True
@@ -529,12 +531,12 @@ class Engine:
             self.broker.save = self.broker.save or _LATER
         return stretch
 
-    def _stretches(self, calendar: Calendar | None) -> tuple[bool, bool]:
+    def _stretches(self, *, has_calendar: bool) -> tuple[bool, bool]:
         """Return whether a stretch is ever possible without a model, and with one.
 
         Decisions must depend on bars alone, or on bars and forecasts, without limits.
         """
-        if self.risk.active or self.declared or self._portfolios or calendar:
+        if self.risk.active or self.declared or self._portfolios or has_calendar:
             return False, False
         broker, states = self.broker, self.states.values()
         is_shared = broker.shadows or (self.members and broker.account.sides)

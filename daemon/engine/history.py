@@ -9,7 +9,7 @@ from typing import Final
 
 from tracepaper.daemon.broker.execution import RANGE_BARS, MeanRange
 from tracepaper.daemon.engine.price_checks import AcceptedPrices, KnownBars
-from tracepaper.daemon.engine.settings import EngineSettings, MemberTerms, ModelTerms
+from tracepaper.daemon.engine.settings import MemberTerms, ModelTerms
 from tracepaper.strategies.api.columns import ColumnRecord
 from tracepaper.strategies.api.context import BarRecord
 from tracepaper.strategies.api.strategy import decision_bars
@@ -26,7 +26,7 @@ from tracepaper.strategies.gates.evaluator import (
     Plausibility,
 )
 from tracepaper.strategies.order_book import OrderBookHistory
-from tracepaper.strategies.sessions import WATCHED_SESSIONS, SplitWatch
+from tracepaper.strategies.sessions import WATCHED_SESSIONS, Calendar, SplitWatch
 from tracepaper.strategies.types.decisions import (
     Explanation,
     Regime,
@@ -104,7 +104,8 @@ class InstrumentState(KnownBars):
         """Keep the bars of *lookbacks*; *every* has the terms of the account and its members."""
         account, models = every[0], [terms.settings.model for terms in every]
         settings, books = account.settings, account.strategies[instrument.id].books
-        self._base_ms, self._calendar = settings.interval_ms, settings.calendar
+        self._base_ms = settings.interval_ms
+        self._calendar = settings.calendars.get(instrument.id)
         super().__init__(instrument, settings.interval_ms)
         self.lookbacks = lookbacks
         self.first_ms = settings.period_start_ms
@@ -125,7 +126,7 @@ class InstrumentState(KnownBars):
         self._splits = SplitWatch() if instrument.category is Category.STOCK else None
         self.remembered = max(
             *(lookback.remembered for lookback in lookbacks),
-            0 if self._splits is None else watched_bars(settings),
+            0 if self._splits is None else watched_bars(settings.interval_ms, self._calendar),
             RANGE_BARS + 1 if settings.broker.costs.ranges else 0,
             self._book_days if self._is_daily else 0,
         )
@@ -389,8 +390,8 @@ class RegimeTracker:
             self.cell = self._cells.next_cell(self.cell, values, self._hysteresis)
 
 
-def watched_bars(settings: EngineSettings) -> int:
+def watched_bars(interval_ms: int, calendar: Calendar | None) -> int:
     """Return the number of bars in the sessions on which a ``SplitWatch`` depends."""
-    if settings.calendar is not None:
-        return WATCHED_SESSIONS * settings.calendar.bars_a_day
-    return WATCHED_SESSIONS * max(DAY_MS // settings.interval_ms, 1)
+    if calendar is not None:
+        return WATCHED_SESSIONS * calendar.bars_a_day
+    return WATCHED_SESSIONS * max(DAY_MS // interval_ms, 1)

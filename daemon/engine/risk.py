@@ -28,7 +28,7 @@ from tracepaper.strategies.gates.declared import (
 )
 from tracepaper.strategies.gates.gate import GateInputs
 from tracepaper.strategies.months import intervals_between
-from tracepaper.strategies.sessions import Calendar
+from tracepaper.strategies.sessions import Sessions
 from tracepaper.strategies.shortfall import (
     DAYS_LEAST,
     Returns,
@@ -132,7 +132,7 @@ class RiskWatch:
         limits: Mapping[str, float],
         *,
         flattens: bool = False,
-        calendar: Calendar | None = None,
+        sessions: Sessions | None = None,
         closes_outside: bool = False,
         book: BookShortfall | None = None,
     ) -> None:
@@ -140,9 +140,9 @@ class RiskWatch:
 
         *closes_outside* also closes positions in symbols that left the universe. The limit of the
         whole book measures by *book*. A day lasts from
-        the open of a session of *calendar* to the next open; without a calendar it is a UTC day.
+        the open of a session of *sessions* to the next open; without any it is a UTC day.
         """
-        self._day_at = _utc_day if calendar is None else calendar.day_at
+        self._sessions = sessions
         self.active = bool(limits)
         self._measures = bool(limits.keys() - {risk_universe.name})
         self.chosen: tuple[str, ...] | None = None  # the universe, best first; None before a choice
@@ -160,6 +160,12 @@ class RiskWatch:
         self._flattens = flattens
         self.may_close = flattens or closes_outside
         self._latches = risk_halt.name in limits
+
+    def _day_at(self, at_ms: int, *, is_close: bool = False) -> int:
+        """Return the day of a time; a close belongs to the session that it ends."""
+        if self._sessions is None:
+            return at_ms // DAY_MS
+        return self._sessions.day_at(at_ms - is_close)
 
     @property
     def breach(self) -> str:
@@ -205,7 +211,7 @@ class RiskWatch:
         if not self._measures:
             return
         state, equity = self.state, account.equity
-        day = self._day_at(market_ms)
+        day = self._day_at(market_ms, is_close=True)
         if day != state.day:
             peak = max(state.peak_equity, equity)
             after = replace(state, peak_equity=peak, day=day, day_equity=equity)
@@ -283,10 +289,6 @@ class RiskWatch:
                 streak=streak + 1 if earned < 0 else 0,
                 opened_at={**opened_at, key: _net_profit(after)},
             )
-
-
-def _utc_day(at_ms: int) -> int:
-    return at_ms // DAY_MS
 
 
 def _net_profit(position: Position) -> int:

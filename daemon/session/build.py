@@ -66,7 +66,7 @@ from tracepaper.strategies.gates.evaluator import (
     thresholds_of,
 )
 from tracepaper.strategies.gates.gate import GATES, MEASURES, GateKind
-from tracepaper.strategies.sessions import Calendar, Sessions
+from tracepaper.strategies.sessions import NO_SESSIONS, Calendar, Sessions, calendars_of
 from tracepaper.strategies.types.calibration import Calibration, coverage_share
 from tracepaper.strategies.types.decisions import FillModel, Regime, RunRow
 from tracepaper.strategies.types.market import LEVERAGE_DECIMALS, Instrument
@@ -450,12 +450,12 @@ def build_engine(
     period_start_ms: int,
     forecaster: Forecaster | None,
     strategies: Strategies | None = None,
-    sessions: Sessions | None = None,
+    sessions: Mapping[str, Sessions] = NO_SESSIONS,
 ) -> Engine:
     """Return a new engine; raise ``ConfigInvalid`` for a configuration that cannot be used.
 
-    *strategies*, by symbol, must not have seen a bar; by default they are made here. *sessions* are
-    those of the configured calendar, by which bars are then counted.
+    *strategies*, by symbol, must not have seen a bar; by default they are made here. *sessions*, by
+    instrument id, are those of shares, or months; bars are counted by them.
     """
     if strategies is None:
         if not config.strategies.named:
@@ -481,7 +481,7 @@ def engine_terms(
     period_start_ms: int,
     forecaster: Forecaster | None,
     strategies: Strategies,
-    sessions: Sessions | None = None,
+    sessions: Mapping[str, Sessions] = NO_SESSIONS,
 ) -> list[MemberTerms]:
     """Return the terms of the account, and then those of each of several strategies on it.
 
@@ -493,7 +493,7 @@ def engine_terms(
         instruments=instruments,
         execution=execution,
         period_start_ms=period_start_ms,
-        sessions=sessions,
+        calendars=calendars_of(sessions, config.market.interval_ms),
     )
     members, shares = [], shares_of(config)
     for name, member_config in members_of(config).items():
@@ -518,7 +518,7 @@ def _terms(
     instruments: Sequence[Instrument],
     execution: FillModel,
     period_start_ms: int,
-    sessions: Sessions | None,
+    calendars: Mapping[str, Calendar],
 ) -> MemberTerms:
     """Return the terms of an account, or of one of several strategies on it."""
     if (model := user_model(forecaster)) is not None:
@@ -557,7 +557,7 @@ def _terms(
             costs_of={item.id: fees[item.symbol] for item in instruments if item.symbol in fees},
             cash=check_money(cash, name="account.cash"),
             exits=Exits.of(config.exits.model_dump(), forecaster),
-            **_delays(config, execution, sessions),
+            **_delays(config, execution, calendars),
         ),
         interval_ms=config.market.interval_ms,
         period_start_ms=period_start_ms,
@@ -577,13 +577,15 @@ def _terms(
         ignores_few_days=bool(days) and config.risk.book_too_few == "allow",
         flatten_on_breach=config.risk.on_breach == "flatten",
         closes_outside=(rule := config.market.universe) is not None and rule.on_leave == "close",
-        calendar=None if sessions is None else Calendar(sessions, config.market.interval_ms),
+        calendars=calendars,
     )
     sizers = {item.id: _sizer(config, item, terms) for item in instruments}
     return MemberTerms("", 0, by_id, sizers, settings)
 
 
-def _delays(config: Config, execution: FillModel, sessions: Sessions | None) -> dict[str, Any]:
+def _delays(
+    config: Config, execution: FillModel, calendars: Mapping[str, Calendar]
+) -> dict[str, Any]:
     """Return the fields of ``BrokerSettings`` on time and queues that *execution* uses.
 
     A bar leaves no order to expire, and only a book has queues.
@@ -592,7 +594,7 @@ def _delays(config: Config, execution: FillModel, sessions: Sessions | None) -> 
     jitter_ms, bars = keys.latency_jitter_ms, keys.delay_bars
     latency = Latency(keys.latency_ms, jitter_ms, keys.seed if jitter_ms else 0)
     if bars:
-        latency = replace(latency, bars=bars, interval_ms=interval_ms, sessions=sessions)
+        latency = replace(latency, bars=bars, interval_ms=interval_ms, calendars=calendars)
         if execution is FillModel.NEXT_OPEN:  # it is filled at the open itself
             latency = replace(latency, fixed_ms=0, mean_jitter_ms=0, seed=0)
     delays: dict[str, Any] = {"latency": latency}

@@ -30,7 +30,6 @@ class Trait(StrEnum):
     UNIVERSE = "`[market.universe]`"
     SYMBOLS = "several symbols"
     BARS_ALONE = "`market.gather_ms = 0`"
-    CALENDAR = "`market.calendar`"
     FRACTIONAL = "`market.fractional`"
     FEE_PER_SHARE = "`execution.fee_per_share`"
     FEE_MINIMUM = "`execution.fee_minimum`"
@@ -88,8 +87,6 @@ SPOT + HEDGE
 SHARES + HEDGE
     [account] position_mode = "hedge" is for linear positions, and shares are paid in full; take it
     out.
-CRYPTO + CALENDAR
-    market.calendar is for shares; take it out, or set market.asset to "stock".
 CRYPTO + FRACTIONAL
     market.fractional is for shares; take it out, or set market.asset to "stock".
 CRYPTO + FEE_PER_SHARE
@@ -127,9 +124,9 @@ RETRAIN + READS_OTHER
 BARS_ALONE + READS_OTHER
     The checkpoint reads another symbol's bar of the same close, and market.gather_ms = 0 decides
     each bar alone; set it above 0.
-CALENDAR + READS_CLOSES
-    A checkpoint that forecasts all symbols of a close together does not support calendars; take
-    market.calendar out.
+SHARES + READS_CLOSES
+    A checkpoint that forecasts all symbols of a close together does not support shares; choose
+    another strategy.
 BACKEND + READS_CLOSES
     A checkpoint that forecasts all symbols of a close together runs on the CPU with the default
     explanation; take model.backend out.
@@ -166,7 +163,6 @@ def traits_of(
         Trait.UNIVERSE: market.universe is not None,
         Trait.SYMBOLS: len(market.symbols) > 1,
         Trait.BARS_ALONE: market.gather_ms == 0,
-        Trait.CALENDAR: market.calendar is not None,
         Trait.FRACTIONAL: market.fractional,
         Trait.FEE_PER_SHARE: costs.fee_per_share is not None,
         Trait.FEE_MINIMUM: bool(costs.fee_minimum),

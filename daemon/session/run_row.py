@@ -9,7 +9,7 @@ import os
 import platform
 import secrets
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -56,7 +56,7 @@ from tracepaper.strategies.errors import (
     StrategyFailed,
 )
 from tracepaper.strategies.months import MONTH_MS
-from tracepaper.strategies.sessions import Sessions, unpacked
+from tracepaper.strategies.sessions import NO_SESSIONS, Sessions, month_calendar, packed, unpacked
 from tracepaper.strategies.types.decisions import FillModel, RunRow
 from tracepaper.strategies.types.market import Category, Instrument, ModelChange, RunKind
 from tracepaper.strategies.units import INTERVAL_NAMES, MONEY_DECIMALS, scaled, unscaled
@@ -95,7 +95,7 @@ def new_run(  # noqa: PLR0913 - the fields of a run
     period_start_ms: int,
     parent_run_id: str | None = None,
     warnings: Iterable[str] = (),
-    sessions: Sessions | None = None,
+    sessions: Mapping[str, Sessions] = NO_SESSIONS,
     entropy: Callable[[int], bytes] = secrets.token_bytes,
 ) -> tuple[RunRow, Engine]:
     """Return a new run of a resolved *config* and its engine, for live runs and replays alike.
@@ -112,14 +112,7 @@ def new_run(  # noqa: PLR0913 - the fields of a run
         strategies=strategies,
         sessions=sessions,
     )
-    calendar: dict[str, Any] = {}
-    if sessions is not None:
-        calendar = {
-            "calendar": sessions.name,
-            "calendar_version": sessions.version,
-            "calendar_sha256": sessions.sha256,
-            "sessions": sessions.packed(),
-        }
+    is_stock = any(item.category is Category.STOCK for item in instruments)
     run = RunRow(
         run_id=entropy(8).hex(),
         kind=kind,
@@ -141,26 +134,22 @@ def new_run(  # noqa: PLR0913 - the fields of a run
         ),
         sees_account=engine.sees_account,
         **_environment(forecaster),
-        **calendar,
+        sessions=packed(sessions[item.id] for item in instruments) if is_stock else None,
     )
     return run, engine
 
 
-def sessions_of(run: RunRow) -> Sessions | None:
-    """Return the sessions that *run* was opened with; None if it counts every interval.
+def sessions_of(run: RunRow) -> dict[str, Sessions]:
+    """Return the sessions of the shares of *run*, or months, by instrument id; else none.
 
-    Raises ``DataInvalid`` if they differ from the calendar that the run names.
+    Raises ``DataInvalid`` if they cannot be read.
     """
-    if run.sessions is None:
-        return None
-    sessions = unpacked(run.sessions)
-    calendar = run.calendar, run.calendar_version, run.calendar_sha256
-    if calendar != (sessions.name, sessions.version, sessions.sha256):
-        raise DataInvalid(
-            f"The sessions stored with run {run.run_id} are not those of the calendar that it "
-            "names; restore a backup."
-        )
-    return sessions
+    names = [item.id for item in run.instruments]
+    if run.sessions is not None:
+        return dict(zip(names, unpacked(run.sessions, len(names)), strict=True))
+    if run.interval_ms == MONTH_MS:
+        return dict.fromkeys(names, month_calendar().sessions)
+    return {}
 
 
 def start_event(

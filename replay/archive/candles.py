@@ -13,17 +13,27 @@ import numpy.typing as npt
 
 from tracepaper.replay.archive.columns import (
     INT64_MAX,
+    ZONELESS,
     CellInvalidError,
     Decimals,
     IntArray,
 )
+from tracepaper.replay.archive.sessions import lacking_days, own_sessions, session_days
 from tracepaper.strategies.api.timeframes import is_made_of
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.months import MONTH_MS
-from tracepaper.strategies.sessions import Calendar, closes_of, month_calendar
+from tracepaper.strategies.sessions import (
+    Calendar,
+    closes_of,
+    first_days,
+    is_whole_days,
+    joint,
+    month_calendar,
+)
 from tracepaper.strategies.types.market import Bar, BarColumns, Category, Instrument, Source
 from tracepaper.strategies.units import (
     DAY_MS,
+    MINUTE_MS,
     interval_phase,
     interval_text,
     iso,
@@ -62,7 +72,7 @@ class Candles:
     turnover: IntArray | None
     notes: tuple[str, ...] = ()
     calendar: Calendar | None = None
-    """The sessions of the bars; None if the market never closes."""
+    """The sessions of a share, or the months; None if the market never closes."""
 
     def __len__(self) -> int:
         return int(self.open_time_ms.size)
@@ -189,6 +199,36 @@ class Candles:
             )
         )
 
+    def in_sessions(self) -> Candles:
+        """Return the candles of a share with the sessions of their dates (docs/stocks.md, K1).
+
+        Days, weeks and months open at midnight, UTC, of their first date; a note counts the days
+        that the file lacks. Raises ``DataInvalid`` for two candles of one date, and for times that
+        are no whole minutes.
+        """
+        times, interval_ms, notes = self.open_time_ms, self.interval_ms, self.notes
+        if is_whole_days(interval_ms):
+            days = first_days(session_days(times, interval_ms), interval_ms)
+            times, notes = days * DAY_MS, tuple(note for note in notes if note != ZONELESS)
+            again = np.flatnonzero(np.diff(days) <= 0)
+            if again.size:
+                two = (iso(int(self.open_time_ms[again[0] + more])) for more in (0, 1))
+                raise DataInvalid(
+                    f"{self.path}: the candles of {' and '.join(two)} have one date; remove one of "
+                    "them."
+                )
+        elif (times % MINUTE_MS).any():
+            raise DataInvalid(
+                f"{self.path}: bars of shares open at whole minutes; give bars of at least one."
+            )
+        lacking = lacking_days(times, interval_ms)
+        return replace(
+            self,
+            open_time_ms=times,
+            calendar=Calendar(own_sessions(times, interval_ms), interval_ms),
+            notes=(*notes, lacking) if lacking else notes,
+        )
+
     def resampled(self, interval_ms: int) -> Candles:
         """Return the candles aggregated to *interval_ms*, a multiple of their interval.
 
@@ -299,6 +339,14 @@ def merge_candles(parts: Sequence[Candles]) -> list[Candles]:
     return list(groups.values())
 
 
+def on_joint_sessions(candles: Sequence[Candles]) -> list[Candles]:
+    """Return the candles of shares on the sessions of all of them together."""
+    sessions = joint(part.calendar.sessions for part in candles if part.calendar is not None)
+    if sessions is None:
+        return list(candles)
+    return [replace(part, calendar=Calendar(sessions, part.interval_ms)) for part in candles]
+
+
 def _join(first: Candles, second: Candles) -> Candles:
     """Return the union of two parts of one instrument."""
     if first.interval_ms != second.interval_ms:
@@ -316,6 +364,9 @@ def _join(first: Candles, second: Candles) -> Candles:
         name: np.concatenate((getattr(first, name), getattr(added, name)))[order]
         for name in _columns_of(first, added)
     }
+    calendar = first.calendar
+    if first.category is Category.STOCK:
+        calendar = Calendar(own_sessions(times[order], first.interval_ms), first.interval_ms)
     shared = len(second) - len(added)
     notes = (*first.notes, *second.notes)
     if shared:
@@ -326,13 +377,14 @@ def _join(first: Candles, second: Candles) -> Candles:
         open_time_ms=times[order],
         **{"turnover": None, **columns},
         notes=notes,
+        calendar=calendar,
     )
 
 
 def _reject_contradiction(first: Candles, second: Candles) -> None:
     """Raise ``DataInvalid`` if a shared candle differs; both parts have the same decimals."""
     phase = (second.open_time_ms[0] - first.open_time_ms[0]) % first.interval_ms
-    if phase and first.calendar is None and second.calendar is None:
+    if phase and first.calendar is None:
         raise DataInvalid(
             f"{first.path} and {second.path} open their candles of {first.symbol} at different "
             "instants: give files of one grid."

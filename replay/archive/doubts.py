@@ -257,7 +257,7 @@ def on_grid(rows: Rows, interval_ms: int) -> Rows:
         raise DataInvalid(
             f"{first}: opens at {iso(int(rows.times[off[0]]))}, off the file's grid of {grid}, "
             f"like {off.size} of {rows.times.size} rows; give a file of one fixed interval, or "
-            "for shares set market.asset to stock, and market.calendar, such as XNAS."
+            "for shares set market.asset to stock."
         )
     rows.table.notes.append(
         f"{count_of(off.size, 'candle')} off the grid dropped, the first at {first}"

@@ -86,6 +86,10 @@ ONE_WORD: Final = re.compile(
 INTERVAL: Final = re.compile(r"(?:^|[-_ .])(\d{1,3})(m|min|h|d|w)(?=$|[-_ .])", re.IGNORECASE)
 MONTHLY: Final = re.compile(r"(?:^|[-_ .])1(M|mo)(?=$|[-_ .])")
 """Months in the notation of Binance and others; ``1m`` is a minute."""
+SHARE_FILE: Final = re.compile(
+    r"stock[-_](?P<symbol>[\^\w.=-]{1,20})[-_]\d{1,3}(m|min|h|d|w|mo)\.", re.IGNORECASE
+)
+"""Names of files of shares, such as ``stock_AAPL_1d.csv``."""
 VENUE_ENDING: Final = re.compile(r"(\.([D-Z]|[A-Z]{2})|=[A-Z]|[-_](SWAP|SPOT))$")
 """The suffix of a venue or market after a symbol, as in ``AAPL.US``, ``EURUSD=X`` and
 ``BTC-USDT-SWAP``; ``.A`` to ``.C`` are classes of shares."""
@@ -116,6 +120,8 @@ def split_argument(argument: str | Path) -> tuple[str | None, Path]:
 
 def symbol_of(name: str) -> str | None:
     """Return the symbol in a file's *name*, in Bybit's notation, or None."""
+    if share := SHARE_FILE.match(name):
+        return symbol_text(share["symbol"])
     stem = name.split(".", 1)[0]
     for text in (stem, stem.upper()):
         if pair := PAIR.search(text):
@@ -149,9 +155,12 @@ def coins_of(symbol: str) -> tuple[str, str]:
 def category_of(path: Path) -> Category:
     """Return the category in a file's name or folders; linear by default.
 
+    ``stock_AAPL_1d.csv`` holds shares.
     A pair without a settlement coin (``BTC_USDT-5m``) is spot, as freqtrade and ccxt write it.
     """
     stem = path.name.split(".", 1)[0]
+    if SHARE_FILE.match(path.name):
+        return Category.STOCK
     words = {word.lower() for word in re.split(r"[-_ ]", stem)}
     for names in (words, *({parent.name.lower()} for parent in list(path.parents)[:6])):
         if "spot" in names:

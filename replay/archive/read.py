@@ -48,7 +48,6 @@ from tracepaper.replay.archive.names import (
     symbol_of,
     symbol_text,
 )
-from tracepaper.replay.archive.sessions import SessionsFor, in_sessions
 from tracepaper.replay.archive.tables import FRAME, FileTable, Result, read_table, table_of_frame
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, shown
 from tracepaper.strategies.months import MONTH_MS
@@ -95,16 +94,16 @@ def read_candles(
     *,
     category: Category | str | None = None,
     columns: Sequence[str] = (),
-    sessions_for: SessionsFor | None = None,
 ) -> Candles:
     """Return the exact candles of one file or frame, oldest first, each open time once.
 
-    *path* may be ``SYMBOL=PATH``, a frame, or candles, which are returned. The symbol comes from
+    *path* may be ``SYMBOL=PATH``, a frame, or candles, which are returned (in sessions if they are
+    of a share). The symbol comes from
     that, else from the file's name or its content. The category comes from the argument,
-    else from the path; the interval from the times; the format from the name. With *sessions_for*
-    the candles are aligned to an exchange's sessions (``in_sessions``). *columns* choose a field's
-    column (``close=Price``) or leave it out (``turnover=``). ``Candles.notes`` tell conversions,
-    sorting and dropped rows.
+    else from the path; the interval from the times; the format from the name. The candles of a
+    share have sessions (``Candles.in_sessions``). *columns* choose a field's column
+    (``close=Price``) or leave it out (``turnover=``). ``Candles.notes`` tell conversions, sorting
+    and dropped rows.
 
     Raises ``DataInvalid``, with file and line, for an implausible file, and ``ConfigInvalid`` if no
     symbol is known.
@@ -113,6 +112,8 @@ def read_candles(
     if isinstance(path, Candles):
         if columns:
             raise ConfigInvalid(f"{path.path} is read already; leave columns out.")
+        if category == Category.STOCK and path.category is not Category.STOCK:
+            return replace(path, category=Category.STOCK).in_sessions()
         return path
     named = given = None
     if isinstance(path, NamedFrame) or is_frame(path):
@@ -130,14 +131,14 @@ def read_candles(
     table, symbol = of_one_symbol(table, named, given)
     doubts.reject_contracts(table, is_named=named is not None)
     fields = _fields(table, symbol, chosen)
-    rows = _rows(table, fields, is_placed=sessions_for is not None)
     held = Category(category or category_of(table.path))
-    candles = _candles(rows, symbol, held, is_fixed=sessions_for is None)
-    return candles if sessions_for is None else in_sessions(candles, sessions_for)
+    candles = _candles(_rows(table, fields), symbol, held)
+    return candles.in_sessions() if held is Category.STOCK else candles
 
 
-def _candles(rows: Rows, symbol: str, category: Category, *, is_fixed: bool) -> Candles:
-    """Return *rows* as candles, unless a doubt rejects them; bars of sessions are not fixed."""
+def _candles(rows: Rows, symbol: str, category: Category) -> Candles:
+    """Return *rows* as candles, unless a doubt rejects them."""
+    is_fixed = category is not Category.STOCK  # a night is no multiple of a bar
     doubts.reject_impossible(rows)
     rows = doubts.in_order(rows)
     step = doubts.interval_between(rows, is_fixed=is_fixed)
@@ -285,11 +286,8 @@ def _reject_missing(table: FileTable, missing: Sequence[str]) -> None:
 # ---------------------------------------------------------------- rows
 
 
-def _rows(table: FileTable, fields: dict[str, str], *, is_placed: bool) -> Rows:
-    """Return the exact rows of *table*: closed candles with a price, in the file's order.
-
-    *is_placed*: a calendar tells the zone of the times.
-    """
+def _rows(table: FileTable, fields: dict[str, str]) -> Rows:
+    """Return the exact rows of *table*: closed candles with a price, in the file's order."""
     doubts.reject_contract_units(table, fields)
     table = _with_points(_closed(table), fields)
     blank = np.logical_and.reduce([_is_blank(table.columns[fields[name]]) for name in PRICES])
@@ -297,7 +295,7 @@ def _rows(table: FileTable, fields: dict[str, str], *, is_placed: bool) -> Rows:
         rows = count_of(int(blank.sum()), "row")
         table.notes.append(f"{rows} without a price left out, as holes")
         table = table.select(~blank)
-    times = _times(table, fields[TIME], is_placed=is_placed)
+    times = _times(table, fields[TIME])
     # A price of more digits than a double tells comes from a random walk or an adjustment, not from
     # an exchange. At such a tick, quantities would be whole coins.
     columns = _numbers(table, fields, PRICES, limit=FLOAT_LIMIT, digits=10)
@@ -368,14 +366,14 @@ def parsed_times(
         raise table.refuse(what, row=error.row, change=change, **choice) from None
 
 
-def _times(table: FileTable, name: str, *, is_placed: bool) -> IntArray:
+def _times(table: FileTable, name: str) -> IntArray:
     """Return the open times in ms, of the column *name*."""
     times, notes = parsed_times(table, name, "the open time", open_time="NAME")
     is_local = "local" in name
     zones = [zone for zone in table.texts("timezone") if zone.upper() not in UTC_NAMES]
     zones = [*zones, "local time"] if is_local else zones
     is_zoneless = ZONELESS in notes or (is_local and table.columns[name].dtype.kind == "M")
-    if zones and is_zoneless and not is_placed:
+    if zones and is_zoneless:
         raise table.refuse(
             f"has times without an offset, and names a zone ({zones[0]})",
             change=doubts.with_zone(table, name),

@@ -19,7 +19,7 @@ from tracepaper.replay.archive.names import NAMES, TIME, coins_of, split_argumen
 from tracepaper.replay.archive.read import of_one_symbol, parsed_times
 from tracepaper.replay.archive.tables import read_table
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.sessions import MONTHS_OF, Calendar, SplitWatch
+from tracepaper.strategies.sessions import Calendar, SplitWatch
 from tracepaper.strategies.types.market import Category, CorporateAction, Instrument
 from tracepaper.strategies.units import HOUR_MS, MINUTE_MS, MONEY_DECIMALS, RATE_DECIMALS
 
@@ -46,8 +46,7 @@ class Quality:
     flat: int  # candles with a single price
     notes: tuple[str, ...]
     splits: tuple[str, ...]  # sentences about suspected splits of shares
-    calendar: str | None  # None if every interval counts
-    sessions: int | None  # sessions from the first candle to the last
+    sessions: int | None  # of a share, from the first candle to the last
 
 
 def quality(candles: Candles) -> Quality:
@@ -56,9 +55,7 @@ def quality(candles: Candles) -> Quality:
     same = candles.open[1:] == candles.close[:-1]
     joined = int(np.count_nonzero(consecutive))
     gaps = tuple(candles.gaps)
-    calendar = candles.calendar
-    if calendar is not None and calendar.sessions.name == MONTHS_OF:
-        calendar = None  # the market never closes; the calendar is that of months
+    calendar = candles.calendar if candles.category is Category.STOCK else None
     return Quality(
         path=candles.path,
         instrument=candles.instrument,
@@ -78,7 +75,6 @@ def quality(candles: Candles) -> Quality:
         flat=int(np.count_nonzero(candles.high == candles.low)),
         notes=candles.notes,
         splits=split_sentences(candles),
-        calendar=None if calendar is None else calendar.sessions.name,
         sessions=None
         if calendar is None
         else _sessions(calendar, *candles.open_time_ms[[0, -1]].tolist()),

@@ -1,277 +1,148 @@
-"""Exchange calendars, and candles aligned to their sessions.
-
-Only this module calls the calendar package, once per file or run; the engine gets numbers.
+"""The sessions of a share, which are the dates and hours of its own file.
 
 The rules are docs/stocks.md, K1 to K9.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from datetime import UTC, datetime
-from functools import lru_cache, partial
-from typing import Any, Final
+from typing import Final
 
-import msgspec
 import numpy as np
 
-from tracepaper.replay.archive.candles import Candles
-from tracepaper.replay.archive.columns import ZONELESS, IntArray
-from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.extras import missing_sentence
-from tracepaper.strategies.sessions import (
-    Anchor,
-    Calendar,
-    Sessions,
-    groups_of_days,
-    is_whole_days,
-)
-from tracepaper.strategies.units import DAY_MS, MINUTE_MS, iso
+from tracepaper.replay.archive.columns import IntArray
+from tracepaper.strategies.months import interval_end
+from tracepaper.strategies.sessions import Sessions, groups_of_days
+from tracepaper.strategies.units import DAY_MS, HOUR_MS, MINUTE_MS, WEEK_MS, count_of, iso
 
-SessionsFor = Callable[[int, int], Sessions]
-"""Returns the sessions of the whole years around two UTC times in milliseconds."""
-
-MOST: Final = 0.9
-"""The share of sessions that must fit before a file's candles count as aligned that way."""
-NS_A_MINUTE: Final = 60_000_000_000
+SATURDAY: Final = 5
+WEEK_DAYS: Final = 7
+YEAR_DAYS: Final = 365.25
+CLOSED_MOST: Final = 21
+"""The most days that an exchange stays closed; a longer break is a hole in the file."""
+EDGE_DAYS: Final = 31
+"""Days beyond the file on which its weekdays go on: they tell whether its last month is whole."""
 
 
-def sessions_named(name: str) -> SessionsFor:
-    """Return a function that gives the sessions of the calendar *name*, such as ``XNAS``.
+def session_days(times: IntArray, interval_ms: int) -> IntArray:
+    """Return the date of the session of each of *times*, in days since 1970.
 
-    Raises ``ConfigInvalid`` if the package is missing or has no such calendar.
+    Midnights, UTC, are dates. Other times divide into sessions in the middle of the night: the
+    longest part of a day in which no bar opens. The date is that at the exchange, which trades
+    seldom on weekends. A week or a month has the date of the nearest midnight.
     """
-    _calendar_class(name)
-    return partial(_sessions, name)
-
-
-def _sessions(name: str, from_ms: int, until_ms: int) -> Sessions:
-    return sessions_of_years(name, _year(from_ms), _year(until_ms))
-
-
-def _year(time_ms: int) -> int:
-    return datetime.fromtimestamp(time_ms / 1000, tz=UTC).year
-
-
-def _calendar_class(name: str) -> Any:  # noqa: ANN401 - a module of an optional package
-    """Return the package, after checking that it has the calendar *name*."""
-    try:
-        import exchange_calendars
-    except ImportError:
-        raise ConfigInvalid(
-            missing_sentence("exchange_calendars", f"market.calendar {name!r}")
-        ) from None
-    names = exchange_calendars.get_calendar_names()
-    if name not in names:
-        raise ConfigInvalid(
-            f"market.calendar {name!r} is no calendar; write one by its ISO 10383 code, such as "
-            "XNAS or XNYS."
-        )
-    return exchange_calendars
-
-
-def reaching(sessions: Sessions, from_ms: int, until_ms: int) -> Sessions:
-    """Return *sessions*, of whole years, if they cover both times.
-
-    Raises ``DataInvalid`` otherwise.
-    """
-    first, last = sessions.opens[0] * MINUTE_MS, sessions.closes[-1] * MINUTE_MS
-    for at in (from_ms, until_ms):
-        if not _year(first) <= _year(at) <= _year(last):
-            raise DataInvalid(
-                f"The data reach to {iso(at)}, beyond the sessions that the run was opened with; "
-                "give the run's own data."
-            )
-    return sessions
-
-
-@lru_cache(maxsize=8)
-def sessions_of_years(name: str, first: int, last: int) -> Sessions:
-    """Return the package's sessions of the years *first* to *last*."""
-    package = _calendar_class(name)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # warnings of pandas concern the package
-            calendar = package.get_calendar(name, start=f"{first}-01-01", end=f"{last}-12-31")
-    except ValueError as error:
-        raise DataInvalid(f"The calendar {name} does not reach to the data: {error}") from None
-    rows: list[tuple[int, int, int, int]] = []
-    columns = [
-        getattr(calendar, column).to_numpy(dtype="datetime64[ns]").astype(np.int64).tolist()
-        for column in ("opens", "break_starts", "break_ends", "closes")
-    ]
-    nothing = np.iinfo(np.int64).min  # marks a missing break
-    labels = calendar.sessions.to_numpy(dtype="datetime64[D]").astype(np.int64).tolist()
-    for day, opened, paused, resumed, closed in zip(labels, *columns, strict=True):
-        offset = datetime.fromtimestamp(opened / 10**9, tz=calendar.tz).utcoffset()
-        assert offset is not None
-        ahead = int(offset.total_seconds()) // 60
-        if paused == nothing:
-            rows.append((day, opened, closed, ahead))
-        else:
-            rows += [(day, opened, paused, ahead), (day, resumed, closed, ahead)]
-    days, opens, closes, offsets = (tuple(column) for column in zip(*rows, strict=True))
-    return Sessions(
-        name=name,
-        version=str(package.__version__),
-        anchor=Anchor.CLOCK,
-        a_year=len(labels) / (last - first + 1),
-        days=days,
-        opens=tuple(at // NS_A_MINUTE for at in opens),
-        closes=tuple(at // NS_A_MINUTE for at in closes),
-        offsets=offsets,
+    if not (times % DAY_MS).any():
+        return times // DAY_MS
+    if interval_ms > DAY_MS:
+        return (times + DAY_MS // 2) // DAY_MS
+    of_day = np.unique(times % DAY_MS)
+    pauses = np.diff(of_day, append=of_day[0] + DAY_MS)
+    night = int(pauses.argmax())
+    middle = int(of_day[night] + pauses[night] // 2) % DAY_MS
+    if interval_ms < DAY_MS and pauses[night] <= max(interval_ms, HOUR_MS):
+        middle = 0  # bars open in the whole day
+    days = (times - middle) // DAY_MS + (middle >= DAY_MS // 2)
+    other = days + (1 if middle < DAY_MS // 2 else -1)
+    on_weekend, other_on_weekend = (
+        int((_weekdays(each) >= SATURDAY).sum()) for each in (days, other)
     )
+    return other if on_weekend and other_on_weekend * 2 <= on_weekend else days
 
 
-# ---------------------------------------------------------------- candles upon sessions
+def own_sessions(times: IntArray, interval_ms: int) -> Sessions:
+    """Return the sessions of bars that open at *times*, ascending.
 
-
-def in_sessions(candles: Candles, sessions_for: SessionsFor) -> Candles:
-    """Return *candles* at the opens of their session bars; drop others, with a note.
-
-    A day, week or month is matched by its date. A shorter candle must open with a bar of the
-    session. Text without a zone is the exchange's local time if that fits more bars than UTC.
-
-    Raises ``DataInvalid`` if no candle fits, or two fit the same bar.
+    A session lasts from its first bar to the end of its last. A hole in it where most sessions
+    have one is a break; other holes lack bars. In a break of more than ``CLOSED_MOST`` days, and
+    for ``EDGE_DAYS`` before the first and after the last, the usual weekdays are sessions.
     """
-    times = candles.open_time_ms
-    sessions = sessions_for(int(times[0]), int(times[-1]))
-    remarks, notes = [], list(candles.notes)
-    if is_whole_days(candles.interval_ms):
-        calendar = Calendar(sessions, candles.interval_ms)
-        places = _by_date(times, calendar)
-        notes = [note for note in notes if note != ZONELESS]
+    days = session_days(times, interval_ms)
+    if interval_ms >= DAY_MS:
+        rows = _whole_days(times, interval_ms)
     else:
-        opens = times
-        calendar, places = _by_open(times, sessions, candles.interval_ms)
-        if ZONELESS in notes:
-            local_opens = _from_local(times, sessions)
-            local, local_places = _by_open(local_opens, sessions, candles.interval_ms)
-            if np.count_nonzero(local_places >= 0) > np.count_nonzero(places >= 0):
-                calendar, places, opens = local, local_places, local_opens
-                notes.remove(ZONELESS)
-                remarks.append(f"times are text without a zone, read as those of {sessions.name}")
-        if _are_closes(opens, sessions):
-            raise DataInvalid(
-                f"{candles.path}: its times are those of closes, as sessions of {sessions.name} "
-                "end with one of them and begin with none: give the open time of each candle."
-            )
-    kept = np.flatnonzero(places >= 0)
-    if not kept.size:
-        raise DataInvalid(
-            f"{candles.path}: no candle opens with a bar of {sessions.name}; name the calendar of "
-            "its exchange, or give the times with their offset from UTC."
-        )
-    again = np.flatnonzero(np.diff(places[kept]) <= 0)
-    if again.size:
-        earlier, later = (iso(int(times[kept[again[0] + more]])) for more in (0, 1))
-        raise DataInvalid(
-            f"{candles.path}: the candles of {earlier} and {later} are of one bar of "
-            f"{sessions.name}; remove one of them."
-        )
-    lost = times.size - kept.size
-    if lost:
-        first = iso(int(times[np.flatnonzero(places < 0)[0]]))
-        what = "candle" if lost == 1 else "candles"
-        remarks.append(f"{lost} {what} outside the sessions of {sessions.name} dropped: {first}")
-        if lost > 1:
-            remarks[-1] += " first"
-    return replace(
-        candles[kept],
-        open_time_ms=calendar.opens[places[kept]],
-        calendar=calendar,
-        notes=(*notes, *remarks),
+        rows = _hours(times, days, interval_ms)
+    if interval_ms <= DAY_MS:
+        rows = _with_usual_days(rows)
+    first, last = ((int(day) + 3) // WEEK_DAYS for day in days[[0, -1]])
+    a_year = np.unique(days).size / ((last - first + 1) * WEEK_DAYS) * YEAR_DAYS
+    return Sessions(a_year, *(tuple(column.tolist()) for column in rows))
+
+
+def lacking_days(times: IntArray, interval_ms: int) -> str:
+    """Return a sentence with the number of days (weeks, months) that the file lacks, or ""."""
+    days, unit = np.unique(session_days(times, interval_ms)), "day"
+    every = np.arange(days[0], days[-1] + 1)
+    if interval_ms > DAY_MS:
+        unit = "week" if interval_ms == WEEK_MS else "month"
+        absent = np.setdiff1d(groups_of_days(every, interval_ms), groups_of_days(days, interval_ms))
+    else:
+        absent = np.setdiff1d(every[np.isin(_weekdays(every), _usual_weekdays(days))], days)
+    if not absent.size:
+        return ""
+    sentence = f"{count_of(absent.size, unit)} between others without a candle"
+    return (
+        f"{sentence}, the first {iso(int(absent[0]) * DAY_MS)[:10]}" if unit == "day" else sentence
     )
 
 
-def _by_open(times: IntArray, sessions: Sessions, interval_ms: int) -> tuple[Calendar, IntArray]:
-    """Return the calendar whose bars open at most of *times*, and the bar index of each time.
+def _whole_days(times: IntArray, interval_ms: int) -> IntArray:
+    """Return days, starts, opens and closes of bars of whole days, which open at midnight."""
+    ends = np.array([interval_end(at, interval_ms) for at in times.tolist()])
+    ends[:-1] = np.minimum(ends[:-1], times[1:])
+    opens = times // MINUTE_MS
+    return np.stack((times // DAY_MS, opens, opens, ends // MINUTE_MS))
 
-    A time without a bar gets -1. If both anchors fit equally, the clock is the anchor.
+
+def _hours(times: IntArray, days: IntArray, interval_ms: int) -> IntArray:
+    """Return days, starts, opens and closes of the sessions of bars shorter than a day."""
+    steps, is_inside = np.diff(times), np.diff(days) == 0
+    is_first = np.append(True, ~is_inside)[:-1]
+    is_short = is_inside & is_first & (steps < interval_ms)  # 9:30, then 10:00
+    kinds = np.stack((times[:-1] % DAY_MS, steps), axis=1)
+    _, kind, counts = np.unique(kinds, axis=0, return_inverse=True, return_counts=True)
+    is_usual = counts[kind.reshape(-1)] * 2 > max(np.unique(days).size, 2)
+    is_hole = (steps > interval_ms) & (steps % interval_ms == 0) & ~is_usual
+    goes_on = is_inside & (is_short | is_hole | (steps == interval_ms))
+    firsts = np.flatnonzero(np.append(True, ~goes_on))
+    lasts = np.append(firsts[1:] - 1, times.size - 1)
+    opens, closes = times[firsts], times[lasts] + interval_ms
+    closes[:-1] = np.minimum(closes[:-1], opens[1:])
+    starts, short = opens.copy(), np.append(is_short, False)[firsts]
+    starts[short] = times[firsts[short] + 1] - interval_ms
+    return np.stack((days[firsts], starts // MINUTE_MS, opens // MINUTE_MS, closes // MINUTE_MS))
+
+
+def _with_usual_days(rows: IntArray) -> IntArray:
+    """Return *rows* with the usual weekdays beyond their ends, and in breaks that are holes.
+
+    Such a day has the hours of the day before it, and before the first day those of that.
     """
-    calendars = [
-        Calendar(msgspec.structs.replace(sessions, anchor=anchor), interval_ms)
-        for anchor in (Anchor.CLOCK, Anchor.SESSION)
-    ]
-    candidates = []
-    for calendar in calendars:
-        places = calendar.places(times)
-        candidates.append(np.where(calendar.opens[places] == times, places, -1))
-    counts = [np.count_nonzero(places >= 0) for places in candidates]
-    chosen = 1 if counts[1] > counts[0] else 0
-    return calendars[chosen], candidates[chosen]
+    days = rows[0]
+    usual, first, last = _usual_weekdays(days), int(days[0]), int(days[-1])
+    parts = [_copies(rows[:, days == first], np.arange(first - EDGE_DAYS, first), usual)]
+    start = 0
+    for after in (*(np.flatnonzero(np.diff(days) > CLOSED_MOST) + 1).tolist(), days.size):
+        day = int(days[after - 1])
+        until = int(days[after]) if after < days.size else last + EDGE_DAYS + 1
+        added = _copies(rows[:, days == day], np.arange(day + 1, until), usual)
+        parts += [rows[:, start:after], added]
+        start = after
+    return np.concatenate(parts, axis=1)
 
 
-def _are_closes(times: IntArray, sessions: Sessions) -> bool:
-    """Return whether *times* are closes: they include ends of sessions and no opens.
-
-    Sessions with trading before or after them are ignored.
-    """
-    begins, ends = (np.array(part) * MINUTE_MS for part in (sessions.opens, sessions.closes))
-    over = (begins >= times[0] - DAY_MS // 2) & (ends <= times[-1])
-    if not over.any() or (times > ends[np.searchsorted(begins, times, side="right") - 1]).any():
-        return False
-    ended, begun = (np.isin(part[over], times).mean() for part in (ends, begins))
-    return bool(ended > MOST and begun < 1 - MOST)
+def _copies(session: IntArray, days: IntArray, usual: IntArray) -> IntArray:
+    """Return the rows of one *session* on those of *days* whose weekday is *usual*."""
+    moved = days[np.isin(_weekdays(days), usual)] - session[0, 0]
+    units = np.array([1, *3 * [DAY_MS // MINUTE_MS]])  # days, then minutes
+    copies: IntArray = session[:, None, :] + units[:, None, None] * moved[None, :, None]
+    return copies.reshape(len(session), -1)
 
 
-def _from_local(times: IntArray, sessions: Sessions) -> IntArray:
-    """Convert *times* from the exchange's local time to UTC."""
-    days, offsets = np.array(sessions.days), np.array(sessions.offsets)
-    at = np.searchsorted(days, times // DAY_MS).clip(max=days.size - 1)
-    return times - offsets[at] * MINUTE_MS
+def _usual_weekdays(days: IntArray) -> IntArray:
+    """Return the weekdays on which at least half as many of *days* lie as on the most frequent."""
+    counts = np.bincount(_weekdays(np.unique(days)), minlength=WEEK_DAYS)
+    return np.flatnonzero(counts * 2 >= counts.max())
 
 
-def _by_date(times: IntArray, calendar: Calendar) -> IntArray:
-    """Return the bar index in *calendar*, of days, weeks or months, for each of *times*, or -1.
-
-    A time at which a bar opens belongs to that bar. Any other time names a date: in UTC if all
-    times are midnights there, else in the exchange's local time.
-    """
-    at_open = calendar.places(times)
-    days = times // DAY_MS
-    if (times % DAY_MS).any():
-        sessions = calendar.sessions
-        opens = np.array(sessions.opens, dtype=np.int64) * MINUTE_MS
-        # Use the offset of the next session, since midnight precedes the open.
-        near = np.searchsorted(opens, times).clip(max=opens.size - 1)
-        days = (times + np.array(sessions.offsets)[near] * MINUTE_MS) // DAY_MS
-    bars = groups_of_days(calendar.days, calendar.interval_ms)
-    wanted = groups_of_days(days, calendar.interval_ms)
-    places = np.searchsorted(bars, wanted).clip(max=bars.size - 1)
-    places = np.where(bars[places] == wanted, places, -1)
-    return np.where(calendar.opens[at_open] == times, at_open, places)
-
-
-def on_common_sessions(candles: Sequence[Candles], sessions_for: SessionsFor) -> list[Candles]:
-    """Return *candles* on the common sessions of their calendars.
-
-    Raises ``DataInvalid`` if their bars have different anchors, or one fits no common session.
-    """
-    anchors = [part.calendar.sessions.anchor for part in candles if part.calendar is not None]
-    for part, anchor in zip(candles, anchors, strict=True):
-        if anchor is not anchors[0]:
-            raise DataInvalid(
-                f"{candles[0].path} opens its bars by the {anchors[0]} and {part.path} by the "
-                f"{anchor}; give files of one kind."
-            )
-    sessions = sessions_for(
-        min(int(part.open_time_ms[0]) for part in candles),
-        max(int(part.open_time_ms[-1]) for part in candles),
-    )
-    sessions = msgspec.structs.replace(sessions, anchor=anchors[0])
-    counted = []
-    for part in candles:
-        calendar = Calendar(sessions, part.interval_ms)
-        opens = calendar.opens[calendar.places(part.open_time_ms)]
-        wrong = np.flatnonzero(opens != part.open_time_ms)
-        if wrong.size:
-            at = iso(int(part.open_time_ms[wrong[0]]))
-            raise DataInvalid(
-                f"{part.path}: no bar of {sessions.name} opens at {at} in the sessions that the "
-                "run was opened with; give the run's own data."
-            )
-        counted.append(replace(part, calendar=calendar))
-    return counted
+def _weekdays(days: IntArray) -> IntArray:
+    """Return the weekday of each of *days* since 1970: 0 is Monday."""
+    return (days + 3) % WEEK_DAYS

@@ -39,8 +39,8 @@ from tracepaper.daemon.session.run_row import new_run, reject_size
 from tracepaper.daemon.session.universe import listed_symbols
 from tracepaper.daemon.session.user_class import unguarded
 from tracepaper.daemon.session.user_model import user_model
+from tracepaper.replay.archive.candles import on_joint_sessions
 from tracepaper.replay.archive.series import archive_instrument, split_sentences
-from tracepaper.replay.archive.sessions import in_sessions, sessions_named
 from tracepaper.replay.backtest.book_feed import (
     BookFeed,
     FillSource,
@@ -61,6 +61,7 @@ from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.types.decisions import FillModel, RunRow
 from tracepaper.strategies.types.market import Category, Event, Instrument, RunKind
 from tracepaper.strategies.units import (
+    DAY_MS,
     INTERVAL_NAMES,
     MINUTE_MS,
     duration,
@@ -128,6 +129,7 @@ def configuration(
             f"{first.path} has bars of {first.interval_ms / 60_000:g} minutes, an interval that "
             f"the exchange does not know; {_multiples(first.interval_ms)}."
         )
+    _reject_other_assets(config, data, origins.get(("market", "asset"), DATA))
     _reject_other_symbols(config, data, origins.get(("market", "symbols"), DATA))
     finest = max(data.candles, key=lambda part: part.interval_ms)
     if config.market.interval_ms < finest.interval_ms:
@@ -186,6 +188,18 @@ def _multiples(interval_ms: int) -> str:
     return f"set market.interval to a multiple of it: {', '.join(fitting)} minutes"
 
 
+def _reject_other_assets(config: Config, data: MarketData, origin: str) -> None:
+    """Reject candles of shares where crypto is traded, and the other way round."""
+    is_share = config.market.asset == STOCK
+    for part in data.candles:
+        if (part.category is Category.STOCK) is not is_share:
+            wrong, traded = ("crypto", "shares") if is_share else ("shares", "crypto")
+            raise ConfigInvalid(
+                f"{part.path} holds {wrong} by its name, and {origin} trades {traded}; set "
+                'market.asset = "stock" for files of shares, and replay those of crypto apart.'
+            )
+
+
 def _reject_other_symbols(config: Config, data: MarketData, origin: str) -> None:
     """Reject candles of symbols that are not traded, and traded symbols without candles."""
     wanted = config.market.symbols
@@ -209,18 +223,13 @@ def _traded(data: MarketData, config: Config) -> MarketData:
 
     A file's name only tells the market of its recording; the configuration sets the traded market.
     """
-    market, candles = config.market, data.candles
-    if market.asset == STOCK and (calendar := market.calendar) is not None:
-        candles = [
-            in_sessions(part, sessions_named(calendar)) if part.calendar is None else part
-            for part in candles
-        ]
-    category = Category(market.category)
+    category, interval_ms = Category(config.market.category), config.market.interval_ms
+    candles = list(data.candles)
+    if category is Category.STOCK and interval_ms > DAY_MS:  # so that their weeks end together
+        candles = on_joint_sessions(candles)
     return replace(
         data,
-        candles=[
-            replace(part, category=category).resampled(market.interval_ms) for part in candles
-        ],
+        candles=[replace(part, category=category).resampled(interval_ms) for part in candles],
         frames=[replace(part, category=category) for part in data.frames],
     )
 
@@ -402,10 +411,10 @@ def _frames_read(config: Config, strategies: Strategies, data: MarketData) -> di
         wanted |= frame_bars(strategy)
     if days := book_days(config):
         wanted[DAY_FRAME] = max(days + 1, wanted.get(DAY_FRAME, 0))
-    if data.frames and config.market.calendar is not None:
+    if data.frames and config.market.asset == STOCK:
         raise ConfigInvalid(
-            f"{data.frames[0].path} cannot be used with market.calendar, whose frames are made of "
-            "the run's own session bars; give bars from further back."
+            f"{data.frames[0].path} cannot be used for shares, whose frames are made of the run's "
+            "own session bars; give bars from further back."
         )
     for part in data.frames:
         if part.symbol not in config.market.symbols:

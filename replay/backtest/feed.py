@@ -15,6 +15,7 @@ from typing import Final
 import numpy as np
 
 from tracepaper.replay.archive import Candles, merge_candles
+from tracepaper.replay.archive.candles import on_joint_sessions
 from tracepaper.replay.archive.corporate_actions import place_actions
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.tracks import BATCH_BARS, BarSpan, DataLookback, Track, aligned
@@ -41,7 +42,7 @@ class ArchiveFeed:
 
     Events are ordered by the bar's close, then by instrument. A ``Gap`` precedes the
     bar after a hole; a ``Funding`` follows the bars that close at its time. A bar is seen at its
-    close, ``market_ms = seen_ms``; with a calendar it closes at its session's end at the latest.
+    close, ``market_ms = seen_ms``; that of a share closes at its session's end at the latest.
 
     The period holds the bars that open in [*from_ms*, *until_ms*). Before it the feed yields the
     last *warmup_bars* of each instrument. *instruments* give the scales: they need at least the
@@ -73,8 +74,11 @@ class ArchiveFeed:
         merged = sorted(merge_candles(data.candles), key=attrgetter("instrument"))
         data = replace(data, candles=merged)
         joined = data.candles
-        self.sessions: Sessions | None = _sessions_of(data)
-        """The sessions that bars are counted by; None if the market never closes."""
+        self.sessions: dict[str, Sessions] = {
+            part.instrument: part.calendar.sessions for part in joined if part.calendar is not None
+        }
+        """By instrument id: the sessions of shares, or months, by which bars are counted."""
+        _reject_other_hours(joined)
         _reject_mixed_intervals(data)
         traded = {instrument.id: instrument for instrument in instruments}
         self._together = tuple(traded) if closes_together else ()
@@ -151,21 +155,17 @@ def _closed_together(events: Iterable[Event], names: Sequence[str]) -> Iterator[
         yield from after
 
 
-def _sessions_of(data: MarketData) -> Sessions | None:
-    """Return the common sessions of all candles of *data*."""
-    candles = data.candles
-    first = candles[0].calendar if candles else None
-    for part in candles:
-        if (part.calendar is None) is not (first is None) or (
-            first is not None
-            and part.calendar is not None
-            and part.calendar.sessions != first.sessions
-        ):
+def _reject_other_hours(candles: Sequence[Candles]) -> None:
+    """Reject shares whose bars open at different minutes of an interval, as no report counts them.
+
+    Raises ``DataInvalid``.
+    """
+    for part, placed in zip(candles, on_joint_sessions(candles), strict=True):
+        if part.calendar is not None and (part.closes_ms != placed.closes_ms).any():
             raise DataInvalid(
-                f"{candles[0].path} and {part.path} are counted by different sessions: read them "
-                "together, by one calendar."
+                f"{part.path}: its bars open at other minutes than those of the other shares; "
+                "replay the shares of each exchange apart."
             )
-    return None if first is None else first.sessions
 
 
 def _reject_mixed_intervals(data: MarketData) -> None:

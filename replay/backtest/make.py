@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +21,6 @@ from tracepaper.daemon.session.loop import KnownPredictor
 from tracepaper.daemon.session.models import card_of
 from tracepaper.daemon.session.resume import recall_events, restore_engine
 from tracepaper.daemon.session.run_row import continues, sessions_of, start_event
-from tracepaper.replay.archive.sessions import SessionsFor, reaching
 from tracepaper.replay.backtest.build import Replay, build, configuration
 from tracepaper.replay.backtest.effects import (
     engine_inputs,
@@ -101,7 +99,7 @@ def make_run(spec: RunSpec, watch: Watch | None = None) -> MadeRun:
             reject_unused(
                 spec, Consumer.RESUME, f"Run {spec.resume} goes on by its own configuration"
             )
-            data = MarketData.read(spec, sessions_for=sessions_before(database, spec.resume))
+            data = MarketData.read(spec)
             run_id = resume_replay(
                 spec.resume, data, audit, database, tally, until_ms=spec.until_ms
             )
@@ -232,16 +230,6 @@ def _remove_failed_start(database: Path, kept: dict[Path, list[Path]], *, is_new
 # ---------------------------------------------------------------- resume an interrupted replay
 
 
-def sessions_before(database: Path, wanted: str) -> SessionsFor | None:
-    """Return a function that gives the sessions stored with the run *wanted*.
-
-    A newer calendar package may give others. None if the run has no calendar.
-    """
-    with Reader.open(database) as reader:
-        sessions = sessions_of(reader.stored_run(reader.find(wanted)).run)
-    return None if sessions is None else partial(reaching, sessions)
-
-
 def resume_replay(
     wanted: str,
     data: MarketData,
@@ -308,6 +296,11 @@ def resumed_replay(
         mode=run.mode or "scan",
         database=database,
     )
+    if replay.feed.sessions != sessions_of(run):
+        raise DataInvalid(
+            f"The dates of the data are not those of run {run_id}, which are its sessions; give "
+            "the data that it was made of."
+        )
     if not continues(run, replay.config, replay.forecaster, model_sha256=run.model_sha256):
         raise ConfigInvalid(
             f"Run {run_id} was made by {run.code_version} with another configuration, strategy, "

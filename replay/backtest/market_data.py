@@ -30,11 +30,6 @@ from tracepaper.replay.archive.books import RecordedDepth, read_depth
 from tracepaper.replay.archive.candles import Span
 from tracepaper.replay.archive.corporate_actions import ActionRow, actions_until, read_actions
 from tracepaper.replay.archive.read import CandleInput, NamedFrame, read_candles
-from tracepaper.replay.archive.sessions import (
-    SessionsFor,
-    on_common_sessions,
-    sessions_named,
-)
 from tracepaper.replay.backtest.book_feed import ChangedSource, EventsSource, FillSource
 from tracepaper.replay.backtest.run_spec import RunSpec
 from tracepaper.replay.backtest.tracks import (
@@ -56,7 +51,6 @@ class SourceReader(NamedTuple):
 
     spec: RunSpec
     market: MarketSection
-    sessions_for: SessionsFor | None  # replaces the market's calendar
     frame_symbol: str | None  # the symbol of a frame without one
     candles: tuple[Candles, ...] = ()  # already read
 
@@ -83,24 +77,19 @@ class MarketSource(NamedTuple):
 
 
 def _read_candles(given: Sequence[CandleInput], reading: SourceReader) -> list[Candles]:
-    """Read candles; place those of shares on the sessions of their calendar."""
-    sessions_for, calendar = reading.sessions_for, reading.market.calendar
-    if reading.market.asset == STOCK and sessions_for is None and calendar is not None:
-        sessions_for = sessions_named(calendar)
-    candles = [_candles(item, reading, sessions_for) for item in given]
-    return candles if sessions_for is None else on_common_sessions(candles, sessions_for)
+    """Read candles; the files of a share are joined, so that its sessions are those of all."""
+    candles = [_candles(item, reading) for item in given]
+    if any(part.category is Category.STOCK for part in candles):
+        return merge_candles(candles)
+    return candles
 
 
-def _candles(item: CandleInput, reading: SourceReader, sessions_for: SessionsFor | None) -> Candles:
+def _candles(item: CandleInput, reading: SourceReader) -> Candles:
     spec, is_share = reading.spec, reading.market.asset == STOCK
     if isinstance(item, NamedFrame):
         item = item._replace(symbol=item.symbol or reading.frame_symbol)
-    return read_candles(
-        item,
-        category=Category.STOCK if is_share else spec.category,
-        columns=spec.columns,
-        sessions_for=sessions_for,
-    )
+    category = Category.STOCK if is_share else spec.category
+    return read_candles(item, category=category, columns=spec.columns)
 
 
 def _candles_until(given: Sequence[Candles], cutoff: Cutoff) -> list[Candles]:
@@ -182,7 +171,7 @@ def _depth_until(given: Sequence[RecordedDepth], cutoff: Cutoff) -> list[Recorde
 
 SOURCES: Final[Mapping[str, MarketSource]] = {
     "frames": MarketSource(
-        read=lambda given, reading: [_candles(item, reading, None) for item in given],
+        read=lambda given, reading: [_candles(item, reading) for item in given],
         tracks=frame_tracks,
         until=_frames_until,
         digest=attrgetter("sha256"),
@@ -243,15 +232,12 @@ class MarketData:
     events: Sequence[FillSource] = ()  # order books that fill orders
 
     @classmethod
-    def read(cls, spec: RunSpec, *, sessions_for: SessionsFor | None = None) -> Self:
-        """Read the data of *spec*; shares use the sessions of *sessions_for*, or of the calendar.
-
-        Raises ``DataInvalid`` or ``ConfigInvalid`` for implausible data.
-        """
+    def read(cls, spec: RunSpec) -> Self:
+        """Read the data of *spec*; raise ``DataInvalid`` or ``ConfigInvalid`` if implausible."""
         config, origins = load_with_origins(spec.given, spec.sections, caller=spec.caller)
         symbols = config.market.symbols
         is_chosen = ("market", "symbols") in origins and len(symbols) == 1
-        reading = SourceReader(spec, config.market, sessions_for, symbols[0] if is_chosen else None)
+        reading = SourceReader(spec, config.market, symbols[0] if is_chosen else None)
         candles = tuple(SOURCES["candles"].read(spec.candles, reading))
         reading = reading._replace(candles=candles)
         rest = [field.name for field in fields(cls) if field.name != "candles"]
@@ -288,7 +274,7 @@ class MarketData:
     def span_ms(self) -> int:
         """The longest span of a symbol's candles, in milliseconds.
 
-        With a calendar only time within sessions counts.
+        Of shares only time within sessions counts.
         """
         joined = merge_candles(self.candles)
         return max((int(part.steps.sum()) + 1) * part.interval_ms for part in joined)

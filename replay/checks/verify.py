@@ -26,6 +26,7 @@ from tracepaper.daemon.session.run_row import (
     ENVIRONMENT_FIELDS,
     NO_MODEL,
     code_version,
+    sessions_of,
     start_event,
     strategy_sha256,
 )
@@ -47,9 +48,8 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.record.decode import StoredRows
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
-from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.order_book import books_in
-from tracepaper.strategies.sessions import MONTHS_OF
+from tracepaper.strategies.sessions import calendars_of
 from tracepaper.strategies.types.decisions import RunRow, Step
 from tracepaper.strategies.types.market import (
     Bar,
@@ -61,6 +61,7 @@ from tracepaper.strategies.types.market import (
     RetrainingEnd,
     RetrainOutcome,
 )
+from tracepaper.strategies.units import iso
 
 DIFFERENCES_KEPT: Final = 100
 PROGRESS_STEPS: Final = 250
@@ -271,24 +272,19 @@ def _judge_run(
 ) -> None:
     """Check the run's own row against its configuration, its model and its first start."""
     run, config = stored.run, recorded.config
-    model, market = recorded.forecaster, config.market
-    counted_by = market.calendar or (MONTHS_OF if market.interval_ms == MONTH_MS else None)
+    model = recorded.forecaster
     due: dict[str, object] = {
         "config": config.canonical_json(),
         "config_sha256": config.sha256(),
         "strategy": strategy_name(config),
         "interval_ms": config.market.interval_ms,
         "gate_horizon": config.gate.horizon,
-        "calendar": counted_by,
         "sees_account": recorded.engine.sees_account,
     }
     if recorded.beginning is None or model is None:  # else another model may answer there
         due["model_id"] = "" if model is None else model.model_id
         due["model_sha256"] = "" if model is None else model.model_sha256
-    if counted_by is None:
-        due |= {"calendar_version": None, "calendar_sha256": None}
-    for name, _, value in of_start(run, model):
-        due[name] = value
+    due |= {name: value for name, _, value in of_start(run, model)}
     if starts := reader.of_type(run.run_id, ModelChange):
         due = {name: getattr(starts[0], name) for name in _START_FIELDS} | due
     due["strategy_sha256"] = strategy_sha256(config)
@@ -378,6 +374,7 @@ class GivenEvents:
         self._choices = ChoiceCheck(reader, run, config, is_whole=is_whole)
         self._reader = reader
         self._keys = [item.id for item in run.instruments]
+        self._calendars = calendars_of(sessions_of(run), run.interval_ms)
         self._sampled: dict[str, bool] = {}  # whether the books of each instrument are samples
 
     def of_close(self, close: Close) -> Iterator[Unlike]:
@@ -391,11 +388,16 @@ class GivenEvents:
         ):
             if stored != follows:
                 yield name, stored, follows
+        for bar in close.bars:
+            yield from self._in_session(bar)
         yield from self._choices.of(*close.bars)
 
     def of(self, event: Event, forecaster: Forecaster | None) -> Iterator[Unlike]:
         """Check *event* against the rest of the record; *forecaster* is the model after it."""
         match event:
+            case Bar():
+                yield from self._in_session(event)
+                yield from self._choices.of(event)
             case ModelChange():
                 yield from of_start(event, forecaster)
             case RetrainingEnd():
@@ -410,6 +412,15 @@ class GivenEvents:
                     yield "is_sampled", is_sampled, due
             case _:
                 yield from self._choices.of(event)
+
+    def _in_session(self, bar: Bar) -> Iterator[Unlike]:
+        """Check that the *bar* of a share is one of its sessions, which the run holds."""
+        if (calendar := self._calendars.get(bar.instrument)) is not None:
+            place = calendar.place(bar.open_time_ms)
+            opens, closes = int(calendar.opens[place]), int(calendar.closes[place])
+            if (opens, closes) != (bar.open_time_ms, bar.closed_ms):
+                due = f"{iso(opens)} to {iso(closes)}"
+                yield "session", f"{iso(bar.open_time_ms)} to {iso(bar.closed_ms)}", due
 
     def of_run(self) -> Iterator[Unlike]:
         """Check all retrainings and model changes, which a prune keeps, against each other.

@@ -41,12 +41,6 @@ PathsArgument = Annotated[
 CategoryOption = Annotated[
     Category | None, typer.Option("--category", help="The category; by default from the name.")
 ]
-CalendarOption = Annotated[
-    str | None,
-    typer.Option(
-        "--calendar", metavar="CODE", help="For shares: the exchange's calendar, such as XNAS."
-    ),
-]
 
 
 @app.command()
@@ -56,15 +50,11 @@ def check(
     *,
     category: CategoryOption = None,
     columns: ColumnsOption = None,
-    calendar: CalendarOption = None,
 ) -> CommandAnswer:
     """Check files of candles, order books or events: what each holds, or why it is rejected."""
     from tracepaper.replay.archive import read_candles
     from tracepaper.replay.archive.series import quality
-    from tracepaper.replay.archive.sessions import sessions_named
 
-    require("exchange_calendars", "--calendar", calendar)
-    sessions_for = None if calendar is None else sessions_named(calendar)
     documents: list[dict[str, object]] = []
     lines: list[str] = []
     rejected = 0
@@ -73,13 +63,7 @@ def check(
             if (recorded := _recorded(Path(path), columns)) is not None:
                 document, file_lines = asdict(recorded), _recorded_lines(recorded)
             else:
-                candles = read_candles(
-                    path,
-                    category=category if calendar is None else Category.STOCK,
-                    columns=columns or (),
-                    sessions_for=sessions_for,
-                )
-                figures = quality(candles)
+                figures = quality(read_candles(path, category=category, columns=columns or ()))
                 document, file_lines = asdict(figures), _lines(figures)
             documents.append({"valid": True, **document})
         except (ConfigInvalid, DataInvalid) as error:
@@ -102,7 +86,7 @@ def _lines(quality: Quality) -> list[str]:
         f"{quality.rows:,} candles that open from {iso(quality.first_ms)} to {iso(quality.last_ms)}"
     )
     if quality.sessions is not None:
-        span += f", {quality.sessions:,} sessions of {quality.calendar}"
+        span += f", {quality.sessions:,} sessions"
     scales = (
         f"prices to {_unit(quality.price_decimals)}, volume to {_unit(quality.volume_decimals)}"
     )

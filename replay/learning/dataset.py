@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from tracepaper.daemon.config.values import STOCK
 from tracepaper.daemon.session.user_code import file_sha256
 from tracepaper.replay.archive import Candles, merge_candles
 from tracepaper.replay.archive.columns import instant
 from tracepaper.replay.archive.read import CandleInput, read_candles
-from tracepaper.replay.archive.sessions import on_common_sessions, sessions_named
 from tracepaper.replay.learning import card as cards
 from tracepaper.replay.learning.baselines import (
     Answer,
@@ -102,7 +102,7 @@ class Dataset:
         schema_id: str = "v2",
         *,
         intervals: Sequence[int] = (),
-        calendar: str | None = None,
+        asset: str | None = None,
         columns: Sequence[str] = (),
         stored: FittedBaselines | None = None,
         vectors: SideInputs | None = None,
@@ -116,7 +116,7 @@ class Dataset:
         """
         interval_ms = own_interval(schema_id, intervals)
         wanted = tuple(intervals) or ((interval_ms,) if interval_ms else ())
-        files = read_files(inputs, wanted, calendar=calendar, columns=columns)
+        files = read_files(inputs, wanted, asset=asset, columns=columns)
         schemas = _schemas(schema_id, tuple(files.candles))
         segments = {
             interval_ms: [
@@ -187,18 +187,17 @@ class Dataset:
 
     @property
     def read_as(self) -> dict[str, Any]:
-        """The calendar and intervals of reading the files, for a card."""
-        calendar = self.segments[0].candles.calendar
+        """The asset and intervals of reading the files, for a card."""
         options: dict[str, Any] = {}
-        if calendar is not None:
-            options["calendar"] = calendar.sessions.name
+        if all(segment.candles.category is Category.STOCK for segment in self.segments):
+            options["asset"] = STOCK
         if self.others:
             options["intervals"] = [interval_text(interval) for interval in self.intervals]
         return options
 
     @property
     def times(self) -> tuple[str, ...]:
-        """The horizons as times, such as ``30m``; with a calendar, times of trading."""
+        """The horizons as times, such as ``30m``; of shares, times of trading."""
         return tuple(interval_text(bars * self.interval_ms) for bars in self.horizons)
 
     @property
@@ -430,9 +429,14 @@ def close_by_close(data: Dataset, split: Callable[[Sequence[Segment]], Split]) -
     """Return *data* at the common closes of all symbols, with the parts of *split*.
 
     At a common close every symbol has a bar and a row of features. Raises ``ConfigInvalid`` for a
-    single symbol and ``DataInvalid`` without a common close. The rules are docs/several.md, P23 and
-    P26.
+    single symbol or shares, and ``DataInvalid`` without a common close. The rules are
+    docs/several.md, P23 and P26.
     """
+    if any(segment.candles.category is Category.STOCK for segment in data.segments):
+        raise ConfigInvalid(
+            "A network over several assets does not support shares, whose closes have nights "
+            "between them; train a network for each share."
+        )
     symbols = tuple(dict.fromkeys(segment.candles.symbol for segment in data.segments))
     if len(symbols) < SYMBOLS_LEAST:
         raise ConfigInvalid(
@@ -516,17 +520,17 @@ def read_files(
     inputs: Sequence[CandleInput],
     intervals: Sequence[int] = (),
     *,
-    calendar: str | None = None,
+    asset: str | None = None,
     columns: Sequence[str] = (),
 ) -> CandleFiles:
     """Read candles (files or frames) as bars of *intervals*, in milliseconds.
 
-    *intervals* defaults to that of the first file. A *calendar*, such as ``XNAS``, keeps the bars
-    of its sessions. *columns* are the choices of ``read_candles``. Raises ``DataInvalid`` for a
+    *intervals* defaults to that of the first file. *asset* is ``stock`` if all are of shares; else
+    their names tell it. *columns* are the choices of ``read_candles``. Raises ``DataInvalid`` for a
     file that makes bars of no interval or has no volume, and ``ConfigInvalid``
     for a file without a symbol.
     """
-    parts = _read(inputs, calendar, columns)
+    parts = [read_candles(item, category=asset, columns=columns) for item in inputs]
     for part in parts:
         if not part.volume.any():
             raise DataInvalid(
@@ -552,19 +556,6 @@ def read_files(
                 _add(series, part.resampled(interval_ms))
     sources = (_source(*read, columns) for read in zip(inputs, parts, strict=True))
     return CandleFiles(tuple(sources), by_interval)
-
-
-def _read(
-    inputs: Sequence[CandleInput], calendar: str | None, columns: Sequence[str]
-) -> list[Candles]:
-    if calendar is None:
-        return [read_candles(item, columns=columns) for item in inputs]
-    sessions_for = sessions_named(calendar)
-    parts = [
-        read_candles(item, category=Category.STOCK, columns=columns, sessions_for=sessions_for)
-        for item in inputs
-    ]
-    return on_common_sessions(parts, sessions_for)
 
 
 def _makes(part: Candles, intervals: Sequence[int]) -> bool:

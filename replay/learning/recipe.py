@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple
 
 from msgspec import Meta
 
@@ -36,7 +36,7 @@ from tracepaper.strategies.networks.keys import (
     listed,
     nearest,
 )
-from tracepaper.strategies.units import time_of
+from tracepaper.strategies.units import DAY_MS, time_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,9 +74,8 @@ class _Features:
         tuple[str, ...],
         Meta(description="Interval of the model, then others to train on: 15m,5m,1h."),
     ] = ()
-    calendar: (
-        Annotated[str, Meta(description="For shares: the exchange's calendar, such as XNAS.")]
-        | None
+    asset: (
+        Annotated[Literal["stock"], Meta(description="stock if the files are of shares.")] | None
     ) = None
 
 
@@ -207,7 +206,7 @@ class Kind:
             return sections
         features = keys_of(_Features)
         if self.model.source == DataSource.CLOSES:
-            del features["calendar"]
+            del features["asset"]
         sections |= {
             "features": features,
             "calibration": keys_of(_Calibration),
@@ -251,7 +250,7 @@ class Kind:
             name=str(chosen["model"].get("name", "")),
             schema_id=str(features.get("schema_id", SCHEMA)),
             intervals=tuple(features.get("intervals", ())),
-            calendar=features.get("calendar"),
+            asset=features.get("asset"),
             explained_bars=training.get("explained_bars") or self.explained_bars,
             device=str(training.get("device", "cpu")),
             threads=threads,
@@ -267,7 +266,7 @@ class Kind:
         sections: dict[str, Any] = {
             "model": {"kind": self.name, "name": recipe.name},
             "architecture": self.listed(recipe.architecture),
-            "features": _set(recipe, ("schema_id", "intervals", "calendar")),
+            "features": _set(recipe, ("schema_id", "intervals", "asset")),
             "training": {**asdict(recipe.options), **self.shared_training(recipe)},
             "calibration": {"horizon": recipe.horizon},
             "split": dict(recipe.split or {}),
@@ -371,7 +370,7 @@ class Recipe:
     name: str = ""
     schema_id: str = SCHEMA
     intervals: tuple[str, ...] = ()  # the model's, then others for training
-    calendar: str | None = None
+    asset: str | None = None  # stock, if the files' names do not say it
     explained_bars: int | None = None  # None: as many as a few minutes allow
     device: str = "cpu"
     threads: int = THREADS
@@ -450,9 +449,10 @@ def with_bars(document: Document) -> Document:
             "Horizons that are times need the interval: set features.intervals, such as 15m, or a "
             "schema that names one, such as v2-15m."
         )
-    if features.get("calendar") and "d" in f"{horizons},{of_gates or ''}".lower():
+    is_short = interval_ms < DAY_MS
+    if features.get("asset") and is_short and "d" in f"{horizons},{of_gates or ''}".lower():
         raise ConfigInvalid(
-            "With a calendar a day has no fixed number of bars; give horizons in bars or hours."
+            "A day of a share has no fixed number of bars; give horizons in bars or hours."
         )
     if isinstance(horizons, str):
         bars_ahead = in_bars(horizons, interval_ms or 1)

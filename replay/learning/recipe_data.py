@@ -86,7 +86,7 @@ def read_dataset(
             horizons,
             schema_id,
             intervals=intervals_of(recipe.intervals),
-            calendar=recipe.calendar,
+            asset=recipe.asset,
             columns=request.columns,
             stored=None if card is None or folder is None else stored_baselines(folder, card),
             vectors=plain if card is None else inputs_of(card, request.inputs),

@@ -92,7 +92,7 @@ class Segment:
 
     @property
     def bars_a_day(self) -> int:
-        """The number of bars of a day; with a calendar, of a day of sessions."""
+        """The number of bars of a day; of shares, of a day of sessions."""
         calendar = self.candles.calendar
         return DAY_MS // self.interval_ms if calendar is None else calendar.bars_a_day
 
@@ -144,7 +144,7 @@ class Panel:
 def segments_of(candles: Candles, schema: FeatureSchema) -> list[Segment]:
     """Cut *candles* at every gap; pieces too short for a row of features are left out.
 
-    With a calendar the night between two sessions is no gap.
+    The night between two sessions of a share is no gap.
     """
     cuts = np.flatnonzero(candles.steps != 1) + 1
     segments = []

@@ -372,7 +372,7 @@ def _annual(report: Report) -> tuple[str, ...]:
         f"This run has {bars} on {performance.days:,.1f} days. Errors (±) take blocks of at least "
         "five days as independent, and few days have none; chance makes a mean of more than two "
         f"errors in one of twenty runs. Under {DAYS_TO_ANNUALISE} days nothing is annualised (–); "
-        f"a year has {year:g} days or sessions, and a risk-free rate of "
+        f"a year has {year:.0f} days or sessions, and a risk-free rate of "
         f"{percent(record.risk_free)}. A bar longer than a day spreads its return over its days."
     )
     exposure = (

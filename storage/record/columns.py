@@ -198,9 +198,6 @@ _RUNS = (
     _text("libraries", "JSON: versions of the other numeric libraries"),
     _text("warnings", "JSON array of sentences"),
     _whole("gate_horizon", "the forecast horizon that gates use, in bars", null=True),
-    _text("calendar", "the exchange calendar; null without one", null=True),
-    _text("calendar_version", "version of the package that computed the sessions", null=True),
-    _text("calendar_sha256", "SHA-256 of the sessions", null=True),
     _blob("sessions", null=True),  # see ``strategies/sessions.py``
     Column(
         name="sees_account",

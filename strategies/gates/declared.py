@@ -289,9 +289,9 @@ def risk_drawdown(inputs: GateInputs) -> float | None:
 
 @Gate(RISK, QUOTE_CURRENCY, at_most(ThresholdKey("max_daily_loss", NUMBER, example="2000")))
 def risk_daily_loss(inputs: GateInputs) -> float | None:
-    """Loss since the first bar of the UTC day, or of the session with a calendar.
+    """Loss since the first bar of the UTC day, or of the session of shares.
 
-    Largest loss in one day, in quote currency: a UTC day, or a session of market.calendar.
+    Largest loss in one day, in quote currency: a UTC day, or a session of shares.
     """
     return inputs.daily_loss
 

@@ -193,7 +193,7 @@ def test_a_frame_is_read_as_its_file_is(frame: Any, sma_run: Run[Any]) -> None:
 def test_a_frame_of_shares_is_laid_upon_its_sessions_as_a_file_is(tmp_path: Path) -> None:
     shares = tmp_path / "acme.csv"
     write(shares, opens("2014-10-20", "2014-12-31", HOUR_MS))
-    config = {"market": {"asset": "stock", "calendar": "XNAS"}}
+    config = {"market": {"asset": "stock"}}
     given: dict[str, Any] = {"params": {"fast": 3, "slow": 7}, "config": config}
     with backtest("sma_cross", f"ACME={shares}", **given) as of_file:
         with backtest("sma_cross", {"ACME": pl.read_csv(shares)}, **given) as of_frame:

@@ -29,12 +29,6 @@ NAMED: Final[tuple[tuple[str, str, str], ...]] = (
     ("train --data none.csv --out two --seeds 2 --on ray", "ray", "--on ray"),
     ("train --data none.csv --set model.kind=tree --out tree", "lightgbm", "model.kind=tree"),
     ("train --data none.csv --set ensemble.kind=tree --out two", "lightgbm", "ensemble.kind=tree"),
-    (
-        "train --data none.csv --set features.calendar=XNAS --out shares",
-        "exchange_calendars",
-        "features.calendar",
-    ),
-    ("data check none.csv --calendar XNAS", "exchange_calendars", "--calendar"),
     ("models export none --to onnx --out none.onnx", "onnx", "--to onnx"),
     ("notify test --set notify.addresses=json://127.0.0.1/", "apprise", "[notify] addresses"),
     ("models export none --to onnx --out none.onnx", "onnxscript", "--to onnx"),

@@ -45,7 +45,6 @@ from tracepaper.strategies.types.market import Category, RunKind, Side
 _EXCHANGE: Final = "the exchange's word; nothing that was decided follows from it"
 _BAR: Final = "of a bar whose range, close and decision stay as they are; high and close too"
 _LATENESS: Final = "of a whole close; of a bar without orders, which stays as late as it was"
-_SESSIONS: Final = "all three together: sessions of days on which no bar lies"
 _CHANGED_BY: Final = "with the first start's alike: by which code and where is said there alone"
 _MADE_BY: Final = f"{_CHANGED_BY}; a model's floats are then held within tolerances, which is said"
 _NAME: Final = "a name that nothing else in the run repeats"
@@ -68,7 +67,7 @@ TAKEN_AS_TOLD: Final[Mapping[str, str]] = {
     "runs.code_version": _CHANGED_BY,
     **dict.fromkeys((f"runs.{name}" for name in _PLACE), _MADE_BY),
     "runs.warnings": "what the start had to say",
-    **dict.fromkeys(("runs.calendar_version", "runs.calendar_sha256", "runs.sessions"), _SESSIONS),
+    "runs.sessions": "sessions of days on which no bar lies",
     **dict.fromkeys((f"instruments.{name}" for name in _FILTERS), _EXCHANGE),
     "instruments.quantity_step": "to one that divides every quantity that the run ordered",
     **dict.fromkeys(("steps.open", "steps.low", "steps.volume"), _BAR),

@@ -212,7 +212,7 @@ def _shares(folder: Path) -> None:
 
 
 SHARES: Sections = {
-    "market": {"symbols": ["ACME"], "interval": "60", "asset": "stock", "calendar": "XNAS"},
+    "market": {"symbols": ["ACME"], "interval": "60", "asset": "stock"},
     "strategy": {"name": "sma_cross", "fast": 3, "slow": 7},
     "execution": {"taker_fee": "0", "slippage_bp": "0"},
     "sizing": {

@@ -1,22 +1,20 @@
-"""Candle files of a share that does not exist, over the true sessions of an exchange."""
+"""Candle files of a share that does not exist, over sessions as those of New York."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection
-from datetime import UTC, datetime
+from collections.abc import Callable, Collection, Sequence
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
-import msgspec
-
-from tracepaper.replay.archive.sessions import sessions_named
-from tracepaper.strategies.sessions import Anchor, Calendar
 from tracepaper.strategies.units import DAY_MS
 
 HOUR_MS = 3_600_000
 NEW_YORK = ZoneInfo("America/New_York")
 Writes = Callable[[int], str]
+HOLIDAYS = frozenset({"2014-11-27", "2014-12-25", "2015-01-01", "2015-01-19", "2015-02-16"})
+HALF_DAYS = frozenset({"2014-11-28", "2014-12-24"})
 
 
 def moment(text: str) -> int:
@@ -56,15 +54,29 @@ def opens(
     last: str,
     interval_ms: int = DAY_MS,
     *,
-    calendar: str = "XNAS",
-    anchor: Anchor = Anchor.CLOCK,
+    hours: Sequence[tuple[str, str]] = (("09:30", "16:00"),),
+    zone: ZoneInfo = NEW_YORK,
+    by_clock: bool = True,
 ) -> list[int]:
-    """Return when the bars of the exchange's days *first* to *last* open."""
-    start, end = (moment(f"{day}T00:00:00+00:00") for day in (first, last))
-    sessions = msgspec.structs.replace(sessions_named(calendar)(start, end), anchor=anchor)
-    intervals = Calendar(sessions, interval_ms)
-    days = [start // DAY_MS <= day <= end // DAY_MS for day in intervals.days.tolist()]
-    return [at for at, inside in zip(intervals.opens.tolist(), days, strict=True) if inside]
+    """Return when the bars of the weekdays *first* to *last* open, but for holidays.
+
+    *by_clock*, the first bar of an hour is half of one: 9:30, 10:00, 11:00; else 9:30, 10:30.
+    """
+    day, times = date.fromisoformat(first), list[int]()
+    while day <= date.fromisoformat(last):
+        if day.weekday() < 5 and str(day) not in HOLIDAYS:
+            for opened, closed in hours:
+                end = "13:00" if str(day) in HALF_DAYS else closed
+                start_ms, end_ms = (
+                    moment(f"{datetime.fromisoformat(f'{day}T{at}').replace(tzinfo=zone)}")
+                    for at in (opened, end)
+                )
+                times.append(start_ms)
+                if interval_ms < DAY_MS:
+                    phase = start_ms % interval_ms if by_clock else 0
+                    times += range(start_ms - phase + interval_ms, end_ms, interval_ms)
+        day += timedelta(days=1)
+    return times
 
 
 def write(

@@ -284,6 +284,8 @@ class StoredNetwork:
     interval_ms: int
     gradients: Mapping[str, Any]
     """``[gradients]`` of its card, from the fit; may be empty."""
+    asset: str | None = None
+    """``stock`` if it was trained on shares."""
 
     @classmethod
     def open(cls, name: str, inputs: SideInputs | None = None) -> Self:
@@ -316,6 +318,7 @@ class StoredNetwork:
             _schema(card, inputs),
             INTERVALS.get(str(checkpoint.card["market"].get("interval")), 0),
             card.get("gradients", {}),
+            checkpoint.card["features"].get("asset"),
         )
 
     @property
@@ -375,7 +378,7 @@ class StoredNetwork:
         """Return the candles of *data* at the network's interval; by default bundled ones."""
         series = []
         for path in data or map(str, (DEMO_CANDLES, *MONTH_CANDLES)):
-            candles = read_candles(path, columns=columns)
+            candles = read_candles(path, category=self.asset, columns=columns)
             interval_ms = candles.interval_ms
             if self.interval_ms and self.interval_ms != interval_ms:
                 if self.interval_ms % interval_ms:

@@ -405,7 +405,7 @@ def test_a_time_that_is_a_horizon_follows_the_interval_of_a_later_source(
     ("text", "sentence"),
     [
         ('interval = "15"\n[gate]\nhorizon = "20m"', "no whole number of bars of 15m"),
-        ('calendar = "XNAS"\n[gate]\nhorizon = "1d"', "calendar of sessions"),
+        ('asset = "stock"\n[gate]\nhorizon = "1d"', "no fixed number of bars"),
         ('interval = "5"\n[gate]\nhorizon = "soon"', "integer"),
         ('interval = "7"\n[gate]\nhorizon = "30m"', r"interval = "),
     ],

@@ -13,7 +13,7 @@ from engines import engine_of
 from tracepaper.daemon.engine.risk import RiskWatch
 from tracepaper.strategies.gates.gate import GateInputs
 from tracepaper.strategies.months import MONTH_MS
-from tracepaper.strategies.sessions import Anchor, Calendar, Sessions
+from tracepaper.strategies.sessions import Sessions
 from tracepaper.strategies.types.decisions import (
     Account,
     Fill,
@@ -227,31 +227,25 @@ def test_a_losing_streak_counts_closed_positions_after_costs_in_their_day() -> N
 
 # Two sessions that straddle UTC midnight, of the exchange's days 10 and 11: 18:00 to 4:00 and on.
 EVENING = 18 * HOUR_MS
-OVERNIGHT = Calendar(
-    Sessions(
-        "MADE", "1", Anchor.CLOCK, 250.0, (10, 11),
-        tuple((day * DAY_MS + EVENING) // MINUTE_MS for day in (9, 10)),
-        tuple((day * DAY_MS + EVENING + 10 * HOUR_MS) // MINUTE_MS for day in (9, 10)), (0, 0),
-    ),
-    HOUR_MS,
-)  # fmt: skip
+OPENS = tuple((day * DAY_MS + EVENING) // MINUTE_MS for day in (9, 10))
+OVERNIGHT = Sessions(250.0, (10, 11), OPENS, OPENS, tuple(at + 10 * 60 for at in OPENS))
 FIRST, SECOND = 9 * DAY_MS + EVENING, 10 * DAY_MS + EVENING
 
 
-def test_with_a_calendar_the_days_loss_is_that_of_the_session() -> None:
-    watch = RiskWatch(LIMITS, calendar=OVERNIGHT)
+def test_with_sessions_the_days_loss_is_that_of_the_session() -> None:
+    watch = RiskWatch(LIMITS, sessions=OVERNIGHT)
     measured(watch, 1_000, FIRST + HOUR_MS)
     after_midnight = FIRST + 8 * HOUR_MS
     assert after_midnight // DAY_MS > FIRST // DAY_MS
     assert measured(watch, 900, after_midnight).daily_loss == 100
     assert measured(watch, 890, FIRST + 10 * HOUR_MS).daily_loss == 110, "its close is its own"
-    assert measured(watch, 880, SECOND - 1).daily_loss == 120, "until the next one opens"
-    assert measured(watch, 870, SECOND).daily_loss == 0
+    assert measured(watch, 880, SECOND).daily_loss == 120, "until the next one opens"
+    assert measured(watch, 870, SECOND + 1).daily_loss == 0
     assert measured(RiskWatch(LIMITS), 900, after_midnight).daily_loss == 0
 
 
-def test_with_a_calendar_trades_and_losses_in_a_row_count_by_session() -> None:
-    watch = RiskWatch({**LIMITS, "risk.losing_streak": 2.0}, calendar=OVERNIGHT)
+def test_with_sessions_trades_and_losses_in_a_row_count_by_session() -> None:
+    watch = RiskWatch({**LIMITS, "risk.losing_streak": 2.0}, sessions=OVERNIGHT)
     opened, closed = Position(quantity=5), Position(realized_pnl=-7)
     for at_ms in (FIRST + HOUR_MS, FIRST + 7 * HOUR_MS):  # before and after midnight
         watch.count_fill(fill(at_ms), order(), Position(), opened)

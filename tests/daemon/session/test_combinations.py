@@ -32,7 +32,6 @@ SETTINGS: Final[Mapping[Trait, dict[str, Any]]] = {
     Trait.UNIVERSE: {"market.universe": {"top": 1}},
     Trait.SYMBOLS: {"market.symbols": ["AAA", "BBB"]},
     Trait.BARS_ALONE: {"market.gather_ms": 0},
-    Trait.CALENDAR: {"market.calendar": "XNAS"},
     Trait.FRACTIONAL: {"market.fractional": True},
     Trait.FEE_PER_SHARE: {"execution.fee_per_share": "0.005"},
     Trait.FEE_MINIMUM: {"execution.fee_minimum": "1"},

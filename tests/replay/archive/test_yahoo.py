@@ -13,8 +13,6 @@ import pytest
 from command_line import Cli
 
 from tracepaper.replay.archive import read_candles
-from tracepaper.replay.archive.sessions import sessions_named
-from tracepaper.strategies.types.market import Category
 
 DAYS = pd.DatetimeIndex(
     ["2025-01-02", "2025-01-03", "2025-01-06", "2025-01-07"], tz="America/New_York", name="Date"
@@ -63,9 +61,8 @@ def test_a_fetch_writes_whole_sessions_anew_as_the_library_adjusted_them(cli: Cl
     for end, count in (("2025-01-07T15:00", 3), ("2025-01-08", 4)):  # the 7th is under way
         (series,) = cli.json(*WORDS, "--to", end)["series"]
         assert (series["instrument"], series["bars"]) == ("stock:AAPL", count)
-        candles = read_candles(
-            f"AAPL={series['file']}", category=Category.STOCK, sessions_for=sessions_named("XNAS")
-        )
+        candles = read_candles(series["file"])
+        assert candles.instrument == "stock:AAPL"
         unit = 10.0**candles.price_decimals
         assert (candles.close / unit).tolist() == FRAME["Close"].round(6).tolist()[:count]
         assert candles.notes == ()

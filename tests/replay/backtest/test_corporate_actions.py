@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from command_line import Cli
 from records import rows as queried
-from stock_files import HOUR_MS, date_alone, moment, opens, write
+from stock_files import HOUR_MS, moment, opens, write
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.engine.state import decode_state
@@ -35,7 +35,6 @@ DAY = 24 * HOUR_MS
 SHARES = """
 [market]
 asset = "stock"
-calendar = "XNAS"
 [strategy]
 name = "sma_cross"
 fast = 3
@@ -134,7 +133,7 @@ class Lists(Holds):
 def held(strategy: type, before: float, quantity: int, *lines: str, interval_ms: int = DAY) -> Any:
     candles(interval_ms, before=before)
     config = {
-        "market": {"asset": "stock", "calendar": "XNAS"},
+        "market": {"asset": "stock"},
         "execution": {"taker_fee": "0", "slippage_bp": "0"},
         "sizing": {"mode": "fixed", "quantity": str(quantity)},
     }
@@ -163,53 +162,6 @@ def test_equity_over_a_split_is_that_of_adjusted_candles(strategy: type) -> None
         assert run.trades["quantity"][0] == 70
         assert run.report()["sentences"] is not None
         assert "random_timings" in run.report().document
-        assert run.verify().passes
-
-
-def test_the_position_the_ledger_and_the_warnings_over_a_split() -> None:
-    candles(DAY)
-    actions(SPLIT, "ACME,2014-12-05,dividend,0.47", "ACME,2020-01-02,split,2")
-    Path("shares.toml").write_text(SHARES.format(10).replace("slow = 7", "slow = 4"))
-    assert replayed("--actions", "actions.csv") == 0
-    assert warnings_of() == [
-        "ACME: the split of 2 for 1 on 2020-01-02 lies outside the data and is not applied"
-    ]
-    assert queried("run.db", "SELECT count(*) FROM v_decisions WHERE refused_by = 'plausible'") == [
-        (0,)
-    ]
-    assert invoke(["audit", "verify", "last", "--db", "run.db"]) == 0
-    assert invoke(["verify", "last", "--db", "run.db"]) == 0
-    ((balance,),) = queried("run.db", "SELECT sum(amount) FROM ledger")
-    ((cash,),) = queried(
-        "run.db", "SELECT balance FROM ledger ORDER BY sequence DESC, ordinal DESC"
-    )[:1]
-    assert balance == cash
-
-
-def test_a_split_that_the_file_does_not_name_is_suspected_as_before() -> None:
-    at = candles()
-    actions("ACME,2014-11-20,dividend,0.47")
-    assert replayed("--actions", "actions.csv") == 0
-    assert [text.partition(" is not")[0] for text in warnings_of()] == [
-        "ACME: the split of 7 for 1 suspected on 2014-12-03"
-    ]
-    query = "SELECT open_time_ms FROM v_decisions WHERE refused_by = 'plausible'"
-    assert queried("run.db", query) == [(at,)]
-
-
-@pytest.mark.parametrize("place", ["before", "ex-date"])
-def test_who_holds_at_the_close_before_the_ex_date_is_paid(place: str) -> None:
-    days = opens("2014-11-03", "2014-12-31", DAY)
-    bought = days[1]  # at the open after the first decision
-    ex = days[2 if place == "before" else 1]
-    text = date_alone(ex)
-    with held(Holds, 1.0, 10, f"ACME,{text},dividend,0.47") as run:
-        (fill,) = list(run.fills["filled_ms"])[:1]
-        assert fill == bought
-        rows = queried(
-            str(run.database), "SELECT amount_text FROM v_ledger WHERE kind = 'dividend'"
-        )
-        assert rows == ([("4.70000000",)] if place == "before" else [])
         assert run.verify().passes
 
 
@@ -320,16 +272,6 @@ def test_a_file_without_the_columns_is_refused(capsys: pytest.CaptureFixture[str
         capsys.readouterr().err.split()
     )
     assert replayed("--actions", "nowhere.csv") == 1
-
-
-def test_a_day_without_a_session_is_applied_at_the_next_one() -> None:
-    candles(DAY)
-    actions("ACME,2014-11-27,dividend,0.47")
-    assert replayed("--actions", "actions.csv") == 0
-    sentence = "ACME: the dividend of 0.47 on 2014-11-27 is applied on 2014-11-28, its next bar"
-    assert sentence in warnings_of()
-    query = "SELECT market_ms FROM v_events WHERE kind = 'corporate_action'"
-    assert queried("run.db", query) == [(moment("2014-11-28T09:30"),)]
 
 
 def test_shares_alone_have_actions(cli: Cli) -> None:

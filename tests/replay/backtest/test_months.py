@@ -16,7 +16,6 @@ from exchange_client import walk_rows
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.archive import read_candles
 from tracepaper.replay.archive.series import quality
-from tracepaper.replay.archive.sessions import sessions_named
 from tracepaper.replay.exchange.market import SimulatedMarket
 from tracepaper.replay.report.metrics import days_in_year, days_of
 from tracepaper.storage.database.reader import Reader
@@ -91,7 +90,7 @@ def test_a_file_of_months_is_read_and_checked_by_the_calendar(months: Path, days
     for name in ("open_time_ms", "open", "high", "low", "close", "volume", "closes_ms"):
         assert np.array_equal(getattr(read, name), getattr(candles, name)), name
     assert "2 coarse candles not whole" in candles.notes[-1]
-    assert quality(read).calendar is None
+    assert quality(read).sessions is None
 
 
 def test_months_that_open_elsewhere_are_refused(tmp_path: Path) -> None:
@@ -206,30 +205,21 @@ def _table(path: Path) -> list[tuple[int, ...]]:
 # ---------------------------------------------------------------- shares
 
 
-@pytest.mark.parametrize("label", ["first day", "first session"])
-def test_months_of_shares_open_and_close_with_their_sessions(label: str, tmp_path: Path) -> None:
-    opens = stock_files.opens("2019-01-01", "2021-12-31", MONTH_MS)
-    assert len(opens) == 36
-    times = opens
-    if label == "first day":
-        times = [month_start(month_of(at)) for at in opens]
-    writes = stock_files.in_utc if label == "first day" else stock_files.date_alone
-    path = stock_files.write(tmp_path / "ABC.csv", times, writes)
-    read = read_candles(f"ABC={path}", category=Category.STOCK, sessions_for=sessions_named("XNAS"))
-    assert read.interval_ms == MONTH_MS
-    assert read.open_time_ms.tolist() == opens
-    assert read.missing == 0
-    day = stock_files.opens("2019-01-01", "2021-12-31")
-    last = {month_of(at): at for at in day}
-    assert [at - last[month_of(at - 1)] < DAY_MS for at in read.closes_ms.tolist()] == [True] * 36
-    daily_path = stock_files.write(tmp_path / "DAY.csv", day, stock_files.date_alone)
-    daily = read_candles(
-        f"ABC={daily_path}", category=Category.STOCK, sessions_for=sessions_named("XNAS")
-    )
-    assert quality(read).sessions == quality(daily).sessions == len(day)
+def test_months_of_shares_are_those_of_the_year(tmp_path: Path) -> None:
+    days = stock_files.opens("2019-01-01", "2021-12-31")
+    starts = [month_start(month) for month in range(month_of(days[0]), month_of(days[-1]) + 1)]
+    of_file = stock_files.write(tmp_path / "ABC.csv", starts, stock_files.in_utc)
+    read = read_candles(f"ABC={of_file}", category=Category.STOCK)
+    assert (read.interval_ms, read.missing, read.notes) == (MONTH_MS, 0, ())
+    assert read.open_time_ms.tolist() == starts
+    assert read.closes_ms.tolist() == [month_start(month_of(at) + 1) for at in starts]
+    daily_path = stock_files.write(tmp_path / "DAY.csv", days, stock_files.date_alone)
+    daily = read_candles(f"ABC={daily_path}", category=Category.STOCK)
+    assert quality(daily).sessions == len(days)
     candles = daily.resampled(MONTH_MS)
-    assert candles.open_time_ms.tolist() == opens
-    assert candles.closes_ms.tolist() == read.closes_ms.tolist()
+    firsts = {month_of(at): at // DAY_MS * DAY_MS for at in reversed(days)}
+    assert candles.open_time_ms.tolist() == sorted(firsts.values())
+    assert candles.gaps == []
 
 
 def test_a_year_has_twelve_months_and_a_month_its_days() -> None:

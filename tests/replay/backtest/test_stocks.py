@@ -1,4 +1,4 @@
-"""Shares from candle files: sessions are counted, stored with the run, and believed later."""
+"""Shares from candle files: their dates are their sessions, which are stored with the run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from stock_files import HOUR_MS, date_alone, moment, opens, write
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.session.run_row import sessions_of
 from tracepaper.replay.api import backtest
-from tracepaper.replay.archive import sessions as package
 from tracepaper.replay.backtest import run as running
 from tracepaper.replay.backtest.build import build, configuration
 from tracepaper.replay.backtest.market_data import MarketData
@@ -30,8 +29,7 @@ from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.context import Signal
 from tracepaper.strategies.api.strategy import Strategy
-from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.sessions import Sessions
+from tracepaper.strategies.sessions import Sessions, packed
 from tracepaper.strategies.types.decisions import Action
 from tracepaper.strategies.types.market import Bar
 from tracepaper.strategies.units import DAY_MS
@@ -39,7 +37,6 @@ from tracepaper.strategies.units import DAY_MS
 SHARES = """
 [market]
 asset = "stock"
-calendar = "XNAS"
 [strategy]
 name = "sma_cross"
 fast = 3
@@ -99,30 +96,52 @@ def test_no_bar_is_refused_for_a_night_a_holiday_or_a_half_session(interval_ms: 
 
 
 @pytest.mark.parametrize("interval_ms", [HOUR_MS, 24 * HOUR_MS], ids=["hours", "days"])
-def test_the_bar_after_a_missing_half_session_is_refused(interval_ms: int) -> None:
+def test_a_day_that_the_file_lacks_is_said_and_refuses_nothing(interval_ms: int) -> None:
     times = opens("2014-10-20", "2014-12-31", interval_ms)
-    replayed([at for at in times if date_alone(at) != "2014-11-28"])
-    assert refused() == [("gap", moment("2014-12-01T09:30"))]
-    measured = "SELECT measure FROM v_gates WHERE gate = 'gap' AND NOT passed"
-    assert rows("run.db", measured) == [(4.0 if interval_ms == HOUR_MS else 1.0,)]
-    assert rows("run.db", "SELECT from_ms, until_ms FROM v_gaps") == [
-        (moment("2014-11-28T09:30"), moment("2014-12-01T09:30"))
+    replayed([at for at in times if date_alone(at) != "2014-11-19"])
+    assert refused() == []
+    ((warnings,),) = rows("run.db", "SELECT warnings FROM v_runs")
+    assert json.loads(warnings) == [
+        "acme.csv: 3 days between others without a candle, the first 2014-11-19"
     ]
 
 
-def test_without_a_calendar_every_weekend_is_a_hole() -> None:
-    Path("plain.toml").write_text(SHARES.replace('calendar = "XNAS"\n', ""))
-    times = [at - at % (24 * HOUR_MS) for at in opens("2014-11-03", "2014-12-19")]
-    replayed(times, config="plain.toml")
-    assert {gate for gate, _ in refused()} == {"gap"}
-    assert len(refused()) == 6  # five weekends after the warm-up, and Thanksgiving
+def test_the_bar_after_a_missing_hour_is_refused() -> None:
+    times = opens("2014-10-20", "2014-12-31", HOUR_MS)
+    times.remove(gone := moment("2014-11-19T11:00"))
+    replayed(times)
+    assert refused() == [("gap", gone + HOUR_MS)]
+    measured = "SELECT measure FROM v_gates WHERE gate = 'gap' AND NOT passed"
+    assert rows("run.db", measured) == [(1.0,)]
+    assert rows("run.db", "SELECT from_ms, until_ms FROM v_gaps") == [(gone, gone + HOUR_MS)]
+
+
+def test_each_share_has_the_dates_of_its_own_file() -> None:
+    times = opens("2014-10-20", "2014-12-31")
+    write(Path("acme.csv"), times)
+    write(Path("emca.csv"), [at for at in times if f"{at // DAY_MS}"[-1] != "4"], seed=2)
+    files = ["ACME=acme.csv", "EMCA=emca.csv"]
+    assert invoke(["replay", *files, "-c", "shares.toml", "--db", "run.db", "--json"]) == 0
+    assert refused() == []
+    assert rows("run.db", "SELECT count(*) FROM v_gaps") == [(0,)]
+    assert invoke(["verify", "last", "--db", "run.db"]) == 0
+    assert invoke(["report", "last", "--db", "run.db"]) == 0
+
+
+def test_hours_that_no_report_could_count_together_are_refused(cli: Cli) -> None:
+    write(Path("acme.csv"), opens("2014-11-03", "2014-11-28", HOUR_MS, by_clock=False))
+    later = (("10:00", "16:00"),)
+    write(Path("emca.csv"), opens("2014-11-03", "2014-11-28", HOUR_MS, hours=later))
+    words = ["replay", "ACME=acme.csv", "EMCA=emca.csv", "-c", "shares.toml", "--db", "run.db"]
+    assert "replay the shares of each exchange apart" in cli.err(*words, code=1)
 
 
 def test_a_bar_is_decided_at_the_close_of_its_session() -> None:
-    replayed(opens("2014-11-03", "2014-12-05"))
+    replayed(opens("2014-11-03", "2014-12-05", HOUR_MS))
     query = "SELECT e.market_ms FROM v_equity e JOIN v_decisions d USING (sequence)"
-    (row,) = rows("run.db", f"{query} WHERE d.open_time_ms = {moment('2014-11-28T09:30')}")
-    assert row == (moment("2014-11-28T13:00"),)
+    for opened, closed in (("09:30", "10:00"), ("12:00", "13:00")):
+        (row,) = rows("run.db", f"{query} WHERE d.open_time_ms = {moment(f'2014-11-28T{opened}')}")
+        assert row == (moment(f"2014-11-28T{closed}"),)
 
 
 def test_a_short_signal_is_flat_and_says_why() -> None:
@@ -159,43 +178,17 @@ def test_fees_are_paid_by_the_share_in_its_currency() -> None:
 # ---------------------------------------------------------------- what is stored
 
 
-def test_a_run_holds_the_sessions_it_was_counted_by() -> None:
-    replayed(opens("2014-10-20", "2014-12-31"))
-    with Reader.open(Path("run.db")) as reader:
-        run = reader.stored_run(reader.find("last")).run
-    sessions = sessions_of(run)
-    assert sessions is not None
-    assert sessions.name == run.calendar == "XNAS"
-    assert run.calendar_version == sessions.version
-    assert len(sessions.days) == 252  # the whole of 2014
-    calendars = rows("run.db", "SELECT calendar, calendar_version, calendar_sha256 FROM v_runs")
-    assert calendars == [("XNAS", sessions.version, sessions.sha256)]
-    lost = replace(sessions, days=sessions.days[:-1], opens=sessions.opens[:-1])
-    lost = replace(lost, closes=sessions.closes[:-1], offsets=sessions.offsets[:-1])
-    with pytest.raises(DataInvalid, match="are not those of the calendar"):
-        sessions_of(replace(run, sessions=lost.packed()))
+def stored_sessions(database: str = "run.db") -> Sessions:
+    with Reader.open(Path(database)) as reader:
+        (sessions,) = sessions_of(reader.stored_run(reader.find("last")).run).values()
+    return sessions
 
 
-def without(sessions: Sessions, place: int) -> Sessions:
-    """Return *sessions* without the one at *place*."""
-    kept = {
-        name: tuple(cell for at, cell in enumerate(getattr(sessions, name)) if at != place)
-        for name in ("days", "opens", "closes", "offsets")
-    }
-    return replace(sessions, **kept)
-
-
-def forged_sessions(sessions: Sessions, *names: str) -> bool:
-    """Write what *sessions* say into the run's columns *names*; return whether it is believed."""
-    columns = {
-        "sessions": sessions.packed(),
-        "calendar_version": sessions.version,
-        "calendar_sha256": sessions.sha256,
-    }
+def forged_sessions(sessions: Sessions) -> bool:
+    """Write *sessions* into the run's row; return whether they are believed."""
     shutil.copy("run.db", "forged.db")
     with closing(sqlite3.connect("forged.db")) as raw:
-        for name in names or columns:
-            raw.execute(f"UPDATE runs SET {name} = ?", (columns[name],))
+        raw.execute("UPDATE runs SET sessions = ?", (packed([sessions]),))
         raw.commit()
     rechain(Path("forged.db"))
     assert invoke(["audit", "verify", "--db", "forged.db"]) == 0
@@ -205,31 +198,20 @@ def forged_sessions(sessions: Sessions, *names: str) -> bool:
 def test_forged_sessions_are_found_where_a_bar_contradicts_them() -> None:
     """The others follow from nothing: docs/storage.md, S12, lists them."""
     replayed(opens("2014-10-20", "2014-11-20"))
-    with Reader.open(Path("run.db")) as reader:
-        true = sessions_of(reader.stored_run(reader.find("last")).run)
-    assert true is not None
-    named = replace(true, version="0")
-    for column in ("sessions", "calendar_version", "calendar_sha256"):
-        assert not forged_sessions(named, column)
-    traded = true.days.index(moment("2014-11-05T00:00") // DAY_MS)
-    assert not forged_sessions(without(true, traded))
-    assert forged_sessions(without(named, 0)), "no bar lies in January"
+    true = stored_sessions()
 
+    def changed(day: str, *, closes: int) -> Sessions:
+        """Return the true sessions with another close on *day*; without it if 0."""
+        at = true.days.index(moment(f"{day}T00:00Z") // DAY_MS)
+        columns = {name: [*getattr(true, name)] for name in ("days", "starts", "opens", "closes")}
+        columns["closes"][at] += closes
+        for column in columns.values():
+            del column[at : at + (not closes)]
+        return replace(true, **{name: tuple(column) for name, column in columns.items()})
 
-TRUE_SESSIONS = package.sessions_of_years
-
-
-def _without_thanksgiving(name: str, first: int, last: int) -> Sessions:
-    """Answer as a package would that has learnt that 27 November was no holiday."""
-    sessions = TRUE_SESSIONS(name, first, last)
-    at = sessions.days.index(moment("2014-11-28T00:00+00:00") // (24 * HOUR_MS))
-    return replace(
-        sessions,
-        days=(*sessions.days[:at], sessions.days[at] - 1, *sessions.days[at:]),
-        opens=(*sessions.opens[:at], sessions.opens[at] - 1_440, *sessions.opens[at:]),
-        closes=(*sessions.closes[:at], sessions.closes[at] - 1_440, *sessions.closes[at:]),
-        offsets=(*sessions.offsets[:at], sessions.offsets[at], *sessions.offsets[at:]),
-    )
+    assert not forged_sessions(changed("2014-11-05", closes=0))
+    assert not forged_sessions(changed("2014-11-05", closes=-60))
+    assert forged_sessions(changed("2014-11-25", closes=0)), "no bar lies there"
 
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, *, every: int = 16) -> str:
@@ -243,34 +225,19 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, *, every: int = 16) -> str:
     return replay.run.run_id
 
 
-def test_a_replay_goes_on_by_its_own_sessions_whatever_the_package_says_later(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_replay_goes_on_by_its_own_sessions(monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
     times = opens("2014-11-03", "2014-12-31", HOUR_MS)
     replayed(times, "whole.db")
     run_id = interrupted(monkeypatch)
-    monkeypatch.setattr(package, "sessions_of_years", _without_thanksgiving)
-    again = ["replay", "ACME=acme.csv", "-c", "shares.toml", "--json"]
-    assert invoke([*again, "--resume", run_id, "--db", "part.db"]) == 0
+    again = ["replay", "ACME=acme.csv", "-c", "shares.toml", "--resume", run_id, "--db", "part.db"]
+    write(Path("acme.csv"), [at for at in times if date_alone(at) != "2014-12-17"])
+    assert "which are its sessions; give the data that it was made of" in cli.err(*again, code=1)
+    write(Path("acme.csv"), times)
+    assert invoke([*again, "--json"]) == 0
     assert rows("part.db", "SELECT count(*) FROM v_decisions") == [(len(times),)]
     assert refused("part.db") == refused("whole.db") == []
     assert identities("part.db") == identities("whole.db")
     assert invoke(["verify", "last", "--db", "part.db"]) == 0
-    # A new run asks the package, and finds that the session of 27 November is missing.
-    assert invoke([*again, "--db", "new.db"]) == 0
-    assert refused("new.db") == [("gap", moment("2014-11-28T09:30"))]
-
-
-def test_data_beyond_the_run_s_own_sessions_are_refused(
-    monkeypatch: pytest.MonkeyPatch, cli: Cli
-) -> None:
-    write(Path("acme.csv"), opens("2014-11-03", "2014-12-31"))
-    run_id = interrupted(monkeypatch)
-    write(Path("acme.csv"), opens("2014-11-03", "2015-02-27"))
-    again = ["replay", "ACME=acme.csv", "-c", "shares.toml", "--db", "part.db"]
-    assert "beyond the sessions that the run was opened with" in cli.err(
-        *again, "--resume", run_id, code=1
-    )
 
 
 # ---------------------------------------------------------------- what is said, and refused
@@ -281,17 +248,12 @@ def test_a_report_counts_days_and_years_in_sessions(cli: Cli) -> None:
     figures = cli.json("report", "last", "--db", "run.db")["accounts"][0]
     sessions = len(opens("2014-10-20", "2014-12-31"))
     assert figures["days"] == sessions
-    assert figures["volatility"] == pytest.approx(figures["volatility_day"] * 252**0.5)
-    assert "a year has 252 days or sessions" in " ".join(
+    assert figures["volatility"] == pytest.approx(
+        figures["volatility_day"] * stored_sessions().a_year ** 0.5
+    )
+    assert f"a year has {stored_sessions().a_year:.0f} days or sessions" in " ".join(
         cli.out("report", "last", "--notes", "--db", "run.db").split()
     )
-
-
-def test_a_calendar_that_does_not_exist_is_one_sentence(cli: Cli) -> None:
-    Path("wrong.toml").write_text(SHARES.replace("XNAS", "NOWHERE"))
-    write(Path("acme.csv"), opens("2014-11-03", "2014-12-31"), date_alone)
-    error = cli.err("replay", "ACME=acme.csv", "-c", "wrong.toml", "--db", "run.db", code=2)
-    assert (error.count("\n"), "'NOWHERE' is no calendar" in error) == (1, True)
 
 
 def test_shares_are_not_traded_live(cli: Cli) -> None:
@@ -315,7 +277,7 @@ def jumping(interval_ms: int, price: float, volume: float) -> int:
         volumes=lambda row: volume if row >= at else 1.0,
     )
     assert invoke(["replay", "ACME=acme.csv", "-c", "shares.toml", "--db", "run.db", "--json"]) == 0
-    return times[at]
+    return times[at] if interval_ms == HOUR_MS else moment("2014-12-03T00:00Z")
 
 
 NAMED = "the split of 7 for 1 suspected on 2014-12-03 is not adjusted; give adjusted candles"
@@ -330,9 +292,11 @@ def test_a_split_that_was_not_adjusted_is_named_and_its_bar_refused(
     measured = "SELECT measure, passed FROM v_gates WHERE gate = 'plausible' AND NOT passed"
     assert rows("run.db", measured) == [(None, 0)]
     ((warnings,),) = rows("run.db", "SELECT warnings FROM v_runs")
-    assert json.loads(warnings) == [f"ACME: {NAMED}"]
+    assert json.loads(warnings)[0] == f"ACME: {NAMED}"
     assert cli("verify", "last", "--db", "run.db").code == 0
-    assert f"  ⚠ ACME: {NAMED}\n" in cli.out("data", "check", "ACME=acme.csv", "--calendar", "XNAS")
+    assert f"  ⚠ ACME: {NAMED}\n" in cli.out(
+        "data", "check", "ACME=acme.csv", "--category", "stock"
+    )
 
 
 class Holds(Strategy):
@@ -360,7 +324,7 @@ def test_no_return_is_said_over_a_split_and_buy_and_hold_is_that_of_adjusted_can
             volumes=[before if row >= at else 1.0 for row in range(len(times))].__getitem__,
         )
         execution = {"taker_fee": "0", "slippage_bp": "0"}
-        config = {"market": {"asset": "stock", "calendar": "XNAS"}, "execution": execution}
+        config = {"market": {"asset": "stock"}, "execution": execution}
         with backtest(Holds, "ACME=acme.csv", config=config) as run:
             runs.append((run.summary, run.trades, run.report()))
     (divided, held_over, report), (adjusted, trades, _) = runs
@@ -382,7 +346,8 @@ def test_no_return_is_said_over_a_split_and_buy_and_hold_is_that_of_adjusted_can
 def test_a_crash_by_three_tenths_is_believed(interval_ms: int) -> None:
     jumping(interval_ms, 7.0 * 0.7, 4.0)
     assert refused() == []
-    assert rows("run.db", "SELECT warnings FROM v_runs") == [("[]",)]
+    ((warnings,),) = rows("run.db", "SELECT warnings FROM v_runs")
+    assert "split" not in warnings
 
 
 DAYS = """

@@ -178,7 +178,8 @@ def test_a_part_without_a_label_of_a_horizon_is_one_sentence(
         ({"schema_id": "v2", "intervals": ["15m", "5m"]}, "1h,4h", (4, 16)),
         ({"schema_id": "v2-1h"}, "1d,4h", (4, 24)),
         ({}, "5,30", (5, 30)),
-        ({"intervals": ["5m"], "calendar": "XNAS"}, "1h", (12,)),
+        ({"intervals": ["5m"], "asset": "stock"}, "1h", (12,)),
+        ({"intervals": ["1d"], "asset": "stock"}, "1d,5d", (1, 5)),
     ],
 )
 def test_a_recipe_may_say_horizons_as_times(
@@ -196,7 +197,7 @@ def test_a_recipe_may_say_horizons_as_times(
     ("features", "sentence"),
     [
         ({}, "set features.intervals"),
-        ({"intervals": ["5m"], "calendar": "XNAS"}, "no fixed number of bars"),
+        ({"intervals": ["5m"], "asset": "stock"}, "no fixed number of bars"),
     ],
 )
 def test_a_recipe_of_times_needs_their_bars(features: dict[str, object], sentence: str) -> None:

@@ -1,4 +1,4 @@
-"""Segments end at every gap; with a calendar, a night is no gap."""
+"""Segments end at every gap; a night between sessions of a share is no gap."""
 
 from __future__ import annotations
 
@@ -52,17 +52,17 @@ def test_a_night_between_sessions_is_no_hole_and_a_missing_bar_is(tmp_path: Path
 def test_hours_of_sessions_are_made_of_their_bars(tmp_path: Path) -> None:
     times = stock_files.opens("2015-03-02", "2015-03-31", HALF_HOUR)
     path = str(stock_files.write(tmp_path / "nasdaq_AAA_30m.csv", times))
-    [hours] = read_files([f"AAA={path}"], (2 * HALF_HOUR,), calendar="XNAS").candles[2 * HALF_HOUR]
+    [hours] = read_files([f"AAA={path}"], (2 * HALF_HOUR,), asset="stock").candles[2 * HALF_HOUR]
     assert hours.missing == 0
     assert len(hours) == 7 * len(times) // 13
-    # The first hour of a session is half a one; what a model is calibrated on closes as in a run.
+    # The last hour of a session is half a one; what a model is calibrated on closes as in a run.
     bars = hours.bars()[:8]
     lengths = [bar.closed_ms - bar.open_time_ms for bar in bars]
-    assert lengths == [HALF_HOUR, *[2 * HALF_HOUR] * 6, HALF_HOUR]
+    assert lengths == [*[2 * HALF_HOUR] * 6, HALF_HOUR, 2 * HALF_HOUR]
     assert [bar.seen_ms for bar in bars] == hours.closes_ms[:8].tolist()
     later = opens_later(hours.open_time_ms[:1], 7, hours.interval_ms, hours.calendar)
     assert later.tolist() == [bars[7].open_time_ms]  # seven bars on: the next session
 
 
 def shares(path: Path) -> list[Candles]:
-    return read_files([f"AAA={path}"], calendar="XNAS").candles[HALF_HOUR]
+    return read_files([f"AAA={path}"], asset="stock").candles[HALF_HOUR]

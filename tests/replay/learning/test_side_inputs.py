@@ -523,7 +523,7 @@ def test_a_bar_that_a_sessions_end_cuts_short_has_no_row_of_later(tmp_path: Path
     path = stock_files.write(
         tmp_path / "nasdaq_AAA_30m.csv", stock_files.opens("2015-01-02", "2015-06-30", half)
     )
-    [hours] = read_files([f"AAA={path}"], (hour,), calendar="XNAS").candles[hour]
+    [hours] = read_files([f"AAA={path}"], (hour,), asset="stock").candles[hour]
     evening = np.flatnonzero(np.diff(hours.closes_ms) > 10 * hour)
     at = hours.closes_ms[evening] + 600_000  # before an hour after the last bar's open is over
     rows = rows_of(at, np.arange(1.0, 1 + len(at))[:, None] / 100)

@@ -177,7 +177,7 @@ def test_over_splits_and_dividends(here: Path) -> None:
         "ACME,2014-12-10,dividend,0.5\n"
     )
     config = {
-        "market": {"asset": "stock", "calendar": "XNAS"},
+        "market": {"asset": "stock"},
         "execution": {"fee_per_share": "0.01"},
     }
     with backtest(Adds, {"ACME": "acme.csv"}, config=config, actions="actions.csv", db="a.db"):
