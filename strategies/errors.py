@@ -20,7 +20,8 @@
 Every message is one sentence that says what to do.
 """
 
-from typing import Final
+import re
+from typing import Any, Final
 
 _MAX_SHOWN: Final = 80
 
@@ -89,3 +90,30 @@ def shown(value: object) -> str:
     """Return *value* as text for an error message: one line of at most 80 characters."""
     text = " ".join(repr(value).split())
     return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 1]}…"
+
+
+def unfit(error: Exception, made_of: object) -> str:
+    """Return what msgspec says of a value that is no *made_of*, with the values that it may be."""
+    from msgspec import inspect
+
+    text, kind = str(error), inspect.type_info(made_of)
+    if (field := re.search(r" - at `\$\.(\w+)`$", text)) and hasattr(kind, "fields"):
+        kind = next(each.type for each in kind.fields if each.encode_name == field[1])
+    values = _choices(kind)
+    return f"{text}; choose one of {', '.join(map(str, values))}" if values else text
+
+
+def _choices(kind: Any) -> list[object]:  # noqa: ANN401 - msgspec has no class of all kinds
+    """Return the values of an enumeration, a literal, or a union with one."""
+    from msgspec import inspect
+
+    match kind:
+        case inspect.Metadata():
+            return _choices(kind.type)
+        case inspect.UnionType():
+            return [value for each in kind.types for value in _choices(each)]
+        case inspect.LiteralType():
+            return list(kind.values)
+        case inspect.EnumType():
+            return [member.value for member in kind.cls]
+    return []

@@ -52,6 +52,7 @@ from tracepaper.strategies.networks.cross_asset import CrossAssetConfig, CrossAs
 from tracepaper.strategies.networks.order_book import OrderBookConfig, OrderBookNetwork
 from tracepaper.strategies.order_book import COLUMNS
 
+DEVICES: Final = ("cpu", "cuda")
 BOOKS: Final = 1_000
 """Books of 100 tokens in the order book's row of memory."""
 SYMBOLS: Final = 100
@@ -87,6 +88,8 @@ def measure(
     for name in sections:
         if name not in SECTIONS:
             raise ConfigInvalid(f"There is no section {name!r}; choose {', '.join(SECTIONS)}.")
+    if device not in DEVICES:
+        raise ConfigInvalid(f"--device is {device!r}; choose one of {', '.join(DEVICES)}.")
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigInvalid("--device is cuda, and PyTorch finds none here; leave it out.")
     for name in compare:
@@ -326,7 +329,7 @@ class BenchSection(NamedTuple):
 
     title: str
     rows: Callable[[BenchRequest], Iterator[Row]]
-    devices: tuple[str, ...] = ("cpu", "cuda")
+    devices: tuple[str, ...] = DEVICES
 
 
 SECTIONS: Final = {

@@ -20,7 +20,7 @@ from tracepaper.strategies.api.columns import BLOCK_BARS, Compute
 from tracepaper.strategies.api.context import BarContext, Orders, Signal
 from tracepaper.strategies.api.files import DeclaredFiles, declare_files
 from tracepaper.strategies.corporate_actions import adjusted_price
-from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
+from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed, unfit
 from tracepaper.strategies.gates.declared import plausible
 from tracepaper.strategies.gates.evaluator import YARDSTICK_MEMORY
 from tracepaper.strategies.gates.gate import GATES, MEASURES, GateKind, gate_order
@@ -533,4 +533,4 @@ def read_options(made_of: type[T], options: Mapping[str, object]) -> T:
     try:
         return msgspec.convert(options, made_of)
     except msgspec.ValidationError as error:
-        raise ConfigInvalid(f"strategy.options: {error}.") from None
+        raise ConfigInvalid(f"strategy.options: {unfit(error, made_of)}.") from None

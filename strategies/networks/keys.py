@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Final, NamedTuple, Self, get_type_h
 
 from msgspec import Meta, ValidationError, convert, inspect
 
-from tracepaper.strategies.errors import ConfigInvalid, shown
+from tracepaper.strategies.errors import ConfigInvalid, shown, unfit
 
 WINDOW_MAX: Final = 65_536
 
@@ -257,4 +257,5 @@ def checked(key: Key, value: object, section: str = "architecture") -> Any:  # n
     try:
         return convert(value, key.annotation)
     except ValidationError as error:
-        raise ConfigInvalid(f"{section}.{key.name} is {shown(value)}: {error}.") from None
+        said = unfit(error, key.annotation)
+        raise ConfigInvalid(f"{section}.{key.name} is {shown(value)}: {said}.") from None

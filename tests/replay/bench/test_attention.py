@@ -138,3 +138,5 @@ def test_what_cannot_be_measured_is_named(
     assert "choose explanation, layer" in capsys.readouterr().err
     assert invoke(["bench", "attention", "--device", "cuda"]) != 0
     assert "leave it out" in capsys.readouterr().err
+    assert invoke(["bench", "attention", "--device", "gpu"]) != 0
+    assert "choose one of cpu, cuda" in capsys.readouterr().err

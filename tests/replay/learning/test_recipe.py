@@ -121,6 +121,7 @@ def test_a_later_setting_wins_and_the_kind_says_which_keys_there_are() -> None:
         ("trainning.steps=3", r"has no section \[trainning\], the nearest is training"),
         ("features=30", "architecture.features follows from the data"),
         ("model.kind=flush", "no kind of model called 'flush', the nearest is flash"),
+        ("training.precision=float16", "'float16'; choose one of auto, bfloat16, float32"),
     ],
 )
 def test_a_setting_that_a_recipe_cannot_have_is_refused(text: str, sentence: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 from builders import instrument
@@ -121,7 +122,7 @@ def test_a_size_by_a_slope_of_zero_is_said_at_the_start_and_by_its_remedy(
     mode: str, tmp_path: Path, cli: Cli
 ) -> None:
     name = f"{__name__}:Slopeless"
-    config = {
+    config: dict[str, dict[str, Any]] = {
         "strategy": {"name": "attention"},
         "model": {"class": name},
         "sizing": {"mode": mode},
