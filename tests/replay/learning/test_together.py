@@ -306,7 +306,7 @@ def test_one_symbol_without_a_number_leaves_all_of_a_rule_unweighed(other: Forec
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"rule": "equal"}, "rule`; choose one of network, minimum, mean_variance"),
+        ({"rule": "equal"}, "rule`; choose one of mean_variance, minimum, network"),
         ({"evry": 5}, "unknown field `evry`"),
         ({"shrink": 0.5}, "shrink needs a rule by correlations; choose one by rule"),
         ({"rule": "minimum", "cost": -1}, "Expected `float` >= 0.0 - at `..cost`"),
