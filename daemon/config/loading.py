@@ -14,7 +14,7 @@ import os
 import re
 import sys
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from textwrap import wrap
@@ -26,7 +26,7 @@ from pydantic.fields import FieldInfo
 
 from tracepaper.daemon.config.market import MarketSection
 from tracepaper.daemon.config.notify import NotifySection
-from tracepaper.daemon.config.secrets import TOKENS, faults_of_secrets, secret_in
+from tracepaper.daemon.config.secrets import UNSHOWN
 from tracepaper.daemon.config.sections import (
     CHOSEN_BY,
     STRATEGIES_OF,
@@ -131,8 +131,7 @@ class Config(BaseModel):
             for name, table in self.model_dump().items()
         }
         del tables["strategy" if self.strategies.named else "strategies"]
-        section, key = TOKENS
-        del tables[section][key]
+        del tables["http"]["tokens"]  # the only key that may hold secrets
         return tables
 
     def canonical_json(self) -> str:
@@ -192,9 +191,8 @@ def settings_of(texts: Sequence[str] | None) -> Tables:
         name, equals, value = text.partition("=")
         path = name.strip().split(".")
         if not (equals and len(path) > 1 and all(path)):
-            shown = "…" if secret_in(text) else text
             raise ConfigInvalid(
-                f"{SET} {shown} sets no key; write section.key=value, such as market.interval=15."
+                f"{SET} {text} sets no key; write section.key=value, such as market.interval=15."
             )
         is_option = "options" in path[1:-1]
         settings = merged(settings, nested(path, _option(value) if is_option else value))
@@ -259,7 +257,6 @@ def load_with_origins(
     if given is not None and not isinstance(given, Path):
         sources.append((GIVEN, given))
     sources += [(SET, settings), (caller, overrides)]
-    _reject_secrets(sources)
     config, origins = _merge([(DATA, data), *sources], file=sources[0][0])
     _reject_unread(sources, config, origins)
     config = _with_model_defaults(config, origins)
@@ -398,16 +395,6 @@ def _merge(sources: list[tuple[str, Sections]], file: str) -> tuple[Config, Orig
     return config, origins
 
 
-def _reject_secrets(sources: Iterable[tuple[str, Sections]]) -> None:
-    """Reject values that carry a secret, before a validation error could print them.
-
-    A stored run that has one can still be read.
-    """
-    for origin, tables in sources:
-        for section, key, fault in faults_of_secrets(tables):
-            raise ConfigInvalid(f"{_origin_of(origin, section, key)}: [{section}] {key} {fault}.")
-
-
 def _reject_unread(
     sources: Sequence[tuple[str, Sections]], config: Config, origins: Origins
 ) -> None:
@@ -513,7 +500,7 @@ def _first_fault(error: ValidationError, origins: Origins, file: str) -> str:
         return f"{origin}: {reason}."
     if first["type"] == "string_pattern_mismatch":  # a regular expression tells a reader little
         reason = " ".join(f"write {description(model, key)}".split()).rstrip(".")
-    given = "…" if (section, key) == TOKENS else _shortened(first["input"])
+    given = "…" if key in UNSHOWN else _shortened(first["input"])
     return f"{origin}: [{section}] {key} = {given} cannot be used; {reason}."
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Final, Literal, NamedTuple, get_args
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_validator
 
-from tracepaper.daemon.config.secrets import secret_in_address
+from tracepaper.daemon.config.secrets import checked_reference
 from tracepaper.daemon.config.values import Duration, Section, TimeOfDay, json_object, several
 
 NoticeKind = Literal[
@@ -76,15 +76,13 @@ class NotifySection(Section):
     model_config = ConfigDict(hide_input_in_errors=True)
 
     addresses: Annotated[
-        tuple[str, ...],
+        tuple[Annotated[str, AfterValidator(checked_reference)], ...],
         Field(max_length=ADDRESSES_MOST),
         BeforeValidator(several),
         AfterValidator(lambda texts: tuple(dict.fromkeys(texts))),
     ] = ()
-    """Apprise addresses. A run stores its configuration, so one with a token or password is kept
-    elsewhere: env:NAME names an environment variable, credential:NAME a file of
-    $CREDENTIALS_DIRECTORY (systemd's LoadCredential). Plain ones of json, xml, form, mailto and
-    syslog without a user may be written here."""
+    """Where the addresses for Apprise are: env:NAME is an environment variable, credential:NAME a
+    file of $CREDENTIALS_DIRECTORY (systemd's LoadCredential)."""
     kinds: Annotated[
         tuple[NoticeKind, ...],
         Field(min_length=1),
@@ -108,14 +106,6 @@ class NotifySection(Section):
         BeforeValidator(json_object),
     ] = Field(default_factory=dict)
     """Your own text for a kind: {fills = "{time} {symbol} {side} {quantity} at {price}"}."""
-
-    @field_validator("addresses")
-    @classmethod
-    def _addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for text in value:
-            if secret := secret_in_address(text):
-                raise ValueError(f'it has {secret}; write "env:NAME" or "credential:NAME"')
-        return value
 
     @field_validator("templates")
     @classmethod

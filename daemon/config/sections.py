@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from tracepaper.daemon.config.secrets import labelled_tokens
+from tracepaper.daemon.config.secrets import labelled_tokens, with_references
 from tracepaper.daemon.config.values import (
     BUILT_IN,
     CASH_MAX,
@@ -67,6 +67,11 @@ from tracepaper.daemon.config.values import (
 from tracepaper.strategies.builtin import TREND
 from tracepaper.strategies.shortfall import DAYS_LEAST
 from tracepaper.strategies.units import BASE_FEES, DAY_MS, interval_text, time_of
+
+Options = Annotated[
+    dict[str, object], BeforeValidator(json_object), AfterValidator(with_references)
+]
+"""The options of a user's class."""
 
 
 class ExchangeSection(Section):
@@ -140,9 +145,7 @@ class StrategySection(Section):
     gate.horizon, auto (the forecast if there is one, else ewma), or constant: always full size."""
     trend_risk_aversion: Annotated[Exact, Field(gt=0, le=1_000)] = Decimal(10)
     """Relative risk aversion of trend: the higher, the narrower its no-trade band."""
-    options: Annotated[dict[str, object], BeforeValidator(json_object)] = Field(
-        default_factory=dict
-    )
+    options: Options = Field(default_factory=dict)
     """Passed to your own class unchanged. crossasset and portfolio: every, long_only, rule, shrink,
     bound, aversion and cost; orderbook: checkpoint (a folder), horizon (books) and stale_ms."""
     shadows: Annotated[tuple[ShadowName, ...], BeforeValidator(several)] = ()
@@ -192,9 +195,7 @@ class ExplanationSection(Section):
 class ModelSection(ModelClass):
     """The model whose forecasts are traded: a checkpoint, or a class of your own."""
 
-    options: Annotated[dict[str, object], BeforeValidator(json_object)] = Field(
-        default_factory=dict
-    )
+    options: Options = Field(default_factory=dict)
     """Passed to your own class unchanged."""
     files: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(several)] = ()
     """Files that your own class reads, relative to this file; their content is part of the model's

@@ -19,7 +19,7 @@ from msgspec import Struct
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.notify import NotifySection
-from tracepaper.daemon.config.secrets import is_reference, read_secret, without
+from tracepaper.daemon.config.secrets import read_secret, without
 from tracepaper.daemon.log import Logger
 from tracepaper.daemon.session.background import Companion, repeat
 from tracepaper.daemon.session.notices import TEXT_MOST, Notice, Notices
@@ -57,7 +57,7 @@ class Message(Struct, frozen=True):
 class Delivery(Struct, frozen=True):
     """The result of sending a message to one address; ``error`` is empty on success."""
 
-    address: str  # as configured: a reference or a plain address
+    address: str  # the reference, as configured
     error: str
 
 
@@ -79,7 +79,7 @@ def services_of(
 
         apprise.logger.propagate = False  # its lines may contain secrets
         try:
-            secret = read_secret(address, environment) if is_reference(address) else address
+            secret = read_secret(address, environment)
         except ConfigInvalid as error:
             raise ConfigInvalid(f"{ADDRESSES}: {error}") from None
         # A limit of Apprise's own would need its thread pool, which the interpreter's end joins.
@@ -124,7 +124,7 @@ class AppriseSender:
         if result:
             return ""
         text = " ".join(text.split()) or "the service did not accept it"
-        return (without(text, secret) if is_reference(address) else text)[:TEXT_MOST]
+        return without(text, secret)[:TEXT_MOST]
 
 
 async def deliver(send: Send, section: NotifySection, message: Message) -> list[Delivery]:
@@ -259,9 +259,7 @@ async def send_test(section: NotifySection) -> list[Delivery]:
     Raises ``ConfigInvalid`` if there is no address, or one cannot be used.
     """
     if not section.addresses:
-        raise ConfigInvalid(
-            f'{ADDRESSES} is empty; name one, such as "env:NAME" or "json://127.0.0.1:8080/hook".'
-        )
+        raise ConfigInvalid(f'{ADDRESSES} is empty; name one, such as "env:NAME".')
     message = Message("tracepaper: test", "This is a test of [notify].")
     return await deliver(AppriseSender(section), section, message)
 

@@ -30,7 +30,7 @@ NAMED: Final[tuple[tuple[str, str, str], ...]] = (
     ("train --data none.csv --set model.kind=tree --out tree", "lightgbm", "model.kind=tree"),
     ("train --data none.csv --set ensemble.kind=tree --out two", "lightgbm", "ensemble.kind=tree"),
     ("models export none --to onnx --out none.onnx", "onnx", "--to onnx"),
-    ("notify test --set notify.addresses=json://127.0.0.1/", "apprise", "[notify] addresses"),
+    ("notify test --set notify.addresses=env:HOOK", "apprise", "[notify] addresses"),
     ("models export none --to onnx --out none.onnx", "onnxscript", "--to onnx"),
     ("data fetch AAPL --source yahoo --interval D --from 2025-01-01", "yfinance", "--source yahoo"),
     ("audit export last --db none.db --parquet rows", "pyarrow", "--parquet"),

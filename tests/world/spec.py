@@ -31,7 +31,7 @@ RENAMED: Final = "ETH2USDT"
 """What the second symbol is called later, where it is renamed."""
 TICKS: Final = (10, 50)
 """The tick of the first symbol, in hundredths, and what it may become."""
-ADDRESS: Final = "json://127.0.0.1:1/hook"
+ADDRESS: Final = "env:HOOK"
 """Where notices go."""
 VERSIONS: Final = ("0.0.1+0123456789ab", "99.0.0+ba9876543210")
 """An older and a newer version of the product."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -51,7 +52,7 @@ from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import Step
 from tracepaper.strategies.types.market import Command, CommandKind
 
-ADDRESS = "json://127.0.0.1:9/x"
+ADDRESS = "env:HOOK"
 HELLO = Message("tracepaper: test", "hello <b>& all")
 SECRET = "hunter2Hunter2hunter2"
 
@@ -179,11 +180,11 @@ async def test_a_lost_feed_is_noticed_without_any_step(sending: Sending) -> None
 async def test_an_address_that_takes_too_long_holds_up_the_next_for_its_limit(
     sending: Sending,
 ) -> None:
-    addresses = ("json://127.0.0.1/a", "json://127.0.0.1/b")
+    addresses = ("env:HOOK_A", "env:HOOK_B")
     section = NotifySection(addresses=addresses, timeout_s=3)
 
     async def send(address: str, message: Message) -> str:
-        sending.hangs = address.endswith("a")
+        sending.hangs = address.endswith("A")
         return await sending(address, message)
 
     delivered = await deliver(send, section, HELLO)
@@ -209,7 +210,7 @@ async def test_a_notice_that_cannot_be_made_ends_nothing(sending: Sending) -> No
 async def test_no_decision_waits_for_a_message(sending: Sending, tmp_path: Path) -> None:
     """While a message is being sent, bars are decided and stored, and the stop is orderly."""
     sending.hangs = True
-    section = {"addresses": ["json://127.0.0.1/hangs"], "timeout_s": 600.0}
+    section = {"addresses": [ADDRESS], "timeout_s": 600.0}
     async with ScriptedServer() as server:
         async with daemon(
             server, tmp_path / "run.db", sender=lambda _section: sending, notify=section
@@ -224,16 +225,25 @@ async def test_no_decision_waits_for_a_message(sending: Sending, tmp_path: Path)
 # ---------------------------------------------------------------- the real thread
 
 
+def referred(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> tuple[str, ...]:
+    """Return references to *addresses*, which environment variables hold."""
+    for place, address in enumerate(addresses):
+        monkeypatch.setenv(f"NOTIFY_{place}", address)
+    return tuple(f"env:NOTIFY_{place}" for place in range(len(addresses)))
+
+
 @pytest.mark.sockets
-async def test_each_temper_of_webhook_and_mail_server_is_met() -> None:
+async def test_each_temper_of_webhook_and_mail_server_is_met(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Each address is told in its turn; Apprise ends those that say nothing for long."""
     async with receivers("takes", "slow", "refuses", "closes", "hangs") as servers:
         addresses = dict(servers.address)
         addresses["hook", "hangs"] += "?rto=1"
         addresses["mail", "hangs"] += "&cto=1"
-        section = NotifySection(addresses=tuple(addresses.values()))
-        delivered = {each.address: each.error for each in await sent_by_apprise(section)}
-    of = {key: delivered[address] for key, address in addresses.items()}
+        section = NotifySection(addresses=referred(monkeypatch, *addresses.values()))
+        errors = [each.error for each in await sent_by_apprise(section)]
+    of = dict(zip(addresses, errors, strict=True))
     for kind in ("hook", "mail"):
         assert (of[kind, "takes"], of[kind, "slow"]) == ("", ""), of
         assert all(of[kind, temper] for temper in ("refuses", "closes", "hangs")), of
@@ -246,11 +256,13 @@ async def sent_by_apprise(section: NotifySection) -> list[Delivery]:
 
 
 @pytest.mark.sockets
-async def test_a_send_without_end_fails_and_so_does_each_behind_it() -> None:
+async def test_a_send_without_end_fails_and_so_does_each_behind_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A byte now and then is no silence: the thread is lost, and every delivery says so."""
     async with receivers("drips", "takes") as servers:
         addresses = [servers.address["hook", temper] for temper in ("drips", "takes")]
-        section = NotifySection(addresses=tuple(addresses), timeout_s=0.5)
+        section = NotifySection(addresses=referred(monkeypatch, *addresses), timeout_s=0.5)
         send = AppriseSender(section)
         errors = [each.error for _ in range(2) for each in await deliver(send, section, HELLO)]
     assert [error.split(",")[0].split(";")[0] for error in errors] == [
@@ -267,7 +279,8 @@ async def test_a_server_that_never_answers_delays_neither_step_nor_stop(
 ) -> None:
     monkeypatch.setattr(messenger_module, "END_S", 0.2)
     async with receivers("hangs") as servers, ScriptedServer() as server:
-        section = {"addresses": [servers.address["hook", "hangs"] + "?rto=3600"], "timeout_s": 600}
+        named = referred(monkeypatch, servers.address["hook", "hangs"] + "?rto=3600")
+        section = {"addresses": named, "timeout_s": 600}
         async with daemon(server, tmp_path / "run.db", notify=section) as running:
             await running.close_bars(12)
             await running.until(lambda: servers.connections)
@@ -277,10 +290,10 @@ async def test_a_server_that_never_answers_delays_neither_step_nor_stop(
 
 
 HANGING = """
-import asyncio, sys
+import asyncio
 from tracepaper.daemon.config.notify import NotifySection
 from tracepaper.daemon.session.messenger import AppriseSender, Message, deliver
-section = NotifySection(addresses=[sys.argv[1]], timeout_s=0.5)
+section = NotifySection(addresses=["env:HOOK"], timeout_s=0.5)
 print(asyncio.run(deliver(AppriseSender(section), section, Message("t", "b")))[0].error)
 """
 
@@ -290,7 +303,10 @@ async def test_a_process_ends_though_a_send_hangs() -> None:
     async with receivers("hangs") as servers:
         address = servers.address["hook", "hangs"] + "?rto=3600"
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", HANGING, address, stdout=asyncio.subprocess.PIPE
+            sys.executable,
+            *("-c", HANGING),
+            env={**os.environ, "HOOK": address},
+            stdout=asyncio.subprocess.PIPE,
         )
         async with asyncio.timeout(deadline_s(30)):
             printed, _ = await process.communicate()
@@ -372,8 +388,7 @@ def test_a_run_begins_only_where_its_addresses_can_be_used(monkeypatch: pytest.M
 
 def test_a_test_without_addresses_says_what_to_write(cli: Cli) -> None:
     assert cli.err("notify", "test", code=2) == (
-        '[notify] addresses is empty; name one, such as "env:NAME" or '
-        '"json://127.0.0.1:8080/hook".\n'
+        '[notify] addresses is empty; name one, such as "env:NAME".\n'
     )
 
 
@@ -381,12 +396,10 @@ def test_the_command_says_what_became_of_each(
     sending: Sending, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(messenger_module, "AppriseSender", lambda _section: sending)
-    words = ["notify", "test", "--set", "notify.addresses=json://127.0.0.1/a,json://127.0.0.1/b"]
+    words = ["notify", "test", "--set", "notify.addresses=env:HOOK_A,env:HOOK_B"]
     assert invoke(words) == 0
-    assert capsys.readouterr().out == (
-        "json://127.0.0.1/a: delivered\njson://127.0.0.1/b: delivered\n"
-    )
-    sending.errors = {"json://127.0.0.1/b": "no"}
+    assert capsys.readouterr().out == "env:HOOK_A: delivered\nenv:HOOK_B: delivered\n"
+    sending.errors = {"env:HOOK_B": "no"}
     assert invoke([*words, "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["deliveries"][1]["error"] == "no"
 

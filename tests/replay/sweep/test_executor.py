@@ -142,7 +142,7 @@ def test_settings_of_the_sender_stand_in_place_of_the_worker_s(
 ) -> None:
     around = surroundings()
     monkeypatch.setenv("TRACEPAPER_EXECUTION__LATENCY_MS", "7")
-    monkeypatch.setenv("TRACEPAPER_NOTIFY__ADDRESSES", "json://127.0.0.1/")
+    monkeypatch.setenv("TRACEPAPER_NOTIFY__ADDRESSES", "env:HOOK")
     assert "TRACEPAPER_NOTIFY__ADDRESSES" not in surroundings()["environment"]
     assert over_there(packed, around)[1] == ""
     assert "TRACEPAPER_EXECUTION__LATENCY_MS" not in os.environ
