@@ -1,7 +1,7 @@
 """Recordings of events: every frame of a symbol's order book and trades, as received.
 
 A block holds lines of a recorded session, ``{"t": "recv", "ts": seconds, "data": "the frame"}``,
-and ``{"t": "gap", …}`` where frames are missing. Players of recorded sessions play it too.
+and ``{"t": "gap", …}`` where frames are missing. ``data record --from`` reads it too.
 
 The rules are docs/orderbook.md, D25 to D27.
 """
