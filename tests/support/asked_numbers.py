@@ -5,16 +5,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import re
+import sys
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
+import explained_runs
 import numpy as np
+import storage_cases
 import tensor_memory
 import torch
 from user_strategies import importable
@@ -23,6 +29,9 @@ import tracepaper
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.bench import costs
 from tracepaper.replay.bench.attention import Setting
+from tracepaper.replay.samples import DEMO_CANDLES
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.database.writer import open_writer
 from tracepaper.strategies.networks import keys
 from tracepaper.strategies.networks.cross_asset import (
     SYMBOLS_MAX,
@@ -36,6 +45,8 @@ from tracepaper.strategies.networks.timeframes import MultiscaleConfig
 from tracepaper.strategies.networks.trading import TradingConfig
 from tracepaper.strategies.order_book import COLUMNS
 
+DEMO_START_MS: Final = 1_748_244_720_000
+LIVE_BARS: Final = 200
 NUMBERS: Final[dict[str, Callable[[], float]]] = {}
 
 
@@ -150,3 +161,107 @@ def bars_of_the_widest_frame() -> float:
 def regimes() -> float:
     """Regimes that a network tells apart."""
     return float(TradingConfig.read({"regimes": 7}).regimes)
+
+
+# ---------------------------------------------------------------- what a bar costs
+
+
+def stored_bars(bars: int, folder: Path) -> int:
+    """Return the bytes of the record of a run over *bars* minutes, without a model."""
+    path = folder / f"{bars}.db"
+    end = DEMO_START_MS + 60_000 * bars
+    tracepaper.backtest("sma_cross", DEMO_CANDLES, end=end, db=path, progress=False)
+    return path.stat().st_size
+
+
+@number
+def bytes_of_a_bar() -> float:
+    """Bytes that a bar without a model adds to a record."""
+    with TemporaryDirectory() as name:
+        few, many = (stored_bars(bars, Path(name)) for bars in (2_000, 6_000))
+    return (many - few) / 4_000
+
+
+@number
+def bytes_of_an_explained_bar() -> float:
+    """Bytes that a bar explained by a small network adds to a record."""
+    sizes = []
+    for bars in (700, 1_700):
+        with TemporaryDirectory() as name:
+            sizes.append(explained_runs.replayed(Path(name), bars=bars).stat().st_size)
+    return (sizes[1] - sizes[0]) / 1_000
+
+
+@number
+def calls_of_a_bar() -> float:
+    """How often a replayed bar calls a function of Python, without a model."""
+    calls = 0
+
+    def count(_frame: object, event: str, _argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    made = []
+    for bars in (1_000, 1_000, 3_000):  # the first imports
+        calls = 0
+        with TemporaryDirectory() as name:
+            sys.setprofile(count)
+            stored_bars(bars, Path(name))
+            sys.setprofile(None)
+        made.append(calls)
+    return (made[2] - made[1]) / 2_000
+
+
+@number
+def bytes_held_of_a_bar() -> float:
+    """Bytes of memory that a replay holds of each bar that it has done."""
+    held = []
+    for bars in (500, 500, 2_500):
+        with TemporaryDirectory() as name:
+            tracemalloc.start()
+            stored_bars(bars, Path(name))
+            held.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+    return (held[2] - held[1]) / 2_000
+
+
+@cache
+def live_bars() -> tuple[list[str], int]:
+    """Return the statements of SQL by which a live run stores ``LIVE_BARS``, and its rows."""
+    statements: list[str] = []
+
+    async def append(log: SqlAuditLog) -> None:
+        for step in storage_cases.plain_steps(LIVE_BARS):
+            await log.append(step)
+
+    with TemporaryDirectory() as name:
+        path = Path(name) / "live.db"
+        writer = open_writer(path)
+        log = SqlAuditLog(writer, path=path)
+        log.begin(storage_cases.run())
+        writer.driver.set_trace_callback(statements.append)
+        asyncio.run(append(log))
+        writer.driver.set_trace_callback(None)
+        tables = writer.driver.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")
+        counts = (f"SELECT count(*) FROM {table}" for (table,) in tables.fetchall())
+        rows = sum(writer.driver.execute(count).fetchone()[0] for count in counts)
+        log.close()
+    return statements, rows
+
+
+@number
+def statements_of_a_live_bar() -> float:
+    """Statements of SQL by which a live bar is stored, with its orders and fills."""
+    return len(live_bars()[0]) / LIVE_BARS
+
+
+@number
+def commits_of_a_live_bar() -> float:
+    """Transactions of a live bar."""
+    return live_bars()[0].count("COMMIT") / LIVE_BARS
+
+
+@number
+def rows_of_a_live_bar() -> float:
+    """Rows of a live bar in all tables, with its orders and fills."""
+    return live_bars()[1] / LIVE_BARS
