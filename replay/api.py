@@ -62,7 +62,6 @@ def backtest(  # noqa: PLR0913 - the options of a replay
     frame_data: Any = None,  # noqa: ANN401 - as data
     columns: Mapping[str, str | None] | None = None,
     depth: str | Path | Sequence[str | Path] = (),
-    events: str | Path | Sequence[str | Path] = (),
     frames: Library | None = None,
     progress: bool | None = None,
 ) -> Run[Any]:
@@ -80,10 +79,9 @@ def backtest(  # noqa: PLR0913 - the options of a replay
     *funding* are files of settled rates, *actions* of splits and dividends, *frame_data* candles of
     higher timeframes that begin before the data. *columns* name a field's column, ``{"close":
     "Price"}``, or leave it out, ``{"turnover": None}``, in *data* and *frame_data*. *depth* are
-    files of order books that ``tracepaper data record`` wrote, *events* its files of order-book
-    events. *frames* is ``polars``, ``pandas`` or ``numpy``: the library of the run's frames; by
-    default that of *data*, else polars if it is installed. A notebook shows a progress bar unless
-    *progress* is False.
+    files of order books that ``tracepaper data record`` wrote. *frames* is ``polars``, ``pandas``
+    or ``numpy``: the library of the run's frames; by default that of *data*, else polars if it is
+    installed. A notebook shows a progress bar unless *progress* is False.
 
     Raises ``ConfigInvalid``, ``DataInvalid`` or ``StrategyFailed``, each in one sentence.
     """

@@ -39,7 +39,6 @@ from tracepaper.strategies.types.decisions import (
 )
 from tracepaper.strategies.types.market import (
     Bar,
-    BookUpdate,
     Command,
     Depths,
     Event,
@@ -123,7 +122,7 @@ Result = TypeVar("Result")
 
 _AT_ONCE: Final = (Command, ModelChange, RetrainingEnd, ParityCheck)
 """Events without decision or trade that are committed at once nevertheless."""
-_PRICES: Final = (Quote, Mark, Trade, Depths, BookUpdate)
+_PRICES: Final = (Quote, Mark, Trade, Depths)
 """Events that may wait for the next bar if they change no money."""
 COMMIT_WITHIN_MS: Final = 60_000
 """Market time that buffered steps may wait; the next step after it commits them."""

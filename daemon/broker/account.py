@@ -16,8 +16,6 @@ from typing import Final, NamedTuple, TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.book_fills import Queues
-from tracepaper.daemon.broker.book_matching import BookMarket
 from tracepaper.daemon.broker.execution import ExecutionCosts, MeanRange
 from tracepaper.daemon.broker.exit_plans import ExpectedReturn
 from tracepaper.daemon.broker.ledger import Ledger, StepNumber, Totals
@@ -261,7 +259,6 @@ class Book(Totals, Holdings):
         side: PositionSide | None = None,
         owner: str = "",
         parent: Book | None = None,
-        queues: Mapping[str, Queues] = {},
         ranges: Mapping[str, MeanRange] = {},
     ) -> None:
         """Open a book of positions, or of the share of *owner* in the positions of *parent*."""
@@ -277,7 +274,6 @@ class Book(Totals, Holdings):
                 self,
                 item,
                 None if parent is None else parent.lines[item.id],
-                queues=queues.get(item.id),
                 mean_range=ranges.get(item.id),
             )
             for item in instruments
@@ -363,9 +359,6 @@ class PaperAccount(Holdings):
         self.settings = settings
         self.ledger = Ledger(settings.cash, step or StepNumber(), keeps_entries=keeps_ledger)
         self._ranges = ranges or {}
-        self._queues: dict[str, Queues] = {}
-        if settings.execution is FillModel.BOOK:
-            self._queues = {item.id: Queues(settings.queue) for item in items}
         fills: dict[str, list[Fill]] = {key: [] for key in reports_fills}
         super().__init__(self._new_books(items, settings, fills))
         self.owners: dict[str, Holdings] = {}
@@ -385,18 +378,14 @@ class PaperAccount(Holdings):
         self.policy = policy(self.ledger, lines, {} if marked is None else marked)
         for book in self.every_book:
             book.policy = self.policy
-        self.markets = {item.id: self._market(item.id) for item in items}
+        self.markets = {
+            item.id: Market(self.lines_of(item.id), self.ledger, self.policy) for item in items
+        }
         """The lines of each instrument, which its events meet together."""
         if len(self.books) == 1:
             # Every step calls these: binding the book's methods saves a call.
             for name in ("held", "target", "position", "balance", "subtotal"):
                 setattr(self, name, getattr(self.books[0], name))
-
-    def _market(self, instrument: str) -> Market:
-        lines = self.lines_of(instrument)
-        if (queues := self._queues.get(instrument)) is not None:
-            return BookMarket(lines, self.ledger, self.policy, queues)
-        return Market(lines, self.ledger, self.policy)
 
     def _new_books(
         self,
@@ -415,7 +404,7 @@ class PaperAccount(Holdings):
         books = tuple(
             Book(
                 items, replace(settings, cash=part), self.ledger, side=side,
-                owner=owner, parent=parent, queues=self._queues, ranges=self._ranges,
+                owner=owner, parent=parent, ranges=self._ranges,
             )
             for side, part, parent in zip(sides, cash, parents, strict=True)
         )  # fmt: skip

@@ -26,8 +26,6 @@ from tracepaper.daemon.broker.account import (
     intent_for_side,
     requests_of,
 )
-from tracepaper.daemon.broker.book_fills import unpack_moves
-from tracepaper.daemon.broker.book_matching import BookMarket, BookWatch
 from tracepaper.daemon.broker.execution import RANGE_BARS, MeanRange
 from tracepaper.daemon.broker.exit_orders import (
     due_from_ms,
@@ -63,7 +61,6 @@ from tracepaper.strategies.types.decisions import (
 from tracepaper.strategies.types.market import (
     BY_REST,
     Bar,
-    BookUpdate,
     CorporateAction,
     Funding,
     Gap,
@@ -152,7 +149,6 @@ class Broker:
         _check(instruments, settings, is_shared=bool(owners))
         self.settings = settings
         self._by_quotes = settings.execution is FillModel.QUOTE
-        self._by_book = settings.execution is FillModel.BOOK
         self.is_cross = settings.is_cross
         self._is_on_margin = settings.leverage is not None
         self._marked: dict[str, int] = {}  # by instrument: its newest mark price since its last bar
@@ -246,7 +242,7 @@ class Broker:
         """
         key = bar.instrument
         settlements = self._settlements_inside(bar) if self.unsettled else ()
-        if self._by_quotes or self._by_book:
+        if self._by_quotes:
             self._on_bar_of_quotes(bar, settlements)
         else:
             for account in self._accounts:
@@ -293,16 +289,6 @@ class Broker:
             for account in self._accounts:
                 account.markets[quote.instrument].match_quote(quote)
 
-    def on_book(self, update: BookUpdate) -> None:
-        """Match the resting orders against a book *update*, if order books fill orders."""
-        if self._by_book:
-            self.save = Save.NOW  # places in queues
-            book_moves = unpack_moves(update)
-            for account in self._accounts:
-                market = account.markets[update.instrument]
-                assert isinstance(market, BookMarket)
-                market.match_book(update, book_moves)
-
     def on_mark(self, mark: Mark) -> None:
         """Value the positions at *mark*, and liquidate those whose liquidation price it reached."""
         self.mark(mark)
@@ -316,8 +302,7 @@ class Broker:
         key, at_ms = funding.instrument, funding.market_ms
         self.save = Save.NOW
         self.unsettled.setdefault(key, []).append(funding)
-        by_candles = not (self._by_quotes or self._by_book)
-        waits = by_candles or at_ms <= self._missed_until_ms.get(key, 0)
+        waits = not self._by_quotes or at_ms <= self._missed_until_ms.get(key, 0)
         if not waits or at_ms < closed_ms + STAMPED_LATE_MS:
             self._settle(key, at_ms + 1)
 
@@ -365,7 +350,7 @@ class Broker:
 
     def on_gap(self, gap: Gap) -> None:
         """Note which bars arrive late by REST, so perhaps without their quotes."""
-        if gap.repaired_by == BY_REST and not self._by_book:  # bars never fill orders by book
+        if gap.repaired_by == BY_REST:
             self._missed_until_ms[gap.instrument] = gap.until_ms
 
     def on_signal(self, instrument: str, signal: Signal) -> None:
@@ -380,8 +365,8 @@ class Broker:
                 on_signal(line, signal.action)
 
     def expire(self, instrument: str, market_ms: int) -> None:
-        """Cancel orders that were not filled in time, if quotes or order books fill orders."""
-        if self._by_quotes or self._by_book:
+        """Cancel orders that were not filled in time, if quotes fill orders."""
+        if self._by_quotes:
             for line in self._lines[instrument]:
                 line.expire(market_ms)
 
@@ -447,10 +432,6 @@ class Broker:
         self, line: Line, intent: Intent | Orders, bar: Bar, at_ms: int, policy: MarginPolicy
     ) -> str | None:
         """Apply *intent* to *line*; return why it cannot be reached, or None."""
-        if self._by_book:
-            # The latency counts from the close, as for bars of a file, but no order arrives before
-            # the frame that closed the bar.
-            at_ms = max(bar.closed_ms, at_ms - self.settings.latency.fixed_ms)
         if isinstance(intent, Orders):
             policy.send(line, intent, bar, at_ms)
             return None
@@ -589,20 +570,6 @@ class Broker:
         due_times = [due_from_ms(line, quote) for line in self._lines[key]]
         return min(times + [from_ms for from_ms in due_times if from_ms is not None], default=None)
 
-    def watch(self, instrument: str) -> BookWatch:
-        """Return a watch for the changes of *instrument*'s order book that affect an order now."""
-        markets = [account.markets[instrument] for account in self._accounts]
-        return BookWatch(line for each in markets if each.waits for line in each.every_line)
-
-    def frames_read(self) -> dict[str, int]:
-        """Return the number of the newest frame that was read of each instrument's book."""
-        read: dict[str, int] = {}
-        for key, lines in self._lines.items():  # a new shadow account has read none
-            frames = [queues.frame for line in lines if (queues := line.queues)]
-            if frames:
-                read[key] = max(frames)
-        return read
-
     def liquidates(self, mark: Mark) -> bool:
         """Return whether *mark* liquidates a position of the run's or a shadow account."""
         if not self._is_on_margin:
@@ -642,7 +609,7 @@ class Broker:
         """
         if self.save is Save.NOW or self._marked or self.unsettled or self.account.ledger.entries:
             return False
-        if self._by_quotes or self._by_book or self.account.sides:
+        if self._by_quotes or self.account.sides:
             return False
         for lines in self._lines.values():
             for line in lines:

@@ -1,4 +1,4 @@
-"""Execution models: the price and fee of a fill at a quote, an order book or within a bar.
+"""Execution models: the price and fee of a fill at a quote or within a bar.
 
 ``matching`` decides when an order is filled. The rules are docs/money.md, M10 to M15.
 """
@@ -80,7 +80,7 @@ class ExecutionCosts(Struct, frozen=True):
         """Return the rate by which *quantity* moves the price; 0 without impact.
 
         Its participation is *quantity* ÷ *liquidity*: the volume of a candle, or the size that a
-        quote or book shows, beyond which *quantity* goes. The impact is ``impact`` times the
+        quote shows, beyond which *quantity* goes. The impact is ``impact`` times the
         participation or its square root, rounded down. The root is the law of Torre (1997, Barra's
         handbook) and Bouchaud (Tóth et al. 2011, Phys. Rev. X 1, 021006); Almgren et al. (2005,
         Risk 18(7)) found a power of 3/5 and a permanent part, which is left out here.

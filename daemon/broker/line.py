@@ -25,7 +25,6 @@ from typing import Any, Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.book_fills import Queues, QueueState
 from tracepaper.daemon.broker.execution import Executor, MeanRange
 from tracepaper.daemon.broker.exit_plans import Planner, ProtectionState
 from tracepaper.daemon.broker.ledger import FillEntry, Totals
@@ -74,12 +73,10 @@ class LineState(Struct, frozen=True, array_like=True):
     holding: Holding
     orders: OrdersState
     protection: ProtectionState = ProtectionState()
-    queues: QueueState | None = None  # None where no order book fills orders
 
     def taken_over(self) -> LineState:
         """Return the state for a run that continues another one."""
-        queues = None if self.queues is None else self.queues.taken_over()
-        return replace(self, orders=self.orders.taken_over(), queues=queues)
+        return replace(self, orders=self.orders.taken_over())
 
 
 def signed_quantity(fill: Fill) -> int:
@@ -91,11 +88,11 @@ class Line:
     """One instrument in one book."""
 
     __slots__ = (
-        "_cancel_ms", "_is_spot", "_orders_of_step", "before_quotes", "book", "canceling",
+        "_is_spot", "_orders_of_step", "before_quotes", "book",
         "confirmed_ms", "executor", "exits", "filters", "holding", "is_cash", "is_cross",
         "is_guarded", "isolated_rules", "item", "key", "ledger", "margin_rules", "mark",
         "mean_range", "notional", "order", "others", "owner", "parent", "planner", "position",
-        "protection", "queues", "reason", "shares", "shortfall", "target", "terms",
+        "protection", "reason", "shares", "shortfall", "target", "terms",
     )  # fmt: skip
     executor: Executor
     filters: Filters
@@ -107,14 +104,9 @@ class Line:
         item: Instrument,
         parent: Line | None = None,
         *,
-        queues: Queues | None = None,
         mean_range: MeanRange | None = None,
     ) -> None:
-        """Open the line of *item* in *book*; a share has the line of its position, *parent*.
-
-        *queues* are those of the account, where order books fill orders. Then a strategy's
-        cancellation takes effect after the latency; until then the order can be filled.
-        """
+        """Open the line of *item* in *book*; a share has the line of its position, *parent*."""
         settings = book.settings
         self.book, self.ledger, self.key, self.owner = book, book.ledger, item.id, book.owner
         self.parent = parent
@@ -132,18 +124,16 @@ class Line:
         self.margin_rules: MarginRules | None = None  # by which orders are accepted
         # Those by which an isolated position is liquidated.
         self.isolated_rules: MarginRules | None = None
-        self.queues, self.mean_range = queues, mean_range
+        self.mean_range = mean_range
         self.order: Order | None = None  # by signal
         self.others: tuple[Order, ...] = ()
         # Orders that quotes moved or triggered, in their state at the newest bar not missed.
         self.before_quotes: tuple[Order, ...] = ()
-        self.canceling: tuple[str, ...] = ()  # ids of orders with a cancellation on its way
         self.target = 0  # the last decided target, whether or not it could be reached
         self.reason = ""  # of the target
         self.shortfall = ""  # why less than the target was ordered or filled
         self.confirmed_ms = 0  # open time of the bar whose decision was last allowed
         self._orders_of_step = (-1, 0)  # the current step, and the number of orders it created here
-        self._cancel_ms = settings.latency.fixed_ms if settings.execution is FillModel.BOOK else 0
         self.exits = settings.exits
         self.protection = ProtectionState()  # the plan of the exit orders
         self.is_guarded = False  # an exit plan is active, or an entry waits for another signal
@@ -454,9 +444,6 @@ class Line:
             self.before_quotes = tuple(
                 other for other in self.before_quotes if other.order_id != order.order_id
             )
-        if self.canceling:
-            resting = {other.order_id for other in self.others}
-            self.canceling = tuple(key for key in self.canceling if key in resting)
 
     def move(self, order: Order, moved: Order) -> Order:
         """Replace *order* by *moved*, its state after a quote moved or triggered it.
@@ -495,12 +482,7 @@ class Line:
                 self.before_quotes += (order,)
 
     def end(self, order: Order, reason: str, event: OrderEvent = OrderEvent.CANCEL) -> Order:
-        """End *order* by *event* and return it.
-
-        Its reason becomes *reason*; an order whose cancellation was on its way keeps that reason.
-        """
-        if event is OrderEvent.EXPIRE and order.order_id in self.canceling:
-            reason = order.reason
+        """End *order* by *event* and return it; its reason becomes *reason*."""
         return self.note(after(order, event, reason=reason))
 
     def fill_order(self, fill: Fill) -> Order:
@@ -717,26 +699,14 @@ class Line:
         """
         for request in requests:
             if isinstance(request, Cancel):
-                self.cancel_listed(request.tag, "canceled by the strategy", sent_ms=context.at_ms)
+                self.cancel_listed(request.tag, "canceled by the strategy")
             else:
                 self._place(request, reason, context)
 
-    def cancel_listed(
-        self, tag: str, reason: str, *, opening_only: bool = False, sent_ms: int = 0
-    ) -> None:
-        """Cancel the orders by list with *tag*; with an empty one all of them.
-
-        A cancellation that a strategy sends, at *sent_ms*, takes effect after its latency.
-        """
-        for order in self._listed() if sent_ms and self._cancel_ms else self.others:
-            if order.role is not OrderRole.LIST or (tag and order.tag != tag):
-                continue
-            if sent_ms and self._cancel_ms:
-                arrives_ms = sent_ms + self._cancel_ms
-                until_ms = min(arrives_ms, order.until_ms or arrives_ms)
-                self.canceling += (order.order_id,)
-                self.note(after(order, OrderEvent.REPLACE, until_ms=until_ms, reason=reason))
-            elif not (opening_only and order.reduce_only):
+    def cancel_listed(self, tag: str, reason: str, *, opening_only: bool = False) -> None:
+        """Cancel the orders by list with *tag*; with an empty one all of them."""
+        for order in self._listed():
+            if not (tag and order.tag != tag) and not (opening_only and order.reduce_only):
                 self.end(order, reason)
 
     def _place(self, request: OrderRequest, reason: str, context: OrderContext) -> None:
@@ -748,16 +718,12 @@ class Line:
             same = [other for other in self._listed() if other.tag == request.tag]
             if any(terms_of(other) == terms_of(order) for other in same):
                 return
-            self.cancel_listed(request.tag, "replaced", sent_ms=context.at_ms)
+            self.cancel_listed(request.tag, "replaced")
         self.add(order)
 
     def _listed(self) -> list[Order]:
-        """Return the orders by list that are not being canceled."""
-        return [
-            order
-            for order in self.others
-            if order.role is OrderRole.LIST and order.order_id not in self.canceling
-        ]
+        """Return the resting orders by list."""
+        return [order for order in self.others if order.role is OrderRole.LIST]
 
     def _order_of(
         self, request: OrderRequest, reason: str, context: OrderContext
@@ -894,10 +860,8 @@ class Line:
     # ------------------------------------------------------------ state
 
     def state(self) -> LineState:
-        """Return the state to store; the first line of the account stores the queues."""
-        is_first = self.parent is None and self.book.sign >= 0
-        queues = self.queues.state() if self.queues is not None and is_first else None
-        return LineState(self.holding, self.orders_state(), self.protection, queues)
+        """Return the state to store."""
+        return LineState(self.holding, self.orders_state(), self.protection)
 
     def orders_state(self) -> OrdersState:
         """Return the stored state of the orders."""
@@ -913,8 +877,6 @@ class Line:
         self.hold(state.holding)
         self.restore_orders(state.orders)
         self.protect_by(state.protection)
-        if state.queues is not None and self.queues is not None:
-            self.queues.restore(state.queues)
 
     def hold(self, holding: Holding) -> None:
         """Replace the holding by *holding*, which may come from an account with another margin."""

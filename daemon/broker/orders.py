@@ -92,7 +92,6 @@ class OrdersState(Struct, frozen=True, array_like=True):
     others: tuple[Order, ...] = ()
     before_quotes: tuple[Order, ...] = ()
     shortfall: str = ""
-    canceling: tuple[str, ...] = ()  # ids of orders with a cancellation on its way
 
     def taken_over(self) -> OrdersState:
         """Return the orders for a run that continues another one."""
@@ -101,7 +100,6 @@ class OrdersState(Struct, frozen=True, array_like=True):
             order=None if self.order is None else _taken_over(self.order),
             others=tuple(map(_taken_over, self.others)),
             before_quotes=tuple(map(_taken_over, self.before_quotes)),
-            canceling=tuple(map(taken_over_id, self.canceling)),
         )
 
 

@@ -13,7 +13,6 @@ from typing import Final, NamedTuple
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.book_fills import QueueRules
 from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.daemon.broker.exit_plans import Exits
 from tracepaper.strategies.months import interval_end
@@ -76,7 +75,6 @@ class BrokerSettings(Struct, frozen=True):
     is_cross: bool = False  # whether one balance is the margin of all linear positions
     is_hedged: bool = False  # whether each symbol has a long and a short position
     exits: Exits | None = None  # for every position that a signal enters
-    queue: QueueRules = QueueRules()  # for limits that rest at an order book
 
     def costs_for(self, instrument: str) -> ExecutionCosts:
         """Return the costs of trading *instrument*: those set for it, or the default."""

@@ -97,14 +97,11 @@ class BookFrame(Struct, gc=False):
     cts: Milliseconds = 0
 
 
-_TRADE_FIELDS: Final = {"time": "T", "symbol": "s", "side": "S", "is_block": "BT", "is_rpi": "RPI"}
+_TRADE_FIELDS: Final = {"time": "T", "symbol": "s", "side": "S"}
 
 
 class TradeData(Struct, gc=False, rename=_TRADE_FIELDS):
-    """One public trade: ``v`` size, ``p`` price, ``i`` id (a UUID on linear, digits on spot).
-
-    Block trades, and trades against retail price improvement, do not reduce the public book.
-    """
+    """One public trade: ``v`` size, ``p`` price, ``i`` id (a UUID on linear, digits on spot)."""
 
     time: Milliseconds
     symbol: str
@@ -112,8 +109,6 @@ class TradeData(Struct, gc=False, rename=_TRADE_FIELDS):
     v: str
     p: str
     i: str
-    is_block: bool = False
-    is_rpi: bool = False
 
 
 class TradeFrame(Struct, gc=False):

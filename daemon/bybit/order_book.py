@@ -1,28 +1,17 @@
-"""Reads the order book and the trades of a symbol: samples at regular times, or every frame.
+"""Samples the order book of a symbol at regular times.
 
-A daemon that stores books or fills orders by one, the recorder, and the reader of its files all use
-it. The rules are docs/orderbook.md, D1 to D3, D13 and D25 to D27, and docs/money.md, M62 and M72.
+A daemon that stores books and the recorder use it. The rules are docs/orderbook.md, D1 to D3 and
+D13.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from tracepaper.daemon.bybit.instruments import exact
-from tracepaper.daemon.bybit.messages import decode_book, decode_trades
-from tracepaper.daemon.bybit.wire import (
-    SIDES,
-    BestQuotes,
-    Received,
-    RefusedFrame,
-    Trades,
-    Wire,
-    exact_levels,
-)
-from tracepaper.daemon.feed.book_follower import ReadFrame
+from tracepaper.daemon.bybit.wire import Received, RefusedFrame, Wire
 from tracepaper.strategies.errors import ConfigInvalid, MessageMalformed
 from tracepaper.strategies.order_book import EVERY_MS_MAX, EVERY_MS_MIN, LEVELS_MAX, SILENT_MS
 from tracepaper.strategies.types.market import Category, Depth, Instrument
@@ -33,19 +22,16 @@ STREAM_DEPTHS: Final = (1, 50, 200, 1000)
 
 TakeBook = Callable[[Depth, str], None]
 """Called with each sampled book and the cause of a gap before it, empty without a gap."""
-TakeFrame = Callable[[bytes, BestQuotes | Trades | None, str], None]
-"""Called with each accepted frame and its content, or with no content and the cause of a gap."""
 
 
 @dataclass(frozen=True)
 class DepthRequest:
-    """What to record: *levels* a side, every ``every_ms`` of market time or at every event."""
+    """What to record: *levels* a side, every ``every_ms`` of market time."""
 
     category: Category
     symbol: str
     levels: int
     every_ms: int
-    events: bool = False
 
     def __post_init__(self) -> None:
         """Raise ``ConfigInvalid`` for values that the file format does not support."""
@@ -64,30 +50,29 @@ class DepthRequest:
 
 
 class FrameReader:
-    """Reads the frames of a book and its trades.
+    """Reads the frames of a book, those of *topic*.
 
-    ``cause`` is the cause of a gap before or at the last frame, ``sentence`` explains it. *accepts*
-    returns whether to accept the date of a frame. *refused* is called for each rejection, and
-    *counters* counts them.
+    ``cause`` is the cause of a gap before or at the last frame. *accepts* returns whether to accept
+    the date of a frame. *refused* is called for each rejection, and *counters* counts them.
     """
 
     def __init__(
         self,
         instrument: Instrument,
-        topics: Sequence[str],
-        accepts: Callable[[int], bool] | None = None,
+        topic: str,
+        accepts: Callable[[int], bool],
         *,
-        counters: Counter[str] | None = None,
-        refused: Callable[[str, str], None] = lambda _kind, _sentence: None,
+        counters: Counter[str] | None,
+        refused: Callable[[str, str], None],
     ) -> None:
-        self._instrument, self._topics, self._accepts = instrument, topics, accepts
+        self._instrument, self._topic, self._accepts = instrument, topic, accepts
         self._counters, self._report_refusal = counters, refused
-        self._is_numbered = not topics[0].startswith("orderbook.1.")
+        self._is_numbered = not topic.startswith("orderbook.1.")
         self.forget()
 
     def forget(self) -> None:
         """Drop all state."""
-        self.cause = self.sentence = ""
+        self.cause = ""
         self._wire = Wire(
             category=self._instrument.category,
             instruments=[self._instrument],
@@ -99,7 +84,6 @@ class FrameReader:
 
     def _refused(self, kind: str, sentence: str) -> None:
         self._report_refusal(kind, sentence)
-        self.sentence = sentence
         if kind != "unknown.orderbook":  # a delta before the first snapshot is no gap
             self.cause = "sequence" if kind == "skipped.orderbook" else "refused"
 
@@ -109,29 +93,29 @@ class FrameReader:
         A snapshot that does not follow the last frame is accepted, with a ``cause``.
         """
         self.cause = ""
-        before = self._wire.last_update(self._topics[0])
+        before = self._wire.last_update(self._topic)
         try:
             received = self._wire.receive(frame)
         except MessageMalformed:
             return None
-        after = self._wire.last_update(self._topics[0])
+        after = self._wire.last_update(self._topic)
         if (
             self._is_numbered
             and before is not None
             and after is not None
             and (after - before not in {0, 1})
         ):
-            self.cause, self.sentence = "sequence", "It does not follow the frame before it."
+            self.cause = "sequence"
         return None if isinstance(received, RefusedFrame) else received
 
     @property
     def is_known(self) -> bool:
         """Whether the whole book is known; its sides may be empty."""
-        return self._wire.last_update(self._topics[0]) is not None
+        return self._wire.last_update(self._topic) is not None
 
-    def depth(self, seen_ms: int, levels: int = LEVELS_MAX) -> Depth | None:
+    def depth(self, seen_ms: int, levels: int) -> Depth | None:
         """Return the best *levels* a side of the book; None if a side is empty."""
-        return self._wire.depth(self._topics[0], levels, seen_ms)
+        return self._wire.depth(self._topic, levels, seen_ms)
 
     def pop_stale_topics(self) -> set[str]:
         """Return the topics that need a snapshot, each once."""
@@ -157,7 +141,6 @@ class DepthSampler:
         refused: Callable[[str, str], None] = lambda _kind, _sentence: None,
     ) -> None:
         self.topic: Final = topic or request.topic
-        self.topics: Final = (self.topic,)
         self._request = request
         self._take = take
         self._accepts = accepts
@@ -166,7 +149,7 @@ class DepthSampler:
         self._received_ms: int | None = None  # the date of the newest accepted frame
         self._sampled_ms = 0  # the time of the newest sample
         self._reader = FrameReader(
-            instrument, self.topics, self._observe, counters=counters, refused=refused
+            instrument, self.topic, self._observe, counters=counters, refused=refused
         )
         self.pop_stale_topics = self._reader.pop_stale_topics
 
@@ -212,76 +195,3 @@ class DepthSampler:
             self._cause, self._sampled_ms = "", self._next_ms
             self._next_ms += self._request.every_ms
         return True
-
-
-class EventReader:
-    """Passes on the frames of its topics and every gap.
-
-    After a gap it passes on no frame of the book before a snapshot. *accepts* returns whether to
-    accept the date of a frame.
-    """
-
-    def __init__(
-        self,
-        instrument: Instrument,
-        topics: Iterable[str],
-        take: TakeFrame,
-        *,
-        accepts: Callable[[int], bool],
-    ) -> None:
-        self.topics: Final = tuple(topics)
-        self._take = take
-        self._stale: set[str] = set()
-        self._reader = FrameReader(instrument, self.topics, accepts)
-
-    def lost(self, cause: str) -> None:
-        """Pass on a gap with this *cause*, and wait for a snapshot."""
-        self._take(b"", None, cause)
-        self._reader.forget()
-
-    def request_snapshot(self) -> None:
-        """Drop the book and request a snapshot of it."""
-        self._reader.forget()
-        self._stale.add(self.topics[0])
-
-    def receive(self, frame: bytes) -> Received | None:
-        """Read one frame; return None if it was rejected, so that a snapshot is needed."""
-        received, cause = self._reader.read(frame), self._reader.cause
-        if cause and received is not None:
-            self._take(b"", None, cause)
-        elif cause:
-            self.lost(cause)
-            self._stale.add(self.topics[0])
-        if isinstance(received, BestQuotes | Trades):
-            self._take(frame, received, "")
-        return received
-
-    def pop_stale_topics(self) -> set[str]:
-        """Return the topics that need a snapshot, each once."""
-        stale, self._stale = self._stale | self._reader.pop_stale_topics(), set()
-        return stale
-
-
-def fill_topics(request: DepthRequest) -> tuple[str, str]:
-    """Return the topics for fills by a book: first the book's, then that of the trades."""
-    return request.topic, f"publicTrade.{request.symbol}"
-
-
-def frame_of(received: BestQuotes | Trades, frame: bytes, instrument: Instrument) -> ReadFrame:
-    """Return the content of *frame*, which was *received*, in the decimals of *instrument*.
-
-    Block trades and those against retail price improvement are left out.
-    """
-    if isinstance(received, BestQuotes):
-        update = decode_book(frame)
-        sides = exact_levels(update.data.b, instrument), exact_levels(update.data.a, instrument)
-        best = None if received.quote is None else (received.quote.bid, received.quote.ask)
-        is_snapshot = update.type == "snapshot" or update.data.u == 1
-        return ReadFrame(received.server_ms, "", sides, is_snapshot, best)
-    prices, sizes = instrument.price_decimals, instrument.quantity_decimals
-    trades = [
-        (SIDES[trade.side], exact(trade.p, prices), exact(trade.v, sizes))
-        for trade in decode_trades(frame).data
-        if not (trade.is_block or trade.is_rpi)
-    ]
-    return ReadFrame(received.server_ms, trades=trades)

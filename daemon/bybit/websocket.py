@@ -21,13 +21,7 @@ from websockets.uri import parse_uri
 
 from tracepaper.daemon.bybit.instruments import interval_name
 from tracepaper.daemon.bybit.messages import SocketRequest, encode, topic_of
-from tracepaper.daemon.bybit.order_book import (
-    DepthRequest,
-    DepthSampler,
-    EventReader,
-    fill_topics,
-    frame_of,
-)
+from tracepaper.daemon.bybit.order_book import DepthRequest, DepthSampler
 from tracepaper.daemon.bybit.wire import (
     Ack,
     BestQuotes,
@@ -42,7 +36,6 @@ from tracepaper.daemon.bybit.wire import (
 )
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.sections import ExchangeSection
-from tracepaper.daemon.feed.book_follower import ReadFrame
 from tracepaper.daemon.feed.client import (
     Cooldown,
     MarketDataListener,
@@ -61,7 +54,6 @@ from tracepaper.strategies.errors import (
     Recoverable,
 )
 from tracepaper.strategies.types.market import Category, GapCause, Instrument
-from tracepaper.strategies.units import MINUTE_MS
 
 TOPICS_PER_REQUEST: Final = 10
 """The limit of spot; other categories accept more."""
@@ -395,14 +387,7 @@ def topics_of(item: Instrument, request: StreamRequest) -> list[str]:
     if request.depth:
         depth = DepthRequest(item.category, item.symbol, request.depth, request.depth_every_ms)
         topics.append(depth.topic)
-    if request.fill_levels:
-        topics += fill_topics(_fill_book(item, request))
     return list(dict.fromkeys(topics))
-
-
-def _fill_book(item: Instrument, request: StreamRequest) -> DepthRequest:
-    """Return the request for the book that fills orders of *item*."""
-    return DepthRequest(item.category, item.symbol, request.fill_levels, MINUTE_MS, events=True)
 
 
 class CategoryStream(PublicStream):
@@ -436,15 +421,8 @@ class CategoryStream(PublicStream):
         self._counters = counters
         self._logged: set[str] = set()
         self._wire = self._new_wire()
-        self._readers: list[DepthSampler | EventReader] = [
-            *(self._sampler(item) for item in self._instruments if request.depth),
-            *(self._event_reader(item) for item in self._instruments if request.fill_levels),
-        ]
-        self._by_topic: dict[str, list[DepthSampler | EventReader]] = {}
-        for reader in self._readers:
-            for topic in reader.topics:
-                self._by_topic.setdefault(topic, []).append(reader)
-        self._takes_trades = request.trades or category is Category.SPOT
+        samplers = map(self._sampler, self._instruments if request.depth else ())
+        self._samplers = {sampler.topic: sampler for sampler in samplers}
 
     async def subscribed(self, within_s: float) -> bool:
         """Wait until every topic is acknowledged or refused; return False after *within_s*."""
@@ -469,26 +447,6 @@ class CategoryStream(PublicStream):
             counters=self._counters,
             refused=self._refused,
         )
-
-    def _event_reader(self, instrument: Instrument) -> EventReader:
-        """Return the reader of every frame of the book that fills orders of *instrument*."""
-
-        def take(frame: bytes, received: BestQuotes | Trades | None, cause: str) -> None:
-            read = (
-                ReadFrame(self._clock.market_ms(), cause)
-                if received is None
-                else frame_of(received, frame, instrument)
-            )
-            if not self._listener.on_book(instrument.id, read):
-                reader.request_snapshot()
-
-        reader = EventReader(
-            instrument,
-            fill_topics(_fill_book(instrument, self._request)),
-            take,
-            accepts=self._listener.on_server_time,
-        )
-        return reader
 
     def _new_wire(self) -> Wire:
         """Return a new reader without state: a new connection begins with snapshots."""
@@ -516,25 +474,23 @@ class CategoryStream(PublicStream):
         is_stale = isinstance(cause, FeedStale)
         self._counters["stale" if is_stale else "disconnects"] += 1
         reason = "stale" if is_stale else "disconnected"
-        for reader in self._readers:
-            reader.lost(reason)
+        for sampler in self._samplers.values():
+            sampler.lost(reason)
         self._listener.on_lost(
             self._instruments, GapCause.STALE if is_stale else GapCause.DISCONNECTED
         )
 
     def _receive(self, frame: bytes) -> Received | None:
         """Read one frame and pass its data to the listener; return None if it was rejected."""
-        topic = topic_of(frame) if self._readers else ""
-        received: Received | None = None
-        if readers := self._by_topic.get(topic, ()):
-            for reader in readers:
-                received = reader.receive(frame) or received
-                if stale := reader.pop_stale_topics():
-                    self.resubscribe(stale)
-            is_trade = topic.startswith(TRADES)
-            if not topic.startswith(BEST) and not (is_trade and self._takes_trades):
+        topic = topic_of(frame) if self._samplers else ""
+        received: Received | None
+        if (sampler := self._samplers.get(topic)) is not None:
+            received = sampler.receive(frame)
+            if stale := sampler.pop_stale_topics():
+                self.resubscribe(stale)
+            if not topic.startswith(BEST):
                 self._counters["frames"] += received is not None
-                return received  # best quotes, and trades if subscribed, go to the listener too
+                return received  # best quotes go to the listener too
         try:
             received = self._wire.receive(frame)
         except MessageMalformed:

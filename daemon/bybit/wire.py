@@ -60,21 +60,19 @@ _ARGUMENTS: Final = {
 """The texts allowed between a topic's kind and its symbol; other topics get no state."""
 _CLOSE_CANDLES: Final = 2  # candles in a frame at a close: the closed and the new one
 _STREAM: Final = Source.STREAM
-SIDES: Final = {"Buy": Side.BUY, "Sell": Side.SELL}
+_SIDES: Final = {"Buy": Side.BUY, "Sell": Side.SELL}
 """The sides by the exchange's names."""
 
 
 class ClosedCandles(Struct, gc=False):
     """A kline frame: its closed candles, oldest first (most frames hold none)."""
 
-    server_ms: int
     bars: list[Bar]
 
 
 class Ticker(Struct, gc=False):
     """A linear ticker, merged with the earlier ones of this connection."""
 
-    server_ms: int
     instrument: str
     mark: Mark | None
     next_funding_ms: int | None
@@ -83,14 +81,12 @@ class Ticker(Struct, gc=False):
 class BestQuotes(Struct, gc=False):
     """The best bid and ask after an order-book frame; None if a side is empty."""
 
-    server_ms: int
     quote: Quote | None
 
 
 class Trades(Struct, gc=False):
     """Public trades, oldest first."""
 
-    server_ms: int
     trades: list[Trade]
 
 
@@ -159,7 +155,7 @@ class Levels:
                     side.pop(price, None)  # a delta may delete an unknown level
 
 
-def exact_levels(
+def _exact_levels(
     levels: Iterable[tuple[str, str]], instrument: Instrument
 ) -> list[tuple[int, int]]:
     """Return prices and sizes as exact integers in the decimals of *instrument*."""
@@ -368,7 +364,7 @@ class Wire:
             else:
                 bars.append(bar)
         if self._accepts_date(server_ms):
-            return ClosedCandles(server_ms, bars)
+            return ClosedCandles(bars)
         return self._ahead("kline", server_ms)
 
     def _reject_early(self, candle: KlineCandle, server_ms: int) -> None:
@@ -394,7 +390,6 @@ class Wire:
                 return self._before_snapshot("tickers", ticker.topic)
             data = _merged(before, data)
         result = Ticker(
-            server_ms=ticker.ts,
             instrument=instrument.id,
             mark=_mark(data, instrument, ticker.ts),
             next_funding_ms=self._next_funding(ticker, data),
@@ -436,7 +431,7 @@ class Wire:
                 f"Frame {book.data.u} of {book.topic} does not follow {levels.update}; the book "
                 "was dropped and a snapshot is requested.",
             )
-        sides = (exact_levels(book.data.b, instrument), exact_levels(book.data.a, instrument))
+        sides = (_exact_levels(book.data.b, instrument), _exact_levels(book.data.a, instrument))
         if not self._accepts_date(max(book.ts, book.cts)):
             if not is_snapshot:
                 self._invalidate(book.topic)
@@ -451,7 +446,7 @@ class Wire:
             )
         self.stale_topics.discard(book.topic)
         if not levels.bids or not levels.asks:
-            return BestQuotes(book.ts, None)
+            return BestQuotes(None)
         bid, ask = max(levels.bids), min(levels.asks)
         if not 0 < bid < ask:
             raise FrameImpossible(
@@ -460,7 +455,7 @@ class Wire:
                 "dropped and a snapshot is requested.",
             )
         quote = Quote(instrument.id, bid, levels.bids[bid], ask, levels.asks[ask], book.ts, book.ts)
-        return BestQuotes(book.ts, quote)
+        return BestQuotes(quote)
 
     def _trades(self, frame: bytes, instrument: Instrument) -> Received:
         batch = messages.decode_trades(frame)
@@ -469,7 +464,7 @@ class Wire:
         for trade in batch.data:
             if trade.symbol != instrument.symbol:
                 raise _foreign("publicTrade", batch.topic, trade.symbol)
-            if (side := SIDES.get(trade.side)) is None:
+            if (side := _SIDES.get(trade.side)) is None:
                 raise MessageMalformed(
                     f"A trade of {instrument.id} has the side {trade.side[:16]!r}, not Buy or "
                     "Sell; the frame was dropped."
@@ -488,7 +483,7 @@ class Wire:
             )
         if not self._accepts_date(newest_ms):
             return self._ahead("publicTrade", newest_ms)
-        return Trades(batch.ts, trades)
+        return Trades(trades)
 
 
 def _mark(data: TickerData, instrument: Instrument, server_ms: int) -> Mark | None:

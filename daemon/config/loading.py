@@ -146,7 +146,6 @@ class Config(BaseModel):
         decides["exchange"] = {"time_scale": tables["exchange"]["time_scale"]}
         # The schedule of retraining is excluded: each change of a model is a recorded event.
         del decides["model"]["retrain"]
-        del decides["market"]["record_events"]
         return hashlib.sha256(_json(decides).encode()).hexdigest()
 
 
@@ -265,7 +264,7 @@ def load_with_origins(
         if folder not in sys.path:  # at the end, so that it hides no package of the same name
             sys.path.append(folder)
     market, model = config.market, config.model
-    market_file = (market.universe is not None and market.universe.file) or market.record_events
+    market_file = market.universe is not None and market.universe.file
     if isinstance(given, Path) and (model.files or model.covariates or market_file):
         config = config.in_folder(given.resolve().parent)
     return config, origins

@@ -114,9 +114,6 @@ class MarketSection(Section):
     0: none."""
     depth_every_ms: Annotated[int, Field(ge=10, le=DAY_MS // 24)] = 1_000
     """Milliseconds of market time between these books."""
-    record_events: Path | None = Field(default=None, examples=["events"])
-    """Folder in which a daemon keeps every frame of order books and trades, one file per symbol;
-    none if absent."""
 
     @property
     def closes_together(self) -> bool:

@@ -447,18 +447,10 @@ def _texts(model: type) -> dict[str, str]:
 class FillKeys(Section):
     """The fill model, and the latencies between decisions and the market."""
 
-    model: Literal["auto", "quote", "book", "next_open"] = "auto"
-    """quote (first quote after latency), book (order books, recorded or live), next_open, or auto:
-    quotes or recorded books if the run has them."""
+    model: Literal["auto", "quote", "next_open"] = "auto"
+    """quote (first quote after latency), next_open, or auto: quotes if the run has them."""
     latency_ms: int = Field(default=100, ge=0, le=600_000)
-    """Market milliseconds from decision to the first quote or book that may fill."""
-    response_ms: int = Field(default=0, ge=0, le=600_000)
-    """Market milliseconds from an event at a book to the first decision that knows it."""
-    queue_model: Literal["RiskAdverseQueueModel", "PowerProbQueueModel"] = "RiskAdverseQueueModel"
-    """How the queue position of a limit order is estimated, by hftbacktest's models."""
-    queue_exponent: int = Field(default=3, ge=1, le=8)
-    """Exponent of PowerProbQueueModel: the larger, the more cancels are assumed behind the
-    order."""
+    """Market milliseconds from decision to the first quote that may fill."""
 
 
 _FORMS: Final[dict[ThresholdForm, Any]] = {

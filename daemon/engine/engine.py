@@ -85,7 +85,6 @@ from tracepaper.strategies.types.decisions import (
 from tracepaper.strategies.types.market import (
     Bar,
     BarColumns,
-    BookUpdate,
     Close,
     CloseStart,
     Command,
@@ -414,9 +413,6 @@ class Engine:
                 return self._decide(event, filled, prediction, event.market_ms)
             case Quote() | Mark() | Trade():
                 return self._step_of_price(event)
-            case BookUpdate():
-                self._apply_price(event)
-                return self._finish(event, event.instrument)
             case Funding():
                 return self._step_of_funding(event)
             case CorporateAction():
@@ -1185,11 +1181,9 @@ class Engine:
             self._apply_price(held)
         return self._finish(price, key, price_verdict=verdict.reason)
 
-    def _apply_price(self, price: Price | BookUpdate) -> None:
-        """Match a quote or book, or mark and liquidate by a mark; a trade is only evidence."""
-        if type(price) is BookUpdate:
-            self.broker.on_book(price)
-        elif type(price) is Quote:
+    def _apply_price(self, price: Price) -> None:
+        """Match a quote, or mark and liquidate by a mark; a trade is only evidence."""
+        if type(price) is Quote:
             self.markets[price.instrument].quote = price
             self.broker.on_quote(price)
         elif type(price) is Mark:

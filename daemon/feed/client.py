@@ -20,7 +20,6 @@ from msgspec import Struct, field
 
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config import values
-from tracepaper.daemon.feed.book_follower import LiveBook, ReadFrame
 from tracepaper.daemon.log import Logger
 from tracepaper.strategies.api.timeframes import FrameRange
 from tracepaper.strategies.errors import Fatal, FeedStale, Recoverable
@@ -216,8 +215,7 @@ class StreamRequest(Struct, frozen=True):
     """The data that a feed subscribes: candles, quotes, marks and funding times by default.
 
     ``trades`` adds trades; instruments without marks always have them. A ``depth`` above 0 adds
-    samples of so many levels a side every ``depth_every_ms`` of market time. A ``fill_levels``
-    above 0 adds every frame of the trades and of a book of so many levels, through ``on_book``.
+    samples of so many levels a side every ``depth_every_ms`` of market time.
     """
 
     instruments: tuple[Instrument, ...]
@@ -225,7 +223,6 @@ class StreamRequest(Struct, frozen=True):
     trades: bool = False
     depth: int = 0
     depth_every_ms: int = 1_000
-    fill_levels: int = 0
 
 
 class TradedSymbol(NamedTuple):
@@ -251,10 +248,6 @@ class MarketDataListener(Protocol):
 
     def on_data(self, item: MarketData) -> None:
         """Take in an item of market data."""
-        ...
-
-    def on_book(self, instrument: str, frame: ReadFrame) -> bool:
-        """Take in the next frame of a book that fills orders; return False if it was dropped."""
         ...
 
     def on_funding_time(self, instrument: str, next_ms: int) -> None:
@@ -408,7 +401,6 @@ class FeedStart(Struct, frozen=True):
     - ``in_stages``: some instruments may start before the others have their bars.
     - ``depth``, ``depth_every_ms``: the levels a side of sampled order books (0: none), and the
       market time between two samples.
-    - ``book``: follows the book that fills orders.
     """
 
     interval_ms: int
@@ -429,7 +421,6 @@ class FeedStart(Struct, frozen=True):
     plausible: float = 100.0
     depth: int = 0
     depth_every_ms: int = 1_000
-    book: LiveBook | None = None
 
 
 class BackfillPage(Struct, frozen=True):
@@ -465,7 +456,5 @@ class CloseTimeout(Struct, frozen=True):
     open_time_ms: int
 
 
-Item = MarketData | ReadFrame | BackfillPage | WarmUpAnswer | GapCauseNotice | CloseTimeout | Event
-"""An item of the feed's queue.
-
-A ``ReadFrame`` belongs to the book that fills orders. Other events are delivered unchanged."""
+Item = MarketData | BackfillPage | WarmUpAnswer | GapCauseNotice | CloseTimeout | Event
+"""An item of the feed's queue. Other events are delivered unchanged."""

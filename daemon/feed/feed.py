@@ -12,7 +12,6 @@ from msgspec import structs
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.sections import ExchangeSection
 from tracepaper.daemon.engine.price_checks import AcceptedPrices
-from tracepaper.daemon.feed.book_follower import ReadFrame
 from tracepaper.daemon.feed.client import (
     BackfillPage,
     CloseTimeout,
@@ -32,7 +31,6 @@ from tracepaper.daemon.feed.funding import FundingSchedule
 from tracepaper.daemon.feed.maintenance import FeedMaintenance
 from tracepaper.daemon.feed.sequencer import BarSequencer
 from tracepaper.daemon.feed.state import (
-    OVERFLOW,
     BarSequence,
     CloseFilter,
     DepthHolder,
@@ -44,7 +42,6 @@ from tracepaper.daemon.log import Logger
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.market import (
     Bar,
-    BookUpdate,
     Event,
     Funding,
     GapCause,
@@ -127,7 +124,6 @@ class LiveFeed:
             maintenance=self._maintenance,
             is_up=self._is_up,
         )
-        self._ends_in_gap = False  # the newest queued frame of the fill book is a gap
         self._warming = WarmUpTurns(
             client=client,
             clock=clock,
@@ -147,7 +143,6 @@ class LiveFeed:
                 trades=exchange.trades,
                 depth=start.depth,
                 depth_every_ms=start.depth_every_ms,
-                fill_levels=0 if start.book is None else start.book.levels,
             ),
             self,
         )
@@ -180,17 +175,8 @@ class LiveFeed:
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         """Yield events for ever."""
-        book = self._start.book
         async for event in self._events():
-            if book is not None and isinstance(event, Bar):
-                for update in book.before(event):
-                    yield self._received(update)
             yield event
-            if book is not None and not isinstance(event, BookUpdate):
-                book.forget()
-            if book is not None and isinstance(event, Bar):
-                for update in book.after(event):
-                    yield self._received(update)
             # When the next event is requested, the engine has taken in this one.
             if isinstance(event, Funding):
                 self._states[event.instrument].funding.queued_ms.discard(event.market_ms)
@@ -236,20 +222,6 @@ class LiveFeed:
         elif not self._queue.try_put(item):
             self.counters["overflow_bars"] += 1
             self._queue_gap_cause(item.instrument, GapCause.OVERFLOW)
-
-    def on_book(self, instrument: str, frame: ReadFrame) -> bool:
-        """Queue *frame* of the book that fills orders; a dropped frame leaves a gap."""
-        del instrument  # a run has only one such book
-        if not frame.cause and self._queue.try_put(frame, share=0.75):
-            self._ends_in_gap = False
-            return True
-        if not frame.cause:
-            self.counters["overflow_books"] += 1
-            frame = ReadFrame(self._clock.market_ms(), OVERFLOW)
-        if not self._ends_in_gap:  # otherwise the first cause stays
-            self._ends_in_gap = True
-            self._queue.put_nowait(frame)
-        return frame.cause != OVERFLOW
 
     def on_funding_time(self, instrument: str, next_ms: int) -> None:
         """Take in the time of the next settlement of *instrument*."""
@@ -313,7 +285,7 @@ class LiveFeed:
 
     async def _on_item(  # noqa: C901, PLR0912 - one case for each kind of item
         self,
-        item: MarketData | ReadFrame | BackfillPage | WarmUpAnswer | GapCauseNotice | Event,
+        item: MarketData | BackfillPage | WarmUpAnswer | GapCauseNotice | Event,
     ) -> AsyncIterator[Event]:
         """Yield the events that follow from one item of the queue."""
         match item:
@@ -328,10 +300,6 @@ class LiveFeed:
                 if (books := self._states[item.depth.instrument].books) is not None:
                     for block in books.add(item.depth, item.cause):
                         yield structs.replace(block, seen_ms=self._clock.market_ms())
-            case ReadFrame():
-                if (book := self._start.book) is not None:
-                    for update in book.take(item):
-                        yield self._received(update)
             case BackfillPage():
                 async for event in self._sequencer.page(item):
                     yield event
@@ -353,9 +321,6 @@ class LiveFeed:
             async for event in self._sequencer.release(answer.instrument):
                 yield event
         answer.taken_in.set()
-
-    def _received(self, update: BookUpdate) -> BookUpdate:
-        return structs.replace(update, seen_ms=max(update.market_ms, self._clock.market_ms()))
 
     def _doubts(self, price: Quote | Mark | Funding) -> bool:
         prices = self._accepted_prices.get(price.instrument)

@@ -9,7 +9,6 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.book_fills import QueueRules
 from tracepaper.daemon.broker.execution import RANGE_BARS, ExecutionCosts, MeanRange
 from tracepaper.daemon.broker.exit_plans import Exits
 from tracepaper.daemon.broker.rules import MarginRules, tiers_of
@@ -586,10 +585,7 @@ def _terms(
 def _delays(
     config: Config, execution: FillModel, calendars: Mapping[str, Calendar]
 ) -> dict[str, Any]:
-    """Return the fields of ``BrokerSettings`` on time and queues that *execution* uses.
-
-    A bar leaves no order to expire, and only a book has queues.
-    """
+    """Return the fields of ``BrokerSettings`` on time; a bar leaves no order to expire."""
     keys, interval_ms = config.execution, config.market.interval_ms
     jitter_ms, bars = keys.latency_jitter_ms, keys.delay_bars
     latency = Latency(keys.latency_ms, jitter_ms, keys.seed if jitter_ms else 0)
@@ -600,8 +596,6 @@ def _delays(
     delays: dict[str, Any] = {"latency": latency}
     if execution is not FillModel.NEXT_OPEN:
         delays["fill_within_ms"] = round(keys.fill_within_ms * config.exchange.time_scale)
-    if execution is FillModel.BOOK:
-        delays["queue"] = QueueRules.named(keys.queue_model, keys.queue_exponent)
     return delays
 
 

@@ -2,7 +2,7 @@
 
 A message, either way, is its length followed by msgpack. No decision waits for such a process, its
 faults never end a run, and it always ends with the daemon. The rules are docs/operations.md, O14
-and O22, docs/orderbook.md, D30 and D31.
+and O22.
 """
 
 from __future__ import annotations
@@ -47,8 +47,6 @@ class TimeLimits(NamedTuple):
     """For everything within one ``exchange``."""
     key: str = ""
     """The configuration key that sets ``answer_s``, with its value, for error messages."""
-    end_s: float = 0.0
-    """From the end of its input until the kill."""
 
 
 class ChildProcess:
@@ -72,7 +70,6 @@ class ChildProcess:
         self._name, self._command, self._limits = name, tuple(command), limits
         self._opening, self._errors = opening, errors
         self._environment = environment_of(environment or {})
-        self.fault = ""  # why the last process did not end in order when it was stopped
         self._process: subprocess.Popen[bytes] | None = None
         self._resources = contextlib.ExitStack()  # of the process that runs
 
@@ -93,15 +90,6 @@ class ChildProcess:
             if message is not None:
                 self.write(message)
             return await self.read(kind)
-
-    async def follow(self, kind: type[A], take: Callable[[A], object]) -> None:
-        """Call *take* with each message of the process until it ends, then always stop it.
-
-        Raises ``ChildFailed`` with the reason for its end.
-        """
-        async with self.exchange():
-            while True:
-                take(await self.read(kind))
 
     @asynccontextmanager
     async def exchange(self) -> AsyncIterator[None]:
@@ -170,7 +158,7 @@ class ChildProcess:
             raise ChildFailed(f"the {self._name} process could not begin ({error})") from None
         assert process.stdin is not None
         os.set_blocking(process.stdin.fileno(), False)
-        self._reader, self.fault = asyncio.StreamReader(), ""
+        self._reader = asyncio.StreamReader()
         protocol = asyncio.StreamReaderProtocol(self._reader)
         loop = asyncio.get_running_loop()
         transport, _ = await loop.connect_read_pipe(lambda: protocol, process.stdout)
@@ -180,10 +168,7 @@ class ChildProcess:
         """Return why the process closed its output: its exit code and last line of errors."""
         if (process := self._process) is None:
             return f"the {self._name} process was stopped"
-        await _wait_for_end(process, END_S)
-        return self._cause_of(process)
-
-    def _cause_of(self, process: subprocess.Popen[bytes]) -> str:
+        await _wait_for_end(process)
         code = process.returncode
         if code is None:
             return f"the {self._name} process closed its output"
@@ -197,10 +182,7 @@ class ChildProcess:
         return f"the {self._name} ended with {code}: {last}"
 
     async def stop(self) -> None:
-        """Close the input of the process, which ends it; kill it if that takes too long.
-
-        If it had time to end and did not, or ended with an error, ``fault`` is the reason.
-        """
+        """Close the input of the process, and kill it unless it has ended."""
         process, self._process = self._process, None
         resources, self._resources = self._resources, contextlib.ExitStack()
         if process is None:
@@ -208,31 +190,22 @@ class ChildProcess:
             return
         assert process.stdin is not None
         process.stdin.close()
-        limit_s = self._limits.end_s
-        try:
-            if limit_s:
-                await _wait_for_end(process, limit_s)
-        finally:
-            if limit_s and process.poll() is None:
-                self.fault = f"the {self._name} process did not end within {limit_s:g} s"
-            elif limit_s and process.returncode:
-                self.fault = self._cause_of(process)
-            resources.close()
-            if process.poll() is None:
-                await _kill(process)
+        resources.close()
+        if process.poll() is None:
+            await _kill(process)
 
 
 StartProcess = Callable[..., ChildProcess]
 """Makes a process beside the daemon: ``ChildProcess``, or what stands for one."""
 
 
-async def _wait_for_end(process: subprocess.Popen[bytes], limit_s: float) -> None:
-    """Return once *process* has ended, or after *limit_s*.
+async def _wait_for_end(process: subprocess.Popen[bytes]) -> None:
+    """Return once *process* has ended, or after ``END_S``.
 
     It polls: waiting in a thread would fail where the machine can start no more threads.
     """
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(limit_s):
+        async with asyncio.timeout(END_S):
             while process.poll() is None:  # noqa: ASYNC110 - no portable event exists
                 await asyncio.sleep(POLL_S)
 
@@ -242,7 +215,7 @@ async def _kill(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(OSError):
         os.sched_setscheduler(process.pid, os.SCHED_OTHER, os.sched_param(0))
     process.kill()
-    await _wait_for_end(process, END_S)
+    await _wait_for_end(process)
 
 
 def environment_of(extra: Mapping[str, str]) -> dict[str, str]:

@@ -27,13 +27,10 @@ class Trait(StrEnum):
     SHARES = '`market.asset = "stock"`'
     CRYPTO = '`market.asset = "crypto"`'
     MONTHS = '`market.interval = "M"`'
-    UNIVERSE = "`[market.universe]`"
-    SYMBOLS = "several symbols"
     BARS_ALONE = "`market.gather_ms = 0`"
     FRACTIONAL = "`market.fractional`"
     FEE_PER_SHARE = "`execution.fee_per_share`"
     FEE_MINIMUM = "`execution.fee_minimum`"
-    BOOK_FILLS = '`execution.model = "book"`'
     MARGIN = "`account.margin`"
     CROSS = "cross margin"
     HEDGE = '`account.position_mode = "hedge"`'
@@ -70,12 +67,6 @@ LIVE + MONTHS
 LIVE + SHARES
     market.asset = "stock" has no exchange here; replay candle files by `tracepaper replay --data
     FILE`, or leave the key out.
-LIVE + UNIVERSE + BOOK_FILLS
-    execution.model 'book' does not support a universe; take out [market.universe], or set
-    execution.model = "quote".
-LIVE + SYMBOLS + BOOK_FILLS
-    execution.model 'book' does not support several symbols; start a daemon for each, or set
-    execution.model = "quote".
 SPOT + MARGIN
     [account] margin is for linear positions, and category "spot" is paid in full; take it out, or
     set market.category to "linear".
@@ -160,13 +151,10 @@ def traits_of(
         Trait.SHARES: market.asset == STOCK,
         Trait.CRYPTO: market.asset != STOCK,
         Trait.MONTHS: market.interval_ms == MONTH_MS,
-        Trait.UNIVERSE: market.universe is not None,
-        Trait.SYMBOLS: len(market.symbols) > 1,
         Trait.BARS_ALONE: market.gather_ms == 0,
         Trait.FRACTIONAL: market.fractional,
         Trait.FEE_PER_SHARE: costs.fee_per_share is not None,
         Trait.FEE_MINIMUM: bool(costs.fee_minimum),
-        Trait.BOOK_FILLS: costs.model == "book",
         Trait.MARGIN: account.margin != "none",
         Trait.CROSS: account.margin == "cross",
         Trait.HEDGE: account.position_mode == "hedge",

@@ -25,7 +25,6 @@ from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.notify import NotifySection
 from tracepaper.daemon.config.secrets import FILE_LABEL
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.feed.book_follower import live_book
 from tracepaper.daemon.feed.client import Cooldown, MarketDataClient
 from tracepaper.daemon.feed.feed import LiveFeed
 from tracepaper.daemon.feed.maintenance import CLOSED, ServerTimeReader, delisted
@@ -49,11 +48,6 @@ from tracepaper.daemon.session.loop import Worker, WorkerPredictor, drive, no_fo
 from tracepaper.daemon.session.messenger import AppriseSender, Messenger, Send
 from tracepaper.daemon.session.models import forecaster_of, load_forecaster
 from tracepaper.daemon.session.parity import OFF, DailyParity
-from tracepaper.daemon.session.processes import (
-    Recorder,
-    check_recording,
-    folder_of,
-)
 from tracepaper.daemon.session.resume import (
     OpenedRun,
     Opening,
@@ -187,7 +181,6 @@ class Daemon:
             if config.notify.addresses:
                 self._send = self._sender(config.notify)
             tokens_of(config.http)
-            check_recording(config)
             if needs_forecaster(config):
                 forecaster = await asyncio.to_thread(
                     load_forecaster, config, database=self._database, live=True
@@ -431,8 +424,6 @@ class Daemon:
             )
         if self._send is not None:
             yield Messenger(config, run, clock, self._send, frame_age_s=monitor.frame_age_s)
-        if (folder := folder_of(config)) is not None:
-            yield Recorder(config, folder, clock, self._start_process)
 
     def _feed(
         self, opened: OpenedRun, client: MarketDataClient, first: Sequence[Event]
@@ -457,7 +448,6 @@ class Daemon:
                 gather_ms=config.market.gather_ms,
                 depth=config.market.depth,
                 depth_every_ms=config.market.depth_every_ms,
-                book=live_book(config, engine.broker),
                 plausible=float(configured_threshold(plausible, config.model_dump())),
             ),
             quote_from_ms=engine.broker.quote_from_ms,

@@ -292,8 +292,8 @@ def reject_retraining(config: Config) -> None:
 
 def live_execution(config: Config) -> FillModel:
     """Return the fill model of a live run: quotes replace the models that use paths of bars."""
-    models = {"book": FillModel.BOOK, "next_open": FillModel.NEXT_OPEN}
-    return models.get(config.execution.model, FillModel.QUOTE)
+    is_by_bars = config.execution.model == "next_open"
+    return FillModel.NEXT_OPEN if is_by_bars else FillModel.QUOTE
 
 
 def preflight_engine(config: Config, forecaster: Forecaster | None) -> Strategies:

@@ -92,9 +92,6 @@ def _background(status: Status) -> Iterator[Text]:
         counts = ", ".join(f"{count} {outcome}" for outcome, count in notices.items())
         style = "yellow" if notices["failed"] or notices["dropped"] else "dim"
         yield Text(f"notices: {counts}", style)
-    if (recording := status["recording"]) is not None:
-        text = recording["error"] or "every frame of the books and trades"
-        yield Text(f"recording: {text}", "yellow" if recording["error"] else "dim")
 
 
 def _retraining(facts: Status, now_ms: int) -> str:

@@ -1,139 +1,22 @@
-"""Recordings of sampled order books: whole blocks, marked gaps, exact levels.
-
-A block holds up to ``BLOCK_BOOKS`` books without a hole, packed as in an event of a run, and the
-cause of the gap before it. So no reader bridges a gap.
-
-The rules are docs/orderbook.md, D1 to D5.
-"""
+"""The sampled order books of a recording, kept packed in memory and unpacked on demand."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from tracepaper.replay.archive.recordings import (
-    RecordingFile,
-    RecordingGap,
-    RecordingHeader,
-    RecordingQuality,
-    RecordingWriter,
-)
+from tracepaper.replay.archive.recordings import BooksFile, RecordingHeader
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.order_book import (
-    BLOCK_BOOKS,
-    Books,
-    Integers,
-    books_in,
-    books_of,
-    joined,
-    packed_books,
-)
-from tracepaper.strategies.types.market import Depth, Depths
-
-BLOCK_MS: Final = 60_000
-"""A block is written when it spans so long, the most that a kill can lose besides one book."""
-
-_encode: Final = msgspec.msgpack.Encoder().encode
-_decode: Final = msgspec.msgpack.Decoder(Depths).decode
-
-
-class BooksFile(RecordingFile):
-    """A file of sampled books, read block by block."""
-
-    is_sampled = True
-
-    def blocks(self) -> Iterator[tuple[Depths, Books]]:
-        """Yield every whole block and its checked books; raise ``DataInvalid`` if damaged."""
-        begin = self.begin
-        for content, stop in self.members(begin):
-            where = f"{self.path}, the block at byte {begin:,},"
-            try:
-                block = _decode(content)
-            except msgspec.MsgspecError as error:
-                raise DataInvalid(
-                    f"{where} is no block of books ({error}); restore the file."
-                ) from None
-            yield block, books_in(block, where)
-            begin = stop
-
-    @staticmethod
-    def last_ms(block: bytes) -> float:
-        """Return the time of the last book."""
-        return _decode(block).market_ms
-
-    def quality(self) -> RecordingQuality:
-        """Summarise the file, read block by block; raise ``DataInvalid``."""
-        first = last = None
-        count = thin = 0
-        gaps: list[RecordingGap] = []
-        for block, books in self.blocks():
-            if last is None:
-                first = block.first_ms
-            elif block.cause:
-                gaps.append(RecordingGap(last, block.first_ms, block.cause))
-            last = block.market_ms
-            count += block.count
-            thin += int((books.size[:, :, -1] == 0).any(axis=1).sum())
-        return self._quality(
-            gaps=tuple(gaps),
-            first_ms=first,
-            last_ms=last,
-            recorded_ms=count * self.header.every_ms,
-            items=count,
-            books=count,
-            thin=thin,
-        )
-
-
-class DepthWriter(RecordingWriter):
-    """Appends sampled books."""
-
-    reader = BooksFile
-
-    def __init__(self, path: Path, header: RecordingHeader) -> None:
-        self._held: Final[list[Depth]] = []
-        self._cause = ""
-        super().__init__(path, header)
-
-    def add(self, depth: Depth, cause: str) -> None:
-        """Append a book; *cause* is that of the gap before it, empty without a gap.
-
-        Raises ``DataInvalid`` if it is not later than all stored books.
-        """
-        self.reject_earlier(depth.seen_ms)
-        if cause:
-            self.flush()
-            self._cause = cause
-        self._held.append(depth)
-        self.last_ms = depth.seen_ms
-        spanned = depth.seen_ms - self._held[0].seen_ms + self.header.every_ms
-        if len(self._held) == BLOCK_BOOKS or spanned >= BLOCK_MS:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write the buffered books as one block."""
-        if not self._held:
-            return
-        header, last_ms = self.header, self._held[-1].seen_ms
-        block = packed_books(
-            header.instrument.id,
-            books_of(self._held, header.levels),
-            every_ms=header.every_ms,
-            cause=self._cause,
-            seen_ms=last_ms,
-        )
-        self.append(_encode(block))
-        self._held.clear()
-        self._cause = ""
+from tracepaper.strategies.order_book import Books, Integers, books_in, joined
+from tracepaper.strategies.types.market import Depths
 
 
 class Units(NamedTuple):

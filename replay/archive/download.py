@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,23 +22,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.daemon.bybit.instruments import instrument_from, interval_name
-from tracepaper.daemon.bybit.messages import InstrumentInfo, topic_of
-from tracepaper.daemon.bybit.order_book import DepthRequest, DepthSampler, EventReader
-from tracepaper.daemon.bybit.websocket import (
-    SYMBOLS_PER_CONNECTION,
-    PublicStream,
-    StreamCallbacks,
-)
+from tracepaper.daemon.bybit.messages import InstrumentInfo
+from tracepaper.daemon.bybit.order_book import DepthRequest, DepthSampler
+from tracepaper.daemon.bybit.websocket import PublicStream, StreamCallbacks
 from tracepaper.daemon.bybit.wire import Received
 from tracepaper.daemon.clock import Clock, SystemClock
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.sections import ExchangeSection
 from tracepaper.daemon.feed.client import Cooldown, MarketDataClient, RestartBudget, is_loopback
-from tracepaper.replay.archive.books import DepthWriter
 from tracepaper.replay.archive.candle_file import CandleFile, file_name
 from tracepaper.replay.archive.candles import Span
-from tracepaper.replay.archive.events import EventsWriter
-from tracepaper.replay.archive.recordings import RecordingHeader
+from tracepaper.replay.archive.recordings import DepthWriter, RecordingHeader
 from tracepaper.strategies.errors import ConfigInvalid, FeedLost, FeedStale, Recoverable
 from tracepaper.strategies.months import (
     MONTH_MS,
@@ -52,8 +46,6 @@ from tracepaper.strategies.units import interval_start
 
 Times = NDArray[np.int64]
 """Ascending open times of candles."""
-Recorder = DepthSampler | EventReader
-"""Reads the frames of a recording."""
 
 
 async def fetch(
@@ -246,53 +238,22 @@ def sample_frames(
     rejected. Raises ``ConfigInvalid`` and ``DataInvalid`` like ``DepthWriter``.
     """
     instrument = instrument_from(msgspec.convert(item, InstrumentInfo), request.category)
-    received_ms = [0.0]  # of the current frame
-    with _recording(
-        request,
-        instrument,
-        "frames",
-        out,
-        topic=topic,
-        accepts=lambda server_ms: server_ms <= received_ms[0] + ahead_ms,
-        ahead_ms=ahead_ms,
-        now_ms=lambda: received_ms[0],
-    ) as (recorder, writer):
-        for received_ms[0], body in frames:
-            recorder.receive(body)
+    received_ms = 0.0  # of the current frame
+
+    def accepts(server_ms: int) -> bool:
+        return server_ms <= received_ms + ahead_ms
+
+    with DepthWriter(out, _header(request, instrument, "frames")) as writer:
+        sampler = DepthSampler(instrument, request, writer.add, topic=topic, accepts=accepts)
+        for received_ms, body in frames:  # noqa: B007 - `accepts` reads it
+            sampler.receive(body)
     return writer.says
 
 
-@contextmanager
-def _recording(
-    request: DepthRequest,
-    instrument: Instrument,
-    source: str,
-    out: Path,
-    *,
-    topic: str,
-    accepts: Callable[[int], bool],
-    ahead_ms: int,
-    now_ms: Callable[[], float],
-) -> Iterator[tuple[Recorder, DepthWriter | EventsWriter]]:
-    """Return the recorder of *request*, and the writer to *out*."""
-    if request.events:
-        topics = (topic, f"publicTrade.{request.symbol}")
-        header = RecordingHeader(
-            instrument=instrument, source=source, topics=topics, ahead_ms=ahead_ms
-        )
-        with EventsWriter(out, header) as events:
-
-            def write(frame: bytes, _read: object, cause: str) -> None:
-                events.add(now_ms(), frame, cause)
-
-            yield EventReader(instrument, topics, write, accepts=accepts), events
-        return
-    header = RecordingHeader(
+def _header(request: DepthRequest, instrument: Instrument, source: str) -> RecordingHeader:
+    return RecordingHeader(
         instrument=instrument, source=source, levels=request.levels, every_ms=request.every_ms
     )
-    with DepthWriter(out, header) as books:
-        sampler = DepthSampler(instrument, request, books.add, topic=topic, accepts=accepts)
-        yield sampler, books
 
 
 def source_of(stream_url: str) -> str:
@@ -306,32 +267,24 @@ def source_of(stream_url: str) -> str:
 
 async def record_live(
     exchange: ExchangeSection,
-    requests: Mapping[Path, DepthRequest],
+    request: DepthRequest,
+    out: Path,
     *,
     clock: Clock,
     done: asyncio.Future[None],
-    skips: Callable[[str], None] | None = None,
 ) -> str:
-    """Record each of *requests*, all of one category, from the exchange to its file until *done*.
+    """Record *request* from the exchange to the file *out* until *done*.
 
     At the end it records what the exchange sent before; it raises ``FeedLost`` if the exchange does
-    not answer. Returns the sentences of the writers. Raises ``ConfigInvalid`` for an unknown
-    symbol; with *skips* it is called with the reason, and the others are recorded.
+    not answer. Returns the writer's sentence. Raises ``ConfigInvalid`` for an unknown symbol.
     Raises ``FeedLost`` if the exchange cannot be reached at the start. Later losses become gaps,
     and it reconnects forever.
     """
-    jitter = random.Random(min(wanted.every_ms for wanted in requests.values()))  # noqa: S311 (waits)
+    jitter = random.Random(request.every_ms)  # noqa: S311 (waits)
     budget = RestartBudget(limit=FAILURES_MAX, window_s=FAILURES_WINDOW_S)
-    items: dict[Path, Instrument] = {}
     async with BybitClient(exchange, clock=clock, rng=jitter, budget=budget) as client:
         clock.synchronise(await client.server_time_ms())
-        for out, request in requests.items():
-            try:
-                items[out] = await client.instrument(request.category, request.symbol)
-            except ConfigInvalid as error:
-                if skips is None:
-                    raise
-                skips(str(error))
+        instrument = await client.instrument(request.category, request.symbol)
 
     def accepts(server_ms: int) -> bool:
         if server_ms > clock.market_ms() + exchange.ahead_ms:
@@ -339,94 +292,58 @@ async def record_live(
         clock.observe(server_ms)
         return True
 
-    cooldown = Cooldown(clock=clock)
-    with ExitStack() as stack:
-        recordings = [
-            stack.enter_context(
-                _recording(
-                    requests[out],
-                    item,
-                    source_of(exchange.stream_url),
-                    out,
-                    topic=requests[out].topic,
-                    accepts=accepts,
-                    ahead_ms=exchange.ahead_ms,
-                    now_ms=clock.market_ms,
-                )
-            )
-            for out, item in items.items()
-        ]
-        streams = [
-            _stream_of(
-                [recorder for recorder, _ in recordings[first : first + SYMBOLS_PER_CONNECTION]],
-                next(iter(requests.values())).category,
-                exchange,
-                clock=clock,
-                rng=jitter,
-                cooldown=cooldown,
-            )
-            for first in range(0, len(recordings), SYMBOLS_PER_CONNECTION)
-        ]
-        await _until_done(streams, done)
-    return " ".join(writer.says for _, writer in recordings if writer.says)
+    header = _header(request, instrument, source_of(exchange.stream_url))
+    with DepthWriter(out, header) as writer:
+        sampler = DepthSampler(instrument, request, writer.add, accepts=accepts)
+        await _until_done(_stream_of(sampler, request, exchange, clock=clock, rng=jitter), done)
+    return writer.says
 
 
 def _stream_of(
-    recorders: Sequence[Recorder],
-    category: Category,
+    sampler: DepthSampler,
+    request: DepthRequest,
     exchange: ExchangeSection,
     *,
     clock: Clock,
     rng: random.Random,
-    cooldown: Cooldown,
 ) -> PublicStream:
-    """Return the connection that feeds *recorders*."""
-    by_topic = {topic: recorder for recorder in recorders for topic in recorder.topics}
+    """Return the connection that feeds *sampler*."""
 
     def receive(frame: bytes) -> Received | None:
-        # Answers, and what cannot be read: that may have been a frame of any of them.
-        named = by_topic.get(topic_of(frame)) if len(recorders) > 1 else None
-        readers = recorders if named is None else (named,)
-        received = [reader.receive(frame) for reader in readers]
-        for reader in readers:
-            if stale := reader.pop_stale_topics():
-                stream.resubscribe(stale)
-        return received[0]
+        received = sampler.receive(frame)
+        if stale := sampler.pop_stale_topics():
+            stream.resubscribe(stale)
+        return received
 
     def lost(cause: Recoverable) -> None:
-        for recorder in recorders:
-            recorder.lost("stale" if isinstance(cause, FeedStale) else "disconnected")
+        sampler.lost("stale" if isinstance(cause, FeedStale) else "disconnected")
 
     stream = PublicStream(
-        category=category,
-        topics=list(by_topic),
+        category=request.category,
+        topics=[sampler.topic],
         exchange=exchange,
         handler=StreamCallbacks(receive, lambda: None, lost),
         clock=clock,
         rng=rng,
-        cooldown=cooldown,
+        cooldown=Cooldown(clock=clock),
     )
     return stream
 
 
-async def _until_done(streams: Sequence[PublicStream], done: asyncio.Future[None]) -> None:
-    """Listen until *done*, then read all earlier frames.
-
-    Raises an error that ends a stream.
-    """
-    listening = [asyncio.ensure_future(stream.run()) for stream in streams]
+async def _until_done(stream: PublicStream, done: asyncio.Future[None]) -> None:
+    """Listen until *done*, then read all earlier frames; raise an error that ends the stream."""
+    listening = asyncio.ensure_future(stream.run())
     try:
-        ended, _ = await asyncio.wait((*listening, done), return_when=asyncio.FIRST_COMPLETED)
-        for task in ended - {done}:
-            await task
+        ended, _ = await asyncio.wait((listening, done), return_when=asyncio.FIRST_COMPLETED)
+        if listening in ended:
+            await listening
         try:
-            await asyncio.gather(*(stream.unsubscribe() for stream in streams))
+            await stream.unsubscribe()
         except FeedLost:
             raise FeedLost(
                 "The recording ended before it had read the last frames, since the exchange did "
                 "not answer; check the network."
             ) from None
     finally:
-        for task in listening:
-            task.cancel()
-        await asyncio.gather(*listening, return_exceptions=True)
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)

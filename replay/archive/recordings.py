@@ -1,11 +1,12 @@
-"""Files that recorders append to: sampled order books, or every frame as received.
+"""Files of sampled order books that recorders append to.
 
 A file is a gzip file of many members, each written whole. The first holds a header as one JSON
-line. Each other member holds a block: sampled books (``books``) or lines of a session
-(``events``). A member begins with a mark, a gzip header with letters in its time field. So a reader
-finds every member, and a killed recorder leaves at most one torn member, at the end.
+line. Each other member holds a block: up to ``BLOCK_BOOKS`` books without a hole, packed as in an
+event of a run, and the cause of the gap before it. So no reader bridges a gap. A member begins with
+a mark, a gzip header with letters in its time field. So a reader finds every member, and a killed
+recorder leaves at most one torn member, at the end.
 
-The rules are docs/orderbook.md, D4.
+The rules are docs/orderbook.md, D1 to D5.
 """
 
 from __future__ import annotations
@@ -13,19 +14,25 @@ from __future__ import annotations
 import fcntl
 import os
 import zlib
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Final, Self
+from typing import Final, Self
 
 import msgspec
 from msgspec import Struct
 
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.types.market import Instrument
+from tracepaper.strategies.order_book import (
+    BLOCK_BOOKS,
+    Books,
+    books_in,
+    books_of,
+    packed_books,
+)
+from tracepaper.strategies.types.market import Depth, Depths, Instrument
 from tracepaper.strategies.units import iso
 
 MARK: Final = b"\x1f\x8b\x08\x00TPRC\x00\xff"
@@ -34,6 +41,8 @@ HEADER_BYTES_MAX: Final = 64 * 1024
 MEMBER_BYTES_MAX: Final = 64 * 1024 * 1024
 NEWEST_BYTES: Final = 16 * 1024 * 1024
 """Bytes read at the end of a file to resume it: more than a whole and a torn block."""
+BLOCK_MS: Final = 60_000
+"""A block is written when it spans so long, the most that a kill can lose besides one book."""
 FORMAT: Final = "tracepaper recording"
 VERSION: Final = 1
 
@@ -41,30 +50,19 @@ VERSION: Final = 1
 class RecordingHeader(Struct, frozen=True, kw_only=True):
     """The content of a file and its source: ``exchange``, ``loopback`` or ``frames``.
 
-    Sampled books have *levels* per side, one book per ``every_ms``. Other files hold all frames of
-    *topics*, except frames dated more than ``ahead_ms`` after their receipt.
+    The books have *levels* per side, one book per ``every_ms``.
     """
 
-    t: str = "recording"  # the kind of line, as in recorded sessions
     format: str = FORMAT
     version: int = VERSION
     instrument: Instrument
     source: str
-    levels: int = 0
-    every_ms: int = 0
-    topics: tuple[str, ...] = ()
-    ahead_ms: int = 0
-
-    @property
-    def is_sampled(self) -> bool:
-        """Whether the file holds sampled books; else it holds every frame."""
-        return not self.topics
+    levels: int
+    every_ms: int
 
     def words(self) -> str:
         """Return the content in words."""
-        if self.is_sampled:
-            return f"{self.instrument.id}, {self.levels} levels a side each {self.every_ms:,} ms"
-        return f"{' and '.join(self.topics)} of {self.instrument.category}"
+        return f"{self.instrument.id}, {self.levels} levels a side each {self.every_ms:,} ms"
 
     def holds(self) -> tuple[object, ...]:
         """Return the fields that may not change within a file; other filters may."""
@@ -74,17 +72,13 @@ class RecordingHeader(Struct, frozen=True, kw_only=True):
             instrument.quantity_decimals,
             instrument.volume_decimals,
         )
-        pace = self.levels, self.every_ms
-        return instrument.id, decimals, self.topics, pace, self.source
+        return instrument.id, decimals, self.levels, self.every_ms, self.source
 
 
 _encode: Final = msgspec.json.Encoder().encode
 _decode_header: Final = msgspec.json.Decoder(RecordingHeader).decode
-_KINDS: Final = ("events", "order books")
-_MADE_BY: Final = (
-    "name a file of `tracepaper data record --events`",
-    "make them of it by `tracepaper data record SYMBOL --from FILE --out NEW`",
-)
+_encode_block: Final = msgspec.msgpack.Encoder().encode
+_decode_block: Final = msgspec.msgpack.Decoder(Depths).decode
 
 
 @dataclass(frozen=True)
@@ -98,42 +92,34 @@ class RecordingGap:
 
 @dataclass(frozen=True, kw_only=True)
 class RecordingQuality:
-    """Figures of a recording; times are UTC milliseconds, for frames those of receipt."""
+    """Figures of a recording; times are UTC milliseconds."""
 
     path: str
     instrument: str
     levels: int
     every_ms: int
-    topics: tuple[str, ...]
     source: str
-    books: int = 0
-    thin: int = 0  # books with fewer levels than requested on a side
-    frames: int = 0
-    changes: int = 0  # levels set by frames of the book, including snapshots
-    trades: int = 0
+    books: int
+    thin: int  # books with fewer levels than requested on a side
     first_ms: int | None
     last_ms: int | None
     recorded_ms: int  # without the gaps
     gaps: tuple[RecordingGap, ...]
     bytes: int
-    bytes_each: float | None  # per book; for frames per changed level or trade
-    late_p50_ms: float | None = None  # from the exchange's date of a frame to its receipt
-    late_p99_ms: float | None = None
+    bytes_each: float | None  # per book
     torn: str  # the part left out at the end, in words; empty if none
 
 
-class RecordingFile(ABC):
-    """A file read member by member.
+class BooksFile:
+    """A file of sampled books, read block by block.
 
     After all were read, ``torn`` is a sentence about the torn end that a killed recorder left.
     """
 
-    is_sampled: ClassVar[bool]
-    """Whether it holds sampled books; the other kind is rejected."""
     torn = ""
 
     def __init__(self, path: Path) -> None:
-        """Open *path*; raise ``DataInvalid`` if it is no recording of this kind."""
+        """Open *path*; raise ``DataInvalid`` if it is no recording."""
         self.path: Final = path
         try:
             self._content: Final = path.read_bytes()
@@ -149,11 +135,6 @@ class RecordingFile(ABC):
                 "become one by its --from)."
             )
         self.header: Final = _header(path, first[0])
-        if self.header.is_sampled != self.is_sampled:
-            raise DataInvalid(
-                f"{path} holds {_KINDS[self.header.is_sampled]}, and {_KINDS[self.is_sampled]} are "
-                f"wanted here; {_MADE_BY[self.is_sampled]}."
-            )
         self.begin: Final = first[1]
         """The byte at which the second member begins."""
 
@@ -181,29 +162,49 @@ class RecordingFile(ABC):
             self.torn = torn_sentence(self.path, len(content) - end)
             return
 
-    @staticmethod
-    @abstractmethod
-    def last_ms(block: bytes) -> float:
-        """Return the UTC milliseconds at which a block ends."""
+    def blocks(self) -> Iterator[tuple[Depths, Books]]:
+        """Yield every whole block and its checked books; raise ``DataInvalid`` if damaged."""
+        begin = self.begin
+        for content, stop in self.members(begin):
+            where = f"{self.path}, the block at byte {begin:,},"
+            try:
+                block = _decode_block(content)
+            except msgspec.MsgspecError as error:
+                raise DataInvalid(
+                    f"{where} is no block of books ({error}); restore the file."
+                ) from None
+            yield block, books_in(block, where)
+            begin = stop
 
-    @abstractmethod
     def quality(self) -> RecordingQuality:
-        """Check and summarise the content; raise ``DataInvalid``."""
-
-    def _quality(self, *, items: int, **figures: Any) -> RecordingQuality:  # noqa: ANN401 - fields
-        """Return *figures* with those common to all recordings."""
+        """Summarise the file, read block by block; raise ``DataInvalid``."""
+        first = last = None
+        count = thin = 0
+        gaps: list[RecordingGap] = []
+        for block, books in self.blocks():
+            if last is None:
+                first = block.first_ms
+            elif block.cause:
+                gaps.append(RecordingGap(last, block.first_ms, block.cause))
+            last = block.market_ms
+            count += block.count
+            thin += int((books.size[:, :, -1] == 0).any(axis=1).sum())
         header, size = self.header, len(self._content)
         return RecordingQuality(
             path=str(self.path),
             instrument=header.instrument.id,
             levels=header.levels,
             every_ms=header.every_ms,
-            topics=header.topics,
             source=header.source,
+            books=count,
+            thin=thin,
+            first_ms=first,
+            last_ms=last,
+            recorded_ms=count * header.every_ms,
+            gaps=tuple(gaps),
             bytes=size,
-            bytes_each=size / items if items else None,
+            bytes_each=size / count if count else None,
             torn=self.torn,
-            **figures,
         )
 
 
@@ -272,27 +273,27 @@ def member(content: bytes) -> bytes:
     return MARK + (packer.compress(content) + packer.flush())[len(MARK) :]
 
 
-class RecordingWriter(ABC):
-    """Appends whole blocks to one file, as its only writer.
+class DepthWriter:
+    """Appends blocks of sampled books to one file, as its only writer.
 
     ``says`` is a sentence about the torn end of a killed writer. Raises ``ConfigInvalid`` if the
     file has other content or another writer, and ``DataInvalid`` if it is no recording.
     """
 
-    reader: ClassVar[type[RecordingFile]]
-
     def __init__(self, path: Path, header: RecordingHeader) -> None:
         self.path: Final = path
         self.header: Final = header
         self.says = ""
-        self.last_ms = 0.0
+        self.last_ms = 0  # the time of the newest book
+        self._held: Final[list[Depth]] = []
+        self._cause = ""
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             begun = os.pread(self._file, len(MARK), 0)
             if begun != MARK and MARK.startswith(begun):
                 os.ftruncate(self._file, 0)
-                self.append(_encode(header) + b"\n")
+                self._append(_encode(header) + b"\n")
             else:
                 self._resume()
         except BlockingIOError:
@@ -321,27 +322,48 @@ class RecordingWriter(ABC):
                 f"{self.path} holds {held.words()} from {held.source}, not {header.words()} from "
                 f"{header.source} with the same decimals; give another --out."
             )
-        if held.ahead_ms < header.ahead_ms:
-            raise ConfigInvalid(
-                f"{self.path} holds frames dated at most {held.ahead_ms:,} ms after their "
-                f"receipt, and exchange.ahead_ms is {header.ahead_ms:,}; lower it or "
-                "give another --out."
-            )
         block, end = last
-        self.last_ms = self.reader.last_ms(block) if begin + at else 0.0  # the first is the header
+        self.last_ms = _decode_block(block).market_ms if begin + at else 0  # 0: it is the header
         if begin + end < size:
             self.says = torn_sentence(self.path, size - begin - end)
             os.ftruncate(self._file, begin + end)
 
-    def reject_earlier(self, at_ms: float, *, again: bool = True) -> None:
-        """Raise ``DataInvalid`` if *at_ms* is before the end, or with *again* equal to it."""
-        if at_ms < self.last_ms or (again and at_ms == self.last_ms):
-            raise DataInvalid(
-                f"{self.path} is recorded until {iso(int(self.last_ms))} and the next is of "
-                f"{iso(int(at_ms))}; give another --out."
-            )
+    def add(self, depth: Depth, cause: str) -> None:
+        """Append a book; *cause* is that of the gap before it, empty without a gap.
 
-    def append(self, content: bytes) -> None:
+        Raises ``DataInvalid`` if it is not later than all stored books.
+        """
+        if depth.seen_ms <= self.last_ms:
+            raise DataInvalid(
+                f"{self.path} is recorded until {iso(self.last_ms)} and the next is of "
+                f"{iso(depth.seen_ms)}; give another --out."
+            )
+        if cause:
+            self.flush()
+            self._cause = cause
+        self._held.append(depth)
+        self.last_ms = depth.seen_ms
+        spanned = depth.seen_ms - self._held[0].seen_ms + self.header.every_ms
+        if len(self._held) == BLOCK_BOOKS or spanned >= BLOCK_MS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the buffered books as one block."""
+        if not self._held:
+            return
+        header, last_ms = self.header, self._held[-1].seen_ms
+        block = packed_books(
+            header.instrument.id,
+            books_of(self._held, header.levels),
+            every_ms=header.every_ms,
+            cause=self._cause,
+            seen_ms=last_ms,
+        )
+        self._append(_encode_block(block))
+        self._held.clear()
+        self._cause = ""
+
+    def _append(self, content: bytes) -> None:
         """Append *content* as one member, and sync it to disk.
 
         If the disk is full, nothing of the member remains.
@@ -356,10 +378,6 @@ class RecordingWriter(ABC):
             error.filename = str(self.path)
             raise
 
-    @abstractmethod
-    def flush(self) -> None:
-        """Write the buffered content as one block."""
-
     def __enter__(self) -> Self:
         """Write."""
         return self
@@ -370,7 +388,7 @@ class RecordingWriter(ABC):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Write the buffered content, and release the file."""
+        """Write the buffered books, and release the file."""
         try:
             self.flush()
         finally:

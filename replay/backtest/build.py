@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -41,12 +41,6 @@ from tracepaper.daemon.session.user_class import unguarded
 from tracepaper.daemon.session.user_model import user_model
 from tracepaper.replay.archive.candles import on_joint_sessions
 from tracepaper.replay.archive.series import archive_instrument, split_sentences
-from tracepaper.replay.backtest.book_feed import (
-    BookFeed,
-    FillSource,
-    SampledSource,
-    reject_books,
-)
 from tracepaper.replay.backtest.feed import ArchiveFeed
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.tracks import DataLookback, with_depth
@@ -59,7 +53,7 @@ from tracepaper.strategies.builtin import TREND, windows_within
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.types.decisions import FillModel, RunRow
-from tracepaper.strategies.types.market import Category, Event, Instrument, RunKind
+from tracepaper.strategies.types.market import Category, Instrument, RunKind
 from tracepaper.strategies.units import (
     DAY_MS,
     INTERVAL_NAMES,
@@ -81,20 +75,6 @@ class Replay:
     forecaster: Forecaster | None
     instruments: tuple[Instrument, ...]
     config: Config
-    books: BookFeed | None = None  # order books that fill the orders
-
-    def with_books(
-        self,
-        events: Iterable[Event],
-        *,
-        frames_read: Callable[[str], int] = lambda _instrument: 0,
-        known_ms: int = 0,
-    ) -> Iterable[Event]:
-        """Return *events* with the book updates that can change an order: ``BookFeed.between``."""
-        if self.books is None:
-            return events
-        watch = self.engine.broker.watch
-        return self.books.between(events, watch, frames_read=frames_read, known_ms=known_ms)
 
     def prober(self) -> Forecaster:
         """Return a second, fresh forecaster of the same model."""
@@ -256,8 +236,6 @@ def build(
         raise ConfigInvalid(
             "execution.model 'quote' needs quotes, which candle files lack; use next_open."
         )
-    sources = _fill_sources(config, data)
-    execution = FillModel.BOOK if sources else FillModel.NEXT_OPEN
     if data.actions and config.market.asset != STOCK:
         raise ConfigInvalid(
             f"--actions are of shares, and the run trades {config.market.category}; leave it out, "
@@ -273,7 +251,7 @@ def build(
     fitted: tuple[str, ...] = ()
     if not data.frames:
         config, fitted = fit_windows(config, data.span_ms)
-    config = resolved(config, execution)
+    config = resolved(config, FillModel.NEXT_OPEN)
     files = (*data.candles, *data.frames)
     read_as = [f"{Path(part.path).name}: {note}" for part in files for note in part.notes]
     data = _traded(data, config)
@@ -304,12 +282,6 @@ def build(
     )
     if feed.actions.splits:
         _reject_split(strategies, data, has_model=forecaster is not None)
-    books, missing = None, tuple[str, ...]()
-    if sources:
-        times = (feed.period_start_ms, max(int(part.closes_ms[-1]) for part in feed.candles))
-        reject_books(sources, instruments, *times)
-        books = BookFeed(sources, instruments, config.execution.response_ms)
-        missing = books.warnings(*times)
     run, engine = new_run(
         config,
         instruments,
@@ -321,8 +293,6 @@ def build(
         warnings=(
             *warnings,
             *(part.torn.rstrip(".") for part in data.depth if part.torn),
-            *(source.torn.rstrip(".") for source in data.events if source.torn),
-            *missing,
             *fitted,
             *chain.from_iterable(
                 split_sentences(part, feed.actions.splits) for part in feed.candles
@@ -342,7 +312,7 @@ def build(
         ),
         sessions=feed.sessions,
     )
-    return Replay(run, feed, engine, forecaster, instruments, config, books)
+    return Replay(run, feed, engine, forecaster, instruments, config)
 
 
 def fitted_on(card: Mapping[str, Any], data: MarketData, from_ms: int) -> tuple[str, ...]:
@@ -363,23 +333,6 @@ def fitted_on(card: Mapping[str, Any], data: MarketData, from_ms: int) -> tuple[
         f"parts, and bars from {iso(max(span.until_ms for span in counts))} on are untouched"
     )
     return (warning,)
-
-
-def _fill_sources(config: Config, data: MarketData) -> Sequence[FillSource]:
-    """Return the order books that fill orders; none if bars fill them."""
-    by_book = config.execution.model == "book"
-    if by_book:
-        if not data.events and not data.depth:
-            raise ConfigInvalid(
-                "execution.model 'book' needs recorded order books: give --events FILE of "
-                "`tracepaper data record --events`, or --depth FILE for orders that take at once."
-            )
-        return data.events or [SampledSource(depth) for depth in data.depth]
-    if data.events and config.execution.model == "next_open":
-        raise ConfigInvalid(
-            "--events fill orders, and execution.model is next_open; leave one of them out."
-        )
-    return data.events
 
 
 def _reject_split(strategies: Strategies, data: MarketData, *, has_model: bool) -> None:

@@ -97,7 +97,7 @@ def engine_inputs(
     *,
     execution: FillModel,
 ) -> tuple[object, ...]:
-    """Return the values of which the engine of *run* and its book feed are built.
+    """Return the values of which the engine of *run* is built.
 
     *strategies* are new ones of the run; their own settings are compared as they were written.
     """
@@ -112,8 +112,7 @@ def engine_inputs(
     members = members_of(config).values()
     chosen = [each.strategy.model_dump() for each in members or [config]]
     keys = config.execution
-    response_ms = keys.response_ms if execution is FillModel.BOOK else None
-    feed = keys.model, keys.filters, response_ms
+    feed = keys.model, keys.filters
     return chosen, feed, config.strategies.reset, [*map(_comparable, terms)]
 
 

@@ -330,14 +330,7 @@ def resumed_replay(
         warm_from=warm_from,
         market_ms=max(resumed.last_open_ms.values(), default=run.period_start_ms),
     )
-    queues = engine.broker.frames_read()
-    events = replay.with_books(
-        predictions.ahead(chain((start,), rest)),
-        frames_read=lambda key: queues.get(key, 0),
-        known_ms=max(
-            (at_ms + market.interval_ms for at_ms in resumed.last_open_ms.values()), default=0
-        ),
-    )
+    events = predictions.ahead(chain((start,), rest))
     return ResumedReplay(run_id, engine, predictions.predictor, events)
 
 

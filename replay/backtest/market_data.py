@@ -30,7 +30,6 @@ from tracepaper.replay.archive.books import RecordedDepth, read_depth
 from tracepaper.replay.archive.candles import Span
 from tracepaper.replay.archive.corporate_actions import ActionRow, actions_until, read_actions
 from tracepaper.replay.archive.read import CandleInput, NamedFrame, read_candles
-from tracepaper.replay.backtest.book_feed import ChangedSource, EventsSource, FillSource
 from tracepaper.replay.backtest.run_spec import RunSpec
 from tracepaper.replay.backtest.tracks import (
     BarSpan,
@@ -205,16 +204,6 @@ SOURCES: Final[Mapping[str, MarketSource]] = {
             repr(row[1:]).encode()
         ).hexdigest(),  # without the row's position
     ),
-    "events": MarketSource(
-        read=lambda given, _reading: [
-            EventsSource(item) if isinstance(item, Path) else item for item in given
-        ],
-        tracks=lambda _given, _bars: [],  # they fill orders: ``BookFeed`` yields them
-        until=lambda given, cutoff: [
-            ChangedSource(source, cutoff.close_ms, cut=cutoff.cut) for source in given
-        ],
-        digest=lambda source: source.sha256,
-    ),
 }
 """By the field of ``MarketSpec``; events of one time follow the order of the rows."""
 
@@ -229,7 +218,6 @@ class MarketData:
     actions: Sequence[ActionRow] = ()  # splits and dividends
     frames: Sequence[Candles] = ()  # of higher timeframes, from before the candles
     depth: Sequence[RecordedDepth] = ()  # order books; a bar reads those until its close
-    events: Sequence[FillSource] = ()  # order books that fill orders
 
     @classmethod
     def read(cls, spec: RunSpec) -> Self:

@@ -165,8 +165,7 @@ class ReplayPredictor:
     def events(self, replay: Replay) -> Iterable[Event]:
         """Return the start event of *replay* and all its events, ready for ``predictor``."""
         start = start_event(replay.forecaster, warm_from=(), market_ms=replay.feed.period_start_ms)
-        events = self.ahead(chain((start,), replay.feed.events()))
-        return replay.with_books(events, frames_read=lambda _key: 0)
+        return self.ahead(chain((start,), replay.feed.events()))
 
 
 class StepLog(Protocol):

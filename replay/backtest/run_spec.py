@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from tracepaper.replay.archive.books import RecordedDepth
     from tracepaper.replay.archive.corporate_actions import ActionRow
     from tracepaper.replay.archive.read import CandleInput
-    from tracepaper.replay.backtest.book_feed import FillSource
 
 
 class Consumer(Flag):
@@ -208,9 +207,6 @@ class MarketSpec:
         argument="frame_data",
     )
     depth: tuple[Path | RecordedDepth, ...] = option(DepthOption, ALL, paths_of)
-    events: tuple[Path | FillSource, ...] = option(
-        _files("--events", "Recorded order-book events; repeat."), ALL, paths_of
-    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, pairwise
 from types import MappingProxyType
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -81,16 +81,13 @@ BEGUN: Final = "stopped"
 """The cause of the first books of a feed, which follow no others."""
 
 
-Number = TypeVar("Number", int, Integers)
-
-
 class Scale(NamedTuple):
     """The factor and divisor that convert integers between two scales."""
 
     times: int = 1
     over: int = 1
 
-    def of(self, numbers: Number) -> Number:
+    def of(self, numbers: Integers) -> Integers:
         """Return *numbers* converted."""
         return numbers * self.times // self.over
 
@@ -159,43 +156,31 @@ def depth_track(
         for start in range(first, last, BLOCK_BOOKS):
             cause = causes.get(start, "") or (BEGUN if start == begin else "")
             cuts.append((start, min(start + BLOCK_BOOKS, last), cause))
-    price, size = depth_scales(recorded, instrument)
+    price, size = _scales(recorded, instrument)
     newest = np.array([stop - 1 for _, stop, _ in cuts], np.intp)
     return Track(times[newest], partial(_depths, recorded, cuts, lookback.levels, price, size))
 
 
-def depth_scales(recorded: RecordedDepth, instrument: Instrument) -> tuple[Scale, Scale]:
+def _scales(recorded: RecordedDepth, instrument: Instrument) -> tuple[Scale, Scale]:
     """Return the conversions of prices and sizes of *recorded* to the scales of *instrument*."""
     of, units = recorded.header.instrument, recorded.units
     return (
-        scale_of(units.price, of.price_decimals, instrument.price_decimals, "prices"),
-        scale_of(units.size, of.quantity_decimals, instrument.quantity_decimals, "sizes"),
+        _scale(units.price, of.price_decimals, instrument.price_decimals, "prices"),
+        _scale(units.size, of.quantity_decimals, instrument.quantity_decimals, "sizes"),
     )
 
 
-def scale_of(unit: int, decimals: int, wanted: int, what: str, option: str = "--depth") -> Scale:
+def _scale(unit: int, decimals: int, wanted: int, what: str) -> Scale:
     """Return the exact conversion of multiples of *unit* in 10^-*decimals* to 10^-*wanted*."""
     if wanted >= decimals:
         return Scale(times=10 ** (wanted - decimals))
     coarser = 10 ** (decimals - wanted)
     if unit % coarser:
         raise DataInvalid(
-            f"The {what} of {option} need {decimals} decimals, and the candles' instrument has "
+            f"The {what} of --depth need {decimals} decimals, and the candles' instrument has "
             f"{wanted}; give candles that were not rounded."
         )
     return Scale(over=coarser)
-
-
-def reject_named(option: str, named: Sequence[str], traded: Sequence[str]) -> None:
-    """Raise ``ConfigInvalid`` for a file of an untraded instrument, and for two files of one."""
-    for key in named:
-        if key not in traded:
-            raise ConfigInvalid(
-                f"{option} holds books of {key}, and the run trades {', '.join(traded)}; leave it "
-                "out."
-            )
-        if named.count(key) > 1:
-            raise ConfigInvalid(f"{option} names two files of {key}; give one a symbol.")
 
 
 def with_depth(market: MarketSection, books: Sequence[RecordedDepth]) -> MarketSection:
@@ -205,7 +190,15 @@ def with_depth(market: MarketSection, books: Sequence[RecordedDepth]) -> MarketS
     if two files have one symbol.
     """
     traded = [f"{market.category}:{symbol}" for symbol in market.symbols]
-    reject_named("--depth", [recorded.header.instrument.id for recorded in books], traded)
+    named = [recorded.header.instrument.id for recorded in books]
+    for key in named:
+        if key not in traded:
+            raise ConfigInvalid(
+                f"--depth holds books of {key}, and the run trades {', '.join(traded)}; leave it "
+                "out."
+            )
+        if named.count(key) > 1:
+            raise ConfigInvalid(f"--depth names two files of {key}; give one a symbol.")
     if not books:
         return market
     if not market.depth:

@@ -214,11 +214,6 @@ def _reject_run(reader: Reader, stored: StoredRun, before: Config, from_ms: int 
     span = run_span(stored.run_key)
     if find_step(reader.connection, *span, "steps", "outcome IS NOT NULL") is None:
         why = f"Run {run_id} holds no decision, so there is nothing to compare"
-    elif before.execution.model == FillModel.BOOK.value:
-        why = (
-            f"Run {run_id} fills by order books, and its record holds only those that its own "
-            f"orders used; {REPLAY} --events"
-        )
     elif strategy_sha256(before) != run.strategy_sha256:
         why = f"The class {run.strategy} was changed since run {run_id}; restore it, or {REPLAY}"
     elif from_ms is None and (pruned := reader.pruned(stored.run_key)) is not None:

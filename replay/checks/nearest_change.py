@@ -33,7 +33,7 @@ from tracepaper.strategies.builtin import TREND
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, TracepaperError
 from tracepaper.strategies.gates.evaluator import threshold_key
 from tracepaper.strategies.gates.gate import DROPPABLE, GATES, ThresholdForm, ThresholdKey
-from tracepaper.strategies.types.decisions import FillModel, Order, OrderRole, OrderStatus, Step
+from tracepaper.strategies.types.decisions import Order, OrderRole, OrderStatus, Step
 from tracepaper.strategies.types.market import Bar, Close, Side, Unit
 from tracepaper.strategies.units import percent, unscaled, without_zeros
 
@@ -66,8 +66,6 @@ class DecisionAgain:
         self._reader, self._database, self._sequence = reader, database, sequence
         stored = reader.stored_run(run_id)
         self._run, self._config = stored.run, restore(stored.run.config)
-        if FillModel(self._config.execution.model) is FillModel.BOOK:
-            raise DataInvalid("The record holds only those order books that its orders used.")
         if strategy_sha256(self._config) != self._run.strategy_sha256:
             raise DataInvalid("The class was changed since.")
         if reader.promoted(run_id):

@@ -53,7 +53,6 @@ from tracepaper.strategies.sessions import calendars_of
 from tracepaper.strategies.types.decisions import RunRow, Step
 from tracepaper.strategies.types.market import (
     Bar,
-    BookUpdate,
     Close,
     Depths,
     Event,
@@ -375,7 +374,6 @@ class GivenEvents:
         self._reader = reader
         self._keys = [item.id for item in run.instruments]
         self._calendars = calendars_of(sessions_of(run), run.interval_ms)
-        self._sampled: dict[str, bool] = {}  # whether the books of each instrument are samples
 
     def of_close(self, close: Close) -> Iterator[Unlike]:
         """Check a ``CloseStart`` against the bars that follow it."""
@@ -407,9 +405,6 @@ class GivenEvents:
                     books_in(event)
                 except DataInvalid as error:
                     yield "books", str(error), "books that an exchange can show"
-            case BookUpdate(instrument=key, is_sampled=is_sampled):
-                if is_sampled is not (due := self._sampled.setdefault(key, is_sampled)):
-                    yield "is_sampled", is_sampled, due
             case _:
                 yield from self._choices.of(event)
 

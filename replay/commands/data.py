@@ -51,7 +51,7 @@ def check(
     category: CategoryOption = None,
     columns: ColumnsOption = None,
 ) -> CommandAnswer:
-    """Check files of candles, order books or events: what each holds, or why it is rejected."""
+    """Check files of candles or order books: what each holds, or why it is rejected."""
     from tracepaper.replay.archive import read_candles
     from tracepaper.replay.archive.series import quality
 
@@ -121,24 +121,13 @@ def _unit(decimals: int | None) -> str:
 @app.command()
 @answers
 def record(
-    symbols: Annotated[list[str], typer.Argument(metavar="SYMBOL…", help="Such as BTCUSDT.")],
+    symbol: Annotated[str, typer.Argument(metavar="SYMBOL", help="Such as BTCUSDT.")],
     *,
-    out: Annotated[
-        Path,
-        typer.Option(
-            metavar="FILE", help="A new file, or one to continue; for several symbols, a folder."
-        ),
-    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="A new file, or one to continue.")],
     depth: Annotated[int, typer.Option(help="Levels per side, 1 to 1,000.")] = 50,
     every: Annotated[
-        int | None,
-        typer.Option(
-            metavar="MS", help="Market milliseconds between order books; by default 1,000."
-        ),
-    ] = None,
-    events: Annotated[
-        bool, typer.Option("--events", help="Keep every change of the book and every trade.")
-    ] = False,
+        int, typer.Option(metavar="MS", help="Market milliseconds between order books.")
+    ] = 1_000,
     lasting: Annotated[
         str | None,
         typer.Option(
@@ -163,55 +152,38 @@ def record(
         Category | None, typer.Option(help="linear or spot; by default linear, or the session's.")
     ] = None,
     config: ConfigOption = None,
-    service: Annotated[str | None, typer.Option("--service", hidden=True)] = None,
-) -> CommandAnswer | None:
-    """Record an exchange's order book to a file until Ctrl-C; the file marks gaps.
-
-    With --events every change of the book and every public trade is kept as received; several
-    symbols go to SYMBOL.events, each in its own folder.
-    """
+) -> CommandAnswer:
+    """Record an exchange's order book to a file until Ctrl-C; the file marks gaps."""
     from tracepaper.daemon.bybit.order_book import DepthRequest
-    from tracepaper.replay.commands.recording import exchange_of, record_session, requests_of
+    from tracepaper.replay.archive.recordings import BooksFile
+    from tracepaper.replay.commands.recording import exchange_of, record_session
 
-    request = DepthRequest(
-        category or Category.LINEAR, symbols[0], depth, 1_000 if every is None else every, events
-    )
+    request = DepthRequest(category or Category.LINEAR, symbol, depth, every)
     if frames is not None:
         reject_without_effect({"--url": url, "--for": lasting}, "leave --from out")
-    if events:
-        reject_without_effect({"--every": every}, "leave --events out")
-    wanted = requests_of(request, symbols, out)
     if frames is None:
-        exchange = exchange_of(config, url, service)
-        message = record_session(exchange, wanted, lasting=lasting, service=service is not None)
+        message = record_session(exchange_of(config, url), request, out, lasting=lasting)
     else:
-        messages = (_record_frames(frames, config, *item, category) for item in wanted.items())
-        message = " ".join(filter(None, messages))
+        message = _record_frames(frames, config, request, out, category)
     if message:
         tell(message)
-    if service is not None:
-        return None  # the daemon needs no summary, and reading a long file takes a while
-    qualities = [quality for path in wanted if (quality := _recorded(path)) is not None]
-    documents = [asdict(quality) for quality in qualities]
-    lines = [line for quality in qualities for line in _recorded_lines(quality)]
-    return CommandAnswer(documents if len(documents) > 1 else documents[0], "\n".join(lines))
+    quality = BooksFile(out).quality()
+    return CommandAnswer(asdict(quality), "\n".join(_recorded_lines(quality)))
 
 
-def _recorded(path: Path, columns: Sequence[str] | None = None) -> RecordingQuality | None:
+def _recorded(path: Path, columns: Sequence[str] | None) -> RecordingQuality | None:
     """Summarise the recording at *path*, which has no *columns*; None for other files."""
-    from tracepaper.replay.archive.books import BooksFile
-    from tracepaper.replay.archive.events import EventsFile
-    from tracepaper.replay.archive.recordings import recording_header
+    from tracepaper.replay.archive.recordings import BooksFile, recording_header
 
-    if (header := recording_header(path)) is None:
+    if recording_header(path) is None:
         return None
     if columns:
         raise DataInvalid(f"{path} holds an order book without columns; leave --columns out.")
-    return (BooksFile if header.is_sampled else EventsFile)(path).quality()
+    return BooksFile(path).quality()
 
 
 def _record_frames(
-    frames: Path, config: Path | None, out: Path, request: DepthRequest, category: Category | None
+    frames: Path, config: Path | None, request: DepthRequest, out: Path, category: Category | None
 ) -> str:
     """Write the books of a recorded session to *out*; return a message about a torn end, if any.
 
@@ -224,9 +196,8 @@ def _record_frames(
     session = read_recording(frames, category)
     request = replace(request, category=Category(session.category))
     topic = session.book_topic(request.symbol, request.levels)
-    topics = [topic, f"publicTrade.{request.symbol}"] if request.events else [topic]
     return sample_frames(
-        ((frame.received_ms, frame.body) for frame in session.frames(*topics)),
+        ((frame.received_ms, frame.body) for frame in session.frames(topic)),
         session.instrument(request.symbol),
         request,
         out,
@@ -239,34 +210,20 @@ def _recorded_lines(quality: RecordingQuality) -> list[str]:
     """Describe a recording, line by line."""
     from tracepaper.strategies.units import iso
 
-    if not quality.topics:
-        what = f"{quality.levels} levels a side each {quality.every_ms:,} ms"
-        count, each = f"{quality.books:,} books", f"{quality.bytes_each or 0:,.0f} a book"
-        more = []
-    else:
-        what = " and ".join(quality.topics)
-        each = f"{quality.bytes_each or 0:,.1f} an event (a changed level or a trade)"
-        count = f"{quality.frames:,} frames"
-        late = (
-            f"{quality.late_p50_ms or 0:,.0f} ms (median) and {quality.late_p99_ms or 0:,.0f} (p99)"
-        )
-        more = [
-            f"  {quality.changes:,} changed levels, {quality.trades:,} trades",
-            f"  received {late} after the exchange's time",
-        ]
+    what = f"{quality.levels} levels a side each {quality.every_ms:,} ms"
     lines = [f"✓ {quality.path}", f"  {quality.instrument}, {what}, from {quality.source}"]
     gaps = [
         f"{iso(gap.from_ms)} to {iso(gap.until_ms)} ({gap.cause})"
         for gap in quality.gaps[:GAPS_SHOWN]
     ]
     if quality.first_ms is None or quality.last_ms is None:
-        lines.append(f"  no {count.partition(' ')[2]} yet")
+        lines.append("  no books yet")
     else:
-        recorded = f", {duration(quality.recorded_ms)} without the gaps"
+        span = f"from {iso(quality.first_ms)} to {iso(quality.last_ms)}"
+        recorded = f"{duration(quality.recorded_ms)} without the gaps"
         lines += [
-            f"  {count} from {iso(quality.first_ms)} to {iso(quality.last_ms)}{recorded}",
-            *more,
-            f"  {quality.bytes:,} bytes, {each}",
+            f"  {quality.books:,} books {span}, {recorded}",
+            f"  {quality.bytes:,} bytes, {quality.bytes_each or 0:,.0f} a book",
             f"  {len(quality.gaps)} gaps{_listed(gaps, len(quality.gaps))}",
         ]
     if quality.thin:

@@ -1,28 +1,16 @@
-"""Live recordings of ``tracepaper data record``: one symbol to a file, several to a folder.
-
-With ``--service`` it is a daemon's recording process (docs/orderbook.md, D28 to D31).
-"""
+"""Live recordings of ``tracepaper data record``."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from tracepaper.daemon.bybit.order_book import DepthRequest
 from tracepaper.daemon.clock import SystemClock
-from tracepaper.daemon.commands.options import tell
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.config.sections import ExchangeSection
-from tracepaper.daemon.session.child import on_input_end
-from tracepaper.daemon.session.processes import NICE, file_of
 from tracepaper.daemon.session.shutdown import run_loop, signals_call
 from tracepaper.replay.archive.download import record_live
 from tracepaper.strategies.errors import ConfigInvalid
@@ -31,29 +19,10 @@ from tracepaper.strategies.units import time_of
 _SECONDS: Final = re.compile(r"(\d{1,6}) ?s")
 
 
-def requests_of(
-    request: DepthRequest, symbols: Sequence[str], out: Path
-) -> Mapping[Path, DepthRequest]:
-    """Return the request of each file: *out* for one symbol, files in that folder for several."""
-    if len(symbols) == 1 and not out.is_dir():
-        return {out: request}
-    if not request.events:
-        raise ConfigInvalid("Several symbols, or a folder, are for --events; add it.")
-    out.mkdir(parents=True, exist_ok=True)
-    return {file_of(out, symbol): replace(request, symbol=symbol) for symbol in symbols}
-
-
 def record_session(
-    exchange: ExchangeSection,
-    requests: Mapping[Path, DepthRequest],
-    *,
-    lasting: str | None = None,
-    service: bool = False,
+    exchange: ExchangeSection, request: DepthRequest, out: Path, *, lasting: str | None = None
 ) -> str:
-    """Record until *lasting* is over or a signal comes; return a message about torn ends.
-
-    A *service* ends with the daemon that started it, and skips symbols that are not listed.
-    """
+    """Record until *lasting* is over or a signal comes; return a message about a torn end."""
     seconds = None if lasting is None else _seconds(lasting)
 
     async def session() -> str:
@@ -66,25 +35,15 @@ def record_session(
 
         if seconds is not None:
             loop.call_later(seconds, end)
-        skips: Callable[[str], None] | None = None
-        if service:
-            # The daemon's end closes standard input; the recorder then writes its buffers. On
-            # Linux that thread, which exists already, keeps the daemon's priority.
-            on_input_end(lambda: loop.call_soon_threadsafe(end))
-            with suppress(OSError):
-                os.nice(NICE)
-            skips = tell
         clock = SystemClock(exchange.time_scale)
         with signals_call(end):
-            return await record_live(exchange, requests, clock=clock, done=done, skips=skips)
+            return await record_live(exchange, request, out, clock=clock, done=done)
 
     return run_loop(session())
 
 
-def exchange_of(config: Path | None, url: str | None, service: str | None) -> ExchangeSection:
-    """Return [exchange] from the JSON *service*, else from *config*, with *url* if given."""
-    if service is not None:
-        return load({"exchange": msgspec.json.decode(service)}).exchange
+def exchange_of(config: Path | None, url: str | None) -> ExchangeSection:
+    """Return [exchange] of *config*, with *url* if given."""
     if url is None:
         return load(config).exchange
     stream = f"ws{url.removeprefix('http')}"

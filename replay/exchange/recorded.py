@@ -16,8 +16,6 @@ import numpy as np
 
 from tracepaper.daemon.bybit.instruments import recorded_instruments
 from tracepaper.replay.archive import Candles
-from tracepaper.replay.archive.events import EventsFile
-from tracepaper.replay.archive.recordings import recording_header
 from tracepaper.replay.archive.tables import unpacked
 from tracepaper.replay.exchange.answers import CATEGORIES
 from tracepaper.replay.exchange.instruments import list_instrument, parsed
@@ -47,7 +45,7 @@ class Recording:
     def __init__(self, frames: list[RecordedFrame], category: str, *, path: str) -> None:
         self.category: Final = category
         self._path = path
-        self._frames = frames
+        self._start_ms = int(frames[0].received_ms)
         self._topics: dict[str, list[RecordedFrame]] = {}
         for frame in frames:
             self._topics.setdefault(frame.topic, []).append(frame)
@@ -74,7 +72,7 @@ class Recording:
             price_decimals=decimals,
             volume_decimals=size_decimals,
             turnover_decimals=0,
-            open_time_ms=np.array([int(self._frames[0].received_ms)], dtype=np.int64),
+            open_time_ms=np.array([self._start_ms], dtype=np.int64),
             open=column,
             high=column,
             low=column,
@@ -84,9 +82,9 @@ class Recording:
         )
         return list_instrument(candles).item
 
-    def frames(self, *topics: str) -> list[RecordedFrame]:
-        """Return the frames of *topics* in order; none where the session lacks them."""
-        return [frame for frame in self._frames if frame.topic in topics]
+    def frames(self, topic: str) -> list[RecordedFrame]:
+        """Return the frames of *topic* in order."""
+        return self._topics[topic]
 
     def book_topic(self, symbol: str, levels: int) -> str:
         """Return the shallowest book topic of *symbol* with at least *levels* levels a side.
@@ -117,12 +115,10 @@ def read_recording(path: Path, category: Category | None = None) -> Recording:
     """
     frames: list[RecordedFrame] = []
     categories: set[str] = set()
-    for number, line in enumerate(_text_of(path).splitlines(), 1):
+    for number, line in enumerate(unpacked(path)[1].splitlines(), 1):
         try:
             entry = _entry(line)
             named = str(entry.get("addr", "")).rpartition("/")[2]
-            if entry.get("t") == "recording":
-                named = entry["instrument"]["category"]
             if named in CATEGORIES:
                 categories.add(named)
             if entry.get("t") == RECEIVED and (frame := _frame(entry)):
@@ -146,13 +142,6 @@ def read_recording(path: Path, category: Category | None = None) -> Recording:
     return Recording(
         frames, categories.pop() if categories else Category.LINEAR.value, path=str(path)
     )
-
-
-def _text_of(path: Path) -> bytes:
-    """Return the text of the file at *path*; of a recording, only the complete members."""
-    if recording_header(path):
-        return b"".join(content for content, _ in EventsFile(path).members())
-    return unpacked(path)[1]
 
 
 def _entry(line: bytes) -> dict[str, Any]:

@@ -22,11 +22,7 @@ from tracepaper.replay.explain.place import no_such_decision
 from tracepaper.replay.explain.position import orders_after, positions_text
 from tracepaper.replay.explain.warming import warm_at_ms, warming_sentence
 from tracepaper.replay.report.honesty import entropy_sentence
-from tracepaper.replay.report.listed_orders import (
-    QueuePosition,
-    of_decision,
-    queue_positions,
-)
+from tracepaper.replay.report.listed_orders import of_decision
 from tracepaper.replay.report.states import LastingState, lasting_states
 from tracepaper.replay.run_columns import RunColumns
 from tracepaper.storage.database.reader import Reader
@@ -63,7 +59,6 @@ class StoredDecision:
     buckets: tuple[Row, ...]  # of ``v_explanations``, newest first; none without an attribution
     notes: tuple[Row, ...] = ()  # of ``v_notes``, as the strategy wrote them
     orders: tuple[Row, ...] = ()  # of ``v_orders``: those that its list sent or canceled
-    queues: Mapping[str, QueuePosition] = field(default_factory=dict)  # of the orders that queued
     strategies: tuple[Row, ...] = ()  # of ``v_strategy_decisions``: the netted ones, by name
     liquidations: tuple[Liquidation, ...] = ()  # since the previous decision, with this bar's
     halted_by: Command | None = None  # the operator's command that refused it
@@ -291,7 +286,6 @@ def stored_decision(reader: Reader, columns: RunColumns, sequence: int) -> Store
             buckets,
             tuple(views.rows("v_notes", sequence=sequence)),
             orders,
-            queue_positions(reader, run_id, orders, config["execution"]),
             tuple(sorted(netted, key=itemgetter("strategy"))),
             liquidations_of(reader, views, decisions[0], config),
             reader.newest_of(run_id, Command, until=sequence) if is_halted else None,

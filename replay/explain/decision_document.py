@@ -88,7 +88,7 @@ def decision_document(columns: RunColumns, stored: StoredDecision) -> TitledPart
     close_ms = columns.times.close_ms(row["open_time_ms"])
     sent_ids = set(columns.rows.born_orders(sequence))
     orders = [
-        _history(columns, stored, order)
+        _history(columns, order)
         for order_id in dict.fromkeys(
             [*sorted(sent_ids), *(row["order_id"] for row in stored.orders)]
         )
@@ -558,7 +558,7 @@ class OrderHistory(NamedTuple):
     table: Table
 
 
-def _history(columns: RunColumns, stored: StoredDecision, order: Row) -> OrderHistory:
+def _history(columns: RunColumns, order: Row) -> OrderHistory:
     """Return *order* with its fills and ledger lines in time, a step's fills before its ledger.
 
     An order's ``created_ms`` is when the engine saw its bar. A fill's ``filled_ms`` is the time of
@@ -583,10 +583,7 @@ def _history(columns: RunColumns, stored: StoredDecision, order: Row) -> OrderHi
         moments += [(seen_ms.get(step), text) for text in texts]
     if order["status"] in (OrderStatus.CANCELED, OrderStatus.REJECTED):
         moments.append((order["until_ms"], outcome(order)))
-    notes = []
-    if (queue := stored.queues.get(order_id)) is not None:
-        notes = [f"ahead in its queue {' → '.join(ahead or 'not known' for ahead in queue)}"]
-    timeline = table_of("order", f"Order {order_id}", _MOMENT, moments, notes)
+    timeline = table_of("order", f"Order {order_id}", _MOMENT, moments)
     status = order["status"].lower().replace("_", " ")
     return OrderHistory(order, fills, replace(timeline, look="timeline", aside=status))
 

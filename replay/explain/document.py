@@ -152,7 +152,6 @@ def document(
             for liquidation in stored.liquidations
         ],
         "orders": listed(stored.orders, title="").documents(),
-        "queues": {order_id: place._asdict() for order_id, place in stored.queues.items()},
         "gates": margins,
         "counterfactuals": counterfactuals,
         "nearest_changes": [asdict(change) for change in nearest],

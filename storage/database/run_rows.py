@@ -26,7 +26,7 @@ from tracepaper.strategies.units import DAY_MS
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
 Ints = npt.NDArray[np.int64]
 Columns = dict[str, npt.NDArray[Any]]
@@ -419,14 +419,6 @@ class RunRows:
             "AND sequence BETWEEN ? AND ? ORDER BY sequence"
         )
         return [Halt(*row) for row in self._connection.execute(query, (self._run_key, *span))]
-
-    def states(self, span: Span, *, newest: bool) -> Iterator[bytes]:
-        """Yield the stored states of the engine, the oldest or the *newest* first."""
-        query = (
-            f"SELECT state FROM states WHERE {WITHIN} ORDER BY sequence {'DESC' if newest else ''}"
-        )
-        for (state,) in self._connection.execute(query, (self._run_key, *span)):
-            yield state
 
     def held(self, last: int) -> list[tuple[int, int]]:
         """Return (instrument, quantity) of every position after step *last*.

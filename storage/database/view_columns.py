@@ -207,7 +207,7 @@ def caused(alias: str, table: str) -> ViewColumn:
     An order's id begins with the sequence of the step that created it. Its run has a row of it
     there, unless it was taken over from another run. A step of a decision has a bar and so no
     event; an order of a command has the command as its event, which a prune keeps. An exit order
-    that a fill at a quote or a book placed has that fill at its step, which a prune keeps too.
+    that a fill at a quote placed has that fill at its step, which a prune keeps too.
     """
     run, born = f"{alias}.run_key", f"{alias}.birth"
     return ViewColumn(
@@ -218,7 +218,7 @@ def caused(alias: str, table: str) -> ViewColumn:
         f"AND y.run_key = {run} AND y.sequence = {born}) "
         f"AND NOT EXISTS (SELECT 1 FROM events x WHERE x.run_key = {run} AND x.sequence = {born}) "
         f"AND NOT EXISTS (SELECT 1 FROM fills z WHERE z.run_key = {run} AND z.sequence = {born} "
-        "AND z.book = 0 AND z.model IN ('quote', 'book')) LIMIT 1)",
+        "AND z.book = 0 AND z.model = 'quote') LIMIT 1)",
         "the decision that caused the order; null if a command (FLATTEN), a fill between bars or "
         "an earlier run caused it",
         "INTEGER",

@@ -321,7 +321,7 @@ _EVENTS = (
     _whole("market_ms", "market time of the event", TIME),
     _whole("seen_ms", "market time at which the engine saw it", TIME),
     _text("content", "JSON of its other fields, with numbers as stored"),
-    _blob("books", null=True),  # packed books of a ``depth`` or ``book`` event
+    _blob("books", null=True),  # packed books of a ``depth`` event
     _text(
         "price_verdict",
         "why a price or rate that jumped was accepted or not; null if none jumped",

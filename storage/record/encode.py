@@ -66,7 +66,6 @@ from tracepaper.strategies.types.decisions import (
 )
 from tracepaper.strategies.types.market import (
     Bar,
-    BookUpdate,
     CloseStart,
     CorporateAction,
     Depths,
@@ -122,7 +121,6 @@ _FOLLOWS: Final[Row] = (None,) * 3
 """The stored marks of a book whose worth can be computed from the close."""
 _INTEGER_LIMIT: Final = 2**63
 """Larger integers do not fit SQLite's 64 bits, in which views compute."""
-_WITH_BOOKS: Final = (Depths, BookUpdate)
 _CODE_OF: Final = {id(source): code for source, code in SOURCE_CODES.items()}
 _OF_BAR: Final = attrgetter(*(name for name in BAR_FIELDS if name != "turnover"))
 _OF_FORECAST: Final = attrgetter(*FORECAST_COLUMNS)
@@ -517,7 +515,7 @@ class StepEncoder:
             place = self._place(content.pop("instrument"))
         market_ms, seen_ms = content.pop("market_ms"), content.pop("seen_ms")
         books = None
-        if isinstance(event, _WITH_BOOKS):
+        if isinstance(event, Depths):
             del content["books"]
             books = event.books
         text = msgspec.json.encode(content).decode()

@@ -33,7 +33,6 @@ from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.decisions import HeadForecasts, RunRow
 from tracepaper.strategies.types.market import (
     Bar,
-    BookUpdate,
     Category,
     CloseStart,
     Command,
@@ -112,7 +111,6 @@ EVENT_TYPES: Final[Mapping[str, type[Event]]] = {
     "bar": Bar,
     "quote": Quote,
     "depth": Depths,
-    "book": BookUpdate,
     "trade": Trade,
     "mark": Mark,
     "funding": Funding,

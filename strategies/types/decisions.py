@@ -383,7 +383,6 @@ class FillModel(StrEnum):
     """The source of a fill's price."""
 
     QUOTE = "quote"
-    BOOK = "book"
     NEXT_OPEN = "next_open"
     BAR_PATH = "bar_path"
     LIQUIDATION = "liquidation"

@@ -192,23 +192,6 @@ class Depths(Struct, frozen=True, gc=False):
         return self.first_ms + self.count * self.every_ms
 
 
-class BookUpdate(Struct, frozen=True, gc=False):
-    """Changes of an order book that can fill a resting order or move its place in the queue.
-
-    ``books``, packed by ``daemon/broker/book_fills.py``, holds the changes at the prices of resting
-    limits since the previous update, and the book at ``market_ms``. ``cause`` names a gap before
-    this update. The rules are docs/money.md, M61 to M77.
-    """
-
-    instrument: str
-    cause: str  # of a gap before this update; empty without one
-    frame: int  # frames read from the source so far
-    is_sampled: bool  # a snapshot only: the changes since the previous update are unknown
-    books: bytes
-    market_ms: int
-    seen_ms: int
-
-
 class Trade(Struct, frozen=True, gc=False):
     """A public trade; ``side`` is the taker's."""
 
@@ -574,7 +557,6 @@ Event = (
     Bar
     | Quote
     | Depths
-    | BookUpdate
     | Trade
     | Mark
     | Funding

@@ -127,7 +127,6 @@ CASES = [
     ("explain --depth b.depth --checkpoint b --discard 0", 2, "--discard has no effect here"),
     ("data record A --from a.jsonl --url http://b --out c", 2, "--url has no effect here; leave"),
     ("data record A --from a.jsonl --for 3s --out c", 2, "--for has no effect here; leave"),
-    ("data record A --events --every 50 --out c", 2, "leave --events out, or leave --every out"),
     ("run --bars 0", 2, "--bars"),
     ("demo --model nowhere", 2, "nowhere"),
 ]

@@ -10,7 +10,7 @@ from depth_cases import header, packed
 from learning import MINUTE_MS, START_MS, minutes_of
 
 from tracepaper.replay.archive import Candles
-from tracepaper.replay.archive.books import DepthWriter
+from tracepaper.replay.archive.recordings import DepthWriter
 from tracepaper.strategies.types.market import Depth
 from tracepaper.strategies.units import iso
 

@@ -21,9 +21,9 @@ from programs import BIN, ROOT, Program
 from waiting import until
 
 from tracepaper.daemon.bybit.order_book import DepthRequest
-from tracepaper.replay.archive.books import DepthWriter, RecordedDepth, units_of
+from tracepaper.replay.archive.books import RecordedDepth, units_of
 from tracepaper.replay.archive.download import record_live
-from tracepaper.replay.archive.recordings import RecordingHeader
+from tracepaper.replay.archive.recordings import DepthWriter, RecordingHeader
 from tracepaper.replay.exchange.server import EmbeddedExchange
 from tracepaper.replay.learning.estimators.order_book import BookFitOptions
 from tracepaper.replay.learning.fitted import FitRun
@@ -229,7 +229,7 @@ class Live:
         )
         self.clock = SteppedClock(exchange.clock.now_ms())
         self._task = asyncio.create_task(
-            record_live(section, {out: request}, clock=self.clock, done=self._done)
+            record_live(section, request, out, clock=self.clock, done=self._done)
         )
 
     async def listening(self, *, again: bool = False) -> None:
@@ -277,11 +277,11 @@ FAULTS = {
 """Kind and form of a fault of the exchange, and the cause of the gap that follows."""
 
 
-def recorder(exchange: EmbeddedExchange, out: Path, *what: str) -> Program:
-    """Return the program that records *what* of *exchange* to *out* until it is told to stop."""
+def recorder(exchange: EmbeddedExchange, out: Path) -> Program:
+    """Return the program that records *exchange* to *out* until it is told to stop."""
     command = [
         str(BIN / "tracepaper"), "data", "record", "BTCUSDT", "--url", exchange.rest_url,
-        *(what or ("--every", "100", "--depth", "20")), "--out", str(out),
+        "--every", "100", "--depth", "20", "--out", str(out),
     ]  # fmt: skip
     patient = {"TRACEPAPER_EXCHANGE__AHEAD_MS": "600000"}
     return Program(command, out.parent, name="recorder", extra=patient)

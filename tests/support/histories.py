@@ -19,7 +19,6 @@ from msgspec.structs import replace
 from records import check_record
 
 from tracepaper.daemon.broker.account import Holdings
-from tracepaper.daemon.broker.book_fills import BookLevel, BookMoves, Move, pack_moves
 from tracepaper.daemon.broker.margin import CrossMargin, IsolatedMargin, balance_of
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
@@ -42,7 +41,6 @@ from tracepaper.strategies.corporate_actions import bar_after
 from tracepaper.strategies.types.decisions import Action, Fill, FillModel, PositionSide, Step
 from tracepaper.strategies.types.market import (
     Bar,
-    BookUpdate,
     Category,
     CloseStart,
     Command,
@@ -173,7 +171,6 @@ class Kind(NamedTuple):
     """Whether it is of cross margin by quotes, which jump by so much that closes would ruin it."""
     is_hedged: bool = False
     is_several: bool = False
-    by_book: bool = False
     chooses: bool = False
     """Whether a universe of one symbol is chosen while it goes on."""
 
@@ -183,7 +180,6 @@ KINDS = {
     "focused": Kind(is_focused=True),
     "spot": Kind("spot"),
     "stock": Kind("stock"),
-    "book": Kind(by_book=True),
     "universe": Kind(is_several=True, chooses=True),
     "hedge": Kind(is_hedged=True),
     "focused hedge": Kind(is_focused=True, is_hedged=True),
@@ -299,7 +295,6 @@ def drawn_case(streams: Streams, name: str) -> Case:
         for symbol in symbols
     ]
     model = FillModel.QUOTE if by_quotes else FillModel.NEXT_OPEN
-    model = FillModel.BOOK if kind.by_book else model
     return Case(f"{name} {margin} {category} {model}", given, items, model, category)
 
 
@@ -325,7 +320,6 @@ def drawn_events(streams: Streams, case: Case, *, is_focused: bool) -> list[Any]
                 volume=5_000 + rng.randint(0, 99_999),
             )  # fmt: skip
             until_ms = candle.open_time_ms + MINUTE
-            events += _books(streams["books"], case, candle)
             events += _inside(rates, case, candle)
             if is_missed:
                 events.append(
@@ -378,33 +372,6 @@ def _quotes(
             size = 200_000 if is_focused else rng.choice((300, 2_000, 20_000))
         drawn = quote(price - 5, price + 5, at_ms=candle.open_time_ms + ms, size=size)
         yield replace(drawn, instrument=candle.instrument)
-
-
-def _books(rng: random.Random, case: Case, candle: Bar) -> Iterator[BookUpdate]:
-    """Draw the books of a bar where they fill, each with what changed and was traded before it."""
-    if case.model is not FillModel.BOOK:
-        return
-    for ms in (1_000, 20_000, 40_000, 59_000):
-        at_ms = candle.open_time_ms + ms
-        frame = at_ms // 1_000
-        middle = candle.open + (candle.close - candle.open) * ms // MINUTE + rng.randint(-200, 200)
-        bids, asks = (
-            tuple(
-                BookLevel(middle + sign * (5 + 40 * place), rng.choice((200, 2_000, 9_000)), frame)
-                for place in range(4)
-            )
-            for sign in (-1, 1)
-        )
-        moves = [
-            Move(
-                at_ms - 900 + 100 * place, rng.choice(list(Side)),
-                middle + rng.randint(-300, 300), rng.choice((0, 300, 3_000)), rng.random() < 0.5,
-            )
-            for place in range(rng.randint(0, 5))
-        ]  # fmt: skip
-        cause = "down" if rng.random() < 0.03 else ""
-        packed = pack_moves(BookMoves(tuple(moves), bids, asks))
-        yield BookUpdate(candle.instrument, cause, frame, False, packed, at_ms, at_ms)
 
 
 def _changes(streams: Streams, case: Case, at_ms: int) -> Iterator[Any]:
@@ -503,9 +470,7 @@ class History:
         return engine_of(config, list(self._items.values()), execution=self.case.model)  # fmt: skip
 
     def _take(self, event: Any) -> None:
-        engine, rests, marks = self.engine, True, self._marks()
-        if isinstance(event, BookUpdate):
-            rests = engine.broker.watch(event.instrument).rests
+        engine, marks = self.engine, self._marks()
         bars = tuple(of for of in events_of(event) if isinstance(of, Bar))
         steps = played(engine, event)
         self._bars += bars
@@ -513,7 +478,6 @@ class History:
         if isinstance(event, InstrumentChange):
             self._items[event.instrument.id] = event.instrument
         for step in steps:
-            assert rests or not step.orders  # a feed leaves out the books of which nothing rests
             self._add(step)
         for account in (engine.broker.account, *engine.broker.shadows.values()):
             check_account(account, self._cash)

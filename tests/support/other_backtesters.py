@@ -28,7 +28,6 @@ CANDLES = TESTS / "data" / "candles" / "binance_um_BTCUSDT_1m_2025-05.csv.gz"
 REQUIREMENTS = {
     "backtesting": ("backtesting==0.6.6",),
     "nautilus": ("nautilus_trader==1.221.0",),
-    "hftbacktest": ("hftbacktest==2.4.4",),
     "at2": ("at2==0.0.1", "accelerate==1.15.0", "torch==2.13.0"),
     "flashtrace": ("flashtrace==0.1.1", "torch==2.13.0"),
     "empyrical": ("empyrical-reloaded==0.5.12", "pytz==2025.2"),  # which it imports undeclared

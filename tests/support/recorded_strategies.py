@@ -24,7 +24,6 @@ from tracepaper.strategies.api.context import (
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.examples.pair import Pair
 from tracepaper.strategies.types.decisions import Action
-from tracepaper.strategies.units import to_tick
 
 SIDES = (Action.LONG, Action.LONG, Action.SHORT, Action.HOLD, Action.SHORT, Action.FLAT)
 
@@ -136,28 +135,6 @@ class Scatter(Strategy):
                     sell(0.01, stop=near, limit=near, until=context.time + 180_000),
                 )
         return Orders(requests, f"turn {turn}")
-
-
-class Quoter(Strategy):
-    """Quote both sides of the close, take now and then, and stop out of what is held."""
-
-    sees_account = True
-
-    def __init__(self, options: dict[str, object]) -> None:
-        self._away = float(str(options.get("away", 0.3)))
-
-    def decide(self, context: BarContext) -> Orders:
-        close, held = float(context.history.close[-1]), present(context.account).position.quantity
-        item = context.instrument
-        requests = [
-            buy(1.5, limit=to_tick(close - self._away, item), tag="bid"),
-            sell(1.5, limit=to_tick(close + self._away, item), tag="ask"),
-        ]
-        if held > 3:
-            requests.append(sell(held, reduce_only=True, tag="out"))
-        if held < -3:
-            requests.append(buy(-held, reduce_only=True, tag="out"))
-        return Orders(tuple(requests), "quotes")
 
 
 class FramedMean(Strategy):

@@ -23,14 +23,12 @@ from exchange_client import candles as made_candles
 from exchange_client import walk_rows, wild_rows
 from pair_cases import cointegrated
 from records import rows
-from seeded_events import seeded_market
 
 from tracepaper.daemon.config.loading import Config, load
-from tracepaper.replay.archive import Candles, FundingRates, read_candles
+from tracepaper.replay.archive import Candles, FundingRates
 from tracepaper.replay.archive.books import read_depth
 from tracepaper.replay.archive.corporate_actions import read_actions
 from tracepaper.replay.backtest import run as running
-from tracepaper.replay.backtest.book_feed import EventsSource
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run_spec import RunSpec
@@ -270,19 +268,6 @@ def _several_by_books() -> Sections:
 
 def _depth() -> dict[str, Any]:
     return {"depth": [read_depth(recordings.stored("books", _books) / "btc.depth")]}
-
-
-def _market(folder: Path) -> None:
-    seeded_market(folder, minutes=SHORT, every_ms=6_000, gap=(70, 72))
-
-
-def _of_market() -> list[Candles]:
-    path = recordings.stored("market", _market) / "BTCUSDT_1m.csv.gz"
-    return [read_candles(str(path), category="linear")]
-
-
-def _events() -> dict[str, Any]:
-    return {"events": [EventsSource(recordings.stored("market", _market) / "seeded.events")]}
 
 
 OPEN_GATES: Sections = {
@@ -847,42 +832,6 @@ SCENARIOS: dict[str, Scenario] = {
         ),
         day_ms=4 * MINUTE_MS,
         again=("depth",),
-    ),
-    "events of a book": Scenario(
-        sections=_sections(
-            {"name": "recorded_strategies:Quoter"},
-            market={"interval": "1"},
-            account={"cash": "100000000"},
-            execution={"model": "book"},
-        ),
-        candles=_of_market,
-        files=_events,
-        shows=_counts("v_fills WHERE liquidity = 'MAKER'", "v_fills WHERE liquidity = 'TAKER'"),
-        forged=(
-            f"UPDATE fills SET price = price + 1 {LATEST}",
-            ("UPDATE events SET content = json_set(content, '$.is_sampled', json('true')) "
-            "WHERE kind = 'book'"),
-        ),
-        day_ms=4 * MINUTE_MS,
-    ),
-    "hedge mode by a book": Scenario(
-        sections=_sections(
-            {"name": hedged_cases.DRAWN, "options": {"seed": 1}},
-            market={"interval": "1"},
-            sizing={"mode": "notional", "notional": "40000"},
-            account={
-                "cash": "100000", "position_mode": "hedge", "margin": "isolated",
-                "leverage": "10",
-            },
-            execution={"model": "book"},
-        ),
-        candles=_of_market,
-        files=_events,
-        shows=_counts(
-            "v_fills WHERE position_side = 'LONG'", "v_fills WHERE position_side = 'SHORT'"
-        ),
-        forged=("UPDATE fills SET position_side = 'SHORT' WHERE position_side = 'LONG'",),
-        day_ms=4 * MINUTE_MS,
     ),
     "a model with gates": Scenario(
         sections=_by_model,

@@ -47,7 +47,6 @@ from tracepaper.strategies.types.decisions import (
 )
 from tracepaper.strategies.types.market import (
     Bar,
-    BookUpdate,
     Category,
     Command,
     CommandKind,
@@ -94,8 +93,7 @@ ORDER_LIFE = (
 
 
 CONFIG = """{"account":{"cash":"1000000","margin":"none","position_mode":"one_way"},\
-"execution":{"queue_exponent":3,"queue_model":"RiskAdverseQueueModel"},"gate":{"horizon":30},\
-"model":{"explanation":{"method":"rollout"}}}"""
+"gate":{"horizon":30},"model":{"explanation":{"method":"rollout"}}}"""
 """What of a configuration the readers of a run ask for."""
 
 
@@ -358,7 +356,6 @@ def other_events() -> list[Event]:
         CorporateAction(ETH.id, CorporateActionKind.SPLIT, 7, 2, 0, 64_557, **at),
         CorporateAction(ETH.id, CorporateActionKind.DIVIDEND, 1, 1, 47 * 10**8, 64_557, **at),
         Depths(BTC.id, "stopped", START_MS, 1_000, 2, 5, b"\x00books", **at),
-        BookUpdate(BTC.id, "disconnected", 7, is_sampled=False, books=b"\x01moves", **at),
         UniverseChange((ETH.id,), "it's one", ((ETH.id, "1000", "0.05", -1),), **at),
     ]
 

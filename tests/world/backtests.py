@@ -14,18 +14,15 @@ from typing import Any, Final
 import numpy as np
 from hedged_cases import DRAWN
 from recordings import record
-from seeded_events import seeded_market
 from world.checker import Served, Truth
 
 from tracepaper.daemon.config.loading import load
-from tracepaper.replay.archive import Candles, FundingRates, read_candles
-from tracepaper.replay.backtest.book_feed import EventsSource
+from tracepaper.replay.archive import Candles, FundingRates
 from tracepaper.strategies.types.market import Category
 from tracepaper.strategies.units import HOUR_MS, MINUTE_MS
 
 FIRST_MS: Final = 1_749_945_600_000  # 2025-06-15 00:00 UTC
 BARS: Final = 120
-BOOK_MINUTES: Final = 60
 SMA: Final = {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False}
 GRID: Final = "tracepaper.strategies.examples.grid:Grid"
 
@@ -117,13 +114,6 @@ def _two(rng: random.Random, config: Sections) -> None:
         config["exits"] = {"stop_loss": "2%"}
 
 
-def _book_fills(rng: random.Random, config: Sections) -> None:
-    config["market"]["interval"] = "1"
-    config["strategy"] = rng.choice((dict(SMA), {"name": "recorded_strategies:Quoter"}))
-    config["execution"] = {"model": "book", "response_ms": rng.choice((0, 100, 700))}
-    config["account"]["cash"] = "100000000"
-
-
 def _universe(rng: random.Random, config: Sections) -> None:
     config["market"]["symbols"] = ["BTCUSDT", "ETHUSDT"]
     config["market"]["universe"] = {
@@ -144,7 +134,7 @@ KINDS: Final[Mapping[str, Callable[[random.Random, Sections], None]]] = {
     each.__name__[1:]: each
     for each in (
         *(_plain, _limits, _lists, _margin, _cross, _exits, _protected, _several),
-        *(_hedge, _two, _book_fills, _universe, _spot),
+        *(_hedge, _two, _universe, _spot),
     )
 }
 
@@ -177,23 +167,16 @@ def recorded_backtest(kind: str, seed: int, folder: Path) -> tuple[Path, Truth]:
     category = Category(sections["market"].get("category", "linear"))
     beside: dict[str, Any] = {}
     rates: dict[str, dict[int, Decimal]] = {}
-    if kind == "book_fills":
-        market = folder / f"market-{seed}"
-        market.mkdir(exist_ok=True)
-        seeded_market(market, minutes=BOOK_MINUTES, every_ms=6_000, seed=seed)
-        series = [read_candles(str(market / "BTCUSDT_1m.csv.gz"), category="linear")]
-        beside["events"] = [EventsSource(market / "seeded.events")]
-    else:
-        series = [
-            drawn_candles(rng, symbol, BARS, category) for symbol in sections["market"]["symbols"]
-        ]
-        if category is Category.LINEAR:
-            drawn = [_drawn_rates(rng, each) for each in series]
-            beside["funding"] = tuple(drawn)
-            for candles, funding in zip(series, drawn, strict=True):
-                times = map(int, funding.time_ms)
-                values = (Decimal(int(rate)).scaleb(-10) for rate in funding.rate)
-                rates[candles.instrument] = dict(zip(times, values, strict=True))
+    series = [
+        drawn_candles(rng, symbol, BARS, category) for symbol in sections["market"]["symbols"]
+    ]
+    if category is Category.LINEAR:
+        drawn = [_drawn_rates(rng, each) for each in series]
+        beside["funding"] = tuple(drawn)
+        for candles, funding in zip(series, drawn, strict=True):
+            times = map(int, funding.time_ms)
+            values = (Decimal(int(rate)).scaleb(-10) for rate in funding.rate)
+            rates[candles.instrument] = dict(zip(times, values, strict=True))
     database = folder / f"{kind}-{seed}.db"
     record(database, load(None, sections), series, **beside)
     served = {each.instrument: served_by(each, rates.get(each.instrument, {})) for each in series}

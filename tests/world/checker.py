@@ -640,8 +640,7 @@ class _Books:
         }
         self.filled: dict[str, Decimal] = defaultdict(Decimal)
         self.market = every_order if by_candles else None
-        by_book = config.get("execution", {}).get("model") == "book"
-        self.missed = None if by_candles or by_book else every_order
+        self.missed = None if by_candles else every_order
         if before is not None:
             self.filled.update({f"0-{name}": filled for name, filled in before.filled.items()})
             self.opened = dict(before.opened)

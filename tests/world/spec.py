@@ -285,11 +285,9 @@ def _hedge(config: Section, rng: random.Random) -> None:
     config["strategy"] = {"name": "sides_drawn:Sides"}
 
 
-def _book_fills(config: Section, rng: random.Random) -> None:
-    config["execution"] = {"model": "book", "response_ms": rng.choice((0, 100, 700))}
-    if rng.random() < 0.5:
-        config["strategy"] = {"name": "books_drawn:Books"}
-        config["market"] |= {"depth": rng.choice((10, 20)), "depth_every_ms": 10_000}
+def _books(config: Section, rng: random.Random) -> None:
+    config["strategy"] = {"name": "books_drawn:Books"}
+    config["market"] |= {"depth": rng.choice((10, 20)), "depth_every_ms": 10_000}
 
 
 def _universe(config: Section, rng: random.Random) -> None:
@@ -317,13 +315,12 @@ KINDS: Final[Mapping[str, Callable[[Section, random.Random], None]]] = {
     each.__name__.removeprefix("_"): each
     for each in (
         *(_plain, _limits, _margin, _cross, _exits),
-        *(_several, _hedge, _book_fills, _universe, _two, _raising, _model),
+        *(_several, _hedge, _books, _universe, _two, _raising, _model),
     )
 }
 OWN_CLASS: Final = ("plain", "margin", "cross", "exits", "two")
 """Kinds whose strategy a class may replace that hangs or leaks."""
 ALWAYS_TWO: Final = ("universe", "two")
-ALWAYS_ONE: Final = ("book_fills",)
 
 
 # ---------------------------------------------------------------- the draw
@@ -334,7 +331,7 @@ def drawn(seed: int, *, bars: int = 120, kind: str = "", minutes: int = 0) -> Sp
     rng = random.Random(f"{seed}:spec")
     kind = kind or _kind(seed)
     minutes = minutes or random.Random(f"{seed}:minutes").choice(INTERVALS)
-    many = 2 if kind in ALWAYS_TWO else 1 if kind in ALWAYS_ONE else rng.choice((1, 1, 2))
+    many = 2 if kind in ALWAYS_TWO else rng.choice((1, 1, 2))
     config: Section = {
         "market": {"symbols": list(SYMBOLS[:many]), "interval": _interval_name(minutes)},
         "exchange": {"ban_cooldown_s": 60.0, "requests_per_s": 20.0},

@@ -1,4 +1,4 @@
-"""Impact has one meaning at candles, quotes and books: the participation's power (M111)."""
+"""Impact has one meaning at candles and quotes: the participation's power (M111)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import pytest
 from builders import START_MS, bar, instrument, quote
 from engines import Says, engine_of
 
-from tracepaper.daemon.broker.book_fills import BookLevel, BookMoves, pack_moves
 from tracepaper.strategies.api.context import Orders, Signal, buy, sell
 from tracepaper.strategies.types.decisions import Action, Fill, FillModel
-from tracepaper.strategies.types.market import BookUpdate, Event
+from tracepaper.strategies.types.market import Event
 from tracepaper.strategies.units import RATE_SCALE
 
 IMPACT_BP = 50
@@ -83,17 +82,3 @@ def test_a_quotes_fill_pays_by_what_exceeds_its_size() -> None:
     shown = quote(99_990, 100_000, at_ms=START_MS + 61_000, size=400)
     (fill,) = fills(LONG, shown, "square_root", by=FillModel.QUOTE)
     assert (fill.quantity, fill.price) == (1_000, moved(100_000, 600, 400))
-
-
-def test_beyond_the_last_level_of_a_book_the_rest_pays_by_what_exceeds_it() -> None:
-    bids, asks = (
-        tuple(BookLevel(first + step * place, 200, 1) for place in range(2))
-        for first, step in ((99_990, -10), (100_000, 10))
-    )
-    at_ms = START_MS + 61_000
-    packed = pack_moves(BookMoves((), bids, asks))
-    book = BookUpdate("linear:BTCUSDT", "", 1, False, packed, at_ms, at_ms)
-    walked = [(200, 100_000), (200, 100_010)]
-    for rule, rest in (("wait", []), ("square_root", [(600, moved(100_010, 600, 400))])):
-        got = fills(LONG, book, rule, by=FillModel.BOOK)
-        assert [(fill.quantity, fill.price) for fill in got] == [*walked, *rest]

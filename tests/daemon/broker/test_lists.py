@@ -197,11 +197,6 @@ def test_cancel_takes_back_one_tag_or_all() -> None:
     assert len(desk.send(Cancel())) == 2
     assert desk.resting == ()
     assert desk.send(Cancel("b")) == ()
-    by_book = Desk(fills=FillModel.BOOK)  # whose cancellations are on their way
-    by_book.send(buy(1, limit=99), Cancel())
-    assert [order.order_id in by_book.line.canceling for order in by_book.resting] == [True]
-    by_book.line.cancel_listed("", "halted")
-    assert by_book.resting == ()
 
 
 # ---------------------------------------------------------------- quotes

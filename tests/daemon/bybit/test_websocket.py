@@ -28,7 +28,6 @@ from tracepaper.daemon.bybit.websocket import (
     topics_of,
 )
 from tracepaper.daemon.bybit.wire import Received, Wire
-from tracepaper.daemon.feed.book_follower import ReadFrame
 from tracepaper.daemon.feed.client import Cooldown, MarketData, StreamRequest
 from tracepaper.strategies.errors import (
     ConfigInvalid,
@@ -223,9 +222,6 @@ class BelievingFeed:
 
     def on_data(self, item: MarketData) -> None:
         assert isinstance(item, Bar)
-
-    def on_book(self, instrument: str, frame: ReadFrame) -> bool:
-        raise AssertionError((instrument, frame))
 
     def on_funding_time(self, instrument: str, next_ms: int) -> None:
         raise AssertionError((instrument, next_ms))

@@ -285,7 +285,7 @@ def test_what_a_frame_holds_may_not_be_dated_ahead_of_it_either() -> None:
     assert wire.receive(json.dumps({**forged, "cts": NOW + HOUR}).encode()) == RefusedFrame()
     assert not times
     received = wire.receive(klines(moved(HOUR)))  # its frame is dated now
-    assert received == ClosedCandles(NOW, [])
+    assert received == ClosedCandles([])
     assert wire.counters == {"ahead.publicTrade": 1, "ahead.orderbook": 1, "ahead.kline": 1}
 
 

@@ -27,7 +27,6 @@ from waiting import deadline, until
 from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.daemon.engine.price_checks import AcceptedPrices
 from tracepaper.daemon.feed import feed
-from tracepaper.daemon.feed.book_follower import ReadFrame
 from tracepaper.daemon.feed.client import EventQueue, FeedStart
 from tracepaper.daemon.feed.maintenance import POLL_S, FeedMaintenance
 from tracepaper.strategies.errors import ConfigInvalid
@@ -517,21 +516,3 @@ async def test_what_forgets_that_it_was_cancelled_is_cancelled_again(
             await run.close_bar(0)
             await until(run.bars)
         assert clock.forgot
-
-
-async def test_a_frame_without_room_leaves_one_gap_and_asks_for_a_snapshot() -> None:
-    async with ScriptedServer() as server, live(server, queue_limit=8) as run:
-        run.gate.clear()
-        await run.close_bar(0)
-        await until(run.bars)
-        trades = [ReadFrame(START_MS + at) for at in range(20)]
-        is_kept = [run.feed.on_book("linear:BTCUSDT", frame) for frame in trades]
-        kept = is_kept.index(False)
-        assert 0 < kept <= 6
-        assert not any(is_kept[kept:])
-        assert run.feed.counters["overflow_books"] == len(trades) - kept
-        assert run.feed.on_book("linear:BTCUSDT", ReadFrame(START_MS, "disconnected"))
-        assert run.feed._queue.qsize() <= 8  # noqa: SLF001 - what is bounded
-        run.gate.set()
-        await run.close_bar(1)
-        await until(lambda: len(run.bars()) == 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ import numpy as np
 import pytest
 from depth_cases import FIRST_MS, depth, header, packed, walk, write
 
-from tracepaper.replay.archive.books import (
+from tracepaper.replay.archive import recordings
+from tracepaper.replay.archive.books import read_depth
+from tracepaper.replay.archive.recordings import (
+    MARK,
     BooksFile,
     DepthWriter,
-    read_depth,
+    member,
+    recording_header,
 )
-from tracepaper.replay.archive.recordings import MARK, recording_header
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.order_book import Books, from_planes, planes
 from tracepaper.strategies.types.market import Depth
@@ -115,6 +119,50 @@ def test_a_torn_tail_costs_one_block_and_is_said(tmp_path: Path) -> None:
     assert path.read_bytes().startswith(whole[:last] + MARK)
     again = read_depth(path)
     assert (len(again.read_all()), again.torn, again.starts.tolist()) == (123, "", [0, 120])
+
+
+def test_a_long_file_goes_on_from_its_last_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a"
+    write(path, walk(600))  # ten blocks
+    whole = path.read_bytes()
+    write(path, walk(1, first_ms=FIRST_MS + 900_000))
+    longer = path.read_bytes()
+    for newest in range(3 * len(whole) // 10, len(whole), 997):
+        monkeypatch.setattr(recordings, "NEWEST_BYTES", newest)
+        path.write_bytes(longer[:-3])
+        with DepthWriter(path, header()) as writer:
+            assert "are no whole block" in writer.says
+            assert writer.last_ms == FIRST_MS + 599_000
+        assert path.read_bytes() == whole
+
+
+def test_a_block_that_finds_no_room_leaves_nothing_behind(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    writer = DepthWriter(path, header())
+    size = path.stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 40, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as refused, writer:
+            writer.add(next(walk(1)), "stopped")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (path.stat().st_size, refused.value.filename) == (size, str(path))
+
+
+def test_a_file_has_one_writer_and_a_header_of_a_recording(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    with (
+        DepthWriter(path, header()),
+        pytest.raises(ConfigInvalid, match="recorded to already"),
+    ):
+        DepthWriter(path, header())
+    for content in (b"", b"\x1f\x8b", member(b"{}"), member(b'{"version":2}')):
+        path.write_bytes(content)
+        with pytest.raises(DataInvalid, match=str(path)):
+            BooksFile(path)
 
 
 def test_no_byte_can_be_changed_unseen(tmp_path: Path) -> None:

@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bybit_server import ScriptedServer, SteppedClock, exchange_section
 from depth_cases import (
     BTC,
+    FAULTS,
     FIRST_MS,
     GAPS,
     REQUEST,
@@ -27,11 +29,13 @@ from depth_cases import (
     snapshot,
 )
 from exchange_client import candles, serving, walk_rows
-from waiting import until
+from waiting import deadline, until
 
 from tracepaper.daemon.bybit.order_book import DepthRequest, DepthSampler
-from tracepaper.replay.archive.books import BooksFile, read_depth
-from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.replay.archive.books import read_depth
+from tracepaper.replay.archive.download import record_live
+from tracepaper.replay.archive.recordings import BooksFile
+from tracepaper.strategies.errors import ConfigInvalid, FeedLost
 from tracepaper.strategies.order_book import books_of, check_books
 from tracepaper.strategies.types.market import Category, Depth
 
@@ -230,3 +234,80 @@ async def test_a_stop_ends_in_order_and_what_goes_on_begins_behind_a_gap(tmp_pat
     quality_of_file = BooksFile(out).quality()
     assert [gap.cause for gap in quality_of_file.gaps] == ["stopped"]
     assert heard[0] < (quality_of_file.last_ms or 0) < heard[-1]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_what_goes_wrong_is_a_gap_after_which_books_are_right(
+    tmp_path: Path, fault: str
+) -> None:
+    kind, _, form = fault.partition(" ")
+    path = tmp_path / "a"
+
+    async def work(live: Live) -> None:
+        await live.exchange.advance(20_000)
+        topic = {} if kind == "wrong_frame" else {"topic": "orderbook.50.BTCUSDT"}
+        live.exchange.arm(kind, form=form, **topic)
+        async with deadline():
+            while not BooksFile(path).quality().gaps:
+                await live.exchange.advance(1_000)
+                await asyncio.sleep(0.001)  # a new snapshot is on its way
+
+    await recording(path, work)
+    quality = BooksFile(path).quality()  # it checks the books after the gap as well
+    assert FAULTS[fault] in {gap.cause for gap in quality.gaps}
+
+
+@pytest.mark.sockets
+async def test_a_lost_connection_is_a_gap(tmp_path: Path) -> None:
+    async with serving(candles(walk_rows(40)), start=3) as (exchange, _):
+        live = Live(exchange, tmp_path / "a", REQUEST)
+        await live.listening()
+        await exchange.advance(20_000)
+        exchange.arm("disconnect")
+        await exchange.advance(1_000)
+        await until(lambda: not exchange.hub.connections)
+        await live.listening(again=True)
+        for _ in range(20):
+            await exchange.advance(1_000)
+        await live.end()
+    (gap,) = BooksFile(tmp_path / "a").quality().gaps
+    assert gap.cause == "disconnected"
+
+
+@pytest.mark.sockets
+async def test_the_end_of_a_recording_waits_for_what_the_exchange_has_sent(tmp_path: Path) -> None:
+    """A minute of frames is sent at once, and the recording is ended at once."""
+    async with serving(candles(walk_rows(400)), start=200) as (exchange, client):
+        live = Live(exchange, tmp_path / "a", REQUEST)
+        await live.listening()
+        async with client.stream() as stream:
+            await stream.subscribe("orderbook.50.BTCUSDT")
+            await exchange.advance(60_000)
+            await live.end()
+            sent = [frame["ts"] for frame in await stream.drain() if "topic" in frame]
+    assert len(sent) > 100
+    last_ms = BooksFile(tmp_path / "a").quality().last_ms
+    assert last_ms is not None
+    assert 0 < sent[-1] - last_ms <= REQUEST.every_ms
+
+
+@pytest.mark.sockets
+async def test_an_end_that_the_exchange_does_not_answer_says_that_the_last_frames_are_left(
+    tmp_path: Path,
+) -> None:
+    path, clock = tmp_path / "a", SteppedClock()
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    async with ScriptedServer() as server:
+        section = exchange_section(
+            rest_url=server.rest_url, stream_url=server.stream_url, data_watchdog_s=1e9
+        )
+        recorded_live = asyncio.ensure_future(
+            record_live(section, REQUEST, path, clock=clock, done=done)
+        )
+        await until(lambda: len(server.subscribed()) == 1)
+        server.is_mute = True
+        done.set_result(None)
+        await clock.run(recorded_live.done)
+        with pytest.raises(FeedLost, match="before it had read the last frames"):
+            await recorded_live
+    assert BooksFile(path).quality().torn == ""

@@ -22,19 +22,11 @@ from tracepaper.replay.backtest.run_spec import RunSpec
 from tracepaper.strategies.errors import TracepaperError
 from tracepaper.strategies.types.decisions import RunRow, Step
 
-CANDLES, GATED, BOOK, SEVERAL = (
-    "crossing",
-    "a model with gates",
-    "events of a book",
-    "several strategies",
-)
+CANDLES, GATED, SEVERAL = "crossing", "a model with gates", "several strategies"
 OF_QUOTES = (
     "execution.latency_ms=700",
     "execution.latency_jitter_ms=40",
     "execution.fill_within_ms=900",
-    "execution.response_ms=50",
-    "execution.queue_model=PowerProbQueueModel",
-    "execution.queue_exponent=5",
 )
 OF_MODELS = (
     "gate.confidence=0.3",
@@ -111,11 +103,6 @@ def keys(*settings: str) -> list[str]:
                 *USED,
             ),
         ),
-        (
-            BOOK,
-            ("execution.impact_bp=7", "execution.queue_exponent=5", "execution.seed=3"),
-            ("execution.latency_ms=700", "execution.response_ms=50", "execution.spread_bp=3"),
-        ),
     ],
 )
 def test_keys_of_set_that_the_run_does_not_use_are_named(
@@ -142,7 +129,7 @@ def probes() -> Iterator[str]:
             yield from (f"{section}.{key}={canonical(each)}" for each in values[-1:])
 
 
-@pytest.mark.parametrize("name", [CANDLES, GATED, BOOK])
+@pytest.mark.parametrize("name", [CANDLES, GATED])
 def test_a_key_that_is_named_changes_no_step(name: str, tmp_path: Path) -> None:
     _, expected = of(name, tmp_path)
     assert any(step.fills for step in expected)
@@ -154,9 +141,8 @@ def test_a_key_that_is_named_changes_no_step(name: str, tmp_path: Path) -> None:
                 without[setting.partition("=")[0]] = setting
     assert without
     _, steps = of(name, tmp_path, *without.values())
-    if name != BOOK:  # where bars fill orders, the latency only dates them
-        steps, expected = ([*map(undated, each)] for each in (steps, expected))
-    assert steps == expected
+    # Bars fill the orders, so the latency only dates them.
+    assert [*map(undated, steps)] == [*map(undated, expected)]
 
 
 def undated(step: Step) -> Step:

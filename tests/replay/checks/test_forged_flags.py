@@ -8,18 +8,17 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from exchange_client import candles, walk_rows
 from forging import audited, believed, forged, unequal
 from recordings import record
-from seeded_events import SeededMarket, by_book, seeded_market
 
-from tracepaper.replay.archive import read_candles
-from tracepaper.replay.backtest.book_feed import EventsSource
-from tracepaper.storage.database.reader import Reader
+from tracepaper.daemon.config.loading import load
 from tracepaper.storage.record.columns import FLAG, TABLES
 from tracepaper.strategies.api.context import BarContext, Orders, buy, sell
 from tracepaper.strategies.api.strategy import Strategy
-from tracepaper.strategies.types.market import BookUpdate
 from tracepaper.strategies.units import to_tick
+
+BARS = 20
 
 
 class EveryFlag(Strategy):
@@ -40,31 +39,20 @@ class EveryFlag(Strategy):
 
 
 @pytest.fixture(scope="module")
-def market(tmp_path_factory: pytest.TempPathFactory) -> SeededMarket:
-    return seeded_market(tmp_path_factory.mktemp("market"), minutes=12)
-
-
-class Takes(Strategy):
-    """Buy and sell at the market alone, so that no place in a queue is known of any event."""
-
-    def decide(self, context: BarContext) -> Orders:
-        minute = context.time // 60_000
-        return Orders(((sell if minute % 2 else buy)(1.5),), "takes")
-
-
-def replayed(path: Path, market: SeededMarket, strategy: type[Strategy]) -> Path:
-    """Replay a strategy whose orders the book of *market* fills."""
-    candles = [read_candles(str(market.candles), category="linear")]
-    config = by_book(f"{__name__}:{strategy.__name__}")
-    record(path, config, candles, events=[EventsSource(market.events)])
+def listed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run with a decision of every kind of order."""
+    path = tmp_path_factory.mktemp("listed") / "run.db"
+    config = load(
+        None,
+        {
+            "market": {"symbols": ["BTCUSDT"], "interval": "1"},
+            "strategy": {"name": f"{__name__}:EveryFlag"},
+            "account": {"cash": "100000000"},
+        },
+    )
+    record(path, config, [candles(walk_rows(BARS))])
     assert believed(path)
     return path
-
-
-@pytest.fixture(scope="module")
-def booked(market: SeededMarket, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a run with a decision of every kind of order, which a recorded book filled."""
-    return replayed(tmp_path_factory.mktemp("booked") / "run.db", market, EveryFlag)
 
 
 FLAGS = [
@@ -99,9 +87,9 @@ OF_A_MODEL = ("shadow_steps", "outcomes")
 """Tables of which the run without a model has no rows, or of one value alone."""
 
 
-def test_a_forged_flag_is_found(booked: Path, modelled: Path, tmp_path: Path) -> None:
+def test_a_forged_flag_is_found(listed: Path, modelled: Path, tmp_path: Path) -> None:
     for column in FLAGS:
-        path = modelled if column.startswith(OF_A_MODEL) else booked
+        path = modelled if column.startswith(OF_A_MODEL) else listed
         for statement in plantings(path, column):
             copy = forged(path, tmp_path / "forged.db", statement)
             is_found = not audited(copy) or (
@@ -111,9 +99,9 @@ def test_a_forged_flag_is_found(booked: Path, modelled: Path, tmp_path: Path) ->
 
 
 def test_a_row_of_the_run_that_no_run_writes_is_found_by_the_audit(
-    booked: Path, tmp_path: Path
+    listed: Path, tmp_path: Path
 ) -> None:
-    assert audited(booked)
+    assert audited(listed)
     for change in (
         "runs SET sees_account = 2",
         """runs SET warnings = '[ ]'""",
@@ -121,28 +109,5 @@ def test_a_row_of_the_run_that_no_run_writes_is_found_by_the_audit(
         "instruments SET max_leverage = 0",
         """instruments SET risk_tiers = '[ ]'""",
     ):
-        path = forged(booked, tmp_path / "forged.db", f"UPDATE {change}")
+        path = forged(listed, tmp_path / "forged.db", f"UPDATE {change}")
         assert not audited(path), change
-
-
-def updates(path: Path) -> list[tuple[int, BookUpdate]]:
-    with Reader.open(path) as reader:
-        rows = reader.events(reader.find("last"))
-        return [(at, event) for at, _, event, _ in rows if isinstance(event, BookUpdate)]
-
-
-@pytest.mark.parametrize("strategy", [EveryFlag, Takes])
-def test_a_book_that_is_forged_to_be_a_sample_is_found(
-    market: SeededMarket, tmp_path: Path, strategy: type[Strategy]
-) -> None:
-    path = replayed(tmp_path / "run.db", market, strategy)
-    steps = updates(path)
-    assert len(steps) > 10
-    for step, _ in (steps[0], steps[-1]):
-        change = (
-            """UPDATE events SET content = replace(content, '"is_sampled":false', """
-            f"""'"is_sampled":true') WHERE sequence = {step}"""
-        )
-        copy = forged(path, tmp_path / "forged.db", change)
-        assert audited(copy)
-        assert not believed(copy), step

@@ -325,18 +325,18 @@ def test_a_change_of_several_symbols_is_shown_with_its_symbol(name: str, shown: 
         (
             "crossing",
             {
-                "execution": {"latency_ms": 900, "impact_bp": "5", "queue_exponent": 5},
+                "execution": {"latency_ms": 900, "impact_bp": "5", "fill_within_ms": 900},
                 "gate": {"confidence": "0.3", "shift": "0.01"},
             },
             ["gate.confidence", "gate.shift", "execution.impact_bp", "execution.latency_ms",
-             "execution.queue_exponent"],
+             "execution.fill_within_ms"],
         ),
         ("crossing", {"execution": {"latency_ms": 900, **FEE["execution"]}},
          ["execution.latency_ms"]),
         ("crossing", {"risk": {"max_notional": "100000000"}}, []),  # read, and never reached
         (MODEL, {"gate": {"shift": "0.9"}}, []),
-        (MODEL, {"gate": {"shift": "0.9"}, "execution": {"queue_exponent": 5}},
-         ["execution.queue_exponent"]),
+        (MODEL, {"gate": {"shift": "0.9"}, "execution": {"fill_within_ms": 900}},
+         ["execution.fill_within_ms"]),
     ],
 )  # fmt: skip
 def test_changed_keys_that_the_run_does_not_use_are_named(
@@ -375,7 +375,6 @@ def _judged(step: Step) -> tuple[object, ...]:
         (MODEL, {"changes": {"sizing": {"mode": "network_allocation"}}}, "needs allocation"),
         ("frames", {"from_ms": -1}, "candles of higher timeframes"),
         ("universe", {"from_ms": -1}, "market.universe"),
-        ("events of a book", {"changes": FEE}, "order books"),
     ],
 )
 def test_what_the_record_does_not_hold_is_refused(

@@ -1,4 +1,4 @@
-"""Liquidations, both sides, several strategies and queues at a book in a browser."""
+"""Liquidations, both sides and several strategies in a browser."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from pages import record_in
 from playwright.sync_api import expect
 from records import rows
 from report_cases import SAMPLE
-from seeded_events import seeded_market
 
 from tracepaper import Action, Orders, Signal, Strategy, buy, sell
 from tracepaper.replay.api import backtest
@@ -22,7 +21,6 @@ from tracepaper.replay.page.contents import run_page
 from tracepaper.replay.page.export import write_page
 from tracepaper.replay.report.report import build_report
 from tracepaper.strategies.types.decisions import PositionSide
-from tracepaper.strategies.units import to_tick
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -52,19 +50,6 @@ class Straddles(Strategy):
         return Orders(tuple(orders), "an hour") if orders else Signal(Action.HOLD, "both are held")
 
 
-class Quotes(Strategy):
-    """Quotes at the first close, and cancels nothing."""
-
-    warmup = 1
-
-    def decide(self, context: Any) -> Signal | Orders:
-        """Quote two ticks away."""
-        if context.time // 60_000 % 60 != 1:
-            return Signal(Action.HOLD, "it rests")
-        price = to_tick(context.close - 0.2, context.instrument)
-        return Orders((buy(1, limit=price),), "a quote")
-
-
 @pytest.fixture(scope="module")
 def hedged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("hedged") / "hedged.db"
@@ -88,16 +73,6 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     data = SAMPLE
     backtest(None, data, strategies=strategies, config=config, db=path, end=UNTIL).close()
-    return path
-
-
-@pytest.fixture(scope="module")
-def queued(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("queued")
-    market, path = seeded_market(folder, minutes=8), folder / "queued.db"
-    config = {"market": {"category": "linear"}, "execution": {"model": "book"}}
-    config |= {"account": {"cash": "100000000"}}
-    backtest(Quotes, market.candles, config=config, events=market.events, db=path).close()
     return path
 
 

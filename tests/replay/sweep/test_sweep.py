@@ -69,10 +69,10 @@ def nine(candles: Path, tmp_path_factory: pytest.TempPathFactory) -> Sweep:
 
 def test_options_of_the_space_that_the_run_does_not_use_are_named(candles: Path) -> None:
     """Candles have no depth, and the fee is in every fill."""
-    unused = {"execution.latency_ms": [100, 700], "execution.queue_exponent": (1, 5)}
+    unused = {"execution.latency_ms": [100, 700], "execution.fill_within_ms": (500, 504)}
     swept = here(candles, {"execution.taker_fee": [0.001, 0.0002], **unused, "fast": [3]})
     assert swept.document()["without_effect"] == list(unused)
-    sentence = "execution.latency_ms and execution.queue_exponent have no effect at the best point"
+    sentence = "execution.latency_ms and execution.fill_within_ms have no effect at the best point"
     assert sentence in " ".join(str(swept).split())
     used = here(candles, {"execution.taker_fee": [0.001, 0.0002], "exits.stop_loss": ["1%", "9%"]})
     assert used.without_effect == ()
@@ -493,10 +493,10 @@ def test_the_command_sweeps_and_the_same_command_goes_on(
 ) -> None:
     words = (str(candles), "--strategy", "sma_cross", "--space", "fast=3,5,9", "--space",
              "slow=12,20,40", "--objective", "return", "--jobs", "2",
-             "--set", "execution.response_ms=50")  # fmt: skip
+             "--set", "execution.fill_within_ms=500")  # fmt: skip
     first = json.loads(command(tmp_path, *words, "--json").out)
     assert [cell["value"] for cell in first["cells"]] == [cell.value for cell in nine.cells]
-    assert first["without_effect"] == ["execution.response_ms"]
+    assert first["without_effect"] == ["execution.fill_within_ms"]
     assert (first["failed"], first["new_runs"], first["trials_on_these_data"]) == (0, 9, 9)
     again = command(tmp_path, *words, "--html", "sweep.html")
     assert "9 runs (0 new), by return" in again.out

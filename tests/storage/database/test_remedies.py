@@ -10,9 +10,7 @@ from pathlib import Path
 import pytest
 import storage_cases as cases
 
-from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.http.client import write_token
-from tracepaper.daemon.session.processes import check_recording
 from tracepaper.storage.database.writer import open_writer
 from tracepaper.storage.maintenance import backup
 from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid
@@ -20,9 +18,6 @@ from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid
 WRITERS: dict[str, Callable[[Path, Path], object]] = {
     "record": lambda folder, _sound: open_writer(folder / "a.db"),
     "token": lambda folder, _sound: write_token(folder / "a.db"),
-    "recording": lambda folder, _sound: check_recording(
-        load({"market": {"record_events": str(folder / "events")}})
-    ),
     "backup": lambda folder, sound: backup(sound, folder / "copy.db"),
 }
 
