@@ -67,7 +67,7 @@ class DataInvalid(Fatal):
 
 
 class AuditUnwritable(Fatal):
-    """The record, or a file beside it, cannot be written for now, so trading must stop."""
+    """The record, a file beside it or a copy of it cannot be written for now; trading must stop."""
 
 
 class CheckpointMismatch(Fatal):

@@ -20,6 +20,7 @@ EXTRAS: Final = {
     "onnxscript": "export",
     "optuna": "sweep",
     "polars": "report",
+    "psycopg": "postgresql",
     "pyarrow": "data",
     "ray": "scale",
     "yfinance": "yahoo",

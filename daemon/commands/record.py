@@ -23,10 +23,15 @@ from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, TracepaperE
 from tracepaper.strategies.units import count_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import URL
+
     from tracepaper.storage.chain.integrity import AuditResult
     from tracepaper.storage.chain.starting_point import Rebuilding
     from tracepaper.storage.database.queries import QueryAnswer
     from tracepaper.storage.database.run_views import Row
+    from tracepaper.storage.database.view_columns import View
 
 audit_app = typer.Typer(help="Check the log's chain, and ask it read-only questions.")
 
@@ -200,17 +205,25 @@ def export(
     run: RunArgument = "last",
     *,
     parquet: Annotated[
-        Path, typer.Option(metavar="DIR", help="Parquet by run, view and day, into DIR.")
-    ],
+        Path | None, typer.Option(metavar="DIR", help="Parquet by run, view and day, into DIR.")
+    ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Tables in a database, as postgresql://USER:env:NAME@HOST/DATABASE or "
+            "sqlite:///FILE; the password is env:NAME or credential:NAME.",
+        ),
+    ] = None,
     views: Annotated[
         str, typer.Option(metavar="V,V", help="Only these views, such as v_fills,v_decisions.")
     ] = "",
     db: DatabaseOption = None,
     config: ConfigOption = None,
 ) -> CommandAnswer:
-    """Write every view of a run as Parquet by day; repeat it to add new rows.
+    """Write every view of a run as Parquet by day, or as tables of a database.
 
-    Files that differ are replaced.
+    Repeat it to add new rows. Files that differ are replaced.
     """
     from tracepaper.storage.database.exports import export as write
     from tracepaper.storage.database.exports import views_of
@@ -219,6 +232,10 @@ def export(
 
     require("pyarrow", "--parquet", parquet)
     wanted = views_of(views)
+    if to is not None and parquet is None:
+        return _copied(run, to, wanted, db, config)
+    if parquet is None or to is not None:
+        raise ConfigInvalid("Give one of --parquet DIR and --to URL.")
     path, run_id = located(run, db, config)
     with Reader.open(path) as reader, rows_counted() as progress:
         written = write(reader, run_id, parquet, wanted, progress)
@@ -231,6 +248,50 @@ def export(
         )
     document = {"run_id": run_id, "folder": str(parquet), **written._asdict()}
     return CommandAnswer(document, "\n".join(lines))
+
+
+def _copied(
+    run: str, to: str, views: Sequence[View], db: Path | None, config: Path | None
+) -> CommandAnswer:
+    """Copy *views* of the run into the database at the address *to*."""
+    from tracepaper.storage.database.copies import check_driver, copy_run
+    from tracepaper.storage.database.reader import Reader
+
+    url = _address(to)
+    check_driver(url)
+    path, run_id = located(run, db, config)
+    with Reader.open(path) as reader, rows_counted() as progress:
+        written = copy_run(reader, run_id, url, views, progress)
+    lines = [f"{view}\t{rows}" for view, rows in written.items()]
+    lines.append(f"{count_of(sum(written.values()), 'row')} written.")
+    return CommandAnswer({"run_id": run_id, "rows": written}, "\n".join(lines))
+
+
+def _address(to: str) -> URL:
+    """Return the address *to*, with the password to which it refers."""
+    import os
+
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    from tracepaper.daemon.config.secrets import is_reference, read_secret
+
+    try:
+        url = make_url(to)
+    except (ArgumentError, ValueError):
+        raise ConfigInvalid(
+            "--to takes an address such as postgresql://USER:env:NAME@HOST/DATABASE or "
+            "sqlite:///FILE; write it so."
+        ) from None
+    if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
+        raise ConfigInvalid("--to names no file; write sqlite:///FILE.")
+    password = url.password
+    if {"password", "passwd"} & url.query.keys() or (password and not is_reference(password)):
+        raise ConfigInvalid(
+            "--to holds a password, which a list of processes shows; write env:NAME, an "
+            "environment variable, or credential:NAME, a credentials file, in its place."
+        )
+    return url.set(password=read_secret(password, os.environ)) if password else url
 
 
 def _rows(result: QueryAnswer) -> CommandAnswer:

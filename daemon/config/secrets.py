@@ -122,7 +122,7 @@ def read_secret(reference: str, environment: Mapping[str, str]) -> str:
     except UnicodeDecodeError:
         raise ConfigInvalid(f"{reference}: {path} is not UTF-8 text; write it anew.") from None
     if not text:
-        raise ConfigInvalid(f"{reference}: {path} is empty; write the address into it.")
+        raise ConfigInvalid(f"{reference}: {path} is empty; write the secret into it.")
     return text
 
 

@@ -128,6 +128,8 @@ class View(NamedTuple):
     columns: tuple[ViewColumn, ...]
     source: str  # FROM and the clauses after it
     others: str = ""  # a second SELECT of the same columns, with its UNION ALL
+    key: tuple[str, ...] = ("sequence",)  # the columns that with ``run_id`` identify a row
+    grows: bool = True  # whether later steps only add rows, which are theirs
 
     @property
     def sql(self) -> str:

@@ -93,6 +93,8 @@ V_RUNS: Final = View(
         ("r", TABLES["runs"]),
     ),
     "FROM runs r",
+    key=(),
+    grows=False,
 )
 
 V_BARS: Final = View(
@@ -254,6 +256,7 @@ V_EVENTS: Final = View(
     f"LEFT JOIN events e ON {at_step('e')} LEFT JOIN instruments i "
     "ON i.run_key = r.run_key AND i.instrument = coalesce(s.instrument, e.instrument)"
     f" UNION ALL SELECT {_OF_HALTS} FROM runs r JOIN halts l ON l.run_key = r.run_key",
+    key=("sequence", "kind"),
 )
 
 # ---------------------------------------------------------------- decisions, gates, explanations
@@ -315,6 +318,7 @@ V_GATES: Final = View(
     f"JOIN outcomes o ON {shared_row('o', 's.outcome')} AND o.book = 0 "
     "JOIN gate_sets g ON g.run_key = r.run_key AND g.gate_set = o.gate_set "
     f"LEFT JOIN answers a ON {at_step('a')}",
+    key=("sequence", "ordinal"),
 )
 # The buckets of a decision, and one row more for what is older.
 _PLACES: Final = "json_each(json_insert(a.buckets, '$[#]', 'older'))"
@@ -353,6 +357,7 @@ V_EXPLANATIONS: Final = View(
     "FROM runs r JOIN steps s ON s.run_key = r.run_key AND EXISTS (SELECT 1 FROM answers) "
     "AND s.instrument IS NOT NULL "
     f"JOIN answers a ON {at_step('a')} AND a.buckets IS NOT NULL JOIN {_PLACES} n",
+    key=("sequence", "bucket"),
 )
 
 V_NOTES: Final = View(
@@ -375,6 +380,7 @@ V_NOTES: Final = View(
     f"AND s.instrument IS NOT NULL JOIN answers a ON {at_step('a')} AND a.note IS NOT NULL "
     "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = s.instrument "
     "JOIN json_each(a.note) n",
+    key=("sequence", "name"),
 )
 
 _OF_ACCOUNT: Final = (
@@ -436,6 +442,7 @@ V_STRATEGY_DECISIONS: Final = View(
     f"JOIN outcomes o ON {shared_row('o', 'm.outcome')} AND o.book = m.book "
     "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = s.instrument "
     f"LEFT JOIN answers a ON {at_step('a')}",
+    key=("sequence", "strategy"),
 )
 """A strategy's sub-account is the row of its name in ``v_shadow_equity``."""
 
@@ -552,6 +559,7 @@ V_POSITIONS: Final = View(
         ),
     ),
     f"{_OF_SIDES}{_STEP_TABLES} {_A_SIDE_EACH}",
+    key=("sequence", "side"),
 )
 
 V_EQUITY: Final = View(
@@ -570,6 +578,7 @@ V_SHADOW_EQUITY: Final = View(
         *_holding_columns("account's", _UNREALIZED["m"], "m"),
     ),
     f"FROM runs r JOIN steps s ON s.run_key = r.run_key {_SHADOW}{_STEP_TABLES}",
+    key=("sequence", "shadow"),
 )
 
 
@@ -598,6 +607,7 @@ V_FILLS: Final = View(
         ("f", TABLES["fills"]),
     ),
     f"{_FILLED.format('=')} LEFT JOIN orders o ON {at_step('o', 'f')} AND o.order_id = f.order_id",
+    key=("sequence", "ordinal"),
 )
 
 V_SHADOW_FILLS: Final = View(
@@ -612,6 +622,7 @@ V_SHADOW_FILLS: Final = View(
         ("f", TABLES["fills"]),
     ),
     _FILLED.format(">"),
+    key=("sequence", "shadow", "ordinal"),
 )
 
 
@@ -701,6 +712,7 @@ V_TRADES: Final = View(
         ("t", TABLES["trades"]),
     ),
     _TRADES.format("="),
+    key=("sequence", "ordinal"),
 )
 SHADOW_TRADES: Final = (
     f"{V_TRADES._replace(source=_TRADES.format('>')).question} WHERE f.shadow = ?"
@@ -755,6 +767,8 @@ V_ORDERS: Final = View(
     ),
     f"FROM runs r JOIN orders o ON o.run_key = r.run_key AND {_LATEST} "
     "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = o.instrument",
+    key=("order_id",),
+    grows=False,
 )
 
 V_LEDGER: Final = View(
@@ -772,6 +786,7 @@ V_LEDGER: Final = View(
     ),
     "FROM runs r JOIN ledger l ON l.run_key = r.run_key "
     "LEFT JOIN instruments i ON i.run_key = r.run_key AND i.instrument = l.instrument",
+    key=("sequence", "ordinal"),
 )
 
 V_CHECKS: Final = View(
@@ -792,6 +807,8 @@ V_CHECKS: Final = View(
         ),
     ),
     "FROM runs r JOIN checks c ON c.run_key = r.run_key",
+    key=("sequence", "checked_ms", "kind"),
+    grows=False,
 )
 
 VIEWS: Final[tuple[View, ...]] = (

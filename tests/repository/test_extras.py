@@ -34,6 +34,7 @@ NAMED: Final[tuple[tuple[str, str, str], ...]] = (
     ("models export none --to onnx --out none.onnx", "onnxscript", "--to onnx"),
     ("data fetch AAPL --source yahoo --interval D --from 2025-01-01", "yfinance", "--source yahoo"),
     ("audit export last --db none.db --parquet rows", "pyarrow", "--parquet"),
+    ("audit export last --db none.db --to postgresql://h/d", "psycopg", "--to"),
 )
 """Commands over files that are not there: whatever is opened or computed first would say so."""
 

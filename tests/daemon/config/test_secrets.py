@@ -113,7 +113,7 @@ def test_a_reference_is_read_where_it_points(tmp_path: Path) -> None:
         ("env:B", "env:B names an environment variable that is not set; set it."),
         ("env:EMPTY", "env:EMPTY names an environment variable that is not set; set it."),
         ("credential:none", "cannot be read (No such file or directory)"),
-        ("credential:empty", "is empty; write the address into it."),
+        ("credential:empty", "is empty; write the secret into it."),
         ("credential:bytes", "is not UTF-8 text"),
     ],
 )
