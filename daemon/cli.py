@@ -34,7 +34,7 @@ PANELS: Final = {
     "Begin with": ("demo", "replay", "report", "ui", "run", "status"),
     "Check": ("sweep", "verify", "parity", "lookahead", "recursive"),
     "Understand": ("explain", "whatif", "risk"),
-    "Learn": ("train", "evaluate", "retrain", "models"),
+    "Learn": ("train", "evaluate", "models"),
     "Records and candles": ("audit", "exchange", "data", "bench"),
     "Operate": ("command", "notify", "db", "config", "doctor"),
 }

@@ -46,7 +46,6 @@ from tracepaper.strategies.types.market import (
     ModelChange,
     ParityCheck,
     Quote,
-    RetrainingEnd,
     RunEnd,
     Trade,
 )
@@ -120,7 +119,7 @@ _PREVIOUS: Final = "SELECT run_id, step_count, head_digest FROM runs WHERE run_k
 Result = TypeVar("Result")
 
 
-_AT_ONCE: Final = (Command, ModelChange, RetrainingEnd, ParityCheck)
+_AT_ONCE: Final = (Command, ModelChange, ParityCheck)
 """Events without decision or trade that are committed at once nevertheless."""
 _PRICES: Final = (Quote, Mark, Trade, Depths)
 """Events that may wait for the next bar if they change no money."""
@@ -326,8 +325,6 @@ class SqlAuditLog:
         for due, step in enumerate(steps, start=self._due):
             if self._encoder is None or step.sequence != due:
                 raise InvariantBroken(f"Step {step.sequence} came where step {due} was due.")
-            if type(step.event) is ModelChange:
-                self._add_model(step.event.model_id, step.event.model_sha256)
         self._buffer.append(steps)
         self._due += len(steps)
         self._last = steps[-1].event, steps[-1].account

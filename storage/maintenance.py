@@ -251,7 +251,7 @@ def _prunable_until(
 ) -> int:
     """Return the last step on which no decision on a bar after *until_ms* depends, or -1.
 
-    It ends a commit, and no change of the model is pending after it.
+    It ends a commit.
     """
     first_kept = points.step_at(until_ms + 1)
     assert first_kept is not None, "the newest bar is always kept"
@@ -260,12 +260,8 @@ def _prunable_until(
     first_bar = find_step(raw, *run_span(run_key), "steps", "instrument IS NOT NULL")
     if first_bar is None or until < first_bar:
         return -1
-    while (chain_end := chain_head(raw, run_key, until)) is not None:
-        until = chain_end[0]
-        if (pending := points.pending(until)) is None:
-            break
-        until = pending - 1
-    return -1 if chain_end is None else until
+    chain_end = chain_head(raw, run_key, until)
+    return -1 if chain_end is None else chain_end[0]
 
 
 def _start_after(

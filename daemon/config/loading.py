@@ -41,7 +41,6 @@ from tracepaper.daemon.config.sections import (
     ParitySection,
     RegimeSection,
     ReportSection,
-    RetrainSection,
     RiskSection,
     SizingSection,
     StorageSection,
@@ -92,7 +91,6 @@ class Config(BaseModel):
     strategy: StrategySection = Field(default_factory=StrategySection)
     strategies: StrategiesSection = Field(default_factory=StrategiesSection)
     model: ModelSection = Field(default_factory=ModelSection)
-    retrain: RetrainSection = Field(default_factory=RetrainSection)
     parity: ParitySection = Field(default_factory=ParitySection)
     features: FeaturesSection = Field(default_factory=FeaturesSection)
     gate: GateSection = Field(default_factory=GateSection)
@@ -144,8 +142,6 @@ class Config(BaseModel):
         decides = {name: table for name, table in tables.items() if name in DECIDES}
         # Wall time is compared with market time at this scale.
         decides["exchange"] = {"time_scale": tables["exchange"]["time_scale"]}
-        # The schedule of retraining is excluded: each change of a model is a recorded event.
-        del decides["model"]["retrain"]
         return hashlib.sha256(_json(decides).encode()).hexdigest()
 
 

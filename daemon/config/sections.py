@@ -218,8 +218,6 @@ class ModelSection(ModelClass):
     dropout_passes: int = Field(default=0, ge=0, le=1_000)
     """Passes with dropout at each bar (2 or more, for a checkpoint trained with dropout);
     gate.max_dropout_spread judges the spread of their means; 0: none."""
-    retrain: Duration | None = Field(default=None, examples=["7d"])
-    """Market time from one retraining in service to the next (see [retrain]); never if absent."""
     explanation: Annotated[ExplanationSection, BeforeValidator(json_object)] = Field(
         default_factory=ExplanationSection
     )
@@ -256,38 +254,6 @@ class ModelSection(ModelClass):
             name = "dropout_passes" if self.dropout_passes else "explanation"
             raise ValueError(f"[model] {name} is a checkpoint's; take it out for a class")
         return self
-
-
-class RetrainSection(Section):
-    """How a model is retrained in service; [model] retrain says how often."""
-
-    decides = False
-
-    at: str | None = Field(default=None, pattern=r"^([01]\d|2[0-3]):[0-5]\d$", examples=["03:30"])
-    """UTC time of day, such as 03:30, before which a due retraining does not begin."""
-    recipe: str | None = Field(default=None, min_length=1, examples=["recipe.toml"])
-    """Recipe of `tracepaper train`; the running model's card if absent."""
-    data: Annotated[tuple[str, ...], BeforeValidator(several)] = ()
-    """Candle files to train on in addition to the database's bars."""
-    judge: Duration = "28d"
-    """The newest market time, which is kept from the training: both models are judged on it."""
-    min_days: int = Field(default=14, ge=2, le=3_650)
-    """With fewer judged days nothing is promoted, and no error is spent."""
-    min_bars: int = Field(default=20_000, ge=100, le=100_000_000)
-    """Bars of each symbol before the judged time; with fewer no model is trained."""
-    alpha: Annotated[Exact, Field(gt=0, le=Decimal("0.5"))] = Decimal("0.05")
-    """Largest probability of ever promoting a model that is not better, over all judgements
-    together."""
-    threads: int = Field(default=1, ge=1, le=256)
-    """Threads of the training process."""
-    nice: int = Field(default=19, ge=0, le=19)
-    """Niceness of that process; at 19 it runs only on an idle machine (SCHED_IDLE)."""
-    time_limit: Duration = "6h"
-    """Wall time after which a training is stopped as failed."""
-    memory_mb: int | None = Field(default=None, ge=256, le=4_000_000, examples=[1_500])
-    """Memory limit of that process (MB); no limit if absent."""
-    folder: str | None = Field(default=None, min_length=1, examples=["/var/lib/tracepaper/retrain"])
-    """Working folder; if absent, the database's path with .retrain added."""
 
 
 class ParitySection(Section):

@@ -47,7 +47,7 @@ from tracepaper.daemon.engine.member import (
 )
 from tracepaper.daemon.engine.price_checks import Price
 from tracepaper.daemon.engine.risk import BookShortfall, RiskWatch
-from tracepaper.daemon.engine.settings import INTEGRITY, MemberTerms, ModelTerms
+from tracepaper.daemon.engine.settings import INTEGRITY, MemberTerms
 from tracepaper.daemon.engine.shadow_course import JudgedBar, ShadowCourse, enters, is_kept
 from tracepaper.daemon.engine.shadows import Shadows
 from tracepaper.daemon.engine.state import (
@@ -103,7 +103,6 @@ from tracepaper.strategies.types.market import (
     ParityCheck,
     Prune,
     Quote,
-    RetrainingEnd,
     RunEnd,
     Trade,
     Unit,
@@ -279,8 +278,6 @@ class Engine:
         self._may_repeat, self._may_decide_ahead = self._stretches(
             has_calendar=bool(settings.calendars)
         )
-        # By the model's hash and by member; the account has an empty name.
-        self._prepared: dict[str, Mapping[str, ModelTerms]] = {}
         self.stores_state = True
         """Whether steps hold the state, which only restarts from them need."""
         self.halted = False
@@ -423,7 +420,7 @@ class Engine:
             case Command():
                 return self._step_of_command(event)
             case ModelChange():
-                self._change_model(event)
+                self.clear_transient()
             case InstrumentChange():
                 self._change_instrument(event.instrument)
             case UniverseChange():
@@ -436,14 +433,7 @@ class Engine:
             case FrameBar() | Depths():
                 is_part = self.markets[event.instrument].take(event)
                 return self._finish(event, event.instrument, accepted=is_part)
-            case (
-                CloseStart()
-                | RunEnd()
-                | Prune()
-                | CovariatesRead()
-                | RetrainingEnd()
-                | ParityCheck()
-            ):
+            case CloseStart() | RunEnd() | Prune() | CovariatesRead() | ParityCheck():
                 pass
             case _:
                 assert_never(event)
@@ -1249,28 +1239,6 @@ class Engine:
         self.broker.change(instrument)
         # A restart sets new filters and has no marks: every change must value positions alike.
         self.mark_at_closes()
-
-    def prepare(self, model_sha256: str, terms: Mapping[str, ModelTerms]) -> None:
-        """Keep the *terms* of a model until the event of the change to it.
-
-        They are by member; the account has an empty name.
-        """
-        self._prepared[model_sha256] = terms
-
-    def _change_model(self, change: ModelChange) -> None:
-        """Apply a start or another model; a promotion keeps quotes, marks and books."""
-        terms = self._prepared.pop(change.model_sha256, None)
-        if terms is None or change.warm_from:
-            self.clear_transient()
-        if terms is not None:
-            for name, model_terms in terms.items():
-                for state in self.states_of(name).values():
-                    state.change_model(model_terms)
-            for market in self.markets.values():
-                market.regimes.change_model(terms.values())
-            for name, shadows in self.shadows.items():
-                shadows.passing = terms[name].passing if name in terms else shadows.passing
-            self.broker.save = Save.NOW  # the regimes were reset
 
     def clear_transient(self) -> None:
         """Forget what a restart loses, so that a replay of the record has the same state."""

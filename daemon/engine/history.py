@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from tracepaper.daemon.broker.execution import RANGE_BARS, MeanRange
@@ -355,28 +355,20 @@ class InstrumentState(KnownBars):
 class RegimeTracker:
     """The regime of an instrument, and its cell among the card's learned regimes."""
 
-    __slots__ = ("_bounds", "_cells", "_hysteresis", "cell", "regime")
+    __slots__ = ("_bounds", "_hysteresis", "cell", "cells", "regime")
 
-    def __init__(self, terms: Iterable[ModelTerms], hysteresis: float) -> None:
+    def __init__(self, terms: Sequence[ModelTerms], hysteresis: float) -> None:
+        """Use the cards of *terms*, the account's first; the first with bounds decides."""
         self._hysteresis = hysteresis
+        self._bounds = next((model.bounds for model in terms if model.bounds is not None), None)
+        self.cells = terms[0].cells
         self.regime = Regime.UNKNOWN
         self.cell: int | None = None
-        self.change_model(terms)
-
-    def change_model(self, terms: Iterable[ModelTerms]) -> None:
-        """Use the cards of *terms*, the account's first, and reset the regime.
-
-        The first card with bounds decides the regime.
-        """
-        every = tuple(terms)
-        self._bounds = next((model.bounds for model in every if model.bounds is not None), None)
-        self._cells = every[0].cells
-        self.regime, self.cell = Regime.UNKNOWN, None
 
     @property
     def followed_by(self) -> tuple[object, ...]:
         """All settings on which :meth:`follow` depends."""
-        return self._bounds, self._cells, self._hysteresis
+        return self._bounds, self.cells, self._hysteresis
 
     def follow(self, explanation: Explanation | None) -> None:
         """Update regime and cell by the *explanation* of the newest forecast."""
@@ -385,9 +377,9 @@ class RegimeTracker:
         mass, focus = explanation.recent_mass, explanation.event_focus or 0.0
         if mass is not None and self._bounds is not None:
             self.regime = self._bounds.next_regime(self.regime, mass, focus)
-        if self._cells is not None:
-            values = [getattr(explanation, name) for name in self._cells.names]
-            self.cell = self._cells.next_cell(self.cell, values, self._hysteresis)
+        if self.cells is not None:
+            values = [getattr(explanation, name) for name in self.cells.names]
+            self.cell = self.cells.next_cell(self.cell, values, self._hysteresis)
 
 
 def watched_bars(interval_ms: int, calendar: Calendar | None) -> int:

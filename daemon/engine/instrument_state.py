@@ -17,7 +17,7 @@ from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.broker.rules import below_step
 from tracepaper.daemon.engine.history import InstrumentState
 from tracepaper.daemon.engine.risk import RiskWatch
-from tracepaper.daemon.engine.settings import INTEGRITY, JUDGEMENT, MemberTerms, ModelTerms
+from tracepaper.daemon.engine.settings import INTEGRITY, JUDGEMENT, MemberTerms
 from tracepaper.daemon.engine.state import RANDOM_GATE
 from tracepaper.strategies.api.context import (
     AccountView,
@@ -142,7 +142,8 @@ class MemberState:
             self.observer = self._observe_with_sizer
         self.declared = DeclaredState.of(strategy)
         self.risk = risk
-        self.evaluator = settings.model.gates[key]
+        model = settings.model
+        self.evaluator = model.gates[key]
         self._by_quotes = settings.broker.execution is FillModel.QUOTE
         costs = settings.broker.costs_for(key)
         self._round_trip, self._share_fee = costs.round_trip, costs.per_share_of(instrument)
@@ -150,9 +151,12 @@ class MemberState:
             round_trip_cost=self._round_trip,
             regimes=settings.regimes,
             learned_regimes=settings.learned_regimes,
+            horizon_index=model.horizon_index,
+            slope=model.slope,
+            fitted=model.fitted,
+            tails=model.tails,
         )
         """The inputs of the gates at the newest bar."""
-        self._use_card(settings.model)
         self.newest: Decision | None = None  # the newest that did not repeat the one before
         self.restored: DecisionOutcome | None = None  # of the last decision before a start
         self._outcomes: dict[OutcomeKey, DecisionOutcome] = {}  # those that may repeat
@@ -176,20 +180,7 @@ class MemberState:
         self._never_short = instrument.category.value if instrument.category.is_cash else ""
         self._flat_on_refusal = settings.flat_on_refusal
 
-    # ------------------------------------------------------------ a start, a model, new filters
-
-    def change_model(self, terms: ModelTerms) -> None:
-        """Use another model's card for gates and sizes from now on; keep only the verdict."""
-        self.restored, self.newest = self.verdict, None
-        self._outcomes = {}
-        self.evaluator = terms.gates[self.market.instrument.id]
-        self._use_card(terms)
-        self._sizer.change_model(terms.sizing_slope, terms.fitted, terms.tails)
-
-    def _use_card(self, terms: ModelTerms) -> None:
-        inputs = self.inputs
-        inputs.horizon_index, inputs.slope = terms.horizon_index, terms.slope
-        inputs.fitted, inputs.tails = terms.fitted, terms.tails
+    # ------------------------------------------------------------ a start, new filters
 
     @property
     def verdict(self) -> DecisionOutcome | None:

@@ -30,7 +30,7 @@ class EngineSettings(Struct, frozen=True):
     broker: BrokerSettings
     interval_ms: int
     period_start_ms: int
-    model: ModelTerms  # of the first model
+    model: ModelTerms
     flat_on_refusal: bool = False
     regimes: frozenset[Regime] = frozenset()
     learned_regimes: frozenset[int] = frozenset()
@@ -46,7 +46,7 @@ class EngineSettings(Struct, frozen=True):
 
 
 class ModelTerms(Struct, frozen=True):
-    """The engine's settings from a model's card, which a promotion changes."""
+    """The engine's settings from a model's card."""
 
     gates: dict[str, GateEvaluator]  # by instrument
     horizon_index: int

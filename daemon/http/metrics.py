@@ -89,14 +89,6 @@ class MonitorCollector(Collector):
         yield from _bars(monitor)
 
 
-def _retraining(status: Status) -> Iterable[Metric]:
-    counts, text = status["outcomes"], "Retrainings of the model, by what became."
-    yield _counted("retrainings", "outcome", text, counts)
-    yield _gauge("retraining", "1 while a model is trained.", float(status["training"]))
-    due = "UTC market time from which the next retraining begins."
-    yield _gauge("retraining_due_seconds", due, status["due_ms"] / 1000)
-
-
 def _parity(status: Status) -> Iterable[Metric]:
     until = "UTC end of the day replayed; before the first, the run's start."
     yield _gauge("parity_until_seconds", until, status["since_ms"] / 1000)
@@ -117,7 +109,6 @@ def _notices(status: Status) -> Iterable[Metric]:
 
 
 _BESIDE: Final = {
-    "retraining": _retraining,
     "parity": _parity,
     "notices": _notices,
 }

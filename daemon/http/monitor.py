@@ -49,7 +49,7 @@ FRESH_INTERVALS: Final = 3
 """A daemon is ready while its newest bar closed at most this many intervals ago."""
 FRESH_S: Final = 5.0  # wall seconds, the limit if a fast clock makes them longer than the intervals
 _HALTING: Final = frozenset({operator.name, risk_halt.name})
-BESIDE: Final = ("retraining", "parity", "notices")
+BESIDE: Final = ("parity", "notices")
 """Keys of background work in the status; None for work that does not run."""
 
 Document = dict[str, object]

@@ -67,7 +67,7 @@ from tracepaper.strategies.gates.evaluator import (
 from tracepaper.strategies.gates.gate import GATES, MEASURES, GateKind
 from tracepaper.strategies.sessions import NO_SESSIONS, Calendar, Sessions, calendars_of
 from tracepaper.strategies.types.calibration import Calibration, coverage_share
-from tracepaper.strategies.types.decisions import FillModel, Regime, RunRow
+from tracepaper.strategies.types.decisions import FillModel, Regime
 from tracepaper.strategies.types.market import LEVERAGE_DECIMALS, Instrument
 from tracepaper.strategies.units import (
     BASE_FEES,
@@ -642,28 +642,6 @@ def model_terms(
         tails=None if calibration is None else calibration.tails.get(config.gate.horizon),
         passing=_coverage(config, gates, calibration),
     )
-
-
-def terms_for(
-    config: Config, engine: Engine, forecaster: Forecaster | None, run: RunRow
-) -> dict[str, ModelTerms]:
-    """Return the settings that depend on the card of another model, for *engine*'s strategies.
-
-    The key "" has those of the account, the others those of each strategy that uses the model.
-    Raises ``ConfigInvalid`` if the configuration needs a calibration that the card lacks.
-    """
-    members = {
-        name: member for name, member in members_of(config).items() if uses_forecaster(member)
-    }
-    return {
-        name: model_terms(
-            member,
-            {item.id: engine.states_of(name)[item.id].strategy for item in run.instruments},
-            forecaster,
-            execution=FillModel(config.execution.model),
-        )
-        for name, member in {"": account_of(config), **members}.items()
-    }
 
 
 def _coverage(

@@ -1,8 +1,7 @@
 """``ChildProcess``: a process beside the daemon, and the helpers on both of its sides.
 
 A message, either way, is its length followed by msgpack. No decision waits for such a process, its
-faults never end a run, and it always ends with the daemon. The rules are docs/operations.md, O14
-and O22.
+faults never end a run, and it always ends with the daemon. The rule is docs/operations.md, O22.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import asyncio
 import contextlib
 import ctypes
 import os
-import resource
 import signal
 import struct
 import subprocess
@@ -52,9 +50,8 @@ class TimeLimits(NamedTuple):
 class ChildProcess:
     """A process that runs *command*; it is started when needed, and again after it has ended.
 
-    *name* stands for it in error messages. *opening* is the first message to each new process.
-    *errors* receives its standard error, by default a temporary file; its end tells why the process
-    ended. *environment* extends the daemon's.
+    *name* stands for it in error messages. *opening* is the first message to each new process. The
+    end of its standard error, a temporary file, tells why the process ended.
     """
 
     def __init__(
@@ -64,12 +61,9 @@ class ChildProcess:
         limits: TimeLimits,
         *,
         opening: object = None,
-        errors: BinaryIO | None = None,
-        environment: Mapping[str, str] | None = None,
     ) -> None:
         self._name, self._command, self._limits = name, tuple(command), limits
-        self._opening, self._errors = opening, errors
-        self._environment = environment_of(environment or {})
+        self._opening = opening
         self._process: subprocess.Popen[bytes] | None = None
         self._resources = contextlib.ExitStack()  # of the process that runs
 
@@ -141,9 +135,8 @@ class ChildProcess:
 
     async def _spawn(self) -> None:
         try:
-            self._log = self._errors or tempfile.TemporaryFile()  # noqa: SIM115 - open as it runs
-            if self._errors is None:
-                self._resources.callback(self._log.close)
+            self._log = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as it runs
+            self._resources.callback(self._log.close)
             # Not asyncio's subprocess, for which Python 3.11 waits in a thread.
             self._process = process = subprocess.Popen(  # noqa: ASYNC220, S603 - our program
                 self._command,
@@ -151,7 +144,7 @@ class ChildProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._log,
-                env=self._environment,
+                env=environment_of({}),
                 start_new_session=True,
             )
         except (OSError, RuntimeError) as error:  # too little memory, descriptors or threads
@@ -231,16 +224,13 @@ IDLE_NICE: Final = 19
 DAEMON_GONE: Final = 3
 """The exit code of a process whose daemon has ended."""
 _OOM_FIRST: Final = "1000"
-_MIB: Final = 1 << 20
 _CHUNK_BYTES: Final = 65_536
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 _PR_SET_PDEATHSIG: Final = 1
 
 
-def limit_this_process(
-    *, nice: int = IDLE_NICE, memory_mb: int | None = None, reads_input: bool = False
-) -> None:
-    """Lower the priority and memory of this process, and end it when its standard input closes.
+def limit_this_process(*, nice: int = IDLE_NICE, reads_input: bool = False) -> None:
+    """Lower the priority of this process, and end it when its standard input closes.
 
     Limits that the machine does not support are skipped. A process that *reads_input* has to end
     itself at the end of its input.
@@ -253,10 +243,6 @@ def limit_this_process(
     # Among the processes that share the daemon's memory limit, the kernel kills this one first.
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_OOM_FIRST, encoding="ascii")
-    if memory_mb is not None:
-        limit = memory_mb * _MIB
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     # If the kernel cannot end this process with the daemon, the end of its input does.
     end_with_parent(signal.SIGKILL)
     if not reads_input:

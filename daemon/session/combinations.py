@@ -43,7 +43,6 @@ class Trait(StrEnum):
     WITHOUT_MODEL = "a strategy without a model"
     TRADES_CLOSES = "a strategy that trades all symbols of a close by a model"
     CUSTOM_CLASS = "`model.class`"
-    RETRAIN = "`model.retrain`"
     COVARIATES = "`model.covariates`"
     BACKEND = "`model.backend`"
     DEVICE = "`model.device`"
@@ -98,20 +97,6 @@ CUSTOM_CLASS + COVARIATES
 COVARIATES + READS_BOOKS
     The checkpoint was trained with order books, which [market] depth gives; take out [model]
     covariates.
-WITHOUT_MODEL + RETRAIN
-    [model] retrain trains a model, and the strategy uses none; take it out.
-CUSTOM_CLASS + RETRAIN
-    [model] retrain trains checkpoints, and [model] class names your own class; leave one of them
-    out.
-RETRAIN + COVARIATES
-    A model with [model] covariates is not retrained in service; take out [model] retrain.
-TRADES_CLOSES + RETRAIN
-    [model] retrain trains models of single symbols, and the strategy trades all symbols together;
-    take it out, and train by `tracepaper train`.
-RETRAIN + READS_BOOKS
-    A model that reads order books is not retrained in service; take out [model] retrain.
-RETRAIN + READS_OTHER
-    A model that reads another symbol is not retrained in service; take out [model] retrain.
 BARS_ALONE + READS_OTHER
     The checkpoint reads another symbol's bar of the same close, and market.gather_ms = 0 decides
     each bar alone; set it above 0.
@@ -160,7 +145,6 @@ def traits_of(
         Trait.HEDGE: account.position_mode == "hedge",
         Trait.SEVERAL: bool(config.strategies.named),
         Trait.CUSTOM_CLASS: bool(model.custom_class),
-        Trait.RETRAIN: model.retrain is not None,
         Trait.COVARIATES: model.covariates is not None,
         Trait.BACKEND: model.backend != "auto",
         Trait.DEVICE: model.device not in {"auto", "cpu"},

@@ -46,7 +46,7 @@ from tracepaper.daemon.session.combinations import reject_combination, traits_of
 from tracepaper.daemon.session.covariates import CovariateReader, covariate_reader
 from tracepaper.daemon.session.loop import Worker, WorkerPredictor, drive, no_forecast, nothing_new
 from tracepaper.daemon.session.messenger import AppriseSender, Messenger, Send
-from tracepaper.daemon.session.models import forecaster_of, load_forecaster
+from tracepaper.daemon.session.models import load_forecaster
 from tracepaper.daemon.session.parity import OFF, DailyParity
 from tracepaper.daemon.session.resume import (
     OpenedRun,
@@ -56,7 +56,6 @@ from tracepaper.daemon.session.resume import (
     open_run,
     was_served,
 )
-from tracepaper.daemon.session.retraining import Retrainer, promoted_sha256
 from tracepaper.daemon.session.run_row import (
     in_stages,
     live_execution,
@@ -71,10 +70,8 @@ from tracepaper.daemon.session.universe import (
     new_candidates,
     with_symbols,
 )
-from tracepaper.storage import checkpoints
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.maintenance import copied_at_s
-from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.gates.declared import operator, plausible
 from tracepaper.strategies.gates.evaluator import configured_threshold
@@ -140,7 +137,6 @@ class Daemon:
         self._sender = sender
         self._send: Send | None = None
         self._supervisor = Supervisor(clock=self._clock, pulse=lambda: self._progress())  # noqa: PLW0108 - replaced later
-        self._configured_sha256 = ""  # of the model that [model] checkpoint names
         self._submitted: dict[int, asyncio.Future[int]] = {}
         self._worker = Worker("model")
         self._progress: Callable[[], object] = object  # its result changes with all progress
@@ -185,8 +181,6 @@ class Daemon:
                 forecaster = await asyncio.to_thread(
                     load_forecaster, config, database=self._database, live=True
                 )
-                self._configured_sha256 = forecaster.model_sha256
-                forecaster = await asyncio.to_thread(self._newest_model, forecaster)
             strategies = preflight_engine(config, forecaster)
         cooldown = Cooldown(clock=clock, observer=self._supervisor.declare)
         is_served = was_served(config, self._kind, self._database)
@@ -230,26 +224,12 @@ class Daemon:
                         strategies=strategies,
                         period_start_ms=interval_start(server_ms, config.market.interval_ms),
                         wall_ms=clock.wall_ms(),
-                        warnings=_promotion_warnings(forecaster, self._configured_sha256),
                         is_served=is_served,
                         entropy=self._entropy,
                     ),
                     audit,
                 )
             await self._drive(opened, client, audit)
-
-    def _newest_model(self, configured: Forecaster) -> Forecaster:
-        """Return the promoted model that replaced *configured*, else *configured*."""
-        config = self._config
-        if config.model.retrain is None:
-            return configured
-        sha256 = promoted_sha256(
-            self._database, self._kind, config.market.symbols, configured.model_sha256
-        )
-        if not sha256:
-            return configured
-        kept = checkpoints.find_kept(self._database, sha256[: checkpoints.ID_DIGITS])
-        return forecaster_of(kept, config, mode=configured.mode)
 
     async def _listed(
         self, client: MarketDataClient, category: Category, *, is_served: bool
@@ -314,7 +294,7 @@ class Daemon:
                 halted_by=operator.name if engine.halted else engine.risk.breach,
                 margin=margin_rules(config, run.instruments),
             )
-            companions = [*self._companions(opened, feed, monitor, predictor)]
+            companions = [*self._companions(opened, feed, monitor)]
             companions += [] if universe is None else [universe]
             monitor.companions = {each.key: each.status for each in companions if each.key}
             warm_at = partial(self._warm_at, engine, feed)
@@ -400,24 +380,10 @@ class Daemon:
         opened: OpenedRun,
         feed: LiveFeed,
         monitor: Monitor,
-        predictor: WorkerPredictor | None,
     ) -> Iterator[Companion]:
         """Yield the work beside a run that its configuration selects."""
         config, clock, database = self._config, self._clock, self._database
-        run, engine, submit = opened.run, opened.engine, partial(self._submit, feed)
-        if predictor is not None and opened.forecaster is not None and config.model.retrain:
-            yield Retrainer(
-                config,
-                database,
-                run,
-                engine,
-                predictor,
-                submit,
-                clock,
-                running=opened.forecaster,
-                configured_sha256=self._configured_sha256,
-                start_process=self._start_process,
-            )
+        run, submit = opened.run, partial(self._submit, feed)
         if config.parity.daily_at != OFF:
             yield DailyParity(
                 config.parity, database, run, submit, clock, start_process=self._start_process
@@ -518,11 +484,3 @@ def _page(database: Path, run_id: str, status: Callable[[], Mapping[str, object]
         page: MountedPage = entry.load()([database], served=run_id, status=status)
         return page
     raise ConfigInvalid("No page is installed; install tracepaper again.")
-
-
-def _promotion_warnings(forecaster: Forecaster | None, configured_sha256: str) -> tuple[str, ...]:
-    """Return the warning of a new run whose model replaced the configured one."""
-    if forecaster is None or forecaster.model_sha256 == configured_sha256:
-        return ()
-    configured = configured_sha256[: checkpoints.ID_DIGITS]
-    return (f"the model {forecaster.model_id} was promoted in service in place of {configured}",)

@@ -45,7 +45,6 @@ from tracepaper.strategies.types.market import (
     FrameBar,
     Gap,
     ModelChange,
-    RetrainingEnd,
     Unit,
 )
 
@@ -230,32 +229,6 @@ class BarHistory:
         return [bar for bar in self._bars[instrument] if bar.open_time_ms >= open_time_ms]
 
 
-class PromotedModel:
-    """A promoted model that is warmed up with the bars known at ``RetrainingEnd``.
-
-    In a live run another thread warms it up while the running model forecasts. Then the calls of
-    the running model are repeated on it, with the same groups of bars, so that a replay of the
-    record computes the same bits.
-    """
-
-    def __init__(self, forecaster: Forecaster, bars: Mapping[str, Sequence[Bar]]) -> None:
-        self.forecaster = forecaster
-        self.calls: list[tuple[str, tuple[Any, ...]]] = []  # those of the running model since
-        self._past: Mapping[str, Sequence[Bar]] | None = bars
-
-    def warm(self) -> None:
-        """Warm the model up with the bars known at the event, once."""
-        history, self._past = self._past or {}, None
-        for instrument, bars in history.items():
-            self.forecaster.warm(instrument, bars)
-
-    def catch_up(self) -> None:
-        """Warm the model up, and repeat the calls of the running model on it."""
-        self.warm()
-        for method, arguments in self.calls:
-            getattr(self.forecaster, method)(*arguments)
-
-
 class InlinePredictor:
     """Predicts in the caller's thread, without a deadline: for replays.
 
@@ -276,17 +249,11 @@ class InlinePredictor:
     ) -> None:
         """Predict with *forecaster* after the event of a start, or at once if it is *started*."""
         self.history = history
-        self.promoted: PromotedModel | None = None  # the promoted model during its warm-up
-        self.forecaster = forecaster  # the running model
-        self._prepared: dict[str, Forecaster] = {}
+        self._forecaster = forecaster
         self._period_start_ms = period_start_ms
         self._started = started
         self._cold: set[str] = set()  # instruments for which the model is not warmed up yet
         self._source = run_source(forecaster)
-
-    def prepare(self, forecaster: Forecaster) -> None:
-        """Keep a promoted model until the event that changes to it."""
-        self._prepared[forecaster.model_sha256] = forecaster
 
     def see(self, *events: Event) -> None:
         """Show *events* to a model that reads order books, other symbols or covariates."""
@@ -304,15 +271,12 @@ class InlinePredictor:
         match unit:
             case Close(bars=bars):  # one batch, with at most one bar of an instrument
                 newest = self._newest(bars)
-                forecasts = self._call("predict_many", newest) if newest else []
+                forecasts = self._forecaster.predict_many(newest) if newest else []
                 return [None, *self._answers(bars, newest, forecasts, recorded[1:])]
             case Bar():
                 newest = self._newest([unit])
-                forecasts = [self._call("step", unit)] if newest else []
+                forecasts = [self._forecaster.step(unit)] if newest else []
                 return self._answers([unit], newest, forecasts, recorded)
-            case RetrainingEnd(takes_over=True):
-                if (candidate := self._prepared.get(unit.candidate_sha256)) is not None:
-                    self.promoted = PromotedModel(candidate, self.history.by_instrument())
             case ModelChange():
                 self._change(unit)
             case _:
@@ -342,15 +306,8 @@ class InlinePredictor:
         return predictions
 
     def _change(self, change: ModelChange) -> None:
-        """Warm the model up at a start, or change to a promoted model."""
-        candidate, promoted = self._prepared.pop(change.model_sha256, None), self.promoted
-        self.promoted = None
-        if candidate is not None:
-            self.forecaster = candidate
-            if promoted is not None and promoted.forecaster is candidate and not change.warm_from:
-                promoted.catch_up()
-                return
-        warm(self.forecaster, self.history, change)
+        """Warm the model up at a start."""
+        warm(self._forecaster, self.history, change)
         self._started = True
         warmed = {key for key, _ in change.warm_from}
         # After a start that warms no instrument, each one is stepped from its first bar on.
@@ -364,15 +321,9 @@ class InlinePredictor:
         if bar.close_time_ms < self._period_start_ms:
             return False  # later bars before the period follow
         past, is_early = self.history.since(key, 0), bar.open_time_ms < self._period_start_ms
-        self._call("warm", key, past if is_early else past[:-1])
+        self._forecaster.warm(key, past if is_early else past[:-1])
         self._cold.remove(key)
         return not is_early
-
-    def _call(self, method: str, *arguments: object) -> Any:  # noqa: ANN401 - the result of *method*
-        """Call *method* of the running model; note the call for a model that is being warmed up."""
-        if self.promoted is not None:
-            self.promoted.calls.append((method, arguments))
-        return getattr(self.forecaster, method)(*arguments)
 
 
 class Worker:
@@ -407,22 +358,13 @@ class WorkerPredictor:
         self._period_start_ms = period_start_ms
         self._pending: set[asyncio.Future[Any]] = set()
 
-    def prepare(self, forecaster: Forecaster) -> None:
-        """Keep a promoted model until the event that changes to it."""
-        self._inline.prepare(forecaster)
-
-    async def warm_promoted(self, worker: Worker) -> None:
-        """Warm the promoted model up in *worker*, while the running one forecasts."""
-        if (promoted := self._inline.promoted) is not None:
-            await worker.submit(promoted.warm)
-
     async def predict(self, unit: Unit) -> Sequence[Prediction]:
         """Return the forecast for each event of *unit*; timeouts if they miss the deadline."""
         events = events_of(unit)
         # Not in the worker: a late forecast must not see events after its bar.
         self._inline.see(*events)
         last = events[-1]
-        if not isinstance(last, Bar | ModelChange | RetrainingEnd):
+        if not isinstance(last, Bar | ModelChange):
             return [None]
         answer = self._worker.submit(self._inline.answer, unit)
         if not isinstance(last, Bar) or last.open_time_ms < self._period_start_ms:

@@ -215,9 +215,9 @@ def load_forecaster(
 
 
 def forecaster_of_run(
-    run: RunRow, config: Config, database: Path, *, sha256: str = "", into: Path | None = None
+    run: RunRow, config: Config, database: Path, *, into: Path | None = None
 ) -> Forecaster:
-    """Return the model of *run*, or the one with hash *sha256* that was promoted in it.
+    """Return the model of *run*.
 
     A checkpoint is loaded from the copy beside *database*. A user's class is made from its present
     code, so its hash may differ. A stream uses the run's attention backend if it is available here.
@@ -226,7 +226,7 @@ def forecaster_of_run(
     """
     if config.model.custom_class:
         return load_forecaster(config, database=into, mode=run.mode)
-    kept = checkpoints.find_kept(database, sha256[: checkpoints.ID_DIGITS] or run.model_id)
+    kept = checkpoints.find_kept(database, run.model_id)
     if into is not None:
         checkpoints.keep(kept, into)
     card, name = checkpoints.read_card(kept), recorded_covariates_name(run.libraries)

@@ -29,7 +29,6 @@ from tracepaper.daemon.session.build import (
     Strategies,
     build_engine,
     needs_forecaster,
-    terms_for,
 )
 from tracepaper.daemon.session.covariates import RunCovariates
 from tracepaper.daemon.session.loop import BarHistory
@@ -43,7 +42,7 @@ from tracepaper.daemon.session.run_row import (
 )
 from tracepaper.storage.chain.starting_point import Rebuilding, RunLookback
 from tracepaper.storage.database.chunks import CarriedState
-from tracepaper.storage.database.reader import Reader, RunModels
+from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.corporate_actions import bar_after
 from tracepaper.strategies.covariates import run_source
@@ -85,7 +84,6 @@ class Opening:
     forecaster: Forecaster | None
     period_start_ms: int
     wall_ms: int
-    warnings: tuple[str, ...] = ()
     strategies: Strategies | None = None
     is_served: bool = False
     entropy: Callable[[int], bytes] = secrets.token_bytes
@@ -151,10 +149,8 @@ def open_run(opening: Opening, audit: SqlAuditLog) -> OpenedRun:
     """
     with Reader.open(opening.database) as reader:
         last = reader.newest(opening.kind)
-        if last is not None:
-            models = reader.models(last.run_id)
-            if continues(last, opening.config, opening.forecaster, model_sha256=models.next):
-                return _resume(opening, audit, reader, last, models)
+        if last is not None and continues(last, opening.config, opening.forecaster):
+            return _resume(opening, audit, reader, last)
         return _open_new(opening, audit, reader, last)
 
 
@@ -163,14 +159,9 @@ def _bar_history(opening: Opening) -> BarHistory:
     return BarHistory([item.id for item in opening.instruments], context=context)
 
 
-def _resume(
-    opening: Opening, audit: SqlAuditLog, reader: Reader, run: RunRow, models: RunModels
-) -> OpenedRun:
+def _resume(opening: Opening, audit: SqlAuditLog, reader: Reader, run: RunRow) -> OpenedRun:
     instruments = _rescaled(opening, run.instruments)
     engine = engine_of(run, opening.config, opening.forecaster, run.instruments, opening.strategies)
-    if models.next != models.deciding:
-        # The daemon ended between promotion and change, so the event of this start is the change.
-        engine.prepare(models.next, terms_for(opening.config, engine, opening.forecaster, run))
     resumed = audit.resume(run.run_id)
     history = _bar_history(opening)
     restore_engine(engine, reader, resumed, history)
@@ -220,7 +211,6 @@ def _open_new(
         started_at_ms=opening.wall_ms,
         period_start_ms=period_start_ms,
         parent_run_id=None if state is None or parent is None else parent.run_id,
-        warnings=opening.warnings,
         entropy=opening.entropy,
     )
     if state is not None:
@@ -331,10 +321,7 @@ def rebuilding(database: Path, run_id: str) -> Rebuilding:
 
     def state_after(step: int) -> CarriedState:
         with Reader.open(database) as reader:
-            decider, sha256 = forecaster, reader.models(run_id, until=step).deciding
-            if sha256 != run.model_sha256:
-                decider = forecaster_of_run(run, config, database, sha256=sha256)
-            engine = engine_after(reader, run, config, decider, step)
+            engine = engine_after(reader, run, config, forecaster, step)
         is_unsaved = engine.broker.save is not Save.NO
         return CarriedState(engine.encoded_state(), engine.since_decided, is_unsaved)
 
@@ -343,15 +330,15 @@ def rebuilding(database: Path, run_id: str) -> Rebuilding:
 
 
 def engine_after(
-    reader: Reader, run: RunRow, config: Config, decider: Forecaster | None, after: int
+    reader: Reader, run: RunRow, config: Config, forecaster: Forecaster | None, after: int
 ) -> Engine:
-    """Return an engine in the state of *run* after step *after*, where the model *decider* decides.
+    """Return an engine in the state of *run* after step *after*.
 
     Its bars have to be fed separately.
     """
     changes = reader.of_type(run.run_id, InstrumentChange, until=after)
     filters = {item.id: item for item in (*run.instruments, *(of.instrument for of in changes))}
-    engine = engine_of(run, config, decider, tuple(filters.values()))
+    engine = engine_of(run, config, forecaster, tuple(filters.values()))
     restore_at(engine, reader, run, after)
     return engine
 

@@ -186,18 +186,13 @@ def _environment(forecaster: Forecaster | None) -> dict[str, Any]:
     }
 
 
-def continues(
-    run: RunRow, config: Config, forecaster: Forecaster | None, *, model_sha256: str
-) -> bool:
-    """Return whether a start with *config* resumes *run*.
-
-    *model_sha256* is the hash of the run's present model, which may have been promoted in it.
-    """
+def continues(run: RunRow, config: Config, forecaster: Forecaster | None) -> bool:
+    """Return whether a start with *config* and *forecaster* resumes *run*."""
     return (
         run.config_sha256 == config.sha256()
         and run.code_version == code_version()
         and run.strategy_sha256 == strategy_sha256(config)
-        and model_sha256 == ("" if forecaster is None else forecaster.model_sha256)
+        and run.model_sha256 == ("" if forecaster is None else forecaster.model_sha256)
         and recorded_covariates_name(run.libraries) == covariates_name(forecaster)
     )
 
@@ -280,16 +275,6 @@ def usage_errors() -> Iterator[None]:
         raise ConfigInvalid(unusable("The database", error)) from error
 
 
-def reject_retraining(config: Config) -> None:
-    """Raise ``ConfigInvalid`` if a file that ``[retrain]`` names is missing."""
-    if config.model.retrain is None:
-        return
-    recipe = config.retrain.recipe
-    for name in (*(() if recipe is None else (recipe,)), *config.retrain.data):
-        if not Path(name.rpartition("=")[2]).is_file():
-            raise ConfigInvalid(f"[retrain] names {name}, which is no file; correct it.")
-
-
 def live_execution(config: Config) -> FillModel:
     """Return the fill model of a live run: quotes replace the models that use paths of bars."""
     is_by_bars = config.execution.model == "next_open"
@@ -302,7 +287,6 @@ def preflight_engine(config: Config, forecaster: Forecaster | None) -> Strategie
     Returns the strategies for the run to use, so that a user's class is constructed once.
     """
     reject_combination(traits_of(config, live=True))
-    reject_retraining(config)
     config = resolved(config, live_execution(config))
     instruments = [stand_in(config, symbol) for symbol in config.market.symbols]
     strategies = make_strategies(config, forecaster)

@@ -439,7 +439,6 @@ class UserForecaster:
                 answer,
                 horizons=self.horizons,
                 measures=self.measures,
-                model_id=self.model_id,
                 positions=past.positions(),
             ),
         )
@@ -522,7 +521,6 @@ class UserForecaster:
                     usable_count,
                     horizons=self.horizons,
                     measures=self.measures,
-                    model_id=self.model_id,
                 ),
             )
             indices = np.flatnonzero(usable) + len(bars) - count
@@ -563,7 +561,7 @@ class UserForecaster:
     def _unusable(self) -> Forecast:
         """Return a forecast of NaN, which the gate ``finite`` refuses."""
         nans = (math.nan,) * len(self.horizons)
-        return Forecast(self.horizons, nans, nans, nans, nans, nans, nans, self.model_id)
+        return Forecast(self.horizons, nans, nans, nans, nans, nans, nans)
 
 
 def user_model(forecaster: Forecaster | None) -> UserForecaster | None:

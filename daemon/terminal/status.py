@@ -19,7 +19,6 @@ from tracepaper.strategies.types.decisions import Action
 from tracepaper.strategies.units import (
     NOTHING,
     count_of,
-    duration,
     minute_text,
     money_text,
     percent,
@@ -84,24 +83,12 @@ def _health(status: Status) -> Iterator[Text]:
 
 
 def _background(status: Status) -> Iterator[Text]:
-    if (retraining := status["retraining"]) is not None:
-        yield Text(_retraining(retraining, status["market_ms"]), "dim")
     if (parity := status["parity"]) is not None:
         yield parity_text(parity)
     if (notices := status["notices"]) is not None:
         counts = ", ".join(f"{count} {outcome}" for outcome, count in notices.items())
         style = "yellow" if notices["failed"] or notices["dropped"] else "dim"
         yield Text(f"notices: {counts}", style)
-
-
-def _retraining(facts: Status, now_ms: int) -> str:
-    last, wait_ms = facts["last"], max(facts["due_ms"] - now_ms, 0)
-    parts = [
-        "a model is trained now" if facts["training"] else f"retraining in {duration(wait_ms)}",
-        ", ".join(f"{count} {outcome}" for outcome, count in facts["outcomes"].items() if count),
-        "" if last is None else f"last {last['outcome']}: {last['reason']}",
-    ]
-    return "; ".join(part for part in parts if part)
 
 
 def parity_text(facts: Status) -> Text:

@@ -1,4 +1,4 @@
-"""A growing CSV file of one symbol's candles, written by ``data fetch`` and retraining.
+"""A growing CSV file of one symbol's candles, written by ``data fetch``.
 
 Every command reads it like any file of candles. Numbers are exact decimals.
 """
@@ -24,19 +24,15 @@ from tracepaper.strategies.units import interval_text, unscaled
 
 HEADER: Final = "open_time,open,high,low,close,volume,turnover\n"
 
-Lines = dict[int, str]
-"""Lines of a file by the open time of their candle."""
-
 
 def file_name(instrument: Instrument, interval_ms: int) -> str:
     """Return a name of category, symbol and interval: ``linear_BTCUSDT_1m.csv``."""
     return f"{instrument.category}_{instrument.symbol}_{interval_text(interval_ms)}.csv"
 
 
-def lines_of(instrument: Instrument, bars: Iterable[Bar]) -> Lines:
-    """Return the lines of *bars*, whose integers have the decimals of *instrument*."""
+def lines_of(instrument: Instrument, bars: Iterable[Bar]) -> Iterator[str]:
+    """Yield the lines of *bars*, whose integers have the decimals of *instrument*."""
     price, volume = instrument.price_decimals, instrument.volume_decimals
-    lines = {}
     for bar in bars:
         paid = bar.turnover
         cells = (
@@ -45,13 +41,7 @@ def lines_of(instrument: Instrument, bars: Iterable[Bar]) -> Lines:
             unscaled(bar.volume, volume),
             "" if paid is None else unscaled(paid, instrument.turnover_decimals),
         )
-        lines[bar.open_time_ms] = ",".join(cells) + "\n"
-    return lines
-
-
-def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write *lines*, oldest first, to the file *path* atomically."""
-    write_whole((line.encode() for line in chain((HEADER,), lines)), path)
+        yield ",".join(cells) + "\n"
 
 
 class CandleFile:
@@ -99,7 +89,8 @@ class CandleFile:
                 lines = iter(sorted(dict(lines).items()))
             merged = merge(self._lines(self._path), lines, key=itemgetter(0))
             by_time = groupby(merged, key=itemgetter(0))  # a kill may have left a line in both
-            write_lines(self._path, (next(same)[1] for _, same in by_time))
+            kept = (next(same)[1] for _, same in by_time)
+            write_whole((line.encode() for line in chain((HEADER,), kept)), self._path)
         os.truncate(self._added.fileno(), 0)
         return np.union1d(held, added)
 
@@ -121,7 +112,7 @@ class CandleFile:
 
     def add(self, instrument: Instrument, bars: Sequence[Bar]) -> None:
         """Append *bars* that the file lacks."""
-        self._added.writelines(lines_of(instrument, bars).values())
+        self._added.writelines(lines_of(instrument, bars))
         self._added.flush()
         os.fsync(self._added.fileno())
 

@@ -301,7 +301,7 @@ def resumed_replay(
             f"The dates of the data are not those of run {run_id}, which are its sessions; give "
             "the data that it was made of."
         )
-    if not continues(run, replay.config, replay.forecaster, model_sha256=run.model_sha256):
+    if not continues(run, replay.config, replay.forecaster):
         raise ConfigInvalid(
             f"Run {run_id} was made by {run.code_version} with another configuration, strategy, "
             "code, checkpoint or covariates; start a new replay."

@@ -22,7 +22,7 @@ from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.restart import Restart
 from tracepaper.daemon.engine.state import decode_state
-from tracepaper.daemon.session.build import needs_forecaster, terms_for
+from tracepaper.daemon.session.build import needs_forecaster
 from tracepaper.daemon.session.loop import (
     BarHistory,
     InlinePredictor,
@@ -61,7 +61,6 @@ from tracepaper.strategies.types.market import (
     ModelChange,
     ParityCheck,
     Prune,
-    RetrainingEnd,
     RunEnd,
     RunKind,
     Unit,
@@ -85,7 +84,7 @@ class RecordedRun:
     run: RunRow
     config: Config
     engine: Engine
-    forecaster: Forecaster | None  # answers the first event
+    forecaster: Forecaster | None
     beginning: StartingPoint | None = None
 
     @property
@@ -114,15 +113,8 @@ def open_recorded(
     if beginning is None:
         _restore_parent(reader, run, engine)
         return RecordedRun(run, config, engine, forecaster)
-    first, decider = (
-        forecaster if sha256 == run.model_sha256 else _forecaster(config, database, run, sha256)
-        for sha256 in (
-            reader.models(run_id, until=beginning.fed_from - 1).deciding,
-            reader.models(run_id, until=beginning.after).deciding,
-        )
-    )
-    engine = engine_after(reader, run, config, decider, beginning.after)
-    return RecordedRun(run, config, engine, first, beginning)
+    engine = engine_after(reader, run, config, forecaster, beginning.after)
+    return RecordedRun(run, config, engine, forecaster, beginning)
 
 
 def _find_beginning(
@@ -134,13 +126,13 @@ def _find_beginning(
     return requested or points.after_prune
 
 
-def _forecaster(config: Config, database: Path, run: RunRow, sha256: str = "") -> Forecaster:
-    """Return the model of *run*, or the model *sha256* that was promoted in it."""
-    forecaster = forecaster_of_run(run, config, database, sha256=sha256)
+def _forecaster(config: Config, database: Path, run: RunRow) -> Forecaster:
+    """Return the model of *run*."""
+    forecaster = forecaster_of_run(run, config, database)
     if (model := user_model(forecaster)) is not None:
         reject_other_model(model, run.model_sha256, run.run_id)
-    elif forecaster.model_sha256 != (sha256 or run.model_sha256):
-        kept = checkpoints.find_kept(database, sha256[: checkpoints.ID_DIGITS] or run.model_id)
+    elif forecaster.model_sha256 != run.model_sha256:
+        kept = checkpoints.find_kept(database, run.model_id)
         raise DataInvalid(f"{kept} is not the checkpoint that run {run.run_id} used; restore it.")
     return forecaster
 
@@ -175,21 +167,19 @@ def _restore_parent(reader: Reader, run: RunRow, engine: Engine) -> None:
 class RecordedPredictor:
     """Yields recorded events in order, and answers each as the model did.
 
-    A model that was promoted during the run is read from its copy beside *database*. With *asks*
-    false, every answer is the recorded one.
+    With *asks* false, every answer is the recorded one.
     """
 
     def __init__(
         self,
         recorded: RecordedRun,
         prober: Forecaster | None,
-        database: Path,
         *,
         probes: bool = True,
         asks: bool = True,
     ) -> None:
         run, forecaster = recorded.run, recorded.forecaster
-        self._run, self._database, self._prober = recorded, database, prober
+        self._run, self._prober = recorded, prober
         # A record only says that the model was late; the configuration has the deadline.
         self._timeout = PredictionTimeout(recorded.config.model.deadline_ms)
         keys = [item.id for item in run.instruments]
@@ -249,40 +239,14 @@ class RecordedPredictor:
         """Known forecasts of the next bars."""
         return {} if self._scan is None else self._scan.columns
 
-    @property
-    def forecaster(self) -> Forecaster | None:
-        """The current model."""
-        return self._run.forecaster if self._inline is None else self._inline.forecaster
-
-    def is_promotion(self, change: ModelChange) -> bool:
-        """Return whether *change*, the next event, promotes a model; else it is a restart."""
-        current = "" if self.forecaster is None else self.forecaster.model_sha256
-        return change.model_sha256 != current and not change.warm_from
-
-    def _promote(self, event: RetrainingEnd, *, is_derived: bool) -> None:
-        """Load the model that *event* promoted; the engine needs it only if *is_derived*.
-
-        Raises ``CheckpointMismatch`` if its copy is missing or another model.
-        """
-        recorded = self._run
-        config, engine, run = recorded.config, recorded.engine, recorded.run
-        promoted = _forecaster(config, self._database, run, event.candidate_sha256)
-        assert self._inline is not None
-        self._inline.prepare(promoted)
-        if not is_derived:
-            return
-        engine.prepare(promoted.model_sha256, terms_for(config, engine, promoted, run))
-
     def _handed_on(self, rows: Iterable[Fed], place: Mapping[str, Any] | None) -> Iterator[Event]:
         """Yield the events of *rows*; queue the stored answers for ``predict``."""
         is_queued = self._inline is not None or self._is_outside
-        for sequence, _, event, stored in rows:
+        for _, _, event, stored in rows:
             kind = type(event)
             if place is not None and kind in _ENDS:
                 continue
             if is_queued:
-                if type(event) is RetrainingEnd and event.takes_over and not self._is_outside:
-                    self._promote(event, is_derived=sequence >= self._run.first)
                 is_late = type(stored) is PredictionTimeout
                 self._recorded.append(self._timeout if is_late else stored)
                 self.taken += self._is_outside and stored is not None
@@ -314,11 +278,9 @@ def run_in(
     for gap in reader.gaps_since_start(run_id, until=beginning.fed_from - 1):
         restart.repeat(gap)
     for unit in gathered(islice(remaining, beginning.after + 1 - beginning.fed_from)):
-        is_promotion = isinstance(unit, ModelChange) and predictor.is_promotion(unit)
         predictor.predict(unit)
-        if not is_promotion:
-            for event in events_of(unit):
-                restart.repeat(event)
+        for event in events_of(unit):
+            restart.repeat(event)
     return remaining
 
 
@@ -396,10 +358,7 @@ def rerun_recorded(
             **place,
         )
         audit.begin(run, recorded.engine.gate_sets)
-        predictor = RecordedPredictor(recorded, prober, named.path)
-        for sha256 in reader.promoted(named.run_id):
-            kept = checkpoints.find_kept(named.path, sha256[: checkpoints.ID_DIGITS])
-            checkpoints.keep(kept, database)
+        predictor = RecordedPredictor(recorded, prober)
         events = predictor.events(reader, named.run_id, place=place)
         run_events(events, predictor, recorded.engine, audit, tally)
     return run.run_id

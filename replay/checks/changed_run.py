@@ -23,7 +23,6 @@ from tracepaper.daemon.session.build import (
     build_engine,
     make_strategies,
     needs_forecaster,
-    terms_for,
     warmup_bars,
 )
 from tracepaper.daemon.session.run_row import reject_size, sessions_of, strategy_sha256
@@ -93,7 +92,7 @@ class ChangedRun:
     def derive(self, log: StepLog, wait: Wait | None = None) -> None:
         """Run the recorded events through the engine into *log*, except those that *wait* takes."""
         recorded = RecordedRun(self.run, self.config, self.engine, self.forecaster)
-        predictor = RecordedPredictor(recorded, None, self.database)
+        predictor = RecordedPredictor(recorded, None)
         rows = self.reader.events(self.run.run_id, wait=wait)
         if self.first_ms:
             rows = _later(self.reader, self.run, self.first_ms, rows)
@@ -159,30 +158,22 @@ def changed_run(
     for item in run.instruments:
         reject_size(config, item)
     engine, bars = _engine(run, config, forecaster, shadows=shadows)
-    models = [forecaster]
-    for sha256 in reader.promoted(run_id):
-        promoted = _forecaster(reader, run, sha256, 1 if forecaster is None else forecaster.context)
-        engine.prepare(sha256, terms_for(config, engine, promoted, run))
-        models.append(promoted)
     return ChangedRun(
         reader, database, stored, replace(run, sees_account=engine.sees_account), before, config,
         recorded, engine, forecaster, _first_bars(reader, stored, run, bars_before, bars),
-        _without_effect(run, before, config, models),
+        _without_effect(run, before, config, forecaster),
     )  # fmt: skip
 
 
 def _without_effect(
-    run: RunRow, before: Config, config: Config, models: Sequence[RecordedForecaster | None]
+    run: RunRow, before: Config, config: Config, forecaster: RecordedForecaster | None
 ) -> tuple[str, ...]:
-    """Return the changed keys on which *run* does not depend, with none of its *models*."""
-    strategies = [make_strategies(config, model) for model in models]
+    """Return the changed keys on which *run* does not depend."""
+    strategies = make_strategies(config, forecaster)
 
     def inputs_of(config: Config) -> object:
         execution = FillModel(config.execution.model)
-        return [
-            engine_inputs(config, run, each, model, execution=execution)
-            for each, model in zip(strategies, models, strict=True)
-        ]
+        return engine_inputs(config, run, strategies, forecaster, execution=execution)
 
     return keys_without_effect(before, config, config, inputs_of)
 
@@ -313,10 +304,9 @@ def _starting(reader: Reader, stored: StoredRun, from_ms: int) -> RunRow:
             f"{iso(run.period_start_ms)} to {iso(last_ms)}."
         )
     held = [words for kind, words in _START_INPUTS.items() if reader.newest_of(run_id, kind)]
-    if held or reader.promoted(run_id):
+    if held:
         raise DataInvalid(
-            f"Run {run_id} has {(*held, 'promoted models')[0]}, which a later start would change; "
-            f"{REPLAY} --from."
+            f"Run {run_id} has {held[0]}, which a later start would change; {REPLAY} --from."
         )
     changes = (
         each for each in reader.of_type(run_id, InstrumentChange) if each.market_ms < from_ms

@@ -68,8 +68,6 @@ class DecisionAgain:
         self._run, self._config = stored.run, restore(stored.run.config)
         if strategy_sha256(self._config) != self._run.strategy_sha256:
             raise DataInvalid("The class was changed since.")
-        if reader.promoted(run_id):
-            raise DataInvalid("Promoted models decide by other gates.")
         self._forecaster, _, engine = recorded_model(reader, stored, self._config, self._config)
         context = 0 if self._forecaster is None else self._forecaster.context
         lookback = engine_lookback(engine, context)
@@ -95,7 +93,7 @@ class DecisionAgain:
         config = restore(self._run.config, changes)
         recorded = self._recorded(config)
         engine = recorded.engine
-        predictor = RecordedPredictor(recorded, None, self._database)
+        predictor = RecordedPredictor(recorded, None)
         events = predictor.handed_on(iter(self._rows))
         for unit in gathered(run_in(self._reader, recorded, predictor, events)):
             place = self._sequence - engine.sequence  # of the decided bar within the unit

@@ -9,23 +9,19 @@ The rules are docs/identity.md, I12, and docs/storage.md, S12.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.several import members_of, strategy_name
 from tracepaper.daemon.engine.state import decode_state
 from tracepaper.daemon.session.loop import gathered, steps_of
 from tracepaper.daemon.session.resume import check_state, engine_of
-from tracepaper.daemon.session.retraining import one_sided, with_verdict
 from tracepaper.daemon.session.run_row import (
     ENVIRONMENT_FIELDS,
     NO_MODEL,
-    code_version,
     sessions_of,
     start_event,
     strategy_sha256,
@@ -57,8 +53,6 @@ from tracepaper.strategies.types.market import (
     Depths,
     Event,
     ModelChange,
-    RetrainingEnd,
-    RetrainOutcome,
 )
 from tracepaper.strategies.units import iso
 
@@ -140,7 +134,7 @@ def verify_run(  # noqa: PLR0913 - the options of verify
     _, total = reader.counted(run_id)
     first_compared = recorded.first if sample is None else max(recorded.first, total - sample)
     predictor = RecordedPredictor(
-        recorded, prober_of(recorded, database) if probes else None, database, probes=probes
+        recorded, prober_of(recorded, database) if probes else None, probes=probes
     )
     check = RowCheck(
         reader, stored, member_shape=getattr(recorded.forecaster, "member_shape", None)
@@ -170,7 +164,7 @@ def verify_run(  # noqa: PLR0913 - the options of verify
     rows = reader.rows(run_id, after=recorded.first - 1, until=total - 1)
     run_events = run_in(reader, recorded, predictor, predictor.events(reader, run_id))
     events = islice(run_events, total - recorded.first)
-    checks = GivenEvents(reader, stored.run, recorded.config, is_whole=not recorded.first)
+    checks = GivenEvents(reader, stored.run, recorded)
     if beginning is not None:
         _judge_given(
             verification, checks.of_run(), at_ms=verification.from_ms or 0, sequence=beginning.after
@@ -182,7 +176,6 @@ def verify_run(  # noqa: PLR0913 - the options of verify
     )
     for derived, stored_step in zip(derived_steps, rows, strict=True):
         if isinstance(derived.event, ModelChange):
-            here = start_event(predictor.forecaster, warm_from=(), market_ms=0)
             is_cut = bool(recorded.beginning and not derived.event.warm_from)
             elsewhere = (_cut(recorded) if is_cut else "") or differs(derived.event, here)
         if computes and elsewhere and not verification.elsewhere:
@@ -279,10 +272,9 @@ def _judge_run(
         "interval_ms": config.market.interval_ms,
         "gate_horizon": config.gate.horizon,
         "sees_account": recorded.engine.sees_account,
+        "model_id": "" if model is None else model.model_id,
+        "model_sha256": "" if model is None else model.model_sha256,
     }
-    if recorded.beginning is None or model is None:  # else another model may answer there
-        due["model_id"] = "" if model is None else model.model_id
-        due["model_sha256"] = "" if model is None else model.model_sha256
     due |= {name: value for name, _, value in of_start(run, model)}
     if starts := reader.of_type(run.run_id, ModelChange):
         due = {name: getattr(starts[0], name) for name in _START_FIELDS} | due
@@ -290,14 +282,8 @@ def _judge_run(
     wrong = [(name, getattr(run, name), value) for name, value in due.items()]
     wrong.append(("step_count", *reader.counted(run.run_id)))
     sets = recorded.engine.gate_sets
-    until = None if recorded.beginning is None else recorded.beginning.after
-    is_first_model = until is None or (
-        reader.models(run.run_id, until=until).deciding == run.model_sha256
-    )
-    if is_first_model:  # else the gates of another model decide there
-        wrong.append(("opened_gate_sets", stored.opened[-1], len(sets)))
-    if is_first_model or config.strategies.named:  # no step names those of several
-        wrong.append(("gate_sets", reader.gate_sets(stored.run_key)[: len(sets)], sets))
+    wrong.append(("opened_gate_sets", stored.opened[-1], len(sets)))
+    wrong.append(("gate_sets", reader.gate_sets(stored.run_key)[: len(sets)], sets))
     for name, stored_value, due_value in wrong:
         if stored_value != due_value:
             verification.add(run.period_start_ms, f"runs.{name}", stored_value, due_value)
@@ -318,7 +304,7 @@ def _derived(
         if isinstance(unit, Close):
             wrong_fields, at_ms = [*checks.of_close(unit)], unit.closed.open_time_ms
         else:
-            wrong_fields, at_ms = [*checks.of(unit, predictor.forecaster)], unit.market_ms
+            wrong_fields, at_ms = [*checks.of(unit)], unit.market_ms
         if at >= first_compared:
             _judge_given(verification, wrong_fields, at_ms=at_ms, sequence=at)
         yield from steps
@@ -366,11 +352,9 @@ def _judge(
 class GivenEvents:
     """Checks the events of one run in their order."""
 
-    def __init__(
-        self, reader: Reader, run: RunRow, config: Config, *, is_whole: bool = True
-    ) -> None:
-        self._run, self._config = run, config
-        self._choices = ChoiceCheck(reader, run, config, is_whole=is_whole)
+    def __init__(self, reader: Reader, run: RunRow, recorded: RecordedRun) -> None:
+        self._run, self._forecaster = run, recorded.forecaster
+        self._choices = ChoiceCheck(reader, run, recorded.config, is_whole=not recorded.first)
         self._reader = reader
         self._keys = [item.id for item in run.instruments]
         self._calendars = calendars_of(sessions_of(run), run.interval_ms)
@@ -390,16 +374,14 @@ class GivenEvents:
             yield from self._in_session(bar)
         yield from self._choices.of(*close.bars)
 
-    def of(self, event: Event, forecaster: Forecaster | None) -> Iterator[Unlike]:
-        """Check *event* against the rest of the record; *forecaster* is the model after it."""
+    def of(self, event: Event) -> Iterator[Unlike]:
+        """Check *event* against the rest of the record."""
         match event:
             case Bar():
                 yield from self._in_session(event)
                 yield from self._choices.of(event)
             case ModelChange():
-                yield from of_start(event, forecaster)
-            case RetrainingEnd():
-                yield from self._of_retrained(event, forecaster)
+                yield from of_start(event, self._forecaster)
             case Depths():
                 try:  # also where no decision used them
                     books_in(event)
@@ -418,53 +400,13 @@ class GivenEvents:
                 yield "session", f"{iso(bar.open_time_ms)} to {iso(bar.closed_ms)}", due
 
     def of_run(self) -> Iterator[Unlike]:
-        """Check all retrainings and model changes, which a prune keeps, against each other.
+        """Check the model of every start, which a prune keeps, against that of the run.
 
         In a run derived from its start, ``of`` checks them event by event.
         """
-        promoted = self._reader.promoted(self._run.run_id)
-        for event in self._reader.of_type(self._run.run_id, RetrainingEnd):
-            yield from self._of_retrained(event, None)
-        for before, after in pairwise(self._reader.of_type(self._run.run_id, ModelChange)):
-            if after.model_sha256 not in (before.model_sha256, *promoted):
-                yield "model_sha256", after.model_sha256, before.model_sha256
-
-    def _of_retrained(self, event: RetrainingEnd, running: Forecaster | None) -> Iterator[Unlike]:
-        """Judge a retraining again by its figures."""
-        if running is not None and event.running_sha256 != running.model_sha256:
-            yield "running_sha256", event.running_sha256, running.model_sha256
-        if event.difference is None or event.p is None or event.level is None:
-            if event.takes_over:
-                yield "outcome", event.outcome.value, RetrainOutcome.REFUSED.value
-            return
-        from tracepaper.replay.learning.statistics import chance  # brings torch
-
-        symbols = [item.symbol for item in self._run.instruments]
-        earlier = [
-            retraining
-            for _, retraining in self._reader.retrainings(self._run.kind, symbols)
-            if retraining.level is not None and retraining.market_ms < event.market_ms
-        ]
-        alpha = float(self._config.retrain.alpha)
-        starts = self._reader.of_type(self._run.run_id, ModelChange)
-        if sum(start.market_ms < event.market_ms for start in starts) > 1:
-            alpha = event.alpha or alpha  # a later start may have changed it
-        due = with_verdict(event, test=len(earlier) + 1, alpha=alpha)
-        assert due.level is not None
-        p = one_sided(event.difference, chance(event.difference, event.error, event.days))
-        if not math.isclose(event.p, p, rel_tol=1e-6, abs_tol=1e-300):
-            yield "p", event.p, p
-        if event.test != due.test:
-            yield "test", event.test, due.test
-        if not math.isclose(event.level, due.level, rel_tol=1e-5):
-            yield "level", event.level, due.level
-        # Better, but it could not be loaded: the reason says so after the verdict.
-        is_lost = due.takes_over and event.outcome is RetrainOutcome.FAILED
-        if event.outcome is not due.outcome and not is_lost:
-            yield "outcome", event.outcome.value, due.outcome.value
-        reason = event.reason[: len(due.reason)] if is_lost else event.reason
-        if reason != due.reason and self._run.code_version == code_version():
-            yield "reason", event.reason, due.reason
+        for start in self._reader.of_type(self._run.run_id, ModelChange):
+            if start.model_sha256 != self._run.model_sha256:
+                yield "model_sha256", start.model_sha256, self._run.model_sha256
 
 
 def of_start(start: RunRow | ModelChange, forecaster: Forecaster | None) -> Iterator[Unlike]:

@@ -40,8 +40,8 @@ def waiting_of(
     run where the settings behind the measures are equal and the account has no limit.
     """
     engine, before = changed.engine, changed.recorded
-    if changed.first_ms or not engine.may_wait or changed.reader.promoted(changed.run.run_id):
-        return None  # a promoted model's card may change the thresholds
+    if changed.first_ms or not engine.may_wait:
+        return None
     (state,), (recorded,) = (each.states.values() for each in (engine, before))
     gates, recorded_gates = (each.evaluator.gate_set for each in (state, recorded))
     if (

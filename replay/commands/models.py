@@ -1,4 +1,4 @@
-"""``tracepaper models`` and ``tracepaper retrain``."""
+"""``tracepaper models``."""
 
 from __future__ import annotations
 
@@ -12,28 +12,19 @@ from typer.core import TyperGroup
 from tracepaper.daemon.commands.options import (
     ColumnsOption,
     CommandAnswer,
-    ConfigOption,
     DatabaseOption,
     DepthOption,
     JsonOption,
-    ServiceOption,
-    ToOption,
     answers,
-    database_path,
-    located,
     print_json,
-    tell,
 )
-from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.extras import require
-from tracepaper.strategies.units import time_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from tracepaper.daemon.config.loading import Config
     from tracepaper.replay.document.values import Part
-    from tracepaper.replay.learning.retraining import Retraining
     from tracepaper.strategies.networks.checks import NetworkCheck
 
 
@@ -291,119 +282,3 @@ def _lines(place: Path, card: dict[str, Any]) -> list[str]:
         *([f"  experimental: {why}"] if why else []),
         *(f"  {sentence}" for sentence in card_sentences(card)),
     ]
-
-
-@answers
-def retrain(
-    run: Annotated[
-        str,
-        typer.Argument(
-            metavar="RUN", help="Run whose bars and model are used; the last by default."
-        ),
-    ] = "last",
-    *,
-    db: DatabaseOption = None,
-    config: ConfigOption = None,
-    candidate: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Evaluate this checkpoint instead of training one."),
-    ] = None,
-    against: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Model to beat; by default that of the run."),
-    ] = None,
-    to: ToOption = None,
-    folder: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER", help="Working folder; by default by_hand in retrain.folder."
-        ),
-    ] = None,
-    test: Annotated[
-        int | None, typer.Option(min=1, help="Number of the evaluation; by default the next one.")
-    ] = None,
-    service: ServiceOption = False,
-) -> CommandAnswer | None:
-    """Retrain on a database's bars as a daemon does; report whether it would promote the model.
-
-    The section [retrain] sets how. The newest time, retrain.judge, is kept from the training; both
-    models are judged on it by QLIKE at gate.horizon, with errors by day. The command promotes
-    nothing, and spends none of retrain.alpha.
-    """
-    from tracepaper.daemon.config.loading import load
-    from tracepaper.daemon.session.retraining import with_verdict
-    from tracepaper.replay.learning.retraining import retrain as train_and_judge
-
-    given = load(config)
-    if service:
-        from tracepaper.daemon.session.child import frame_of, limit_this_process, reserve_stdout
-
-        limit_this_process(nice=given.retrain.nice, memory_mb=given.retrain.memory_mb)
-        output = reserve_stdout()
-    database = database_path(db, config)
-    retraining, number = _request(given, database, run, candidate, against, to, folder, test)
-    judgement = train_and_judge(retraining, say=tell)
-    if judgement.is_judged:
-        judgement = with_verdict(judgement, test=number, alpha=float(given.retrain.alpha))
-    if service:
-        output.write(frame_of(judgement))
-        return None
-    if not judgement.is_judged:
-        return CommandAnswer(judgement, f"Nothing was judged: {judgement.reason}.")
-    return CommandAnswer(
-        judgement,
-        f"{judgement.outcome.value.capitalize()}: {judgement.reason}.\n"
-        f"Candidate {judgement.candidate_sha256[:12]} lies in {judgement.candidate}.\n"
-        f"The running model is {judgement.running_sha256[:12]}; {judgement.bars:,} bars were "
-        "judged.",
-    )
-
-
-def _request(
-    config: Config,
-    database: Path,
-    run_name: str,
-    candidate: Path | None,
-    against: Path | None,
-    to: str | None,
-    folder: Path | None,
-    test: int | None,
-) -> tuple[Retraining, int]:
-    """Return the retraining that the options request, and the number of its evaluation."""
-    from tracepaper.daemon.session.retraining import (
-        BY_HAND,
-        past_retrainings,
-        retrain_folder,
-    )
-    from tracepaper.replay.archive.columns import instant
-    from tracepaper.replay.learning.retraining import Retraining
-    from tracepaper.storage.checkpoints import ID_DIGITS, find_kept
-    from tracepaper.storage.database.reader import Reader
-
-    place = located(run_name, database)
-    with Reader.open(place.path) as reader:
-        run, models = reader.run(place.run_id), reader.models(place.run_id)
-    if not models.next and against is None:
-        raise ConfigInvalid(
-            f"Run {run.run_id} has no model to train; name a run that has one, or a model to beat "
-            "by --against."
-        )
-    rules = config.retrain
-    symbols = [item.symbol for item in run.instruments]
-    past = past_retrainings(place.path, run.kind, symbols)
-    number = test or 1 + sum(event.level is not None for event in past)
-    retraining = Retraining(
-        database=place.path,
-        run_id=run.run_id,
-        running=against or find_kept(place.path, models.next[:ID_DIGITS]),
-        folder=folder or retrain_folder(config, place.path) / BY_HAND,
-        judge_ms=time_of(rules.judge) or 0,
-        min_days=rules.min_days,
-        min_bars=rules.min_bars,
-        data=rules.data,
-        recipe=None if rules.recipe is None else Path(rules.recipe),
-        threads=rules.threads,
-        until_ms=None if to is None else instant(to),
-        candidate=candidate,
-    )
-    return retraining, number

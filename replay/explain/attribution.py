@@ -606,10 +606,10 @@ def influence(
         step = reader.step(run_id, sequence)
         forecast, event = stored_forecast(run, step), step.event
         assert isinstance(event, Bar)
-        forecaster = over_symbols(kept_forecaster(database, run, forecast.model_id))
+        forecaster = over_symbols(kept_forecaster(database, run))
         if forecaster is None:
             raise DataInvalid(
-                f"The model {forecast.model_id} reads one symbol; choose a run over several."
+                f"The model {run.model_id} reads one symbol; choose a run over several."
             )
         for item in run.instruments:
             # Bars with one close time are consecutive steps; some may be stored after this one.

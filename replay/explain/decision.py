@@ -272,7 +272,7 @@ def stored_decision(reader: Reader, columns: RunColumns, sequence: int) -> Store
             for row in views.rows("v_explanations", sequence=sequence)
             if row["weight"] is not None
         )
-        model = reader.models(run_id, until=sequence).deciding if judged or buckets else ""
+        model = run["model_sha256"] if judged or buckets else ""
         is_cold = decisions[0]["refused_by"] == warm.name and run["ended_ms"] is None
         is_halted = decisions[0]["refused_by"] == operator.name
         held = [row for row in views.rows("v_positions", sequence=sequence) if row["quantity"]]

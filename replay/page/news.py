@@ -33,7 +33,7 @@ class StreamStep(Struct, frozen=True, tag="step", tag_field="type"):
     bar: DecidedBar | None = None
     """The decided bar: open time, open, high, low, close, volume."""
     fills: list[answers.FillMark] = field(default_factory=list)
-    happening: str = ""  # a start, gap, command, retraining or similar event, in one line
+    happening: str = ""  # a start, gap, command or similar event, in one line
 
 
 class StreamHello(Struct, frozen=True, tag="hello", tag_field="type"):

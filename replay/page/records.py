@@ -417,7 +417,7 @@ def seconds_text(value: float | None) -> str:
 
 
 _HAPPENINGS: Final = (
-    *("model_change", "gap", "command", "parity", "retrained", "end", "prune"),
+    *("model_change", "gap", "command", "parity", "end", "prune"),
     "instrument_change",
 )
 

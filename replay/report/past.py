@@ -112,7 +112,7 @@ def open_any(
         forecast = stored_forecast(run, step)
         assert isinstance(step.event, Bar)
         instrument = step.event.instrument
-        forecaster = kept_forecaster(database, run, forecast.model_id)
+        forecaster = kept_forecaster(database, run)
         read = bars_before(
             reader, run_id, sequence, instrument, forecaster, "its model", earlier=earlier
         )
@@ -159,7 +159,7 @@ def stored_forecast(run: RunRow, step: Step) -> Forecast:
     return forecast
 
 
-def kept_forecaster(database: Path, run: RunRow, model_id: str) -> Forecaster:
+def kept_forecaster(database: Path, run: RunRow) -> Forecaster:
     """Return the model that decided, stored beside the database or bundled.
 
     Raises ``DataInvalid`` or ``CheckpointMismatch`` where it is missing.
@@ -178,14 +178,14 @@ def kept_forecaster(database: Path, run: RunRow, model_id: str) -> Forecaster:
             )
         custom_model.scale(run.instruments)
         return custom_model
-    folder = checkpoints.find_kept(database, model_id)
+    folder = checkpoints.find_kept(database, run.model_id)
     vectors = recorded_covariates(
         database, recorded_covariates_name(run.libraries), checkpoints.read_card(folder)
     )
     forecaster: Forecaster = forecaster_of(folder, config, mode="step", covariates=vectors)
-    if forecaster.model_id != model_id:
+    if forecaster.model_id != run.model_id:
         raise DataInvalid(
-            f"{folder} holds the checkpoint {forecaster.model_id}, but {model_id} decided; "
+            f"{folder} holds the checkpoint {forecaster.model_id}, but {run.model_id} decided; "
             "restore it."
         )
     return forecaster

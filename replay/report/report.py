@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -47,10 +45,9 @@ from tracepaper.replay.report.trades import (
     costs_and_funding,
 )
 from tracepaper.replay.run_columns import Floats, Ints, RunColumns
-from tracepaper.storage.checkpoints import ID_DIGITS, FittedSpan, kept_folder, read_card
+from tracepaper.storage.checkpoints import FittedSpan, kept_folder, read_card
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
-from tracepaper.strategies.types.market import RetrainingEnd, RetrainOutcome
 from tracepaper.strategies.units import count_of, duration, percent
 
 Card = dict[str, Any]
@@ -184,7 +181,6 @@ def build_report(
         book = read_book_risk(columns)
         participation = participations(columns, record.account.fills)
         listed = newest_listed(views)
-        retrained = reader.of_type(run_id, RetrainingEnd)
         card = _card(record)
         outcomes = read_head_outcomes(reader, record, card)
         timeline = read_timeline(reader, record)
@@ -196,7 +192,7 @@ def build_report(
     return Report(
         record=record,
         warnings=tuple(f"Warning: {text}." for text in json.loads(record.run["warnings"] or "[]")),
-        sentences=(*_sentences(record, card), *_retrained_sentences(retrained)),
+        sentences=_sentences(record, card),
         accounts=(
             *(account_report(record, ledger, closed[ledger.name]) for ledger in ledgers),
             *(_held_account(record, benchmark) for benchmark in held),
@@ -453,24 +449,6 @@ def _sentences(record: RunRecord, card: Card) -> tuple[str, ...]:
             )
         sentences += [REGIMES_SENTENCE, ROLLOUT_SENTENCE]
     return tuple(sentences)
-
-
-def _retrained_sentences(events: Sequence[RetrainingEnd]) -> Iterator[str]:
-    """Yield whether the model was retrained, and which model decides from when."""
-    if not events:
-        return
-    counts = Counter(event.outcome.value for event in events)
-    outcomes = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
-    yield f"The model was retrained in service: {outcomes}. The record has an event for each."
-    for event in events:
-        if event.takes_over:
-            at = datetime.fromtimestamp(event.market_ms / 1000, UTC)
-            link = "promoted by" if event.outcome is RetrainOutcome.PROMOTED else "after"
-            yield (
-                f"From {at:%Y-%m-%d %H:%M} UTC on model {event.candidate_sha256[:ID_DIGITS]} "
-                f"decides, {link} {event.reason}. The card is that of the first model, the "
-                "thresholds are those of the last."
-            )
 
 
 def _card(record: RunRecord) -> Card:

@@ -77,12 +77,7 @@ def read_head_outcomes(
         horizon=horizon,
         days=record.spans_of(record.decisions.open_time_ms[rows], horizon),
         separate=np.flatnonzero(place % horizon == 0),
-        # A model from a retraining may have other heads.
-        forecasts={
-            name: np.array(numbers)
-            for name, numbers in by_head.items()
-            if numbers[0] and len({len(each) for each in numbers}) == 1
-        },
+        forecasts={name: np.array(numbers) for name, numbers in by_head.items() if numbers[0]},
         levels=levels,
         returned=returned,
         fallen=fallen,

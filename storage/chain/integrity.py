@@ -43,9 +43,6 @@ _PRUNED_AFTER: Final = "SELECT 1 FROM prunes WHERE run_key = ? AND until_sequenc
 _HOLDING: Final = itemgetter(place("steps", "holding"))
 
 _MODELS: Final = "SELECT run_id, model_id, model_sha256 FROM runs ORDER BY run_key"
-_STARTED: Final = (
-    "SELECT json_extract(content, '$.model_sha256') FROM events WHERE kind = 'model_change'"
-)
 
 _OF_RUN: Final = "run_key = (SELECT run_key FROM runs WHERE run_id = ?)"
 _MOVED: Final = (
@@ -284,13 +281,7 @@ def _check_models(connection: sqlite3.Connection) -> Iterator[ChainProblem]:
         elif model_id != sha256[:ID_DIGITS]:
             sentence = f"Run {run_id} stores model {model_id} with the hash of another model."
             yield ChainProblem(None, ("runs",), "changed", sentence)
-    promoted = {sha256 for (sha256,) in connection.execute(_STARTED)} - used - {"", None}
-    for sha256 in sorted(promoted - stored):
-        sentence = (
-            f"The card of model {sha256[:ID_DIGITS]}, which a run was changed to, is missing."
-        )
-        yield ChainProblem(None, ("models",), "missing", sentence)
-    if stored - used - promoted:
+    if stored - used:
         yield ChainProblem(None, ("models",), "extra", "A card was added: no run used its model.")
 
 

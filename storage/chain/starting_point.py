@@ -26,18 +26,12 @@ from tracepaper.storage.database.chunks import (
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 _BAR: Final = "instrument IS NOT NULL AND ignored IS NULL"
-_CHANGE: Final = "kind = 'model_change'"
 _STARTED: Final = (
     f"SELECT sequence, content FROM events WHERE {WITHIN} AND kind = 'model_change' "
-    "ORDER BY sequence DESC"
-)
-_PROMOTED: Final = (
-    "SELECT sequence, json_extract(content, '$.candidate_sha256') FROM events "
-    f"WHERE {WITHIN} AND kind = 'retrained' "
-    "AND json_extract(content, '$.outcome') = 'promoted' ORDER BY sequence DESC LIMIT 1"
+    "ORDER BY sequence DESC LIMIT 1"
 )
 _BOOKS: Final = (
     "SELECT sequence, json_extract(content, '$.count') FROM events "
@@ -64,18 +58,16 @@ class Rebuilding(NamedTuple):
 
 
 class _StartContent(Struct):
-    """The content of a ``model_change`` event: the model, and the bars that warmed it up."""
+    """The content of a ``model_change`` event: the bars that warmed the model up."""
 
-    model_sha256: str = ""
     warm_from: list[tuple[str, int]] = []
 
 
 class _Start(NamedTuple):
-    """A start of a model."""
+    """A start of the process."""
 
     step: int
     warm_from: dict[str, int]  # by instrument: the first bar that warmed it up
-    is_promotion: bool  # then another process warmed it up with a context of bars
 
 
 class StartingPoint(Struct, frozen=True):
@@ -114,9 +106,6 @@ class StartingPoints:
         None if fewer bars precede it than its decision needs.
         """
         step = self._unit(sequence)[0] - 1
-        pending = self.pending(step)
-        if pending is not None:  # begin before the promotion, to compute its model change too
-            step = pending - 1
         return None if step < self._first else self._fed(step)
 
     def after(self, step: int) -> StartingPoint:
@@ -146,17 +135,6 @@ class StartingPoints:
         """Return the first and last step of the close that holds *step*; without one, *step*."""
         return close_of(self._connection, self._run_key, step, len(self._places))
 
-    def pending(self, step: int) -> int | None:
-        """Return the step of a promotion whose model change has not followed by *step*."""
-        if not self._lookback.context:
-            return None
-        row = self._connection.execute(_PROMOTED, (self._run_key, 0, step)).fetchone()
-        if row is None:
-            return None
-        changed = f"{_CHANGE} AND json_extract(content, '$.model_sha256') = ?"
-        done = self._find(row[0], step, "events", changed, row[1])
-        return int(row[0]) if done is None else None
-
     def _bar(
         self, first: int, last: int, key: str, *, newest: bool = False, skip: int = 0
     ) -> int | None:
@@ -177,16 +155,13 @@ class StartingPoints:
         """Return whether no bar of an instrument can have been pruned."""
         return self.after_prune is None or self._bar(self._first, self._last, key) is None
 
-    def _starts(self, step: int) -> Iterator[_Start]:
-        """Yield the starts and promotions up to *step*, newest first."""
-        for at, content in self._connection.execute(_STARTED, (self._run_key, 0, step)).fetchall():
-            start = msgspec.json.decode(content, type=_StartContent)
-            if self._lookback.context and not start.warm_from:
-                row = self._connection.execute(_PROMOTED, (self._run_key, 0, at)).fetchone()
-                if row is not None and row[1] == start.model_sha256:
-                    yield _Start(int(row[0]), {}, is_promotion=True)
-                    continue
-            yield _Start(int(at), dict(start.warm_from), is_promotion=False)
+    def _newest_start(self, step: int) -> _Start | None:
+        """Return the newest start up to *step*, if any."""
+        row = self._connection.execute(_STARTED, (self._run_key, 0, step)).fetchone()
+        if row is None:
+            return None
+        content = msgspec.json.decode(row[1], type=_StartContent)
+        return _Start(int(row[0]), dict(content.warm_from))
 
     def _fed(self, step: int) -> StartingPoint | None:
         """Return the starting point after *step*; None if an event it needs was pruned."""
@@ -210,11 +185,6 @@ class StartingPoints:
         if len(steps) < len(fed):
             return None
         fed_from = self._unit(min([step + 1, *steps]))[0]
-        pending = self.pending(fed_from - 1)
-        if pending is not None:  # the run-in must hold the promotion, which loads the model
-            if pending < self._first:
-                return None
-            fed_from = pending
         return StartingPoint(step, fed_from, is_started)
 
     def _model_fed(self, step: int) -> tuple[list[int | None], bool]:
@@ -225,20 +195,14 @@ class StartingPoints:
         """
         keys = [key for key in self._bars if self._oldest(step, key) < step]
         by_steps = [self._back(step, key, self._model_bars) for key in keys]
-        # A promoted model starts at its promotion, when another process warmed it up.
-        started = next(self._starts(step), None)
+        started = self._newest_start(step)
         at = -1 if started is None else started.step
         if started is None or all(oldest is not None and oldest > at for oldest in by_steps):
             return [*by_steps], True
         if at < self._first:
             return [None], False
-        if not started.is_promotion:
-            warm_from = started.warm_from.items()
-            return [at, *(self._bar_at(at, key, opened) for key, opened in warm_from)], False
-        before = [self._back(at, key, self._lookback.context) for key in keys]
-        if self.after_prune is None:  # an instrument may have had fewer bars then
-            before = [self._first if oldest is None else oldest for oldest in before]
-        return [at, *before], True
+        warm_from = started.warm_from.items()
+        return [at, *(self._bar_at(at, key, opened) for key, opened in warm_from)], False
 
     def _bar_at(self, last: int, key: str, open_time_ms: int) -> int | None:
         """Return the step of the bar of an instrument that opened at *open_time_ms*."""
@@ -247,8 +211,8 @@ class StartingPoints:
 
     def _since_start(self, step: int) -> int:
         """Return the first step whose quotes and books still count: a start drops earlier ones."""
-        starts = (start.step for start in self._starts(step) if not start.is_promotion)
-        return max(self._first, next(starts, self._first))
+        started = self._newest_start(step)
+        return self._first if started is None else max(self._first, started.step)
 
     def _quote(self, step: int, key: str) -> int | None:
         """Return the step of an instrument's newest quote up to *step*; *step* if it has none.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from tracepaper.storage.database.chunks import (
     CHUNK_STEPS,
@@ -64,12 +64,11 @@ from tracepaper.strategies.types.market import (
     FrameBar,
     Gap,
     ModelChange,
-    RetrainingEnd,
 )
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from tracepaper.storage.database.chunks import StoredRow
     from tracepaper.storage.database.run_rows import RunRows
@@ -97,16 +96,6 @@ def _fed(
     event: Event
     event = decoder.unit_of(row) if event_row is None else decoder.event(event_row)
     return sequence, row[1] is None, event, prediction
-
-
-class RunModels(NamedTuple):
-    """The hashes of the model that decided last, and of the one with which the run continues.
-
-    They differ if the process ended between a promotion and the change to its model.
-    """
-
-    deciding: str
-    next: str
 
 
 _IS_FED: Final = (
@@ -492,37 +481,6 @@ class Reader:
         rows = self.connection.execute(query, run_span(stored.run_key))
         return {stored.run.instruments[place].id: opened for place, opened in rows}
 
-    def models(self, run_id: str, *, until: int | None = None) -> RunModels:
-        """Return the hashes of the model that decided last in *run_id*, and of the next one.
-
-        If *until* is given, they are those after that step.
-        """
-        deciding, promoted = self.run(run_id).model_sha256, ""
-        chosen = "kind IN ('model_change', 'retrained') ORDER BY sequence DESC"
-        for event in self._events(run_id, chosen, until=until):
-            if isinstance(event, ModelChange):
-                deciding = event.model_sha256
-                break
-            if isinstance(event, RetrainingEnd) and event.takes_over:
-                promoted = promoted or event.candidate_sha256
-        return RunModels(deciding, promoted or deciding)
-
-    def promoted(self, run_id: str) -> list[str]:
-        """Return the hashes of the models that were promoted in *run_id*, oldest first."""
-        retrainings = self.of_type(run_id, RetrainingEnd)
-        return [event.candidate_sha256 for event in retrainings if event.takes_over]
-
-    def retrainings(
-        self, kind: RunKind, symbols: Collection[str]
-    ) -> list[tuple[str, RetrainingEnd]]:
-        """Return (run, event) of each retraining in runs of *kind* on those *symbols*, in order."""
-        ends: list[tuple[str, RetrainingEnd]] = []
-        for run_id in self.run_ids():
-            run = self.run(run_id)
-            if run.kind is kind and {item.symbol for item in run.instruments} == set(symbols):
-                ends += [(run_id, event) for event in self.of_type(run_id, RetrainingEnd)]
-        return ends
-
     def depths(self, run_id: str, instrument: str, *, until: int, books: int) -> list[Depths]:
         """Return the newest events with *books* order books up to step *until*, oldest first.
 
@@ -545,7 +503,7 @@ class Reader:
         for event in self._events(run_id, chosen, until=until):
             if isinstance(event, Gap):
                 gaps.append(event)
-            elif isinstance(event, ModelChange) and (event.warm_from or not event.model_sha256):
+            elif isinstance(event, ModelChange):
                 break
         return gaps[::-1]
 

@@ -288,7 +288,7 @@ V_DECISIONS: Final = View(
             *shown("a", "answers", *_MEASURES),
             *shown("s", "steps", "target_quantity"),
             *shown("o", "outcomes", "reason", "unfilled_reason"),
-            *shown("a", "answers", "late_deadline_ms", "model_id"),
+            *shown("a", "answers", "late_deadline_ms"),
         ),
         ("s", (column for column in TABLES["steps"] if column.name not in BAR_COLUMNS)),
         ("o", TABLES["outcomes"]),

@@ -370,13 +370,6 @@ _ANSWERS = (
         "the deadline in ms that the forecaster missed; null if it did not",
         null=True,
     ),
-    Column(
-        name="model_id",
-        kind=TEXT,
-        doc="the model that decided",
-        null=True,  # if it is the run's model
-        sql="coalesce({t}.model_id, r.model_id)",
-    ),
 )
 HEAD_COLUMNS: Final = (
     "heads",

@@ -160,7 +160,7 @@ def _layout_of(given: int, size: int) -> tuple[int, Callable[[bytes], tuple[Any,
     return count, struct.Struct(layout.replace("B", "x")).unpack
 
 
-_NOT_FINITE: Final = Forecast((1,), *((nan,),) * 6, model_id="")
+_NOT_FINITE: Final = Forecast((1,), *((nan,),) * 6)
 _IMPOSSIBLE: Final = (
     *(ValueError, LookupError, TypeError, AttributeError),
     *(struct.error, msgspec.MsgspecError),
@@ -182,7 +182,6 @@ class StepDecoder:
         self._instruments = [instrument.id for instrument in run.instruments]
         self._factors = [money_factor(instrument) for instrument in run.instruments]
         self._interval_ms = run.interval_ms
-        self._model_id = run.model_id
         self._interned = interned
         self.outcome = lru_cache(OUTCOMES_KEPT)(self._read_outcome)  # many steps share an outcome
 
@@ -300,12 +299,10 @@ class StepDecoder:
             number = nan if at_horizon is None else at_horizon  # null: it was not finite
             columns.append((*numbers[start:between], number, *numbers[between:end]))
             start = end
-        model_id = row[ANSWER.model_id]
         mean, stdev, down, flat, up, volatility = columns
         # Positional arguments are faster than keywords.
         return Forecast(
             horizons, mean, stdev, down, flat, up, volatility,
-            self._model_id if model_id is None else model_id,
             None if row[ANSWER.entropy] is None else _explanation(row),
             row[ANSWER.members] or b"",
             heads_of(row[ANSWER.heads]),

@@ -61,6 +61,7 @@ from tracepaper.strategies.errors import DataInvalid, InvariantBroken
 from tracepaper.strategies.types.decisions import (
     Fill,
     Forecast,
+    HeadForecasts,
     Position,
     QuietStretch,
 )
@@ -157,7 +158,6 @@ class StepEncoder:
         self.due = first  # sequence of the next step
         self._run_key = run_key
         self._interval_ms = run.interval_ms
-        self._model_id = run.model_id
         self._horizon = run.gate_horizon
         self._places = {instrument.id: i for i, instrument in enumerate(run.instruments)}
         self._scales = {instrument.id: scales(instrument) for instrument in run.instruments}
@@ -539,9 +539,8 @@ class StepEncoder:
             if (explanation := prediction.explanation) is not None:
                 figures = all_finite(_OF_EXPLANATION(explanation))
                 explained = (*figures, explanation.entropy, buckets_text(explanation.buckets))
-            model_id = None if prediction.model_id == self._model_id else prediction.model_id
-            if prediction.heads is not None or model_id is not None:
-                rare = (*self._head_columns(prediction), None, model_id)
+            if prediction.heads is not None:
+                rare = self._head_columns(prediction, prediction.heads)
         elif prediction is not None:
             rare = (*(None,) * len(HEAD_COLUMNS), prediction.deadline_ms)
         row = (*key, note, *forecast, *explained, *measures)
@@ -559,7 +558,7 @@ class StepEncoder:
         Their values are taken from *columns*, if all forecasts are rows of them.
         """
         key, notes = self._run_key, [json_text(answer.decision.note) for answer in answers]
-        if columns is not None and columns.forecasts[0].model_id == self._model_id:
+        if columns is not None:
             row_of = columns.rows.get
             places = [row_of(id(answer.prediction)) for answer in answers]
             if None not in places:
@@ -580,13 +579,11 @@ class StepEncoder:
             for at, answer, of_gates, note in zip(sequences, answers, measures, notes, strict=True)
         ]
 
-    def _head_columns(self, prediction: Forecast) -> Row:
-        """Return the packed auxiliary heads, and their numbers at the gates' horizon."""
-        if prediction.heads is None:
-            return (None,) * len(HEAD_COLUMNS)
+    def _head_columns(self, prediction: Forecast, heads: HeadForecasts) -> Row:
+        """Return the packed auxiliary *heads*, and their numbers at the gates' horizon."""
         at = _place(prediction.horizons, self._horizon)
         return (
-            msgspec.msgpack.encode(prediction.heads.stored()),
+            msgspec.msgpack.encode(heads.stored()),
             prediction.expected_shortfall(at, is_short=False),
             prediction.expected_shortfall(at, is_short=True),
             prediction.expected_drawdown(at),

@@ -50,7 +50,6 @@ from tracepaper.strategies.types.market import (
     ParityCheck,
     Prune,
     Quote,
-    RetrainingEnd,
     RiskTier,
     RunEnd,
     RunKind,
@@ -99,7 +98,7 @@ INDEXED_EVENTS: Final = (
 """Kinds of events that have an index by run and sequence."""
 INDEXED_KINDS: Final = f"kind IN ({', '.join(repr(kind) for kind in INDEXED_EVENTS)})"
 """The condition of that partial index."""
-KEPT_EVENTS: Final = (*INDEXED_EVENTS, "retrained", "parity", "corporate_action", "universe")
+KEPT_EVENTS: Final = (*INDEXED_EVENTS, "parity", "corporate_action", "universe")
 """Kinds of events that a prune keeps."""
 DROPPED_ROWS: Final = (
     *((table, "TRUE") for table in DROPPED_TABLES),
@@ -124,7 +123,6 @@ EVENT_TYPES: Final[Mapping[str, type[Event]]] = {
     "end": RunEnd,
     "prune": Prune,
     "covariates": CovariatesRead,
-    "retrained": RetrainingEnd,
     "parity": ParityCheck,
     "universe": UniverseChange,
 }

@@ -174,7 +174,6 @@ def forecast_of(
     *,
     horizons: tuple[int, ...],
     measures: Collection[str],
-    model_id: str,
     positions: NDArray[np.int64] | None = None,
 ) -> Forecast | None:
     """Return a model's *answer* as a ``Forecast``; non-finite numbers are kept.
@@ -215,7 +214,6 @@ def forecast_of(
         given.get("p_flat", ()),
         given.get("p_up", ()),
         given.get("volatility", ()),
-        model_id,
         _explanation(given, looked),
     )
 
@@ -226,7 +224,6 @@ def forecasts_of(
     *,
     horizons: tuple[int, ...],
     measures: Collection[str],
-    model_id: str,
 ) -> list[Forecast | None]:
     """Return the forecasts of *count* rows from the *answers* of ``predict_rows``."""
     if not isinstance(answers, Mapping):
@@ -244,7 +241,6 @@ def forecasts_of(
             {name: column[row] for name, column in listed.items()},
             horizons=horizons,
             measures=measures,
-            model_id=model_id,
         )
         for row in range(count)
     ]

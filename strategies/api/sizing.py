@@ -258,14 +258,6 @@ class Sizer:
         """Use a new quantity step; a fixed quantity is rounded down to it."""
         self._step = instrument.quantity_step
 
-    def change_model(
-        self, slope: float, confidence: FittedConfidence | None, tails: MeasuredTails | None
-    ) -> None:
-        """Use another model's calibration; *confidence* only if sizes already depend on one."""
-        if self._sizing.confidence is None:
-            confidence = None
-        self._sizing = replace(self._sizing, slope=slope, confidence=confidence, tails=tails)
-
     def observe(self, bar: Bar) -> None:
         """Add a closed bar to the volatility estimate."""
         if self._estimate is not None:

@@ -270,7 +270,6 @@ class TogetherForecaster(CheckpointForecaster):
             explained,
             horizons=self.horizons,
             temperature=model.temperature,
-            model_id=self.model_id,
         )
         allocation = None if outputs.allocation is None else outputs.allocation[0]
         weights = model.weights(outputs.relative[0], allocation)[:, 0].tolist()

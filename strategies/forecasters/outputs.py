@@ -78,7 +78,6 @@ def forecasts(
     *,
     horizons: tuple[int, ...],
     temperature: Sequence[float],
-    model_id: str,
     levels: Levels | None = None,
 ) -> list[Forecast]:
     """Return the forecast of each bar, stream after stream.
@@ -100,7 +99,7 @@ def forecasts(
     stdev = np.exp(scale) * np.sqrt(dof / (dof - 2.0)) * root
     volatility = np.exp(0.5 * variance) * root
     figures = (mean * root, stdev, p_down, p_flat, p_up, volatility)
-    answers = map(Forecast, repeat(horizons), *map(tuples, figures), repeat(model_id), explained)
+    answers = map(Forecast, repeat(horizons), *map(tuples, figures), explained)
     heads = head_forecasts(outputs, sigmas, horizons, levels or {})
     if heads is None:
         return list(answers)

@@ -229,7 +229,6 @@ class StreamingForecaster(CheckpointForecaster):
             explained,
             horizons=self.horizons,
             temperature=model.temperature,
-            model_id=model.model_id,
             levels=model.levels,
         )
         answers: list[list[Forecast | None]] = []

@@ -228,7 +228,7 @@ class RowForecaster(CheckpointForecaster):
         mean, volatility = self.figures(rows, sigmas)
         figures = (mean, volatility * self._spread, volatility)
         return [
-            Forecast(self.horizons, means, stdevs, (), (), (), volatilities, self.model_id)
+            Forecast(self.horizons, means, stdevs, (), (), (), volatilities)
             for means, stdevs, volatilities in zip(*map(tuples, figures), strict=True)
         ]
 

@@ -195,7 +195,6 @@ class WindowedForecaster(CheckpointForecaster):
                 explained,
                 horizons=self.horizons,
                 temperature=self.model.temperature,
-                model_id=self.model_id,
                 levels=self.model.levels,
             )
             for window, forecast in zip(ready, predictions, strict=True):

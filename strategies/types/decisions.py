@@ -129,7 +129,6 @@ class Forecast(Struct, frozen=True, gc=False):
     p_flat: tuple[float, ...]
     p_up: tuple[float, ...]
     volatility: tuple[float, ...]  # expected standard deviation of the return to the horizon
-    model_id: str
     explanation: Explanation | None = None
     auxiliary: bytes = b""
     """Model-specific, little-endian. Ensemble: mean return and volatility per horizon of its row

@@ -34,11 +34,11 @@ def columns_of(answers: Iterable[Forecast | None]) -> ForecastColumns | None:
     ]
     if not usual:
         return None
-    horizons, model_id = usual[-1].horizons, usual[-1].model_id
+    horizons = usual[-1].horizons
     explained = [forecast.explanation for forecast in usual if forecast.explanation is not None]
     values, figures = [*map(_OF_FORECAST, usual)], [*map(_OF_EXPLANATION, explained)]
     if (
-        {(forecast.horizons, forecast.model_id) for forecast in usual} != {(horizons, model_id)}
+        {forecast.horizons for forecast in usual} != {horizons}
         or {*map(len, chain.from_iterable(values))} != {len(horizons)}
         or len({len(explanation.buckets) for explanation in explained}) > 1
         or None in chain.from_iterable(figures)

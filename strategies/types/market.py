@@ -264,12 +264,10 @@ class InstrumentChange(Struct, frozen=True, gc=False):
 
 
 class ModelChange(Struct, frozen=True, gc=False):
-    """The process (re)started and warmed its model with bars of the run, or promoted a model.
+    """The process (re)started and warmed its model with bars of the run.
 
     A replay of the recorded run warms its model at the same place with the same bars: ``warm_from``
-    has the first bar of each instrument, as (instrument, open_time_ms). An empty ``warm_from`` with
-    another model is a promotion: since the ``RetrainingEnd`` event that model was warmed alongside
-    the running one.
+    has the first bar of each instrument, as (instrument, open_time_ms).
     """
 
     model_id: str
@@ -286,49 +284,6 @@ class ModelChange(Struct, frozen=True, gc=False):
     torch_version: str = ""
     instruction_set: str = ""
     libraries: str = ""
-
-
-class RetrainOutcome(StrEnum):
-    """The outcome of a retraining."""
-
-    PROMOTED = "promoted"  # credibly better: decides from the next ModelChange on
-    REFUSED = "refused"  # evaluated, and not credibly better
-    SKIPPED = "skipped"  # not evaluated: too few bars, or a model that cannot replace this one
-    FAILED = "failed"  # the training or the promotion failed
-
-
-class RetrainingEnd(Struct, frozen=True, gc=False):
-    """The end of a retraining: a candidate was compared with the running model, or could not be.
-
-    ``from_ms`` to ``until_ms`` are the bars of the comparison. Without a comparison these and
-    ``test`` are 0, and the figures None. The rules are docs/operations.md, O11 to O19.
-    """
-
-    outcome: RetrainOutcome
-    reason: str
-    configured_sha256: str = ""  # of the model in ``[model] checkpoint``
-    running_sha256: str = ""
-    candidate_sha256: str = ""  # empty without a candidate
-    recipe: str = ""  # hash of the training settings; empty without a candidate
-    began_ms: int = 0
-    from_ms: int = 0
-    until_ms: int = 0
-    horizon: int = 0  # bars
-    bars: int = 0
-    days: int = 0
-    difference: float | None = None  # mean QLIKE of the candidate minus that of the running model
-    error: float | None = None  # standard error of the difference, over days
-    p: float | None = None  # one-sided p-value of the candidate being better
-    test: int = 0  # number of this test of the market in this database, from 1
-    level: float | None = None  # significance level of this test, a share of retrain.alpha
-    market_ms: int = 0
-    seen_ms: int = 0
-    alpha: float | None = None  # retrain.alpha; None without a comparison
-
-    @property
-    def takes_over(self) -> bool:
-        """Whether the candidate decides from the next ``ModelChange`` on."""
-        return self.outcome is RetrainOutcome.PROMOTED
 
 
 class ParityOutcome(StrEnum):
@@ -570,7 +525,6 @@ Event = (
     | RunEnd
     | Prune
     | CovariatesRead
-    | RetrainingEnd
     | ParityCheck
     | UniverseChange
 )

@@ -199,7 +199,6 @@ def exported() -> dict[str, set[str]]:
     monitor.companions = {
         "parity": lambda: {"since_ms": START_MS, "last": to_builtins(IDENTICAL)},
         "notices": lambda: {"sent": 1},
-        "retraining": lambda: {"training": False, "due_ms": 0, "outcomes": {"promoted": 1}},
     }
     monitor.copied_s = lambda: START_MS / 1000
     monitor.observe(step(bar(), decided=decided, prediction=forecast(), position=Position()))

@@ -28,7 +28,7 @@ BoostedTree, FadingAttention, Trend, Grid, RsiReversion, LightGBM
 minimal_roi
 
 # Keys of a recipe, read by their names.
-validation_until, calibration_until
+train_until, validation_until, calibration_until
 
 # Written whole, as documents, rows or frames of a notebook.
 start_sha256, exit_sequence, hit_rate, lines_first, must_pass, profit_factor

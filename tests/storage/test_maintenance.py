@@ -24,7 +24,6 @@ from tracepaper.storage.record.columns import stored_columns
 from tracepaper.storage.record.rows import DROPPED_TABLES
 from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid, DataInvalid
 from tracepaper.strategies.types.decisions import GateSet, Position, ShadowStep, Step
-from tracepaper.strategies.types.market import RetrainingEnd
 
 DAY = 24 * 60
 STEPS = cases.plain_steps(DAY + 500)
@@ -262,23 +261,19 @@ def test_a_prune_is_refused_while_a_daemon_has_the_database(path: Path) -> None:
 
 def test_settlements_and_gaps_survive_a_prune(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
-    early = [*cases.rich_steps()[:9], cases.undecided(9, cases.retrained())]
-    late = [replace(step, sequence=step.sequence + 10) for step in STEPS]
+    early = cases.rich_steps()[:9]
+    late = [replace(step, sequence=step.sequence + 9) for step in STEPS]
     write_run(path, [*early, *late])
-    assert prune(path, keep_days=1, pruned_at_ms=5)[0].until_sequence == UNTIL + 10
+    assert prune(path, keep_days=1, pruned_at_ms=5)[0].until_sequence == UNTIL + 9
     with Reader.open(path) as reader:
         kinds = {kind for (kind,) in reader.connection.execute("SELECT kind FROM v_events")}
         resumed = reader.connection.execute("SELECT count(*) FROM v_gaps").fetchone()
-        assert reader.of_type("r-1", RetrainingEnd) == [
-            cases.retrained()
-        ]  # which counts in every later test
     assert kinds == {
         "instrument_change",
         "model_change",
         "gap",
         "funding",
         "command",
-        "retrained",
         "bar",
         "prune",
     }

@@ -167,14 +167,6 @@ def changed(name: str, **values: object) -> dict[str, Any]:
     return models.card(**whole)
 
 
-def test_sizes_that_follow_no_confidence_follow_none_of_another_model() -> None:
-    follows = Sizing(SizingMode.FIXED, quantity=1_000, confidence=FITTED)
-    for sizing in (follows, replace(follows, confidence=None)):
-        sizer = Sizer(sizing, instrument())
-        sizer.change_model(1.0, FITTED, None)
-        assert (sizer.factor(forecast()) is None) is (sizing.confidence is None)
-
-
 def test_a_card_gives_back_what_it_was_given() -> None:
     stored = present(build(changed(""), models.network().state_dict()).calibration)
     assert (stored.confidence, stored.cells) == (FITTED, CELLS)

@@ -190,7 +190,6 @@ def forecast(
         (1.0 - p_up - p_down,),
         (p_up,),
         (0.005,),
-        "0123456789ab",
         explanation() if explained is None else explained,
     )
 

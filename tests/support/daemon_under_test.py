@@ -110,6 +110,20 @@ class RunningDaemon:
             await self.until(lambda: self.decided() >= self.minute)
 
 
+async def decide(running: RunningDaemon, start: int, count: int) -> None:
+    """Close so many minutes from minute *start* on, and await each decision."""
+    server, running.minute = running.server, start
+    await running.until(lambda: server.sockets and server.subscribed())
+    for minute in range(start, start + count):
+        before, at = running.decided(), START_MS + (minute + 1) * MINUTE
+        running.pass_bars(1)
+        close = price(minute)
+        ask = f"{float(close) + 0.1:.1f}"
+        frames = book(at - 500, close, ask), kline(at - MINUTE, close), book(at + 500, close, ask)
+        await server.send(*frames)
+        await running.until(lambda before=before: running.decided() > before)  # type: ignore[misc]
+
+
 class Outside(RunningDaemon):
     """A daemon in a process of its own, known by its database alone."""
 

@@ -231,7 +231,7 @@ def unequal(path: Path, database: Path) -> set[str]:
         model = recorded.run.model_id
         prober = model and forecaster_of(kept_folder(database, model), recorded.config, mode="scan")
         predictor, check = (
-            RecordedPredictor(recorded, prober or None, database),
+            RecordedPredictor(recorded, prober or None),
             RowCheck(reader, reader.stored_run(run_id)),
         )
         names = set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -14,6 +14,7 @@ from tracepaper.storage.checkpoints import save
 from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.forecasters.build import RunOptions, build
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
+from tracepaper.strategies.gates.gate import GATES
 from tracepaper.strategies.networks.architecture import Network, network_kinds
 from tracepaper.strategies.networks.cross_asset import CrossAssetConfig, CrossAssetNetwork
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
@@ -30,6 +31,10 @@ AnyConfig = (
 
 SMALL = FlashConfig(dim=16, layers=3, heads=2, window=50)
 """A receptive field of 148 rows."""
+
+
+ONE_LAYER = replace(SMALL, layers=1, window=16)
+ONE_LAYER_CONTEXT = 16 + 480 - 1
 
 
 def network(config: FlashConfig = SMALL, *, seed: int = 1) -> FlashNetwork:
@@ -72,6 +77,21 @@ def card(config: AnyConfig = SMALL, **calibration: Any) -> dict[str, Any]:
         "market": {"interval": "1"},
         "calibration": calibration,
     }
+
+
+def written(folder: Path) -> None:
+    """Write a checkpoint of one layer, whose gates all have quantiles."""
+    named = {gate.calibrated_as for gate in GATES.values()} - {""} | {"recent_mass"}
+    described = card(
+        ONE_LAYER,
+        horizon=30,
+        temperature={str(bars): 1.0 for bars in ONE_LAYER.horizons},
+        slope={str(bars): 1.0 for bars in ONE_LAYER.horizons},
+        content_free=0.0,
+        quantiles={name: [1e-6 * (1 + at) for at in range(99)] for name in sorted(named)},
+    )
+    described["model"] = {"kind": "flash", "name": "one layer"}
+    save(folder, network(ONE_LAYER).state_dict(), described)
 
 
 def kind_of(config: AnyConfig) -> str:

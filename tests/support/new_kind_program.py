@@ -68,7 +68,7 @@ class SeasonalForecaster:
         spread = self._times * float(np.diff(np.log(np.array(closes))).std())
         ahead = tuple((np.maximum(spread, LEAST) * np.sqrt(self.horizons)).tolist())
         nothing = (0.0,) * len(ahead)
-        return Forecast(self.horizons, nothing, ahead, (), (), (), ahead, self.model_id)
+        return Forecast(self.horizons, nothing, ahead, (), (), (), ahead)
 
     def predict_many(self, bars: Sequence[Bar]) -> list[Forecast | None]:
         """Answer each by itself."""

@@ -67,8 +67,6 @@ from tracepaper.strategies.types.market import (
     ParityCheck,
     ParityOutcome,
     Quote,
-    RetrainingEnd,
-    RetrainOutcome,
     RunKind,
     Side,
     Source,
@@ -296,7 +294,6 @@ def model_forecast(number: int) -> Forecast:
         (0.25, 0.3),
         (0.5, 0.5),
         (0.005, 0.007),
-        "0123456789ab",
         model_explanation(number),
     )
 
@@ -347,8 +344,6 @@ def other_events() -> list[Event]:
         CovariatesRead(
             START_MS, "it's torn", (CovariateRow(ETH.id, START_MS - 1, (0.1, -2.0)),), **at
         ),
-        retrained(**at),
-        retrained(difference=None, error=None, p=None, level=None, **at),
         ParityCheck(
             ParityOutcome.IDENTICAL, "it's the same", START_MS, START_MS + 1, 2, 1, 1, **at
         ),
@@ -358,32 +353,6 @@ def other_events() -> list[Event]:
         Depths(BTC.id, "stopped", START_MS, 1_000, 2, 5, b"\x00books", **at),
         UniverseChange((ETH.id,), "it's one", ((ETH.id, "1000", "0.05", -1),), **at),
     ]
-
-
-def retrained(**changed: Any) -> RetrainingEnd:
-    """Return the event of a retraining that was judged, and refused."""
-    event = RetrainingEnd(
-        outcome=RetrainOutcome.REFUSED,
-        reason="it's no better",
-        configured_sha256="01" * 32,
-        running_sha256="02" * 32,
-        candidate_sha256="03" * 32,
-        recipe="0123456789ab",
-        began_ms=START_MS,
-        from_ms=START_MS - 100 * MINUTE,
-        until_ms=START_MS,
-        horizon=30,
-        bars=70,
-        days=1,
-        difference=0.25,
-        error=0.125,
-        p=0.75,
-        test=2,
-        level=0.05 / 6,
-        market_ms=START_MS,
-        seen_ms=START_MS,
-    )
-    return msgspec.structs.replace(event, **changed)
 
 
 def undecided(number: int, event: Event, *, accepted: bool = True) -> Step:
@@ -543,7 +512,6 @@ def forecasts(draw: st.DrawFn) -> Forecast:
         draw(column),
         draw(column),
         draw(column),
-        draw(words),
         draw(st.none() | explanations),
     )
 

@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine import engine as engine_module
-from tracepaper.daemon.session.build import terms_for
 from tracepaper.daemon.session.run_row import start_event
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.build import Replay, build
@@ -317,7 +316,7 @@ def drawn_events(rng: random.Random, replay: Replay) -> Iterator[Event]:
 
 def _between(rng: random.Random, replay: Replay, bar: Bar) -> Iterator[Event]:
     at_ms, key = bar.seen_ms, bar.instrument
-    match rng.randint(0, 4 if replay.forecaster is None else 6):
+    match rng.randint(0, 4 if replay.forecaster is None else 5):
         case 0:
             yield Funding(key, rng.randint(-9, 9) * 10**6, at_ms, at_ms)
         case 1:
@@ -330,11 +329,6 @@ def _between(rng: random.Random, replay: Replay, bar: Bar) -> Iterator[Event]:
             yield bar  # a revision
         case 4:
             yield _start(replay, at_ms)
-        case 5:  # a promotion
-            promoted, forecaster = "f" * 64, replay.forecaster
-            terms = terms_for(replay.config, replay.engine, forecaster, replay.run)
-            replay.engine.prepare(promoted, terms)
-            yield msgspec.structs.replace(_start(replay, at_ms), model_sha256=promoted)
         case _:
             item = next(instrument for instrument in replay.instruments if instrument.id == key)
             step = item.quantity_step * rng.choice((1, 2, 5))
@@ -362,11 +356,9 @@ def figures(reader: Reader) -> str:
 
 def _learn_regimes(replay: Replay) -> None:
     """Let a drawn model have learned regimes, as a card has them."""
-    if (forecaster := replay.forecaster) is None:
-        return
-    terms = terms_for(replay.config, replay.engine, forecaster, replay.run)[""]
-    for market in replay.engine.markets.values():
-        market.regimes.change_model([msgspec.structs.replace(terms, cells=CELLS)])
+    if replay.forecaster is not None:
+        for market in replay.engine.markets.values():
+            market.regimes.cells = CELLS
 
 
 def _judge_anew(engine: engine_module.Engine) -> None:

@@ -301,7 +301,6 @@ OTHER: dict[str, dict[str, object]] = {
     "risk": {"max_daily_trades": 5},
     "account": {"cash": "5"},
     "report": {"risk_free": "0.04"},
-    "retrain": {"judge": "7d"},
     "parity": {"daily_at": "03:00"},
     "storage": {"keep_days": 5},
     "http": {"port": 5},
@@ -316,7 +315,6 @@ def test_the_hash_covers_what_decides_a_run_and_nothing_else(section: str) -> No
     assert changed.canonical_json() != Config().canonical_json()
     others = [
         "exchange",
-        "retrain",
         "parity",
         "report",
         "storage",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -15,16 +16,19 @@ from typing import Any
 
 import msgspec
 import pytest
+from builders import present
 from fakes import JumpClock
 from waiting import deadline_s, pass_time, until
 
 from tracepaper.daemon.session.background import repeat
 from tracepaper.daemon.session.child import (
+    DAEMON_GONE,
     MESSAGE_BYTES,
     TAIL_BYTES,
     ChildFailed,
     ChildProcess,
     TimeLimits,
+    environment_of,
     frame_of,
 )
 
@@ -199,16 +203,6 @@ async def test_the_opening_is_sent_to_each_new_process(
     assert opened.read_bytes().count(b"hello") == 2
 
 
-async def test_its_errors_go_to_a_file_where_there_is_one(
-    planted: PlantedEcho, tmp_path: Path
-) -> None:
-    planted.before("print('first', file=sys.stderr); sys.exit('No room.')")
-    with (tmp_path / "log").open("w+b") as log:
-        async with planted.child(errors=log) as child:
-            assert await reason(child) == "the echo ended with 1: No room"
-    assert (tmp_path / "log").read_bytes() == b"first\nNo room.\n"
-
-
 async def test_its_end(planted: PlantedEcho, tmp_path: Path) -> None:
     pid = tmp_path / "pid"
     with planted.program.open("a", encoding="utf-8") as program:
@@ -244,6 +238,26 @@ async def test_what_a_process_prints_is_no_message() -> None:
     )
     async with ChildProcess("echo", (sys.executable, "-c", code), LIMITS) as child:
         assert await child.ask(str) == "an answer"
+
+
+def test_what_yields_ends_when_its_input_is_closed() -> None:
+    code = (
+        "import os, time\n"
+        "from tracepaper.daemon.session.child import limit_this_process\n"
+        "limit_this_process()\n"
+        "print(os.nice(0), os.sched_getscheduler(0) == os.SCHED_IDLE, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment_of({}),
+        text=True,
+    ) as process:
+        assert present(process.stdout).readline().split() == ["19", "True"]
+        present(process.stdin).close()
+        assert process.wait(timeout=deadline_s()) == DAEMON_GONE
 
 
 # ---------------------------------------------------------------- pauses

@@ -47,7 +47,6 @@ SETTINGS: Final[Mapping[Trait, dict[str, Any]]] = {
     Trait.WITHOUT_MODEL: {"strategy.name": "sma_cross"},
     Trait.TRADES_CLOSES: {"strategy.name": "crossasset", "model.checkpoint": "mine"},
     Trait.CUSTOM_CLASS: {"model.class": "mine:Mine"},
-    Trait.RETRAIN: {"model.retrain": "7d"},
     Trait.COVARIATES: {"model.covariates": "news.csv"},
     Trait.BACKEND: {"model.backend": "tiles"},
     Trait.DEVICE: {"model.device": "cuda"},
@@ -61,7 +60,6 @@ OF_A_CARD = {Trait.READS_BOOKS, Trait.READS_OTHER, Trait.READS_CLOSES}
 OF_A_MODEL = OF_A_CARD | {
     Trait.TRADES_CLOSES,
     Trait.CUSTOM_CLASS,
-    Trait.RETRAIN,
     Trait.COVARIATES,
     Trait.BACKEND,
     Trait.DEVICE,

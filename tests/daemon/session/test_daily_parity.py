@@ -16,10 +16,9 @@ import builders
 import msgspec
 import pytest
 from bybit_server import MINUTE, START_MS, ScriptedServer
-from daemon_under_test import RunningDaemon, daemon
+from daemon_under_test import RunningDaemon, daemon, decide
 from fakes import ManualClock
 from prometheus_client import generate_latest
-from retrain_cases import decide
 from rich.console import Console
 from waiting import until
 

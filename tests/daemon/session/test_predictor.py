@@ -9,8 +9,6 @@ from collections.abc import Sequence
 import pytest
 from builders import START_MS, bars, forecast
 from fakes import FixedForecaster
-from msgspec.structs import replace
-from storage_cases import retrained
 from waiting import deadline, deadline_s
 
 from tracepaper.daemon.session.loop import (
@@ -27,7 +25,6 @@ from tracepaper.strategies.types.market import (
     CloseStart,
     Event,
     ModelChange,
-    RetrainOutcome,
 )
 
 pytestmark = pytest.mark.sockets
@@ -270,24 +267,6 @@ def test_a_symbol_that_lacks_its_last_bar_is_warmed_at_its_first_in_the_period()
         assert inline.predict(item) == [None]
     assert inline.predict(history[4]) == [says([*history[1:3], history[4]])]
     assert forecaster.warmed == [1, 2]
-
-
-def test_a_model_that_is_warmed_aside_is_warmed_with_what_comes_late_too() -> None:
-    running, candidate = FixedForecaster(says, context=3), FixedForecaster(says, context=3)
-    candidate.model_sha256 = "other"
-    kept = BarHistory([KEY, "linear:ETHUSDT"], context=3)
-    inline = InlinePredictor(running, kept, period_start_ms=START_MS + 4 * 60_000)
-    history, (other,) = bars(6), bars(1, instrument_id="linear:ETHUSDT")
-    inline.predict(other)
-    inline.predict(start(kept.warm_from()))
-    inline.prepare(candidate)
-    inline.predict(history[0])
-    inline.predict(retrained(outcome=RetrainOutcome.PROMOTED, candidate_sha256="other"))
-    for item in history[1:5]:
-        inline.predict(item)
-    inline.predict(replace(start(), model_sha256="other"))
-    assert inline.predict(history[5]) == [says(history[3:6])]
-    assert candidate.warmed == [1, 1, 3]
 
 
 def test_a_recorded_late_answer_is_given_again_and_the_ring_still_moves() -> None:

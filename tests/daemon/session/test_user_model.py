@@ -88,7 +88,6 @@ def test_it_answers_once_its_whole_past_is_known(folder: Path) -> None:
     change = given[2].close / given[0].close - 1
     assert first[2] is not None
     assert first[2].mean_return[0] == pytest.approx(change, rel=1e-6)
-    assert first[2].model_id == model.model_id
 
 
 @pytest.mark.parametrize("schema", ["{module}:features", "v2"])

@@ -17,8 +17,9 @@ from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from fakes import FixedForecaster
 from held_answers import HeldAnswers
+from models import ONE_LAYER_CONTEXT as CONTEXT
+from models import written
 from records import check_record, prune, rows
-from retrain_cases import CONTEXT, written
 from several_live import MINUTE, SPEED, Live, check_parity, trading
 from waiting import deadline
 
@@ -53,7 +54,7 @@ class Case(NamedTuple):
 
 @pytest.fixture
 def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
-    written(tmp_path / "model", 1)
+    written(tmp_path / "model")
     data = tuple(
         made_candles(walk_rows(CONTEXT + 60, seed=seed), symbol=name)
         for seed, name in enumerate(NAMES)

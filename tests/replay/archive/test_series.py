@@ -46,7 +46,7 @@ def test_what_a_killed_fetch_added_is_taken_up_but_a_torn_line(tmp_path: Path) -
     )
     filled(path, part, slice(0, 10))
     lines = lines_of(archive_instrument(part), part[10:13].bars())
-    path.with_name(path.name + ".part").write_text("".join(lines.values())[:-3])
+    path.with_name(path.name + ".part").write_text("".join(lines)[:-3])
     with CandleFile(path) as file:
         assert file.times.tolist() == part.open_time_ms[:12].tolist()
         with pytest.raises(ConfigInvalid, match="is being fetched by another process"):

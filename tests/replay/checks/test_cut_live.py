@@ -1,4 +1,4 @@
-"""Pruned records of daemons, with a promoted model and quotes: honest and forged."""
+"""Pruned records of daemons, with a model and with quotes: honest and forged."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 from bybit_server import MINUTE, START_MS, ScriptedServer, ticker
-from daemon_under_test import daemon, price
+from daemon_under_test import daemon, decide, price
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from forging import believed, rechain, verified
+from models import ONE_LAYER_CONTEXT, written
 from records import prune, tamper
-from retrain_cases import PlantedTraining, decide, until_has
 from several_live import trading
 
 from tracepaper.daemon.engine.history import InstrumentState
-from tracepaper.daemon.session import loop, retraining
+from tracepaper.daemon.session import loop
 from tracepaper.replay.checks.changed_run import changed_run
 from tracepaper.replay.checks.what_if import what_if
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
@@ -26,31 +26,38 @@ from tracepaper.storage import audit as audit_log
 from tracepaper.storage import maintenance
 from tracepaper.storage.chain.integrity import audit
 from tracepaper.storage.database.reader import Reader
-from tracepaper.strategies.types.market import ModelChange
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 OFF = {"edge": "0", "confidence": "0", "collapse": "0", "shift": "1", "direction": "0"}
 EVERY = ["MOMENTUM", "MIXED", "MEAN_REVERSION"]
 LATE = 560
-"""Bars that REST brings behind the promotion: more than the model looks back on."""
+"""Bars that REST brings while the stream is silent: more than the model looks back on."""
 
 
-async def promote(planted: PlantedTraining) -> None:
-    """Let a daemon promote a model, miss more bars than its context, trade on and start again."""
-    planted.judges()
+def by_model(folder: Path) -> dict[str, Any]:
+    """Return the sections of a daemon whose small model passes every gate."""
+    written(folder)
+    return {
+        "strategy": {"name": "attention", "shadows": ["ungated", "random_gate", "held"]},
+        "model": {"checkpoint": str(folder)},
+        "gate": {"plausible": "10000", **OFF, "regimes": EVERY, "horizon": 30},
+    }
+
+
+async def forecast(database: Path, sections: dict[str, Any]) -> None:
+    """Let a daemon decide by its model, miss more bars than its context, and start again."""
     async with ScriptedServer() as server:
-        planted.known_to(server)
-        async with daemon(server, planted.database, **planted.sections) as running:
-            await decide(running, 0, 11)
-            await until_has(running, ModelChange, 2)
-            await decide(running, 11, 3)
+        for before in range(1, ONE_LAYER_CONTEXT + 2):
+            server.add_candle(START_MS - before * MINUTE, price(before))
+        async with daemon(server, database, **sections) as running:
+            await decide(running, 0, 14)
             running.pass_bars(LATE)
             server.server_ms = START_MS + running.minute * MINUTE + 2_500
             await server.send(ticker(server.server_ms, price(running.minute)))
             await running.until(lambda: running.decided() >= 14 + LATE)
             await decide(running, 14 + LATE, 12)
-        async with daemon(server, planted.database, **planted.sections) as running:
+        async with daemon(server, database, **sections) as running:
             await decide(running, 26 + LATE, 6)
 
 
@@ -78,21 +85,17 @@ async def trade(database: Path, sections: dict[str, Any]) -> None:
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Return the database of each daemon, with all that belongs beside it."""
-    folder = tmp_path_factory.mktemp("promoted")
-    planted = PlantedTraining(folder)
-    planted.sections["gate"] |= {**OFF, "regimes": EVERY, "horizon": 30}
-    planted.sections["strategy"]["shadows"] = ["ungated", "random_gate", "held"]
-    quotes = tmp_path_factory.mktemp("quotes") / "run.db"
+    folder = tmp_path_factory.mktemp("model")
+    model, quotes = folder / "run.db", tmp_path_factory.mktemp("quotes") / "run.db"
     with pytest.MonkeyPatch.context() as patched:
         for module in (loop, audit_log):
             patched.setattr(module, "GROUP_STEPS", 1)  # a prune cuts between commits
-        patched.setattr(retraining, "PROGRAM", planted.command)
-        asyncio.run(promote(planted))
+        asyncio.run(forecast(model, by_model(folder / "checkpoint")))
         asyncio.run(trade(quotes, by_quotes()))
-    return {"promoted": planted.database, "quotes": quotes}
+    return {"model": model, "quotes": quotes}
 
 
-KEEP = {"promoted": 3, "quotes": 2}
+KEEP = {"model": 3, "quotes": 2}
 
 
 @pytest.fixture(autouse=True)
@@ -150,25 +153,12 @@ def test_a_change_without_effect_decides_all_that_a_daemon_decided(
 FIRST = "(SELECT min(sequence) FROM steps WHERE open > 0)"
 LAST = "(SELECT max(sequence) FROM steps WHERE outcome IS NOT NULL)"
 FORGED = {
-    "promoted": {
+    "model": {
         "a bar of the context": (
             f"UPDATE steps SET close = close - 1 WHERE sequence = {FIRST} + 200"
         ),
         "what the model said": f"UPDATE answers SET mean_return = 0.01 WHERE sequence = {LAST}",
-        "who said it": f"UPDATE answers SET model_id = NULL WHERE sequence = {LAST}",
         "what the model looked at": f"UPDATE answers SET recent_mass = 0.5 WHERE sequence = {LAST}",
-        "another promoted model": (
-            "UPDATE events SET content = substr(content, 1, instr(content, 'didate_sha256') + 15) "
-            "|| substr('123456789abcdef0', instr('0123456789abcdef', "
-            "substr(content, instr(content, 'didate_sha256') + 16, 1)), 1) "
-            "|| substr(content, instr(content, 'didate_sha256') + 17) "
-            "WHERE kind = 'retrained' AND content LIKE '%promoted%'"
-        ),
-        "a promotion that was refused": (
-            "UPDATE events SET content = replace(content, '\"promoted\"', '\"refused\"') "
-            "WHERE kind = 'retrained' AND content LIKE '%promoted%'"
-        ),
-        "a promotion that is gone": "DELETE FROM events WHERE content LIKE '%\"promoted\"%'",
     },
     "quotes": {
         "a quote that filled": (

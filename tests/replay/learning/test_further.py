@@ -343,7 +343,7 @@ def test_one_decision_says_as_returns_what_was_judged_in_units(
     every = head_forecasts(outputs, np.array([sigma]), (5,), levels)
     assert every is not None
     (heads,) = every
-    forecast = Forecast((5,), (0.0,), (1.0,), (0.3,), (0.4,), (0.3,), (1.0,), "m", heads=heads)
+    forecast = Forecast((5,), (0.0,), (1.0,), (0.3,), (0.4,), (0.3,), (1.0,), heads=heads)
     rows = {table.key: np.array(table.rows)[:, 1:] for table in auxiliary_tables(forecast)}
     values = {head: judged.value(head)[place].astype(float) for head in HEADS}
     unit = sigma * 5**0.5

@@ -88,7 +88,6 @@ def test_one_bar_and_many_are_answered_alike_in_every_bit(
     assert first is not None
     assert first.p_up == ()
     assert first.explanation is None
-    assert first.model_id == checkpoint.id
     assert np.isfinite([*first.mean_return, *first.stdev_return, *first.volatility]).all()
     fresh = forecaster_of(checkpoint)
     fresh.warm(bars[0].instrument, bars[100:699])

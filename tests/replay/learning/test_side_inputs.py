@@ -421,7 +421,6 @@ def test_what_cannot_be_is_refused_in_a_sentence_and_leaves_nothing(
         (run(news, *fed(tmp_path / "none.csv")), 1, "none.csv cannot be read"),
         (run(news, *fed(mood)), 1, "lacks the column 'heat', which the model was trained with"),
         (run(news, *fed(strange)), 1, "has no row of AAAUSDT; add some"),
-        (run(news, *its, *choose("model.retrain=7d")), 2, "is not retrained in service"),
         (run(news, *its, *choose("model.class=tree:Tree")), 2, "covariates are for checkpoints"),
         (train(books, *depth, *only), 2, "name book as well, or leave --depth out"),
         (train(books, *asks), 2, "No feature is of the modality book; leave it out, give --depth"),
@@ -432,11 +431,9 @@ def test_what_cannot_be_is_refused_in_a_sentence_and_leaves_nothing(
         (("evaluate", "default", *books.data(), *depth), 2, "without order books; leave --depth"),
         (run(books), 2, "order books of 6 levels each 20,000 ms, and [market] has depth = 0"),
         (run(books, *depth, *fed("x.csv")), 2, "take out [model] covariates"),
-        (run(books, *depth, *choose("model.retrain=7d")), 2, "is not retrained in service"),
         (run(other, symbols=[LED]), 2, f"has {LED} alone; add {LEADER} to market.symbols"),
         (run(other, symbols=[LEADER]), 2, "for another symbol, and the run has none"),
         (run(other, *choose("market.gather_ms=0")), 2, "decides each bar alone; set it above 0"),
-        (run(other, *choose("model.retrain=7d")), 2, "is not retrained in service"),
         (train(other, data=other.data(LED)), 1, f"reads {LEADER} too, and no --data holds"),
         (train(other, data=other.data(LEADER)), 1, "no bars of another symbol at the same time"),
         (train(other, *choose("ensemble.kind=tree")), 2, "leave other_symbol out"),
@@ -514,7 +511,7 @@ def test_a_run_does_not_go_on_with_another_file(news: Scene) -> None:
     for text in (content.replace(",-", ",", 1), content):
         file.write_text(text, encoding="utf-8")
         model = load_forecaster(config, mode="scan")
-        goes_on.append(continues(run, config, model, model_sha256=run.model_sha256))
+        goes_on.append(continues(run, config, model))
     assert goes_on == [False, True]
 
 

@@ -261,7 +261,7 @@ def answer_of(symbol: str, correlations: Sequence[float], volatility: float = 0.
     share = SymbolAnswer(0.5, (0.001 * SYMBOLS.index(symbol),), (1.0, 0.0, 0.0)).encoded()
     heads = HeadForecasts(correlations=np.array(correlations, "<f4").tobytes())
     values = ((0.0,), (0.01,), (0.3,), (0.4,), (0.3,), (volatility,))
-    return Forecast((5,), *values, model_id="", auxiliary=share, heads=heads)
+    return Forecast((5,), *values, auxiliary=share, heads=heads)
 
 
 ROWS = ((1.0, 0.9, 0.0), (0.9, 1.0, 0.0), (0.0, 0.0, 1.0))

@@ -159,7 +159,6 @@ def test_decisions_tell_forecast_and_reason(database: sqlite3.Connection) -> Non
             assert row["horizon"] == 30
             assert row["mean_return"] == step.prediction.mean_return[at]
             assert row["volatility"] == step.prediction.volatility[at]
-            assert row["model_id"] == step.prediction.model_id
             assert (
                 row["confidence_entropy"] == present(step.prediction.explanation).confidence_entropy
             )

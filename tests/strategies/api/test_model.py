@@ -25,12 +25,12 @@ from tracepaper.strategies.types.decisions import Forecast
 
 
 def parsed(answer: object, *measures: str, horizons: tuple[int, ...] = (30,)) -> Forecast | None:
-    return forecast_of(answer, horizons=horizons, measures=measures, model_id="m")
+    return forecast_of(answer, horizons=horizons, measures=measures)
 
 
 def test_a_number_is_the_only_horizons_and_what_is_not_given_is_empty() -> None:
     forecast = parsed({"mean_return": np.float32(0.5)}, "mean_return")
-    assert forecast == Forecast((30,), (0.5,), (), (), (), (), (), "m")
+    assert forecast == Forecast((30,), (0.5,), (), (), (), (), ())
 
 
 def test_one_probability_completes_the_others() -> None:
@@ -84,11 +84,11 @@ def test_an_answer_of_another_shape_is_named(answer: object, words: str) -> None
 def test_rows_answered_at_once_are_as_answered_one_by_one() -> None:
     answers = {"mean_return": np.array([0.1, 0.2]), "p_up": np.array([[0.6], [0.4]])}
     measures = ("mean_return", "probabilities")
-    forecasts = forecasts_of(answers, 2, horizons=(30,), measures=measures, model_id="m")
+    forecasts = forecasts_of(answers, 2, horizons=(30,), measures=measures)
     alone = [parsed({"mean_return": m, "p_up": p}, *measures) for m, p in [(0.1, 0.6), (0.2, 0.4)]]
     assert forecasts == alone
     with pytest.raises(AnswerMalformed, match="one entry per row"):
-        forecasts_of(answers, 3, horizons=(30,), measures=measures, model_id="m")
+        forecasts_of(answers, 3, horizons=(30,), measures=measures)
 
 
 @given(

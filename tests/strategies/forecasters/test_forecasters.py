@@ -218,4 +218,4 @@ def test_one_without_attention_says_what_it_gives_and_no_more() -> None:
     model = warmed("lstm")
     assert (model.measures, model.backend) == (MEASURES - set(EXPLAINED), "recurrence")
     answer = present(model.step(BARS[CONTEXT]))
-    assert (answer.explanation, answer.model_id) == (None, models.card()["model"]["id"])
+    assert answer.explanation is None

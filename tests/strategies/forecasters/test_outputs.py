@@ -46,7 +46,6 @@ def forecast_at(sigma: float) -> Forecast:
         [explanation_of()],
         horizons=HORIZONS,
         temperature=(1.0, 1.0),
-        model_id="m",
     )
     return forecast
 
