@@ -127,7 +127,7 @@ class Walk:
                 if block.language == "sh":
                     answers = after is not None and after.language.startswith("text")
                     yield self._run(block, after if answers else None)
-                elif name := _file_name(block):
+                elif name := file_name(block):
                     (self.folder / name).parent.mkdir(exist_ok=True)
                     (self.folder / name).write_text(self._local(block.text), encoding="utf-8")
             yield from self._stopped(None)
@@ -214,9 +214,9 @@ class Walk:
         return text.replace(PORT, self.port)
 
 
-def _file_name(block: Block) -> str | None:
+def file_name(block: Block) -> str | None:
     """Return the file that a block is to be saved as: its first line says so."""
-    match = re.fullmatch(r"# ([\w./]+\.(?:py|toml))", block.lines[0] if block.lines else "")
+    match = re.fullmatch(r"# ([\w./]+\.(?:py|sh|toml))", block.lines[0] if block.lines else "")
     return match.group(1) if match else None
 
 

@@ -19,6 +19,7 @@ from readme import (
     blocks,
     changed,
     commands,
+    file_name,
     pages,
     shortened,
 )
@@ -91,11 +92,16 @@ def test_every_answer_belongs_to_commands(page: Path) -> None:
 
 
 def unrun(text: str, *run: str) -> list[str]:
-    """Return the commands in blocks of *text* whose language is none that is *run*."""
+    """Return the commands in blocks of *text* whose language is none that is *run*.
+
+    A script is run where a command names it.
+    """
+    parsed = blocks(text)
+    called = {word for of in parsed if of.language == "sh" for word in of.text.split()}
     return [
         line
-        for block in blocks(text)
-        if block.language not in ("text", *run)
+        for block in parsed
+        if block.language not in ("text", *run) and file_name(block) not in called
         for line in block.lines
         if line.startswith(("tracepaper ", "$ "))
     ]
@@ -107,6 +113,9 @@ def test_every_block_of_commands_is_run(page: Path) -> None:
     elsewhere = ("bash",) if page.name in {"library.md", "date_a_record.md"} else ()
     assert unrun(TEXTS[page], "sh", *elsewhere) == []
     assert unrun("```\ntracepaper demo\n```\n", "sh") == ["tracepaper demo"]
+    script = "```bash\n# a.sh\ntracepaper demo\n```\n"
+    assert unrun(script, "sh") == ["tracepaper demo"]
+    assert unrun(f"{script}```sh\nsh a.sh\n```\n", "sh") == []
 
 
 MAKES = re.compile(r"tracepaper (replay|sweep)\b|\bdb backup\b|backtest\(")
