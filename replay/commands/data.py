@@ -267,7 +267,8 @@ def fetch(
         Path, typer.Option(metavar="FOLDER", help="Folder of the CSV files, created if missing.")
     ] = Path("candles"),
     source: Annotated[
-        Literal["bybit", "yahoo"], typer.Option(help="yahoo has days of shares, by yfinance.")
+        Literal["bybit", "yahoo"],
+        typer.Option(help="yahoo has days and hours of shares, by yfinance."),
     ] = "bybit",
     config: ConfigOption = None,
 ) -> CommandAnswer:
@@ -292,12 +293,17 @@ def fetch(
     )
     if source == "yahoo":
         require("yfinance", "--source yahoo")
+        from tracepaper.replay.archive.yahoo import INTERVALS as YAHOO
         from tracepaper.replay.archive.yahoo import fetch_shares
 
-        if interval != "D" or order.from_ms is None:
-            raise ConfigInvalid("--source yahoo has days only: give --interval D, and --from.")
+        if order.interval_ms not in YAHOO or order.from_ms is None:
+            raise ConfigInvalid(
+                "--source yahoo has days and hours: give --interval D or 60, and --from."
+            )
         until_ms = min(order.until_ms or sys.maxsize, SystemClock().wall_ms())
-        outcomes = fetch_shares(out, order.symbols, from_ms=order.from_ms, until_ms=until_ms)
+        outcomes = fetch_shares(
+            out, order.symbols, order.interval_ms, from_ms=order.from_ms, until_ms=until_ms
+        )
     else:
         outcomes = run_loop(fetch_order(load(config), order, quiet=not sys.stderr.isatty()))
     lines = map(_outcome_line, outcomes)
