@@ -58,7 +58,6 @@ def backtest(  # noqa: PLR0913 - the options of a replay
     start: str | float | date | None = None,
     end: str | float | date | None = None,
     funding: str | Path | Sequence[str | Path] = (),
-    actions: str | Path | Sequence[str | Path] = (),
     frame_data: Any = None,  # noqa: ANN401 - as data
     columns: Mapping[str, str | None] | None = None,
     depth: str | Path | Sequence[str | Path] = (),
@@ -76,9 +75,9 @@ def backtest(  # noqa: PLR0913 - the options of a replay
     "0.1"}}``; without it ``tracepaper.toml`` of the working folder is used, as on the command line.
     *db* is the database that stores the run; with None the run is removed with the result. *start*
     (included) and *end* (excluded) bound the period: ISO text, UTC milliseconds, or a date.
-    *funding* are files of settled rates, *actions* of splits and dividends, *frame_data* candles of
-    higher timeframes that begin before the data. *columns* name a field's column, ``{"close":
-    "Price"}``, or leave it out, ``{"turnover": None}``, in *data* and *frame_data*. *depth* are
+    *funding* are files of settled rates, *frame_data* candles of higher timeframes that begin
+    before the data. *columns* name a field's column, ``{"close": "Price"}``, or leave it out,
+    ``{"turnover": None}``, in *data* and *frame_data*. *depth* are
     files of order books that ``tracepaper data record`` wrote. *frames* is ``polars``, ``pandas``
     or ``numpy``: the library of the run's frames; by default that of *data*, else polars if it is
     installed. A notebook shows a progress bar unless *progress* is False.

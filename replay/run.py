@@ -174,10 +174,7 @@ class Run(Generic[Frame]):
 
     @property
     def trades(self) -> Frame:
-        """The closed trades: entry, exit, gross, costs, funding, net, reasons, bars held.
-
-        Trades over an unadjusted split are left out, because their profit is wrong.
-        """
+        """The closed trades: entry, exit, gross, costs, funding, net, reasons, bars held."""
         return self._kept("trades", lambda: self.rows("trades"))
 
     @property

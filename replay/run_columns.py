@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from tracepaper.strategies.types.decisions import Decision, GateSet
-    from tracepaper.strategies.types.market import CorporateAction, FrameBar, Instrument
+    from tracepaper.strategies.types.market import FrameBar, Instrument
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -258,14 +258,10 @@ class RunColumns:
             "verify` and restore a backup."
         )
 
-    def actions(self) -> list[tuple[int, CorporateAction]]:
-        """List the splits and dividends of shares, each after its sequence."""
-        return self._reader.actions(self.run.run_id)
-
     def settled(self) -> tuple[dict[str, dict[int, float]], int]:
         """Return the settled rates by instrument and market time, and the count of repeated ones.
 
-        A repeated rate was booked once. A dividend counts as received funding.
+        A repeated rate was booked once.
         """
         events = self.rows.events("funding", (0, self.span[1]))
         names = list(self.instruments)
@@ -274,10 +270,6 @@ class RunColumns:
             rate = json.loads(event.content)["rate"]
             rates[names[event.instrument or 0]].setdefault(event.market_ms, rate)
         again = len(events) - sum(map(len, rates.values()))
-        for _, action in self.actions():
-            if not action.is_split:
-                rate = dividend_rate(action, self.instruments[action.instrument])
-                rates[action.instrument][action.market_ms] = rate
         return rates, again
 
     # ------------------------------------------------------------ places and times
@@ -324,11 +316,6 @@ def with_usual(measured: Floats, gate: str, threshold: float) -> Floats:
 
 
 # ---------------------------------------------------------------- payments to and by a holder
-
-
-def dividend_rate(action: CorporateAction, instrument: Instrument) -> float:
-    """Return a dividend as a rate of received funding, in 10⁻¹⁰ of the close before it."""
-    return -action.amount * 10**instrument.price_decimals / action.close
 
 
 def funding_in_bars(closes_ms: Ints, settled: Iterable[tuple[int, float]]) -> Floats:

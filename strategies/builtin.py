@@ -128,20 +128,18 @@ class ClosesVolatility:
 
     def __init__(self) -> None:
         self._window: WindowedVolatility | None = None
-        self._size = self._newest_ms = self._newest = 0
+        self._size = self._newest_ms = 0
 
     def of_close(self, closes: Integers, times: Integers) -> float:
         """Return the volatility of *closes* [bar] (at least two), as a fraction."""
         size, window = closes.size, self._window
-        before = int(times[-2]), int(closes[-2])  # the close too, since a split adjusts it
-        if window is not None and (size, *before) == (self._size, self._newest_ms, self._newest):
+        if window is not None and (size, int(times[-2])) == (self._size, self._newest_ms):
             window.add(int(closes[-1]))
         else:
             window = WindowedVolatility(VolatilityKind.EWMA, size - 1)
             for close in closes.tolist():
                 window.add(close)
-        self._window, self._size = window, size
-        self._newest_ms, self._newest = int(times[-1]), int(closes[-1])
+        self._window, self._size, self._newest_ms = window, size, int(times[-1])
         volatility = window.of_bars(1)
         assert volatility is not None  # the window is full
         return volatility

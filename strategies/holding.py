@@ -1,6 +1,6 @@
-"""``Holding``: one instrument's position and the effects of fills and corporate actions.
+"""``Holding``: one instrument's position and the effects of fills.
 
-Numbers are exact integers. The rules are docs/money.md, M5 to M8, and docs/stocks.md, K16 to K25.
+Numbers are exact integers. The rules are docs/money.md, M5 to M8.
 """
 
 from __future__ import annotations
@@ -14,9 +14,6 @@ from tracepaper.strategies.units import divide_half_even
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from tracepaper.strategies.corporate_actions import Entitlement
-    from tracepaper.strategies.types.market import CorporateAction
 
 Movement = tuple[LedgerKind, int]
 """A movement of cash: kind and amount."""
@@ -91,13 +88,3 @@ class Holding(Struct, gc=False, array_like=True):
         self.quantity -= closed if self.quantity > 0 else -closed
         self.entry_notional -= entry
         return proceeds - entry
-
-    def act(self, action: CorporateAction, entitled: Entitlement) -> Movement:
-        """Apply the result of *action*; cash in lieu and dividends are realised profit."""
-        self.quantity = entitled.quantity
-        self.entry_notional -= entitled.entry
-        self.realized_pnl += entitled.paid - entitled.entry
-        if not entitled.quantity:
-            self.opened_ms = 0
-        kind = LedgerKind.CASH_IN_LIEU if action.is_split else LedgerKind.DIVIDEND
-        return kind, entitled.paid

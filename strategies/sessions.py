@@ -1,25 +1,17 @@
-"""Sessions of shares as plain numbers, and suspected stock splits between them.
+"""Sessions of shares as plain numbers.
 
 ``replay/archive/sessions.py`` derives the sessions from a file, and they are stored with the run,
-so that ``verify`` uses the same ones. The rules are docs/stocks.md, K1 to K9.
-
-After a split of seven for one, a share opens at a seventh of the previous close, and its turnover
-in money stays the same. After a crash the turnover is far larger, and the ratio is not a simple
-one. The rules are docs/stocks.md, K13 to K15.
+so that ``verify`` uses the same ones. The rules are docs/shares.md, K1 to K9.
 """
 
 from __future__ import annotations
 
-import re
 import zlib
 from bisect import bisect_right
-from collections import deque
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
 from functools import cached_property, lru_cache
-from statistics import median
 from types import MappingProxyType
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -268,96 +260,3 @@ def month_calendar() -> Calendar:
     opens = tuple(day * day_minutes for day in _DAYS)
     closes = tuple((day + 1) * day_minutes for day in _DAYS)
     return Calendar(Sessions(len(_DAYS) / 131, tuple(_DAYS), opens, opens, closes), MONTH_MS)
-
-
-RATIOS: Final = ((3, 2), (2, 1), (3, 1), (4, 1), (5, 1), (7, 1), (10, 1), (20, 1))
-"""(new, old) shares of usual splits; reverse splits swap them."""
-TOLERANCE: Final = 0.03
-"""Allowed distance of the open from the ratio, as a fraction, for the overnight move."""
-CLOSE_TOLERANCE: Final = 0.2
-"""Allowed move of that bar and the previous one from open to close, as a fraction.
-
-It excludes a single false open or close, which disappears within the bar.
-"""
-TURNOVER_FACTOR: Final = 2.0
-"""Allowed factor, up or down, between a first bar's turnover and the usual one."""
-SESSIONS: Final = 5
-"""The usual turnover is the median over the first bars of this many previous sessions."""
-MIN_SESSIONS: Final = 3
-WATCHED_SESSIONS: Final = SESSIONS + 2
-"""Sessions that a result depends on: the oldest may be incomplete, the newest is checked."""
-
-
-class SuspectedSplit(NamedTuple):
-    """A suspected split of *new* shares for *old* ones."""
-
-    open_time_ms: int
-    new: int
-    old: int
-
-    def sentence(self, symbol: str) -> str:
-        """Return the warning of a run, which :func:`named_splits` can parse."""
-        day = datetime.fromtimestamp(self.open_time_ms / 1000, UTC).date()
-        return (
-            f"{symbol}: the split of {self.new} for {self.old} suspected on {day} is not adjusted; "
-            "give adjusted candles"
-        )
-
-
-_NAMED: Final = re.compile(r"(\S+): the split of (\d+) for (\d+) suspected on (\d{4}-\d\d-\d\d) ")
-
-
-def named_splits(sentences: Iterable[str]) -> dict[str, list[SuspectedSplit]]:
-    """Parse the splits in *sentences*, by symbol; each takes effect at midnight UTC."""
-    splits: dict[str, list[SuspectedSplit]] = {}
-    for sentence in sentences:
-        if named := _NAMED.match(sentence):
-            symbol, new, old, day = named.groups()
-            midnight = datetime.fromisoformat(day).replace(tzinfo=UTC)
-            split = SuspectedSplit(int(midnight.timestamp() * 1000), int(new), int(old))
-            splits.setdefault(symbol, []).append(split)
-    return splits
-
-
-class SplitWatch:
-    """Detects splits of one share from the first bar of each session; depends on seven sessions."""
-
-    def __init__(self) -> None:
-        self._day: int | None = None
-        self._bar = (0, 0)  # open and close of the previous bar
-        self._turnovers: deque[int] = deque(maxlen=SESSIONS)
-
-    def add(
-        self, day: int, open_time_ms: int, prices: tuple[int, int], volume: int
-    ) -> SuspectedSplit | None:
-        """Add a bar of *day* with its (open, close) *prices*; return a suspected split, if any.
-
-        The first day is skipped, since its first bar may be missing.
-        """
-        before, self._bar = self._bar, prices
-        if day == self._day:
-            return None
-        is_first, self._day = self._day is None, day
-        if is_first:
-            return None
-        turnover = prices[1] * volume
-        split = self._suspected(open_time_ms, before, prices, turnover)
-        self._turnovers.append(turnover)
-        return split
-
-    def _suspected(
-        self, open_time_ms: int, before: tuple[int, int], prices: tuple[int, int], turnover: int
-    ) -> SuspectedSplit | None:
-        fall = before[1] / prices[0]
-        if 0.7 < fall < 1.4 or len(self._turnovers) < MIN_SESSIONS:
-            return None
-        share = turnover / max(median(self._turnovers), 1)
-        if not 1 / TURNOVER_FACTOR <= share <= TURNOVER_FACTOR:
-            return None
-        if any(abs(close / open_ - 1) > CLOSE_TOLERANCE for open_, close in (before, prices)):
-            return None
-        for more, fewer in RATIOS:
-            for new, old in ((more, fewer), (fewer, more)):
-                if abs(fall * old / new - 1) <= TOLERANCE:
-                    return SuspectedSplit(open_time_ms, new, old)
-        return None

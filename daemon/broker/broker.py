@@ -42,10 +42,8 @@ from tracepaper.daemon.broker.margin import MarginPolicy
 from tracepaper.daemon.broker.matching import Market
 from tracepaper.daemon.broker.orders import FLATTEN, OrderContext, matters_from
 from tracepaper.daemon.broker.settings import BrokerSettings, Ownership
-from tracepaper.daemon.broker.splits import apply_action
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.apportion import crossed
-from tracepaper.strategies.corporate_actions import adjusted_price
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import (
     Action,
@@ -61,7 +59,6 @@ from tracepaper.strategies.types.decisions import (
 from tracepaper.strategies.types.market import (
     BY_REST,
     Bar,
-    CorporateAction,
     Funding,
     Gap,
     GapCause,
@@ -331,22 +328,6 @@ class Broker:
         for funding in self._due(instrument, until_ms):
             for account in self._accounts:
                 account.markets[instrument].settle(funding)
-
-    def on_action(self, action: CorporateAction) -> None:
-        """Book a split or a dividend in every account."""
-        self.save = Save.NOW
-        for account in self._accounts:
-            apply_action(account.line(action.instrument), action)
-        self.adjust(action)
-
-    def adjust(self, action: CorporateAction) -> None:
-        """Adjust the mark and the known bars to a split; a dividend changes neither."""
-        if not action.is_split:
-            return
-        self._marked.pop(action.instrument, None)
-        self.mark_at_close(action.instrument, adjusted_price(action, action.close))
-        if self._ranges:
-            self._ranges[action.instrument].adjust(action)
 
     def on_gap(self, gap: Gap) -> None:
         """Note which bars arrive late by REST, so perhaps without their quotes."""

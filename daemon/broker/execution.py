@@ -13,12 +13,10 @@ from typing import Final, Self
 
 from msgspec import Struct
 
-from tracepaper.strategies.corporate_actions import adjusted_bar
 from tracepaper.strategies.types.decisions import Fill, FillModel, Liquidity, Order
 from tracepaper.strategies.types.market import (
     Bar,
     Category,
-    CorporateAction,
     Instrument,
     Quote,
     Side,
@@ -131,14 +129,6 @@ class MeanRange:
         ranges.append(high - low)
         self._sum += high - low
         self._recent.append(bar)
-
-    def adjust(self, action: CorporateAction) -> None:
-        """Adjust the known bars to a split."""
-        bars = [adjusted_bar(action, bar) for bar in self._recent]
-        self._recent.clear()
-        self._ranges, self._sum = None, 0
-        self._recent.extend(bars)
-        self.push = self._recent.append
 
     def last(self, count: int) -> list[Bar]:
         """Return the last *count* bars, newest first; fewer if fewer are known."""

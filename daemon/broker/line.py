@@ -44,7 +44,6 @@ from tracepaper.daemon.broker.orders import (
 from tracepaper.daemon.broker.rules import Filters, MarginRules
 from tracepaper.strategies.api.context import Cancel, OrderRequest
 from tracepaper.strategies.apportion import apportion
-from tracepaper.strategies.corporate_actions import ShareTerms
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.holding import Holding, Movement
 from tracepaper.strategies.types.decisions import (
@@ -59,7 +58,7 @@ from tracepaper.strategies.types.decisions import (
     Position,
 )
 from tracepaper.strategies.types.market import Category, Instrument, Side
-from tracepaper.strategies.units import RATE_SCALE, divide_half_even
+from tracepaper.strategies.units import RATE_SCALE, Notional, divide_half_even
 
 RESTING_MOST: Final = 200
 """The most orders by list that may rest at a time."""
@@ -92,7 +91,7 @@ class Line:
         "confirmed_ms", "executor", "exits", "filters", "holding", "is_cash", "is_cross",
         "is_guarded", "isolated_rules", "item", "key", "ledger", "margin_rules", "mark",
         "mean_range", "notional", "order", "others", "owner", "parent", "planner", "position",
-        "protection", "reason", "shares", "shortfall", "target", "terms",
+        "protection", "reason", "shares", "shortfall", "target",
     )  # fmt: skip
     executor: Executor
     filters: Filters
@@ -116,8 +115,7 @@ class Line:
         self.is_cash = item.category.is_cash
         self._is_spot = item.category is Category.SPOT
         self.is_cross = settings.leverage is not None and settings.is_cross
-        self.terms = ShareTerms.of(item)
-        self.notional = self.terms.notional
+        self.notional = Notional.of(item)
         self.holding = Holding()
         self.mark = 0  # 0 before the first price
         self.position = Position()  # the holding, valued at the mark

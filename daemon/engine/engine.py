@@ -89,7 +89,6 @@ from tracepaper.strategies.types.market import (
     CloseStart,
     Command,
     CommandKind,
-    CorporateAction,
     CovariatesRead,
     Depths,
     Event,
@@ -400,7 +399,7 @@ class Engine:
         """Set the number of the next step to *sequence*."""
         self.sequence = self.broker.step.number = sequence
 
-    def step(self, event: Event, prediction: Prediction) -> Step:  # noqa: C901, PLR0911, PLR0912 - one case an event
+    def step(self, event: Event, prediction: Prediction) -> Step:  # noqa: C901, PLR0911 - one case an event
         """Return everything that *event* causes, given the model's *prediction* at it."""
         match event:
             case Bar():
@@ -412,11 +411,6 @@ class Engine:
                 return self._step_of_price(event)
             case Funding():
                 return self._step_of_funding(event)
-            case CorporateAction():
-                if event.is_split:
-                    self.adjust_bars(event)
-                self.broker.on_action(event)
-                return self._finish(event, event.instrument)
             case Command():
                 return self._step_of_command(event)
             case ModelChange():
@@ -1224,12 +1218,6 @@ class Engine:
             for key, market in self.markets.items()
             if (bar := market.last_bar) is not None
         }
-
-    def adjust_bars(self, action: CorporateAction) -> None:
-        """Adjust the known bars, sizers and strategies of an instrument to a split."""
-        self.markets[action.instrument].adjust(action)
-        for decider in self._deciders[action.instrument]:
-            decider.adjust(action)
 
     def _change_instrument(self, instrument: Instrument) -> None:
         """Use the exchange's new filters from now on."""

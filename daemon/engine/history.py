@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
@@ -20,13 +18,11 @@ from tracepaper.strategies.api.timeframes import (
     frame_bars,
     open_frames_ms,
 )
-from tracepaper.strategies.corporate_actions import adjusted_bar
 from tracepaper.strategies.gates.declared import plausible
 from tracepaper.strategies.gates.evaluator import (
     Plausibility,
 )
 from tracepaper.strategies.order_book import OrderBookHistory
-from tracepaper.strategies.sessions import WATCHED_SESSIONS, Calendar, SplitWatch
 from tracepaper.strategies.types.decisions import (
     Explanation,
     Regime,
@@ -34,8 +30,6 @@ from tracepaper.strategies.types.decisions import (
 from tracepaper.strategies.types.market import (
     Bar,
     BarColumns,
-    Category,
-    CorporateAction,
     Depths,
     FrameBar,
     Instrument,
@@ -123,19 +117,13 @@ class InstrumentState(KnownBars):
         self._is_daily = settings.interval_ms == DAY_MS
         self._days = TimeframeBars((), instrument)  # its bars, if they are days
         self.frames = self._new_frames()
-        self._splits = SplitWatch() if instrument.category is Category.STOCK else None
         self.remembered = max(
             *(lookback.remembered for lookback in lookbacks),
-            0 if self._splits is None else watched_bars(settings.interval_ms, self._calendar),
             RANGE_BARS + 1 if settings.broker.costs.ranges else 0,
             self._book_days if self._is_daily else 0,
         )
         reach = (frame.reach for frame in self.frames.values())
         self.reach = max(self.remembered, *reach) if self.frames else self.remembered
-        # The bars to adjust at a split, kept only for shares.
-        self._recent: deque[Bar] | None = None
-        if instrument.category is Category.STOCK:
-            self._recent = deque(maxlen=self.reach)
         # Inputs of the gates from the newest bar.
         judges_bars = any(
             plausible.name in model.gates[instrument.id].gate_set.gates for model in models
@@ -171,23 +159,6 @@ class InstrumentState(KnownBars):
         row = (place, opens_ms, bar.close_time_ms, *prices, bar.volume)
         self._days = self._days.followed_by(row, self._book_days)
 
-    def adjust(self, action: CorporateAction) -> None:
-        """Adjust the known bars to a split, as if fed adjusted (docs/stocks.md, K21)."""
-        assert self._recent is not None
-        bars = [adjusted_bar(action, bar) for bar in self._recent]
-        self._recent.clear()
-        self.last_bar, self.bars = None, 0
-        for record in self._records:
-            record.clear()
-        self.frames = self._new_frames()
-        self._days = TimeframeBars((), self.instrument)
-        self._splits = SplitWatch()
-        if self.plausibility is not None:
-            self.plausibility = Plausibility()
-        for bar in bars:
-            self._take_bar(bar)
-        self.day_range.adjust(action)
-
     def clear_transient(self) -> None:
         """Forget what a restart loses: prices and order books."""
         self.quote = None
@@ -214,8 +185,6 @@ class InstrumentState(KnownBars):
         if self.frames:
             for frame in self.frames.values():
                 frame.add(bar)
-        if self._recent is not None:
-            self._recent.append(bar)
         if self._book_days and self._is_daily:
             self._keep_day(bar)
         self.last_bar = bar
@@ -273,14 +242,6 @@ class InstrumentState(KnownBars):
 
     def _judge(self, bar: Bar, plausibility: Plausibility) -> None:
         self.plausible = plausibility.add(bar, self.instrument.tick_size)
-        if self._splits is not None and self._is_split(self._splits, bar):
-            self.plausible = math.nan  # the usual ranges are those before the split
-
-    def _is_split(self, splits: SplitWatch, bar: Bar) -> bool:
-        """Return whether *bar* shows a split that was not adjusted."""
-        open_ms, calendar = bar.open_time_ms, self._calendar
-        day = open_ms // DAY_MS if calendar is None else calendar.day_of(open_ms)
-        return splits.add(day, open_ms, (bar.open, bar.close), bar.volume) is not None
 
     def bars_between(self, open_ms: int, bar: Bar) -> int:
         """Return the number of bars from the one that opened at *open_ms* to *bar*."""
@@ -380,10 +341,3 @@ class RegimeTracker:
         if self.cells is not None:
             values = [getattr(explanation, name) for name in self.cells.names]
             self.cell = self.cells.next_cell(self.cell, values, self._hysteresis)
-
-
-def watched_bars(interval_ms: int, calendar: Calendar | None) -> int:
-    """Return the number of bars in the sessions on which a ``SplitWatch`` depends."""
-    if calendar is not None:
-        return WATCHED_SESSIONS * calendar.bars_a_day
-    return WATCHED_SESSIONS * max(DAY_MS // interval_ms, 1)

@@ -49,7 +49,6 @@ from tracepaper.strategies.types.decisions import (
 from tracepaper.strategies.types.market import (
     Bar,
     Category,
-    CorporateAction,
     Instrument,
     Quote,
     Side,
@@ -191,16 +190,6 @@ class MemberState:
         """Use the exchange's new filters."""
         self._instrument_context = replace(self._instrument_context, instrument=instrument)
         self._sizer.change(instrument)
-
-    def adjust(self, action: CorporateAction) -> None:
-        """Adjust sizer and strategy to a split."""
-        self._sizer.adjust(action)
-        try:
-            self.strategy.adjust(action)
-        except StrategyFailed as error:
-            if self.member is None:
-                raise
-            self.member.fail(str(error))
 
     # ------------------------------------------------------------ one of several strategies
 
@@ -502,10 +491,7 @@ class MemberState:
 
     @property
     def may_repeat(self) -> bool:
-        """Whether its decisions depend on bars alone while no order rests and no gate refuses.
-
-        Never for shares, since a bar may show a split that was not adjusted.
-        """
+        """Whether its decisions depend on bars alone while no order rests and no gate refuses."""
         strategy = self.strategy
         looks_further = strategy.needs_forecast or strategy.sees_account or self.lookback.frames
         return (
@@ -513,17 +499,13 @@ class MemberState:
             and strategy.horizon is None
             and not self._sizer.sees_account
             and self.evaluator.is_plain
-            and self.market.instrument.category is not Category.STOCK
         )
 
     @property
     def may_decide_ahead(self) -> bool:
-        """Whether its decisions depend on bars and forecasts alone; never for shares."""
+        """Whether its decisions depend on bars and forecasts alone."""
         strategy = self.strategy
-        return (
-            not (strategy.sees_account or strategy.books or self._sizer.sees_account)
-            and self.market.instrument.category is not Category.STOCK
-        )
+        return not (strategy.sees_account or strategy.books or self._sizer.sees_account)
 
     @property
     def is_sized_by_signal(self) -> bool:
@@ -680,7 +662,7 @@ class MemberState:
 
     @property
     def may_wait(self) -> bool:
-        """Whether :meth:`wait` may take bars without steps of the engine."""
+        """Whether :meth:`wait` may take bars without steps; not those of sessions, with nights."""
         strategy = self.strategy
         return (
             not (strategy.books or strategy.sees_account)

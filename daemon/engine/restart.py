@@ -16,7 +16,6 @@ from tracepaper.strategies.types.decisions import (
 )
 from tracepaper.strategies.types.market import (
     Bar,
-    CorporateAction,
     Depths,
     Event,
     FrameBar,
@@ -160,9 +159,6 @@ class Restart:
                 engine.clear_transient()
             case InstrumentChange():
                 engine.mark_at_closes()
-            case CorporateAction() if event.is_split:
-                engine.adjust_bars(event)
-                engine.broker.adjust(event)
             case _:
                 pass
 

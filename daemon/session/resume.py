@@ -16,7 +16,6 @@ from msgspec.structs import replace
 
 from tracepaper.daemon.broker.account import AccountState, posting_account
 from tracepaper.daemon.broker.broker import Save
-from tracepaper.daemon.broker.splits import apply_action
 from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.config.several import strategy_name
 from tracepaper.daemon.engine.engine import Engine
@@ -44,7 +43,6 @@ from tracepaper.storage.chain.starting_point import Rebuilding, RunLookback
 from tracepaper.storage.database.chunks import CarriedState
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.strategy import Forecaster
-from tracepaper.strategies.corporate_actions import bar_after
 from tracepaper.strategies.covariates import run_source
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.gates.evaluator import YARDSTICK_MEMORY
@@ -411,13 +409,10 @@ def recall_bars(engine: Engine, reader: Reader, run: RunRow, history: BarHistory
     for frame_bar in reader.frame_bars(run.run_id):
         restart.recall_frame(frame_bar)
     recalled = []
-    actions = reader.actions(run.run_id)
-    splits = [action for _, action in actions if action.is_split]
     for item in run.instruments:
         market = engine.markets[item.id]
         needed = max(market.reach, 1 if history is None else history.context)
         bars = reader.bars(run.run_id, item.id, max(needed, market.lookback))
-        bars = [bar_after(splits, bar) for bar in bars]
         for bar in bars[:-needed]:
             restart.recall_range(bar)
         recalled.append(bars[-needed:])
@@ -519,11 +514,6 @@ def check_fills(
                 raise _broken(run, f"fill of order {fill.order_id} is of no side of the account")
             posted[fill.position_side].line(fill.instrument).post(fill)
 
-    for sequence, action in reader.actions(run.run_id, until=until):
-        if sequence > after:
-            post(reader.fills(run.run_id, after=after, until=sequence))
-            apply_action(posted[None].line(action.instrument), action)
-            after = sequence
     post(reader.fills(run.run_id, after=after, until=until))
     cash, funding = opened.account.cash + sum(account.cash for account in posted.values()), 0
     held = [(side, *entry) for side, book in books.items() for entry in book.holdings.items()]

@@ -55,7 +55,7 @@ from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
 from tracepaper.strategies.gates.declared import operator
 from tracepaper.strategies.gates.gate import GATES, gate_order
 from tracepaper.strategies.types.decisions import Action, PositionSide
-from tracepaper.strategies.types.market import Bar, CorporateAction, Side
+from tracepaper.strategies.types.market import Bar, Side
 from tracepaper.strategies.units import INTERVALS, MONEY_LIMIT
 from tracepaper.strategies.without_value import NOT_FINITE, IndicatorWatch
 
@@ -259,7 +259,7 @@ def _check_decide(cls: CustomClass) -> None:
         raise ConfigInvalid(
             f"{cls.__name__}{class_line(cls)} has no decide; give it def decide(self, context)."
         )
-    reject_coroutines(cls, "decide", "observe", "adjust", "columns")
+    reject_coroutines(cls, "decide", "observe", "columns")
     try:
         signature = inspect.signature(cls.decide)
     except ValueError:  # compiled code has none
@@ -277,14 +277,6 @@ def _construct(cls: type[Custom], options: dict[str, object]) -> Custom:
     make = cast("Callable[..., Custom]", cls)
     is_one = next(iter(inspect.signature(cls).parameters), "") == "options"
     return make(options) if is_one else make(**options)
-
-
-def unguarded(strategy: Strategy) -> Strategy | PortfolioStrategy:
-    """Return the user's object behind *strategy*; a built-in strategy itself."""
-    decider = strategy.portfolio if isinstance(strategy, PortfolioMember) else strategy
-    return (
-        decider.guarded if isinstance(decider, (_GuardedStrategy, _GuardedPortfolio)) else decider
-    )
 
 
 _DECLARED: Final = (
@@ -324,11 +316,6 @@ class _Checks(Generic[Custom]):
             self._observing.bars = (bar,)
             with self._observing, self._watch:
                 self.guarded.observe(bar)
-
-    def adjust(self, action: CorporateAction) -> None:
-        self._observing.bars = ()
-        with self._observing:
-            self.guarded.adjust(action)
 
     def _fault(self, problem: str, advice: str) -> StrategyFailed:
         where = definition(self.guarded.decide) + self._deciding.for_bars

@@ -200,7 +200,7 @@ class Candles:
         )
 
     def in_sessions(self) -> Candles:
-        """Return the candles of a share with the sessions of their dates (docs/stocks.md, K1).
+        """Return the candles of a share with the sessions of their dates (docs/shares.md, K1).
 
         Days, weeks and months open at midnight, UTC, of their first date; a note counts the days
         that the file lacks. Raises ``DataInvalid`` for two candles of one date, and for times that

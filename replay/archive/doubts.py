@@ -354,10 +354,7 @@ def reject_changed(rows: Rows, interval_ms: int) -> None:
 
 
 def jump(rows: Rows) -> str:
-    """Return a sentence about prices that jump as by a split, or "".
-
-    Candles in sessions do without: their run names a suspected split, and knows its actions.
-    """
+    """Return a sentence about prices that jump as by a split, or ""."""
     prices = {name: rows.columns[name].floats for name in PRICES}
     close = prices["close"]
     moves = np.abs(np.diff(close) / close[:-1])
@@ -375,5 +372,5 @@ def jump(rows: Rows) -> str:
     return (
         f"{count_of(places.size, 'jump')} of the price from candle to candle, the first at "
         f"{rows.table.place(first)}: {prices['open'][first]:g} after {close[first - 1]:g}; a split "
-        "needs its action (--actions), or adjusted candles"
+        "needs adjusted candles"
     )

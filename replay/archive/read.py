@@ -145,8 +145,8 @@ def _candles(rows: Rows, symbol: str, category: Category) -> Candles:
     doubts.reject_units(rows)
     doubts.reject_closes(rows, step)
     doubts.reject_changed(rows, step)
+    rows.table.notes.extend(filter(None, [doubts.jump(rows)]))
     if is_fixed:
-        rows.table.notes.extend(filter(None, [doubts.jump(rows)]))
         rows = doubts.on_grid(rows, step)
     turnover = rows.columns.get("turnover")
     return Candles(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
@@ -19,8 +18,8 @@ from tracepaper.replay.archive.names import NAMES, TIME, coins_of, split_argumen
 from tracepaper.replay.archive.read import of_one_symbol, parsed_times
 from tracepaper.replay.archive.tables import read_table
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.sessions import Calendar, SplitWatch
-from tracepaper.strategies.types.market import Category, CorporateAction, Instrument
+from tracepaper.strategies.sessions import Calendar
+from tracepaper.strategies.types.market import Category, Instrument
 from tracepaper.strategies.units import HOUR_MS, MINUTE_MS, MONEY_DECIMALS, RATE_DECIMALS
 
 
@@ -45,7 +44,6 @@ class Quality:
     price; few of those built from trades."""
     flat: int  # candles with a single price
     notes: tuple[str, ...]
-    splits: tuple[str, ...]  # sentences about suspected splits of shares
     sessions: int | None  # of a share, from the first candle to the last
 
 
@@ -74,7 +72,6 @@ def quality(candles: Candles) -> Quality:
         else None,
         flat=int(np.count_nonzero(candles.high == candles.low)),
         notes=candles.notes,
-        splits=split_sentences(candles),
         sessions=None
         if calendar is None
         else _sessions(calendar, *candles.open_time_ms[[0, -1]].tolist()),
@@ -88,27 +85,6 @@ def _sessions(calendar: Calendar, first_ms: int, last_ms: int) -> int:
     opens, closes = (np.array(part) * MINUTE_MS for part in (sessions.opens, sessions.closes))
     inside = (opens >= calendar.opens[first]) & (closes <= calendar.closes[last])
     return int(np.unique(np.array(sessions.days)[inside]).size)
-
-
-def split_sentences(candles: Candles, applied: Collection[CorporateAction] = ()) -> tuple[str, ...]:
-    """Return a sentence per split for which *candles* of a share seem not adjusted.
-
-    Splits in *applied* are skipped. Only the first and last candles of sessions are compared.
-    """
-    if candles.category is not Category.STOCK:
-        return ()
-    times = {action.market_ms for action in applied if action.instrument == candles.instrument}
-    turns = np.flatnonzero(np.diff(candles.days))
-    ends = candles[np.unique(np.concatenate(([0], turns, turns + 1)))]
-    watch = SplitWatch()
-    columns = (ends.days, ends.open_time_ms, ends.open, ends.close, ends.volume)
-    bars = zip(*(column.tolist() for column in columns), strict=True)
-    splits = [watch.add(day, at, (open_, close), volume) for day, at, open_, close, volume in bars]
-    return tuple(
-        split.sentence(candles.symbol)
-        for split in splits
-        if split is not None and split.open_time_ms not in times
-    )
 
 
 QUANTITY_DECIMALS: Final = {Category.LINEAR: 3, Category.SPOT: 6, Category.STOCK: 0}

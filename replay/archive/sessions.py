@@ -1,6 +1,6 @@
 """The sessions of a share, which are the dates and hours of its own file.
 
-The rules are docs/stocks.md, K1 to K9.
+The rules are docs/shares.md, K1 to K9.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ from tracepaper.daemon.engine.history import DAY_FRAME
 from tracepaper.daemon.session.build import (
     Strategies,
     book_days,
-    every_of,
     make_strategies,
     needs_forecaster,
     resolved,
@@ -37,16 +35,15 @@ from tracepaper.daemon.session.build import (
 from tracepaper.daemon.session.models import card_of, load_forecaster
 from tracepaper.daemon.session.run_row import new_run, reject_size
 from tracepaper.daemon.session.universe import listed_symbols
-from tracepaper.daemon.session.user_class import unguarded
 from tracepaper.daemon.session.user_model import user_model
 from tracepaper.replay.archive.candles import on_joint_sessions
-from tracepaper.replay.archive.series import archive_instrument, split_sentences
+from tracepaper.replay.archive.series import archive_instrument
 from tracepaper.replay.backtest.feed import ArchiveFeed
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.tracks import DataLookback, with_depth
 from tracepaper.replay.backtest.universe import choices, list_warnings
 from tracepaper.storage.checkpoints import fitted_spans
-from tracepaper.strategies.api.strategy import Forecaster, PortfolioStrategy, Strategy
+from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.api.timeframes import frame_bars
 from tracepaper.strategies.book_features import WANTED, books_read_by
 from tracepaper.strategies.builtin import TREND, windows_within
@@ -236,11 +233,6 @@ def build(
         raise ConfigInvalid(
             "execution.model 'quote' needs quotes, which candle files lack; use next_open."
         )
-    if data.actions and config.market.asset != STOCK:
-        raise ConfigInvalid(
-            f"--actions are of shares, and the run trades {config.market.category}; leave it out, "
-            'or set market.asset = "stock".'
-        )
     market = with_depth(config.market, data.depth)
     if market.depth and not data.depth:
         raise ConfigInvalid(
@@ -280,8 +272,6 @@ def build(
             () if rule is None else choices(rule, joined, instruments, start_ms=at_ms, names=names)
         ),
     )
-    if feed.actions.splits:
-        _reject_split(strategies, data, has_model=forecaster is not None)
     run, engine = new_run(
         config,
         instruments,
@@ -294,10 +284,6 @@ def build(
             *warnings,
             *(part.torn.rstrip(".") for part in data.depth if part.torn),
             *fitted,
-            *chain.from_iterable(
-                split_sentences(part, feed.actions.splits) for part in feed.candles
-            ),
-            *feed.actions.notes,
             *read_as,
             *list_warnings(rule, names, instruments),
             *(
@@ -333,28 +319,6 @@ def fitted_on(card: Mapping[str, Any], data: MarketData, from_ms: int) -> tuple[
         f"parts, and bars from {iso(max(span.until_ms for span in counts))} on are untouched"
     )
     return (warning,)
-
-
-def _reject_split(strategies: Strategies, data: MarketData, *, has_model: bool) -> None:
-    """Reject a split where model, frames or strategy would take it for a move of the price."""
-    if has_model:
-        raise ConfigInvalid(
-            "--actions names a split within the data, and a model's features are not adjusted to "
-            "one; give adjusted candles and no such line, or a strategy without a model."
-        )
-    if data.frames:
-        raise ConfigInvalid(
-            f"--actions names a split within the data, and {data.frames[0].path} is not adjusted "
-            "to it; leave --frame-data out."
-        )
-    for strategy in map(unguarded, every_of(strategies)):
-        base = PortfolioStrategy if isinstance(strategy, PortfolioStrategy) else Strategy
-        if type(strategy).observe is not base.observe and type(strategy).adjust is base.adjust:
-            raise ConfigInvalid(
-                f"{type(strategy).__qualname__} keeps what it observes, and --actions names a "
-                "split; define adjust(self, action), which takes its prices by action.old ÷ "
-                "action.new, or look back by context.history alone."
-            )
 
 
 def _frames_read(config: Config, strategies: Strategies, data: MarketData) -> dict[int, int]:

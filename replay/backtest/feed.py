@@ -16,7 +16,6 @@ import numpy as np
 
 from tracepaper.replay.archive import Candles, merge_candles
 from tracepaper.replay.archive.candles import on_joint_sessions
-from tracepaper.replay.archive.corporate_actions import place_actions
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.tracks import BATCH_BARS, BarSpan, DataLookback, Track, aligned
 from tracepaper.strategies.errors import DataInvalid
@@ -24,7 +23,6 @@ from tracepaper.strategies.sessions import Sessions
 from tracepaper.strategies.types.market import (
     Bar,
     CloseStart,
-    CorporateAction,
     Event,
     Funding,
     Instrument,
@@ -33,7 +31,7 @@ from tracepaper.strategies.types.market import (
 from tracepaper.strategies.units import iso
 
 _BARS_ALONE: Final = DataLookback()
-_AFTER_BARS: Final = frozenset({Funding, CorporateAction, UniverseChange})
+_AFTER_BARS: Final = frozenset({Funding, UniverseChange})
 """Types of events that follow the bars that close at their time."""
 
 
@@ -98,10 +96,8 @@ class ArchiveFeed:
         self.period_start_ms: int = min(starts) if from_ms is None else from_ms
         """Bars that open before this are warm-up."""
         self.bar_count: int = sum(len(part) for part in self.candles)
-        self.actions = place_actions(data.actions, whole)
-        """The splits and dividends; each precedes the bar that opens at its time."""
         self._tracks = data.tracks(
-            BarSpan(self.candles, whole, traded, self.period_start_ms, lookback, self.actions)
+            BarSpan(self.candles, whole, traded, self.period_start_ms, lookback)
         )
         end_ms = max(int(part.closes_ms[-1]) for part in self.candles)
         choices = chosen(replace(data, candles=[*whole.values()]), self.period_start_ms)
@@ -132,7 +128,7 @@ class ArchiveFeed:
 def _closed_together(events: Iterable[Event], names: Sequence[str]) -> Iterator[Event]:
     """Yield *events*, with the bars of each close together after a ``CloseStart`` of their count.
 
-    *names* are the run's instruments. Settlements, splits, dividends and choices of that time
+    *names* are the run's instruments. Settlements and choices of that time
     follow the bars; all other events precede them.
     """
     for market_ms, group in groupby(events, key=attrgetter("market_ms")):

@@ -28,13 +28,11 @@ from tracepaper.replay.archive import (
 )
 from tracepaper.replay.archive.books import RecordedDepth, read_depth
 from tracepaper.replay.archive.candles import Span
-from tracepaper.replay.archive.corporate_actions import ActionRow, actions_until, read_actions
 from tracepaper.replay.archive.read import CandleInput, NamedFrame, read_candles
 from tracepaper.replay.backtest.run_spec import RunSpec
 from tracepaper.replay.backtest.tracks import (
     BarSpan,
     Track,
-    action_tracks,
     candle_tracks,
     depth_tracks,
     frame_tracks,
@@ -59,7 +57,6 @@ class Cutoff(NamedTuple):
 
     at_ms: int
     close_ms: int
-    days: Mapping[str, int]  # by symbol: the day of its newest bar, since 1970
     cut: bool  # whether later data are removed; else they are corrupted
 
 
@@ -116,7 +113,7 @@ def _frames_until(given: Sequence[Candles], cutoff: Cutoff) -> list[Candles]:
     return [part for part in closed if len(part)]
 
 
-# ---------------------------------------------------------------- funding, splits and dividends
+# ---------------------------------------------------------------- funding
 
 
 def _read_funding(
@@ -130,11 +127,6 @@ def _funding_sha256(rates: FundingRates) -> str:
     for column in (rates.time_ms, rates.rate, rates.interval_ms):
         digest.update(b"" if column is None else column.tobytes())
     return digest.hexdigest()
-
-
-def _read_actions(given: Sequence[Path | ActionRow], _reading: SourceReader) -> list[ActionRow]:
-    rows = [item for item in given if isinstance(item, ActionRow)]
-    return [*rows, *read_actions(*(item for item in given if isinstance(item, Path)))]
 
 
 # ---------------------------------------------------------------- order books
@@ -195,15 +187,6 @@ SOURCES: Final[Mapping[str, MarketSource]] = {
         ],
         digest=_funding_sha256,
     ),
-    "actions": MarketSource(
-        read=_read_actions,
-        tracks=action_tracks,
-        # Later actions are always removed: none is known before its bar.
-        until=lambda rows, cutoff: actions_until(rows, cutoff.days),
-        digest=lambda row: hashlib.sha256(
-            repr(row[1:]).encode()
-        ).hexdigest(),  # without the row's position
-    ),
 }
 """By the field of ``MarketSpec``; events of one time follow the order of the rows."""
 
@@ -215,7 +198,6 @@ class MarketData:
     candles: Sequence[Candles]
     _: KW_ONLY
     funding: Sequence[FundingRates] = ()
-    actions: Sequence[ActionRow] = ()  # splits and dividends
     frames: Sequence[Candles] = ()  # of higher timeframes, from before the candles
     depth: Sequence[RecordedDepth] = ()  # order books; a bar reads those until its close
 
@@ -280,12 +262,7 @@ class MarketData:
 
         Later data are removed if *cut*, else corrupted.
         """
-        days = {
-            part.symbol: int(part.days[np.searchsorted(part.open_time_ms, at_ms, side="right") - 1])
-            for part in self.candles
-            if part.open_time_ms[0] <= at_ms
-        }
-        cutoff = Cutoff(at_ms, self.close_of(at_ms), days, cut)
+        cutoff = Cutoff(at_ms, self.close_of(at_ms), cut)
         return self._changed(lambda source, given: source.until(given, cutoff))
 
     def opening(self, from_ms: int, until_ms: int | None = None) -> Self:

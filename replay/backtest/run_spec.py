@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from tracepaper.daemon.config.loading import Given, Sections
     from tracepaper.replay.archive import FundingRates
     from tracepaper.replay.archive.books import RecordedDepth
-    from tracepaper.replay.archive.corporate_actions import ActionRow
     from tracepaper.replay.archive.read import CandleInput
 
 
@@ -196,9 +195,6 @@ class MarketSpec:
     columns: tuple[str, ...] = option(ColumnsOption, ALL, columns_of)
     funding: tuple[Path | FundingRates, ...] = option(
         _files("--funding", "Settled funding rates, CSV; repeat."), RUNS | PYTHON, paths_of
-    )
-    actions: tuple[Path | ActionRow, ...] = option(
-        _files("--actions", "Splits and dividends, CSV; repeat."), ALL, paths_of
     )
     frames: tuple[CandleInput, ...] = option(
         _texts("--frame-data", "Candles of a higher timeframe that begin before the data; repeat."),

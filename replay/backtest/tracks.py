@@ -19,7 +19,6 @@ from tracepaper.replay.archive import Candles, FundingRates, merge_candles
 from tracepaper.replay.archive.books import RecordedDepth
 from tracepaper.replay.archive.candles import Span
 from tracepaper.replay.archive.columns import IntArray
-from tracepaper.replay.archive.corporate_actions import ActionRow, PlacedActions
 from tracepaper.replay.archive.series import missing_settlements
 from tracepaper.strategies.api.timeframes import frame_bar_of
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
@@ -63,7 +62,6 @@ class BarSpan:
     instruments: Mapping[str, Instrument]
     from_ms: int  # the start of the period
     lookback: DataLookback
-    actions: PlacedActions
 
 
 def candle_tracks(_given: Sequence[Candles], bars: BarSpan) -> list[Track]:
@@ -324,16 +322,4 @@ def funding_tracks(given: Sequence[FundingRates], bars: BarSpan) -> list[Track]:
                 settled = rates.select(inside)
                 times = np.union1d(settled.time_ms, np.array([*missing], dtype=np.int64))
                 tracks.append(Track(times, partial(_settlements, settled, missing, times)))
-    return tracks
-
-
-def action_tracks(_given: Sequence[ActionRow], bars: BarSpan) -> list[Track]:
-    """Return the splits and dividends between two bars, per instrument."""
-    tracks: list[Track] = []
-    for part in bars.candles:
-        first_ms, last_ms = part.open_time_ms[[0, -1]].tolist()
-        placed = bars.actions.events.get(part.instrument, ())
-        if inside := [event for event in placed if first_ms < event.market_ms <= last_ms]:
-            times = np.array([event.market_ms for event in inside], dtype=np.int64)
-            tracks.append(Track(times, partial(iter, inside)))
     return tracks

@@ -127,7 +127,7 @@ def coefficient_of(record: RunRecord) -> tuple[Decimal, str]:
         return execution.impact_bp, "execution.impact_bp of the run"
     moves = []
     for name in record.bars:
-        closes = record.adjusted(name).close
+        closes = record.bars[name].close
         moves.append(float(np.diff(np.log(closes)).std()) if closes.size > 2 else 0.0)
     value = Decimal(f"{min(float(np.median(moves)) * 1e4, 1_000.0):.3g}")
     if not value:

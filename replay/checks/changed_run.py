@@ -45,7 +45,6 @@ from tracepaper.strategies.types.decisions import FillModel, RunRow
 from tracepaper.strategies.types.market import (
     Bar,
     CloseStart,
-    CorporateAction,
     CovariatesRead,
     Depths,
     Event,
@@ -340,7 +339,7 @@ def _first_bars(
     return first_ms if is_cut else {}
 
 
-def _later(  # noqa: C901 - one case a kind of event
+def _later(
     reader: Reader, run: RunRow, first_ms: Mapping[str, int], rows: Iterator[Fed]
 ) -> Iterator[Fed]:
     """Yield the rows of a run from its later start on, as a feed would pass them."""
@@ -376,7 +375,5 @@ def _later(  # noqa: C901 - one case a kind of event
                 continue
             case Gap(cause=cause, instrument=key) if cause is not GapCause.FUNDING:
                 after_ms = first_ms[key] + run.interval_ms
-            case CorporateAction(instrument=key):
-                after_ms = first_ms[key]
         if event.market_ms > after_ms:
             yield row

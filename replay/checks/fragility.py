@@ -148,11 +148,6 @@ def removals(record: RunRecord, closed: Sequence[ClosedTrade]) -> tuple[Left, li
     A trade's profit is taken from the day on which it was closed. Raises ``DataInvalid`` for a run
     whose equity is not meaningful.
     """
-    if record.holds_over_split(record.account):
-        raise DataInvalid(
-            "The run held over an unadjusted split, so its return is unknown; give its splits by "
-            "--actions FILE."
-        )
     equity, times = record.account.equity, record.times_ms
     earned, days = float(equity[-1] - equity[0]), Days.of_record(record)
     whole = Left("", "as recorded", earned, days, len(closed))
@@ -211,7 +206,7 @@ def _volatility(record: RunRecord, ends_ms: Ints) -> Floats:
     """Return the realised volatility of each day that ends at *ends_ms*, by all instruments."""
     total = np.zeros(ends_ms.size)
     for name in record.bars:
-        bars = record.adjusted(name)
+        bars = record.bars[name]
         closes = np.concatenate((bars.open[:1], bars.close))
         places = np.searchsorted(ends_ms, record.bar_times.closes_of(bars.open_time_ms))
         squares = np.diff(np.log(closes)) ** 2

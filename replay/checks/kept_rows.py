@@ -47,12 +47,12 @@ from tracepaper.strategies.types.decisions import (
     OrderKind,
     OrderStatus,
 )
-from tracepaper.strategies.types.market import CorporateAction, InstrumentChange
+from tracepaper.strategies.types.market import InstrumentChange
 
 Row = Sequence[Any]
 
 _QUERIES: Final = {
-    "events": select("events", f"{WITHIN} AND kind IN ('corporate_action', 'instrument_change')"),
+    "events": select("events", f"{WITHIN} AND kind = 'instrument_change'"),
     **{table: select(table, WITHIN) for table in ("fills", "orders", "ledger", "holdings")},
 }
 _TRADES: Final = select("trades", WITHIN)
@@ -131,11 +131,9 @@ class _KeptRows:
         for sequence, rows in self._steps():
             self.sequence = sequence
             for row in rows["events"]:
-                match self._decoder.event(row):
-                    case CorporateAction() as action:
-                        self._broker.on_action(action)
-                    case InstrumentChange(instrument=item):
-                        self._broker.change(item)
+                change = self._decoder.event(row)
+                assert isinstance(change, InstrumentChange)
+                self._broker.change(change.instrument)
             fills = [(row[FILL.shadow] or "", self._decoder.fill(row)) for row in rows["fills"]]
             for name, fill in fills if self.sequence >= self._first else ():
                 yield from self._post(name, fill)

@@ -329,5 +329,4 @@ def _other_symbols(data: MarketData, key: str) -> MarketData:
         candles=[part if part.symbol == symbol else changed(part) for part in data.candles],
         # Those of the others would contradict their candles.
         frames=[part for part in data.frames if part.symbol == symbol],
-        actions=[row for row in data.actions if row.symbol == symbol],
     )

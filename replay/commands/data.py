@@ -102,7 +102,7 @@ def _lines(quality: Quality) -> list[str]:
     ]
     if quality.open_is_previous_close is not None:
         lines.append(f"  {percent(quality.open_is_previous_close, 1)} open at the previous close")
-    return lines + [f"  ⚠ {note}" for note in (*quality.notes, *quality.splits)]
+    return lines + [f"  ⚠ {note}" for note in quality.notes]
 
 
 def _listed(shown: Sequence[str], count: int) -> str:

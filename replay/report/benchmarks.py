@@ -201,7 +201,7 @@ def buy_and_hold(record: RunRecord, shares: Mapping[str, float] | None = None) -
     start = float(record.account.equity[0])
     equity = np.full(record.times_ms.size + 1, start)
     for name in record.bars:
-        bars, at = record.adjusted(name), record.warm_from[name] + 1
+        bars, at = record.bars[name], record.warm_from[name] + 1
         if at < bars.open.size:
             unit = bought(bars, at, record.cost_rate)
             profit = start * unit.profit(shares[name], bars.open_time_ms, bars.close)
@@ -333,16 +333,15 @@ def random_timings(
 ) -> RandomTimings | None:
     """Return *count* random timings of *ledger*; None if it never held a position.
 
-    Also None over a split that was not adjusted, because sizes mean other shares after it. *marks*
-    are the indices of the equity curve at which the quantiles are taken.
+    *marks* are the indices of the equity curve at which the quantiles are taken.
     """
     parts = [
-        (name, episodes(held * record.shares_of(name), change_terms(record, ledger, name)))
+        (name, episodes(held, change_terms(record, ledger, name)))
         for account in sides_of(record, ledger)
         for name, held in account.held.items()
     ]
     positions = sum(stretches.sizes.size for _, stretches in parts)
-    if not positions or record.splits:
+    if not positions:
         return None
     chance = np.random.default_rng(RANDOM_SEED)
     times = np.concatenate((record.times_ms[:1] - 1, record.times_ms))
@@ -358,11 +357,10 @@ def random_timings(
         min(record.warm_from[name] + 1, record.bars[name].open.size - int(stretches.sizes.sum()))
         for name, stretches in parts
     ]
-    adjusted = {name: record.adjusted(name) for name in ledger.held}
     curves = np.full((count, marks_ms.size), float(ledger.equity[0]))
     for shadow in range(count):
         for (name, stretches), first in zip(parts, early, strict=True):
-            bars = adjusted[name]
+            bars = record.bars[name]
             at, delta, terms = place(stretches, bars.open.size - first, chance)
             curves[shadow] += value_at(bars, at + first, delta, closed[name], terms)
     low, median, high = np.quantile(curves[:, :-1], BAND, axis=0)

@@ -47,7 +47,7 @@ from tracepaper.strategies.shortfall import (
     tail_weights,
     value_at_risk,
 )
-from tracepaper.strategies.types.market import CorporateAction, FrameBar, Instrument
+from tracepaper.strategies.types.market import FrameBar, Instrument
 from tracepaper.strategies.units import DAY_MS, HOUR_MS, RATE_SCALE, count_of, iso
 
 LEVELS: Final = (0.05, LEVEL, 0.01)
@@ -154,12 +154,12 @@ def read_book_risk(columns: RunColumns, period: Period = "day") -> BookRisk:
         for row in columns.views.last_positions(name)
         if row["quantity"]
     ]
-    before = (columns.frame_bars() if held and period == "day" else [], columns.actions())
+    before = columns.frame_bars() if held and period == "day" else []
     # Every bar of a calendar: a session ends when it ends, not with a UTC day or hour.
     length_ms = 1 if columns.times.calendar else LENGTHS[period]
     closes = columns.rows.closes(columns.interval_ms, length_ms) if held else ()
     returns = {
-        item.id: returns_of(*_closes(columns, item, period, closes, *before), LENGTHS[period])
+        item.id: returns_of(*_closes(columns, item, period, closes, before), LENGTHS[period])
         for item, _ in held
     }
     notionals = {item.id: 0.0 for item, _ in held}
@@ -209,13 +209,11 @@ def _closes(
     period: Period,
     closes: Sequence[Ints],
     fetched: Sequence[FrameBar],
-    actions: Sequence[tuple[int, CorporateAction]],
 ) -> tuple[Ints, Floats]:
     """Return times and prices of closes: of *fetched* candles of a day, then of its own bars.
 
-    *closes* are instruments, open times and prices of the bars that end a period. Prices before a
-    split of *actions* are divided by its ratio. With a calendar each session closes at the end of
-    its rank among the sessions.
+    *closes* are instruments, open times and prices of the bars that end a period. Of shares each
+    session closes at the end of its rank among the sessions.
     """
     of_item = closes[0] == columns.place(item.id)
     times = columns.times.closes_of(closes[1][of_item])
@@ -231,9 +229,6 @@ def _closes(
         before = np.array(earlier).reshape(-1, 2)
         times = np.concatenate((before[:, 0].astype(np.int64), times))
         prices = np.concatenate((before[:, 1], prices))
-    for _, action in actions:
-        if action.instrument == item.id and action.is_split:
-            prices = np.where(times <= action.market_ms, prices * action.old / action.new, prices)
     if (calendar := columns.times.calendar) is not None and period == "day":
         days = calendar.days_at(times)
         last = np.append(np.flatnonzero(np.diff(days)), days.size - 1)

@@ -27,8 +27,6 @@ def judgement(record: RunRecord, closed: Sequence[ClosedTrade]) -> str:
     mean exposure, since a run that holds less is expected to win and to lose less.
     """
     account, times_ms, bars = record.account, record.times_ms, record.bar_times
-    if record.holds_over_split(account):
-        return "Was it any good? Its return is unknown, because it held over an unadjusted split."
     if (account.equity <= 0).any():
         return "Was it any good? No: at some time nothing of its equity was left."
     if not account.fills:

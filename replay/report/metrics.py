@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Final, TypeVar
 
@@ -518,11 +518,6 @@ def performance(
         below_zero_ms=int(times_ms[gone[0]]) if gone.size else None,
         lowest=float(values.min()) if gone.size else None,
     )
-
-
-def unknown(figures: Performance) -> Performance:
-    """Return only the bars and days of *figures*, for an equity that is not meaningful."""
-    return Performance(figures.bars, figures.days, *[None] * (len(fields(Performance)) - 2))
 
 
 def activity(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
@@ -43,8 +42,7 @@ from tracepaper.storage.database.run_rows import Columns
 from tracepaper.storage.database.run_views import Row, RunViews
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.gates.declared import warm
-from tracepaper.strategies.sessions import named_splits
-from tracepaper.strategies.types.market import CorporateAction, GapCause, Instrument, Side
+from tracepaper.strategies.types.market import GapCause, Instrument, Side
 from tracepaper.strategies.units import DAY_MS, RATE_SCALE
 
 
@@ -58,8 +56,7 @@ class Bars:
     high: Floats
     low: Floats
     close: Floats
-    funding: Floats  # sum of the rates settled since the previous close; longs pay if it is
-    # positive, and a dividend is a negative rate
+    funding: Floats  # sum of the rates settled since the previous close; longs pay if positive
 
 
 @dataclass(frozen=True)
@@ -140,7 +137,6 @@ class RunRecord:
     missing: tuple[Row, ...]  # missing funding settlements
     notes: dict[str, dict[str, NoteColumns]]  # by instrument and name
     margins: tuple[Row, ...]  # of ``v_positions``: positions on margin at the end
-    actions: tuple[tuple[int, CorporateAction], ...] = ()  # splits and dividends, by sequence
     states: tuple[LastingState, ...] = ()  # that hold the run at its end
     fitted: tuple[FittedSpan, ...] = ()  # periods on which the run's model was fitted
     without_fills: str = ""  # why nothing filled, in sentences; empty if an order filled
@@ -173,53 +169,6 @@ class RunRecord:
         return int(
             np.searchsorted(self.times_ms, self.bar_times.closes_of(np.array([min(starts)]))[0])
         )
-
-    @cached_property
-    def splits(self) -> dict[str, list[tuple[int, float]]]:
-        """The splits in the run's warnings, by instrument: (index of the bar, new per old).
-
-        Unadjusted candles jump by the ratio there, although a holder neither wins nor loses.
-        """
-        warned = named_splits(json.loads(self.run["warnings"] or "[]"))
-        splits = {}
-        for name, bars in self.bars.items():
-            size = bars.open_time_ms.size
-            places = [
-                (int(np.searchsorted(bars.open_time_ms, split.open_time_ms)), split.new / split.old)
-                for split in warned.get(self.instruments[name].symbol, ())
-            ]
-            if inside := [split for split in places if 0 < split[0] < size]:
-                splits[name] = inside
-        return splits
-
-    def holds_over_split(self, ledger: AccountRecord) -> bool:
-        """Whether *ledger* held an instrument over a split, which makes its later equity wrong."""
-        return any(
-            ledger.held[name][place - 1] != 0
-            for name, splits in self.splits.items()
-            for place, _ in splits
-        )
-
-    def adjusted(self, instrument: str) -> Bars:
-        """Return the bars of *instrument*; prices before a split are divided by its ratio.
-
-        The splits are those in the warnings and those that were applied.
-        """
-        bars = self.bars[instrument]
-        ratio = self.shares_of(instrument)
-        for place, new_per_old in self.splits.get(instrument, ()):
-            ratio[:place] *= new_per_old
-        prices = {name: getattr(bars, name) / ratio for name in ("open", "high", "low", "close")}
-        return replace(bars, **prices)
-
-    def shares_of(self, instrument: str) -> Floats:
-        """Return, per bar, how many final shares one share of that bar became by applied splits."""
-        opens_ms = self.bars[instrument].open_time_ms
-        shares = np.ones(opens_ms.size)
-        for _, action in self.actions:
-            if action.instrument == instrument and action.is_split:
-                shares[opens_ms < action.market_ms] *= action.new / action.old
-        return shares
 
     @property
     def held_shadow(self) -> AccountRecord | None:
@@ -311,7 +260,6 @@ def read_record(reader: Reader, database: Path, run_id: str) -> RunRecord:
                 for position in views.last_positions(name)  # in hedge mode of both sides
                 if position["margin"] is not None
             ),
-            actions=tuple(columns.actions()),
             states=lasting_states(columns),
             without_fills=without_fills(columns),
             without_value=without_value(columns),

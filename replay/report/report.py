@@ -188,7 +188,7 @@ def build_report(
     times, marks = _times(record), _marks(record)
     held = buy_and_hold_at_equal_exposure(record)
     names, counts = np.unique(record.decisions.regime, return_counts=True)
-    equity, is_split = record.account.equity, record.holds_over_split(record.account)
+    equity = record.account.equity
     return Report(
         record=record,
         warnings=tuple(f"Warning: {text}." for text in json.loads(record.run["warnings"] or "[]")),
@@ -208,13 +208,11 @@ def build_report(
             if (timings := random_timings(record, ledger, marks)) is not None
         ),
         # Subtract 1 ms: a close belongs to its bar, so midnight belongs to the previous month.
-        monthly=()
-        if is_split
-        else tuple(metrics.monthly_returns(np.append(times[:1], times[1:] - 1), equity)),
-        drawdowns=() if is_split else tuple(metrics.worst_drawdowns(times, equity)),
+        monthly=tuple(metrics.monthly_returns(np.append(times[:1], times[1:] - 1), equity)),
+        drawdowns=tuple(metrics.worst_drawdowns(times, equity)),
         rolling=metrics.rolling_sharpe(
-            record.times_ms[:0] if is_split else record.times_ms,
-            equity[:1] if is_split else equity,
+            record.times_ms,
+            equity,
             record.bar_times.interval_ms,
             record.bar_times.calendar,
             record.risk_free,
@@ -283,8 +281,7 @@ def _figures(
 ) -> Performance:
     """Return the figures of *ledger* at the record's times from *first* until *end*."""
     equity = ledger.equity[first : None if end is None else end + 1]
-    figures = _performance(record, record.times_ms[first:end], equity)
-    return metrics.unknown(figures) if record.holds_over_split(ledger) else figures
+    return _performance(record, record.times_ms[first:end], equity)
 
 
 def _performance(record: RunRecord, times_ms: Ints, equity: Floats) -> Performance:
@@ -427,13 +424,6 @@ def _sentences(record: RunRecord, card: Card) -> tuple[str, ...]:
         sentences.append(
             f"{count_of(len(record.missing), 'funding settlement')} missing, {held:,} with an open "
             "position; their amounts are in no account."
-        )
-    if record.splits:
-        symbols = ", ".join(record.instruments[name].symbol for name in record.splits)
-        sentences.append(
-            f"The candles are not adjusted for the split of {symbols}. An account that held it has "
-            "no returns (–) and its trade is left out; buy and hold is computed as if adjusted; "
-            "there are no random timings."
         )
     if record.run["ended_ms"] is None:
         sentences.append("The run has not ended; the figures are those at the time of this report.")

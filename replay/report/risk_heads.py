@@ -93,7 +93,7 @@ def _outcomes(record: RunRecord, horizon: int) -> Floats:
     """
     outcomes = np.full((5, record.decisions.sequence.size), np.nan)
     for name, places in record.decisions.places.items():
-        bars = record.adjusted(name)
+        bars = record.bars[name]
         logs = np.log(bars.close)
         count = max(logs.size - horizon, 0)
         first = logs[:count]

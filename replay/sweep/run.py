@@ -69,7 +69,6 @@ def sweep(  # noqa: PLR0913 - the options of a sweep
     start: Any = None,  # noqa: ANN401 - as backtest takes it
     end: Any = None,  # noqa: ANN401 - as backtest takes it
     funding: str | Path | Sequence[str | Path] = (),
-    actions: str | Path | Sequence[str | Path] = (),
     frame_data: Any = None,  # noqa: ANN401 - as data
     columns: Mapping[str, str | None] | None = None,
     depth: str | Path | Sequence[str | Path] = (),
@@ -81,8 +80,8 @@ def sweep(  # noqa: PLR0913 - the options of a sweep
 ) -> Sweep:
     """Try the points of *space* on *data*; return every result, the best, and the estimate of luck.
 
-    *strategy*, *data*, *params*, *config*, *start*, *end*, *funding*, *actions*, *frame_data*,
-    *columns*, *depth* and *events* are those of ``backtest``. *space* maps an option of the
+    *strategy*, *data*, *params*, *config*, *start*, *end*, *funding*, *frame_data*, *columns*,
+    *depth* and *events* are those of ``backtest``. *space* maps an option of the
     strategy, or ``section.key``, to a list of values, or to a range: (low, high), (low, high,
     step), or a dictionary with low, high, and step or log. *objective* is a figure's key
     (``sharpe``, ``return``, ``mean_day``, ``max_drawdown`` ...) or a function of the run. *sampler*

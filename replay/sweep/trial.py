@@ -225,10 +225,9 @@ def _run(work: Work, cell: Cell) -> dict[str, Any]:
                 reader = stack.enter_context(Reader.open(database))
         record = read_record(reader, database, run_id)
         row = reader.run(run_id)
-    equity = record.account.equity[: 1 if record.holds_over_split(record.account) else None]
     return {
         "figures": headline(record, closed_trades(record.account)),
-        "daily": tuple(metrics.daily_returns(record.times_ms[: equity.size - 1], equity).tolist()),
+        "daily": tuple(metrics.daily_returns(record.times_ms, record.account.equity).tolist()),
         "config_sha256": row.config_sha256,
         "strategy_sha256": row.strategy_sha256,
         "model_sha256": row.model_sha256,

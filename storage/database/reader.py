@@ -34,7 +34,6 @@ from tracepaper.storage.database.connection import open_reader
 from tracepaper.storage.record.columns import stored_columns
 from tracepaper.storage.record.decode import (
     BAR_READ,
-    EVENT,
     FILL,
     StepDecoder,
     StoredRows,
@@ -58,8 +57,6 @@ from tracepaper.strategies.types.decisions import (
 )
 from tracepaper.strategies.types.market import (
     Bar,
-    Category,
-    CorporateAction,
     Depths,
     FrameBar,
     Gap,
@@ -101,7 +98,7 @@ def _fed(
 _IS_FED: Final = (
     "open_time_ms IS NOT NULL OR EXISTS (SELECT 1 FROM events e WHERE e.run_key = s.run_key "
     "AND e.sequence = s.sequence AND e.kind "
-    "IN ('closed', 'frame_bar', 'corporate_action', 'funding', 'gap', 'universe'))"
+    "IN ('closed', 'frame_bar', 'funding', 'gap', 'universe'))"
 )
 _EVENTS: Final = f"SELECT {', '.join(stored_columns('events'))} FROM events"
 _DECIDED: Final = (
@@ -516,22 +513,10 @@ class Reader:
         return event if isinstance(event, kind) else None
 
     def newest_fed(self, run_id: str) -> Event | None:
-        """Return the run's last bar, close, frame bar, corporate action, settlement or gap."""
+        """Return the run's last bar, close, frame bar, settlement or gap."""
         span = run_span(self.stored_run(run_id).run_key)
         step = find_step(self.connection, *span, "steps s", _IS_FED, newest=True)
         return None if step is None else self.step(run_id, step).event
-
-    def actions(
-        self, run_id: str, *, until: int | None = None
-    ) -> list[tuple[int, CorporateAction]]:
-        """Return (step, event) of the run's splits and dividends up to step *until*."""
-        stored, decoder = self._decoding(run_id)
-        if not any(item.category is Category.STOCK for item in stored.run.instruments):
-            return []
-        query = select("events", f"{WITHIN} AND kind = 'corporate_action'")
-        rows = self.connection.execute(query, run_span(stored.run_key, until))
-        events = ((row[EVENT.sequence], decoder.event(row)) for row in rows)
-        return [(at, event) for at, event in events if isinstance(event, CorporateAction)]
 
     def of_type(self, run_id: str, kind: type[_Kind], *, until: int | None = None) -> list[_Kind]:
         """Return the events of *kind* of the run, up to step *until*, oldest first."""

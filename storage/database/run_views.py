@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
-from itertools import chain
 from operator import itemgetter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
@@ -15,8 +12,6 @@ import msgspec
 from tracepaper.storage.database.chunks import snapshot
 from tracepaper.storage.database.views import SHADOW_TRADES, VIEWS
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
-from tracepaper.strategies.sessions import named_splits
-from tracepaper.strategies.types.market import Category
 
 if TYPE_CHECKING:
     import sqlite3
@@ -92,9 +87,8 @@ class RunViews:
 
     def shadow_trades(self, shadow: str) -> list[Row]:
         """Return the closed trades of a shadow account or a strategy, as rows of ``v_trades``."""
-        left_out, values = self._over_splits
-        query = f"SELECT * FROM ({SHADOW_TRADES}) WHERE run_id = ?{left_out} {_order('v_trades')}"
-        rows = self._connection.execute(query, (shadow, self.run_id, *values))
+        query = f"SELECT * FROM ({SHADOW_TRADES}) WHERE run_id = ? {_order('v_trades')}"
+        rows = self._connection.execute(query, (shadow, self.run_id))
         return [dict(zip(_COLUMNS["v_trades"], row, strict=True)) for row in rows]
 
     def batches(
@@ -181,21 +175,7 @@ class RunViews:
             marks = ", ".join("?" * len(several))
             parts.append(f"{name} = ?" if marks == "?" else f"{name} IN ({marks})")
             bound += several
-        left_out, values = self._over_splits if view == "v_trades" else ("", ())
-        return " AND ".join(parts) + left_out, (*bound, *values)
-
-    @cached_property
-    def _over_splits(self) -> tuple[str, tuple[str | int, ...]]:
-        """The condition that leaves out trades over an unadjusted split, whose profit is wrong."""
-        query = "SELECT warnings FROM runs WHERE run_id = ?"
-        (warnings,) = self._connection.execute(query, (self.run_id,)).fetchone() or (None,)
-        over = [
-            (f"{Category.STOCK}:{symbol}", split.open_time_ms, split.open_time_ms)
-            for symbol, splits in named_splits(json.loads(warnings or "[]")).items()
-            for split in splits
-        ]
-        condition = " AND NOT (instrument = ? AND opened_ms < ? AND closed_ms >= ?)"
-        return condition * len(over), tuple(chain.from_iterable(over))
+        return " AND ".join(parts), tuple(bound)
 
     @staticmethod
     def _check(view: str, names: Sequence[str]) -> None:

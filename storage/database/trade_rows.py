@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import chain, groupby
+from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from tracepaper.storage.database.chunks import WITHIN, run_span, select
-from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.record.rows import At
 from tracepaper.storage.record.trades import TradeBooks
 
@@ -42,9 +41,7 @@ def trades_until(
     changes: list[tuple[int, Any, Any]] = [
         (_SEQUENCE(row), take, row) for take, rows in takes for row in rows
     ]
-    actions = Reader(connection).actions(run.run_id, until=until)
-    acted = ((at, books.act, action) for at, action in actions)
     # The sort is stable: within a step the order of each book is that of the encoder.
-    changes = sorted(chain(acted, changes), key=itemgetter(0))
+    changes.sort(key=itemgetter(0))
     closed = [row for _, take, change in changes if (row := take(change)) is not None]
     return books, sorted(closed, key=_KEY)

@@ -628,7 +628,7 @@ V_SHADOW_FILLS: Final = View(
 
 _CASH: Final = "(t.exit_notional - t.entry_notional) * CASE f.side WHEN 'SELL' THEN 1 ELSE -1 END"
 _COSTS: Final = f"t.gross + t.fees - {_CASH}"
-_PROFIT: Final = f"{_CASH} - t.fees + t.dividends"
+_PROFIT: Final = f"{_CASH} - t.fees"
 _BARS_HELD: Final = (
     "CASE WHEN NOT EXISTS (SELECT 1 FROM prunes p "
     "WHERE p.run_key = r.run_key AND p.until_sequence >= t.opened_sequence) "
@@ -681,8 +681,8 @@ V_TRADES: Final = View(
                 MONEY,
                 "fees, spread, slippage and liquidation of its fills",
             ),
-            *shown("t", "trades", "fees", "funding", "dividends"),
-            *exact("profit", _PROFIT, MONEY, "gross plus dividends minus costs"),
+            *shown("t", "trades", "fees", "funding"),
+            *exact("profit", _PROFIT, MONEY, "gross minus costs"),
             *exact("net", f"{_PROFIT} - t.funding", MONEY, "profit minus funding"),
             ViewColumn(
                 "bars_held",

@@ -561,7 +561,6 @@ _TRADES = (
     ),
     _whole("fees", "fees of its fills in quote currency, a part of `costs`", MONEY),
     _whole("funding", "funding while it was held, positive if paid", MONEY),
-    _whole("dividends", "dividends and cash in lieu while it was held", MONEY),
     _whole("stake", "cost of the largest quantity held, at the mean entry price", MONEY),
 )
 

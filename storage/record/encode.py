@@ -68,7 +68,6 @@ from tracepaper.strategies.types.decisions import (
 from tracepaper.strategies.types.market import (
     Bar,
     CloseStart,
-    CorporateAction,
     Depths,
     Instrument,
     InstrumentChange,
@@ -522,8 +521,6 @@ class StepEncoder:
         kind = EVENT_KINDS[type(event)]
         row = (*key, kind, place, market_ms, seen_ms, text, books, price_verdict)
         self._rows["events"].append(row)
-        if isinstance(event, CorporateAction):
-            self._trades.act(event)
         return place
 
     # ------------------------------------------------------------ predictions and trades

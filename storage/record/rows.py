@@ -36,7 +36,6 @@ from tracepaper.strategies.types.market import (
     Category,
     CloseStart,
     Command,
-    CorporateAction,
     CovariatesRead,
     Depths,
     Event,
@@ -98,7 +97,7 @@ INDEXED_EVENTS: Final = (
 """Kinds of events that have an index by run and sequence."""
 INDEXED_KINDS: Final = f"kind IN ({', '.join(repr(kind) for kind in INDEXED_EVENTS)})"
 """The condition of that partial index."""
-KEPT_EVENTS: Final = (*INDEXED_EVENTS, "parity", "corporate_action", "universe")
+KEPT_EVENTS: Final = (*INDEXED_EVENTS, "parity", "universe")
 """Kinds of events that a prune keeps."""
 DROPPED_ROWS: Final = (
     *((table, "TRUE") for table in DROPPED_TABLES),
@@ -113,7 +112,6 @@ EVENT_TYPES: Final[Mapping[str, type[Event]]] = {
     "trade": Trade,
     "mark": Mark,
     "funding": Funding,
-    "corporate_action": CorporateAction,
     "instrument_change": InstrumentChange,
     "model_change": ModelChange,
     "gap": Gap,

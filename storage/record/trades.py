@@ -1,4 +1,4 @@
-"""The closed trades of a run's books, computed from rows of fills and holdings and splits; pure.
+"""The closed trades of a run's books, computed from rows of fills and holdings; pure.
 
 A trade goes from flat to flat. Its key is that of the fill that closed it; it also stores the key
 of the fill that opened it.
@@ -6,28 +6,21 @@ of the fill that opened it.
 
 from __future__ import annotations
 
-from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import json
 
 from tracepaper.storage.record.rows import gather
-from tracepaper.strategies.corporate_actions import (
-    Entitlement,
-    ShareTerms,
-    entitlement,
-    entitlement_parts,
-)
 from tracepaper.strategies.types.decisions import FillModel, PositionSide
 from tracepaper.strategies.types.market import Side
-from tracepaper.strategies.units import divide_half_even, interval_start
+from tracepaper.strategies.units import Notional, divide_half_even, interval_start
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tracepaper.storage.record.columns import Row
     from tracepaper.strategies.types.decisions import RunRow
-    from tracepaper.strategies.types.market import CorporateAction
+    from tracepaper.strategies.types.market import Instrument
 
 
 _BOOK_OF_FILL: Final = gather("fills", "shadow", "position_side", "instrument")
@@ -51,29 +44,17 @@ class TradeBook:
     sold, ends the trade. A quantity *held* at the start belongs to no trade.
     """
 
-    def __init__(self, terms: ShareTerms, held: int = 0) -> None:
-        self._terms = terms
-        self.held = held if abs(held) >= terms.step else 0  # signed
+    def __init__(self, instrument: Instrument, held: int = 0) -> None:
+        self._step, self._worth = instrument.quantity_step, Notional.of(instrument)
+        self.held = held if abs(held) >= self._step else 0  # signed
         self._begin(None)
 
     def _begin(self, opened: tuple[int, int] | None) -> None:
         """Begin a trade; *opened* is the key of the fill that opens it, None if unknown."""
         self._opened = opened
         self._largest = 0
-        self._largest_before_splits: Fraction | int = (
-            0  # largest quantity held, in units before any split
-        )
-        self._splits = Fraction(1)
         self._entries, self._exits = [0, 0], [0, 0]  # quantity and notional
-        self._gross = self._fees = self._funding = self._dividends = 0
-
-    def act(self, after: Entitlement) -> None:
-        """Apply a split or a dividend: the quantity *after* it, and the amount it paid."""
-        if self.held:
-            self._dividends += after.paid
-            self._splits *= Fraction(after.quantity, self.held)
-            self.held = after.quantity
-            self._largest = max(self._largest, after.quantity)
+        self._gross = self._fees = self._funding = 0
 
     def pay(self, amount: int) -> None:
         """Add the *amount* of funding paid."""
@@ -88,11 +69,11 @@ class TradeBook:
             return None
         if not held:
             self._begin((sequence, ordinal))
-        if moved < 0 < held + moved < self._terms.step:
+        if moved < 0 < held + moved < self._step:
             moved = -held
         is_exit = held * moved < 0
         left = abs(moved) - abs(held)
-        total = quantity, notional, self._terms.notional(reference, quantity), fee
+        total = quantity, notional, self._worth(reference, quantity), fee
         if not is_exit or left <= 0:
             self._book(total, is_buy=is_buy, is_exit=is_exit)
             self._hold(held + moved)
@@ -118,16 +99,13 @@ class TradeBook:
     def _hold(self, held: int) -> None:
         self.held = held
         self._largest = max(self._largest, abs(held))
-        before = abs(held) if self._splits == 1 else abs(held) / self._splits
-        self._largest_before_splits = max(self._largest_before_splits, before)
 
     def _closed(self) -> Row | None:
         if self._opened is None:
             return None
         quantity, notional = self._entries
-        entered = Fraction(self._largest_before_splits)
-        stake = divide_half_even(notional * entered.numerator, quantity * entered.denominator)
-        sums = self._gross, self._fees, self._funding, self._dividends
+        stake = divide_half_even(notional * self._largest, quantity)
+        sums = self._gross, self._fees, self._funding
         return (*self._opened, self._largest, *self._entries, *self._exits, *sums, stake)
 
 
@@ -141,7 +119,7 @@ class TradeBooks:
 
     def __init__(self, run: RunRow) -> None:
         self.is_taken_over = run.parent_run_id is not None
-        self._terms = [ShareTerms.of(instrument) for instrument in run.instruments]
+        self._instruments = run.instruments
         self._interval_ms = run.interval_ms
         self._places = {instrument.id: at for at, instrument in enumerate(run.instruments)}
         named = json.decode(run.config).get("strategies", {})
@@ -159,7 +137,7 @@ class TradeBooks:
             # Sides of shadow accounts have no stored position; all others wait for ``hold``.
             if self.is_taken_over and not (shadow and side):
                 return None
-            book = self._books[key] = TradeBook(self._terms[instrument])
+            book = self._books[key] = TradeBook(self._instruments[instrument])
         closed = book.fill(row)
         return None if closed is None else (*row[:4], *closed)
 
@@ -194,25 +172,11 @@ class TradeBooks:
             if (book := self._books.get((shadow, side, instrument))) is not None:
                 book.pay(now - then)
 
-    def act(self, action: CorporateAction) -> None:
-        """Apply a split or a dividend; strategies on one account share it."""
-        place = self._places[action.instrument]
-        terms = self._terms[place]
-        books = {shadow: book for (shadow, _, at), book in self._books.items() if at == place}
-        effects = {name: entitlement(action, book.held, 0, terms) for name, book in books.items()}
-        if owners := [name for name in self._owners if name in books]:
-            held = [(books[name].held, 0) for name in owners]
-            total = entitlement(action, sum(quantity for quantity, _ in held), 0, terms)
-            parts = entitlement_parts(action, total, held, terms)
-            effects |= dict(zip(owners, parts, strict=True))
-        for shadow, book in books.items():
-            book.act(effects[shadow])
-
     def hold(self, row: Sequence[Any]) -> None:
         """Apply a row of ``holdings`` of an account that was taken over, after its step's fills."""
         shadow, instrument, quantity, paid, of_long = _HELD(row)
         if instrument is not None and quantity is not None:
             key = (None, shadow, instrument) if shadow in _SIDES else (shadow, None, instrument)
-            self._books.setdefault(key, TradeBook(self._terms[instrument], quantity))
+            self._books.setdefault(key, TradeBook(self._instruments[instrument], quantity))
             of_long = of_long or 0
             self._paid.setdefault((shadow, instrument), (paid, of_long, paid - of_long))

@@ -51,11 +51,6 @@ class ColumnRecord:
         self.precompute_columns = self._coming.append
         """Add a bar that a replay expects later."""
 
-    def clear(self) -> None:
-        """Forget all bars except the expected ones."""
-        self._past.clear()
-        self._bars, self._at = (), -1
-
     def append(self, bar: Bar) -> None:
         """Add the newest bar."""
         self._past.append(bar)

@@ -330,13 +330,6 @@ class BarRecord:
         if self.columns is not None:
             self.columns.append(bar)
 
-    def clear(self) -> None:
-        """Forget every bar."""
-        self._waiting.clear()
-        self._columns = None
-        if self.columns is not None:
-            self.columns.clear()
-
     def __getitem__(self, bar: Bar) -> BarArrays:
         """Return the history up to *bar*, which must be the newest."""
         columns = self._columns

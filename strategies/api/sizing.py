@@ -26,12 +26,11 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from tracepaper.strategies.api.context import Signal
-from tracepaper.strategies.corporate_actions import adjusted_price
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.gates.gate import size_factor
 from tracepaper.strategies.types.calibration import FittedConfidence, MeasuredTails
 from tracepaper.strategies.types.decisions import Action, Forecast
-from tracepaper.strategies.types.market import Bar, CorporateAction, Instrument
+from tracepaper.strategies.types.market import Bar, Instrument
 from tracepaper.strategies.units import Notional, unscaled
 
 _RETURN_SCALE: Final = 10**9
@@ -107,16 +106,6 @@ class WindowedVolatility:
                     self._sums[at] -= squares[-span]
                 self._sums[at] += square
         squares.append(square)
-
-    def adjust(self, action: CorporateAction) -> None:
-        """Convert the closes to the shares after a split, and recompute the state from them."""
-        closes = [adjusted_price(action, close) for close in self._closes]
-        self._last = None
-        self._squares.clear()
-        self._closes.clear()
-        self._sums = [0] * len(self._spans)
-        for close in closes:
-            self.add(close)
 
     def of_bars(self, bars: int) -> float | None:
         """Return the standard deviation of the return over *bars* bars; None until full."""
@@ -262,11 +251,6 @@ class Sizer:
         """Add a closed bar to the volatility estimate."""
         if self._estimate is not None:
             self._estimate.add(bar.close)
-
-    def adjust(self, action: CorporateAction) -> None:
-        """Adjust the volatility estimate to a split."""
-        if self._estimate is not None:
-            self._estimate.adjust(action)
 
     def target(
         self,

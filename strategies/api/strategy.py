@@ -19,14 +19,13 @@ from msgspec import Struct, inspect
 from tracepaper.strategies.api.columns import BLOCK_BARS, Compute
 from tracepaper.strategies.api.context import BarContext, Orders, Signal
 from tracepaper.strategies.api.files import DeclaredFiles, declare_files
-from tracepaper.strategies.corporate_actions import adjusted_price
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed, unfit
 from tracepaper.strategies.gates.declared import plausible
 from tracepaper.strategies.gates.evaluator import YARDSTICK_MEMORY
 from tracepaper.strategies.gates.gate import GATES, MEASURES, GateKind, gate_order
 from tracepaper.strategies.types.calibration import ENTROPY, Calibration
 from tracepaper.strategies.types.decisions import Action, Forecast
-from tracepaper.strategies.types.market import Bar, CorporateAction
+from tracepaper.strategies.types.market import Bar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -260,13 +259,6 @@ class Strategy(ABC):
     def observe(self, bar: Bar) -> None:  # noqa: B027 - a strategy without memory needs none
         """Process a closed bar in integers; called once for every bar, including the warm-up."""
 
-    def adjust(self, action: CorporateAction) -> None:  # noqa: B027 - as above
-        """Adjust stored prices to a split: price × old ÷ new.
-
-        A strategy that keeps prices from ``observe`` must define this to run over a split;
-        ``context.history`` is already adjusted.
-        """
-
     @abstractmethod
     def decide(self, context: BarContext, /) -> Signal | Orders:
         """Return a signal or a list of orders; called after ``observe`` of the same bar."""
@@ -312,13 +304,6 @@ class SmaCross(Strategy):
         self._fast_sum += close
         self._slow_sum += close
 
-    def adjust(self, action: CorporateAction) -> None:
-        """Adjust the closes to a split, and both sums."""
-        closes = [adjusted_price(action, close) for close in self._closes]
-        self._closes.clear()
-        self._closes.extend(closes)
-        self._fast_sum, self._slow_sum = sum(closes[-self._fast :]), sum(closes)
-
     def decide(self, context: BarContext) -> Signal:  # noqa: ARG002 - the sums include the bar
         """Compare fast_sum / fast with slow_sum / slow without dividing."""
         if len(self._closes) < self._slow:
@@ -341,11 +326,6 @@ class Persistence(Strategy):
         """Store the last close-to-close change."""
         self._change = 0 if self._last is None else bar.close - self._last
         self._last = bar.close
-
-    def adjust(self, action: CorporateAction) -> None:
-        """Adjust the last close to a split."""
-        if self._last is not None:
-            self._last = adjusted_price(action, self._last)
 
     def decide(self, context: BarContext) -> Signal:  # noqa: ARG002 - the change includes the bar
         """Follow the sign of the last change."""
@@ -476,9 +456,6 @@ class PortfolioStrategy(ABC):
     def observe(self, bar: Bar) -> None:  # noqa: B027 - a strategy without memory needs none
         """Process a closed bar of any instrument; called once for every bar, also the warm-up."""
 
-    def adjust(self, action: CorporateAction) -> None:  # noqa: B027 - as above
-        """Adjust the stored prices of an instrument to a split."""
-
     @abstractmethod
     def decide(self, contexts: Mapping[str, BarContext], /) -> Mapping[str, Signal | Orders]:
         """Return a signal or a list of orders by symbol; a symbol that is left out holds.
@@ -510,10 +487,6 @@ class PortfolioMember(Strategy):
     def observe(self, bar: Bar) -> None:
         """Pass *bar* to the portfolio."""
         self.portfolio.observe(bar)
-
-    def adjust(self, action: CorporateAction) -> None:
-        """Pass a split to the portfolio."""
-        self.portfolio.adjust(action)
 
     def decide(self, context: BarContext) -> Signal | Orders:  # noqa: ARG002 - the portfolio saw it
         """Return the portfolio's last answer for this instrument."""

@@ -473,8 +473,6 @@ class LedgerKind(StrEnum):
     FUNDING = "funding"
     BOUGHT = "bought"  # spot and stocks
     SOLD = "sold"  # spot and stocks
-    DIVIDEND = "dividend"  # on shares held at the close before the ex-date
-    CASH_IN_LIEU = "cash_in_lieu"  # for the fraction of a share after a split
 
 
 class LedgerEntry(Struct, frozen=True, gc=False):

@@ -227,34 +227,6 @@ class Funding(Struct, frozen=True, gc=False):
     seen_ms: int
 
 
-class CorporateActionKind(StrEnum):
-    """The kind of a corporate action."""
-
-    SPLIT = "split"
-    DIVIDEND = "dividend"
-
-
-class CorporateAction(Struct, frozen=True, gc=False):
-    """A split or a dividend of a share; it follows the last bar before its ex-date.
-
-    ``market_ms`` is the open of the next bar. The rules are docs/stocks.md, K16 to K25.
-    """
-
-    instrument: str
-    kind: CorporateActionKind
-    new: int  # new shares per ``old`` ones; 1 for a dividend
-    old: int
-    amount: int  # money per share, gross; 0 for a split
-    close: int  # of the last bar before the ex-date
-    market_ms: int
-    seen_ms: int
-
-    @property
-    def is_split(self) -> bool:
-        """Whether the number of shares changes."""
-        return self.kind is CorporateActionKind.SPLIT
-
-
 class InstrumentChange(Struct, frozen=True, gc=False):
     """The exchange's rules for an instrument, at the start of a run and whenever they change."""
 
@@ -515,7 +487,6 @@ Event = (
     | Trade
     | Mark
     | Funding
-    | CorporateAction
     | InstrumentChange
     | ModelChange
     | Gap

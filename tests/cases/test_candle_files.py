@@ -200,7 +200,9 @@ def test_trades_are_no_candles(name: str, tmp_path: Path) -> None:
 def test_a_split_without_its_action_is_noted(cli: Cli) -> None:
     """Case 141: finnhub#439 and #502, eod2#134, python-eodhistoricaldata#17."""
     path = FILES / "141-AAPL.csv"
-    assert "129 after 499; a split needs its action" in cli.out("data", "check", f"AAPL={path}")
+    assert "129 after 499; a split needs adjusted candles" in cli.out(
+        "data", "check", f"AAPL={path}"
+    )
 
 
 FIRST_OPENS = {

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import Cli
 from public_cases import (
     DAY,
-    FILES,
     HOUR,
     MINUTE,
     START,
@@ -280,33 +278,6 @@ def test_prices_of_eleven_decimals_are_exact() -> None:
     (_, quantity, bought), (_, _, sold) = fills(run)
     assert (bought, sold) == (7.98374e-06, 7.99372e-06)
     assert run.summary["end"] == pytest.approx(100_000 + quantity * (sold - bought), abs=1e-6)
-
-
-@pytest.mark.parametrize(("shares", "paid"), [(950, (50.0, 100.0)), (90, (90.0, 1000.0))])
-def test_a_reverse_split_pays_for_what_makes_no_share(
-    shares: int, paid: tuple[float, float], here: Path, cli: Cli
-) -> None:
-    """Case 51: zipline-reloaded#332, zipline#1988, Lean#9782. 1 for 100 at the price before."""
-    (here / "hold_shares.py").write_text(
-        "from tracepaper import Action, Signal, Strategy\n\n\n"
-        "class Hold(Strategy):\n"
-        "    def decide(self, context):\n"
-        "        return Signal(Action.LONG, 'hold')\n"
-    )
-    settings = {
-        "market.asset": "stock",
-        "strategy.name": "hold_shares:Hold",
-        "sizing.mode": "fixed",
-        "sizing.quantity": shares,
-        "account.cash": 1000,
-        "execution.taker_fee": 0,
-    }
-    given = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-    files = (f"MULN={FILES / '51-muln.csv'}", "--actions", FILES / "51-actions.csv")
-    cli.out("replay", *files, *given, "--db", "run.db")
-    question = "SELECT amount, balance FROM v_ledger WHERE kind = 'cash_in_lieu'"
-    (row,) = cli.json("audit", "sql", question, "--db", "run.db")
-    assert (float(row["amount"]), float(row["balance"])) == paid
 
 
 def test_a_symbol_that_ends_keeps_its_last_value() -> None:

@@ -37,7 +37,6 @@ from tracepaper.strategies.api.context import (
     sell,
 )
 from tracepaper.strategies.api.strategy import PortfolioStrategy, Strategy
-from tracepaper.strategies.corporate_actions import bar_after
 from tracepaper.strategies.types.decisions import Action, Fill, FillModel, PositionSide, Step
 from tracepaper.strategies.types.market import (
     Bar,
@@ -45,8 +44,6 @@ from tracepaper.strategies.types.market import (
     CloseStart,
     Command,
     CommandKind,
-    CorporateAction,
-    CorporateActionKind,
     Funding,
     Gap,
     GapCause,
@@ -344,9 +341,7 @@ def drawn_events(streams: Streams, case: Case, *, is_focused: bool) -> list[Any]
                 rate = rates.randint(-9, 9) * 10**6
                 events.append(Funding(key, rate, candle.close_time_ms, candle.close_time_ms))
         events += _changes(streams, case, candle.closed_ms)
-    if case.category == "stock":
-        _add_actions(streams["actions"], events)
-    elif len(case.items) == 2 and not case.by_quotes and streams["closes"].random() < 0.5:
+    if len(case.items) == 2 and not case.by_quotes and streams["closes"].random() < 0.5:
         return list(_by_close(events))
     return events
 
@@ -391,16 +386,6 @@ def _changes(streams: Streams, case: Case, at_ms: int) -> Iterator[Any]:
             yield Command(kind, "drawn", at_ms, at_ms)
 
 
-def _add_actions(rng: random.Random, events: list[Any]) -> None:
-    for at in sorted(rng.sample(range(20, len(events)), 3), reverse=True):
-        last = next(event for event in reversed(events[:at]) if isinstance(event, Bar))
-        is_split, at_ms = rng.random() < 0.6, last.close_time_ms  # when the next bar opens
-        kind = CorporateActionKind("split" if is_split else "dividend")
-        new, amount = (rng.choice((2, 3)), 0) if is_split else (1, 10**10)
-        action = CorporateAction(last.instrument, kind, new, 1, amount, last.close, at_ms, at_ms)
-        events.insert(events.index(last) + 1, action)
-
-
 def _by_close(events: Sequence[Any]) -> Iterator[Any]:
     """Yield *events* with every two bars as one close."""
     bars = list[Bar]()
@@ -442,7 +427,7 @@ class History:
         self.case = drawn_case(streams, kind)
         self.counted: Counter[str] = Counter()
         self._items = {item.id: item for item in self.case.items}
-        self._bars, self._splits = list[Bar](), list[CorporateAction]()
+        self._bars = list[Bar]()
         self._held: dict[tuple[str, str], int] = Counter()  # by fills, of each account
         self._held_of_sides: dict[tuple[str, str, PositionSide], int] = Counter()
         self._dated = list[tuple[str, Fill]]()  # every fill, with the name of its account
@@ -523,11 +508,6 @@ class History:
             self._check_debt(step.fills[-1])
         self.counted["fills"] += len(step.fills)
         self.counted["steps"] += 1
-        if isinstance(step.event, CorporateAction):
-            self._splits += [step.event] if step.event.is_split else []
-            for name, account in self._accounts():
-                key = step.event.instrument
-                self._held[name, key] = account.held(key)
 
     def _check_debt(self, last: Fill) -> None:
         """Assert that the *last* fill of a quote left no debt on cross margin at what it met.
@@ -588,7 +568,7 @@ class History:
             cash, funding = self._money[name]
             cash += funding - balance.funding_paid
             self._money[name] = cash, balance.funding_paid
-            if self.case.category != "stock" and not moves_cash:
+            if not moves_cash:
                 assert balance.equity == cash + worth, name
 
     def _marks(self) -> dict[str, int]:
@@ -653,7 +633,7 @@ class History:
         state, restart = old.state(), Restart(new)
         restart.restore(state, next_sequence=old.sequence, since=old.since_decided)
         for candle in self._bars:
-            restart.recall(bar_after(self._splits, candle))
+            restart.recall(candle)
         assert new.state() == state
         self.engine = new
         self.counted["restarts"] += 1

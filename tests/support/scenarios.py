@@ -27,7 +27,6 @@ from records import rows
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles, FundingRates
 from tracepaper.replay.archive.books import read_depth
-from tracepaper.replay.archive.corporate_actions import read_actions
 from tracepaper.replay.backtest import run as running
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.market_data import MarketData
@@ -193,24 +192,15 @@ def _frames() -> dict[str, Any]:
 
 
 def _shares(folder: Path) -> None:
-    """Write the hours of a share over a split, and its actions."""
+    """Write the hours of two shares, of which one lacks a day."""
     times = stock_files.opens("2014-11-17", "2014-12-12", HOUR_MS)
-    at = times.index(stock_files.moment("2014-12-03T09:30"))
-    stock_files.write(
-        folder / "acme.csv",
-        times,
-        prices=lambda row: 1.0 if row >= at else 7.0,
-        volumes=lambda row: 7.0 if row >= at else 1.0,
-    )
-    for name, ratio in (("actions", "7"), ("fractions", "73:10")):
-        (folder / f"{name}.csv").write_text(
-            f"symbol,date,kind,value\nACME,2014-12-03,split,{ratio}\n"
-            "ACME,2014-12-04,dividend,0.47\nACME,2014-12-02,dividend,0.1\n"
-        )
+    stock_files.write(folder / "acme.csv", times)
+    kept = [at for at in times if stock_files.date_alone(at) != "2014-12-03"]
+    stock_files.write(folder / "emca.csv", kept, seed=2)
 
 
 SHARES: Sections = {
-    "market": {"symbols": ["ACME"], "interval": "60", "asset": "stock"},
+    "market": {"symbols": ["ACME", "EMCA"], "interval": "60", "asset": "stock"},
     "strategy": {"name": "sma_cross", "fast": 3, "slow": 7},
     "execution": {"taker_fee": "0", "slippage_bp": "0"},
     "sizing": {
@@ -222,13 +212,9 @@ SHARES: Sections = {
 
 def _of_shares() -> list[Candles]:
     folder = recordings.stored("shares", _shares)
-    spec = RunSpec(candles=(f"ACME={folder / 'acme.csv'}",), config=dict(SHARES))
+    files = tuple(f"{name.upper()}={folder / f'{name}.csv'}" for name in ("acme", "emca"))
+    spec = RunSpec(candles=files, config=dict(SHARES))
     return list(MarketData.read(spec).candles)
-
-
-def _actions(name: str = "actions") -> dict[str, Any]:
-    folder = recordings.stored("shares", _shares)
-    return {"actions": read_actions(folder / f"{name}.csv")}
 
 
 BOOKS_MS = 5_000
@@ -768,37 +754,8 @@ SCENARIOS: dict[str, Scenario] = {
     "shares": Scenario(
         sections=lambda: SHARES,
         candles=_of_shares,
-        files=_actions,
-        around="corporate_action",
-        shows=_counts(
-            "v_fills", "v_ledger WHERE kind = 'dividend'",
-            "v_events WHERE kind = 'corporate_action'",
-        ),
-        forged=(
-            "DELETE FROM ledger WHERE kind = 'dividend'",
-            ("UPDATE events SET content = replace(content, '7', '8') "
-            "WHERE kind = 'corporate_action' AND content LIKE '%split%'"),
-        ),
-    ),
-    "shares of several": Scenario(
-        sections=lambda: {
-            **{name: of for name, of in SHARES.items() if name != "strategy"},
-            "strategies": {
-                name: {"name": "sma_cross", "fast": fast, "slow": 7, "share": "0.3"}
-                for name, fast in (("a", 3), ("b", 2), ("c", 1))
-            },
-        },
-        candles=_of_shares,
-        files=lambda: _actions("fractions"),
-        around="corporate_action",
-        shows=(
-            *_counts("v_ledger WHERE kind = 'dividend'", "v_ledger WHERE kind = 'cash_in_lieu'"),
-            "SELECT count(DISTINCT shadow) = 3 FROM v_shadow_fills",
-        ),
-        forged=(
-            "DELETE FROM ledger WHERE kind = 'dividend'",
-            "UPDATE holdings SET realized_pnl = realized_pnl + 1 WHERE shadow = 'b'",
-        ),
+        shows=_counts("v_fills", "v_ledger WHERE kind = 'sold'"),
+        forged=("UPDATE ledger SET amount = amount + 1 WHERE kind = 'bought'",),
     ),
     "order books": Scenario(
         sections=_by_books,

@@ -51,8 +51,6 @@ from tracepaper.strategies.types.market import (
     Command,
     CommandKind,
     CommandOrigin,
-    CorporateAction,
-    CorporateActionKind,
     CovariateRow,
     CovariatesRead,
     Depths,
@@ -348,8 +346,6 @@ def other_events() -> list[Event]:
             ParityOutcome.IDENTICAL, "it's the same", START_MS, START_MS + 1, 2, 1, 1, **at
         ),
         FrameBar(BTC.id, START_MS, 60 * MINUTE, 4, 6, 3, 5, 7, Source.REST, **at),
-        CorporateAction(ETH.id, CorporateActionKind.SPLIT, 7, 2, 0, 64_557, **at),
-        CorporateAction(ETH.id, CorporateActionKind.DIVIDEND, 1, 1, 47 * 10**8, 64_557, **at),
         Depths(BTC.id, "stopped", START_MS, 1_000, 2, 5, b"\x00books", **at),
         UniverseChange((ETH.id,), "it's one", ((ETH.id, "1000", "0.05", -1),), **at),
     ]

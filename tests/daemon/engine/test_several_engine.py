@@ -35,9 +35,6 @@ from tracepaper.strategies.types.decisions import (
 )
 from tracepaper.strategies.types.market import (
     Bar,
-    Category,
-    CorporateAction,
-    CorporateActionKind,
     Event,
 )
 
@@ -294,41 +291,3 @@ def test_each_strategy_sees_its_own_part_and_size() -> None:
                 assert note["held"] == (part.held(ITEM.id) - crossed) / 1_000
     first = engine.broker.account.owners["a"].balance().equity
     assert first != engine.broker.account.owners["b"].balance().equity
-
-
-class Keeps(PortfolioStrategy):
-    """Keeps prices that it cannot adjust, and buys at the first close."""
-
-    def __init__(self, options: dict[str, Any]) -> None:
-        self._options = options
-
-    def adjust(self, action: CorporateAction) -> None:
-        assert not action.is_split
-
-    def decide(self, contexts: Mapping[str, BarContext]) -> dict[str, Signal | Orders]:
-        return {symbol: Signal(Action.LONG, "all") for symbol in contexts}
-
-
-def test_a_split_leaves_what_parts_still_want_and_sets_aside_who_cannot_adjust() -> None:
-    sizes, of = {"a": "6", "b": "5", "c": "1"}, {"c": f"{__name__}:Keeps"}
-    strategies = {
-        name: {
-            "name": of.get(name, SCRIPTED), "options": {"says": {"0": ["LONG"]}}, "share": "0.3",
-            "sizing": {"mode": "fixed", "quantity": size},
-        }
-        for name, size in sizes.items()
-    }  # fmt: skip
-    config = load(None, {"market": {"category": "spot"}, "strategies": strategies})
-    item = {"category": Category.STOCK, "quantity_decimals": 0, "quantity_step": 1}
-    engine = built(config, FillModel.QUOTE, **item)
-    key, end = "stock:BTCUSDT", START_MS + MINUTE
-    quotes = [quote(995, 1_000, at_ms=end + ms, size=10, instrument_id=key) for ms in (-500, 500)]
-    first, later = (at_price(1_000, index=at, instrument_id=key) for at in range(2))
-    split = CorporateAction(key, CorporateActionKind("split"), 1, 10, 0, 1_000, end, end)
-    run(engine, [quotes[0], first, quotes[1], split, later])
-    owners = engine.broker.account.owners
-    # Of 10 for 12 that were ordered a has 5 of 6: of one share that is left, all.
-    assert [owner.held(key) for owner in owners.values()] == [1, 0, 0]
-    assert [owner.target(key) for owner in owners.values()] == [1, 0, 0]
-    assert engine.broker.account.line(key).order is None
-    assert [*engine.set_aside] == ["c"]

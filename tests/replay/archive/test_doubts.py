@@ -267,9 +267,9 @@ CASES = {
     "a candle that is not closed": Case(
         wider(lambda at: int(at < 29), header="confirm"), note="1 candle not closed left out"
     ),
-    "a split without its action": Case(
+    "a split": Case(
         text([*CANDLES[:15], *([v / 4 for v in row[:4]] + [2.5] for row in CANDLES[15:])]),
-        note="line 17: 28.75 after 115; a split needs its action",
+        note="line 17: 28.75 after 115; a split needs adjusted candles",
         holds={"price_decimals": 2, "open": 10_000},
     ),
     # ---- numbers

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import date
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -15,10 +13,8 @@ from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 
 from tracepaper.replay.archive import FundingRates
-from tracepaper.replay.archive.corporate_actions import ActionRow
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.strategies.order_book import books_of
-from tracepaper.strategies.types.market import CorporateActionKind
 from tracepaper.strategies.units import MINUTE_MS
 
 BARS = 60
@@ -34,15 +30,9 @@ def data() -> MarketData:
     times = candles.open_time_ms[5::10]
     of = header()
     books = books_of(list(walk(60 * BARS, first_ms=start_ms)), of.levels)
-    splits = [
-        ActionRow("a:1", "BTCUSDT", date(2000 + 30 * later, 1, 1), CorporateActionKind.DIVIDEND,
-                  Fraction(1, 2))
-        for later in range(2)
-    ]  # fmt: skip
     return MarketData(
         (candles,),
         funding=(FundingRates("rates", "BTCUSDT", times, np.arange(times.size)),),
-        actions=tuple(splits),
         frames=(candles.resampled(5 * MINUTE_MS),),
         depth=(in_memory(of, books),),
     )
@@ -55,7 +45,6 @@ def times_of(data: MarketData) -> list[Sequence[int]]:
         data.funding[0].time_ms.tolist(),
         data.frames[0].closes_ms.tolist(),
         data.depth[0].times.tolist(),
-        [action.ex_date.toordinal() for action in data.actions],
     ]
 
 
@@ -63,7 +52,7 @@ def test_what_is_cut_holds_nothing_later_and_all_that_was_known(data: MarketData
     at_ms = int(data.candles[0].open_time_ms[AT])
     close_ms = at_ms + MINUTE_MS
     cut, whole = data.until(at_ms, cut=True), times_of(data)
-    limits = (at_ms, close_ms, close_ms, close_ms, date(2020, 1, 1).toordinal())
+    limits = (at_ms, close_ms, close_ms, close_ms)
     assert times_of(cut) == [
         [time for time in times if time <= limit]
         for times, limit in zip(whole, limits, strict=True)
@@ -81,7 +70,7 @@ def test_nonsense_stands_in_place_of_later_bars_and_books_alone(data: MarketData
     assert is_other.tolist() == (data.depth[0].times > at_ms + MINUTE_MS).tolist()
 
 
-@pytest.mark.parametrize("field", ["candles", "funding", "actions", "frames", "depth"])
+@pytest.mark.parametrize("field", ["candles", "funding", "frames", "depth"])
 def test_each_source_has_a_hash_of_its_own(data: MarketData, field: str) -> None:
     cut = data.until(int(data.candles[0].open_time_ms[AT]), cut=True)
     changed: dict[str, Any] = {field: getattr(cut, field)}

@@ -50,7 +50,7 @@ def test_a_command_has_the_options_of_its_fields_alone(
     command: str, lacks: tuple[str, ...], cli: Cli
 ) -> None:
     output = cli.out(command, "--help")
-    has = ("[PATH]", "--data", "--columns", "--actions", "--frame-data", "--depth",
+    has = ("[PATH]", "--data", "--columns", "--frame-data", "--depth",
            "--set", "--strategy")  # fmt: skip
     assert [flag for flag in (*has, *lacks) if flag in output] == list(has)
 

@@ -19,7 +19,6 @@ from stock_files import HOUR_MS, date_alone, moment, opens, write
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.session.run_row import sessions_of
-from tracepaper.replay.api import backtest
 from tracepaper.replay.backtest import run as running
 from tracepaper.replay.backtest.build import build, configuration
 from tracepaper.replay.backtest.market_data import MarketData
@@ -27,11 +26,7 @@ from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.backtest.run_spec import RunSpec
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader
-from tracepaper.strategies.api.context import Signal
-from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.sessions import Sessions, packed
-from tracepaper.strategies.types.decisions import Action
-from tracepaper.strategies.types.market import Bar
 from tracepaper.strategies.units import DAY_MS
 
 SHARES = """
@@ -263,91 +258,16 @@ def test_shares_are_not_traded_live(cli: Cli) -> None:
     assert not Path("live.db").exists()
 
 
-# ---------------------------------------------------------------- splits
-
-
-def jumping(interval_ms: int, price: float, volume: float) -> int:
-    """Write ``acme.csv`` with *price* and *volume* times the others from 3 December on."""
-    times = opens("2014-11-03", "2014-12-31", interval_ms)
-    at = times.index(moment("2014-12-03T09:30"))
-    write(
-        Path("acme.csv"),
-        times,
-        prices=lambda row: price if row >= at else 7.0,
-        volumes=lambda row: volume if row >= at else 1.0,
-    )
-    assert invoke(["replay", "ACME=acme.csv", "-c", "shares.toml", "--db", "run.db", "--json"]) == 0
-    return times[at] if interval_ms == HOUR_MS else moment("2014-12-03T00:00Z")
-
-
-NAMED = "the split of 7 for 1 suspected on 2014-12-03 is not adjusted; give adjusted candles"
-
-
-@pytest.mark.parametrize("interval_ms", [HOUR_MS, 24 * HOUR_MS], ids=["hours", "days"])
-def test_a_split_that_was_not_adjusted_is_named_and_its_bar_refused(
-    interval_ms: int, cli: Cli
-) -> None:
-    at = jumping(interval_ms, 1.0, 7.0)
-    assert refused() == [("plausible", at)]
-    measured = "SELECT measure, passed FROM v_gates WHERE gate = 'plausible' AND NOT passed"
-    assert rows("run.db", measured) == [(None, 0)]
-    ((warnings,),) = rows("run.db", "SELECT warnings FROM v_runs")
-    assert json.loads(warnings)[0] == f"ACME: {NAMED}"
-    assert cli("verify", "last", "--db", "run.db").code == 0
-    assert f"  ⚠ ACME: {NAMED}\n" in cli.out(
+def test_candles_that_are_not_adjusted_for_a_split_are_said(cli: Cli) -> None:
+    times = opens("2014-11-03", "2014-12-31")
+    split = times.index(moment("2014-12-03T09:30"))
+    write(Path("acme.csv"), times, prices=lambda row: 1.0 if row >= split else 7.0)
+    assert "a split needs adjusted candles" in cli.out(
         "data", "check", "ACME=acme.csv", "--category", "stock"
     )
 
 
-class Holds(Strategy):
-    """Buys at the first bar and sells after thirty, over the split of the 22nd."""
-
-    def __init__(self) -> None:
-        self._bars = 0
-
-    def observe(self, bar: Bar) -> None:
-        self._bars += bar.volume > 0
-
-    def decide(self, _now: object) -> Signal:
-        return Signal(Action.LONG if self._bars < 30 else Action.FLAT, "for some weeks")
-
-
-def test_no_return_is_said_over_a_split_and_buy_and_hold_is_that_of_adjusted_candles() -> None:
-    times = opens("2014-11-03", "2014-12-31", 24 * HOUR_MS)
-    at = times.index(moment("2014-12-03T09:30"))
-    runs = []
-    for before in (7.0, 1.0):
-        write(
-            Path("acme.csv"),
-            times,
-            prices=[1.0 if row >= at else before for row in range(len(times))].__getitem__,
-            volumes=[before if row >= at else 1.0 for row in range(len(times))].__getitem__,
-        )
-        execution = {"taker_fee": "0", "slippage_bp": "0"}
-        config = {"market": {"asset": "stock"}, "execution": execution}
-        with backtest(Holds, "ACME=acme.csv", config=config) as run:
-            runs.append((run.summary, run.trades, run.report()))
-    (divided, held_over, report), (adjusted, trades, _) = runs
-    assert adjusted["return"]
-    assert adjusted["trades"] == len(trades) == 1
-    keys = ("return", "mean_day", "max_drawdown", "sharpe", "calmar", "volatility_day")
-    assert [divided[key] for key in keys] == [None] * len(keys)
-    assert divided["trades"] == len(held_over) == 0
-    assert divided["days"] == adjusted["days"]
-    assert divided["buy_and_hold_return"] == pytest.approx(
-        adjusted["buy_and_hold_return"], abs=5e-4
-    )
-    assert report["months"] == []
-    assert "random_timings" not in report.document
-    assert "not adjusted for the split of ACME" in " ".join(report["sentences"])
-
-
-@pytest.mark.parametrize("interval_ms", [HOUR_MS, 24 * HOUR_MS], ids=["hours", "days"])
-def test_a_crash_by_three_tenths_is_believed(interval_ms: int) -> None:
-    jumping(interval_ms, 7.0 * 0.7, 4.0)
-    assert refused() == []
-    ((warnings,),) = rows("run.db", "SELECT warnings FROM v_runs")
-    assert "split" not in warnings
+# ---------------------------------------------------------------- higher timeframes
 
 
 DAYS = """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import sqlite3
 from contextlib import closing
@@ -25,7 +24,6 @@ from tracepaper.storage.chain.integrity import audit
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.trade_rows import trades_until
 from tracepaper.storage.record.encode import StepEncoder
-from tracepaper.strategies.types.market import CorporateAction
 
 
 @dataclass
@@ -67,31 +65,16 @@ def mean(parts: list[tuple[Fraction, Fraction]]) -> Fraction:
 
 
 def ledger(path: Path) -> tuple[list[tuple[Any, ...]], Fraction]:
-    """Return the closed trades by fills, payments and splits, and the amounts of open ones."""
+    """Return the closed trades by fills, and the amounts of open ones."""
     with closing(sqlite3.connect(path)) as connection:
         connection.row_factory = sqlite3.Row
         query = "SELECT * FROM v_fills ORDER BY sequence, ordinal"
-        lines = [(row["sequence"], dict(row)) for row in connection.execute(query)]
-        query = "SELECT * FROM v_events WHERE kind = 'corporate_action'"
-        lines += [(row["sequence"], dict(row)) for row in connection.execute(query)]
-        paid = dict(
-            connection.execute(
-                "SELECT sequence, amount_text FROM v_ledger "
-                "WHERE kind IN ('dividend', 'cash_in_lieu')"
-            ).fetchall()
-        )
+        fills = [dict(row) for row in connection.execute(query)]
     books: dict[tuple[str, str | None], Book] = {}
     closed = []
-    for sequence, row in sorted(lines, key=lambda line: line[0]):
-        if "content" not in row:
-            book = books.setdefault((row["instrument"], row["position_side"]), Book())
-            closed += [(row["instrument"], *trade) for trade in book.fill(row)]
-        elif (book := books.setdefault((row["instrument"], None), Book())).held:
-            action = json.loads(row["content"])
-            book.cash += Fraction(paid.get(sequence, 0))
-            if action["kind"] == "split":
-                book.held = Fraction(book.held * action["new"] // action["old"])
-                book.most = max(book.most, book.held)
+    for row in fills:
+        book = books.setdefault((row["instrument"], row["position_side"]), Book())
+        closed += [(row["instrument"], *trade) for trade in book.fill(row)]
     left = sum((book.cash for book in books.values() if book.held), Fraction(0))
     return sorted(closed, key=lambda trade: (trade[4], trade[0], trade[1])), left
 
@@ -143,12 +126,10 @@ def check(path: Path, least: int) -> None:
 
 
 class Adds(Strategy):
-    """Buys, sells and goes flat at random: in parts, over splits and dividends."""
+    """Buys, sells and goes flat at random, in parts."""
 
     warmup = 1
     sees_account = True
-
-    def adjust(self, action: CorporateAction) -> None: ...
 
     def decide(self, context: Any) -> Orders | Signal:
         rng = random.Random(context.time)
@@ -161,26 +142,12 @@ class Adds(Strategy):
         return Orders((buy(rng.randint(2, 9)),), "more")
 
 
-def test_over_splits_and_dividends(here: Path) -> None:
+def test_of_shares_in_parts(here: Path) -> None:
     times = opens("2014-11-03", "2014-12-31", HOUR_MS)
-    split = [
-        next(at for at in times if at >= first) for first in (1_416_300_000_000, 1_417_600_000_000)
-    ]
-
-    def price(row: int) -> float:
-        level = 70.0 if times[row] < split[0] else 10.0 if times[row] < split[1] else 20.0
-        return round(level * (1 + 0.01 * (row % 7)), 2)
-
-    write(Path("acme.csv"), times, prices=price, volumes=lambda _: 9.0)
-    Path("actions.csv").write_text(
-        "symbol,date,kind,value\nACME,2014-11-18,split,7\nACME,2014-12-03,split,1:2\n"
-        "ACME,2014-12-10,dividend,0.5\n"
-    )
-    config = {
-        "market": {"asset": "stock"},
-        "execution": {"fee_per_share": "0.01"},
-    }
-    with backtest(Adds, {"ACME": "acme.csv"}, config=config, actions="actions.csv", db="a.db"):
+    prices = [1 + 0.01 * (row % 7) for row in range(len(times))]
+    write(here / "acme.csv", times, prices=prices.__getitem__)
+    config = {"market": {"asset": "stock"}, "execution": {"fee_per_share": "0.01"}}
+    with backtest(Adds, {"ACME": "acme.csv"}, config=config, db="a.db"):
         check(Path("a.db"), 10)
 
 

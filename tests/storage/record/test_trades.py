@@ -9,7 +9,7 @@ from builders import instrument
 from tracepaper.storage.record.columns import stored_columns
 from tracepaper.storage.record.encode import StepEncoder
 from tracepaper.storage.record.trades import TradeBooks
-from tracepaper.strategies.types.market import Category, CorporateAction, CorporateActionKind
+from tracepaper.strategies.types.market import Category
 
 TRADES = stored_columns("trades")
 
@@ -87,26 +87,11 @@ def test_a_run_that_takes_an_account_over_has_the_trades_that_it_opens() -> None
     assert later.take()["trades"] == whole.take()["trades"][1:] != []
 
 
-def test_a_split_leaves_the_stake_and_funding_counts_while_it_is_held() -> None:
+def test_the_stake_is_of_the_largest_quantity_and_funding_counts_while_it_is_held() -> None:
     held = books()
     assert closed(held, (4, 400, 0)) == []
     for paid in (1, 3):
         held.settle(row("holdings", instrument=0, quantity=4, funding_paid=paid))
-    at = {"market_ms": 0, "seen_ms": 0}
-    held.act(CorporateAction(instrument().id, CorporateActionKind.SPLIT, 2, 1, 0, 50, **at))
-    (trade,) = closed(held, (2, 120, 0), (-10, 600, 0))
-    assert (trade["quantity"], trade["entry_quantity"], trade["funding"]) == (10, 6, 3)
-    assert trade["stake"] == 433  # five of the shares before the split, of 520 for six
-
-
-def test_of_a_split_strategies_have_their_parts() -> None:
-    """Ten shares of both are fifteen, where five of each alone would be seven."""
-    several = books(config='{"strategies":{"a":{"share":"0.5"},"b":{"share":"0.5"}}}')
-    for name in ("a", "b"):
-        assert closed(several, (5, 500, 0), shadow=name) == []
-    at = {"market_ms": 0, "seen_ms": 0}
-    several.act(CorporateAction(instrument().id, CorporateActionKind.SPLIT, 3, 2, 0, 50, **at))
-    ((first,), (second,)) = (
-        closed(several, (-n, 9, 0), shadow=of) for n, of in ((8, "a"), (7, "b"))
-    )
-    assert (first["quantity"], second["quantity"]) == (8, 7)
+    (trade,) = closed(held, (-2, 220, 0), (3, 320, 0), (-5, 600, 0))
+    assert (trade["quantity"], trade["entry_quantity"], trade["funding"]) == (5, 7, 3)
+    assert trade["stake"] == 514  # five of seven that were bought for 720
