@@ -102,9 +102,9 @@ __all__ = [
 def __getattr__(name: str) -> object:
     """Import and return a name of ``__all__``."""
     if name == "__version__":
-        from importlib.metadata import version
+        from tracepaper.daemon.version import version
 
-        return version("tracepaper")
+        return version()
     from importlib import import_module
 
     if name == "attention":

@@ -1,5 +1,8 @@
 """Compiles the loops of attention, makes both distributions reproducible, and writes the SBOM.
 
+The version has the commit: of the checkout, else of ``SOURCE_COMMIT``; a source distribution keeps
+it for the wheel that is built of it.
+
 ``native.c`` becomes one object for each width of vectors. A build without a compiler, or with one
 that fails, warns in one line and goes on: torch computes the same.
 """
@@ -12,6 +15,7 @@ import json
 import os
 import platform
 import re
+import runpy
 import shutil
 import sys
 import tarfile
@@ -24,11 +28,28 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.sdist import sdist
 
 ROOT = Path(__file__).parent
+VERSION = "0.1.0"
 FOLDER = "strategies/attention"
 WIDTHS = {"native_avx512": ["-mavx512f", "-mprefer-vector-width=512"], "native_avx2": ["-mavx2"]}
 VENDORED = "replay/page/assets/vendor"
 EARLIEST_S = 315_532_800
 """1980-01-01, the earliest date of a zip archive: every file of a distribution has it."""
+
+
+def version() -> str:
+    """Return the version with its commit, or with ``unknown`` where nothing tells it."""
+    if (ROOT / "PKG-INFO").is_file():  # of an unpacked source distribution
+        text = (ROOT / "PKG-INFO").read_text("utf-8")
+        return re.findall(r"^Version: (\S+)", text, re.MULTILINE)[0]
+    commit = runpy.run_path(str(ROOT / "daemon" / "version.py"))["commit_of"](ROOT)
+    commit = commit or os.environ.get("SOURCE_COMMIT", "")[:9]
+    if re.fullmatch("[0-9a-f]{9}", commit):
+        return f"{VERSION}+g{commit}"
+    print(  # noqa: T201
+        "The version names no commit, since this is no git checkout; set SOURCE_COMMIT to name it.",
+        file=sys.stderr,
+    )
+    return f"{VERSION}+unknown"
 
 
 def loops() -> list[Extension]:
@@ -146,7 +167,7 @@ def bill_of_materials(distribution: Distribution) -> dict[str, object]:
 
 def component(kind: str, name: str, version: str, **fields: object) -> dict[str, object]:
     """Return a component of an index of *kind* (``pypi``, ``npm``)."""
-    url = f"pkg:{kind}/{name}@{version}"
+    url = f"pkg:{kind}/{name}@{version.replace('+', '%2B')}"
     identity = {"bom-ref": url, "name": name, "version": version, "purl": url}
     return {"type": "library"} | identity | fields
 
@@ -175,6 +196,7 @@ def normalized(name: str) -> str:
 # The name keeps this file out of the wheel: a build front end runs it under another.
 setup(
     script_name="setup.py",
+    version=version(),
     ext_modules=loops(),
     cmdclass={"bdist_wheel": Wheel, "build_ext": BuildLoops, "sdist": SourceArchive},
 )

@@ -24,6 +24,7 @@ import typer
 from typer.core import TyperGroup
 
 from tracepaper.daemon.session.shutdown import exit_without_waiting, interrupt_on_signals
+from tracepaper.daemon.version import version as own_version
 from tracepaper.strategies.errors import ConfigInvalid, TracepaperError
 from tracepaper.strategies.units import visible
 
@@ -212,7 +213,7 @@ def _load_or_stand_in(entry: metadata.EntryPoint) -> typer.Typer | Command:
 
 def _print_version(is_given: bool) -> None:  # noqa: FBT001 - the library's signature
     if is_given:
-        typer.echo(f"tracepaper {metadata.version('tracepaper')}")
+        typer.echo(f"tracepaper {own_version()}")
         raise typer.Exit
 
 

@@ -22,6 +22,7 @@ from msgspec import Struct
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.several import strategy_name
 from tracepaper.daemon.http.access import tokens_of
+from tracepaper.daemon.version import version
 from tracepaper.strategies.errors import ConfigInvalid, FeedLost, TracepaperError
 
 DISK_LOW_BYTES: Final = 100 * 1024**2
@@ -98,7 +99,7 @@ def _packages() -> Finding:
         installed = ", ".join(f"{name} {metadata.version(name)}" for name in names)
     except metadata.PackageNotFoundError as error:
         return Verdict.FAIL, f"{error.name} is missing; install tracepaper again with pip"
-    return Verdict.OK, f"tracepaper {metadata.version('tracepaper')} with {installed}"
+    return Verdict.OK, f"tracepaper {version()} with {installed}"
 
 
 def _sqlite() -> Finding:

@@ -44,6 +44,7 @@ from tracepaper.daemon.session.models import (
 from tracepaper.daemon.session.universe import listed_symbols
 from tracepaper.daemon.session.user_class import user_class
 from tracepaper.daemon.session.user_code import class_sha256
+from tracepaper.daemon.version import version
 from tracepaper.storage.database.connection import open_reader, reject_place
 from tracepaper.storage.database.remedies import refusal, remedy_of, unusable
 from tracepaper.strategies.api.model import DataSource
@@ -190,7 +191,7 @@ def continues(run: RunRow, config: Config, forecaster: Forecaster | None) -> boo
     """Return whether a start with *config* and *forecaster* resumes *run*."""
     return (
         run.config_sha256 == config.sha256()
-        and run.code_version == code_version()
+        and is_this_code(run.code_version)
         and run.strategy_sha256 == strategy_sha256(config)
         and run.model_sha256 == ("" if forecaster is None else forecaster.model_sha256)
         and recorded_covariates_name(run.libraries) == covariates_name(forecaster)
@@ -229,14 +230,27 @@ def libraries() -> str:
 
 @cache
 def code_version() -> str:
-    """Return the installed version and a hash of tracepaper's sources, which every edit changes."""
+    """Return the version with its commit, and a hash of tracepaper's sources.
+
+    ``0.1.0+g1a2b3c4d5.62bb04aab76d``: every edit changes the hash.
+    """
     digest = hashlib.sha256()
     root = Path(__file__).resolve().parents[2]
     for package in ("daemon", "replay", "storage", "strategies"):
         for source in sorted((root / package).rglob("*.py")):
             digest.update(str(source.relative_to(root)).encode())
             digest.update(source.read_bytes())
-    return f"{importlib.metadata.version('tracepaper')}+{digest.hexdigest()[:12]}"
+    return f"{version()}.{digest.hexdigest()[:12]}"
+
+
+def sources_of(code: str) -> str:
+    """Return the hash of the sources in *code*, a ``code_version``: commits may share them."""
+    return code.rpartition(".")[2]
+
+
+def is_this_code(code: str) -> bool:
+    """Return whether *code*, a ``code_version``, was of these sources, at whichever commit."""
+    return sources_of(code) == sources_of(code_version())
 
 
 def preflight(config: Config, database: Path) -> tuple[str, ...]:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import resource
-import shutil
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -32,26 +30,14 @@ def machine_line() -> str:
 
     The load is that of the last 1, 5 and 15 minutes; a measurement adds its own.
     """
-    load = " ".join(f"{average:.1f}" for average in os.getloadavg())
-    return (
-        f"{_commit()}, {_processor()}, {len(os.sched_getaffinity(0))} cores, load {load}, "
-        f"Python {platform.python_version()}, PyTorch {version('torch').partition('+')[0]}"
-    )
-
-
-def _commit() -> str:
-    """Return the commit of a checkout, marked if files differ, else the installed version."""
-    root, git = Path(__file__).resolve().parents[2], shutil.which("git")
-    if git is not None and (root / ".git").exists():
-        describe = ("describe", "--always", "--exclude=*", "--abbrev=9", "--dirty=+changes")
-        done = subprocess.run(  # noqa: S603 - no shell, and nothing of it is a user's
-            [git, "-C", str(root), *describe], capture_output=True, text=True, check=False
-        )
-        if done.returncode == 0:
-            return f"commit {done.stdout.strip()}"
     from tracepaper.daemon.session.run_row import code_version
 
-    return f"version {code_version()}"
+    load = " ".join(f"{average:.1f}" for average in os.getloadavg())
+    return (
+        f"version {code_version()}, {_processor()}, {len(os.sched_getaffinity(0))} cores, "
+        f"load {load}, Python {platform.python_version()}, "
+        f"PyTorch {version('torch').partition('+')[0]}"
+    )
 
 
 def _processor() -> str:

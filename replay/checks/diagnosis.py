@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Final, NamedTuple
 
 from tracepaper.daemon.config.loading import Config, custom_classes, restore
-from tracepaper.daemon.session.run_row import code_version
+from tracepaper.daemon.session.run_row import code_version, is_this_code
 from tracepaper.replay.checks.compare import Difference
 from tracepaper.storage.chain.verify import ChainProblem
 from tracepaper.storage.database.chunks import StoredRun
@@ -89,7 +89,7 @@ def diagnose(
         sentence = f"its row counts {count.first} steps, and {count.second} are stored"
         sentence += ": steps were removed or added, or the row was changed"
         return LikelyCause(Cause.RECORD, sentence)
-    if run.code_version != code_version():
+    if not is_this_code(run.code_version):
         versions = f"code {run.code_version} made the run, and this is {code_version()}"
         return LikelyCause(
             Cause.CODE, f"{versions}, so a changed record cannot be ruled out", sure=False

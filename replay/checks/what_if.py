@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from tracepaper.daemon.session.run_row import code_version
+from tracepaper.daemon.session.run_row import is_this_code
 from tracepaper.replay.backtest.effects import sentence_on
 from tracepaper.replay.checks.changed_run import ChangedRun
 from tracepaper.replay.checks.decision_log import (
@@ -188,8 +188,8 @@ def _notes(changed: ChangedRun) -> Iterator[str]:
     run = changed.stored.run
     if changed.without_effect:
         yield f"{sentence_on(changed.without_effect)}."
-    if run.code_version != code_version():
-        yield "Another version made the run, and what that changed counts as well."
+    if not is_this_code(run.code_version):
+        yield f"{run.code_version} made the run, and what has changed since counts as well."
     if changed.forecaster is not None and changed.first_ms and run.mode == "scan":
         yield (
             "Forecasts are those of one pass over all bars: a replay that begins here rounds their "

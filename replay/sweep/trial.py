@@ -17,7 +17,7 @@ from tracepaper.daemon.config.values import merged, nested
 from tracepaper.daemon.session.build import needs_forecaster
 from tracepaper.daemon.session.covariates import covariates_path
 from tracepaper.daemon.session.models import card_of
-from tracepaper.daemon.session.run_row import code_version
+from tracepaper.daemon.session.run_row import code_version, sources_of
 from tracepaper.daemon.session.user_class import known_class, user_class
 from tracepaper.daemon.session.user_code import class_sha256
 from tracepaper.replay.backtest.build import configuration, fit_windows, fitted_on
@@ -297,7 +297,7 @@ class SweepRequest:
             "sampler": self.search.sampler,
             "seed": self.search.seed,
             "spans": [list(span) for span in self.spans],
-            "code": code_version(),
+            "code": sources_of(code_version()),
         }
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -315,6 +316,14 @@ def check_acknowledged(path: Path, connection: sqlite3.Connection, last: Holder 
         )
 
 
+def _maker(connection: sqlite3.Connection) -> str:
+    """Return the version that wrote the newest run, of any schema, in brackets; else nothing."""
+    with suppress(sqlite3.Error):
+        for (code,) in connection.execute("SELECT code_version FROM runs ORDER BY rowid DESC"):
+            return f" ({code})"
+    return ""
+
+
 def check_schema(path: Path, connection: sqlite3.Connection) -> None:
     """Raise ``DataInvalid`` unless *path* has the schema of this version."""
     schema = schema_of(connection)
@@ -323,7 +332,8 @@ def check_schema(path: Path, connection: sqlite3.Connection) -> None:
     if schema != FILE_SCHEMA:
         raise DataInvalid(
             f"{path} has schema {schema}, and this version reads {FILE_SCHEMA}: use the tracepaper "
-            f"that made it, name another file with --db, or {to_begin_anew(path)}."
+            f"that made it{_maker(connection)}, name another file with --db, or "
+            f"{to_begin_anew(path)}."
         )
     columns = {row[1] for row in connection.execute("PRAGMA table_info(answers)")}
     if columns and (late := [gate for gate in ANSWER_GATES if measure_name(gate) not in columns]):

@@ -180,7 +180,7 @@ _RUNS = (
     _whole("interval_ms", "milliseconds of a bar"),
     _text("config", "the whole configuration as JSON"),
     _text("config_sha256", "SHA-256 of the settings that affect decisions"),
-    _text("code_version", "version of tracepaper"),
+    _text("code_version", "version of tracepaper, its commit and a hash of its sources"),
     _text("strategy", "the strategy's name"),
     _text(
         "strategy_sha256",

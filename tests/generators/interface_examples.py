@@ -31,7 +31,7 @@ UNSHOWN: Final = ("/verify", "/ask", "/report", "/what-if", "/compare", "/sweeps
 RUN_ID: Final = "3f8a0767015d8368"
 VOLATILE: Final = {
     r"\b[0-9a-f]{64}\b": "9f86d081884c7d65…",
-    r"\b0\.1\.0\+[0-9a-f]+": "0.1.0+62bb04aab76d",
+    r"\b0\.1\.0\+[\w.]+": "0.1.0+g1a2b3c4d5.62bb04aab76d",
     r"\b1[89]\d{11}\b|\b17[5-9]\d{10}\b": "1750000000000",
 }
 """What differs from run to run, and what is shown in its place; markets are of 2023."""

@@ -12,6 +12,7 @@ from programs import ROOT
 from waiting import deadline_s
 
 import tracepaper
+from tracepaper.daemon.version import version
 
 PACKAGES = ("daemon", "replay", "storage", "strategies")
 
@@ -27,8 +28,10 @@ def test_every_module_is_found_by_walking_the_package() -> None:
     assert walked == {name.removesuffix(".__init__") for name in written}
 
 
-def test_the_version_is_that_of_the_installed_distribution() -> None:
-    assert tracepaper.__version__ == metadata.version("tracepaper")
+def test_the_version_is_that_of_the_installed_distribution_with_this_commit() -> None:
+    assert tracepaper.__version__ == version()
+    installed = metadata.version("tracepaper")
+    assert tracepaper.__version__.partition("+")[0] == installed.partition("+")[0]
 
 
 def test_the_public_names_are_listed_before_they_are_imported() -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
+import tarfile
 import zipfile
 from importlib import metadata
 from pathlib import Path
@@ -15,8 +18,8 @@ from typing import Final
 
 import pytest
 from packaging.requirements import Requirement
-from programs import Program
-from wheels import InstalledWheel, build, built, installed_alone, tracked
+from programs import ROOT, Program
+from wheels import InstalledWheel, build, build_of, built, installed_alone, tracked
 
 import tracepaper
 from tracepaper.strategies.attention import compiled
@@ -71,15 +74,45 @@ def test_a_wheel_is_of_this_platform_only_where_it_holds_compiled_loops(
 def test_builds_in_other_folders_at_other_times_are_equal_byte_by_byte(
     installed: InstalledWheel, tmp_path: Path
 ) -> None:
-    """By another user, at another time, and the wheel once from the source distribution."""
+    """By another user, at another time, and the wheel once from the source distribution.
+
+    That is no checkout, and nothing but itself names its commit.
+    """
     places = (tmp_path / "here", tmp_path / "elsewhere" / "deeper")
     build(places[0], "--sdist", extra={"SOURCE_DATE_EPOCH": "1500000000"})
-    build(places[1], extra={"TZ": "Asia/Tokyo"}, umask=0o077)
-    sources = [next(place.glob("*.tar.gz")).read_bytes() for place in places]
-    assert sources[0] == sources[1]
-    (wheel,) = places[1].glob("*.whl")
+    build(places[1], "--sdist", extra={"TZ": "Asia/Tokyo"}, umask=0o077)
+    archives = [next(place.glob("*.tar.gz")) for place in places]
+    assert archives[0].read_bytes() == archives[1].read_bytes()
+    with tarfile.open(archives[0]) as packed:
+        packed.extractall(tmp_path / "unpacked", filter="data")
+    (source,) = (tmp_path / "unpacked").iterdir()
+    build_of(source, tmp_path, "--wheel", extra={"TZ": "Asia/Tokyo"}, umask=0o077)
+    (wheel,) = tmp_path.glob("*.whl")
     assert wheel.name == installed.wheel.name
     assert wheel.read_bytes() == installed.wheel.read_bytes()
+
+
+def test_a_wheel_carries_its_commit_and_a_build_that_knows_none_says_so(
+    installed: InstalledWheel, tmp_path: Path
+) -> None:
+    shown = installed.run("--version").stdout.split()[1]
+    assert shown == tracepaper.__version__
+    assert installed.wheel.name.split("-")[1] == shown
+    assert re.fullmatch(r"[\d.]+\+g[0-9a-f]{9}", shown)
+    needed = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "daemon/version.py")
+    for name in (*needed, "strategies/attention/native.c"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    done = subprocess.run(
+        [sys.executable, "setup.py", "--version"],
+        cwd=tmp_path,
+        env={"PATH": os.defpath},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == f"{shown.partition('+')[0]}+unknown"
+    assert "this is no git checkout; set SOURCE_COMMIT to name it." in done.stderr
 
 
 def test_the_bill_of_materials_names_the_pinned_dependencies_and_the_vendored_code(

@@ -21,6 +21,8 @@ from packaging.requirements import Requirement
 from programs import ROOT, environment
 from waiting import deadline_s
 
+from tracepaper.daemon.version import commit_of
+
 PARTS: Final = (
     "__init__.py",
     "__main__.py",
@@ -70,22 +72,38 @@ def built(folder: Path, compiler: str | None = None) -> Path:
 def build(folder: Path, *kinds: str, extra: Mapping[str, str], umask: int = 0o022) -> None:
     """Build distributions of *kinds*, or both, in *folder*; files of the source have its *umask*.
 
-    They are built from a copy: this checkout holds more than a fresh clone.
+    They are built from a copy: this checkout holds more than a fresh clone. The copy is none, so
+    its commit is named.
     """
     for name in files_of_git(*PARTS, *BUILT_WITH):
         copy = folder / "source" / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, copy)
         copy.chmod(0o666 & ~umask)
-    command = ["-m", "build", *kinds, "--no-isolation", "--outdir", str(folder)]
-    subprocess.run(
-        [sys.executable, *command, str(folder / "source")],
+    build_of(
+        folder / "source",
+        folder,
+        *kinds,
+        extra={"SOURCE_COMMIT": commit_of(ROOT), **extra},
+        umask=umask,
+    )
+
+
+def build_of(
+    source: Path, folder: Path, *kinds: str, extra: Mapping[str, str], umask: int = 0o022
+) -> str:
+    """Build distributions of *kinds*, or both, of *source* in *folder*; return what is said."""
+    command = ["-m", "build", *kinds, "--no-isolation", "--outdir", str(folder), str(source)]
+    done = subprocess.run(
+        [sys.executable, *command],
         env={**environment(), **extra},
         check=True,
         capture_output=True,
         timeout=deadline_s(240),
         umask=umask,
+        text=True,
     )
+    return done.stdout + done.stderr
 
 
 @dataclass(frozen=True)

@@ -164,6 +164,15 @@ def test_another_schema_is_rejected_with_what_to_do(
     assert holder_of(path) is None
 
 
+def test_another_schema_names_the_version_that_wrote_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    cases.write_run(path, cases.plain_steps(3))
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version = 1")
+    with pytest.raises(DataInvalid, match=r"use the tracepaper that made it \(0\.1\.0\), name"):
+        open_reader(path)
+
+
 @pytest.mark.parametrize("opening", [open_reader, open_writer])
 def test_a_gate_that_was_declared_since_is_named(
     tmp_path: Path, opening: Callable[[Path], object]
