@@ -41,6 +41,8 @@ JUMP_LEAST: Final = 1.45
 JUMP_MOVES: Final = 30.0
 """The ratio of two prices in a row, or its inverse, and its usual moves, from which a split is
 likely."""
+OF_SHARES: Final = "for shares set market.asset, in a training features.asset, to stock"
+"""What to do about a file of shares that is read as one of a market that never closes."""
 ORDERS: Final = (
     ("open", "close", "high", "low", "volume"),  # KuCoin
     ("low", "high", "open", "close", "volume"),  # Coinbase
@@ -257,7 +259,7 @@ def on_grid(rows: Rows, interval_ms: int) -> Rows:
         raise DataInvalid(
             f"{first}: opens at {iso(int(rows.times[off[0]]))}, off the file's grid of {grid}, "
             f"like {off.size} of {rows.times.size} rows; give a file of one fixed interval, or "
-            "for shares set market.asset to stock."
+            f"{OF_SHARES}."
         )
     rows.table.notes.append(
         f"{count_of(off.size, 'candle')} off the grid dropped, the first at {first}"
@@ -351,6 +353,14 @@ def reject_changed(rows: Rows, interval_ms: int) -> None:
         f"{rows.table.unit} {rows.table.lines[first]} on, and {duration(interval_ms)} elsewhere: "
         "give a file of each interval."
     )
+
+
+def lacks_weekends(rows: Rows, interval_ms: int) -> str:
+    """Return a sentence about weeks of candles without one on a weekend, or ""."""
+    if interval_ms > DAY_MS or rows.times[-1] - rows.times[0] < 2 * WEEK_MS:
+        return ""
+    weekdays = (rows.times // DAY_MS + 3) % 7  # 0 is Monday
+    return "" if (weekdays >= 5).any() else f"no candle is of a weekend; {OF_SHARES}"
 
 
 def jump(rows: Rows) -> str:

@@ -147,6 +147,7 @@ def _candles(rows: Rows, symbol: str, category: Category) -> Candles:
     doubts.reject_changed(rows, step)
     rows.table.notes.extend(filter(None, [doubts.jump(rows)]))
     if is_fixed:
+        rows.table.notes.extend(filter(None, [doubts.lacks_weekends(rows, step)]))
         rows = doubts.on_grid(rows, step)
     turnover = rows.columns.get("turnover")
     return Candles(

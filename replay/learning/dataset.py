@@ -18,6 +18,7 @@ from tracepaper.daemon.config.values import STOCK
 from tracepaper.daemon.session.user_code import file_sha256
 from tracepaper.replay.archive import Candles, merge_candles
 from tracepaper.replay.archive.columns import instant
+from tracepaper.replay.archive.doubts import OF_SHARES
 from tracepaper.replay.archive.read import CandleInput, read_candles
 from tracepaper.replay.learning import card as cards
 from tracepaper.replay.learning.baselines import (
@@ -128,9 +129,10 @@ class Dataset:
         }
         main_ms, *other_intervals = files.candles
         if not segments[main_ms]:
-            raise DataInvalid(
-                f"No candles have {schemas[main_ms].lookback} bars without a gap; give longer ones."
-            )
+            notes = (note for part in files.candles[main_ms] for note in part.notes)
+            hint = next((note for note in notes if OF_SHARES in note), "give longer ones")
+            bars_needed = schemas[main_ms].lookback
+            raise DataInvalid(f"No candles have {bars_needed} bars without a gap; {hint}.")
         bars = tuple(sorted(horizons))
         for interval_ms in other_intervals:
             _reject_part_bars(bars, main_ms, interval_ms)

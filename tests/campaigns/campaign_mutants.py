@@ -53,7 +53,7 @@ OUTPUTS: Final = (
     "product/test_line", "product/test_scenarios", "product/test_examples",
     "daemon/engine/test_laws", "daemon/engine/test_histories", "daemon/engine/test_stretch",
     "daemon/broker/test_exit_orders_simulated", "daemon/broker/test_cross_margin",
-    "daemon/broker/test_rules_law", "daemon/broker/test_splits_law",
+    "daemon/broker/test_rules_law",
     "replay/checks/test_what_if", "cases/test_candle_files", "cases/test_commands",
     "cases/test_figures", "cases/test_models", "cases/test_orders", "world/test_world",
     "first_hour/test_answers", "first_hour/test_first_errors",

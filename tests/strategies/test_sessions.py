@@ -123,3 +123,9 @@ def test_days_and_weeks_go_from_the_first_open_to_the_last_close() -> None:
     by_week = Calendar(sessions, 7 * DAY_MS)
     assert by_week.opens.tolist() == by_day.opens[[0, 2]].tolist()
     assert by_week.closes.tolist() == by_day.closes[[1, 2]].tolist()
+
+
+def test_beyond_the_sessions_every_interval_is_a_bar() -> None:
+    opens = (5 * 1_440, 8 * 1_440)
+    calendar = Calendar(Sessions(250.0, (5, 8), opens, opens, (6 * 1_440, 9 * 1_440)), DAY_MS)
+    assert (calendar.opens_at(np.arange(-1, 4)) // DAY_MS).tolist() == [4, 5, 8, 9, 10]

@@ -258,6 +258,27 @@ def test_shares_are_not_traded_live(cli: Cli) -> None:
     assert not Path("live.db").exists()
 
 
+def test_who_does_not_say_that_a_file_holds_shares_is_told(cli: Cli) -> None:
+    said = "for shares set market.asset, in a training features.asset, to stock"
+    write(Path("acme.csv"), opens("2014-10-20", "2014-12-31"), date_alone)
+    assert f"no candle is of a weekend; {said}" in cli.out("data", "check", "ACME=acme.csv")
+    words = ("train", "--data", "ACME=acme.csv", "--set", "horizons=1", "--out", "net")
+    assert f"without a gap; no candle is of a weekend; {said}." in cli.err(*words, code=1)
+    write(Path("acme.csv"), opens("2014-10-20", "2014-12-31", HOUR_MS))
+    assert f"one fixed interval, or {said}." in cli("data", "check", "ACME=acme.csv").out
+
+
+def test_shares_and_crypto_are_not_mixed(cli: Cli) -> None:
+    days = opens("2014-10-20", "2014-12-31")
+    shares = write(Path("stock_ACME_1d.csv"), days, date_alone)
+    coin = write(Path("BTCUSDT_1d.csv"), days, date_alone)
+    said = "replay those of crypto apart"
+    assert said in cli.err("replay", shares, coin, "--strategy", "sma_cross", code=2)
+    assert said in cli.err("replay", coin, shares, "--strategy", "sma_cross", code=2)
+    linear = ("--set", "market.category=linear")
+    assert said in cli.err("replay", shares, *linear, "--strategy", "sma_cross", code=2)
+
+
 def test_candles_that_are_not_adjusted_for_a_split_are_said(cli: Cli) -> None:
     times = opens("2014-11-03", "2014-12-31")
     split = times.index(moment("2014-12-03T09:30"))
