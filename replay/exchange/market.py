@@ -83,7 +83,7 @@ class SimulatedMarket:
     """One symbol's simulated market. Prices, sizes and turnovers are integers in its scales."""
 
     def __init__(self, candles: Candles, *, seed: int, frames: int | None = None) -> None:
-        """Raise ``DataInvalid`` where *candles* are finer than a minute or of no Bybit interval.
+        """Raise ``DataInvalid`` where *candles* are of shares, or of no Bybit interval.
 
         *frames* is the most trades of a bar beside those that make its prices; None: as many as the
         exchange has.
@@ -95,6 +95,11 @@ class SimulatedMarket:
                 f"{candles.path} holds candles of {interval_text(candles.interval_ms)}, which is "
                 "no interval of the exchange's data: give 1, 3, 5, 15, 30, 60, 120, 240, 360 or "
                 "720 minutes, days or weeks."
+            )
+        if candles.category is Category.STOCK:
+            raise DataInvalid(
+                f"{candles.path} holds shares, which the exchange does not trade; replay them by "
+                "`tracepaper replay`."
             )
         self.category: Final[Category] = candles.category
         self.symbol: Final = candles.symbol

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ from tracepaper.daemon.clock import SystemClock
 from tracepaper.replay.exchange.market import END_LINGER_MS, SETTLE_MS, WARM_UP_BARS
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.types.market import Category
 
 # ------------------------------------------------------------ the command
 
@@ -240,6 +242,9 @@ def test_settings_that_cannot_be_served_are_refused() -> None:
         EmbeddedExchange(ExchangeSettings(candles=(candles(ROWS), candles(ROWS))))
     with pytest.raises(DataInvalid, match="no interval of the exchange's data"):
         EmbeddedExchange(ExchangeSettings(candles=(candles(ROWS, interval_ms=2 * MINUTE),)))
+    shares = replace(candles(ROWS), category=Category.STOCK)
+    with pytest.raises(DataInvalid, match="which the exchange does not trade"):
+        EmbeddedExchange(ExchangeSettings(candles=(shares,)))
 
 
 async def test_two_exchanges_of_one_seed_send_the_same_bytes() -> None:
