@@ -166,10 +166,6 @@ class Calendar:
         """Maximum number of bars in a day."""
         return int(np.unique(self.days, return_counts=True)[1].max())
 
-    def day_of(self, open_ms: int) -> int:
-        """Return the exchange's day of the bar that opens at *open_ms*."""
-        return int(self.days[self.place(open_ms)])
-
     def days_at(self, closes_ms: Times) -> Times:
         """Return the exchange's day of the bar that closes at each of *closes_ms*."""
         return self.days[np.searchsorted(self.opens, closes_ms, side="left") - 1]

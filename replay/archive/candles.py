@@ -113,12 +113,6 @@ class Candles:
         return closes_of(self.open_time_ms, self.interval_ms, self.calendar)
 
     @property
-    def days(self) -> IntArray:
-        """The day of each candle since 1970: of UTC, or of its session."""
-        times, calendar = self.open_time_ms, self.calendar
-        return times // DAY_MS if calendar is None else calendar.days[calendar.places(times)]
-
-    @property
     def steps(self) -> IntArray:
         """The distance of each candle from the previous one, in bars: 1 without a hole."""
         if self.calendar is not None:
