@@ -133,7 +133,7 @@ class SocketRequest(Struct, omit_defaults=True):
 # ---------------------------------------------------------------- REST
 
 
-class Answer(Struct, rename="camel"):
+class RestAnswer(Struct, rename="camel"):
     """The envelope of every REST body; a ``ret_code`` of 0 means success, not the HTTP status."""
 
     ret_code: int
@@ -280,7 +280,7 @@ decode_kline: Final = msgspec.json.Decoder(KlineFrame).decode
 decode_ticker: Final = msgspec.json.Decoder(TickerFrame).decode
 decode_book: Final = msgspec.json.Decoder(BookFrame).decode
 decode_trades: Final = msgspec.json.Decoder(TradeFrame).decode
-decode_answer: Final = msgspec.json.Decoder(Answer).decode
+decode_answer: Final = msgspec.json.Decoder(RestAnswer).decode
 
 
 def topic_of(frame: bytes) -> str:

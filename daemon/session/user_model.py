@@ -42,7 +42,7 @@ from tracepaper.daemon.session.user_code import (
 )
 from tracepaper.daemon.session.user_error import definition
 from tracepaper.storage.checkpoints import Identity, identity
-from tracepaper.strategies.api.arrays import BarArrays, BarColumns
+from tracepaper.strategies.api.arrays import BarArrays, RecentBars
 from tracepaper.strategies.api.model import (
     OF_ATTENDED,
     AnswerMalformed,
@@ -259,8 +259,8 @@ class _Past:
         self._lookback = 1 if schema is None else schema.lookback
         self._held = context + self._lookback - 1
         self.bars: deque[Bar] = deque(maxlen=self._held)
-        self._columns = BarColumns(instrument, context)
-        self._feature_bars = BarColumns(instrument, self._lookback)  # a feature function's input
+        self._columns = RecentBars(instrument, context)
+        self._feature_bars = RecentBars(instrument, self._lookback)  # a feature function's input
         self._rows: deque[Rows] = deque(maxlen=context)
         self._streams: FeatureStreams | None = None
         self._width: int | None = None

@@ -105,7 +105,7 @@ class BarArrays:
         return column
 
 
-class BarColumns:
+class RecentBars:
     """The writable columns of one instrument; reads return copies of the last *length* rows.
 
     A history reads them through a mapping proxy, so a strategy cannot reach the writable memory.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 import numpy.typing as npt
 from msgspec import Struct
 
-from tracepaper.strategies.api.arrays import BarArrays, BarColumns
+from tracepaper.strategies.api.arrays import BarArrays, RecentBars
 from tracepaper.strategies.api.columns import ColumnRecord
 from tracepaper.strategies.api.timeframes import TimeframeBars
 from tracepaper.strategies.errors import StrategyFailed
@@ -321,7 +321,7 @@ class BarRecord:
         self._instrument = instrument
         self._length = length
         self._waiting: deque[Bar] = deque(maxlen=length)
-        self._columns: BarColumns | None = None
+        self._columns: RecentBars | None = None
         self.columns = columns  # declared by the class
         self.append = self._waiting.append if columns is None else self._append_to_both
 
@@ -334,7 +334,7 @@ class BarRecord:
         """Return the history up to *bar*, which must be the newest."""
         columns = self._columns
         if columns is None:
-            columns = self._columns = BarColumns(self._instrument, self._length)
+            columns = self._columns = RecentBars(self._instrument, self._length)
         if self._waiting:
             columns.extend(self._waiting)
             self._waiting.clear()

@@ -8,7 +8,7 @@ A name that is not here and that nothing reads is removed, or wired to a command
 
 # Called by name: entry points, the protocols of Python and of libraries.
 list_models, doctor, notify_test, whatif
-__getattr__, __dir__, __instancecheck__, __subclasscheck__, __call__
+__getattr__, __dir__, __instancecheck__, __subclasscheck__
 _repr_html_  # notebooks
 _repr_png_  # notebooks
 best_run  # of a sweep, from Python
