@@ -287,7 +287,7 @@ def read_instruments(result: bytes, category: Category) -> tuple[list[Instrument
 
 
 def read_listings(result: bytes) -> tuple[list[ListingInfo], InstrumentsPage]:
-    """Return the listings of an instruments-info *result* for a universe, and its page.
+    """Return the listings of an instruments-info *result* for a choice of symbols, and its page.
 
     Malformed entries, dated futures and symbols that do not trade are skipped. Raises
     ``MessageMalformed`` if the body itself is not what the exchange documents.
@@ -302,8 +302,7 @@ def read_listings(result: bytes) -> tuple[list[ListingInfo], InstrumentsPage]:
 
 
 _MOST: Final = Decimal(10**18)
-"""Upper bound of turnovers, prices and their ratios: real values are far lower, an event holds
-no more."""
+"""Upper bound of turnovers, prices and their ratios; real values are far lower."""
 
 
 def read_tickers(page: TickerPage, listings: Mapping[str, ListingInfo]) -> list[TradedSymbol]:

@@ -199,7 +199,7 @@ class InstrumentInfo(Struct, rename="camel"):
 
 
 class ListingInfo(Struct, rename="camel"):
-    """The fields of an entry of ``/v5/market/instruments-info`` that a universe needs."""
+    """The fields of an entry of ``/v5/market/instruments-info`` that a choice of symbols needs."""
 
     symbol: str
     status: str = ""

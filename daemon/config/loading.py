@@ -254,6 +254,12 @@ def load_with_origins(
     sources += [(SET, settings), (caller, overrides)]
     config, origins = _merge([(DATA, data), *sources], file=sources[0][0])
     _reject_unread(sources, config, origins)
+    named_by = origins.get(("market", "symbols"), DATA)
+    if config.market.universe is not None and named_by != DATA:
+        raise ConfigInvalid(
+            f"{named_by} sets market.symbols, and market.universe chooses them; leave one of them "
+            "out, or name those to choose from in the file of market.universe.file."
+        )
     config = _with_model_defaults(config, origins)
     if isinstance(given, Path) and custom_classes(config):
         folder = str(given.resolve().parent)

@@ -1,4 +1,4 @@
-"""The section [market]: what is traded, and the rule by which a universe of symbols is chosen."""
+"""The section [market]: what is traded, and the rule by which symbols are chosen."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import (
-    AfterValidator,
     BeforeValidator,
     Field,
     ValidationInfo,
@@ -22,30 +21,25 @@ from tracepaper.daemon.config.values import (
     SYMBOLS_MAX,
     Exact,
     Section,
-    TimeOfDay,
     interval_name,
     json_object,
-    several,
     symbol_names,
 )
 from tracepaper.strategies.units import DAY_MS, INTERVALS, MONEY_MAX
 
 
 class UniverseRule(Section):
-    """The rule that selects the symbols that may open positions, at the start and at set times."""
+    """The rule that chooses the symbols of a new account, in the place of market.symbols."""
 
     top: Annotated[int, Field(ge=1, le=SYMBOLS_MAX)]
-    """Most symbols that may open positions, the first by the measure."""
-    candidates: Annotated[int, Field(ge=0, le=SYMBOLS_MAX)] = 0
-    """Symbols that a new run takes from the exchange by this rule, in the place of market.symbols;
-    0: market.symbols."""
+    """Most symbols that are chosen, the first by the measure."""
     by: Literal["turnover", "volatility"] = "turnover"
     """The measure that ranks: 24 hours' turnover in quote currency, or their high - low over the
     last price."""
     quote: str = Field(default="USDT", pattern=r"^[A-Z0-9]{2,10}$")
-    """Quote currency of the candidates that are taken from the exchange."""
+    """Quote currency of the exchange's symbols from which is chosen."""
     file: Path | None = None
-    """A list of symbols, one a line, that alone are chosen from; it is read at each choice."""
+    """A list of symbols, one a line, that alone are chosen from."""
     min_turnover: Annotated[Exact, Field(ge=0, le=MONEY_MAX)] = Decimal(0)
     """Least turnover of 24 hours, in quote currency."""
     min_age_days: Annotated[int, Field(ge=0, le=10_000)] = 0
@@ -54,24 +48,9 @@ class UniverseRule(Section):
     """Least high - low of 24 hours, as a fraction of the last price."""
     max_volatility: Annotated[Exact, Field(ge=0, le=10)] = Decimal(10)
     """The most of it."""
-    at: Annotated[
-        tuple[TimeOfDay, ...],
-        Field(min_length=1),
-        BeforeValidator(several),
-        AfterValidator(lambda times: tuple(sorted(set(times)))),
-    ] = ("00:05",)
-    """Times of day, UTC, at which it is chosen anew."""
-    on_leave: Literal["reduce", "close"] = "reduce"
-    """What becomes of a position whose symbol is chosen no more: its strategy may only reduce it,
-    or it is closed at its next bar."""
 
     @model_validator(mode="after")
     def _sizes(self) -> UniverseRule:
-        if self.candidates and self.top > self.candidates:
-            raise ValueError(
-                f"top = {self.top} of {self.candidates} candidates cannot be chosen; raise "
-                "candidates or lower top"
-            )
         if self.min_volatility > self.max_volatility:
             raise ValueError("write a min_volatility that is not above max_volatility")
         return self
@@ -104,11 +83,10 @@ class MarketSection(Section):
     """How long to wait (ms) for the other symbols' bars of the same close, so that they are
     forecast and stored together; 0: do not wait."""
     universe: Annotated[UniverseRule | None, BeforeValidator(json_object)] = Field(
-        default=None, examples=[{"top": 20, "candidates": 100, "at": ["00:05"]}]
+        default=None, examples=[{"top": 20, "by": "volatility"}]
     )
-    """Which symbols may open positions, chosen by a rule at stated times: a table with top, and
-    candidates, by, quote, file, min_turnover, min_age_days, min_volatility, max_volatility, at and
-    on_leave; all of them if absent."""
+    """The rule by which a new account chooses its symbols: a table with top, and by, quote, file,
+    min_turnover, min_age_days, min_volatility and max_volatility; if absent, they are symbols."""
     depth: Annotated[int, Field(ge=0, le=1_000)] = 0
     """Levels per side of the order books that are stored and given to a strategy that reads them;
     0: none."""

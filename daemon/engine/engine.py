@@ -51,7 +51,6 @@ from tracepaper.daemon.engine.settings import INTEGRITY, MemberTerms
 from tracepaper.daemon.engine.shadow_course import JudgedBar, ShadowCourse, enters, is_kept
 from tracepaper.daemon.engine.shadows import Shadows
 from tracepaper.daemon.engine.state import (
-    HELD,
     LIMITED,
     WITHOUT,
     EngineState,
@@ -105,7 +104,6 @@ from tracepaper.strategies.types.market import (
     RunEnd,
     Trade,
     Unit,
-    UniverseChange,
 )
 from tracepaper.strategies.units import DAY_MS, divide_half_even
 
@@ -189,7 +187,6 @@ class Engine:
             settings.risk,
             flattens=settings.flatten_on_breach,
             sessions=joint(calendar.sessions for calendar in settings.calendars.values()),
-            closes_outside=settings.closes_outside,
             book=BookShortfall(self.markets, ignores_few=settings.ignores_few_days),
         )
         self.is_hedged = settings.broker.is_hedged
@@ -417,9 +414,6 @@ class Engine:
                 self.clear_transient()
             case InstrumentChange():
                 self._change_instrument(event.instrument)
-            case UniverseChange():
-                self.risk.choose(event.chosen)
-                self.broker.save = Save.NOW
             case Gap():
                 self.broker.on_gap(event)
                 self.broker.on_hole(event)
@@ -1124,7 +1118,7 @@ class Engine:
             ]
             owner_intents, signal = self._net_intents(bar, account, requested, decisions, at_ms)
             intent = state.net_intent(signal, owner_intents.targets, account, key)
-            if name in LIMITED or (inputs.is_outside and name != HELD):
+            if name in LIMITED:
                 refused = evaluator.first_failed(
                     decision.passed, reduces=inputs.reduces, without=WITHOUT.get(name)
                 )
@@ -1320,7 +1314,6 @@ class Engine:
             },
             {key: declared.encoded for key, declared in self.declared.items()},
             {key: tracker.cell for key, tracker in regimes.items() if tracker.cell is not None},
-            self.risk.chosen,
             SharesState(self.broker.reserves, self.set_aside, self.shared_out)
             if self.members
             else None,

@@ -324,13 +324,11 @@ class MemberState:
         return replace(orders, requests=kept)
 
     def closing(self, refused: str | None) -> Intent | None:
-        """Return the intent that closes everything after a breach or a left universe, or None.
+        """Return the intent that closes everything after a breach, or None.
 
         *refused* is the first failed gate; a gate of integrity leaves everything unchanged.
         """
-        if not self.risk.may_close or refused in INTEGRITY:
-            return None
-        reason = self.risk.closing(self.inputs)
+        reason = "" if refused in INTEGRITY else self.risk.closing
         return Intent(Action.FLAT, 0, reason, ends_lists=True) if reason else None
 
     def follow(

@@ -78,8 +78,6 @@ class Restart:
         engine.broker.unsettled = {
             key: list(waiting[key]) for key in engine.markets if key in waiting
         }
-        if state.chosen is not None:
-            engine.risk.choose(state.chosen)
         # Pyright sees this module under two names, and takes their structs for different types.
         bases: dict[str, Any] = {} if taken_over else state.bases
         for name, basis in bases.items():

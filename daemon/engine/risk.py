@@ -24,7 +24,6 @@ from tracepaper.strategies.gates.declared import (
     risk_hourly_orders,
     risk_leverage,
     risk_losing_streak,
-    risk_universe,
 )
 from tracepaper.strategies.gates.gate import GateInputs
 from tracepaper.strategies.months import intervals_between
@@ -54,7 +53,6 @@ if TYPE_CHECKING:
 
 COOLDOWN_ROLES: Final = frozenset({OrderRole.STOP, OrderRole.TRAILING, OrderRole.LIQUIDATION})
 """Roles of the orders whose fill begins a cooldown."""
-LEFT_UNIVERSE: Final = "left the universe"
 _SENT: Final = frozenset({OrderStatus.NEW, OrderStatus.ACCEPTED})
 
 
@@ -133,21 +131,15 @@ class RiskWatch:
         *,
         flattens: bool = False,
         sessions: Sessions | None = None,
-        closes_outside: bool = False,
         book: BookShortfall | None = None,
     ) -> None:
         """Take the *limits* by gate; with *flattens* a breach closes all positions.
 
-        *closes_outside* also closes positions in symbols that left the universe. The limit of the
-        whole book measures by *book*. A day lasts from
-        the open of a session of *sessions* to the next open; without any it is a UTC day.
+        The limit of the whole book measures by *book*. A day lasts from the open of a session of
+        *sessions* to the next open; without any it is a UTC day.
         """
         self._sessions = sessions
         self.active = bool(limits)
-        self._measures = bool(limits.keys() - {risk_universe.name})
-        self.chosen: tuple[str, ...] | None = None  # the universe, best first; None before a choice
-        self._has_universe, self._inside = risk_universe.name in limits, frozenset[str]()
-        self._closes_outside = closes_outside
         self.book = book if risk_book_shortfall.name in limits else None
         self.sees_gross = not limits.keys().isdisjoint({risk_exposure.name, risk_leverage.name})
         self.state = RiskState()
@@ -158,7 +150,6 @@ class RiskWatch:
         self._counts_orders = risk_hourly_orders.name in limits
         self._counts_losses = risk_losing_streak.name in limits
         self._flattens = flattens
-        self.may_close = flattens or closes_outside
         self._latches = risk_halt.name in limits
 
     def _day_at(self, at_ms: int, *, is_close: bool = False) -> int:
@@ -173,15 +164,12 @@ class RiskWatch:
         breach = self.state.breach
         return breach.limit if breach is not None and self._latches else ""
 
-    def closing(self, inputs: GateInputs) -> str:
-        """Return why positions must be closed: a breach or a left universe; empty if not."""
+    @property
+    def closing(self) -> str:
+        """Why positions must be closed, after a breach; empty if not."""
         if self._flattens and (breach := self.state.breach) is not None:
             return f"halted by {breach.limit}"
-        return LEFT_UNIVERSE if self._closes_outside and inputs.is_outside else ""
-
-    def choose(self, chosen: tuple[str, ...]) -> None:
-        """Let only the *chosen* instruments open positions from now on."""
-        self.chosen, self._inside = chosen, frozenset(chosen)
+        return ""
 
     def resume(self) -> None:
         """Lift a breach at the operator's command: peak and day begin anew at the next bar."""
@@ -207,9 +195,6 @@ class RiskWatch:
         Drawdown is a fraction of the highest equity. The daily loss is in quote currency, since the
         first bar of the day. A trade is an order with at least one fill.
         """
-        inputs.is_outside = self._has_universe and instrument not in self._inside
-        if not self._measures:
-            return
         state, equity = self.state, account.equity
         day = self._day_at(market_ms, is_close=True)
         if day != state.day:

@@ -40,7 +40,6 @@ class EngineSettings(Struct, frozen=True):
     ignores_few_days: bool = False  # whether it leaves symbols out that have too few days
     flatten_on_breach: bool = False
     calendars: Mapping[str, Calendar] = {}  # of sessions or months, by instrument id; else none
-    closes_outside: bool = False  # whether positions in symbols that left the universe are closed
     usual_ranges: float = USUAL_RANGES  # a jump beyond this waits for another source
     agree_within_ms: int = AGREE_WITHIN_MS
 

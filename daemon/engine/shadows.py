@@ -26,7 +26,7 @@ from tracepaper.daemon.engine.state import (
     ShadowBasis,
 )
 from tracepaper.strategies.api.context import Orders, Signal
-from tracepaper.strategies.gates.declared import risk_universe, warm
+from tracepaper.strategies.gates.declared import warm
 from tracepaper.strategies.types.decisions import (
     Action,
     Decision,
@@ -98,8 +98,6 @@ class Shadows:
             return _limited_intent(
                 state, bar, forecast, account, refused, is_full=name == FULL_SIZE
             )
-        if state.inputs.is_outside:
-            return _limited_intent(state, bar, forecast, account, risk_universe.name, is_full=False)
         if isinstance(signal, Orders):
             return signal if passes else None
         assert signal is not None  # the bar was decided

@@ -143,7 +143,6 @@ class EngineState(Struct, frozen=True, array_like=True):
     # The instrument of a portfolio is empty.
     declared: dict[str, bytes] = {}
     cells: dict[str, int] = {}  # by instrument: its cell among the card's learned regimes
-    chosen: tuple[str, ...] | None = None  # the universe; None before the first choice
     shares: SharesState | None = None  # of several strategies; ``shadows`` has their sub-accounts
     unsettled: dict[str, list[Funding]] = {}  # by instrument: settlements that wait for their bar
     first_ms: dict[str, int] = {}  # by instrument: its first bar, where the period begins later

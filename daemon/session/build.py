@@ -484,7 +484,7 @@ def engine_terms(
 ) -> list[MemberTerms]:
     """Return the terms of the account, and then those of each of several strategies on it.
 
-    A setting that the run cannot use (a queue model where bars fill the orders) is left out, so
+    A setting that the run cannot use (a latency where bars fill the orders) is left out, so
     terms are equal where a changed key has no effect.
     """
     terms_of = partial(
@@ -575,7 +575,6 @@ def _terms(
         book_days=days,
         ignores_few_days=bool(days) and config.risk.book_too_few == "allow",
         flatten_on_breach=config.risk.on_breach == "flatten",
-        closes_outside=(rule := config.market.universe) is not None and rule.on_leave == "close",
         calendars=calendars,
     )
     sizers = {item.id: _sizer(config, item, terms) for item in instruments}

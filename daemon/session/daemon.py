@@ -64,12 +64,7 @@ from tracepaper.daemon.session.run_row import (
     usage_errors,
 )
 from tracepaper.daemon.session.supervisor import Supervisor
-from tracepaper.daemon.session.universe import (
-    Universe,
-    known_candidates,
-    new_candidates,
-    with_symbols,
-)
+from tracepaper.daemon.session.universe import known_symbols, new_symbols, with_symbols
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.maintenance import copied_at_s
 from tracepaper.strategies.errors import ConfigInvalid
@@ -169,9 +164,9 @@ class Daemon:
 
     async def _serve(self, audit: SqlAuditLog) -> None:
         config, clock, forecaster = self._config, self._clock, None
-        candidates = known_candidates(config, self._kind, self._database)
-        if candidates:
-            config = self._config = with_symbols(config, candidates)
+        symbols = known_symbols(config, self._kind, self._database)
+        if symbols:
+            config = self._config = with_symbols(config, symbols)
         # Reject wrong usage before the first request to the network.
         with usage_errors():
             if config.notify.addresses:
@@ -195,9 +190,9 @@ class Daemon:
             time = ServerTimeReader(client, clock, time_scale=config.exchange.time_scale)
             server_ms = await time.first()
             clock.synchronise(server_ms)
-            if candidates is not None and not candidates:
-                names = await new_candidates(config, client, server_ms)
-                config = self._config = with_symbols(config, names)
+            if symbols is not None and not symbols:
+                symbols = await new_symbols(config, client, server_ms)
+                config = self._config = with_symbols(config, symbols)
                 with usage_errors():
                     strategies = preflight_engine(config, forecaster)
             category = Category(config.market.category)
@@ -260,20 +255,8 @@ class Daemon:
     async def _drive(self, opened: OpenedRun, client: MarketDataClient, audit: SqlAuditLog) -> None:
         config, engine, run = self._config, opened.engine, opened.run
         forecaster = opened.forecaster
-        universe = None
-        if (rule := config.market.universe) is not None:
-            universe = Universe(
-                config,
-                rule,
-                opened.instruments,
-                client,
-                lambda event: self._submit(feed, event),
-                self._clock,
-                database=self._database,
-                resumed=run.run_id if opened.resumed else None,
-            )
         covariates = covariate_reader(config, forecaster, run.period_start_ms)
-        first = await self._first_events(universe, covariates)
+        first = await self._first_events(covariates)
         async with AsyncExitStack() as stack:
             feed = await stack.enter_async_context(self._feed(opened, client, first))
             predictor = None
@@ -295,7 +278,6 @@ class Daemon:
                 margin=margin_rules(config, run.instruments),
             )
             companions = [*self._companions(opened, feed, monitor)]
-            companions += [] if universe is None else [universe]
             monitor.companions = {each.key: each.status for each in companions if each.key}
             warm_at = partial(self._warm_at, engine, feed)
             monitor.warm_at = warm_at
@@ -362,18 +344,13 @@ class Daemon:
                 is_behind=feed.is_behind,
             )
 
-    async def _first_events(
-        self, universe: Universe | None, covariates: CovariateReader | None
-    ) -> list[Event]:
-        """Return the first events of a run: the choice of its universe, the known covariates."""
-        first: list[Event] = []
-        if universe is not None and not universe.due_ms:
-            first.append(await universe.choose())
-        if covariates is not None and not covariates.has_rows:
-            now_ms = self._clock.market_ms()
-            with usage_errors():
-                first.append(await asyncio.to_thread(covariates.initial, self._config, now_ms))
-        return first
+    async def _first_events(self, covariates: CovariateReader | None) -> list[Event]:
+        """Return the first events of a run: the known covariates, if it reads any."""
+        if covariates is None or covariates.has_rows:
+            return []
+        now_ms = self._clock.market_ms()
+        with usage_errors():
+            return [await asyncio.to_thread(covariates.initial, self._config, now_ms)]
 
     def _companions(
         self,

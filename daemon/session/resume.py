@@ -242,7 +242,7 @@ def _feed_start(opening: Opening, run: RunRow, engine: Engine) -> FeedStart:
 def _taken_over(reader: Reader, parent: RunRow, opening: Opening) -> EngineState | None:
     """Return the state of *parent* as the first state of a new run; None if it stored none.
 
-    The universe is chosen anew, the declared state of another strategy is dropped, and orders get
+    The declared state of another strategy is dropped, and orders get
     ids of their own.
     """
     stored = reader.state_at(parent.run_id)
@@ -253,7 +253,6 @@ def _taken_over(reader: Reader, parent: RunRow, opening: Opening) -> EngineState
     began_ms = {item.id: parent.period_start_ms for item in parent.instruments} | state.first_ms
     state = replace(
         state,
-        chosen=None,
         account=state.account.taken_over(),
         shadows=accounts,
         settled=began_ms | state.settled,

@@ -260,7 +260,7 @@ def preflight(config: Config, database: Path) -> tuple[str, ...]:
 
     It loads the checkpoint, makes the strategy with its options, computes thresholds and sizes, and
     reads a universe's list and *database*. It writes nothing. Raises the errors that the run would
-    raise, and also an error in the list, which does not stop a run.
+    raise, and also an error in the list, which a run that has its symbols does not read.
     """
     with usage_errors():
         reject_database(database)

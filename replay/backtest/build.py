@@ -34,14 +34,12 @@ from tracepaper.daemon.session.build import (
 )
 from tracepaper.daemon.session.models import card_of, load_forecaster
 from tracepaper.daemon.session.run_row import new_run, reject_size
-from tracepaper.daemon.session.universe import listed_symbols
 from tracepaper.daemon.session.user_model import user_model
 from tracepaper.replay.archive.candles import on_joint_sessions
 from tracepaper.replay.archive.series import archive_instrument
 from tracepaper.replay.backtest.feed import ArchiveFeed
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.tracks import DataLookback, with_depth
-from tracepaper.replay.backtest.universe import choices, list_warnings
 from tracepaper.storage.checkpoints import fitted_spans
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.api.timeframes import frame_bars
@@ -227,12 +225,15 @@ def build(
     *mode* is how the model reads the bars: ``scan``, all in one pass, or ``step``, bar by bar. The
     run's checkpoint is copied beside *database*. Candles are aggregated to the configured interval.
     Default trend windows are shortened to fit the candles, unless *data* has candles of higher
-    timeframes. Raises ``ConfigInvalid`` or ``DataInvalid``.
+    timeframes. Of symbols that were chosen by a rule, the other *data* are left out. Raises
+    ``ConfigInvalid`` or ``DataInvalid``.
     """
     if config.execution.model == "quote":
         raise ConfigInvalid(
             "execution.model 'quote' needs quotes, which candle files lack; use next_open."
         )
+    if config.market.universe is not None:
+        data = data.of(config.market.symbols)
     market = with_depth(config.market, data.depth)
     if market.depth and not data.depth:
         raise ConfigInvalid(
@@ -255,7 +256,6 @@ def build(
     if needs_forecaster(config):
         forecaster = load_forecaster(config, database=database, mode=mode)
     strategies = make_strategies(config, forecaster)
-    rule, names = config.market.universe, listed_symbols(config)
     books_read = max(
         WANTED if books_read_by(forecaster) else 0,
         *(strategy.books for strategy in strategies.values()),
@@ -268,9 +268,6 @@ def build(
         warmup_bars=warmup_bars(strategies, config) if from_ms is not None else 0,
         closes_together=config.market.closes_together,
         lookback=DataLookback(_frames_read(config, strategies, data), books_read, market.depth),
-        chosen=lambda joined, at_ms: (
-            () if rule is None else choices(rule, joined, instruments, start_ms=at_ms, names=names)
-        ),
     )
     run, engine = new_run(
         config,
@@ -285,7 +282,6 @@ def build(
             *(part.torn.rstrip(".") for part in data.depth if part.torn),
             *fitted,
             *read_as,
-            *list_warnings(rule, names, instruments),
             *(
                 ()
                 if forecaster is None

@@ -5,9 +5,8 @@ The rule is docs/orderbook.md, D15.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import chain, groupby
 from operator import attrgetter
 from typing import Final
@@ -17,7 +16,7 @@ import numpy as np
 from tracepaper.replay.archive import Candles, merge_candles
 from tracepaper.replay.archive.candles import on_joint_sessions
 from tracepaper.replay.backtest.market_data import MarketData
-from tracepaper.replay.backtest.tracks import BATCH_BARS, BarSpan, DataLookback, Track, aligned
+from tracepaper.replay.backtest.tracks import BATCH_BARS, BarSpan, DataLookback, aligned
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.sessions import Sessions
 from tracepaper.strategies.types.market import (
@@ -26,13 +25,10 @@ from tracepaper.strategies.types.market import (
     Event,
     Funding,
     Instrument,
-    UniverseChange,
 )
 from tracepaper.strategies.units import iso
 
 _BARS_ALONE: Final = DataLookback()
-_AFTER_BARS: Final = frozenset({Funding, UniverseChange})
-"""Types of events that follow the bars that close at their time."""
 
 
 class ArchiveFeed:
@@ -50,9 +46,6 @@ class ArchiveFeed:
     Order books until a bar's close precede that bar. *lookback* says how many of each are needed
     before the first bar.
 
-    *chosen* maps all candles and the start of the period to the choices of a universe. A choice
-    follows the bars that close at its time.
-
     Raises ``DataInvalid`` if the period holds no bar, instruments differ in interval, an instrument
     is coarser than its candles, or a candle of a higher timeframe contradicts its bars.
     """
@@ -67,7 +60,6 @@ class ArchiveFeed:
         warmup_bars: int = 0,
         closes_together: bool = False,
         lookback: DataLookback = _BARS_ALONE,
-        chosen: Callable[[MarketData, int], Sequence[UniverseChange]] = lambda _all, _at: (),
     ) -> None:
         merged = sorted(merge_candles(data.candles), key=attrgetter("instrument"))
         data = replace(data, candles=merged)
@@ -99,11 +91,6 @@ class ArchiveFeed:
         self._tracks = data.tracks(
             BarSpan(self.candles, whole, traded, self.period_start_ms, lookback)
         )
-        end_ms = max(int(part.closes_ms[-1]) for part in self.candles)
-        choices = chosen(replace(data, candles=[*whole.values()]), self.period_start_ms)
-        if changes := [change for change in choices if change.market_ms <= end_ms]:
-            times = np.array([change.market_ms for change in changes], dtype=np.int64)
-            self._tracks.append(Track(times, partial(iter, changes)))
 
     def events(self) -> Iterator[Event]:
         """Yield every event; each call begins at the start."""
@@ -128,8 +115,8 @@ class ArchiveFeed:
 def _closed_together(events: Iterable[Event], names: Sequence[str]) -> Iterator[Event]:
     """Yield *events*, with the bars of each close together after a ``CloseStart`` of their count.
 
-    *names* are the run's instruments. Settlements and choices of that time
-    follow the bars; all other events precede them.
+    *names* are the run's instruments. Settlements of that time follow the bars; all other events
+    precede them.
     """
     for market_ms, group in groupby(events, key=attrgetter("market_ms")):
         bars: list[Bar] = []
@@ -137,7 +124,7 @@ def _closed_together(events: Iterable[Event], names: Sequence[str]) -> Iterator[
         for event in group:
             if type(event) is Bar:
                 bars.append(event)
-            elif type(event) in _AFTER_BARS:
+            elif type(event) is Funding:
                 after.append(event)
             else:
                 yield event

@@ -37,6 +37,7 @@ from tracepaper.replay.backtest.run import (
     run_replay,
 )
 from tracepaper.replay.backtest.run_spec import Consumer, RunSpec, names_a_run, reject_unused
+from tracepaper.replay.backtest.universe import with_chosen
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.checkpoints import identity, kept_checkpoints
 from tracepaper.storage.covariates import kept_covariates
@@ -168,7 +169,7 @@ def _built(
     data = MarketData.read(spec)
     config = configuration(spec.given, data, spec.sections, caller=spec.caller)
     replay = build(
-        config,
+        with_chosen(config, data, spec.from_ms),
         data,
         started_at_ms=started_at_ms,
         from_ms=spec.from_ms,

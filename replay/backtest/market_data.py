@@ -7,7 +7,7 @@ A new source needs a reader and a row in ``SOURCES``. ``lookahead`` makes the ch
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields, replace
 from itertools import chain, product
 from operator import attrgetter
@@ -222,6 +222,16 @@ class MarketData:
             field.name: tuple(getattr(self, field.name)) for field in fields(self)
         }
         return replace(spec, columns=(), **data)
+
+    def of(self, symbols: Collection[str]) -> Self:
+        """Return the data of *symbols* alone."""
+        return replace(
+            self,
+            candles=[part for part in self.candles if part.symbol in symbols],
+            funding=[rates for rates in self.funding if rates.symbol in symbols],
+            frames=[part for part in self.frames if part.symbol in symbols],
+            depth=[books for books in self.depth if books.header.instrument.symbol in symbols],
+        )
 
     def _changed(self, change: Callable[[MarketSource, Sequence[Any]], Sequence[Any]]) -> Self:
         changed: dict[str, Any] = {

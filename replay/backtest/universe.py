@@ -1,67 +1,48 @@
-"""Choices of ``market.universe`` from candles, at each time of the rule.
+"""The choice of ``market.universe`` from candles, at the start of a backtest.
 
-The rules are docs/universe.md, V15 and V16.
+The rules are docs/universe.md, V11 to V13.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
-from typing import Final
 
 import numpy as np
 
-from tracepaper.daemon.config.market import UniverseRule
+from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.feed.client import TradedSymbol
-from tracepaper.daemon.session.universe import change_of, next_choice_ms
-from tracepaper.replay.archive import Candles
+from tracepaper.daemon.session.universe import choose, listed_symbols, with_symbols
+from tracepaper.replay.archive import Candles, merge_candles
 from tracepaper.replay.backtest.market_data import MarketData
-from tracepaper.strategies.types.market import Instrument, UniverseChange
-from tracepaper.strategies.units import DAY_MS
-
-SHOWN: Final = 5
-"""How many symbols of a long list a sentence names."""
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.units import DAY_MS, iso
 
 
-def choices(
-    rule: UniverseRule,
-    data: MarketData,
-    instruments: Sequence[Instrument],
-    *,
-    start_ms: int,
-    names: Collection[str] | None = None,
-) -> list[UniverseChange]:
-    """Return the choice at *start_ms*, and at each time of the rule up to the last candle.
+def with_chosen(config: Config, data: MarketData, from_ms: int | None) -> Config:
+    """Return *config* with the symbols that its rule chooses at *from_ms*, if it has a rule.
 
     A choice uses the candles that closed in the 24 hours before it. A symbol's age counts from its
-    first candle.
+    first candle. Raises ``ConfigInvalid`` if nothing is known then, or no symbol passes.
     """
-    _, until_ms = data.bounds
-    changes = []
-    at_ms = start_ms
-    while at_ms <= until_ms:
-        listed = _listed(data, at_ms)
-        changes.append(change_of(rule, instruments, listed, now_ms=at_ms, names=names))
-        at_ms = next_choice_ms(rule, at_ms)
-    return changes
-
-
-def list_warnings(
-    rule: UniverseRule | None, names: Collection[str] | None, instruments: Sequence[Instrument]
-) -> Iterator[str]:
-    """Yield a warning if the *names* of the rule's list contain no symbol of the run."""
-    symbols = [item.symbol for item in instruments]
-    if rule is not None and names is not None and not set(names) & set(symbols):
-        yield (
-            f"{rule.file}, the list of market.universe, names no symbol of the run "
-            f"({', '.join(symbols[:SHOWN])}), so no position is opened; it begins with "
-            f"{', '.join([*names][:SHOWN])}"
+    rule = config.market.universe
+    if rule is None:
+        return config
+    first_ms, _ = data.bounds
+    at_ms = first_ms if from_ms is None else from_ms
+    if not (traded := [*_figures(merge_candles(data.candles), at_ms)]):
+        raise ConfigInvalid(
+            f"market.universe chooses by the 24 hours before the first bar of the run, and no "
+            f"candle closed in those before {iso(at_ms)}; begin later, such as by --from "
+            f"{iso(first_ms + DAY_MS)}."
         )
+    names = listed_symbols(config)
+    return with_symbols(config, choose(rule, traded, now_ms=at_ms, names=names))
 
 
-def _listed(data: MarketData, at_ms: int) -> Iterator[TradedSymbol]:
-    """Yield the ticker of each symbol at *at_ms*; leave out those without a candle in 24 hours."""
-    for part in data.candles:
+def _figures(candles: Sequence[Candles], at_ms: int) -> Iterator[TradedSymbol]:
+    """Yield the figures of each symbol at *at_ms*; leave out those without a candle in 24 hours."""
+    for part in candles:
         closes_ms = part.closes_ms
         first, last = np.searchsorted(closes_ms, (at_ms - DAY_MS, at_ms), side="right").tolist()
         if first == last:

@@ -55,7 +55,6 @@ from tracepaper.strategies.types.market import (
     InstrumentChange,
     ModelChange,
     RunKind,
-    UniverseChange,
 )
 from tracepaper.strategies.units import count_of, iso
 
@@ -66,7 +65,6 @@ _INPUT_KEYS: Final = ("execution.model", "execution.filters")
 _START_INPUTS: Final[Mapping[type[Event], str]] = {
     FrameBar: "candles of higher timeframes",
     Depths: "order books",
-    UniverseChange: "choices of market.universe",
     CovariatesRead: "covariates",
 }
 """Inputs that a record holds only for the lookback of the run's own start."""

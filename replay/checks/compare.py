@@ -37,6 +37,9 @@ from tracepaper.strategies.types.decisions import Decision, Explanation, Forecas
 from tracepaper.strategies.types.market import Bar
 from tracepaper.strategies.units import iso
 
+Unlike = tuple[str, object, object]
+"""The name of a field, its stored value, and the expected one."""
+
 
 @dataclass(frozen=True)
 class Difference:

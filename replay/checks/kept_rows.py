@@ -23,7 +23,7 @@ from tracepaper.daemon.broker.line import Line, signed_quantity
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.restart import Restart
 from tracepaper.daemon.engine.state import decode_state, resting_orders
-from tracepaper.replay.checks.universe import Unlike
+from tracepaper.replay.checks.compare import Unlike
 from tracepaper.storage.database.chunks import (
     WITHIN,
     PrunePoint,

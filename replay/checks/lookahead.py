@@ -266,14 +266,14 @@ class _Check:
 
     def lookahead_trials(self) -> Iterator[ProbeRun]:
         """Yield what no decision may depend on."""
-        data, whole, market = self.data, self.whole, self.config.market
+        data, whole = self.data, self.whole
         yield ProbeRun("the same run again in one process", AGAIN, lambda: data, {"times": 2})
         if self._is_custom and not self.finding.opened:  # else that is the finding
             how = {"hash_seed": 1, "kept": self._allow}  # the first hash seed is random
             yield ProbeRun("another process", ELSEWHERE, lambda: data, how)
         yield ProbeRun("bar by bar", CUT, lambda: data, {"one_by_one": True})
         keys = sorted({key for _, key in whole.decisions})
-        if len(keys) > 1 and not whole.is_portfolio and market.universe is None:
+        if len(keys) > 1 and not whole.is_portfolio:
             for key in keys:
                 changed = partial(_other_symbols, data, key)
                 yield ProbeRun(f"all but {key} changed", CHANGED, changed, {}, NOTE, {"only": key})

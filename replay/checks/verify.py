@@ -34,10 +34,9 @@ from tracepaper.replay.backtest.recorded import (
     prober_of,
     run_in,
 )
-from tracepaper.replay.checks.compare import Difference, RowCheck, differences_of, shown
+from tracepaper.replay.checks.compare import Difference, RowCheck, Unlike, differences_of, shown
 from tracepaper.replay.checks.diagnosis import Cause, diagnose
 from tracepaper.replay.checks.kept_rows import first_contradiction
-from tracepaper.replay.checks.universe import ChoiceCheck, Unlike
 from tracepaper.storage.chain.verify import ChainProblem, verify_chain
 from tracepaper.storage.database.chunks import StoredRun, commit_at
 from tracepaper.storage.database.reader import Reader
@@ -164,7 +163,7 @@ def verify_run(  # noqa: PLR0913 - the options of verify
     rows = reader.rows(run_id, after=recorded.first - 1, until=total - 1)
     run_events = run_in(reader, recorded, predictor, predictor.events(reader, run_id))
     events = islice(run_events, total - recorded.first)
-    checks = GivenEvents(reader, stored.run, recorded)
+    checks = GivenEvents(reader, stored.run, recorded.forecaster)
     if beginning is not None:
         _judge_given(
             verification, checks.of_run(), at_ms=verification.from_ms or 0, sequence=beginning.after
@@ -352,9 +351,8 @@ def _judge(
 class GivenEvents:
     """Checks the events of one run in their order."""
 
-    def __init__(self, reader: Reader, run: RunRow, recorded: RecordedRun) -> None:
-        self._run, self._forecaster = run, recorded.forecaster
-        self._choices = ChoiceCheck(reader, run, recorded.config, is_whole=not recorded.first)
+    def __init__(self, reader: Reader, run: RunRow, forecaster: Forecaster | None) -> None:
+        self._run, self._forecaster = run, forecaster
         self._reader = reader
         self._keys = [item.id for item in run.instruments]
         self._calendars = calendars_of(sessions_of(run), run.interval_ms)
@@ -372,14 +370,12 @@ class GivenEvents:
                 yield name, stored, follows
         for bar in close.bars:
             yield from self._in_session(bar)
-        yield from self._choices.of(*close.bars)
 
     def of(self, event: Event) -> Iterator[Unlike]:
         """Check *event* against the rest of the record."""
         match event:
             case Bar():
                 yield from self._in_session(event)
-                yield from self._choices.of(event)
             case ModelChange():
                 yield from of_start(event, self._forecaster)
             case Depths():
@@ -388,7 +384,7 @@ class GivenEvents:
                 except DataInvalid as error:
                     yield "books", str(error), "books that an exchange can show"
             case _:
-                yield from self._choices.of(event)
+                pass
 
     def _in_session(self, bar: Bar) -> Iterator[Unlike]:
         """Check that the *bar* of a share is one of its sessions, which the run holds."""

@@ -98,7 +98,7 @@ def _fed(
 _IS_FED: Final = (
     "open_time_ms IS NOT NULL OR EXISTS (SELECT 1 FROM events e WHERE e.run_key = s.run_key "
     "AND e.sequence = s.sequence AND e.kind "
-    "IN ('closed', 'frame_bar', 'funding', 'gap', 'universe'))"
+    "IN ('closed', 'frame_bar', 'funding', 'gap'))"
 )
 _EVENTS: Final = f"SELECT {', '.join(stored_columns('events'))} FROM events"
 _DECIDED: Final = (

@@ -53,7 +53,6 @@ from tracepaper.strategies.types.market import (
     RunEnd,
     RunKind,
     Trade,
-    UniverseChange,
 )
 from tracepaper.strategies.units import Notional
 
@@ -97,7 +96,7 @@ INDEXED_EVENTS: Final = (
 """Kinds of events that have an index by run and sequence."""
 INDEXED_KINDS: Final = f"kind IN ({', '.join(repr(kind) for kind in INDEXED_EVENTS)})"
 """The condition of that partial index."""
-KEPT_EVENTS: Final = (*INDEXED_EVENTS, "parity", "universe")
+KEPT_EVENTS: Final = (*INDEXED_EVENTS, "parity")
 """Kinds of events that a prune keeps."""
 DROPPED_ROWS: Final = (
     *((table, "TRUE") for table in DROPPED_TABLES),
@@ -122,7 +121,6 @@ EVENT_TYPES: Final[Mapping[str, type[Event]]] = {
     "prune": Prune,
     "covariates": CovariatesRead,
     "parity": ParityCheck,
-    "universe": UniverseChange,
 }
 HALTED: Final = "halted"
 """The kind under which ``v_events`` shows a row of ``halts``."""

@@ -17,7 +17,6 @@ from tracepaper.strategies.gates.gate import (
     QUOTE_CURRENCY,
     SHARE_OF_EQUITY,
     SHARE_OF_PEAK,
-    UNIVERSE,
     YES_OR_NO,
     Gate,
     GateInputs,
@@ -448,9 +447,3 @@ def risk_book_shortfall(inputs: GateInputs) -> float | None:
     """
     loss = inputs.book_shortfall
     return None if loss is None or inputs.equity <= 0 else loss / inputs.equity
-
-
-@Gate(RISK, YES_OR_NO, at_most(0.0), only_with=(UNIVERSE,))
-def risk_universe(inputs: GateInputs) -> float | None:
-    """Whether market.universe has not chosen the symbol."""
-    return 1.0 if inputs.is_outside else 0.0

@@ -24,7 +24,6 @@ from tracepaper.strategies.gates.gate import (
     DROPPABLE,
     GATES,
     MILDEST,
-    UNIVERSE,
     Gate,
     GateInputs,
     GateKind,
@@ -59,8 +58,6 @@ def risk_thresholds(settings: Settings) -> dict[str, float]:
     thresholds = ((name, configured_threshold(GATES[name], settings)) for name in names)
     active = {name: float(value) for name, value in thresholds if value is not None}
     causes = active.keys() if settings["risk"]["on_breach"] != "refuse" else set[str]()
-    if settings.get("market", {}).get("universe") is not None:
-        causes = {*causes, UNIVERSE}
     return {
         name: value
         for name, value in active.items()

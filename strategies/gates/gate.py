@@ -143,8 +143,6 @@ def size_factor(fitted: FittedConfidence, forecast: Forecast | None, at: int) ->
     return 1.0 if confidence is None else min(1.0, 1.0 / fitted.widening(confidence))
 
 
-UNIVERSE: Final = "market.universe"
-"""The key that declares the gate ``risk.universe``."""
 YES_OR_NO: Final = "yes or no"
 MILLISECONDS: Final = "ms"
 QUOTE_CURRENCY: Final = "quote currency"
@@ -194,7 +192,6 @@ class GateInputs(Struct, gc=False):
     hourly_orders: int = 0
     spread_bp: float | None = None
     range_bp: float | None = None
-    is_outside: bool = False  # the symbol is not in the universe
     book_shortfall: float | None = None  # in money; None with too few days
 
 

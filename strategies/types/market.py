@@ -407,21 +407,6 @@ class CloseStart(Struct, frozen=True, gc=False):
     seen_ms: int
 
 
-class UniverseChange(Struct, frozen=True, gc=False):
-    """From now on only the ``chosen`` instruments may open positions; the best ones first.
-
-    Each of ``candidates`` has its id, 24-hour turnover in quote currency, (high - low) ÷ last
-    price, and days since its listing (-1 if unknown). ``reason`` is the choice as one sentence,
-    without its full stop. The rules are docs/universe.md.
-    """
-
-    chosen: tuple[str, ...]
-    reason: str
-    candidates: tuple[tuple[str, str, str, int], ...]
-    market_ms: int
-    seen_ms: int
-
-
 class FrameBar(Struct, frozen=True, gc=False):
     """A closed candle of a higher timeframe, from before the run's own bars.
 
@@ -497,7 +482,6 @@ Event = (
     | Prune
     | CovariatesRead
     | ParityCheck
-    | UniverseChange
 )
 
 

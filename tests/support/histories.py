@@ -54,7 +54,6 @@ from tracepaper.strategies.types.market import (
     RiskTier,
     RunKind,
     Side,
-    UniverseChange,
 )
 from tracepaper.strategies.units import MONEY_SCALE, RATE_SCALE, divide_half_even
 
@@ -168,8 +167,6 @@ class Kind(NamedTuple):
     """Whether it is of cross margin by quotes, which jump by so much that closes would ruin it."""
     is_hedged: bool = False
     is_several: bool = False
-    chooses: bool = False
-    """Whether a universe of one symbol is chosen while it goes on."""
 
 
 KINDS = {
@@ -177,7 +174,6 @@ KINDS = {
     "focused": Kind(is_focused=True),
     "spot": Kind("spot"),
     "stock": Kind("stock"),
-    "universe": Kind(is_several=True, chooses=True),
     "hedge": Kind(is_hedged=True),
     "focused hedge": Kind(is_focused=True, is_hedged=True),
     "several": Kind(is_several=True),
@@ -215,7 +211,7 @@ def drawn_case(streams: Streams, name: str) -> Case:
     margins = ["none", "isolated", "isolated", "cross", "cross"]
     margin = "none" if category != "linear" else "cross" if is_focused else rng.choice(margins)
     by_quotes = is_focused or rng.random() < 0.4
-    symbols = ["BTCUSDT", "ETHUSDT"][: 2 if kind.chooses else rng.randint(1, 2)]
+    symbols = ["BTCUSDT", "ETHUSDT"][: rng.randint(1, 2)]
     lists = rng.random() < 0.6
 
     def options(seed: int, **named: Any) -> dict[str, Any]:
@@ -264,8 +260,6 @@ def drawn_case(streams: Streams, name: str) -> Case:
             "shadows": shadows,
             "options": options(rng.randint(0, 99), horizon=horizon),
         }
-    if kind.chooses:
-        given["market"]["universe"] = {"top": 1, "on_leave": rng.choice(("reduce", "close"))}
     if rng.random() < 0.4:
         given["exits"] = rng.choice(
             (
@@ -370,10 +364,8 @@ def _quotes(
 
 
 def _changes(streams: Streams, case: Case, at_ms: int) -> Iterator[Any]:
-    """Draw other filters now and then, choices of a universe, and commands."""
-    choices, filters, commands = streams["choices"], streams["filters"], streams["commands"]
-    if "universe" in case.given["market"] and choices.random() < 0.1:
-        yield UniverseChange((choices.choice(case.items).id,), "drawn", (), at_ms, at_ms)
+    """Draw other filters now and then, and commands."""
+    filters, commands = streams["filters"], streams["commands"]
     if filters.random() < 0.02 and case.category != "stock":
         item = replace(
             filters.choice(case.items),
@@ -640,10 +632,7 @@ class History:
 
 
 class RecordedHistory(History):
-    """A history that a log stores, and that restarts take up from there; its record holds.
-
-    Choices of a universe are drawn and follow from no rule: then the record is not derived.
-    """
+    """A history that a log stores, and that restarts take up from there; its record holds."""
 
     def __init__(self, seed: int, path: Path, kind: str, *, most: int | None = None) -> None:
         """Play it as ``History`` does, into the new database *path*."""
@@ -651,8 +640,7 @@ class RecordedHistory(History):
         super().__init__(seed, kind, most=most)
         self._log.end(2)
         self._log.close()
-        if kind != "universe":
-            self.counted["derived"] += check_record(path)
+        self.counted["derived"] += check_record(path)
 
     def _opened(self) -> Engine:
         self._log = SqlAuditLog.open(self._path)

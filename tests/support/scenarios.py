@@ -310,7 +310,7 @@ def _several(*symbols: str, **sections: Any) -> Callable[[], Sections]:
 
 
 def _of_all_kinds() -> Sections:
-    """Return a pair, lists of orders and averages on one account, in a universe."""
+    """Return a pair, lists of orders and averages on one account."""
     pair, shadows = {"window": 30, "enter": 1.0}, ["ungated", "random_gate", "held"]
     given: Sections = {
         "pair": {"name": "recorded_strategies:CountingPair", "options": pair},
@@ -318,10 +318,7 @@ def _of_all_kinds() -> Sections:
         "averages": {"name": "sma_cross", "fast": 1, "slow": 2, "long_only": False},
     }
     return {
-        "market": {
-            "symbols": list(THREE), "interval": "60",
-            "universe": {"top": 2, "at": ["03:00"], "on_leave": "close"},
-        },
+        "market": {"symbols": list(THREE), "interval": "60"},
         "sizing": {"mode": "notional", "notional": "1000"},
         "strategies": {
             **{name: {**of, "share": "0.3", "shadows": shadows} for name, of in given.items()},
@@ -580,21 +577,6 @@ SCENARIOS: dict[str, Scenario] = {
         forged=(f"UPDATE fills SET price = price + 1 {LATEST}",),
         day_ms=4 * HOUR_MS,
     ),
-    "universe": Scenario(
-        sections=_sections(
-            {"name": "sma_cross", "fast": 1, "slow": 2, "long_only": False}, *THREE,
-            market={"universe": {"top": 1, "at": ["03:00"], "on_leave": "close"}},
-            sizing={"mode": "notional", "notional": "1000"},
-        ),
-        candles=_choosing,
-        around="universe",
-        shows=_counts("v_events WHERE kind = 'universe'", "v_fills"),
-        forged=(
-            ("UPDATE events SET content = replace(content, 'AAA', 'BBB') WHERE kind = 'universe' "
-            "AND content LIKE '%AAA%'"),
-        ),
-        day_ms=4 * HOUR_MS,
-    ),
     "several strategies": Scenario(
         sections=_several(),
         candles=_walk(),
@@ -617,7 +599,7 @@ SCENARIOS: dict[str, Scenario] = {
         sections=_of_all_kinds,
         candles=_choosing,
         shows=_counts(
-            "v_events WHERE kind = 'universe'", "v_shadow_fills WHERE shadow = 'pair'",
+            "v_shadow_fills WHERE shadow = 'pair'",
             "v_orders WHERE role = 'LIST' AND status = 'FILLED'",
             "v_decisions WHERE refused_by = 'risk.notional'",
             *(f"v_shadow_fills WHERE shadow = '{name}'" for name in ("ungated", "held")),

@@ -69,7 +69,6 @@ from tracepaper.strategies.types.market import (
     Side,
     Source,
     Trade,
-    UniverseChange,
 )
 from tracepaper.strategies.units import MONEY_LIMIT
 
@@ -347,7 +346,6 @@ def other_events() -> list[Event]:
         ),
         FrameBar(BTC.id, START_MS, 60 * MINUTE, 4, 6, 3, 5, 7, Source.REST, **at),
         Depths(BTC.id, "stopped", START_MS, 1_000, 2, 5, b"\x00books", **at),
-        UniverseChange((ETH.id,), "it's one", ((ETH.id, "1000", "0.05", -1),), **at),
     ]
 
 

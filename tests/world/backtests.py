@@ -114,15 +114,6 @@ def _two(rng: random.Random, config: Sections) -> None:
         config["exits"] = {"stop_loss": "2%"}
 
 
-def _universe(rng: random.Random, config: Sections) -> None:
-    config["market"]["symbols"] = ["BTCUSDT", "ETHUSDT"]
-    config["market"]["universe"] = {
-        "top": 1,
-        "at": [f"{hour:02d}:00" for hour in range(0, 24, 6)],
-        "on_leave": rng.choice(("reduce", "close")),
-    }
-
-
 def _spot(_rng: random.Random, config: Sections) -> None:
     config["market"]["category"] = "spot"
     config["sizing"] = {"mode": "equity", "fraction": "0.5"}
@@ -134,7 +125,7 @@ KINDS: Final[Mapping[str, Callable[[random.Random, Sections], None]]] = {
     each.__name__[1:]: each
     for each in (
         *(_plain, _limits, _lists, _margin, _cross, _exits, _protected, _several),
-        *(_hedge, _two, _universe, _spot),
+        *(_hedge, _two, _spot),
     )
 }
 

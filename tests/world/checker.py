@@ -119,8 +119,6 @@ def _of_sums(database: Path, truth: Truth) -> Iterator[tuple[str, str]]:
         is_all = sum(map(Decimal, given)) == 1
         is_all = is_all and len(truth.instruments) == 1
         yield from (("parts", each) for each in unequal_parts(database, is_all=is_all))
-    if truth.config["market"].get("universe"):
-        yield from (("universe", sentence) for sentence in wrong_universe(database))
 
 
 def totals(database: Path) -> dict[str, int]:
@@ -148,7 +146,7 @@ def totals(database: Path) -> dict[str, int]:
         }
 
 
-# ---------------------------------------------------------------- sides, parts and a universe
+# ---------------------------------------------------------------- sides and parts
 
 
 def unequal_sides(database: Path) -> Iterator[str]:
@@ -194,36 +192,6 @@ def unequal_parts(database: Path, *, is_all: bool) -> Iterator[str]:
             yield f"parts hold {sums[place]} at {sequence}, it {quantity}"
         if is_all and worth.get(place, Decimal(equity)) != Decimal(equity):
             yield f"parts are worth {worth[place]} at {sequence}, it {equity}"
-
-
-def wrong_universe(database: Path) -> Iterator[str]:
-    """Yield each fill that enlarges a position outside the choice when its order was born."""
-    of_choices = "SELECT run_id, sequence, market_ms, content FROM v_events WHERE kind = 'universe'"
-    choices: dict[str, list[sqlite3.Row]] = defaultdict(list)
-    for choice in _rows_of(database, f"{of_choices} ORDER BY sequence"):
-        choices[choice["run_id"]].append(choice)
-    if not choices and _rows_of(database, "SELECT run_id FROM v_runs"):
-        yield "nothing was ever chosen"
-    times = [choice["market_ms"] for of_run in choices.values() for choice in of_run]
-    if len(set(times)) < len(times):
-        yield "a choice was made twice"
-    held: dict[Key, Decimal] = defaultdict(Decimal)
-    fills = "SELECT f.* FROM v_fills f JOIN runs USING (run_id) ORDER BY run_key, sequence, ordinal"
-    for row in _rows_of(database, fills):
-        key = row["instrument"], row["position_side"]
-        before = held[key]
-        quantity = Decimal(row["quantity_text"])
-        held[key] += quantity if row["side"] == "BUY" else -quantity
-        born, *rest = map(int, row["order_id"].split("-"))
-        if len(rest) > 1:  # it was taken over, and the choice before it belongs to that run
-            continue
-        chosen = [
-            of_json(choice["content"])["chosen"]
-            for choice in choices[row["run_id"]]
-            if choice["sequence"] < born
-        ]
-        if abs(held[key]) > abs(before) and not (chosen and key[0] in chosen[-1]):
-            yield f"{row['order_id']} opened {key[0]} outside the universe"
 
 
 def _rows_of(database: Path, query: str) -> list[Any]:

@@ -290,12 +290,6 @@ def _books(config: Section, rng: random.Random) -> None:
     config["market"] |= {"depth": rng.choice((10, 20)), "depth_every_ms": 10_000}
 
 
-def _universe(config: Section, rng: random.Random) -> None:
-    at = [f"{hour:02d}:00" for hour in range(0, 24, 6)]
-    leave = rng.choice(("reduce", "close"))
-    config["market"]["universe"] = {"top": 1, "at": at, "on_leave": leave}
-
-
 def _raising(config: Section, rng: random.Random) -> None:
     del rng
     config["strategy"] = {"name": "raising_drawn:Raising"}
@@ -315,12 +309,12 @@ KINDS: Final[Mapping[str, Callable[[Section, random.Random], None]]] = {
     each.__name__.removeprefix("_"): each
     for each in (
         *(_plain, _limits, _margin, _cross, _exits),
-        *(_several, _hedge, _books, _universe, _two, _raising, _model),
+        *(_several, _hedge, _books, _two, _raising, _model),
     )
 }
 OWN_CLASS: Final = ("plain", "margin", "cross", "exits", "two")
 """Kinds whose strategy a class may replace that hangs or leaks."""
-ALWAYS_TWO: Final = ("universe", "two")
+ALWAYS_TWO: Final = ("two",)
 
 
 # ---------------------------------------------------------------- the draw
@@ -411,7 +405,7 @@ def having(spec: Spec, traits: Iterable[str]) -> Spec:
     unfit: set[str] = set()
     if spec.kind not in OWN_CLASS:
         unfit |= {"hanging", "leaking"}
-    if len(spec.symbols) == 1 or spec.kind == "universe" or spec.listed_bar or spec.gone_bar:
+    if len(spec.symbols) == 1 or spec.listed_bar or spec.gone_bar:
         unfit |= {"renamed"}
     fit = tuple(name for name in traits if name not in unfit)
     turns = {

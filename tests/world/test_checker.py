@@ -44,7 +44,6 @@ def test_a_sound_record_breaks_no_law(kind: str) -> None:
 LAST_FEE = "(SELECT max(sequence) FROM ledger WHERE kind = 'fee')"
 
 
-CHOICES = "UPDATE events SET {} WHERE kind = 'universe'"
 LAST_BOOK = "WHERE book = (SELECT max(book) FROM holdings)"
 
 
@@ -63,13 +62,6 @@ LAST_BOOK = "WHERE book = (SELECT max(book) FROM holdings)"
         ),
         ("parts", f"UPDATE holdings SET quantity = quantity + 1 {LAST_BOOK}", "several"),
         ("sides", "UPDATE holdings SET cash = cash + 1 WHERE book = 1", "hedge"),
-        (
-            "universe",
-            CHOICES.format("content = json_set(content, '$.chosen', json('[]'))"),
-            "universe",
-        ),
-        ("universe", CHOICES.format("market_ms = 7"), "universe"),
-        ("universe", CHOICES.format("kind = 'halted'"), "universe"),
     ],
 )
 def test_a_changed_row_names_its_law(tmp_path: Path, law: str, statement: str, kind: str) -> None:

@@ -27,7 +27,8 @@ from tracepaper.daemon.bybit.instruments import (
 )
 from tracepaper.daemon.bybit.messages import InstrumentInfo, ListingInfo, RiskLimit, TickerPage
 from tracepaper.daemon.config.market import UniverseRule
-from tracepaper.daemon.session.universe import change_of
+from tracepaper.daemon.feed.client import TradedSymbol
+from tracepaper.daemon.session.universe import choose
 from tracepaper.strategies.errors import MessageMalformed
 from tracepaper.strategies.types.market import Category, Instrument, RiskTier
 from tracepaper.strategies.units import INTERVALS, MONEY_SCALE, interval_start
@@ -253,9 +254,8 @@ def test_a_ticker_that_cannot_be_read_is_left_out_and_the_others_are_chosen(row:
     listings = {item.symbol: ListingInfo(item.symbol, "Trading", "USDT") for item in items}
     symbols = read_tickers(page, listings)
     assert [ticker.symbol for ticker in symbols] == ["ETHUSDT"]
-    change = change_of(UniverseRule(top=2), items, symbols, now_ms=1)
-    assert change.chosen == ("linear:ETHUSDT",)
-    assert change.candidates == (("linear:ETHUSDT", "5000", "0.05", -1),)
+    assert choose(UniverseRule(top=2), symbols, now_ms=1) == ("ETHUSDT",)
+    assert symbols == [TradedSymbol("ETHUSDT", "USDT", Decimal("5000.5"), Decimal("0.05"), 0)]
 
 
 @pytest.mark.parametrize(
@@ -269,14 +269,10 @@ def test_a_ticker_that_cannot_be_read_is_left_out_and_the_others_are_chosen(row:
         {"highPrice24h": "9" * 17},
     ],
 )
-def test_whatever_ticker_is_read_can_be_stored(changed: dict[str, str]) -> None:
-    items = [instrument("BTCUSDT")]
+def test_whatever_ticker_is_read_has_figures_that_are_ranked(changed: dict[str, str]) -> None:
     body = {"category": "linear", "list": [DAY | changed]}
     page = msgspec.json.decode(msgspec.json.encode(body), type=TickerPage)
-    rows = read_tickers(page, {"BTCUSDT": ListingInfo("BTCUSDT", "Trading", "USDT")})
-    ((key, turnover, volatility, _),) = change_of(
-        UniverseRule(top=1), items, rows, now_ms=1
-    ).candidates
-    assert key == "linear:BTCUSDT"
-    assert Decimal(turnover) >= 0
-    assert Decimal(volatility) >= 0
+    (traded,) = read_tickers(page, {"BTCUSDT": ListingInfo("BTCUSDT", "Trading", "USDT")})
+    assert traded.symbol == "BTCUSDT"
+    assert 0 <= traded.turnover < 10**18
+    assert 0 <= traded.volatility < 10**18

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from histories import History, RecordedHistory
 
-HISTORIES = ((10, "one"), (1, "focused"), (2, "universe"), (0, "several hedge"))
+HISTORIES = ((10, "one"), (1, "focused"), (2, "several"), (0, "several hedge"))
 EVENTS = 120
 
 

@@ -151,10 +151,10 @@ def test_equity_beyond_a_limit_is_a_breach_until_the_operator_resumes(
 def test_only_a_breach_that_flattens_closes_what_is_held() -> None:
     for flattens in (False, True):
         watch = RiskWatch(LIMITS, flattens=flattens)
-        assert not watch.closing(GateInputs())
+        assert not watch.closing
         measured(watch, 1_000)
         measured(watch, 1)
-        assert bool(watch.closing(GateInputs())) is flattens
+        assert bool(watch.closing) is flattens
 
 
 # ---------------------------------------------------------------- what is counted

@@ -1,50 +1,47 @@
-"""A universe is chosen by a rule at set times; symbols that are not chosen open no position."""
+"""The symbols of a new account are chosen by a rule, and every later start takes the same."""
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
+from contextlib import nullcontext
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from builders import MINUTE, START_MS, bar, instrument, present
-from bybit_server import SteppedClock
+from builders import MINUTE
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from killed_replays import resumed
-from recordings import record
 from records import check_record, rows
 from several_live import SPEED, check_parity, trading
-from storage_cases import undecided
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.config.market import UniverseRule
 from tracepaper.daemon.feed.client import TradedSymbol
 from tracepaper.daemon.session.run_row import preflight
 from tracepaper.daemon.session.universe import (
-    Universe,
     age_days,
-    change_of,
     choose,
-    known_candidates,
     listed_symbols,
-    new_candidates,
-    next_choice_ms,
+    new_symbols,
     read_symbol_list,
 )
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.columns import IntArray
+from tracepaper.replay.backtest.make import make_run
 from tracepaper.replay.backtest.market_data import MarketData
+from tracepaper.replay.backtest.run import Watch
+from tracepaper.replay.backtest.run_spec import RunSpec
+from tracepaper.replay.backtest.universe import with_chosen
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
-from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.types.market import Category, Event, RunKind, UniverseChange
+from tracepaper.strategies.types.market import Category
 
 DAY = 86_400_000
-CROSSES = {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False, "shadows": ("ungated",)}
+HOUR = 60 * MINUTE
+CROSSES = {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False}
 NAMES = ("AAAUSDT", "BBBUSDT", "CCCUSDT")
 
 
@@ -57,8 +54,7 @@ def listed(
 def chosen(
     symbols: list[TradedSymbol], names: tuple[str, ...] | None = None, **rule: Any
 ) -> list[str]:
-    change = choose(UniverseRule(**rule), symbols, count=rule["top"], now_ms=100 * DAY, names=names)
-    return [symbol.symbol for symbol in change.chosen]
+    return [*choose(UniverseRule(**rule), symbols, now_ms=100 * DAY, names=names)]
 
 
 # ---------------------------------------------------------------- the rule
@@ -82,60 +78,21 @@ def test_each_limit_leaves_out_what_is_beyond_it() -> None:
     assert chosen(listings, top=9, max_volatility="0.1") == ["A", "C", "B"]
     assert chosen(listings, top=9, min_volatility="0.1") == ["D"]
     assert chosen(listings, top=9, names=("B", "X")) == ["B"]
-    assert chosen(listings, top=9, names=()) == []
     assert chosen(listings, top=9, min_volatility="0.2", max_volatility="0.2") == ["D"]
     assert chosen(listings, top=9, min_volatility="0.05", max_volatility="0.05") == ["A", "C", "B"]
     assert [age_days(listed("A", days=days), 100 * DAY) for days in (0, 1, -1)] == [0, 1, -1]
     unknown = [TradedSymbol("A", "USDT", Decimal(1), Decimal("0.1"), 0)]
-    assert chosen(unknown, top=9, min_age_days=1) == []
     assert chosen(unknown, top=9) == ["A"]
-
-
-def test_a_universe_that_is_empty_says_so_in_one_sentence() -> None:
-    change = change_of(
-        UniverseRule(top=2, min_turnover=Decimal(1000)),
-        [instrument("AAAUSDT"), instrument("GONEUSDT")],
-        [listed("AAAUSDT")],
-        now_ms=100 * DAY,
-    )
-    assert change.chosen == ()
-    assert change.reason == (
-        "none of 1 symbols passes market.universe, so no position is opened until the next choice; "
-        "loosen its limits or its list"
-    )
-    assert change.candidates == (("linear:AAAUSDT", "100", "0.05", 10),)
-
-
-def test_a_choice_is_by_the_rounded_figures_in_its_event() -> None:
-    traded = TradedSymbol("AAAUSDT", "USDT", Decimal("100.45"), Decimal("0.0100004"), 90 * DAY)
-    for limit, is_chosen in (("100.4", False), ("100", True)):
-        rule = UniverseRule(top=1, min_turnover=Decimal(limit), min_volatility=Decimal("0.01"))
-        change = change_of(rule, [instrument("AAAUSDT")], [traded], now_ms=100 * DAY)
-        assert bool(change.chosen) is is_chosen
-        assert change.candidates == (("linear:AAAUSDT", "100", "0.01", 10),)
-
-
-def test_the_next_choice_is_at_the_next_stated_time() -> None:
-    rule = UniverseRule(top=1, at=("12:00", "00:05"))
-    assert rule.at == ("00:05", "12:00")
-    minute = 60_000
-    assert next_choice_ms(rule, 0) == 5 * minute
-    assert next_choice_ms(rule, 5 * minute) == 12 * 60 * minute
-    assert next_choice_ms(rule, 12 * 60 * minute) == DAY + 5 * minute
-
-
-def test_limits_may_meet() -> None:
-    rule = {"top": 20, "candidates": 20, "min_volatility": "0.1", "max_volatility": "0.1"}
-    universe_rule = present(load(None, {"market": {"universe": rule}}).market.universe)
-    assert universe_rule.top == universe_rule.candidates
+    for nothing in ({"names": ()}, {"min_age_days": 1}):
+        with pytest.raises(ConfigInvalid, match=r"^None of 1 symbols passes market\.universe; "):
+            chosen(unknown, top=9, **nothing)
 
 
 @pytest.mark.parametrize(
     ("table", "sentence"),
     [
         ({"top": 201}, "top = 201 cannot be used"),
-        ({"top": 20, "candidates": 10}, "raise candidates or lower top"),
-        ({"top": 1, "at": ["24:00"]}, "Times of day, UTC"),
+        ({"top": 1, "at": ["00:05"]}, "has no key"),
         ({"top": 1, "min_volatility": "0.5", "max_volatility": "0.1"}, "not above max_volatility"),
     ],
 )
@@ -148,12 +105,16 @@ def test_a_rule_that_cannot_be_used_is_refused_in_one_sentence(
     assert str(refused.value).count("\n") == 0
 
 
-def test_a_universe_decides_a_run() -> None:
-    with_rule = load(None, {"market": {"universe": {"top": 1}}})
-    assert with_rule.sha256() != load(None).sha256()
-    assert (
-        load(None, {"market": {"universe": '{"top": 1}'}}) == with_rule
-    )  # as in an environment variable
+def test_symbols_are_named_or_chosen(tmp_path: Path) -> None:
+    rule = "[market.universe]\ntop = 1\n"
+    (tmp_path / "paper.toml").write_text(f'[market]\nsymbols = ["BTCUSDT"]\n{rule}')
+    with pytest.raises(ConfigInvalid, match=r"paper\.toml sets market\.symbols, and .*; leave one"):
+        load(tmp_path / "paper.toml")
+    assert load(None, {"market": {"universe": {"top": 1}}}).sha256() != load(None).sha256()
+    assert load(None, {"market": {"universe": '{"top": 1}'}}).market.universe is not None
+
+
+# ---------------------------------------------------------------- a list
 
 
 @pytest.mark.parametrize(
@@ -198,165 +159,139 @@ def test_a_list_lies_beside_the_configuration_that_names_it(tmp_path: Path) -> N
 # ---------------------------------------------------------------- a replay
 
 
-def walk(
-    seed: int, symbol: str, bars: int, *, volume: int = 1, interval_ms: int = MINUTE
-) -> Candles:
-    series = made_candles(walk_rows(bars, seed=seed), symbol=symbol, interval_ms=interval_ms)
-    return series if volume == 1 else _times(series, volume)
+def walk(seed: int, symbol: str, bars: int, *, interval_ms: int = MINUTE) -> Candles:
+    return made_candles(walk_rows(bars, seed=seed), symbol=symbol, interval_ms=interval_ms)
 
 
-def _times(candles: Candles, volume: int | IntArray) -> Candles:
-    turnover = None if candles.turnover is None else candles.turnover * volume
-    return dataclasses.replace(candles, volume=candles.volume * volume, turnover=turnover)
+def times(candles: Candles, volume: int | IntArray) -> Candles:
+    return dataclasses.replace(candles, volume=candles.volume * volume)
 
 
-def replayed(
-    path: Path, candles: list[Candles], rule: dict[str, Any], interval: str = "1", **options: Any
-) -> None:
-    config = load(
-        None,
-        {
-            "market": {
-                "symbols": [candle.symbol for candle in candles],
-                "universe": rule,
-                "interval": interval,
-            },
-            "strategy": CROSSES,
-            "sizing": {"mode": "notional", "notional": "1000"},
-            "account": {"cash": "1000000"},
-        },
+def market(bars: int = 60) -> list[Candles]:
+    """Return hours of three symbols: the last two trade most on the first day, then the first."""
+    first, second, third = (
+        walk(seed, name, bars, interval_ms=HOUR) for seed, name in enumerate(NAMES)
     )
-    record(path, config, candles, **options)
+    day = np.where(np.arange(bars) < 24, 1, 10_000)
+    return [times(first, day), times(second, 100), times(third, 50)]
 
 
-def choices(path: Path) -> list[UniverseChange]:
-    with Reader.open(path) as reader:
-        run_id = reader.find("last")
-        return [
-            step.event for step in reader.steps(run_id) if isinstance(step.event, UniverseChange)
-        ]
+def spec_of(data: list[Candles], path: Path, **options: Any) -> RunSpec:
+    given: dict[str, dict[str, Any]] = {
+        "market": {"universe": {"top": 2}},
+        "strategy": CROSSES,
+        "sizing": {"mode": "notional", "notional": "1000"},
+        "account": {"cash": "1000000"},
+    }
+    return RunSpec(candles=tuple(data), config=given, database=path, **options)
 
 
-@pytest.mark.parametrize("on_leave", ["reduce", "close"])
-def test_only_what_is_chosen_opens_and_what_leaves_is_reduced_or_closed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_leave: str
-) -> None:
-    """The second symbol's turnover is the largest on the first day, and the first's on the next.
+def test_a_backtest_trades_what_was_best_before_its_first_bar(tmp_path: Path) -> None:
+    data, path = market(), tmp_path / "run.db"
+    from_ms = int(data[0].open_time_ms[24])
+    make_run(spec_of(data, path, start=str(from_ms)))
+    assert rows(path, "SELECT DISTINCT instrument FROM v_bars ORDER BY 1") == [
+        ("linear:BBBUSDT",), ("linear:CCCUSDT",),
+    ]  # fmt: skip
+    assert rows(path, "SELECT count(*) > 0 FROM v_fills") == [(1,)]
+    check_record(path)
 
-    The run is stopped amid them, and goes on.
-    """
-    monkeypatch.setattr("tracepaper.replay.backtest.run.PROGRESS_EVENTS", 8)
-    bars, hour_ms = 60, 60 * MINUTE
-    data = [walk(seed, name, bars, interval_ms=hour_ms) for seed, name in enumerate(NAMES)]
-    day = np.where(np.arange(bars) < 30, 1, 10_000)
-    data[0], data[1] = _times(data[0], day), _times(data[1], 100)
-    path = tmp_path / "run.db"
-    rule = {"top": 1, "candidates": 2, "at": [f"{hour:02d}:00" for hour in range(24)]}
-    replayed(path, data, rule | {"on_leave": on_leave}, interval="60", stop_after=50)
-    resumed(path, MarketData(data))
-    changes = choices(path)
-    assert [row.market_ms for row in changes] == [
-        changes[0].market_ms + hour_ms * at for at in range(61)
+
+def best(data: list[Candles], hour: int, **rule: Any) -> tuple[str, ...]:
+    """Return the symbols that are chosen of *data* when that *hour* begins."""
+    config = load(None, {"market": {"universe": {"top": 1, **rule}}})
+    from_ms = int(data[0].open_time_ms[hour])
+    return with_chosen(config, MarketData(data), from_ms).market.symbols
+
+
+def test_a_choice_knows_the_24_hours_before_it_and_nothing_else() -> None:
+    first, second, third = market()
+
+    def most(*hours: int) -> Candles:
+        return times(third, np.where(np.isin(np.arange(60), hours), 10**8, 1))
+
+    assert best([first, second, third], 24) == ("BBBUSDT",)
+    assert best([first, second, most(23)], 24) == ("CCCUSDT",)
+    assert best([first, second, most(*range(24, 60))], 24) == ("BBBUSDT",)
+    assert best([first, second, most(25)], 48) == ("CCCUSDT",)
+    assert best([first, second, most(23)], 48) == ("AAAUSDT",)
+    assert best([first, second[24:]], 24) == ("AAAUSDT",)  # of the other nothing is known
+    twice = times(third, 3)
+    assert best([first, second, twice[:12], twice[12:]], 24) == ("CCCUSDT",)  # one symbol's files
+    assert best([first, second], 48, min_age_days=2) == ("AAAUSDT",)  # since the first candle
+
+
+def test_a_backtests_volatility_is_by_the_last_price() -> None:
+    def of(symbol: str, *closes: int) -> Candles:
+        moved = walk(0, symbol, 24, interval_ms=HOUR)
+        ones, close = np.ones(24, np.int64), np.repeat(closes, 12)
+        return dataclasses.replace(moved, high=220 * ones, low=100 * ones, close=close)
+
+    data = [
+        of("AAAUSDT", 200, 110),
+        of("BBBUSDT", 110, 200),
+        walk(0, "CCCUSDT", 30, interval_ms=HOUR),
     ]
-    assert changes[0].chosen == ()  # no bar had closed
-    best = [change.chosen for change in changes[1:]]
-    assert set(best) == {("linear:BBBUSDT",), ("linear:AAAUSDT",)}
-    turned = best.index(("linear:AAAUSDT",))
-    assert best == [("linear:BBBUSDT",)] * turned + [("linear:AAAUSDT",)] * (len(best) - turned)
-    left_ms = changes[1 + turned].market_ms
-    refused = rows(
-        path,
-        "SELECT instrument, open_time_ms + 3600000 >= "
-        f"{left_ms}, count(*) FROM v_decisions WHERE refused_by = 'risk.universe' GROUP BY 1, 2",
-    )
-    assert {name for name, _, _ in refused} == {f"linear:{name}" for name in NAMES}
-    fills = rows(path, f"SELECT instrument, min(filled_ms), max(filled_ms >= {left_ms}) FROM "
-                 "v_fills GROUP BY 1")  # fmt: skip
-    assert [name for name, _, _ in fills] == ["linear:AAAUSDT", "linear:BBBUSDT"]
-    assert fills[0][1] >= left_ms
-    closed = rows(path, "SELECT count(*) FROM v_fills WHERE reason = 'left the universe'")
-    assert closed == [(int(on_leave == "close"),)]
-    shadows = rows(path, "SELECT DISTINCT instrument FROM v_shadow_fills ORDER BY 1")
-    assert shadows == [("linear:AAAUSDT",), ("linear:BBBUSDT",)]
-    assert check_record(path) == 3 * bars
+    assert best(data[::-1], 24, by="volatility") == ("AAAUSDT",)
+
+
+def test_a_stopped_backtest_goes_on_with_its_symbols(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tracepaper.replay.backtest.run.PROGRESS_EVENTS", 8)
+    data, paths = market(), (tmp_path / "whole.db", tmp_path / "cut.db")
+    spec = spec_of(data, paths[0], start=str(data[0].open_time_ms[24]))
+    make_run(spec)
+    bars = [0]
+    watch = Watch(lambda _replay: nullcontext(bars.append), lambda: bars[-1] >= 30)
+    assert not make_run(dataclasses.replace(spec, database=paths[1]), watch).tally.finished
+    resumed(paths[1], MarketData(data))
+    decisions = "SELECT instrument, open_time_ms, action, reason FROM v_decisions ORDER BY 1, 2"
+    assert rows(paths[1], decisions) == rows(paths[0], decisions) != []
+    check_record(paths[1])
+
+
+def test_a_backtest_in_which_nothing_is_known_before_its_first_bar_says_when_to_begin(
+    tmp_path: Path,
+) -> None:
+    data = market()
+    with pytest.raises(ConfigInvalid, match=r"begin later, such as by --from 20\d\d-") as refused:
+        make_run(spec_of(data, tmp_path / "run.db"))
+    assert str(refused.value).count("\n") == 0
+    assert not (tmp_path / "run.db").exists()
 
 
 # ---------------------------------------------------------------- live
 
 
-async def test_live_choices_are_events_that_a_restart_and_a_replay_repeat(tmp_path: Path) -> None:
-    data = tuple(walk(seed, name, 60, volume=1 + seed) for seed, name in enumerate(NAMES))
-    served = ExchangeSettings(candles=data, manual=True, start=20, speed=SPEED)
-    names = tmp_path / "list.txt"
-    names.write_text("AAAUSDT\nCCCUSDT\n")
-    every = [f"{hour:02d}:{minute:02d}" for hour in range(24) for minute in range(0, 60, 5)]
-    rule = {"top": 1, "candidates": 2, "at": every, "file": str(names)}
-    market = {"universe": rule, "gather_ms": 10_000}
-    both = {"AAAUSDT", "CCCUSDT"}
-    path = tmp_path / "run.db"
-    async with EmbeddedExchange(served) as exchange:
-        async with trading(exchange, path, market=market, strategy=CROSSES) as live:
-            await live.listening(6)
-            for _ in range(6):
-                await live.close_bar(both)
-            await live.until(lambda: len(choices_in(live.steps)) == 2)
-            names.write_text("AAAUSDT\n")
-            for _ in range(5):
-                await live.close_bar(both)
-            await live.until(lambda: len(choices_in(live.steps)) == 3)
-        names.unlink()
-        async with trading(exchange, path, market=market, strategy=CROSSES) as again:
-            await again.listening(6)
-            for _ in range(5):
-                await again.close_bar(both)
-            await again.until(lambda: len(choices_in(again.steps)) == 1)
-            for _ in range(3):
-                await again.close_bar(both)
-    changes = choices(path)
-    assert [change.chosen for change in changes] == [
-        *[("linear:CCCUSDT",)] * 2, ("linear:AAAUSDT",), (),
-    ]  # fmt: skip
-    assert "cannot be read" in changes[-1].reason
-    assert rows(path, "SELECT count(*) FROM v_runs") == [(1,)]
-    assert rows(path, "SELECT DISTINCT instrument FROM v_decisions ORDER BY 1") == [
-        ("linear:AAAUSDT",), ("linear:CCCUSDT",),
-    ]  # fmt: skip
-    outside = rows(
-        path, "SELECT DISTINCT instrument FROM v_decisions WHERE refused_by = 'risk.universe'"
-    )
-    assert ("linear:AAAUSDT",) in outside
-    check_parity(path, tmp_path)
-
-
-def choices_in(steps: list[Any]) -> list[UniverseChange]:
-    return [step.event for step in steps if isinstance(step.event, UniverseChange)]
-
-
-class Lists:
-    """An exchange that lists one symbol."""
-
-    async def listed(self, _: Category) -> list[TradedSymbol]:
-        return [listed("AAAUSDT")]
-
-
-async def test_a_choice_by_a_clock_that_is_behind_is_not_due_once_more_and_its_list_is_read(
+async def test_later_starts_take_the_symbols_of_the_first_until_market_is_another(
     tmp_path: Path,
 ) -> None:
-    due_ms = 100 * DAY + 5 * 60_000
-    clock = SteppedClock(due_ms - 200)
-    names = tmp_path / "list.txt"
-    names.write_text("AAAUSDT\n")
-    config = load(None, {"market": {"universe": {"top": 1, "file": str(names)}}})
-    rule = present(config.market.universe)
-    parts: Any = (config, rule, [instrument("AAAUSDT")], Lists(), None, clock)
-    universe = Universe(*parts, database=tmp_path / "no.db", resumed=None)
-    first = await universe.choose()
-    assert (first.market_ms, first.chosen) == (due_ms - 200, ("linear:AAAUSDT",))
-    universe.due_ms = due_ms
-    names.write_text("BBBUSDT\n")  # the list is read at each choice
-    again = await universe.choose()
-    assert (again.market_ms, again.chosen) == (due_ms, ())
-    assert next_choice_ms(UniverseRule(top=1), again.market_ms) == due_ms + DAY
+    """The third symbol trades most until the first run begins, and least after it."""
+    grown = np.where(np.arange(120) < 25, 1, 1_000)
+    first, second, third = (walk(seed, name, 120) for seed, name in enumerate(NAMES))
+    data = times(first, grown), times(second, grown * 2), times(third, 50)
+    served = ExchangeSettings(candles=data, manual=True, start=20, speed=SPEED)
+    path, names = tmp_path / "run.db", tmp_path / "list.txt"
+    names.write_text("AAAUSDT\nCCCUSDT\n")
+    rule = {"top": 1, "file": str(names)}
+    async with EmbeddedExchange(served) as exchange:
+        for _ in range(2):  # at the second start the first symbol is the best by far
+            async with trading(exchange, path, market={"universe": rule}, strategy=CROSSES) as live:
+                await live.listening(3)
+                for _ in range(6):
+                    await live.close_bar({"CCCUSDT"})
+            names.unlink(missing_ok=True)  # a later start does not read it
+        assert rows(path, "SELECT count(*) FROM v_runs") == [(1,)]
+        check_parity(path, tmp_path)
+        async with trading(
+            exchange, path, market={"universe": {"top": 1}}, strategy=CROSSES
+        ) as live:
+            await live.listening(3)
+            await live.close_bar({"BBBUSDT"})
+    assert rows(
+        path, "SELECT instrument FROM v_decisions GROUP BY run_id, 1 ORDER BY min(open_time_ms)"
+    ) == [("linear:CCCUSDT",), ("linear:BBBUSDT",)]
 
 
 class Markets:
@@ -367,87 +302,19 @@ class Markets:
         return [coin._replace(quote="USDC"), listed("BBBUSDT", turnover=5), listed("CCCUSDT")]
 
 
-async def test_candidates_are_those_of_the_quote_currency() -> None:
+async def test_what_is_chosen_has_the_quote_currency() -> None:
     exchange: Any = Markets()
     for quote, names in (("USDT", ("CCCUSDT", "BBBUSDT")), ("USDC", ("AAAUSDC",))):
-        rule = {"top": 1, "candidates": 3, "quote": quote}
-        config = load(None, {"market": {"universe": rule}})
-        assert await new_candidates(config, exchange, 100 * DAY) == names
+        config = load(None, {"market": {"universe": {"top": 3, "quote": quote}}})
+        assert await new_symbols(config, exchange, 100 * DAY) == names
 
 
-def test_another_rule_takes_candidates_anew(tmp_path: Path) -> None:
-    path = tmp_path / "run.db"
-    data = [walk(seed, name, 20) for seed, name in enumerate(NAMES)]
-    rule: dict[str, Any] = {"top": 1, "candidates": 3, "at": ["00:05", "00:15"]}
-    until_ms = int(data[0].open_time_ms[9])
-    replayed(path, data, rule, until_ms=until_ms)
-    assert {choice.market_ms <= until_ms for choice in choices(path)} == {True}
-
-    def names_by(**changed: Any) -> tuple[str, ...]:
-        config = load(None, {"market": {"universe": rule | changed}})
-        return present(known_candidates(config, RunKind.REPLAY, path))
-
-    assert names_by() == NAMES
-    assert names_by(min_turnover="5") == names_by(at=["00:06"]) == ()
-
-
-async def turns() -> None:
-    """Run the loop longer than a choice without a real exchange takes."""
-    for _ in range(50):
-        await asyncio.sleep(0)
-
-
-async def test_a_bar_that_closes_when_a_choice_is_due_begins_it_and_one_before_does_not(
-    tmp_path: Path,
-) -> None:
-    due_ms, events = START_MS // DAY * DAY + DAY + 5 * MINUTE, list[Event]()
-
-    async def submit(event: Event) -> int:
-        events.append(event)
-        return 1
-
-    config = load(None, {"market": {"universe": {"top": 1}}})
-    rule = present(config.market.universe)
-    parts: Any = (config, rule, [instrument("AAAUSDT")], Lists(), submit, SteppedClock(due_ms))
-    universe = Universe(*parts, database=tmp_path / "no.db", resumed=None)
-    universe.due_ms = due_ms
-    closing = bar(open_time_ms=due_ms - MINUTE)
-    async with universe.in_background(lambda: None):
-        for early in (
-            undecided(1, bar(open_time_ms=due_ms - 2 * MINUTE)),
-            undecided(2, closing, accepted=False),  # a revision
-        ):
-            universe.observe(early)
-            await turns()
-            assert events == []
-        universe.observe(undecided(3, closing))
-        await turns()
-        assert [event.market_ms for event in events] == [due_ms]
-        universe.observe(undecided(4, events[0]))
-        assert universe.due_ms == due_ms + DAY
-
-
-async def test_a_run_without_any_candidate_does_not_begin(tmp_path: Path) -> None:
+async def test_a_run_for_which_nothing_passes_does_not_begin(tmp_path: Path) -> None:
     data = (walk(0, "AAAUSDT", 60),)
     served = ExchangeSettings(candles=data, manual=True, start=20, speed=SPEED)
-    rule = {"top": 1, "candidates": 2, "min_age_days": 9_000}
+    rule = {"top": 1, "min_age_days": 9_000}
     async with EmbeddedExchange(served) as exchange:
-        with pytest.raises(ConfigInvalid, match="No run begins: none of 1 symbols passes"):
+        with pytest.raises(ConfigInvalid, match="None of 1 symbols passes"):
             async with trading(exchange, tmp_path / "run.db", market={"universe": rule}) as live:
                 await live.listening(3)
     assert rows(tmp_path / "run.db", "SELECT count(*) FROM v_runs") == [(0,)]
-
-
-@pytest.mark.parametrize(("names", "warned"), [("DOGEUSDT XRPUSDT", True), ("BBB XRPUSDT", False)])
-def test_a_list_without_a_symbol_of_the_run_is_a_warning_of_it(
-    tmp_path: Path, names: str, warned: bool
-) -> None:
-    path, listed_in = tmp_path / "run.db", tmp_path / "list.txt"
-    listed_in.write_text(names.replace(" ", "\n"))
-    candles = [walk(1, "AAA", 300), walk(2, "BBB", 300)]
-    replayed(path, candles, {"top": 1, "file": str(listed_in)})
-    ((warnings,),) = rows(path, "SELECT warnings FROM v_runs")
-    sentence = (
-        "names no symbol of the run (AAA, BBB), so no position is opened; it begins with DOGEUSDT"
-    )
-    assert (sentence in (warnings or "")) is warned

@@ -374,7 +374,6 @@ def _judged(step: Step) -> tuple[object, ...]:
         (MODEL, {"changes": {"model": {"threads": 2}}}, "model.threads decides what"),
         (MODEL, {"changes": {"sizing": {"mode": "network_allocation"}}}, "needs allocation"),
         ("frames", {"from_ms": -1}, "candles of higher timeframes"),
-        ("universe", {"from_ms": -1}, "market.universe"),
     ],
 )
 def test_what_the_record_does_not_hold_is_refused(

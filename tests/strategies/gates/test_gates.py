@@ -162,7 +162,6 @@ PASSES = {
         GateInputs(book_shortfall=50, equity=1_000),
         GateInputs(book_shortfall=51, equity=1_000),
     ),
-    "risk.universe": (0, GateInputs(), GateInputs(is_outside=True)),
 }
 
 
