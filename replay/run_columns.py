@@ -101,8 +101,7 @@ class RunColumns:
     def refresh(self) -> None:
         """Include the steps that were stored since."""
         _, end = self._reader.counted(self.run.run_id)
-        pruned = self._reader.pruned(self.run_key)
-        self.span = (0 if pruned is None else pruned.until_sequence + 1, end - 1)
+        self.span = (0, end - 1)
         self.rows.refresh()
         self.gate_sets: tuple[GateSet, ...] = self._reader.gate_sets(self.run_key)
 

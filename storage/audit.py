@@ -26,7 +26,7 @@ from tracepaper.storage.database.schema import metadata
 from tracepaper.storage.database.trade_rows import trades_until
 from tracepaper.storage.database.writer import Writer, insert_rows, open_writer
 from tracepaper.storage.record.encode import StepEncoder
-from tracepaper.storage.record.hashing import ChainHead, Commit
+from tracepaper.storage.record.hashing import Commit
 from tracepaper.storage.record.rows import Previous
 from tracepaper.strategies.errors import AuditUnwritable, DataInvalid, InvariantBroken
 from tracepaper.strategies.types.decisions import (
@@ -56,7 +56,6 @@ if TYPE_CHECKING:
 
     from tracepaper.storage.database.lock import InstanceLock
     from tracepaper.storage.record.columns import Row
-    from tracepaper.strategies.types.market import Prune
 
 # ---------------------------------------------------------------- resuming a run
 
@@ -68,10 +67,10 @@ class ResumePoint(Struct, frozen=True):
     run_key: int
     gate_sets: tuple[GateSet, ...]
     next_sequence: int
-    head: ChainHead
+    head: bytes
     state: bytes | None  # the newest stored state
     last_open_ms: dict[str, int]  # open time of the newest bar, by instrument
-    last: Step | None  # None if there was no step yet, or all were pruned
+    last: Step | None  # None if there was no step yet
 
 
 def read_resumed(connection: sqlite3.Connection, run_id: str) -> ResumePoint:
@@ -81,7 +80,7 @@ def read_resumed(connection: sqlite3.Connection, run_id: str) -> ResumePoint:
     if damage := reader.damage(run_id):
         raise DataInvalid(damage)
     chain_end = chain_head(connection, stored.run_key)
-    sequence, head = (-1, ChainHead(stored.opened_digest)) if chain_end is None else chain_end
+    sequence, head = (-1, stored.opened_digest) if chain_end is None else chain_end
     last = find_step(connection, *run_span(stored.run_key), "steps", newest=True)
     state = latest_state(connection, stored.run_key)
     return ResumePoint(
@@ -182,7 +181,7 @@ class SqlAuditLog:
     def head(self) -> bytes:
         """The digest of the last commit, or of the opened run."""
         assert self._encoder is not None
-        return self._encoder.head.digest
+        return self._encoder.head
 
     # ------------------------------------------------------------ runs
 
@@ -255,19 +254,14 @@ class SqlAuditLog:
         """
 
         def write_end() -> None:
-            if self.is_open and (last := self._last) is not None:
-                self.note(RunEnd(ended_at_ms, last[0].market_ms, last[0].market_ms))
+            if self.is_open and self._last is not None:
+                event, account = self._last
+                end = RunEnd(ended_at_ms, event.market_ms, event.market_ms)
+                self.append_now(quiet_step(self._due, end, account))
+                self.flush()
 
         self._is_leaving = True
         self._in_writer(write_end)
-
-    def note(self, event: RunEnd | Prune, also: Callable[[], object] = lambda: None) -> None:
-        """Commit *event*, which changes no account, as a step; run *also* in its transaction."""
-        last = self._last
-        if last is None:
-            raise InvariantBroken("A run needs a step before an event can be noted.")
-        self.append_now(quiet_step(self._due, event, last[1]))
-        self.flush(also)
 
     def close(self) -> None:
         """Commit the buffers, close the database and release the lock."""
@@ -391,7 +385,7 @@ class SqlAuditLog:
 
     # ------------------------------------------------------------ transactions
 
-    def flush(self, also: Callable[[], object] = lambda: None) -> None:
+    def flush(self) -> None:
         """Commit the buffers in one transaction, or raise ``AuditUnwritable``.
 
         A failure rolls it back; the log then accepts no more steps.
@@ -406,7 +400,6 @@ class SqlAuditLog:
         try:
             self._begin_write()
             self._write(commits)
-            also()
             self._connection.commit()
         except sqlite3.IntegrityError as error:
             self._roll_back()
@@ -435,7 +428,7 @@ class SqlAuditLog:
             link = StoredCommit.of(self._run_key, commit)
             insert_rows(self._driver, {**commit.rows, "commits": [link]})
         last = commits[-1]
-        head = last.last + 1, last.head.digest, self._run_key
+        head = last.last + 1, last.digest, self._run_key
         self._driver.execute(_UPDATE_HEAD, head)
 
     def _begin_write(self) -> None:

@@ -1,62 +1,24 @@
-"""``db backup`` and ``db prune``.
-
-docs/storage.md, S16 and S17, has the rules.
-"""
+"""``db backup``; docs/storage.md, S16, has the rule."""
 
 from __future__ import annotations
 
 import os
 import sqlite3
 from contextlib import closing, contextmanager, suppress
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import msgspec
-from msgspec import Struct
-from sqlalchemy import delete, text
-
-from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.chain.starting_point import Rebuilding, StartingPoint, StartingPoints
-from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.checkpoints import kept_checkpoints
 from tracepaper.storage.covariates import kept_covariates, sync_names, write_whole
-from tracepaper.storage.database.chunks import (
-    WITHIN,
-    FedRows,
-    KeptStart,
-    chain_head,
-    fed_rows,
-    find_step,
-    prune_point,
-    run_span,
-)
 from tracepaper.storage.database.connection import open_reader, page_problem
 from tracepaper.storage.database.lock import lock_file
 from tracepaper.storage.database.remedies import refusal
-from tracepaper.storage.database.schema import metadata
-from tracepaper.storage.database.writer import Writer, insert_rows, open_writer
-from tracepaper.storage.record.rows import DROPPED_ROWS, At
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.types.market import Prune
-from tracepaper.strategies.units import DAY_MS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
-_OPENED: Final = (
-    f"SELECT min(open_time_ms), max(open_time_ms) FROM steps WHERE {WITHIN} AND ignored IS NULL"
-)
-_ANSWER: Final = At("answers")
-_TAKEN_OVER: Final = (
-    "SELECT state FROM states JOIN runs USING (run_key) "
-    "WHERE run_key = ? AND parent_run_id IS NOT NULL ORDER BY sequence LIMIT 1"
-)
-_NEWEST_CLOSE: Final = (
-    "SELECT max(s.open_time_ms) + r.interval_ms FROM steps s, runs r "
-    "WHERE s.run_key = ? AND r.run_key = s.run_key"
-)
 KEPT_BESIDE: Final = (kept_checkpoints, kept_covariates)
 """Functions that return the folders, beside a database, that ``verify`` needs for its runs."""
 
@@ -143,151 +105,3 @@ def _copy_beside(path: Path, target: Path, folder: Callable[[Path], Path]) -> li
             write_whole((place.read_bytes(),), copies / name)
             copied.append(copies / name)
     return copied
-
-
-class Pruning(Struct, frozen=True):
-    """The steps of one run that a prune dropped."""
-
-    run_id: str
-    until_sequence: int  # the last step dropped by this or an earlier prune; -1 if none
-    steps: int  # steps dropped by this prune
-
-
-def prune(
-    path: Path,
-    *,
-    keep_days: int,
-    pruned_at_ms: int,
-    rebuild: Callable[[str], Rebuilding | None],
-) -> list[Pruning]:
-    """Drop the steps on which no decision of a run's last *keep_days* of market time depends.
-
-    Their bars, forecasts and shadow steps are dropped; trades, settlements, gaps and commands are
-    kept, covered by a hash. The lookback of the first decision is kept too. Every kept decision can
-    be derived: the prune keeps the engine's state at its end and the events that go before.
-    *rebuild* answers for the engine of a run; if it returns None, the run is left as it is. The
-    chain is checked before, and continues from the first kept step. Raises ``ConfigInvalid`` while
-    a daemon has the database open, ``DataInvalid`` if a chain is broken.
-    """
-    if not path.is_file():
-        raise DataInvalid(f"There is no database {path}; name one with --db.")
-    if keep_days < 1:
-        raise DataInvalid("A prune must keep at least 1 day.")
-    writer = open_writer(path)
-    try:
-        raw = writer.driver
-        runs = raw.execute("SELECT run_key, run_id FROM runs ORDER BY run_key").fetchall()
-        log = SqlAuditLog(writer)
-        kept_ms = keep_days * DAY_MS
-        done = [_prune_run(log, writer, run, kept_ms, pruned_at_ms, rebuild) for run in runs]
-        if any(pruning.steps for pruning in done):
-            raw.execute("VACUUM")
-    except sqlite3.Error as error:
-        raise refusal(str(path), error, ", and prune again") from error
-    finally:
-        writer.close()
-    return done
-
-
-def _prune_run(
-    log: SqlAuditLog,
-    writer: Writer,
-    run: tuple[int, str],
-    keep_ms: int,
-    pruned_at_ms: int,
-    rebuild: Callable[[str], Rebuilding | None],
-) -> Pruning:
-    """Drop the commits before the last *keep_ms*; record the prune as a step of the run."""
-    raw, (run_key, run_id) = writer.driver, run
-    pruned = prune_point(raw, run_key)
-    before = -1 if pruned is None else pruned.until_sequence
-    unchanged = Pruning(run_id, before, 0)
-    oldest, newest = raw.execute(_OPENED, run_span(run_key)).fetchone()
-    if newest is None or oldest > newest - keep_ms or (rebuilding := rebuild(run_id)) is None:
-        return unchanged
-    points = StartingPoints(raw, run_key, rebuilding.lookback)
-    until = _prunable_until(raw, run_key, points, newest - keep_ms)
-    if until <= before:
-        return unchanged
-    chain_end = chain_head(raw, run_key, until)
-    assert chain_end is not None, "a commit ends there"
-    head = chain_end[1]
-    report = verify_chain(raw, run_id)
-    if report.problem is not None:
-        raise DataInvalid(f"Run {run_id} is not pruned: {report.problem.sentence}")
-    log.resume(run_id)
-    state, run_in = _start_after(raw, run_key, points.after(until), rebuilding)
-    (market_ms,) = raw.execute(_NEWEST_CLOSE, (run_key,)).fetchone()
-    event = Prune(
-        until,
-        pruned_at_ms,
-        head.digest.hex(),
-        head.kept.hex(),
-        head.state.hex(),
-        sha256(state + run_in).hexdigest(),
-        market_ms,
-        market_ms,
-    )
-
-    def drop() -> None:
-        """Drop the rows and keep the prune's, in the transaction of its step."""
-        for name, dropped in DROPPED_ROWS:
-            table = metadata.tables[name]
-            is_before = table.c.run_key == run_key, table.c.sequence <= until
-            writer.connection.execute(delete(table).where(*is_before, text(dropped)))
-        commits, prunes = metadata.tables["commits"], metadata.tables["prunes"]
-        is_before = commits.c.run_key == run_key, commits.c.last_sequence <= until
-        writer.connection.execute(delete(commits).where(*is_before))
-        writer.connection.execute(delete(prunes).where(prunes.c.run_key == run_key))
-        row = (run_key, until, pruned_at_ms, *head, state, run_in)
-        insert_rows(writer.driver, {"prunes": [row]})
-
-    log.note(event, drop)
-    return Pruning(run_id, until, until - before)
-
-
-def _prunable_until(
-    raw: sqlite3.Connection, run_key: int, points: StartingPoints, until_ms: int
-) -> int:
-    """Return the last step on which no decision on a bar after *until_ms* depends, or -1.
-
-    It ends a commit.
-    """
-    first_kept = points.step_at(until_ms + 1)
-    assert first_kept is not None, "the newest bar is always kept"
-    until = points.droppable(first_kept)
-    # If no bar would be dropped, nothing is.
-    first_bar = find_step(raw, *run_span(run_key), "steps", "instrument IS NOT NULL")
-    if first_bar is None or until < first_bar:
-        return -1
-    chain_end = chain_head(raw, run_key, until)
-    return -1 if chain_end is None else chain_end[0]
-
-
-def _start_after(
-    raw: sqlite3.Connection, run_key: int, point: StartingPoint, rebuilding: Rebuilding
-) -> tuple[bytes, bytes]:
-    """Return the engine's state at *point*, and the rest with which a derivation begins there."""
-    pruned = prune_point(raw, run_key)
-    if pruned is None:
-        (opened,) = raw.execute(_TAKEN_OVER, (run_key,)).fetchone() or (b"",)
-    else:
-        opened = pruned.kept_start().opened
-    if pruned is None or point.fed_from > pruned.until_sequence:
-        fed = fed_rows(raw, (run_key, point.fed_from, point.after))
-    else:
-        since = fed_rows(raw, (run_key, pruned.until_sequence + 1, point.after))
-        kept = zip(pruned.kept_start().run_in, since, strict=True)
-        fed = FedRows(*([*old, *new] for old, new in kept))
-    # What the model said is not asked for, only where it was late.
-    late = [row for row in fed.answers if row[_ANSWER.late_deadline_ms] is not None]
-    carried = rebuilding.state_after(point.after)
-    start = KeptStart(
-        point.fed_from,
-        point.is_started,
-        carried.since,
-        carried.is_unsaved,
-        fed._replace(answers=late),
-        opened,
-    )
-    return carried.state, msgspec.msgpack.encode(start)

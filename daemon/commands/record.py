@@ -19,7 +19,7 @@ from tracepaper.daemon.commands.options import (
     rows_counted,
     say,
 )
-from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, TracepaperError
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.units import count_of
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from sqlalchemy import URL
 
     from tracepaper.storage.chain.integrity import AuditResult
-    from tracepaper.storage.chain.starting_point import Rebuilding
     from tracepaper.storage.database.queries import QueryAnswer
     from tracepaper.storage.database.run_views import Row
     from tracepaper.storage.database.view_columns import View
@@ -91,7 +90,6 @@ def _document(database: str, audited: AuditResult, kept: Row | None) -> dict[str
         "passes": audited.passes,
         "steps": report.steps,
         "head": report.head.hex(),
-        "pruned_until": report.pruned_until,
         "kept_head": kept,
         "problem": audited.problem,
         "warnings": audited.warnings,
@@ -107,10 +105,7 @@ def _sentence(audited: AuditResult, kept: Row | None) -> str:
         return f"{broken}{audited.problem.sentence}"
     if not report.steps:
         return f"Run {report.run_id} holds no step: no link of its chain was checked."
-    verdict = "holds"
-    if report.pruned_until is not None:
-        verdict = f"is pruned until step {report.pruned_until} and holds from there"
-    sentence = f"The chain of run {report.run_id} {verdict}: {count_of(report.steps, 'step')}."
+    sentence = f"The chain of run {report.run_id} holds: {count_of(report.steps, 'step')}."
     if kept is None:
         head = f"Its head is {report.head.hex()}: keep a copy elsewhere\n"
         return f"{sentence}\n{head}(`audit verify --head HEX`). {NEVER_FOUND} {ADDED_SINCE}"
@@ -242,10 +237,6 @@ def export(
     lines = [f"{view}\t{rows}" for view, rows in written.rows.items()]
     counts = ", ".join(f"{count} {outcome}" for outcome, count in written.files.items())
     lines.append(f"files\t{counts}")
-    if kept := written.files["kept"]:
-        lines.append(
-            f"Kept: {kept} files hold rows that the run has no longer; delete them to end that."
-        )
     document = {"run_id": run_id, "folder": str(parquet), **written._asdict()}
     return CommandAnswer(document, "\n".join(lines))
 
@@ -323,7 +314,7 @@ def _text(value: object) -> str:
     return value.hex() if isinstance(value, bytes) else visible(str(value))
 
 
-db_app = typer.Typer(help="Back up and prune the database.")
+db_app = typer.Typer(help="Back up the database.")
 
 
 @db_app.command()
@@ -351,59 +342,3 @@ def backup(
     ]
     copies = [str(copy) for copy in folders]
     return CommandAnswer({**document, "beside": copies}, "\n".join(lines))
-
-
-@db_app.command()
-@answers
-def prune(
-    *,
-    keep: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="DAYS", help="Days to keep; by default storage.keep_days."),
-    ] = None,
-    db: DatabaseOption = None,
-    config: ConfigOption = None,
-) -> CommandAnswer:
-    """Drop bars and decisions older than DAYS before a run's newest bar; trades are kept.
-
-    The lookback of the first kept decision stays, so that `verify` can derive all kept days.
-    Refused while a daemon has the database open.
-    """
-    from tracepaper.daemon.clock import SystemClock
-    from tracepaper.daemon.config.loading import load
-    from tracepaper.daemon.session.resume import rebuilding
-    from tracepaper.storage.database.connection import size_on_disk
-    from tracepaper.storage.maintenance import prune as prune_database
-
-    storage = load(config).storage
-    days = keep or storage.keep_days
-    if days is None:
-        raise ConfigInvalid("How many days should be kept? Give --keep DAYS or storage.keep_days.")
-    path = database_path(db, config)
-    not_loaded: dict[str, str] = {}
-
-    def rebuild(run_id: str) -> Rebuilding | None:
-        try:
-            return rebuilding(path, run_id)
-        except (TracepaperError, ValueError) as error:
-            not_loaded[run_id] = " ".join(str(error).split())
-            return None
-
-    now_ms = SystemClock().wall_ms()
-    prunings = prune_database(path, keep_days=days, pruned_at_ms=now_ms, rebuild=rebuild)
-    for run_id, reason in not_loaded.items():
-        say(
-            f"Warning: run {run_id} is not pruned, since its strategy or model cannot be loaded "
-            f"here: {reason}",
-            err=True,
-        )
-    kept_days = count_of(days, "day")
-    note = f" (every bar is of the {kept_days} kept, or looked back on by their first decision)"
-    lines = [
-        f"Run {pruning.run_id}: {count_of(pruning.steps, 'step')} dropped"
-        f"{'' if pruning.steps else note}; the chain holds from step {pruning.until_sequence + 1}."
-        for pruning in prunings
-        if pruning.run_id not in not_loaded
-    ]
-    lines.append(f"{path} now takes {size_on_disk(path):,} bytes.")
-    return CommandAnswer({"database": str(path), "runs": prunings}, "\n".join(lines))

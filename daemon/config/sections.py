@@ -510,8 +510,6 @@ class StorageSection(Section):
 
     url: Annotated[str, AfterValidator(sqlite_file)] = "sqlite:///tracepaper.db"
     """An SQLite file: three slashes and a path, four for an absolute one."""
-    keep_days: int | None = Field(default=None, ge=1, le=100_000, examples=[365])
-    """Days that `tracepaper db prune` keeps; everything if absent."""
 
     @property
     def path(self) -> Path:

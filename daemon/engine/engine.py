@@ -70,7 +70,6 @@ from tracepaper.strategies.types.decisions import (
     FillModel,
     ForecastColumns,
     GateSet,
-    LastDecision,
     Order,
     Position,
     Prediction,
@@ -99,7 +98,6 @@ from tracepaper.strategies.types.market import (
     Mark,
     ModelChange,
     ParityCheck,
-    Prune,
     Quote,
     RunEnd,
     Trade,
@@ -109,9 +107,6 @@ from tracepaper.strategies.units import DAY_MS, divide_half_even
 
 STATE_EVERY_STEPS: Final = 1_024
 """How often the state is stored if positions are only confirmed."""
-
-_WRITTEN_BY_LOG: Final = frozenset({RunEnd, Prune})
-"""Events that the log writes by itself. No engine sees them live, so they store no state."""
 
 _QUIET: Final = frozenset({Bar, Close})
 """The units that may change nothing but prices."""
@@ -305,24 +300,6 @@ class Engine:
         """Whether a strategy decides on all instruments of a close at once."""
         return bool(self._portfolios)
 
-    @property
-    def since_decided(self) -> dict[str, LastDecision]:
-        """The outcome of the last decision on each instrument, and the fills since."""
-        return {
-            key: LastDecision(
-                state.verdict,
-                tuple(self.broker.account.fills.get(key, ())),
-                {
-                    member.name: LastDecision(
-                        member.states[key].verdict,
-                        tuple(member.account.fills.get(key, ())),
-                    )
-                    for member in self.members
-                },
-            )
-            for key, state in self.states.items()
-        }
-
     def states_of(self, name: str) -> Mapping[str, MemberState]:
         """Return the states by instrument of the member *name*; of the account if empty."""
         return {"": self.states, **{member.name: member.states for member in self.members}}[name]
@@ -421,7 +398,7 @@ class Engine:
             case FrameBar() | Depths():
                 is_part = self.markets[event.instrument].take(event)
                 return self._finish(event, event.instrument, accepted=is_part)
-            case CloseStart() | RunEnd() | Prune() | CovariatesRead() | ParityCheck():
+            case CloseStart() | RunEnd() | CovariatesRead() | ParityCheck():
                 pass
             case _:
                 assert_never(event)
@@ -1269,7 +1246,8 @@ class Engine:
         if self.declared and type(event) is Bar and self._has_declared(event.instrument):
             broker.save = Save.NOW
         if broker.save:
-            if sequence % STATE_EVERY_STEPS == 0 and type(event) not in _WRITTEN_BY_LOG:
+            # The log writes the run's end by itself: no engine sees it live.
+            if sequence % STATE_EVERY_STEPS == 0 and type(event) is not RunEnd:
                 broker.save = _NOW
             if broker.save is _NOW and saves:
                 state = self._stored_state()

@@ -15,7 +15,6 @@ import msgspec
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker.account import AccountState, posting_account
-from tracepaper.daemon.broker.broker import Save
 from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.config.several import strategy_name
 from tracepaper.daemon.engine.engine import Engine
@@ -27,11 +26,9 @@ from tracepaper.daemon.log import Logger
 from tracepaper.daemon.session.build import (
     Strategies,
     build_engine,
-    needs_forecaster,
 )
 from tracepaper.daemon.session.covariates import RunCovariates
 from tracepaper.daemon.session.loop import BarHistory
-from tracepaper.daemon.session.models import forecaster_of_run
 from tracepaper.daemon.session.run_row import (
     continues,
     new_run,
@@ -39,8 +36,7 @@ from tracepaper.daemon.session.run_row import (
     start_event,
     strategy_sha256,
 )
-from tracepaper.storage.chain.starting_point import Rebuilding, RunLookback
-from tracepaper.storage.database.chunks import CarriedState
+from tracepaper.storage.chain.starting_point import RunLookback
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.covariates import run_source
@@ -305,27 +301,6 @@ def engine_lookback(engine: Engine, context: int) -> RunLookback:
     )
 
 
-def rebuilding(database: Path, run_id: str) -> Rebuilding:
-    """Return what a prune asks of the engine of a run of *database*.
-
-    Raises ``TracepaperError`` or ``ValueError`` if its strategy or model can no longer be loaded.
-    """
-    with Reader.open(database) as reader:
-        run = reader.run(run_id)
-    config = restore(run.config)
-    forecaster = forecaster_of_run(run, config, database) if needs_forecaster(config) else None
-    engine = engine_of(run, config, forecaster, run.instruments)
-
-    def state_after(step: int) -> CarriedState:
-        with Reader.open(database) as reader:
-            engine = engine_after(reader, run, config, forecaster, step)
-        is_unsaved = engine.broker.save is not Save.NO
-        return CarriedState(engine.encoded_state(), engine.since_decided, is_unsaved)
-
-    context = 0 if forecaster is None else forecaster.context
-    return Rebuilding(engine_lookback(engine, context), state_after)
-
-
 def engine_after(
     reader: Reader, run: RunRow, config: Config, forecaster: Forecaster | None, after: int
 ) -> Engine:
@@ -392,8 +367,6 @@ def restore_at(engine: Engine, reader: Reader, run: RunRow, after: int) -> None:
         confirmed=reader.confirmations(run.run_id, until=after),
         since=reader.since_decided(run.run_id, until=after),
     )
-    if reader.keeps_unsaved(run.run_id, until=after):
-        engine.broker.save = engine.broker.save or Save.LATER
     if engine.counts:
         for step in reader.steps_since_state(run.run_id, until=after):
             engine.count(step)

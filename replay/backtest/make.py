@@ -307,7 +307,6 @@ def resumed_replay(
             f"Run {run_id} was made by {run.code_version} with another configuration, strategy, "
             "code, checkpoint or covariates; start a new replay."
         )
-    _reject_short(replay, reader, run_id)
     resumed = audit.resume(run_id)
     engine, market = replay.engine, replay.config.market
     # A start clears the order books: feed those again that the next decisions read.
@@ -333,21 +332,6 @@ def resumed_replay(
     )
     events = predictions.ahead(chain((start,), rest))
     return ResumedReplay(run_id, engine, predictions.predictor, events)
-
-
-def _reject_short(replay: Replay, reader: Reader, run_id: str) -> None:
-    """Reject a pruned run that holds fewer bars than a decision reads."""
-    context = 0 if replay.forecaster is None else replay.forecaster.context
-    if reader.pruned(reader.stored_run(run_id).run_key) is None:
-        return
-    for item in replay.instruments:
-        wanted = max(replay.engine.markets[item.id].reach, context)
-        held = len(reader.bars(run_id, item.id, wanted))
-        if held < wanted:
-            raise DataInvalid(
-                f"Run {run_id} was pruned to {held:,} bars of {item.id}, and its decisions "
-                f"depend on {wanted:,}; start a new replay."
-            )
 
 
 def _after(

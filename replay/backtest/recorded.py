@@ -11,7 +11,7 @@ import secrets
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -41,8 +41,7 @@ from tracepaper.daemon.session.user_model import reject_other_model, user_model
 from tracepaper.replay.backtest.predictors import ScanPredictor
 from tracepaper.replay.backtest.run import Tally, run_events
 from tracepaper.storage import checkpoints
-from tracepaper.storage.chain.starting_point import RunLookback, StartingPoint, StartingPoints
-from tracepaper.storage.database.chunks import StoredRun
+from tracepaper.storage.chain.starting_point import StartingPoint, StartingPoints
 from tracepaper.storage.database.reader import Fed, Reader
 from tracepaper.strategies.api.model import OF_MEASURE, answer_of
 from tracepaper.strategies.api.strategy import Forecaster
@@ -60,7 +59,6 @@ from tracepaper.strategies.types.market import (
     Event,
     ModelChange,
     ParityCheck,
-    Prune,
     RunEnd,
     RunKind,
     Unit,
@@ -70,7 +68,7 @@ if TYPE_CHECKING:
     from tracepaper.storage.audit import SqlAuditLog
 
 
-_ENDS: Final = frozenset({RunEnd, Prune, ParityCheck})
+_ENDS: Final = frozenset({RunEnd, ParityCheck})
 
 
 @dataclass(frozen=True)
@@ -98,8 +96,7 @@ def open_recorded(
 ) -> RecordedRun:
     """Rebuild the engine of *run_id* before its first event, or before *from_step*.
 
-    A pruned run begins as early as its bars allow. Raises ``DataInvalid`` if too few are left, and
-    ``CheckpointMismatch`` if its checkpoint is neither beside the database nor bundled.
+    Raises ``CheckpointMismatch`` if its checkpoint is neither beside the database nor bundled.
     """
     stored = reader.stored_run(run_id)
     run = stored.run
@@ -109,21 +106,15 @@ def open_recorded(
     forecaster = _forecaster(config, database, run) if needs_forecaster(config) else None
     engine = engine_of(run, config, forecaster, run.instruments)
     context = 0 if forecaster is None else forecaster.context
-    beginning = _find_beginning(reader, stored, engine_lookback(engine, context), from_step)
+    beginning = None
+    if from_step is not None:
+        reach = engine_lookback(engine, context)
+        beginning = StartingPoints(reader.connection, stored.run_key, reach).before(from_step)
     if beginning is None:
         _restore_parent(reader, run, engine)
         return RecordedRun(run, config, engine, forecaster)
     engine = engine_after(reader, run, config, forecaster, beginning.after)
     return RecordedRun(run, config, engine, forecaster, beginning)
-
-
-def _find_beginning(
-    reader: Reader, stored: StoredRun, reach: RunLookback, from_step: int | None
-) -> StartingPoint | None:
-    """Return where to begin, None for the run's start."""
-    points = StartingPoints(reader.connection, stored.run_key, reach)
-    requested = None if from_step is None else points.before(from_step)
-    return requested or points.after_prune
 
 
 def _forecaster(config: Config, database: Path, run: RunRow) -> Forecaster:
@@ -213,10 +204,7 @@ class RecordedPredictor:
         before = -1 if beginning is None else beginning.fed_from - 1
         for model in (self._run.forecaster, self._prober):
             recall_lookback(model, reader, run_id, before)
-        events = reader.events(run_id, before)
-        if beginning is not None and beginning.after < reader.first_kept(run_id):
-            events = chain(reader.run_in(run_id), events)
-        return self.handed_on(events, place=place)
+        return self.handed_on(reader.events(run_id, before), place=place)
 
     def handed_on(
         self,
@@ -334,17 +322,11 @@ def rerun_recorded(
 ) -> str:
     """Replay the run *spec* (``FILE.db#RUN``) into *audit*; return the id of the new run.
 
-    It keeps the run's mode, warm-up and timeouts, so every decision must be equal. Raises
-    ``DataInvalid`` for a pruned run, which has lost its beginning.
+    It keeps the run's mode, warm-up and timeouts, so every decision must be equal.
     """
     named = located(spec, None)
     with Reader.open(named.path) as reader:
         recorded = open_recorded(reader, named.path, named.run_id)
-        if recorded.beginning is not None:
-            raise DataInvalid(
-                f"Run {named.run_id} was pruned, so it is not fed again; `tracepaper verify` "
-                "derives what is left of it."
-            )
         prober = None
         if recorded.forecaster is not None:
             prober = _reload_model(recorded, named.path, into=database)

@@ -204,11 +204,6 @@ def _reject_run(reader: Reader, stored: StoredRun, before: Config, from_ms: int 
         why = f"Run {run_id} holds no decision, so there is nothing to compare"
     elif strategy_sha256(before) != run.strategy_sha256:
         why = f"The class {run.strategy} was changed since run {run_id}; restore it, or {REPLAY}"
-    elif from_ms is None and (pruned := reader.pruned(stored.run_key)) is not None:
-        why = (
-            f"Run {run_id} was pruned until step {pruned.until_sequence}, where its account is "
-            "that of its own configuration; give --from TIME, which begins with another"
-        )
     elif from_ms is None and run.parent_run_id is not None:
         why = (
             f"Run {run_id} took over the account of run {run.parent_run_id}; give --from TIME, "

@@ -78,7 +78,7 @@ class DecisionAgain:
         first = 0
         if self._beginning is not None:
             first = self._beginning.fed_from
-        elif points.after_prune is not None or self._run.parent_run_id is not None:
+        elif self._run.parent_run_id is not None:
             raise DataInvalid("Too few bars precede the decision.")
         last = close_of(reader.connection, stored.run_key, sequence, len(self._run.instruments))[1]
         rows = reader.events(run_id, first - 1)

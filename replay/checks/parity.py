@@ -383,8 +383,7 @@ def check_span(
     if decided is None:
         at_ms = run.period_start_ms
         span = at_ms if from_ms is None else from_ms, at_ms if until_ms is None else until_ms
-        cut = " that it still holds: it was pruned" * (reader.pruned(run_key) is not None)
-        return unchecked(*span, f"run {run_id} decided no bar of it{cut}")
+        return unchecked(*span, f"run {run_id} decided no bar of it")
     span = (
         decided[0] if from_ms is None else from_ms,
         decided[1] + run.interval_ms if until_ms is None else until_ms,

@@ -18,7 +18,7 @@ from typing import Final
 from tracepaper.daemon.config.several import members_of, strategy_name
 from tracepaper.daemon.engine.state import decode_state
 from tracepaper.daemon.session.loop import gathered, steps_of
-from tracepaper.daemon.session.resume import check_state, engine_of
+from tracepaper.daemon.session.resume import check_state
 from tracepaper.daemon.session.run_row import (
     ENVIRONMENT_FIELDS,
     NO_MODEL,
@@ -36,7 +36,6 @@ from tracepaper.replay.backtest.recorded import (
 )
 from tracepaper.replay.checks.compare import Difference, RowCheck, Unlike, differences_of, shown
 from tracepaper.replay.checks.diagnosis import Cause, diagnose
-from tracepaper.replay.checks.kept_rows import first_contradiction
 from tracepaper.storage.chain.verify import ChainProblem, verify_chain
 from tracepaper.storage.database.chunks import StoredRun, commit_at
 from tracepaper.storage.database.reader import Reader
@@ -120,10 +119,9 @@ def verify_run(  # noqa: PLR0913 - the options of verify
     within their tolerances. *sample* compares only that many steps at the end, though all are
     derived, since the account depends on them. *from_ms* and *until_ms* compare only the bars that
     opened in that span, and *commit* only the commit with that step; the state before is then the
-    record's, or derived as well with *from_start*. A pruned run is derived from the first step that
-    its bars allow. *probes* compute some bars of a batched pass once more by themselves, which
-    finds a network that sees later bars. *progressed* is called now and then with the number of
-    derived steps and their total.
+    record's, or derived as well with *from_start*. *probes* compute some bars of a batched pass
+    once more by themselves, which finds a network that sees later bars. *progressed* is called now
+    and then with the number of derived steps and their total.
     """
     stored = reader.stored_run(run_id)
     begin, end = _bounds(reader, stored, (from_ms, until_ms), commit)
@@ -148,15 +146,13 @@ def verify_run(  # noqa: PLR0913 - the options of verify
     if beginning is not None or begin is not None:
         first_compared = max(first_compared, begin or 0)
         _judge_state(verification, reader, recorded, first_compared)
-        if (unlike := kept_contradiction(reader, recorded)) is not None:
-            verification.add(verification.from_ms or 0, *unlike)
     verification.from_step = first_compared
     if end is not None:
         total = max(end, recorded.first)
     chain_problem = verify_chain(
         reader.connection,
         run_id,
-        first=0 if beginning is None else beginning.fed_from,
+        first=0 if beginning is None else min(beginning.fed_from, verification.state_step or 0),
         last=None if end is None else total - 1,
     ).problem
     # The run may grow meanwhile; later steps are not compared.
@@ -230,7 +226,7 @@ def _judge_state(
 ) -> None:
     """Check the recorded state against fills and ledger, and note where the comparison begins.
 
-    Only the chain covers what is stored before step *first*, and the broker what a prune kept.
+    Only the chain covers what is stored before step *first*.
     """
     run_id, run = recorded.run.run_id, recorded.run
     run_key = reader.stored_run(run_id).run_key
@@ -245,17 +241,6 @@ def _judge_state(
     except InvariantBroken as error:
         what = f"states.state (step {verification.state_step})"
         verification.add(verification.from_ms or 0, what, "another", error)
-
-
-def kept_contradiction(reader: Reader, recorded: RecordedRun) -> Unlike | None:
-    """Return the first row of a dropped step that does not follow from the rows a prune kept."""
-    run, config = recorded.run, recorded.config
-    stored = reader.stored_run(run.run_id)
-    if (pruned := reader.pruned(stored.run_key)) is None:
-        return None
-    engine = engine_of(run, config, recorded.forecaster, run.instruments)
-    resets = config.strategies.reset != "never"
-    return first_contradiction(reader, stored, engine, pruned, resets=resets)
 
 
 def _judge_run(
@@ -396,7 +381,7 @@ class GivenEvents:
                 yield "session", f"{iso(bar.open_time_ms)} to {iso(bar.closed_ms)}", due
 
     def of_run(self) -> Iterator[Unlike]:
-        """Check the model of every start, which a prune keeps, against that of the run.
+        """Check the model of every start against that of the run.
 
         In a run derived from its start, ``of`` checks them event by event.
         """

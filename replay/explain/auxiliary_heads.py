@@ -110,11 +110,6 @@ def decided_map(database: Path, run_id: str, sequence: int, stored: StoredDecisi
         for depths in reader.depths(run_id, bar.instrument, until=sequence, books=needed):
             record.add(depths)
     books = strategy.usable(record.until(bar.close_time_ms), bar.close_time_ms)
-    if isinstance(books, str) and any(row["name"] == "p_up" for row in stored.notes):
-        raise DataInvalid(
-            f"Run {run_id} no longer has the order books that decision {sequence} looked at, as "
-            "after a prune: the map of a younger decision can be drawn."
-        )
     if isinstance(books, str):
         raise DataInvalid(f"Decision {sequence} of run {run_id} asked no network: {books}.")
     (item,) = (item for item in run.instruments if item.id == bar.instrument)

@@ -255,7 +255,7 @@ class StoredDecision:
 def stored_decision(reader: Reader, columns: RunColumns, sequence: int) -> StoredDecision:
     """Read one decision of a run; raise ``DataInvalid`` if it has no such decision."""
     views, run_id = columns.views, columns.run.run_id
-    with views.snapshot():  # a prune between two reads must not leave half a decision
+    with views.snapshot():
         decisions = views.rows("v_decisions", sequence=sequence)
         if not decisions:
             raise DataInvalid(no_such_decision(views, sequence))

@@ -45,7 +45,7 @@ class RunRow(Struct, frozen=True):
     model_id: str
     database: str  # the file's name, without its folder
     is_served: bool = False  # the run of the daemon that answers
-    state: str = ""  # damaged, halted by a gate, no bar yet, or pruned
+    state: str = ""  # damaged, halted by a gate, or no bar yet
 
 
 class UnreadableDatabase(Struct, frozen=True):
@@ -318,7 +318,7 @@ class Decision(Struct, frozen=True):
     parts: list[dict[str, Any]]
     forecast: Forecast | None
     attended: list[Bucket]  # the newest first; empty without an attribution
-    digest: str  # of its commit; empty if that was pruned
+    digest: str  # of its commit
     previous: int | None  # sequences of the neighbouring decisions of the instrument
     following: int | None
 

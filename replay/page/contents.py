@@ -199,15 +199,12 @@ def _blocks(
 
 def _chosen(shown: OpenRun, run: Answer, candles: list[Answer]) -> list[int]:
     """Return the decisions that are stored completely."""
-    views, first = shown.views, run["first_sequence"] or 0
+    views = shown.views
     picked = {run["first_sequence"], run["warm_sequence"], run["last_sequence"]}
     if run["last_refusal"] is not None:
         picked |= {run["last_refusal"]["sequence"]}
     picked |= {fill["decision_sequence"] for fill in views.rows("v_fills", newest=FILLED)}
-    # A prune removes decisions, but not the trades that they opened.
-    newest = views.rows("v_trades", newest=ROWS_MAX)
-    trades = [trade for trade in newest if trade["entry_sequence"] >= first]
-    trades.sort(key=lambda trade: trade["net"] or 0.0)
+    trades = sorted(views.rows("v_trades", newest=ROWS_MAX), key=lambda trade: trade["net"] or 0.0)
     picked |= {trade["entry_sequence"] for trade in trades[:TRADED] + trades[-TRADED:]}
     share = max(1, len(candles))
     for columns in candles:

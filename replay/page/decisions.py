@@ -55,8 +55,6 @@ def decision(shown: OpenRun, sequence: int) -> answers.Decision:
 
 def decision_at(shown: OpenRun, sequence: int) -> StoredDecision:
     """Return the record of a decision; raise ``HttpRefusal`` where the run has none there."""
-    if sequence < (first := shown.columns.span[0]):
-        raise HttpRefusal(410, f"Decision {sequence} was pruned; the oldest step left is {first}.")
     try:
         return stored_decision(shown.reader, shown.columns, sequence)
     except DataInvalid as error:

@@ -59,7 +59,7 @@ def since(databases: Databases, run_id: str, after: int | None) -> News:
     hello = StreamHello(shown.run_id, end if end >= 0 else None, newest["market_ms"])
     if after is None or end <= after:
         return News(hello, [])
-    first = max(after + 1, end - STEPS_MAX + 1, shown.columns.span[0])
+    first = max(after + 1, end - STEPS_MAX + 1)
     return News(hello, _steps(shown, first, end))
 
 

@@ -417,7 +417,7 @@ def seconds_text(value: float | None) -> str:
 
 
 _HAPPENINGS: Final = (
-    *("model_change", "gap", "command", "parity", "end", "prune"),
+    *("model_change", "gap", "command", "parity", "end"),
     "instrument_change",
 )
 
@@ -457,5 +457,6 @@ def event_text(kind: str, content: dict[str, Any]) -> str:
         return f"Halted by {content['limit']} until RESUME"
     if kind == "model_change":
         return f"Started with {content.get('model_id') or 'no model'}"
-    texts = {"end": "Ended in good order", "prune": "Older steps were pruned"}
-    return str(content.get("reason") or texts.get(kind) or kind.replace("_", " "))
+    if kind == "end":
+        return "Ended in good order"
+    return str(content.get("reason") or kind.replace("_", " "))

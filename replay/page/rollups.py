@@ -109,19 +109,13 @@ class Rollups:
         self._saved: dict[str, int] = {}
         self._totals = OutcomeTotals()
         self._values: tuple[object, dict[str, Any]] = (None, {})
-        self._first = columns.span[0]
         self.followed: dict[str, Any] = {}
-        """Values that other modules cache and update themselves; cleared by a prune."""
+        """Values that other modules cache and update themselves."""
         self._load()
 
     def refresh(self) -> None:
-        """Update the run's span; clear the caches after a prune; load a newer file."""
+        """Update the run's span; load a newer file."""
         self.columns.refresh()
-        if self.span[0] != self._first:
-            self._first = self.span[0]
-            self._kept.clear()
-            self.followed.clear()
-            self._totals = OutcomeTotals()
         self._load()
 
     @property
@@ -135,7 +129,7 @@ class Rollups:
         Raises ``RollupMissing`` if there are too many for this process.
         """
         kept = self._totals
-        since = (max(kept.after + 1, self.span[0]), self.span[1])
+        since = (kept.after + 1, self.span[1])
         if since[1] - since[0] > DIRECT_BARS and not self._builds:
             raise RollupMissing
         if since[1] >= since[0]:
@@ -185,16 +179,14 @@ class Rollups:
         if (totals := self.known_totals()) is not None:
             counts = [totals.outcomes[key].last for key in keys if key in totals.outcomes]
             return max(counts, default=None)
-        span = (max(self.span[0], self.span[1] - AT_ONCE), self.span[1])
+        span = (max(0, self.span[1] - AT_ONCE), self.span[1])
         return self._rows.decided_at(span, keys, newest=True)
 
     def warm_sequence(self) -> int | None:
         """Return the first decision that the gate warm did not refuse, or None."""
-        keys = [each.key for each in self._rows.outcomes if each.refused_by != warm.name]
-        # An outcome's key is its first sequence, also after a prune.
-        if keys and min(keys) >= self.span[0]:
-            return min(keys)
-        return self._rows.decided_at(self.span, keys, newest=False)
+        # An outcome's key is its first sequence.
+        keys = (each.key for each in self._rows.outcomes if each.refused_by != warm.name)
+        return min(keys, default=None)
 
     # ------------------------------------------------------------ answers
 
@@ -239,7 +231,7 @@ class Rollups:
     @property
     def _grain_ms(self) -> int:
         """The length of a stored cell: a bar, or ``GRAIN`` bars for a long run."""
-        is_short = self.span[1] - self.span[0] < SHORT_BARS
+        is_short = self.span[1] < SHORT_BARS
         return self.columns.interval_ms * (1 if is_short else GRAIN)
 
     def full_range(self, instrument: str) -> Block:
@@ -249,11 +241,10 @@ class Rollups:
         """
         grain_ms = self._grain_ms
         kept = self._kept.get(instrument) or _CellBlock({TIME: np.empty(0)})
-        missing = self.span[1] - max(kept.after, self.span[0] - 1)
-        if missing > DIRECT_BARS and not self._builds:
+        if self.span[1] - kept.after > DIRECT_BARS and not self._builds:
             raise RollupMissing
         tail: Block | None = None
-        at = max(kept.after + 1, self.span[0])
+        at = kept.after + 1
         parts: list[Block] = [kept.block]
         while at <= self.span[1]:
             end = min(at + AT_ONCE - 1, self.span[1])
@@ -281,7 +272,7 @@ class Rollups:
     def build(self) -> None:
         """Build or extend every roll-up, and write the file."""
         self.totals()
-        if self.span[1] - self.span[0] < SHORT_BARS:
+        if self.span[1] < SHORT_BARS:
             return
         for name in (*self.columns.instruments, ACCOUNTS):
             self.full_range(name)
@@ -289,7 +280,7 @@ class Rollups:
 
     def _after(self, name: str) -> int:
         """Return the last sequence in the roll-up of an instrument or the accounts."""
-        return max(self._kept[name].after if name in self._kept else -1, self.span[0] - 1)
+        return self._kept[name].after if name in self._kept else -1
 
     # ------------------------------------------------------------ reading
 
@@ -386,8 +377,7 @@ class Rollups:
                 mask = account["instrument"] == place
                 column[np.searchsorted(axis, account[TIME][mask])] = values[mask]
             if column.size and np.isnan(column[0]):
-                before = (self.span[0], span[0] - 1)
-                at = self._rows.decided_at(before, instrument=place, newest=True)
+                at = self._rows.decided_at((0, span[0] - 1), instrument=place, newest=True)
                 last = {} if at is None else self.columns.accounts((at, at)).get(name, {})
                 column[0] = self._holding_value(last).sum()
             worth[instrument] = filled(column)
@@ -413,7 +403,6 @@ class Rollups:
             "version": VERSION,
             "run_id": self.columns.run.run_id,
             "after": after,
-            "first": self.span[0],
             "digest": self._rows.digest(after),
         }
 
@@ -452,7 +441,7 @@ class Rollups:
 
         Values in memory are kept if they include later steps.
         """
-        if self.span[1] - self.span[0] < SHORT_BARS:
+        if self.span[1] < SHORT_BARS:
             return
         try:
             if (identity := self._identity()) == self._loaded:

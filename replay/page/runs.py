@@ -134,9 +134,7 @@ def _state(shown: OpenRun, first: int | None, *, is_counted: bool) -> str:
         return "damaged"
     if (held := halt(shown)) is not None:
         return f"halted by {held.by}"
-    if first is None:
-        return "no bar yet"
-    return "pruned" if shown.columns.span[0] else ""
+    return "no bar yet" if first is None else ""
 
 
 def damage_of(shown: OpenRun) -> str:
@@ -157,9 +155,6 @@ def _warnings(shown: OpenRun) -> Iterator[Paragraph]:
         yield Paragraph(held.sentence, "warning")
     if _decided(shown) == (None, None):
         yield Paragraph("No bar was decided yet; the first that closes makes a decision.", "note")
-    elif first := shown.columns.span[0]:
-        since = f"The oldest steps were pruned: step {first:,} is the first that is left."
-        yield Paragraph(since, "note")
 
 
 def _decided(shown: OpenRun) -> tuple[int | None, int | None]:
@@ -447,9 +442,9 @@ def _below_zero_of_bars(shown: OpenRun) -> str:
 
 
 def _start(shown: OpenRun, shadow: str = "") -> float:
-    """Return an account's first equity, or the configured cash if its first steps are pruned."""
+    """Return an account's first equity, or the configured cash without a decision."""
     first, _ = _decided(shown)
-    if first is None or shown.columns.span[0]:
+    if first is None:
         return float(json.loads(shown.views.run()["config"])["account"]["cash"])
     return shown.columns.equity_before(first, shadow)
 

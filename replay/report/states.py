@@ -193,7 +193,7 @@ class _Span:
         refused = self._refused(LIMITS, sequence)
         sentence = (
             f"This run is halted by {gate} since {time_text(since_ms)}; entries refused: "
-            f"{self._least(sequence)}{refused:,}. Only RESUME lifts it.{ends}"
+            f"{refused:,}. Only RESUME lifts it.{ends}"
         )
         return LastingState("limit", gate, since_ms, sequence, refused, sentence)
 
@@ -203,7 +203,7 @@ class _Span:
         sentence = (
             f"This run is halted by the operator's {command.kind} {command.giver}"
             f"{note if command.note else ''} since {time_text(since_ms)}; decisions refused: "
-            f"{self._least(sequence)}{refused:,}. Only RESUME lifts it."
+            f"{refused:,}. Only RESUME lifts it."
         )
         return LastingState("operator", operator.name, since_ms, sequence, refused, sentence)
 
@@ -217,7 +217,7 @@ class _Span:
             return None
         outcomes = self._rows.outcomes
         entries = [each.key for each in outcomes if each.allowed and each.action in _ENTRIES]
-        first = max(after + 1, self._columns.span[0])
+        first = after + 1
         entered = self._rows.decided_at((first, self._last), entries, newest=True)
         span = (first if entered is None else entered + 1, self._last)
         sequence = self._rows.decided_at(span, self._keys((risk_drawdown.name,)), newest=False)
@@ -277,10 +277,6 @@ class _Span:
         steps = [item.quantity_step for item in self._columns.instruments.values()]
         held = self._rows.held(self._last)
         return any(abs(quantity) >= steps[place] for place, quantity in held)
-
-    def _least(self, sequence: int) -> str:
-        """Return that a count from step *sequence* on lacks what was pruned."""
-        return "at least " if self._columns.span[0] > sequence else ""
 
     def _keys(self, gates: Collection[str]) -> list[int]:
         """Return the keys of the outcomes that one of *gates* refused.

@@ -69,7 +69,7 @@ def read_timeline(reader: Reader, record: RunRecord) -> Timeline:
 
 
 def _sequences(reader: Reader, record: RunRecord) -> list[int]:
-    """Return the kept steps that may send a notice, in order."""
+    """Return the steps that may send a notice, in order."""
     run_id = record.run["run_id"]
     views, decisions = RunViews(reader.connection, run_id), record.decisions
     chosen = {row["sequence"] for row in views.rows("v_events", kind=_ALWAYS)}
@@ -80,8 +80,7 @@ def _sequences(reader: Reader, record: RunRecord) -> list[int]:
     limits = np.isin(decisions.refused_by, (risk_drawdown.name, risk_daily_loss.name))
     chosen |= {*decisions.sequence[limits].tolist()}
     chosen |= {*_late_steps(record)}
-    first = reader.first_kept(run_id)
-    return sorted(sequence for sequence in chosen if sequence >= first)
+    return sorted(chosen)
 
 
 def _failures(views: RunViews) -> Iterator[int]:

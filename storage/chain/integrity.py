@@ -22,7 +22,7 @@ from tracepaper.storage.checkpoints import ID_DIGITS, Identity
 from tracepaper.storage.database.chunks import select, snapshot
 from tracepaper.storage.database.writer import in_memory
 from tracepaper.storage.record.columns import SEQUENCE_LIMIT, place
-from tracepaper.storage.record.rows import OF_A_STEP
+from tracepaper.storage.record.rows import SPARSE_TABLES
 from tracepaper.strategies.units import MONEY_DECIMALS, unscaled
 
 if TYPE_CHECKING:
@@ -35,11 +35,7 @@ _RUNS: Final = (
     "SELECT run_key, run_id, opened_digest, previous_run_id, previous_step_count, previous_head "
     "FROM runs ORDER BY run_key"
 )
-_DIGEST: Final = (
-    "SELECT digest FROM commits WHERE run_key = ?1 AND last_sequence = ?2 UNION ALL "
-    "SELECT digest FROM prunes WHERE run_key = ?1 AND until_sequence = ?2"
-)
-_PRUNED_AFTER: Final = "SELECT 1 FROM prunes WHERE run_key = ? AND until_sequence > ?"
+_DIGEST: Final = "SELECT digest FROM commits WHERE run_key = ? AND last_sequence = ?"
 _HOLDING: Final = itemgetter(place("steps", "holding"))
 
 _MODELS: Final = "SELECT run_id, model_id, model_sha256 FROM runs ORDER BY run_key"
@@ -104,7 +100,7 @@ def audit_runs(
         problem, warnings = _damaged(str(error)), ()
     audits = []
     for run_id in run_ids:
-        report = ChainReport(run_id, 0, b"", None, None, None)
+        report = ChainReport(run_id, 0, b"", None, None)
         first_problem = problem
         if problem is None:
             try:
@@ -123,8 +119,8 @@ def check_database(connection: sqlite3.Connection) -> tuple[ChainProblem | None,
     warnings: list[str] = []
     checks: tuple[Callable[[], Iterator[ChainProblem]], ...] = (
         lambda: check_pages(connection),
-        lambda: check_keys(connection),
         lambda: _check_schema(connection, warnings),
+        lambda: check_keys(connection),
         lambda: _check_links(connection),
         lambda: _check_models(connection),
     )
@@ -194,7 +190,7 @@ def check_keys(connection: sqlite3.Connection) -> Iterator[ChainProblem]:
     """Find rows that refer to a missing row."""
     tables = [str(table) for table, *_ in connection.execute("PRAGMA foreign_key_check")]
     # Their foreign key to ``steps`` is not declared, which saves a look-up per row written.
-    for table in OF_A_STEP:
+    for table in SPARSE_TABLES:
         query = f"SELECT 1 FROM {table} a WHERE NOT EXISTS {_STEP_OF_ROW} LIMIT 1"
         if connection.execute(query).fetchone():
             tables.append(table)
@@ -254,10 +250,8 @@ def _check_links(connection: sqlite3.Connection) -> Iterator[ChainProblem]:
             if head != before_opened:
                 yield _unlinked(run_id, before_id)
         else:
-            at = (before_key, count - 1)
-            digest = connection.execute(_DIGEST, at).fetchone()
-            pruned = connection.execute(_PRUNED_AFTER, at).fetchone()
-            if digest != (head,) and (digest is not None or pruned is None):
+            digest = connection.execute(_DIGEST, (before_key, count - 1)).fetchone()
+            if digest != (head,):
                 yield _unlinked(run_id, before_id)
         before_key, before_id, before_opened = key, run_id, opened
 

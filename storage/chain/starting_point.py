@@ -1,10 +1,8 @@
-"""Steps of a run at which ``verify`` can begin to compute it: after a prune, or ``--from``.
+"""Steps of a run at which ``verify`` can begin to compute it: ``--from``, or one commit.
 
 After any step the engine's state is the newest stored state plus the confirmations and counts since
-then. The rest is restored by feeding the events of a stretch before it, the *run-in*; a prune keeps
-both for its last step. This module only queries the database; it uses no engine.
-
-docs/storage.md, S17, has the rule.
+then. The rest is restored by feeding the events of a stretch before it, the *run-in*. This module
+only queries the database; it uses no engine.
 """
 
 from __future__ import annotations
@@ -17,16 +15,12 @@ from msgspec import Struct
 
 from tracepaper.storage.database.chunks import (
     WITHIN,
-    CarriedState,
     close_of,
     find_step,
-    prune_point,
-    run_span,
 )
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable
 
 _BAR: Final = "instrument IS NOT NULL AND ignored IS NULL"
 _STARTED: Final = (
@@ -48,13 +42,6 @@ class RunLookback(Struct, frozen=True):
     bars: dict[str, int]  # newest bars needed, by instrument id
     books: dict[str, int] = {}  # newest order books needed, by instrument id
     context: int = 0  # bars per instrument that a forecast depends on; 0 without a model
-
-
-class Rebuilding(NamedTuple):
-    """What a prune asks of a run's engine."""
-
-    lookback: RunLookback
-    state_after: Callable[[int], CarriedState]  # the engine's state after a step
 
 
 class _StartContent(Struct):
@@ -86,19 +73,10 @@ class StartingPoints:
         self._lookback = lookback
         self._run_key = run_key
         self._find = partial(find_step, connection, run_key)
-        _, self._first, self._last = run_span(run_key)
-        self.after_prune: StartingPoint | None = None
-        """The starting point at the end of a prune; None in a whole run."""
-        pruned = prune_point(connection, run_key)
-        if pruned is not None:
-            kept = pruned.kept_start()
-            self.after_prune = StartingPoint(pruned.until_sequence, kept.fed_from, kept.is_started)
-            self._first = pruned.until_sequence + 1
         instruments = connection.execute(_INSTRUMENTS, (run_key,)).fetchall()
         self._places = {str(name): int(place) for place, name in instruments}
         # At least one bar, because its close values the position.
         self._bars = {key: max(count, 1) for key, count in lookback.bars.items()}
-        self._unquoted: set[str] | None = None  # instruments without a quote in a pruned run
 
     def before(self, sequence: int) -> StartingPoint | None:
         """Return the last starting point before step *sequence*.
@@ -106,25 +84,9 @@ class StartingPoints:
         None if fewer bars precede it than its decision needs.
         """
         step = self._unit(sequence)[0] - 1
-        return None if step < self._first else self._fed(step)
-
-    def after(self, step: int) -> StartingPoint:
-        """Return the starting point after *step*, with all events before it where it needs them."""
-        kept = self.after_prune or StartingPoint(-1, self._first)
-        return self._fed(step) or StartingPoint(step, kept.fed_from, kept.is_started)
-
-    def droppable(self, sequence: int) -> int:
-        """Return the last step that step *sequence* and later ones do not need; -1 if none."""
-        beginning = self.before(sequence)
-        return -1 if beginning is None else beginning.fed_from - 1
+        return None if step < 0 else self._fed(step)
 
     # ------------------------------------------------------------ queries
-
-    def step_at(self, open_time_ms: int) -> int | None:
-        """Return the step of the first bar that opened at *open_time_ms* or later, if any."""
-        return self._find(
-            self._first, self._last, "steps", f"{_BAR} AND open_time_ms >= ?", open_time_ms
-        )
 
     @property
     def _model_bars(self) -> int:
@@ -144,16 +106,12 @@ class StartingPoints:
 
     def _back(self, step: int, key: str, count: int) -> int | None:
         """Return the step of the oldest of an instrument's last *count* bars up to *step*."""
-        return self._bar(self._first, step, key, newest=True, skip=count - 1)
+        return self._bar(0, step, key, newest=True, skip=count - 1)
 
     def _oldest(self, step: int, key: str) -> int:
         """Return the step of an instrument's first bar; *step* if it has none."""
-        bar = self._bar(self._first, step, key)
+        bar = self._bar(0, step, key)
         return step if bar is None else bar
-
-    def _is_young(self, key: str) -> bool:
-        """Return whether no bar of an instrument can have been pruned."""
-        return self.after_prune is None or self._bar(self._first, self._last, key) is None
 
     def _newest_start(self, step: int) -> _Start | None:
         """Return the newest start up to *step*, if any."""
@@ -164,18 +122,16 @@ class StartingPoints:
         return _Start(int(row[0]), dict(content.warm_from))
 
     def _fed(self, step: int) -> StartingPoint | None:
-        """Return the starting point after *step*; None if an event it needs was pruned."""
+        """Return the starting point after *step*; None if too few bars come before it."""
         fed = [self._back(step, key, count) for key, count in self._bars.items()]
-        if any(oldest is not None for oldest in fed):
-            # An instrument whose bars begin late needs those from its first bar on.
-            fed = [
-                self._oldest(step, key) if oldest is None and self._is_young(key) else oldest
-                for key, oldest in zip(self._bars, fed, strict=True)
-            ]
+        if all(oldest is None for oldest in fed):
+            return None
+        # An instrument whose bars begin late needs those from its first bar on.
+        fed = [
+            self._oldest(step, key) if oldest is None else oldest
+            for key, oldest in zip(self._bars, fed, strict=True)
+        ]
         fed += [self._books(step, key, count) for key, count in self._lookback.books.items()]
-        if self.after_prune is not None and self._unquoted is None:
-            quotes = {key: self._last_quoted(self._first, self._last, key) for key in self._bars}
-            self._unquoted = {key for key, quoted in quotes.items() if quoted is None}
         fed += [self._quote(step, key) for key in self._bars]
         is_started = False
         if self._lookback.context:
@@ -199,45 +155,30 @@ class StartingPoints:
         at = -1 if started is None else started.step
         if started is None or all(oldest is not None and oldest > at for oldest in by_steps):
             return [*by_steps], True
-        if at < self._first:
-            return [None], False
         warm_from = started.warm_from.items()
         return [at, *(self._bar_at(at, key, opened) for key, opened in warm_from)], False
 
     def _bar_at(self, last: int, key: str, open_time_ms: int) -> int | None:
         """Return the step of the bar of an instrument that opened at *open_time_ms*."""
         where = f"instrument = ? AND {_BAR} AND open_time_ms = ?"
-        return self._find(self._first, last, "steps", where, self._places[key], open_time_ms)
+        return self._find(0, last, "steps", where, self._places[key], open_time_ms)
 
     def _since_start(self, step: int) -> int:
         """Return the first step whose quotes and books still count: a start drops earlier ones."""
         started = self._newest_start(step)
-        return self._first if started is None else max(self._first, started.step)
+        return 0 if started is None else started.step
 
-    def _quote(self, step: int, key: str) -> int | None:
-        """Return the step of an instrument's newest quote up to *step*; *step* if it has none.
+    def _quote(self, step: int, key: str) -> int:
+        """Return the step of an instrument's newest quote up to *step*; *step* if it has none."""
+        quotes = "events", "kind = 'quote' AND instrument = ?", self._places[key]
+        quoted = self._find(self._since_start(step), step, *quotes, newest=True)
+        return step if quoted is None else quoted
 
-        None if the quote may have been pruned.
-        """
-        since = self._since_start(step)
-        quoted = self._last_quoted(since, step, key)
-        if quoted is not None:
-            return quoted
-        is_first = since == self._first and self.after_prune is not None
-        return None if is_first and key not in (self._unquoted or ()) else step
-
-    def _last_quoted(self, first: int, last: int, key: str) -> int | None:
-        quoted = "kind = 'quote' AND instrument = ?"
-        return self._find(first, last, "events", quoted, self._places[key], newest=True)
-
-    def _books(self, step: int, key: str, count: int) -> int | None:
+    def _books(self, step: int, key: str, count: int) -> int:
         """Return the step of the oldest of an instrument's last *count* order books."""
-        since = self._since_start(step)
-        oldest = step
-        span = (self._run_key, since, step, self._places[key])
+        oldest, span = step, (self._run_key, self._since_start(step), step, self._places[key])
         for at, books in self._connection.execute(_BOOKS, span):
             oldest, count = int(at), count - int(books)
             if count <= 0:
-                return oldest
-        # Either no more followed the start, or some were pruned.
-        return oldest if since > self._first or self.after_prune is None else None
+                break
+        return oldest

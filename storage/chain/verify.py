@@ -6,7 +6,6 @@ docs/storage.md, S5 to S10, has the rules.
 from __future__ import annotations
 
 from bisect import bisect_right
-from hashlib import sha256
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -16,34 +15,25 @@ from msgspec import Struct
 from tracepaper.storage.database.chunks import (
     CHUNK_STEPS,
     INSTRUMENT_ROWS,
-    RANGES,
     RUN_ROW,
     WITHIN,
-    PrunePoint,
     Span,
     StoredRow,
     chain_head,
     commit_at,
     gate_set_rows,
-    prune_point,
-    run_span,
     select,
     snapshot,
 )
 from tracepaper.storage.record.columns import SEQUENCE_LIMIT, TABLES, place
 from tracepaper.storage.record.hashing import (
-    NOTHING,
     SEQUENCE_AT,
-    ChainHead,
     Commit,
-    kept_after,
     opened_digest,
     sealed,
 )
 from tracepaper.storage.record.rows import (
     CHAINED_TABLES,
-    DROPPED_ROWS,
-    KEPT_TABLES,
     OPENED_AT,
     Previous,
     instrument_row,
@@ -74,7 +64,6 @@ class ChainReport(Struct, frozen=True):
     run_id: str
     steps: int  # steps of the commits that passed
     head: bytes  # the digest of the last commit that passed
-    pruned_until: int | None  # the last step whose rows were pruned; checked from the next on
     head_at: int | None  # the first step of the commit with the digest kept elsewhere
     problem: ChainProblem | None
 
@@ -99,9 +88,6 @@ def _width_query(table: str) -> str:
 
 _WIDTHS: Final = {table: _width_query(table) for table in CHAINED_TABLES}
 _COMMITS: Final = select("commits", "run_key = ? AND first_sequence >= ? AND first_sequence < ?")
-_PRUNED: Final = (
-    f"SELECT content FROM events WHERE {WITHIN} AND kind = 'prune' ORDER BY sequence DESC LIMIT 1"
-)
 _MISPLACED_SET: Final = (
     "SELECT gate_set FROM gate_sets g WHERE sequence IS NOT NULL AND sequence IS NOT "
     "(SELECT min(o.sequence) FROM outcomes o WHERE o.run_key = g.run_key "
@@ -125,26 +111,21 @@ def verify_chain(
     """Check the chain of *run_id*, and that a *head* kept elsewhere is one of its links.
 
     *take* is called with each commit that passes. All is read from one snapshot, so the run may
-    grow meanwhile. With *first* and *last* only the commits of these steps are walked, with what a
-    prune keeps of all earlier steps. ``DataInvalid`` is raised only if the run is missing; the
-    report has any damage.
+    grow meanwhile. With *first* and *last* only the commits of these steps are walked.
+    ``DataInvalid`` is raised only if the run is missing; the report has any damage.
     """
     with snapshot(connection):
         row = connection.execute(RUN_ROW, (run_id,)).fetchone()
         if row is None:
             raise DataInvalid(f"There is no run {run_id} in the database.")
         opened, step_count, head_digest = row[OPENED_AT:]
-        pruned = prune_point(connection, row[0])
-        until = None if pruned is None else pruned.until_sequence
         commit_bounds = commit_at(connection, row[0], first)
         walk = Walk.begin(connection, row[0], opened, commit_bounds[0] if commit_bounds else 0)
         begin, head_at = walk.due, None
-        problem = _check_opening(connection, row) or check_prune(connection, row[0], pruned)
-        if problem is None and until != begin - 1:  # else ``check_prune`` checked these rows
-            problem = _check_kept_rows(connection, row[0], begin - 1, walk.head.kept)
+        problem = _check_opening(connection, row)
         if problem is None:
             for commit in walk.commits(SEQUENCE_LIMIT if last is None else last + 1):
-                if commit.head.digest == head:
+                if commit.digest == head:
                     head_at = commit.first
                 take(commit)
             problem = walk.problem
@@ -152,8 +133,8 @@ def verify_chain(
                 problem = _check_end(walk, step_count, head_digest)
             problem = problem or _check_gate_sets(connection, row[0])
         if problem is None and head is not None and head_at is None:
-            problem = _rewritten(run_id, head, until)
-        return ChainReport(run_id, walk.due - begin, walk.head.digest, until, head_at, problem)
+            problem = _rewritten(run_id, head)
+        return ChainReport(run_id, walk.due - begin, walk.head, head_at, problem)
 
 
 class StoredCommit(NamedTuple):
@@ -163,22 +144,18 @@ class StoredCommit(NamedTuple):
     first: int
     last: int
     digest: bytes
-    kept: bytes
     contents: str
 
     @classmethod
     def of(cls, run_key: int, commit: Commit) -> StoredCommit:
         """Return the row of *commit*."""
-        digest, kept, _ = commit.head
-        return cls(run_key, commit.first, commit.last, digest, kept, commit.contents)
+        return cls(run_key, commit.first, commit.last, commit.digest, commit.contents)
 
 
 class Walk:
     """Recomputes the commits of one run after *head*; the next step is *due*."""
 
-    def __init__(
-        self, connection: sqlite3.Connection, run_key: int, head: ChainHead, due: int
-    ) -> None:
+    def __init__(self, connection: sqlite3.Connection, run_key: int, head: bytes, due: int) -> None:
         self._connection = connection
         self.run_key = run_key
         self.head = head
@@ -189,17 +166,9 @@ class Walk:
     def begin(
         cls, connection: sqlite3.Connection, run_key: int, opened: bytes, first: int = 0
     ) -> Walk:
-        """Return the walk from step *first* on, or from the end of a prune that is later.
-
-        *opened* is the chain's first link.
-        """
-        pruned = prune_point(connection, run_key)
-        if pruned is not None and pruned.until_sequence >= first:
-            return cls(connection, run_key, pruned.head, pruned.until_sequence + 1)
-        chain_end = chain_head(connection, run_key, first - 1)
-        return cls(
-            connection, run_key, ChainHead(opened) if chain_end is None else chain_end[1], first
-        )
+        """Return the walk from step *first* on; *opened* is the chain's first link."""
+        before = chain_head(connection, run_key, first - 1)
+        return cls(connection, run_key, opened if before is None else before[1], first)
 
     def commits(self, before: int = SEQUENCE_LIMIT) -> Iterator[Commit]:
         """Yield the commits that begin before step *before*, until one does not pass.
@@ -244,7 +213,7 @@ class Walk:
             self.problem = _difference(stored_commit, commit)
             if self.problem is not None:
                 return
-            self.head, self.due = commit.head, stored_commit.last + 1
+            self.head, self.due = commit.digest, stored_commit.last + 1
             yield commit
 
     def _read(self, table: str, span: Span) -> list[StoredRow]:
@@ -357,68 +326,6 @@ def _check_values(opened: StoredRow, instruments: list[StoredRow]) -> ChainProbl
     return None
 
 
-def check_prune(
-    connection: sqlite3.Connection, run_key: int, pruned: PrunePoint | None
-) -> ChainProblem | None:
-    """Check the rows that a prune kept, and its row against its event."""
-    event = connection.execute(_PRUNED, run_span(run_key)).fetchone()
-    if pruned is None:
-        if event is None:
-            return None
-        return ChainProblem(
-            None, ("prunes",), "missing", "The run was pruned, and its row in prunes was removed."
-        )
-    _, until, pruned_at_ms, digest, kept_sha256, state_sha256, state, run_in = pruned
-    content = {
-        "until_sequence": until,
-        "pruned_at_ms": pruned_at_ms,
-        "digest": digest.hex(),
-        "kept_sha256": kept_sha256.hex(),
-        "state_sha256": state_sha256.hex(),
-        "start_sha256": sha256(state + run_in).hexdigest(),
-    }
-    if event is None or event[0] != msgspec.json.encode(content).decode():
-        return ChainProblem(
-            until,
-            ("prunes",),
-            "changed",
-            f"The row in prunes, which ends at step {until}, differs from the prune's event.",
-        )
-    return _check_kept(connection, run_key, pruned)
-
-
-def _check_kept(
-    connection: sqlite3.Connection, run_key: int, pruned: PrunePoint
-) -> ChainProblem | None:
-    """Check that the pruned steps have the rows that a prune keeps, and no others."""
-    until = pruned.until_sequence
-    span = run_span(run_key, until)
-    for table, where in DROPPED_ROWS:
-        query = f"SELECT min(sequence) FROM {table} WHERE {WITHIN} AND {where}"
-        (at,) = connection.execute(query, span).fetchone()
-        if at is not None:
-            sentence = f"A row was added to {table} at step {at}, whose rows were pruned."
-            return ChainProblem(at, (table,), "extra", sentence)
-    return _check_kept_rows(connection, run_key, until, pruned.kept_sha256)
-
-
-def _check_kept_rows(
-    connection: sqlite3.Connection, run_key: int, until: int, kept: bytes
-) -> ChainProblem | None:
-    """Check the rows up to step *until* that a prune keeps against their hash *kept*."""
-    if kept_until(connection, run_key, until) == kept:
-        return None
-    sentence = f"A row up to step {until} was changed: it is in one of {', '.join(KEPT_TABLES)}."
-    return ChainProblem(until, KEPT_TABLES, "changed", sentence)
-
-
-def kept_until(connection: sqlite3.Connection, run_key: int, until: int) -> bytes:
-    """Return the running hash of the rows up to step *until* that a prune keeps."""
-    span = run_span(run_key, until)
-    rows = {table: connection.execute(RANGES[table], span).fetchall() for table in KEPT_TABLES}
-    return kept_after(NOTHING, rows)
-
-
 def _check_gate_sets(connection: sqlite3.Connection, run_key: int) -> ChainProblem | None:
     """Check that every gate set is complete and stored with the first outcome that uses it."""
     if row := connection.execute(_HOLED_SET, (run_key,)).fetchone():
@@ -431,13 +338,10 @@ def _check_gate_sets(connection: sqlite3.Connection, run_key: int) -> ChainProbl
     return ChainProblem(None, ("gate_sets",), "changed", sentence)
 
 
-def _rewritten(run_id: str, head: bytes, pruned_until: int | None) -> ChainProblem:
-    older = ""
-    if pruned_until is not None:
-        older = f" (or the head is older than step {pruned_until}, pruned since)"
+def _rewritten(run_id: str, head: bytes) -> ChainProblem:
     sentence = (
         f"No commit of run {run_id} has the digest {head.hex()}: the chain was rewritten, or an "
-        f"older copy was put back{older}."
+        "older copy was put back."
     )
     return ChainProblem(None, (), "rewritten", sentence)
 
@@ -465,7 +369,7 @@ def _check_end(walk: Walk, step_count: int, head_digest: bytes) -> ChainProblem 
     if strays:
         sentence = f"Rows of {', '.join(strays)} from step {due} on belong to no step."
         return ChainProblem(due, tuple(strays), "extra", sentence)
-    if walk.head.digest != head_digest:
+    if walk.head != head_digest:
         return ChainProblem(
             None,
             ("runs",),

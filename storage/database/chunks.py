@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from functools import cache, lru_cache
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-import msgspec
-from msgspec import Struct
-
 from tracepaper.storage.record.columns import SEQUENCE_LIMIT, TABLES, stored_columns
-from tracepaper.storage.record.decode import BAR_READ, InternedRows, StoredRows
-from tracepaper.storage.record.hashing import NOTHING, ChainHead
+from tracepaper.storage.record.decode import InternedRows, StoredRows
 from tracepaper.storage.record.rows import CHAINED_TABLES, SPARSE_TABLES, At
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.gates.gate import GATES
-from tracepaper.strategies.types.decisions import GateSet, LastDecision
+from tracepaper.strategies.types.decisions import GateSet
 
 if TYPE_CHECKING:
     import sqlite3
@@ -100,9 +95,8 @@ _CLOSED: Final = (
 )
 RUN_ROW: Final = select("runs", "run_id = ?")
 INSTRUMENT_ROWS: Final = select("instruments", "run_key = ?")
-_PRUNE: Final = select("prunes", "run_key = ?")
 _NEWEST_COMMIT: Final = (
-    "SELECT last_sequence, digest, kept FROM commits WHERE run_key = ? AND last_sequence <= ? "
+    "SELECT last_sequence, digest FROM commits WHERE run_key = ? AND last_sequence <= ? "
     "ORDER BY first_sequence DESC LIMIT 1"
 )
 _COMMIT_AT: Final = (
@@ -113,13 +107,6 @@ _COMMIT_AT: Final = (
 _NEWEST_STATE: Final = (
     f"SELECT state, sequence FROM states WHERE {WITHIN} ORDER BY sequence DESC LIMIT 1"
 )
-_PRUNED_STATE: Final = "SELECT state, until_sequence FROM prunes WHERE run_key = ?"
-FED_QUERIES: Final = (
-    f"SELECT {', '.join(BAR_READ)} FROM steps WHERE {WITHIN} ORDER BY sequence",
-    select("events", WITHIN),
-    select("answers", WITHIN),
-)
-"""The queries for the rows of a ``FedRows``."""
 
 
 def run_span(run_key: int, until: int | None = None) -> Span:
@@ -184,37 +171,19 @@ def close_of(
 def latest_state(
     connection: sqlite3.Connection, run_key: int, until: int | None = None
 ) -> tuple[bytes, int] | None:
-    """Return the engine's newest state (up to step *until*), and the step that stored it.
-
-    A prune keeps the state after the last step that it drops.
-    """
+    """Return the engine's newest state (up to step *until*), and the step that stored it."""
     row: tuple[bytes, int] | None
     row = connection.execute(_NEWEST_STATE, run_span(run_key, until)).fetchone()
-    return row or connection.execute(_PRUNED_STATE, (run_key,)).fetchone()
+    return row
 
 
 def chain_head(
     connection: sqlite3.Connection, run_key: int, until: int | None = None
-) -> tuple[int, ChainHead] | None:
-    """Return the last step of the newest commit (up to step *until*), and its chain head.
-
-    None if there is neither a commit nor a prune.
-    """
-    bound = SEQUENCE_LIMIT if until is None else until
-    row = connection.execute(_NEWEST_COMMIT, (run_key, bound)).fetchone()
-    pruned = prune_point(connection, run_key)
-    if row is None:
-        is_there = pruned is not None and pruned.until_sequence <= bound
-        return (pruned.until_sequence, pruned.head) if pruned is not None and is_there else None
-    last, digest, kept = row
-    state = connection.execute(_NEWEST_STATE, run_span(run_key, last)).fetchone()
-    before = NOTHING if pruned is None else pruned.state_sha256
-    return last, ChainHead(digest, kept, before if state is None else sha256(state[0]).digest())
-
-
-def fed_rows(connection: sqlite3.Connection, span: Span) -> FedRows:
-    """Return the rows of the steps of *span* from which its events are decoded."""
-    return FedRows(*(connection.execute(query, span).fetchall() for query in FED_QUERIES))
+) -> tuple[int, bytes] | None:
+    """Return the last step of the newest commit (up to step *until*), and its digest, if any."""
+    row: tuple[int, bytes] | None
+    row = connection.execute(_NEWEST_COMMIT, run_span(run_key, until)[::2]).fetchone()
+    return row
 
 
 def step_rows(
@@ -296,64 +265,3 @@ class StoredRun(NamedTuple):
     opened_digest: bytes
     step_count: int
     head_digest: bytes
-
-
-class FedRows(NamedTuple):
-    """The rows of some steps from which their events and predictions are decoded."""
-
-    steps: list[StoredRow]  # their columns ``BAR_READ``
-    events: list[StoredRow]
-    answers: list[StoredRow]
-
-
-class CarriedState(NamedTuple):
-    """What an engine knows after a step, besides the events that are fed to it again."""
-
-    state: bytes
-    since: dict[str, LastDecision]  # by instrument
-    is_unsaved: bool  # whether a later step stores the state, which no step has stored yet
-
-
-class KeptStart(Struct, frozen=True, array_like=True):
-    """What a prune keeps for a derivation from its end, besides the engine's state there."""
-
-    fed_from: int  # the first step of the run-in
-    is_started: bool  # whether the model forecasts from there on, or a start warms it up
-    since: dict[str, LastDecision]
-    is_unsaved: bool
-    run_in: FedRows  # of the steps from ``fed_from`` on
-    opened: bytes = b""  # the engine's state after the first step of a run that took over another
-
-
-class PrunePoint(NamedTuple):
-    """A row of ``prunes``: the last step whose rows were dropped, and the chain head there."""
-
-    run_key: int
-    until_sequence: int
-    pruned_at_ms: int
-    digest: bytes
-    kept_sha256: bytes
-    state_sha256: bytes
-    state: bytes
-    run_in: bytes
-
-    @property
-    def head(self) -> ChainHead:
-        """The head from which the chain continues."""
-        return ChainHead(self.digest, self.kept_sha256, self.state_sha256)
-
-    def kept_start(self) -> KeptStart:
-        """Decode what the prune kept; raise ``DataInvalid`` if that is impossible."""
-        try:
-            return msgspec.msgpack.decode(self.run_in, type=KeptStart)
-        except msgspec.MsgspecError as error:
-            raise DataInvalid(
-                f"What the prune until step {self.until_sequence} kept does not decode ({error}); "
-                "run `tracepaper audit verify` and restore a backup."
-            ) from error
-
-
-def prune_point(connection: sqlite3.Connection, run_key: int) -> PrunePoint | None:
-    """Return the run's row of ``prunes``; None if it was not pruned."""
-    row = connection.execute(_PRUNE, (run_key,)).fetchone()
-    return None if row is None else PrunePoint(*row)

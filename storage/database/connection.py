@@ -169,11 +169,10 @@ Fewer pages hold the long rows of explained bars with less space left over.
 """
 _BESIDE: Final = ("-wal", "-journal", "-shm", ".lock")
 _HOLED: Final = (
-    "SELECT 1 FROM runs r LEFT JOIN prunes p USING (run_key) LEFT JOIN (SELECT run_key, "
-    "max(last_sequence) AS last, sum(last_sequence - first_sequence + 1) AS steps "
-    "FROM commits GROUP BY run_key) c USING (run_key) "
-    "WHERE coalesce(c.last, p.until_sequence, -1) <> r.step_count - 1 "
-    "OR coalesce(c.steps, 0) <> r.step_count - coalesce(p.until_sequence + 1, 0)"
+    "SELECT 1 FROM runs r LEFT JOIN (SELECT run_key, max(last_sequence) AS last, "
+    "sum(last_sequence - first_sequence + 1) AS steps FROM commits GROUP BY run_key) c "
+    "USING (run_key) WHERE coalesce(c.last, -1) <> r.step_count - 1 "
+    "OR coalesce(c.steps, 0) <> r.step_count"
 )
 """Selects a run whose commits are not as many steps as its row counts."""
 

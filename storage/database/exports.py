@@ -10,7 +10,6 @@ from __future__ import annotations
 import filecmp
 import os
 import re
-from contextlib import suppress
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import quote
@@ -54,7 +53,7 @@ None of them changes, so a row stays in its day. Other views use the open time o
 """
 _ENDING: Final = re.compile(r"^.*(?=_[a-z]+$)")
 """Matches a column's name without its ending; it does not match ``text``."""
-OUTCOMES: Final = ("new", "replaced", "unchanged", "kept")
+OUTCOMES: Final = ("new", "replaced", "unchanged")
 
 
 class ExportResult(NamedTuple):
@@ -98,10 +97,8 @@ def export(
         for view in views:
             schema = _schema(view)
             place = folder / f"run_id={quote(stored.run.run_id, safe='')}" / view.name
-            gone = {path.parent.name for path in place.glob("day=*/rows.parquet")}
             for day, rows in _by_day(reader.connection, view, stored):
                 target = place / f"day={day_text(day * DAY_MS)}" / "rows.parquet"
-                gone.discard(target.parent.name)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 part = target.with_name(f"rows.{os.getpid()}.part")
                 try:
@@ -113,7 +110,6 @@ def export(
                     files[_settle(part, target)] += 1
                 finally:
                     part.unlink(missing_ok=True)
-            files["kept"] += len(gone)
     finally:
         if reader.connection.in_transaction:  # SQLite has ended it if the disk is full
             reader.connection.execute("ROLLBACK")
@@ -174,20 +170,10 @@ def _table(view: View, schema: pa.Schema, rows: Sequence[tuple[Any, ...]]) -> pa
 
 
 def _settle(part: Path, target: Path) -> str:
-    """Move the complete *part* to *target* if it differs; return what became of the file.
-
-    A file with more rows is kept: it has rows that a prune dropped from the database.
-    """
-    import pyarrow as pa
-    from pyarrow import parquet
-
+    """Move the complete *part* to *target* if it differs; return what became of the file."""
     outcome = "replaced" if target.exists() else "new"
-    if outcome == "replaced":
-        if filecmp.cmp(part, target, shallow=False):
-            return "unchanged"
-        with suppress(pa.ArrowInvalid):  # raised for a damaged file, which is replaced
-            if parquet.read_metadata(target).num_rows > parquet.read_metadata(part).num_rows:
-                return "kept"
+    if outcome == "replaced" and filecmp.cmp(part, target, shallow=False):
+        return "unchanged"
     with part.open("rb") as file:
         os.fsync(file.fileno())
     part.replace(target)

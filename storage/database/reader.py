@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from tracepaper.storage.database.chunks import (
     CHUNK_STEPS,
-    FED_QUERIES,
     INSTRUMENT_ROWS,
+    RANGES,
     RUN_ROW,
     WITHIN,
-    PrunePoint,
     RunLocation,
     Span,
     StoredRun,
@@ -24,7 +23,6 @@ from tracepaper.storage.database.chunks import (
     gate_set_rows,
     interned,
     latest_state,
-    prune_point,
     run_span,
     select,
     snapshot,
@@ -100,6 +98,7 @@ _IS_FED: Final = (
     "AND e.sequence = s.sequence AND e.kind "
     "IN ('closed', 'frame_bar', 'funding', 'gap'))"
 )
+_FED_STEPS: Final = f"SELECT {', '.join(BAR_READ)} FROM steps WHERE {WITHIN} ORDER BY sequence"
 _EVENTS: Final = f"SELECT {', '.join(stored_columns('events'))} FROM events"
 _DECIDED: Final = (
     f"SELECT instrument, max(sequence) FROM steps WHERE {WITHIN} AND outcome IS NOT NULL GROUP BY 1"
@@ -200,15 +199,12 @@ class Reader:
         with snapshot(self.connection):
             run_key, count, head, opened = self.connection.execute(_COUNTED, (run_id,)).fetchone()
             (stored,) = self.connection.execute(_STORED, (run_key,)).fetchone()
-            pruned, last = self.pruned(run_key), self._last_sequence(run_key)
-            chain_end = chain_head(self.connection, run_key)
-        until = -1 if pruned is None else pruned.until_sequence
-        expected = count - until - 1
-        reached, digest = (-1, opened) if chain_end is None else (chain_end[0], chain_end[1].digest)
-        if (stored, max(last, until), reached, digest) == (expected, count - 1, count - 1, head):
+            last, chain_end = self._last_sequence(run_key), chain_head(self.connection, run_key)
+        reached, digest = (-1, opened) if chain_end is None else chain_end
+        if (stored, last, reached, digest) == (count, count - 1, count - 1, head):
             return ""
         return (
-            f"The row of run {run_id} counts {expected} steps and {stored} are stored, or its head "
+            f"The row of run {run_id} counts {count} steps and {stored} are stored, or its head "
             "is not that of its last step: run `tracepaper audit verify` before you use this run."
         )
 
@@ -228,15 +224,6 @@ class Reader:
         """Return the run as it was opened."""
         return self.stored_run(run_id).run
 
-    def pruned(self, run_key: int) -> PrunePoint | None:
-        """Return the run's row of ``prunes``; None if it was not pruned."""
-        return prune_point(self.connection, run_key)
-
-    def first_kept(self, run_id: str) -> int:
-        """Return the first step of *run_id* that was not pruned."""
-        pruned = self.pruned(self.stored_run(run_id).run_key)
-        return 0 if pruned is None else pruned.until_sequence + 1
-
     def gate_sets(self, run_key: int) -> tuple[GateSet, ...]:
         """Return the gate sets of the run, in the order of their keys."""
         rows = gate_set_rows(self.connection, run_key)
@@ -248,7 +235,7 @@ class Reader:
         """Return one step; raise ``DataInvalid`` if it is missing."""
         for step in self.steps(run_id, after=sequence - 1, until=sequence):
             return step
-        raise DataInvalid(f"Run {run_id} has no step {sequence}; it was pruned or never stored.")
+        raise DataInvalid(f"Run {run_id} has no step {sequence}.")
 
     def steps(self, run_id: str, *, after: int = -1, until: int | None = None) -> Iterator[Step]:
         """Yield the steps after sequence *after*, up to and including *until*, in order."""
@@ -257,7 +244,7 @@ class Reader:
             yield decoder.step(rows)
 
     def steps_at(self, run_id: str, sequences: Iterable[int]) -> Iterator[Step]:
-        """Yield the kept steps with these *sequences*."""
+        """Yield the steps with these *sequences*."""
         stored, decoder = self._decoding(run_id)
         for sequence in sequences:
             for rows in step_rows(self.connection, stored.run_key, sequence, sequence):
@@ -280,12 +267,12 @@ class Reader:
         """
         stored, decoder = self._decoding(run_id)
         last, execute = self._last_sequence(stored.run_key), self.connection.execute
-        of_steps, of_events, of_answers = FED_QUERIES
+        of_events, of_answers = RANGES["events"], RANGES["answers"]
         for start in range(after + 1, last + 1, CHUNK_STEPS):
             span = stored.run_key, start, min(start + CHUNK_STEPS - 1, last)
             events = {row[1]: row for row in execute(of_events, span)}
             answers = {row[1]: row for row in execute(of_answers, span)} if wait is None else {}
-            rows, waited = execute(of_steps, span).fetchall(), 0
+            rows, waited = execute(_FED_STEPS, span).fetchall(), 0
             for place, row in enumerate(rows):
                 if place < waited:
                     continue
@@ -297,16 +284,6 @@ class Reader:
                         continue
                     at = execute(of_answers, (stored.run_key, sequence, sequence))
                     answers = {row[1]: row for row in at}
-                yield _fed(decoder, row, events, answers)
-
-    def run_in(self, run_id: str) -> Iterator[Fed]:
-        """Yield the events of a prune's run-in, as ``events`` does."""
-        stored, decoder = self._decoding(run_id)
-        if (pruned := self.pruned(stored.run_key)) is not None:
-            fed = pruned.kept_start().run_in
-            events = {row[1]: row for row in fed.events}
-            answers = {row[1]: row for row in fed.answers}
-            for row in fed.steps:
                 yield _fed(decoder, row, events, answers)
 
     def forecasts(self, run_id: str, most: int) -> list[Forecast]:
@@ -407,20 +384,14 @@ class Reader:
         return -1 if step is None else step
 
     def counted(self, run_id: str) -> tuple[int, int]:
-        """Return the step count in the run's row, and the number of steps, from one snapshot.
-
-        Pruned steps count too.
-        """
+        """Return the step count in the run's row, and the number of steps, from one snapshot."""
         run_key = self.stored_run(run_id).run_key
         query = (
             "SELECT step_count, (SELECT max(sequence) FROM steps s WHERE s.run_key = r.run_key) "
             "FROM runs r WHERE run_key = ?"
         )
         count, last = self.connection.execute(query, (run_key,)).fetchone()
-        if last is None:
-            pruned = self.pruned(run_key)
-            return int(count), 0 if pruned is None else pruned.until_sequence + 1
-        return int(count), last + 1
+        return int(count), 0 if last is None else last + 1
 
     def step_opened(self, run_key: int, open_time_ms: int) -> int | None:
         """Return the first step whose bar opened at *open_time_ms* or later, if any."""
@@ -544,29 +515,13 @@ class Reader:
     def first_state(self, run_id: str) -> tuple[bytes, int] | None:
         """Return the oldest stored state of the engine, and the step after which it was stored."""
         run_key = self.stored_run(run_id).run_key
-        pruned = self.pruned(run_key)
-        if pruned is not None:
-            return pruned.state, pruned.until_sequence
         query = "SELECT state, sequence FROM states WHERE run_key = ? ORDER BY sequence LIMIT 1"
         row: tuple[bytes, int] | None = self.connection.execute(query, (run_key,)).fetchone()
         return row
 
     def state_at(self, run_id: str, *, until: int | None = None) -> tuple[bytes, int] | None:
-        """Return the engine's newest state up to step *until*, and the step that stored it.
-
-        A prune keeps the state after the last step that it drops.
-        """
+        """Return the engine's newest state up to step *until*, and the step that stored it."""
         return latest_state(self.connection, self.stored_run(run_id).run_key, until)
-
-    def keeps_unsaved(self, run_id: str, *, until: int | None = None) -> bool:
-        """Return whether the newest state up to step *until* is a prune's, not stored by a step."""
-        pruned, stored = (
-            self.pruned(self.stored_run(run_id).run_key),
-            self.state_at(run_id, until=until),
-        )
-        if pruned is None or stored is None or stored[1] > pruned.until_sequence:
-            return False
-        return pruned.kept_start().is_unsaved
 
     def steps_since_state(self, run_id: str, *, until: int | None = None) -> Iterator[Step]:
         """Yield the steps from the one that stored the newest state on, up to step *until*."""
@@ -586,10 +541,8 @@ class Reader:
     def since_decided(self, run_id: str, *, until: int | None = None) -> dict[str, LastDecision]:
         """Return each instrument's last outcome, up to step *until*, and the fills since."""
         stored, decoder = self._decoding(run_id)
-        pruned = self.pruned(stored.run_key)
-        kept = {} if pruned is None else pruned.kept_start().since
         span = run_span(stored.run_key, until)
-        last, steps = self._last_decided(stored, span)
+        steps = self._last_decided(stored, span)
         since: dict[str, LastDecision] = {}
         for place, item in enumerate(stored.run.instruments):
             decided = steps.get(place, -1)
@@ -599,10 +552,6 @@ class Reader:
             if decided >= 0:
                 # A decision knows all fills of its close, also those by another symbol's price.
                 decided = close_of(self.connection, stored.run_key, decided, len(steps))[1]
-            elif pruned is not None:
-                span = (stored.run_key, pruned.until_sequence + 1, last)
-                since[item.id] = self._since_prune(decoder, kept[item.id], item.id, span)
-                continue
             fills = self.fills(run_id, after=decided, until=until)
             item_fills = tuple(fill for fill in fills if fill.instrument == item.id)
             since[item.id] = LastDecision(outcome, item_fills, parts)
@@ -613,7 +562,7 @@ class Reader:
     ) -> dict[str, DecisionOutcome]:
         """Return each instrument's last outcome, if it was decided after step *after*."""
         stored = self.stored_run(run_id)
-        _, steps = self._last_decided(stored, run_span(stored.run_key, until))
+        steps = self._last_decided(stored, run_span(stored.run_key, until))
         decided = [self.step(run_id, at) for at in steps.values() if at > after]
         return {
             step.event.instrument: step.decision.outcome
@@ -621,29 +570,15 @@ class Reader:
             if isinstance(step.event, Bar) and step.decision is not None
         }
 
-    def _last_decided(self, stored: StoredRun, span: Span) -> tuple[int, dict[int, int]]:
-        """Return the last step in *span*, and by place the last that decided an instrument."""
+    def _last_decided(self, stored: StoredRun, span: Span) -> dict[int, int]:
+        """Return by place the last step in *span* that decided an instrument."""
         last, places = min(span[-1], self._last_sequence(span[0])), len(stored.run.instruments)
         steps: dict[int, int] = {}
         for first in (last - _RECENT * places, 0):  # the recent steps mostly suffice
             steps = dict(self.connection.execute(_DECIDED, (span[0], first, last)).fetchall())
             if len(steps) == places:
                 break
-        return last, steps
-
-    def _since_prune(
-        self, decoder: StepDecoder, kept: LastDecision, instrument: str, span: Span
-    ) -> LastDecision:
-        """Return the decision that a prune *kept*, with the fills of *span*, the steps since."""
-        fills: dict[str | None, list[Fill]] = {}
-        for row in self.connection.execute(select("fills", WITHIN), span):
-            if (fill := decoder.fill(row)).instrument == instrument:
-                fills.setdefault(row[FILL.shadow], []).append(fill)
-        parts = {
-            name: LastDecision(part.verdict, (*part.fills, *fills.get(name, ())))
-            for name, part in kept.parts.items()
-        }
-        return LastDecision(kept.verdict, (*kept.fills, *fills.get(None, ())), parts)
+        return steps
 
     def _parts_since(
         self, decoder: StepDecoder, decided: Step, instrument: str, span: Span

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from tracepaper.storage.database.chunks import WITHIN, commit_at, find_step
 from tracepaper.storage.database.run_views import BATCH_ROWS
-from tracepaper.storage.database.view_columns import UNREALIZED, shared_row
+from tracepaper.storage.database.view_columns import MARKET_MS, UNREALIZED, at_step, shared_row
 from tracepaper.storage.record.columns import (
     SEQUENCE_LIMIT,
     STEP_GATES,
@@ -415,8 +415,10 @@ class RunRows:
     def halts(self, span: Span) -> list[Halt]:
         """Return the limits that were breached, in order."""
         query = (
-            "SELECT sequence, market_ms, since_ms, breached FROM halts WHERE run_key = ? "
-            "AND sequence BETWEEN ? AND ? ORDER BY sequence"
+            f"SELECT l.sequence, {MARKET_MS}, l.since_ms, l.breached FROM halts l "
+            f"JOIN runs r USING (run_key) JOIN steps s ON {at_step('s', 'l')} "
+            f"LEFT JOIN events e ON {at_step('e')} "
+            "WHERE l.run_key = ? AND l.sequence BETWEEN ? AND ? ORDER BY l.sequence"
         )
         return [Halt(*row) for row in self._connection.execute(query, (self._run_key, *span))]
 

@@ -1,4 +1,4 @@
-"""The closed trades of a run, computed again from the rows that a prune keeps."""
+"""The open and closed trades of a run, computed again from its stored fills and holdings."""
 
 from __future__ import annotations
 

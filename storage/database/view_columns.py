@@ -208,8 +208,8 @@ def caused(alias: str, table: str) -> ViewColumn:
 
     An order's id begins with the sequence of the step that created it. Its run has a row of it
     there, unless it was taken over from another run. A step of a decision has a bar and so no
-    event; an order of a command has the command as its event, which a prune keeps. An exit order
-    that a fill at a quote placed has that fill at its step, which a prune keeps too.
+    event; an order of a command has the command as its event, and an exit order that a
+    fill at a quote placed has that fill at its step.
     """
     run, born = f"{alias}.run_key", f"{alias}.birth"
     return ViewColumn(

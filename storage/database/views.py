@@ -48,16 +48,9 @@ from tracepaper.strategies.units import DAY_MS, MINUTE_MS, WEEK_MS, any_of
 
 # ---------------------------------------------------------------- runs, bars, gaps and events
 
-_LAST_BUT_PRUNES: Final = (
-    "SELECT s.sequence FROM steps s WHERE s.run_key = r.run_key "
-    f"AND NOT EXISTS (SELECT 1 FROM events p WHERE {at_step('p')} AND p.kind = 'prune') "
-    "ORDER BY s.sequence DESC LIMIT 1"
-)
-
-
 _ENDED_AT: Final = (
     "(SELECT json_extract(e.content, '$.ended_at_ms') FROM events e WHERE e.kind = 'end' "
-    f"AND e.run_key = r.run_key AND e.sequence = ({_LAST_BUT_PRUNES}))"
+    "AND e.run_key = r.run_key AND e.sequence = r.step_count - 1)"
 )
 
 V_RUNS: Final = View(
@@ -215,47 +208,37 @@ _OF_STEPS: Final = ", ".join(
         "CAST(e.price_verdict AS TEXT)",
     )
 )
-# A halt is a row beside the event that caused it.
+# A halt is a row beside the event that caused it. Such rows are few: they come first, since their
+# computed columns cost more to type.
 _HALT_FIELDS: Final = (
     "'limit', l.breached, 'measure', l.measure, 'threshold', l.threshold, 'since_ms', l.since_ms"
 )
-_OF_HALTS: Final = ", ".join(
-    (
-        "r.run_id",
-        "l.sequence",
-        f"CAST('{HALTED}' AS TEXT)",
-        "CAST(NULL AS TEXT)",
-        "CAST(l.market_ms AS INTEGER)",
-        f"CAST({iso('l.market_ms')} AS TEXT)",
-        "CAST(l.seen_ms AS INTEGER)",
-        f"CAST({iso('l.seen_ms')} AS TEXT)",
-        f"CAST(json_object({_HALT_FIELDS}) AS TEXT)",
-        "CAST(NULL AS TEXT)",
-    )
-)
-
+_WITH_EVENTS: Final = f"LEFT JOIN events e ON {at_step('e')} "
 V_EVENTS: Final = View(
     "v_events",
     f"an event that the engine consumed, or, as kind `{HALTED}`, a limit that the event breached",
     (
-        *of_step("e"),
+        *of_step("l"),
+        ViewColumn("kind", f"'{HALTED}'", any_of((*EVENT_TYPES, HALTED))),
+        ViewColumn("instrument", "NULL", "`category:SYMBOL`; null if it has none"),
+        *moment("market_ms", _MARKET_MS, "market time of the event"),
+        *moment("seen_ms", _SEEN_MS, "market time at which the engine saw it"),
         ViewColumn(
-            "kind",
-            "e.kind",
-            any_of((*EVENT_TYPES, HALTED)),
+            "content",
+            f"json_object({_HALT_FIELDS})",
+            "JSON of its other fields, with numbers as stored",
         ),
-        ViewColumn("instrument", "i.instrument_id", "`category:SYMBOL`; null if it has none"),
-        *shown("e", "events", "market_ms", "seen_ms", "content", "price_verdict"),
+        ViewColumn(
+            "price_verdict",
+            "NULL",
+            "why a price or rate that jumped was accepted or not; null if none jumped",
+        ),
     ),
-    # Events that a prune kept have no step any more; all others are found by their step.
-    "FROM runs r JOIN prunes p ON p.run_key = r.run_key JOIN events e "
-    "ON e.run_key = r.run_key AND e.sequence <= p.until_sequence "
-    f"AND NOT EXISTS (SELECT 1 FROM steps s WHERE {at_step('s', 'e')}) "
-    "LEFT JOIN instruments i ON i.run_key = r.run_key AND i.instrument = e.instrument",
-    f" UNION ALL SELECT {_OF_STEPS} FROM runs r JOIN steps s ON s.run_key = r.run_key "
-    f"LEFT JOIN events e ON {at_step('e')} LEFT JOIN instruments i "
-    "ON i.run_key = r.run_key AND i.instrument = coalesce(s.instrument, e.instrument)"
-    f" UNION ALL SELECT {_OF_HALTS} FROM runs r JOIN halts l ON l.run_key = r.run_key",
+    "FROM runs r JOIN halts l ON l.run_key = r.run_key "
+    f"JOIN steps s ON {at_step('s', 'l')} {_WITH_EVENTS}",
+    f"UNION ALL SELECT {_OF_STEPS} FROM runs r JOIN steps s ON s.run_key = r.run_key "
+    f"{_WITH_EVENTS}LEFT JOIN instruments i "
+    "ON i.run_key = r.run_key AND i.instrument = coalesce(s.instrument, e.instrument)",
     key=("sequence", "kind"),
 )
 
@@ -630,11 +613,9 @@ _CASH: Final = "(t.exit_notional - t.entry_notional) * CASE f.side WHEN 'SELL' T
 _COSTS: Final = f"t.gross + t.fees - {_CASH}"
 _PROFIT: Final = f"{_CASH} - t.fees"
 _BARS_HELD: Final = (
-    "CASE WHEN NOT EXISTS (SELECT 1 FROM prunes p "
-    "WHERE p.run_key = r.run_key AND p.until_sequence >= t.opened_sequence) "
-    "THEN (SELECT count(*) FROM steps s "
+    "(SELECT count(*) FROM steps s "
     "WHERE s.run_key = t.run_key AND s.sequence >= t.opened_sequence AND s.sequence < t.sequence "
-    "AND s.instrument = f.instrument AND s.ignored IS NULL) END"
+    "AND s.instrument = f.instrument AND s.ignored IS NULL)"
 )
 
 
@@ -687,7 +668,7 @@ V_TRADES: Final = View(
             ViewColumn(
                 "bars_held",
                 _BARS_HELD,
-                "closes at which it was held; null if a prune dropped some of them",
+                "closes at which it was held",
                 "INTEGER",
             ),
             ViewColumn("entry_reason", "e.reason", "why it was opened"),

@@ -268,7 +268,6 @@ _COMMITS = (
     _key("first_sequence"),
     _whole("last_sequence"),
     _blob("digest"),  # link of the chain
-    _blob("kept"),  # running hash of the rows that a prune keeps
     _text("contents"),  # JSON: per table the number of rows and the first digits of their hash
 )
 
@@ -577,8 +576,6 @@ _LEDGER = (
 
 _HALTS = (
     *_STEP,
-    _whole("market_ms"),  # copied from the step's event, which a prune drops
-    _whole("seen_ms"),
     _text("breached"),  # the gate of the breached limit
     _real("measure", null=False),
     _real("threshold", null=False),
@@ -606,17 +603,6 @@ _SHADOW_STEPS = (
     _whole("unrealized_pnl", null=True),
     _whole("account_unrealized_pnl", null=True),
     _whole("equity", null=True),
-)
-
-_PRUNES = (
-    _key("run_key", "runs.run_key"),
-    _whole("until_sequence"),  # the last step whose rows were dropped
-    _whole("pruned_at_ms"),
-    _blob("digest"),  # the digest at that step; the chain continues from it
-    _blob("kept_sha256"),  # the running hash of the kept rows at that step
-    _blob("state_sha256"),  # of the newest state that a step up to it stored; the chain covers it
-    _blob("state"),  # the engine's state after that step
-    _blob("run_in"),  # msgpack of ``KeptStart``: what else a derivation from there needs
 )
 
 _CHECKS = (
@@ -652,7 +638,6 @@ TABLES: Final[dict[str, tuple[Column, ...]]] = {
     "shadow_steps": _SHADOW_STEPS,
     "ledger": (*_LEDGER, _POSITION_SIDE),
     "halts": _HALTS,
-    "prunes": _PRUNES,
     "checks": _CHECKS,
 }
 """The columns of every table, in their stored order."""

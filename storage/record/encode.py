@@ -31,9 +31,7 @@ from tracepaper.storage.record.columns import (
     stored_columns,
 )
 from tracepaper.storage.record.hashing import (
-    NOTHING,
     SEQUENCE_AT,
-    ChainHead,
     Commit,
     all_finite,
     opened_digest,
@@ -95,9 +93,6 @@ if TYPE_CHECKING:
     from tracepaper.strategies.types.market import Event
 
 
-OPEN: Final = ChainHead(NOTHING)
-"""The head of an encoder whose commits continue no stored chain."""
-
 # ---------------------------------------------------------------- steps
 
 _NO_BAR: Final[Row] = (None,) * len(BAR_FIELDS)  # instrument and all fields but the turnover
@@ -143,7 +138,7 @@ class StepEncoder:
         run_key: int,
         gate_sets: Sequence[GateSet] = (),
         *,
-        head: ChainHead = OPEN,
+        head: bytes = b"",
         first: int = 0,
         trades: TradeBooks | None = None,
     ) -> None:
@@ -178,7 +173,7 @@ class StepEncoder:
             for place, instrument in enumerate(run.instruments)
         ]
         head = opened_digest(opened, instruments, sets)
-        self.head = ChainHead(head)
+        self.head = head
         return {"runs": [(*opened, head, 0, head)], "instruments": instruments, "gate_sets": sets}
 
     def forget(self) -> None:
@@ -190,8 +185,7 @@ class StepEncoder:
     def seal(self) -> Commit:
         """Return the commit of the steps that were added since the last one."""
         commit = sealed(self.head, self.first, self.due - 1, self.take())
-        self.head, self.first = commit.head, self.due
-        self._shadows.clear()  # a prune drops rows of shadow_steps with their commit
+        self.head, self.first = commit.digest, self.due
         return commit
 
     def take(self) -> Rows:
@@ -599,8 +593,7 @@ class StepEncoder:
             place = None if entry.instrument is None else self._place(entry.instrument)
             rows["ledger"].append((*key, ordinal, *_OF_ENTRY(entry, place, event.market_ms)))
         if (halted := step.halted) is not None:
-            times = event.market_ms, event.seen_ms
-            rows["halts"].append((*key, *times, *msgspec.structs.astuple(halted)))
+            rows["halts"].append((*key, *msgspec.structs.astuple(halted)))
 
     def _add_shadows(
         self,

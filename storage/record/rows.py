@@ -47,7 +47,6 @@ from tracepaper.strategies.types.market import (
     Mark,
     ModelChange,
     ParityCheck,
-    Prune,
     Quote,
     RiskTier,
     RunEnd,
@@ -75,14 +74,6 @@ RUN_TABLES: Final = ("steps", *SPARSE_TABLES)
 """The tables keyed by step, in the order in which a step's rows are written."""
 CHAINED_TABLES: Final = (*RUN_TABLES, "gate_sets")
 """The tables whose rows a commit covers, in the order in which they are hashed."""
-OF_A_STEP: Final = ("shadow_steps", "answers", "states")
-"""The tables whose rows are dropped with their step."""
-DROPPED_TABLES: Final = (*OF_A_STEP, "steps")
-"""The tables of which a prune drops every row, children first."""
-KEPT_TABLES: Final = tuple(table for table in CHAINED_TABLES if table not in DROPPED_TABLES)
-"""The tables of which a prune keeps rows: trades, halts, rows that later steps refer to, and
-events of the ``KEPT_EVENTS``."""
-
 INDEXED_EVENTS: Final = (
     "funding",
     "gap",
@@ -90,19 +81,11 @@ INDEXED_EVENTS: Final = (
     "instrument_change",
     "model_change",
     "end",
-    "prune",
     "covariates",
 )
 """Kinds of events that have an index by run and sequence."""
 INDEXED_KINDS: Final = f"kind IN ({', '.join(repr(kind) for kind in INDEXED_EVENTS)})"
 """The condition of that partial index."""
-KEPT_EVENTS: Final = (*INDEXED_EVENTS, "parity")
-"""Kinds of events that a prune keeps."""
-DROPPED_ROWS: Final = (
-    *((table, "TRUE") for table in DROPPED_TABLES),
-    ("events", f"kind NOT IN ({', '.join(repr(kind) for kind in KEPT_EVENTS)})"),
-)
-"""Pairs of table and SQL condition: the rows that a prune drops."""
 
 EVENT_TYPES: Final[Mapping[str, type[Event]]] = {
     "bar": Bar,
@@ -118,7 +101,6 @@ EVENT_TYPES: Final[Mapping[str, type[Event]]] = {
     "closed": CloseStart,
     "frame_bar": FrameBar,
     "end": RunEnd,
-    "prune": Prune,
     "covariates": CovariatesRead,
     "parity": ParityCheck,
 }

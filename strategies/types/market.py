@@ -434,19 +434,6 @@ class RunEnd(Struct, frozen=True, gc=False):
     seen_ms: int
 
 
-class Prune(Struct, frozen=True, gc=False):
-    """Old rows of the run were deleted; the hashes are hexadecimal."""
-
-    until_sequence: int  # the last step whose rows were deleted
-    pruned_at_ms: int  # wall time
-    digest: str  # of that step
-    kept_sha256: str  # of the rows up to that step that were kept
-    state_sha256: str  # of the newest state that a step up to it stored
-    start_sha256: str  # of what a derivation from the next step on begins with
-    market_ms: int
-    seen_ms: int
-
-
 class CovariateRow(Struct, frozen=True, array_like=True, gc=False):
     """A row of a file of covariates."""
 
@@ -479,7 +466,6 @@ Event = (
     | CloseStart
     | FrameBar
     | RunEnd
-    | Prune
     | CovariatesRead
     | ParityCheck
 )

@@ -383,7 +383,7 @@ def find(plant: Plant, base: Path, seeds: Sequence[int], bars: int) -> str:
     chosen = next((kind[name] for name in plant.has if name in kind), "")
     for number, seed in enumerate((plant.first + seed for seed in seeds), start=1):
         # Many commands, kills and bursts: a fault shows where one meets the other.
-        days_have_to_end = {"parity", "filters", "prune"}.intersection(plant.has)
+        days_have_to_end = {"parity", "filters"}.intersection(plant.has)
         minutes = 240 if days_have_to_end else 0
         spec = drawn(seed, bars=bars, kind=chosen, minutes=minutes)
         rates = spec.rates | {BURST: 3.0} | {name: 3.0 for name in plant.has if name in RATED}

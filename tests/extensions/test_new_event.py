@@ -15,7 +15,7 @@ from msgspec import Struct
 from tracepaper.storage.chain.integrity import audit
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.record import rows
-from tracepaper.strategies.types.market import CloseStart, Event, Prune, RunEnd
+from tracepaper.strategies.types.market import CloseStart, Event, RunEnd
 
 
 class Outage(Struct, frozen=True):
@@ -33,12 +33,11 @@ def test_every_kind_has_a_name_and_comes_back_as_it_was(tmp_path: Path) -> None:
         builders.bar(),
         *cases.other_events(),
         CloseStart(builders.START_MS, 1, (cases.ETH.id,), **at),
-        Prune(0, builders.START_MS + 3, "00", "01", "", "02", **at),
         RunEnd(builders.START_MS + 3, **at),
     ]
     kinds = set(get_args(Event))
     assert set(rows.EVENT_TYPES.values()) == {type(event) for event in events} == kinds
-    assert set(rows.KEPT_EVENTS) <= set(rows.EVENT_TYPES)
+    assert set(rows.INDEXED_EVENTS) <= set(rows.EVENT_TYPES)
     steps = [cases.undecided(number, event) for number, event in enumerate(events)]
     cases.write_run(tmp_path / "events.db", steps)
     with Reader.open(tmp_path / "events.db") as reader:

@@ -17,19 +17,15 @@ from forging import audited, forged, unequal
 from killed_replays import killed, resumed
 from recorded_strategies import Peeks
 from recordings import copied, record
-from records import check_record, prune, rows, run_again
+from records import check_record, rows, run_again
 from scenarios import SCENARIOS, Scenario
 
-from tracepaper.daemon.engine.history import InstrumentState
 from tracepaper.daemon.engine.state import decode_state
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.checks.verify import verify_run
-from tracepaper.storage import maintenance
-from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import TracepaperError
-from tracepaper.strategies.units import DAY_MS
 
 LEFT_OUT = {"run_id", "sequence", "ordinal", "order_id", "digest", "head", "seen_ms", "seen_iso"}
 """What tells one record from another of the same run: a start is a step too."""
@@ -66,7 +62,7 @@ def rows_of(
 
     Events of the kinds *again* are left out.
     """
-    kinds = ", ".join(map(repr, ("model_change", "end", "prune", *again)))
+    kinds = ", ".join(map(repr, ("model_change", "end", *again)))
     by_view: dict[str, list[Any]] = {}
     with closing(sqlite3.connect(path)) as database:
         for view in views:
@@ -129,12 +125,8 @@ CHEAP = pytest.mark.parametrize(
 
 
 @pytest.fixture(params=SCENARIOS)
-def scenario(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Scenario:
-    chosen = SCENARIOS[request.param]
-    if chosen.day_ms != DAY_MS:  # a short run may be pruned: none asks for a day's range
-        monkeypatch.setattr(InstrumentState, "lookback", property(lambda of: of.reach))
-        monkeypatch.setattr(maintenance, "DAY_MS", chosen.day_ms)
-    return chosen
+def scenario(request: pytest.FixtureRequest) -> Scenario:
+    return SCENARIOS[request.param]
 
 
 # ---------------------------------------------------------------- the laws
@@ -236,31 +228,6 @@ def test_killed_amid_a_group_of_steps_it_goes_on_behind_a_whole_close(
     )
     resumed(cut, data)
     assert_goes_on(scenario, cut)
-
-
-def test_what_a_prune_keeps_is_derived(scenario: Scenario, tmp_path: Path) -> None:
-    whole, path = scenario.recorded(), tmp_path / "pruned.db"
-    assert prune(copied(whole, path), keep_days=scenario.keep_days).steps > 0
-    [(kept,)] = rows(path, "SELECT count(outcome) FROM steps")
-    assert check_record(path) == kept > 0
-    [(until,)] = rows(path, "SELECT until_sequence FROM prunes")
-    [(from_ms,)] = rows(whole, f"SELECT max(market_ms) + 1 FROM v_events WHERE sequence <= {until}")
-    assert_same(whole, path, from_ms=from_ms, views=set(VIEWS) - {"v_trades"})
-    opened = "(SELECT min(f.sequence) FROM v_fills f WHERE f.filled_ms = t.opened_ms)"
-    held = f"SELECT bars_held, {opened} FROM v_trades t ORDER BY sequence, ordinal"
-    assert rows(path, held) == [
-        (None if since <= until else bars, since) for bars, since in rows(whole, held)
-    ]
-
-
-def test_pruned_it_goes_on_as_if_it_had_kept_all(scenario: Scenario, tmp_path: Path) -> None:
-    cut = copied(scenario.killed()[-1], tmp_path / "cut.db")
-    SqlAuditLog.open(cut).close()
-    assert prune(cut, keep_days=scenario.keep_days).steps > 0
-    [(from_ms,)] = rows(cut, "SELECT max(market_ms) + 1 FROM v_events")
-    resumed(cut, scenario.data())
-    assert_goes_on(scenario, cut, from_ms)
-    assert check_record(cut) > 0
 
 
 def test_whatever_is_forged_in_it_is_found(scenario: Scenario, tmp_path: Path) -> None:

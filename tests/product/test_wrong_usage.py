@@ -165,7 +165,6 @@ def test_a_damaged_page_is_said_by_every_question(place: Path, cli: Cli, table: 
         "explain last:30",
         "parity last run.db#last",
         "db backup copy.db",
-        "db prune --keep 1",
         "replay --data hurt.db#last --json",
     ):
         database = "new" if "--data" in question else "hurt"

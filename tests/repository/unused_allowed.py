@@ -13,7 +13,7 @@ _repr_html_  # notebooks
 _repr_png_  # notebooks
 best_run  # of a sweep, from Python
 attention_map  # of a checkpoint, from Python
-rollout_entropy  # stored by its column's name
+rollout_entropy, while_down  # stored by their columns' names
 frame_data  # an argument of backtest and sweep, handed on by name
 __annotations__  # typer reads them
 collect  # prometheus_client asks for the metrics
@@ -31,7 +31,7 @@ minimal_roi
 train_until, validation_until, calibration_until
 
 # Written whole, as documents, rows or frames of a notebook.
-start_sha256, exit_sequence, hit_rate, lines_first, must_pass, profit_factor
+exit_sequence, hit_rate, lines_first, must_pass, profit_factor
 shadow_equity, strategy_decisions
 
 # Required of a body, so that one of another shape is refused.
@@ -43,7 +43,7 @@ period_correlation
 
 # Answers of the HTTP interface, read by the page and by other people's tools.
 ended_ms, average_price_text, decision_sequence, quantity_text
-last_refusal, last_fill, first_sequence, bars_from_ms, warming
+last_refusal, last_fill, first_sequence, last_sequence, bars_from_ms, warming
 
 # What libraries read: the command's name.
 ui

@@ -10,7 +10,6 @@ import pytest
 import storage_cases as cases
 from forging import rechain
 from records import tamper
-from storage_cases import prune
 
 from tracepaper.storage.chain.integrity import audit
 from tracepaper.storage.database.reader import Reader
@@ -80,20 +79,6 @@ def test_a_changed_amount_is_found_and_its_step_named(
     edited(path, statement)
     assert "The ledger adds up to" in problem(path)
     assert message in problem(path)
-
-
-def test_a_prune_keeps_the_ledger(tmp_path: Path) -> None:
-    path = tmp_path / "long.db"
-    cases.write_run(path, cases.plain_steps(60 * 50))
-    with closing(sqlite3.connect(path)) as raw:
-        before = raw.execute("SELECT * FROM ledger ORDER BY sequence, ordinal").fetchall()
-        prune(path, keep_days=1, pruned_at_ms=5)
-        assert raw.execute("SELECT * FROM ledger ORDER BY sequence, ordinal").fetchall() == before
-        (steps,) = raw.execute("SELECT count(*) FROM steps").fetchone()
-    assert steps < 60 * 50
-    assert problem(path) == ""
-    edited(path, "UPDATE holdings SET cash = cash - 1 WHERE sequence = 2991")
-    assert "at step 2991" in problem(path)
 
 
 def test_a_ledger_that_was_dropped_is_missed(path: Path) -> None:

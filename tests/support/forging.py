@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
 from msgspec.structs import replace
 
 from tracepaper.daemon.engine.restart import Restart
@@ -22,21 +19,12 @@ from tracepaper.replay.checks.compare import RowCheck
 from tracepaper.replay.checks.verify import Verification, verify_run
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.integrity import audit
-from tracepaper.storage.chain.verify import kept_until
 from tracepaper.storage.checkpoints import kept_folder
-from tracepaper.storage.database.chunks import (
-    WITHIN,
-    KeptStart,
-    PrunePoint,
-    prune_point,
-    select,
-)
+from tracepaper.storage.database.chunks import WITHIN, select
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.schema import metadata
-from tracepaper.storage.database.trade_rows import trades_until
 from tracepaper.storage.record.columns import stored_columns
-from tracepaper.storage.record.decode import BAR_READ
-from tracepaper.storage.record.hashing import ChainHead, opened_digest, sealed
+from tracepaper.storage.record.hashing import opened_digest, sealed
 from tracepaper.storage.record.rows import CHAINED_TABLES, EVENT_TYPES
 from tracepaper.strategies.errors import TracepaperError
 from tracepaper.strategies.types.decisions import Action, FillModel, Liquidity, OrderStatus, Regime
@@ -76,7 +64,6 @@ TAKEN_AS_TOLD: Final[Mapping[str, str]] = {
     **dict.fromkeys(("steps.market_delay_ms", "steps.seen_delay_ms"), _LATENESS),
     "events.content": "given from outside; only what a fill or a mark rests on is held to it",
     "events.books": "other books that an exchange can show, where no decision follows from them",
-    "prunes.run_in": "what no kept step depends on, as of a bar in ``steps``",
 }
 """Columns that follow from nothing else in the record, and why: a forger who recomputes the chain
 may change them, and only a head kept elsewhere shows it."""
@@ -107,7 +94,6 @@ CUNNING = {
     ),
     "steps.market_delay_ms": f"-7 {_A_BAR}",
     "steps.seen_delay_ms": f"-7 {_A_BAR}",
-    "prunes.run_in": "with_volumes(run_in)",
     "events.content": "replace(content, 'archive', 'missed') WHERE content LIKE '%archive%'",
 }
 """Edits that are chosen to pass: a column that is listed must have one."""
@@ -117,11 +103,7 @@ DIGESTS = {
     "runs.head_digest",
     "runs.previous_head",
     "commits.digest",
-    "commits.kept",
     "commits.contents",
-    "prunes.digest",
-    "prunes.kept_sha256",
-    "prunes.state_sha256",
 }
 """What the forger recomputes, so that no edit of these is left standing."""
 
@@ -154,18 +136,13 @@ def _rechain_run(raw: sqlite3.Connection, run_key: int, was: dict[bytes, bytes])
     head = opened_digest(tuple(opened), instruments, sets)
     was[row[_OPENED_AT]] = head
     raw.execute("UPDATE runs SET opened_digest = ? WHERE run_key = ?", (head, run_key))
-    head = _rechain_commits(raw, run_key, ChainHead(head), was)
+    head = _rechain_commits(raw, run_key, head, was)
     raw.execute("UPDATE runs SET head_digest = ? WHERE run_key = ?", (head, run_key))
 
 
 def _rechain_commits(
-    raw: sqlite3.Connection, run_key: int, head: ChainHead, was: dict[bytes, bytes]
+    raw: sqlite3.Connection, run_key: int, head: bytes, was: dict[bytes, bytes]
 ) -> bytes:
-    pruned = prune_point(raw, run_key)
-    if pruned is not None:
-        kept = kept_until(raw, run_key, pruned.until_sequence)
-        head = pruned.head._replace(kept=kept)
-        _retell_prune(raw, run_key, pruned, kept)
     for key, first, last, digest, *_ in raw.execute(
         select("commits", "run_key = ?"), (run_key,)
     ).fetchall():
@@ -174,31 +151,12 @@ def _rechain_commits(
             for table in CHAINED_TABLES
         }
         commit = sealed(head, first, last, rows)
-        head = commit.head
-        was[digest] = head.digest
+        head = was[digest] = commit.digest
         raw.execute(
-            "UPDATE commits SET digest = ?, kept = ?, contents = ? "
-            "WHERE run_key = ? AND first_sequence = ?",
-            (head.digest, head.kept, commit.contents, key, first),
+            "UPDATE commits SET digest = ?, contents = ? WHERE run_key = ? AND first_sequence = ?",
+            (head, commit.contents, key, first),
         )
-    return head.digest
-
-
-def _retell_prune(raw: sqlite3.Connection, run_key: int, pruned: PrunePoint, kept: bytes) -> None:
-    """Make the newest event of a prune say what the row in ``prunes`` says, and its hashes."""
-    raw.execute("UPDATE prunes SET kept_sha256 = ? WHERE run_key = ?", (kept, run_key))
-    query = (
-        "SELECT content, sequence FROM events WHERE run_key = ? AND kind = 'prune' "
-        "ORDER BY sequence DESC LIMIT 1"
-    )
-    text, sequence = raw.execute(query, (run_key,)).fetchone()
-    content = json.loads(text)
-    content["kept_sha256"], content["digest"] = kept.hex(), pruned.digest.hex()
-    content["state_sha256"] = pruned.state_sha256.hex()
-    content["start_sha256"] = sha256(pruned.state + pruned.run_in).hexdigest()
-    text = json.dumps(content, separators=(",", ":"))
-    at = (text, run_key, sequence)
-    raw.execute("UPDATE events SET content = ? WHERE run_key = ? AND sequence = ?", at)
+    return head
 
 
 def audited(path: Path, head: bytes | None = None) -> bool:
@@ -295,43 +253,18 @@ def literal(value: object) -> str:
             return repr(value)
 
 
-def with_volumes(run_in: bytes) -> bytes:
-    """Return what a prune kept with larger volumes of all bars."""
-    kept = msgspec.msgpack.decode(run_in, type=KeptStart)
-    at = BAR_READ.index("volume")
-    steps = [
-        row if row[at] is None else (*row[:at], row[at] + 1, *row[at + 1 :])
-        for row in kept.run_in.steps
-    ]
-    return msgspec.msgpack.encode(replace(kept, run_in=kept.run_in._replace(steps=steps)))
-
-
 def forged(path: Path, target: Path, *statements: str, hide: bool = True) -> Path:
     """Copy *path* to *target* with *statements* done to it, and the chain made to fit."""
     shutil.copy(path, target)
     with closing(sqlite3.connect(target)) as raw:
         raw.execute("PRAGMA foreign_keys = OFF")
         raw.execute("PRAGMA synchronous = OFF")
-        raw.create_function("with_volumes", 1, with_volumes)
         for statement in statements:
             assert raw.execute(statement).rowcount > 0, statement
         raw.commit()
     if hide:
         rechain(target)
     return target
-
-
-def close_again(path: Path) -> None:
-    """Compute the closed trades in *path* from its changed rows, and the chain."""
-    with Reader.open(path) as reader:
-        stored = reader.stored_run(reader.find("last"))
-        closed = trades_until(reader.connection, stored.run_key, stored.run)[1]
-    with closing(sqlite3.connect(path)) as raw:
-        raw.execute("DELETE FROM trades")
-        marks = ", ".join("?" * len(closed[0]))
-        raw.executemany(f"INSERT INTO trades VALUES ({marks})", closed)
-        raw.commit()
-    rechain(path)
 
 
 def with_child(path: Path) -> None:

@@ -37,7 +37,14 @@ from tracepaper.strategies.api.context import (
     sell,
 )
 from tracepaper.strategies.api.strategy import PortfolioStrategy, Strategy
-from tracepaper.strategies.types.decisions import Action, Fill, FillModel, PositionSide, Step
+from tracepaper.strategies.types.decisions import (
+    Action,
+    Fill,
+    FillModel,
+    LastDecision,
+    PositionSide,
+    Step,
+)
 from tracepaper.strategies.types.market import (
     Bar,
     Category,
@@ -623,12 +630,29 @@ class History:
         """Make the engine anew from what it carries, and feed it its bars again."""
         old, new = self.engine, self._opened()
         state, restart = old.state(), Restart(new)
-        restart.restore(state, next_sequence=old.sequence, since=old.since_decided)
+        restart.restore(state, next_sequence=old.sequence, since=since_decided(old))
         for candle in self._bars:
             restart.recall(candle)
         assert new.state() == state
         self.engine = new
         self.counted["restarts"] += 1
+
+
+def since_decided(engine: Engine) -> dict[str, LastDecision]:
+    """Return the outcome of the last decision on each instrument, and the fills since."""
+    return {
+        key: LastDecision(
+            state.verdict,
+            tuple(engine.broker.account.fills.get(key, ())),
+            {
+                member.name: LastDecision(
+                    member.states[key].verdict, tuple(member.account.fills.get(key, ()))
+                )
+                for member in engine.members
+            },
+        )
+        for key, state in engine.states.items()
+    }
 
 
 class RecordedHistory(History):

@@ -40,7 +40,7 @@ def run_into(
 ) -> str:
     """Run *replay* into the database at *path*, and end it unless *tally* stopped it.
 
-    A commit has *group_steps* steps, and a prune cuts between commits.
+    A commit has *group_steps* steps.
     """
     tally = Tally() if tally is None else tally
     audit = SqlAuditLog.open(path, group_steps=group_steps)

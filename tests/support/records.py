@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tracepaper.daemon.session.resume import rebuilding
 from tracepaper.replay.backtest.recorded import rerun_recorded
 from tracepaper.replay.backtest.run import Tally
 from tracepaper.replay.checks.identity import DecisionIdentity, decision_identity
 from tracepaper.replay.checks.parity import ComparedRun, Parity, compare_runs
 from tracepaper.replay.checks.verify import verify_run
-from tracepaper.storage import maintenance
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.integrity import audit
 from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.reader import Reader
-from tracepaper.storage.maintenance import Pruning
 from tracepaper.strategies.types.market import Bar
 
 
@@ -36,15 +32,6 @@ def tamper(path: Path | str, *statements: str) -> None:
         for statement in statements:
             assert database.execute(statement).rowcount != 0, statement
         database.commit()
-
-
-def prune(path: Path, *, keep_days: int, pruned_at_ms: int = 5) -> Pruning:
-    """Prune as ``db prune`` does; return what became of the last run."""
-    rebuild = partial(rebuilding, path)
-    prunings = maintenance.prune(
-        path, keep_days=keep_days, pruned_at_ms=pruned_at_ms, rebuild=rebuild
-    )
-    return prunings[-1]
 
 
 def identities(path: Path | str, wanted: str = "last") -> list[tuple[int, DecisionIdentity]]:

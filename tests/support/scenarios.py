@@ -34,7 +34,7 @@ from tracepaper.replay.backtest.run_spec import RunSpec
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.strategies.networks.order_book import OrderBookConfig
 from tracepaper.strategies.types.market import Category
-from tracepaper.strategies.units import DAY_MS, HOUR_MS, MINUTE_MS
+from tracepaper.strategies.units import HOUR_MS, MINUTE_MS
 
 Sections = Mapping[str, Any]
 BARS = 100
@@ -55,8 +55,6 @@ class Scenario:
     forged: tuple[str, ...]  # statements that change rows
     kills: tuple[float, ...] = (0.4, 0.9)  # parts of its bars
     around: str = ""  # a kind of event: then it is killed around those
-    day_ms: int = DAY_MS  # what a prune takes for a day
-    keep_days: int = 1
     early: int = 0  # bars that are warm-up in any run
     mode: str = "scan"
     is_dear: bool = False  # then some laws are not asked of it
@@ -524,8 +522,6 @@ SCENARIOS: dict[str, Scenario] = {
             "WHERE measure_risk_book_shortfall > 0"),
         ),
         kills=(0.9,),
-        day_ms=12 * HOUR_MS,
-        keep_days=1,
         is_dear=True,
     ),
     "spot": Scenario(
@@ -566,7 +562,6 @@ SCENARIOS: dict[str, Scenario] = {
             ("UPDATE events SET content = json_set(content, '$.absent', json('[]')) "
             "WHERE kind = 'closed'"),
         ),
-        day_ms=4 * HOUR_MS,
     ),
     "bars by themselves": Scenario(
         sections=_sections(
@@ -575,7 +570,6 @@ SCENARIOS: dict[str, Scenario] = {
         candles=_walk(SHORT, *THREE[:2]),
         shows=("SELECT count(*) = 0 FROM v_events WHERE kind = 'closed'",),
         forged=(f"UPDATE fills SET price = price + 1 {LATEST}",),
-        day_ms=4 * HOUR_MS,
     ),
     "several strategies": Scenario(
         sections=_several(),
@@ -609,7 +603,6 @@ SCENARIOS: dict[str, Scenario] = {
             "UPDATE shadow_steps SET note = json_set(note, '$.opened', 99) WHERE note IS NOT NULL",
             "UPDATE fills SET fee = fee + 1 WHERE shadow = 'held'",
         ),
-        day_ms=4 * HOUR_MS,
     ),
     "several in hedge mode": Scenario(
         sections=_several(
@@ -721,7 +714,6 @@ SCENARIOS: dict[str, Scenario] = {
         forged=(
             "UPDATE answers SET note = json_set(note, '$.quarters', 1) WHERE note IS NOT NULL",
         ),
-        day_ms=60 * MINUTE_MS,
     ),
     "trend": Scenario(
         sections=_sections(
@@ -752,7 +744,6 @@ SCENARIOS: dict[str, Scenario] = {
             ("DELETE FROM events WHERE sequence = "
              "(SELECT max(sequence) FROM events WHERE kind = 'depth')"),
         ),
-        day_ms=4 * MINUTE_MS,
         again=("depth",),
     ),
     "several by order books": Scenario(
@@ -769,7 +760,6 @@ SCENARIOS: dict[str, Scenario] = {
             ("DELETE FROM events WHERE sequence = "
              "(SELECT max(sequence) FROM events WHERE kind = 'depth')"),
         ),
-        day_ms=4 * MINUTE_MS,
         again=("depth",),
     ),
     "a model with gates": Scenario(
@@ -784,7 +774,6 @@ SCENARIOS: dict[str, Scenario] = {
             "UPDATE answers SET recent_mass = 0.5",
         ),
         early=explained_runs.CONTEXT,
-        day_ms=4 * MINUTE_MS,
         mode="step",
         is_close=True,
     ),
@@ -798,6 +787,5 @@ SCENARIOS: dict[str, Scenario] = {
         early=models.TOGETHER_CONTEXT,
         kills=(0.98,),
         is_dear=True,
-        day_ms=4 * MINUTE_MS,
     ),
 }  # fmt: skip

@@ -11,11 +11,7 @@ import numpy as np
 from builders import MINUTE, START_MS, bar, bars, instrument, quote
 from hypothesis import strategies as st
 
-from tracepaper.storage import maintenance
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.chain.starting_point import Rebuilding, RunLookback
-from tracepaper.storage.database.chunks import CarriedState
-from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.gates.gate import gate_order
 from tracepaper.strategies.time_buckets import units_of
 from tracepaper.strategies.types.decisions import (
@@ -323,7 +319,7 @@ OURS = Position(-2_000, -(10**15), 12, 3, 7, -3)
 
 
 def other_events() -> list[Event]:
-    """Return events of all kinds but the bar, and those that close, end and prune a run."""
+    """Return events of all kinds but the bar, and those that close and end a run."""
     at: dict[str, Any] = {"market_ms": START_MS + 1, "seen_ms": START_MS + 2}
     return [
         InstrumentChange(msgspec.structs.replace(BTC, tick_size=50), **at),
@@ -618,17 +614,3 @@ def renumbered(drawn: list[Step]) -> list[Step]:
     from msgspec.structs import replace
 
     return [replace(step, sequence=number) for number, step in enumerate(drawn)]
-
-
-def prune(path: Path, *, keep_days: int, pruned_at_ms: int) -> list[maintenance.Pruning]:
-    """Prune runs of which nothing looks back and whose state is the newest that was stored."""
-
-    def rebuild(run_id: str) -> Rebuilding:
-        def state_after(step: int) -> CarriedState:
-            with Reader.open(path) as reader:
-                state = reader.state_at(run_id, until=step)
-            return CarriedState(b"" if state is None else state[0], {}, is_unsaved=False)
-
-        return Rebuilding(RunLookback({}), state_after)
-
-    return maintenance.prune(path, keep_days=keep_days, pruned_at_ms=pruned_at_ms, rebuild=rebuild)

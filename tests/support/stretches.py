@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 from exchange_client import FIRST_MS, MINUTE, candles
-from histories import drawn_delay
+from histories import drawn_delay, since_decided
 from numpy.typing import NDArray
 
 from tracepaper.daemon.config.loading import load
@@ -448,7 +448,7 @@ class HistoryBothWays:
                     self._check_read(reader, taken)
                 assert figures(memory.reader) == figures(reader), self._given
             path.unlink()
-        state = b"" if error else msgspec.msgpack.encode((engine.state(), engine.since_decided))
+        state = b"" if error else msgspec.msgpack.encode((engine.state(), since_decided(engine)))
         counts = (0, 0) if error else (tally.bars, tally.decisions)
         return RunEnding(head, steps, tally.equity, counts, state, error, [*CALLS])
 

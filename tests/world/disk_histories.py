@@ -1,4 +1,4 @@
-"""Histories of file operations: first starts, lives, prunes, backups, exports and failures.
+"""Histories of file operations: first starts, lives, backups, exports and failures.
 
 A history is made in this process by the product's own log. A kill leaves the files as the kernel
 shows them: the next life goes on in a copy of them.
@@ -17,7 +17,6 @@ from typing import Any, Final, NamedTuple
 
 import storage_cases as cases
 from exchange_client import candles, walk_rows
-from forging import verified
 from msgspec.structs import replace
 from recordings import crossing, record
 from world.disk import (
@@ -43,7 +42,6 @@ from world.images import (
     verdicts,
 )
 
-from tracepaper.daemon.session.resume import rebuilding
 from tracepaper.storage import maintenance
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.covariates import kept_covariates, write_whole
@@ -263,51 +261,6 @@ def engine(folder: Path, seed: int) -> RecordedHistory:
 # ---------------------------------------------------------------- commands between lives
 
 
-def pruned(folder: Path, seed: int) -> RecordedHistory:
-    """Return a prune: each image is the record before or after it."""
-    rng = random.Random(seed)
-    recorder = FolderRecorder(folder / "run")
-    path = recorder.folder / "a.db"
-    with recording(recorder):
-        run_id = traded(recorder.folder, rng, rng.randint(100, 140))
-    heads, rows = heads_of(path), {}
-    rows[max(heads[run_id])] = _rows(path)
-    begun = len(recorder.history)
-    with recording(recorder):
-        _prune(path)
-    after = heads_of(path)
-    for name, counts in after.items():
-        heads[name] |= counts
-    rows[max(heads[run_id])] = _rows(path)
-
-    def further(folder: Path, files: Files, *, is_thorough: bool) -> str:
-        with closing(sqlite3.connect(folder / "a.db")) as driver:
-            count = driver.execute("SELECT max(step_count) FROM runs").fetchone()[0]
-            held = driver.execute("SELECT count(*) FROM steps").fetchone()[0]
-        if held != rows.get(count, held):
-            return f"{held} rows of {count} steps, not {rows[count]}: neither before nor after"
-        if is_thorough and count in rows:
-            _prune(folder / "a.db")
-            if not verified(folder / "a.db").passes:
-                return f"the record of {count} steps is not derived after its prune"
-        return ""
-
-    hot = list(range(begun, len(recorder.history)))
-    return recorder.made(heads, further=further, hot=hot, thorough=7)
-
-
-def _prune(path: Path) -> None:
-    prunings = maintenance.prune(
-        path, keep_days=1, pruned_at_ms=5, rebuild=lambda run_id: rebuilding(path, run_id)
-    )
-    assert prunings
-
-
-def _rows(path: Path) -> int:
-    with closing(sqlite3.connect(path)) as driver:
-        return int(driver.execute("SELECT count(*) FROM steps").fetchone()[0])
-
-
 _CONTENTS: Final = (b"time,rate\n", b"time,rate\n1,2\n")
 """Of a file beside the record, which is written whole and once more."""
 
@@ -474,7 +427,7 @@ def _kept_life(path: Path, steps: Sequence[Step], pages: int) -> Callable[[], No
 
 
 def refused(folder: Path, seed: int) -> RecordedHistory:
-    """Return a prune or a backup that meets an error, and is repeated."""
+    """Return a backup that meets an error, and is repeated."""
     rng = random.Random(seed)
     faults = Faults()
     recorder = FolderRecorder(folder / "run", faults)
@@ -484,16 +437,12 @@ def refused(folder: Path, seed: int) -> RecordedHistory:
         heads = heads_of(path)
 
         def command() -> None:
-            if seed % 2:
-                maintenance.backup(path, target)
-                recorder.promise(target)
-            else:
-                _prune(path)
+            maintenance.backup(path, target)
+            recorder.promise(target)
 
         begun = len(recorder.history)
         code, span = rng.choice([*ERRORS.values()]), rng.choice((1, 3, FOREVER))
-        most = 100 if seed % 2 else 500
-        faults.errors = Outage(faults.operations + rng.randint(1, most), code, span)
+        faults.errors = Outage(faults.operations + rng.randint(1, 100), code, span)
         end = ending(command)
         assert not end or not [*recorder.folder.glob(f"{COPY}*")], "of a backup that failed"
         faults.errors = {}
@@ -509,7 +458,6 @@ HISTORIES: Final[Mapping[str, Callable[[Path, int], RecordedHistory]]] = {
     "first start": first_start,
     "lives": lives,
     "engine": engine,
-    "prune": pruned,
     "backup": backed_up,
     "export": exported,
     "errors": faulted,

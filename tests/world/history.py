@@ -118,7 +118,6 @@ class History:
         self._now_s, self._market_ms = START_S, spec.first_ms
         self._acknowledged = 0
         self._backed_up: tuple[int, list[str]] | None = None
-        self._is_pruned = False
         self._reports: list[Report] = []
         self._ends: Counter[str] = Counter()
         self._counts: Counter[str] = Counter()
@@ -203,7 +202,7 @@ class History:
         )  # fmt: skip
 
     def _operate(self) -> None:
-        """Do what an operator does between two lives: back up, restore, prune, edit."""
+        """Do what an operator does between two lives: back up, restore, edit."""
         if self.spec.renamed_bar and self._market_ms >= self.spec.time_of(self.spec.renamed_bar):
             self._follow_name()
         if not self._acknowledged:
@@ -231,11 +230,6 @@ class History:
         self._acknowledged, answered = self._backed_up
         (self.folder / "answered").write_text("".join(f"{line}\n" for line in answered))
         self._is_restored = True
-
-    def _prune(self) -> None:
-        """Drop what is older than a day before the newest bar."""
-        self._command("db", "prune", "--keep", "1")
-        self._is_pruned = True
 
     def _edit(self) -> None:
         """Change the configuration: the quantity of an order, and the stop where there is one."""
@@ -332,9 +326,7 @@ class History:
             )
             if self._failed_run and self._failed_run == runs[-1]:  # no mended class ran
                 (self.folder / "raising_drawn.py").write_text(CLASSES["raising"])
-            broken, self.outcome.totals = in_child(
-                lambda: _verdict(self.database, truth, is_pruned=self._is_pruned)
-            )
+            broken, self.outcome.totals = in_child(lambda: _verdict(self.database, truth))
             self.outcome.violations += broken
             self._hold_runs()
             self._hold_notices()
@@ -361,7 +353,7 @@ class History:
         for note, count in told.items():
             if count > 1:
                 self._violate("notices", f"{note} was told {count} times")
-        if told and not self._is_restored and not self._is_pruned:
+        if told and not self._is_restored:
             stored = in_child(lambda: _column(self.database, "SELECT note FROM v_commands"))
             for note in told.keys() - set(stored):
                 self._violate("notices", f"{note} was told and is not stored")
@@ -428,14 +420,9 @@ def served_by(market: SimulatedMarket) -> Served:
     return Served(base.interval_ms, candles_, settled)
 
 
-def _verdict(
-    database: Path, truth: Truth, *, is_pruned: bool = False
-) -> tuple[list[Violation], dict[str, int]]:
-    """Return what the checker and the product's own checks refuse, and counts of the record.
-
-    Of a pruned record only the product's checks are asked: the checker reads whole runs.
-    """
-    broken, counts = [] if is_pruned else violations(database, truth), totals(database)
+def _verdict(database: Path, truth: Truth) -> tuple[list[Violation], dict[str, int]]:
+    """Return what the checker and the product's own checks refuse, and counts of the record."""
+    broken, counts = violations(database, truth), totals(database)
     newest = "(SELECT run_id FROM runs ORDER BY run_key DESC LIMIT 1)"
     decided = _column(database, f"SELECT 1 FROM v_decisions WHERE run_id = {newest} LIMIT 1")
     commands = [("audit", "verify"), ("verify",)] if decided else []
@@ -443,7 +430,7 @@ def _verdict(
         code, output = _run_command([*command, "last", "--db", str(database)])
         if code:
             broken.append(Violation(" ".join(command), f"exit code {code}: {output[-600:]}"))
-    if decided and not is_pruned:
+    if decided:
         broken += _replayed(database)
     return broken, counts
 

@@ -107,7 +107,7 @@ KILLS: Final = ("kill", "kill_in_operation", "kill_when_answered")
 HOST_FAULTS: Final = (*KILLS, "short_write", "errors", "process", "terminate")
 """Faults of the machine: all but those of processes strike a life at most once each; SIGTERM may
 come twice."""
-BETWEEN: Final = ("backup", "restore", "prune", "edit", "newer")
+BETWEEN: Final = ("backup", "restore", "edit", "newer")
 """What an operator does between two lives."""
 
 Section = dict[str, Any]

@@ -39,7 +39,7 @@ from tracepaper.storage.maintenance import backup, copied_at_s
 from tracepaper.strategies.errors import AuditUnwritable, DataInvalid
 
 STEPS = cases.plain_steps(60)
-IMAGES = {"lives": 90, "engine": 30, "prune": 40, "backup": 40, "export": 15, "errors": 50}
+IMAGES = {"lives": 90, "engine": 30, "backup": 40, "export": 15, "errors": 50}
 
 
 @pytest.fixture

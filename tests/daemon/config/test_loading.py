@@ -302,7 +302,7 @@ OTHER: dict[str, dict[str, object]] = {
     "account": {"cash": "5"},
     "report": {"risk_free": "0.04"},
     "parity": {"daily_at": "03:00"},
-    "storage": {"keep_days": 5},
+    "storage": {"url": "sqlite:///other.db"},
     "http": {"port": 5},
     "log": {"level": "debug"},
     "notify": {"addresses": ["env:CHAT"]},

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 import pytest
-from histories import KINDS, History, events_of, played
+from histories import KINDS, History, events_of, played, since_decided
 
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.restart import Restart
@@ -73,7 +73,7 @@ class Middle(History):
         restart.restore(
             self.engine.state(),
             next_sequence=self.engine.sequence,
-            since=self.engine.since_decided,
+            since=since_decided(self.engine),
         )
         for event in self._fed:
             restart.repeat(event)

@@ -11,16 +11,14 @@ import numpy as np
 import pytest
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
-from records import check_record, prune, rows
+from records import check_record, rows
 from several_live import AFTER_MS, MINUTE, SPEED, check_parity, trading
 
 from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.daemon.feed import maintenance, warming
 from tracepaper.daemon.http.client import ask
-from tracepaper.daemon.session import loop
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
-from tracepaper.storage import audit
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.types.decisions import Action
@@ -94,30 +92,6 @@ async def test_frames_are_warmed_from_the_exchange_and_are_the_same_after_a_rest
 
 
 HOUR = 60 * MINUTE
-
-
-async def test_a_prune_keeps_the_bars_that_a_longer_timeframe_looks_back_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for module in (loop, audit):
-        monkeypatch.setattr(module, "GROUP_STEPS", 1)  # a prune cuts between commits
-    data = made_candles(walk_rows(200), interval_ms=HOUR)
-    served = ExchangeSettings(candles=(data,), manual=True, start=100, speed=SPEED)
-    strategy = {"name": f"{__name__}:Pairs"}
-    market = {"symbols": ["BTCUSDT"], "interval": "60"}
-    sections: Mapping[str, Any] = {"strategy": strategy, "market": market}
-    path = tmp_path / "frames.db"
-    SEEN.clear()
-    async with EmbeddedExchange(served) as exchange:
-        for bars in (36, 4):
-            async with trading(exchange, path, **sections) as live:
-                await live.listening(3)
-                for _ in range(bars):
-                    await live.close_bar({"BTCUSDT"}, HOUR)
-            if bars == 36:
-                pruned = prune(path, keep_days=1)
-                assert pruned.steps > 0
-    check_seen(data, 2, 20, 40)
 
 
 FIFTY = tuple(f"S{number:02}USDT" for number in range(50))

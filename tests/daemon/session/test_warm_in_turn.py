@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
@@ -19,17 +18,15 @@ from fakes import FixedForecaster
 from held_answers import HeldAnswers
 from models import ONE_LAYER_CONTEXT as CONTEXT
 from models import written
-from records import check_record, prune, rows
-from several_live import MINUTE, SPEED, Live, check_parity, trading
+from records import check_record, rows
+from several_live import SPEED, Live, check_parity, trading
 from waiting import deadline
 
 from tracepaper.daemon.config.loading import load
-from tracepaper.daemon.engine.history import InstrumentState
 from tracepaper.daemon.feed import warming
 from tracepaper.daemon.http.client import ask
 from tracepaper.daemon.session.run_row import in_stages
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
-from tracepaper.storage import maintenance
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.other_symbol import RunOtherBars
@@ -243,30 +240,3 @@ class Idle(Strategy):
     def decide(self, context: BarContext) -> Signal:
         del context
         return Signal(Action.FLAT, "as ever")
-
-
-async def test_a_prune_amid_the_turns_leaves_what_is_derived_again(
-    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The kept steps begin in the turn of the last symbol, hours after the bars of the others."""
-    idle = {"name": f"{__name__}:Idle"}
-    sections = {**case.sections, "strategy": idle, "model": {"checkpoint": "none"}}
-    data = tuple(
-        made_candles(walk_rows(700, seed=seed), symbol=name) for seed, name in enumerate(NAMES)
-    )
-    served = dataclasses.replace(case.served, candles=data, start=200)
-    async with EmbeddedExchange(served) as exchange:
-        async with trading(exchange, case.path, **sections) as live:
-            await live.listening(12)
-            await live.close_bar(set(NAMES))
-        await exchange.advance(400 * MINUTE)
-        monkeypatch.setattr(warming, "BEFORE_START", 1)
-        async with trading(exchange, case.path, **sections) as live:
-            await live.listening(12)
-            for _ in range(3):
-                await live.close_bar(set(NAMES))
-    monkeypatch.setattr(InstrumentState, "lookback", property(lambda of: of.reach))
-    monkeypatch.setattr(maintenance, "DAY_MS", MINUTE)
-    done = prune(case.path, keep_days=2)
-    assert done.steps > 800
-    check_record(case.path)

@@ -14,9 +14,7 @@ from exchange_client import candles as made_candles
 from killed_replays import killed
 from msgspec import structs
 from pages import said_in
-from recordings import copied
 from scenarios import SCENARIOS
-from storage_cases import prune
 from test_recovery import Process, configured, events
 
 from tracepaper import Action, Signal, Strategy, buy, sell
@@ -172,13 +170,8 @@ def test_a_size_that_does_not_trade_its_multiple_is_named(tmp_path: Path) -> Non
     assert "at 1 times the size" in result.sentence
 
 
-def test_a_pruned_run_and_a_run_in_progress_answer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_in_progress_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scenario = SCENARIOS["crossing"]
-    path = copied(scenario.recorded(), tmp_path / "pruned.db")
-    prune(path, keep_days=1, pruned_at_ms=int(scenario.candles()[0].open_time_ms[-1]))
-    assert "was pruned until step" in capacity(path, last(path)).sentence
     data = MarketData(scenario.candles())
     cut = killed(
         lambda database: build(scenario.config(), data, started_at_ms=0, database=database),

@@ -1,8 +1,7 @@
-"""A derivation that begins in the midst of a run: what is left of a pruned one, or from a time."""
+"""A derivation that begins in the midst of a run: at a commit, or from a time."""
 
 from __future__ import annotations
 
-import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -14,19 +13,17 @@ from builders import present
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from forging import rechain, verified
-from msgspec.structs import replace
 from recordings import copied, recorded
-from records import prune, run_again, tamper
+from records import tamper
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.history import InstrumentState
+from tracepaper.replay.backtest.recorded import open_recorded
 from tracepaper.replay.checks.diagnosis import Cause
 from tracepaper.replay.checks.verify import verify_run
-from tracepaper.storage import maintenance
 from tracepaper.storage.chain.integrity import audit
-from tracepaper.storage.database.chunks import KeptStart, commit_at
+from tracepaper.storage.database.chunks import commit_at
 from tracepaper.storage.database.reader import Reader
-from tracepaper.storage.record.decode import BAR_READ
 from tracepaper.strategies.errors import DataInvalid
 
 HOUR = 3_600_000
@@ -39,9 +36,10 @@ CROSSING: dict[str, Any] = {
 }
 
 
-def replayed(path: Path, group_steps: int = 1) -> str:
-    """Replay the run into *path*; return its id."""
-    data = [made_candles(walk_rows(HOURS), interval_ms=HOUR)]
+def replayed(path: Path, group_steps: int = 1, *, is_flat: bool = False) -> str:
+    """Replay the run, over prices that stay where *is_flat*, into *path*; return its id."""
+    prices = walk_rows(HOURS)
+    data = [made_candles(prices[:1] * HOURS if is_flat else prices, interval_ms=HOUR)]
     original = recorded(load(None, CROSSING), data, started_at_ms=1, group_steps=group_steps)
     with Reader.open(copied(original, path)) as reader:
         return reader.find("last")
@@ -70,13 +68,6 @@ def forge(path: Path, *statements: str) -> None:
 # ---------------------------------------------------------------- models, books, quotes, starts
 
 
-@pytest.fixture
-def short_days(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let runs of minutes be pruned: none of them asks for the range of a day."""
-    monkeypatch.setattr(InstrumentState, "lookback", property(lambda of: of.reach))
-    monkeypatch.setattr(maintenance, "DAY_MS", 240_000)
-
-
 def test_one_commit_is_derived_alone_from_the_state_before_it(tmp_path: Path) -> None:
     path = tmp_path / "run.db"
     run_id = replayed(path, group_steps=50)
@@ -92,64 +83,79 @@ def test_one_commit_is_derived_alone_from_the_state_before_it(tmp_path: Path) ->
             verify_run(reader, path, run_id, commit=4_000)
 
 
-@pytest.mark.usefixtures("short_days")
-def test_a_model_in_one_pass_is_asked_anew_from_a_context_before(tmp_path: Path) -> None:
+def test_a_model_in_one_pass_is_asked_anew_from_a_context_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A run of minutes: no decision asks for the range of a day.
+    monkeypatch.setattr(InstrumentState, "lookback", property(lambda of: of.reach))
     path = explained_runs.replayed(tmp_path, bars=3 * explained_runs.CONTEXT)
-    pruned = prune(path, keep_days=3)
-    assert pruned.steps > 100
-    assert not audited(path)
-    verification = verified(path)
+    from_ms = opened(path)[-12]
+    verification = verified(path, from_ms=from_ms)
     assert verification.passes, verification.differences[:3]
-    assert verification.decisions >= 12
+    assert (verification.decisions, verification.from_ms) == (12, from_ms)
     assert not verification.exact  # a pass over many begins elsewhere
-    with pytest.raises(DataInvalid, match="was pruned, so it is not fed again"):
-        run_again(path, tmp_path / "again.db")
 
 
-# ---------------------------------------------------------------- forged, and older
+@pytest.mark.parametrize("is_flat", [False, True])
+def test_the_chain_is_walked_from_the_state_or_from_the_first_bar_that_is_fed(
+    tmp_path: Path, is_flat: bool
+) -> None:
+    path = tmp_path / "run.db"
+    replayed(path, is_flat=is_flat)
+    from_ms = opened(path)[-30]
+    derived = verified(path, from_ms=from_ms)
+    with Reader.open(path) as reader:
+        recorded_run = open_recorded(reader, path, reader.find("last"), from_step=derived.from_step)
+    fed_from, state_step = present(recorded_run.beginning).fed_from, present(derived.state_step)
+    assert (state_step < fed_from) is is_flat
+    first = min(fed_from, state_step)
+    if first:  # else the walk begins with the run
+        tamper(path, f"UPDATE steps SET volume = volume + 1 WHERE sequence = {first - 1}")
+        assert verified(path, from_ms=from_ms).passes
+    tamper(path, f"UPDATE steps SET turnover = 7 WHERE sequence = {first}")
+    assert not verified(path, from_ms=from_ms).passes
 
 
-def test_a_forged_state_or_warm_up_bar_is_found(tmp_path: Path) -> None:
+# ---------------------------------------------------------------- forged
+
+
+USED = "sequence = (SELECT max(sequence) FROM states WHERE sequence < {})"
+FORGED = (
+    f"UPDATE states SET state = richer(state) WHERE {USED}",
+    f"DELETE FROM states WHERE {USED}",
+    "UPDATE steps SET close = 2 * close, high = 2 * high WHERE sequence = {} - 2",
+    "UPDATE fills SET fee = fee + 1 WHERE sequence = (SELECT min(sequence) FROM fills)",
+    (
+        "UPDATE ledger SET amount = amount + 1, balance = balance + 1 "
+        "WHERE sequence = (SELECT max(sequence) FROM ledger WHERE sequence < {})"
+    ),
+)
+
+
+@pytest.mark.parametrize("statement", FORGED)
+@pytest.mark.parametrize("is_hidden", [False, True])
+def test_what_is_forged_before_the_first_derived_step_is_found(
+    tmp_path: Path, statement: str, is_hidden: bool
+) -> None:
     path = tmp_path / "run.db"
     replayed(path)
-    prune(path, keep_days=3)
-    assert verified(path).passes
-    oldest = "sequence = (SELECT min(sequence) FROM states)"
-    for number, statement in enumerate(
-        (
-            "UPDATE prunes SET run_in = replace_close(run_in)",
-            "UPDATE prunes SET state = replace_cash(state)",
-            f"UPDATE states SET state = replace_cash(state) WHERE {oldest}",
-            f"DELETE FROM states WHERE {oldest}",
-        )
-    ):
-        forged = Path(shutil.copy(path, tmp_path / f"{number}.db"))
-        with closing(sqlite3.connect(forged)) as raw:
-            raw.create_function("replace_cash", 1, richer)
-            raw.create_function("replace_close", 1, dearer)
-            assert raw.execute(statement).rowcount == 1
-            raw.commit()
-        assert audited(forged), statement
-        rechain(forged)
-        if statement.startswith("DELETE"):
-            continue
-        assert not audited(forged), "the chain holds again"
-        again = verified(forged)
-        assert not again.passes, statement
+    from_ms = opened(path)[-30]
+    first = verified(path, from_ms=from_ms)
+    assert first.passes
+    assert first.state_step is not None
+    assert first.state_step < first.from_step - 2
+    with closing(sqlite3.connect(path)) as raw:
+        raw.create_function("richer", 1, richer)
+        assert raw.execute(statement.format(first.from_step)).rowcount > 0
+        raw.commit()
+    if is_hidden:
+        rechain(path)
+    again = verified(path, from_ms=from_ms)
+    if is_hidden and statement.startswith("DELETE"):
+        assert again.state_step != first.state_step  # an older one serves, and says the same
+    else:
+        assert not again.passes
         assert again.culprit is Cause.RECORD
-
-
-def dearer(run_in: bytes) -> bytes:
-    """Return what a prune kept with twice the high and close of its last bar."""
-    import msgspec
-
-    kept = msgspec.msgpack.decode(run_in, type=KeptStart)
-    *earlier, last = kept.run_in.steps
-    values = list(last)
-    for name in ("high", "close"):
-        values[BAR_READ.index(name)] *= 2
-    steps = [*earlier, tuple(values)]
-    return msgspec.msgpack.encode(replace(kept, run_in=kept.run_in._replace(steps=steps)))
 
 
 def richer(state: bytes) -> bytes:
@@ -159,17 +165,3 @@ def richer(state: bytes) -> bytes:
     fields = msgspec.msgpack.decode(state)
     fields[3][0] += 1
     return msgspec.msgpack.encode(fields)
-
-
-def test_every_decision_that_a_prune_keeps_is_derived(tmp_path: Path) -> None:
-    path = tmp_path / "run.db"
-    replayed(path)
-    whole = len(opened(path))
-    for keep_days in (6, 5, 2):  # the second one looks back on bars that the first one dropped
-        done = prune(path, keep_days=keep_days)
-        assert done.steps > 0
-        assert not audited(path)
-        verification = verified(path)
-        assert verification.passes, verification.differences[:3]
-        assert (verification.exact, verification.chained) == (True, 0)
-        assert 24 * keep_days <= verification.decisions == len(opened(path)) < whole

@@ -17,7 +17,6 @@ from exchange_client import FIRST_MS, walk_rows
 from exchange_client import candles as made_candles
 from forging import rechain
 from recordings import crossing, record
-from records import prune
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.archive import Candles
@@ -167,17 +166,6 @@ def test_a_day_without_a_decision_says_so(run: Path) -> None:
     with Reader.open(run) as reader:
         run_id = reader.find("last")
     assert check.reason == (f"2025-01-10 could not be replayed: run {run_id} decided no bar of it")
-
-
-def test_a_pruned_day_says_so_and_those_that_are_left_are_replayed(run: Path) -> None:
-    prune(run, keep_days=1, pruned_at_ms=FIRST_MS + 4 * DAY_MS)
-    assert day(run, 0).outcome is FAILED
-    assert day(run, 0).reason.endswith("decided no bar of it that it still holds: it was pruned")
-    part = day(run, 1)
-    assert part.outcome is IDENTICAL
-    assert part.reason.endswith(" decisions of 2025-01-02, from 04:45Z on")
-    assert day(run, 2).compared == 96
-    assert day(run, 3).compared == 20
 
 
 def test_a_changed_model_is_a_reason(tmp_path: Path) -> None:

@@ -22,7 +22,6 @@ from forging import (
     TAKEN_AS_TOLD,
     audited,
     believed,
-    close_again,
     forged,
     plantings,
     rechain,
@@ -31,7 +30,6 @@ from forging import (
     with_child,
 )
 from recordings import crossing, record
-from records import prune, rows
 
 from tracepaper.replay.archive import FundingRates
 from tracepaper.replay.backtest.recorded import open_recorded
@@ -53,13 +51,6 @@ OF_A_PAIR = {
     "runs.instruction_set",
 }
 """Believed with what says the same alone: ``test_forged_pairs`` forges them, and books."""
-_MARK = "the mark at which it fell due is dropped with its step"
-OF_A_PRUNED_RUN = {
-    "holdings.funding_paid": f"moved between strategies, or of a shadow account: {_MARK}",
-    "holdings.long_funding": f"moved between the sides: {_MARK}",
-}
-"""Columns of the dropped steps' rows that may be changed with the cash, and why; in a whole run
-such a change is found."""
 
 
 @pytest.fixture(scope="module")
@@ -85,20 +76,11 @@ def replayed(path: Path, bars: int, **sections: Any) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def pruned(plain: Path) -> Path:
-    """Return a longer run without a model, pruned to its last day and what that looks back on."""
-    path = replayed(plain.with_name("pruned.db"), 2 * BARS)
-    done = prune(path, keep_days=1)
-    assert done.steps > 20
-    return path
-
-
 def test_the_rule_names_what_is_taken_as_told_and_nothing_else() -> None:
     text = (Path(__file__).parents[3] / "docs" / "storage.md").read_text(encoding="utf-8")
     rule = text[text.index("**S12.**") : text.index("**S13.**")]
     named = {name for name in re.findall(r"`([a-z0-9_.]+)`", rule) if name != "verify"}
-    assert named == {*TAKEN_AS_TOLD, *OUTSIDE, *OF_A_PRUNED_RUN}
+    assert named == {*TAKEN_AS_TOLD, *OUTSIDE}
 
 
 def test_what_is_not_forged_is_believed(plain: Path, modelled: Path, tmp_path: Path) -> None:
@@ -111,14 +93,13 @@ def test_what_is_not_forged_is_believed(plain: Path, modelled: Path, tmp_path: P
 
 
 def test_a_forgery_in_any_column_is_found_but_for_those_that_are_listed(
-    plain: Path, pruned: Path, tmp_path: Path
+    plain: Path, tmp_path: Path
 ) -> None:
     passed = set()
     for column in COLUMNS:
-        path = pruned if column.startswith("prunes.") else plain
-        for statement in plantings(path, column):
+        for statement in plantings(plain, column):
             if believed(
-                forged(path, tmp_path / "forged.db", statement, hide=column not in DIGESTS)
+                forged(plain, tmp_path / "forged.db", statement, hide=column not in DIGESTS)
             ):
                 passed.add(column)
     # The run has no parent, and one that is made up shows in its ledger; ``test_stocks`` forges
@@ -126,44 +107,6 @@ def test_a_forgery_in_any_column_is_found_but_for_those_that_are_listed(
     others = {"runs.parent_run_id", "events.books", "runs.sessions", *OF_A_PAIR}
     outside = {name for name in COLUMNS if name.partition(".")[0] in OUTSIDE}
     assert passed - outside == set(TAKEN_AS_TOLD) - others
-
-
-def test_a_forgery_in_every_decision_that_a_prune_keeps_is_found(
-    pruned: Path, tmp_path: Path
-) -> None:
-    path = Path(shutil.copy(pruned, tmp_path / "forged.db"))
-    with closing(sqlite3.connect(path)) as raw:
-        change = "UPDATE steps SET target_quantity = target_quantity + 2"
-        decisions = raw.execute(f"{change} WHERE outcome IS NOT NULL").rowcount
-        raw.commit()
-    assert decisions > 80
-    rechain(path)
-    assert audited(path)
-    assert verified(path).differing == decisions
-
-
-def test_funding_of_strategies_that_a_prune_keeps_adds_up_to_the_accounts(tmp_path: Path) -> None:
-    """Of rows that nothing derives any more it may move from one strategy to another at most."""
-    crosses = {"name": "sma_cross", "long_only": False, "share": "0.5"}
-    two = {"a": {**crosses, "fast": 3, "slow": 7}, "b": {**crosses, "fast": 2, "slow": 5}}
-    path = replayed(tmp_path / "two.db", 2 * BARS, strategy={}, strategies=two)
-    assert prune(path, keep_days=1).until_sequence > 20
-    paid = rows(path, "SELECT sequence FROM events WHERE kind = 'funding' ORDER BY 1 LIMIT 2")
-    where = f"WHERE sequence BETWEEN {paid[0][0]} AND {paid[1][0] - 1} AND shadow = "
-    first, second = (
-        "UPDATE holdings SET funding_paid = funding_paid + {0}, cash = cash - {0}, "
-        f"account_funding_paid = account_funding_paid + {{0}} {where}'{name}'"
-        for name in two
-    )
-    assert believed(path)
-    for changes, passes in (
-        ((first.format(7),), False),
-        ((first.format(7), second.format(-7)), True),
-    ):
-        copy = forged(path, tmp_path / "forged.db", *changes)
-        assert not believed(copy), "the closed trades tell"
-        close_again(copy)
-        assert believed(copy) is passes
 
 
 def test_a_parent_may_have_another_name_and_cannot_be_denied(plain: Path, tmp_path: Path) -> None:

@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 from edges import COINS, Told, Tossed, run_of, walks
 from exchange_client import candles as made_candles
-from recordings import copied
 from scenarios import SCENARIOS
 from scipy.stats import binom
-from storage_cases import prune
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
@@ -139,17 +137,6 @@ def _run_id(path: Path) -> str:
     from tracepaper.storage.database.reader import resolve
 
     return resolve(path, "last").run_id
-
-
-def test_a_pruned_run_says_why_nothing_is_run_again(
-    tmp_path: Path,
-) -> None:
-    path = copied(SCENARIOS["crossing"].recorded(), tmp_path / "pruned.db")
-    last = SCENARIOS["crossing"].candles()[0].open_time_ms[-1]
-    prune(path, keep_days=1, pruned_at_ms=int(last))
-    result = fragility(path, _run_id(path))
-    assert result.reruns
-    assert all("was pruned until step" in left.error for left in result.reruns)
 
 
 def test_parameters_have_neighbours_of_their_own_kind() -> None:

@@ -18,7 +18,6 @@ from exchange_client import walk_rows
 from forging import rechain, verified
 from recordings import copied, crossing, record, recorded
 from records import parity_of, tamper
-from storage_cases import prune
 
 from tracepaper.replay.archive import Candles, read_candles
 from tracepaper.replay.backtest.make import resume_replay
@@ -161,24 +160,6 @@ def test_parity_does_not_hold_over_a_bar_that_one_run_lacks_in_the_middle(
     assert (differences[0].first, differences[0].second) == (
         ("missing", "decided") if turned else ("decided", "missing")
     )
-
-
-def test_a_run_that_was_pruned_to_fewer_bars_than_decide_does_not_go_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from tracepaper.replay.backtest import run as backtest
-
-    monkeypatch.setattr(backtest, "PROGRESS_EVENTS", 8)
-    hours = made_candles(walk_rows(200), interval_ms=3_600_000)
-    market = {"symbols": [hours.symbol], "interval": "60", "category": hours.category.value}
-    path = tmp_path / "short.db"
-    costs = {"spread_slippage": "0.5"}  # which counts in the ranges of 60 bars
-    run_id = replayed(path, hours, stop_after=150, market=market, execution=costs)
-    prune(path, keep_days=1, pruned_at_ms=5)
-    audit = SqlAuditLog.open(path)
-    with pytest.raises(DataInvalid, match=r"pruned to 24 bars .* depend on 61; start a new replay"):
-        resume_replay(run_id, MarketData([hours]), audit, path, Tally())
-    audit.close()
 
 
 @pytest.fixture(scope="module")
@@ -428,5 +409,5 @@ def test_a_commit_is_verified_whatever_became_of_those_that_it_does_not_look_bac
     tamper(path, BROKEN["a high by one unit"])
     assert verified(path, commit=150).passes
     assert verified(path, commit=290).passes
-    tamper(path, "UPDATE fills SET filled_ms = filled_ms + 1 WHERE sequence < 100")
+    tamper(path, "UPDATE fills SET fee = fee + 1 WHERE sequence < 100")
     assert not verified(path, commit=290).passes  # its account rests on every fill before

@@ -11,9 +11,7 @@ from typing import Any
 import learning
 import numpy as np
 import pytest
-from recordings import copied
 from scenarios import SCENARIOS, Scenario
-from storage_cases import prune
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.replay.archive import Candles, FundingRates
@@ -387,14 +385,10 @@ def test_what_the_record_does_not_hold_is_refused(
     assert str(refused.value).count("\n") == 0
 
 
-def test_a_pruned_run_is_asked_from_later_on(tmp_path: Path) -> None:
+def test_a_run_is_asked_from_later_on() -> None:
     scenario = SCENARIOS["crossing"]
-    path, from_ms = copied(scenario.recorded(), tmp_path / "run.db"), from_of(scenario, 0.9)
-    last = scenario.candles()[0].open_time_ms[-1]
-    prune(path, keep_days=1, pruned_at_ms=int(last))
-    with pytest.raises(TracepaperError, match="pruned until step"):
-        of(path, changes=FEE)
-    result = of(path, changes=FEE, from_ms=from_ms)
+    path = scenario.recorded()
+    result = of(path, changes=FEE, from_ms=from_of(scenario, 0.9))
     assert as_json(result)["decisions"] == 10
     with Reader.open(path) as reader:
         later = list(reader.steps(reader.find("last")))[-10:]

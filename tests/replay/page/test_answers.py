@@ -18,7 +18,7 @@ from fakes import ManualClock
 from page_cases import shown_of
 from records import tamper
 from report_cases import BTC, SAMPLE, STRICT, cross, replayed
-from storage_cases import other_events, plain_steps, prune, undecided, write_run
+from storage_cases import other_events, plain_steps, undecided, write_run
 from user_strategies import importable
 
 from tracepaper.daemon.http.monitor import Monitor
@@ -367,7 +367,7 @@ def test_a_copy_of_a_database_is_named_and_its_run_listed_once(
 
 
 def unusual_run(state: str, folder: Path) -> Path:
-    """Write a run that is halted, damaged, without a bar or pruned; return its database."""
+    """Write a run that is halted, damaged or without a bar; return its database."""
     database = folder / "run.db"
     match state:
         case "halted by risk.drawdown":
@@ -376,11 +376,8 @@ def unusual_run(state: str, folder: Path) -> Path:
         case "damaged":
             write_run(database, plain_steps(40))
             tamper(database, "DELETE FROM steps WHERE sequence = 30")
-        case "no bar yet":
-            write_run(database, [undecided(0, other_events()[0])])
         case _:
-            replayed(folder, cross(), "--data", SAMPLE, "--to", "2025-05-31")
-            prune(database, keep_days=1, pruned_at_ms=0)
+            write_run(database, [undecided(0, other_events()[0])])
     return database
 
 
@@ -390,7 +387,6 @@ def unusual_run(state: str, folder: Path) -> Path:
         ("halted by risk.drawdown", "This run is halted by risk.drawdown since "),
         ("damaged", "The row of run r-1 counts 40 steps and 39 are stored"),
         ("no bar yet", "No bar was decided yet"),
-        ("pruned", "The oldest steps were pruned: step 4,000"),
     ],
 )
 def test_what_is_unusual_of_a_run_begins_each_of_its_documents(

@@ -12,8 +12,6 @@ import msgspec
 import pytest
 from page_cases import shown_of
 from pages import record_in, unpacked
-from records import prune
-from report_cases import SAMPLE, cross, replayed
 
 from tracepaper.replay.page import contents, routes
 from tracepaper.replay.page.contents import contents_of, run_page
@@ -146,15 +144,3 @@ def test_each_instrument_has_its_columns(pair_database: Path) -> None:
     for symbol in ("BTCUSDT", "SOLUSDT"):
         [path] = [name for name in record if name.endswith(f"candles?instrument=linear%3A{symbol}")]
         assert len(record[path][0]["open_time_ms"]) > 1_000
-
-
-def test_a_pruned_record_is_held_as_far_as_it_goes(tmp_path: Path) -> None:
-    pruned = replayed(tmp_path, cross(), "--data", SAMPLE, "--to", "2025-05-30")
-    prune(pruned, keep_days=1, pruned_at_ms=0)
-    run = shown_of(pruned)
-    assert run.columns.span[0] > 0
-    record = contents_of(pruned, run.run_id).record
-    text = f"/api/v1/runs/{run.run_id}"
-    candles = record[f"{text}/candles?instrument=linear%3ABTCUSDT"][0]
-    assert candles["sequence"][0] >= run.columns.span[0]
-    assert f"{text}/decisions/{candles['sequence'][-1]}" in record

@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 from builders import present
 from pages import record_in, said_in
-from recordings import copied
-from records import prune
 from scenarios import SCENARIOS
 from scipy.stats import norm, t
 
@@ -97,14 +95,6 @@ def test_hours_are_enough_where_days_are_too_few() -> None:
     assert not days.tails
     assert "too few days (3 days that all symbols share, and 80 are wanted)" in days.sentence
     assert {tail.level for tail in hours.tails} == set(book_risk.LEVELS)
-
-
-def test_a_pruned_run_has_too_few_days(tmp_path: Path) -> None:
-    path = copied(SCENARIOS[BOOK].recorded(), tmp_path / "pruned.db")
-    prune(path, keep_days=5)
-    risk = risk_of(path)
-    assert risk.coins
-    assert risk.periods < 109
 
 
 def test_a_run_without_a_position_says_so() -> None:

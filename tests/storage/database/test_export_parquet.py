@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -186,31 +185,12 @@ def test_a_run_that_is_written_is_exported_as_of_one_moment_and_then_taken_up(
         "new": len(after.keys() - before.keys()),
         "replaced": sum(after[name] != content for name, content in before.items()),
         "unchanged": sum(after[name] == content for name, content in before.items()),
-        "kept": 0,
     }
     assert again.files["new"] > 3
     assert again.files["replaced"] > 3
     assert again.files["unchanged"] > 3
-    assert third.files == {"new": 0, "replaced": 0, "unchanged": len(after), "kept": 0}
+    assert third.files == {"new": 0, "replaced": 0, "unchanged": len(after)}
     assert files(folder) == after
-
-
-def test_what_a_prune_dropped_stays_in_the_folder(database: Path, tmp_path: Path) -> None:
-    path, folder = tmp_path / "a.db", tmp_path / "lake"
-    shutil.copy(database, path)
-    with Reader.open(path) as reader:
-        export(reader, DIGITS, folder)
-    before = {view.name: scanned(folder, view.name).height for view in VIEWS}
-    assert cases.prune(path, keep_days=1, pruned_at_ms=START_MS)
-    with Reader.open(path) as reader:
-        rows = export(reader, DIGITS, folder)
-        assert rows.rows["v_bars"] < before["v_bars"]
-        assert rows.files["kept"] > 0
-        assert scanned(folder, "v_bars").height == before["v_bars"]
-        assert scanned(folder, "v_orders").height == before["v_orders"]
-        assert scanned(folder, "v_events").height == before["v_events"] + 1  # the prune itself
-        export(reader, DIGITS, tmp_path / "new")
-        assert differences(reader, tmp_path / "new", DIGITS) == []
 
 
 def test_a_damaged_file_of_an_earlier_export_is_replaced(reader: Reader, tmp_path: Path) -> None:
@@ -252,7 +232,7 @@ def test_the_command_says_what_became_of_each_file(
     assert capsys.readouterr().out.splitlines() == [
         "v_fills\t1",
         "v_runs\t1",
-        "files\t2 new, 0 replaced, 0 unchanged, 0 kept",
+        "files\t2 new, 0 replaced, 0 unchanged",
     ]
     assert invoke([*line, "--views", "v_fills", "--json"]) == 0
     assert '"unchanged": 1' in capsys.readouterr().out

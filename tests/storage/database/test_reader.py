@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import storage_cases as cases
 from records import tamper
-from storage_cases import prune
 
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.chunks import RunLocation
@@ -189,14 +188,6 @@ def test_a_run_whose_steps_do_not_fit_its_row_is_said_to_be_damaged(
         assert reader.damage("r-1") == ""
         tamper(path, statement)
         assert "run `tracepaper audit verify`" in reader.damage("r-1")
-
-
-def test_a_pruned_run_is_not_damaged(tmp_path: Path) -> None:
-    path = tmp_path / "a.db"
-    cases.write_run(path, cases.plain_steps(3_000))
-    prune(path, keep_days=1, pruned_at_ms=5)
-    with Reader.open(path) as reader:
-        assert reader.damage("r-1") == ""
 
 
 def test_the_last_decision_is_found_behind_what_decided_nothing(tmp_path: Path) -> None:

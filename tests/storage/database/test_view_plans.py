@@ -46,12 +46,9 @@ def costly(database: sqlite3.Connection, question: str) -> list[str]:
     plan = [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {question}")]
     assert plan
     (view,) = (view for view in VIEWS if f" {view.name} " in question)
-    walked = ["p", *re.findall(r"FROM runs r JOIN \w+ (\w)", view.sql)]
-    # What a prune has kept of events is found by its steps and sorted: that arm alone may be.
-    kept = plan.index("RIGHT") if view.name == "v_events" and "RIGHT" in plan else 0
-    assert not kept or "SEARCH p USING PRIMARY KEY (run_key=?)" in plan[:kept]
+    walked = re.findall(r"FROM runs r JOIN \w+ (\w)", view.sql)
     costs = []
-    for line in (line for at, line in enumerate(plan) if at >= kept or line != SORTED):
+    for line in plan:
         of = WHOLE_RUN.match(line)
         is_walk = of is not None and of[1] not in walked
         if (COSTLY.search(line) or is_walk) and not FEW.match(line):
