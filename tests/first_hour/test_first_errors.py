@@ -76,7 +76,7 @@ def failure(folder: Path, line: str, source: str = CLASS) -> str:
         "np.convolve(close, np.zeros((2, 2)))": "ValueError: object too deep .* at PLACE; mend",
         "pd.DataFrame({'close': close})['Close']": "KeyError: 'Close' at PLACE; mend",
         "talib.SMA(list(close), 5)": r"TypeError: Argument 'real' .* at PLACE; mend",
-        "sma(close, 'five')": "TypeError: .* at PLACE; mend",
+        "sma(close, 'five')": r"at PLACE: sma\(values, period=30\) failed: ",
         "ema(close, 0)": "Mine failed in decide at PLACE: An indicator's period of 0",
         "1 / (self.bars - 10)": "ZeroDivisionError: .* at PLACE; mend",
     }.items(),

@@ -69,10 +69,10 @@ async def test_a_program_reads_whole_lines(
 ) -> None:
     monitor = Monitor(run=run(), clock=ManualClock(START_MS + MINUTE))
     sentence = "the disk of the books is full, " * 20
-    monitor.companions = {"recording": lambda: {"faults": 1, "error": sentence}}
+    monitor.outage = lambda: sentence
     async with serving(tmp_path / "run.db", monitor) as operated:
         await called("status", "--db", operated.database)
-    assert f"recording: {sentence}\n" in capsys.readouterr().out
+    assert f"{sentence}\n" in capsys.readouterr().out
 
 
 async def test_status_as_json_is_one_document(

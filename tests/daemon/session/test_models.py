@@ -71,5 +71,5 @@ def test_memory_is_asked_for_before_a_model_is_made(monkeypatch: pytest.MonkeyPa
     market = {"symbols": ("BTCUSDT", "ETHUSDT")}
     models.load_forecaster(Config(market=MarketSection.model_validate(market)))
     many = {"symbols": tuple(f"S{number}USDT" for number in range(10))}
-    with pytest.raises(AttentionInvalid, match=r"A window of 1088 bars needs .* are free"):
+    with pytest.raises(AttentionInvalid, match=r"A window of 1,088 bars needs .* are free"):
         models.load_forecaster(Config(market=MarketSection.model_validate(many)))
