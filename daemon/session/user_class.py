@@ -165,7 +165,9 @@ def _lacking(module_name: str) -> str:
     defined = [
         name
         for name, value in vars(sys.modules[module_name]).items()
-        if callable(value) and not name.startswith("_") and value.__module__ == module_name
+        if callable(value)
+        and not name.startswith("_")
+        and getattr(value, "__module__", "") == module_name
     ]
     if not defined:
         return f"{module_name} defines no class; correct the name before the colon"
