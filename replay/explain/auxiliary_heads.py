@@ -96,8 +96,8 @@ def auxiliary_tables(forecast: Forecast) -> tuple[Table, ...]:
 def decided_map(database: Path, run_id: str, sequence: int, stored: StoredDecision) -> BookMap:
     """Return the depth map of a decision, recomputed by the run's checkpoint.
 
-    Raises ``DataInvalid`` if the decision asked no network or the run no longer has the books, and
-    ``CheckpointMismatch`` if the checkpoint has changed.
+    Raises ``DataInvalid`` if the decision asked no network, and ``CheckpointMismatch`` if the
+    checkpoint has changed.
     """
     with Reader.open(database) as reader:
         run = reader.run(run_id)

@@ -208,6 +208,8 @@ class Costs(Meter):
                 costs[item] += cost / len(users)
         with self._path.open("a", encoding="utf-8") as table:
             for item, cost in costs.items():
+                if cost < 0:  # a child had ended before its seconds were read: the cost is unknown
+                    continue
                 mark = "\treal_time" if item in self._real_time else ""
                 table.write(f"{cost:.2f}\t{key_of(item)}{mark}\n")
 

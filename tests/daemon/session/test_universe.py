@@ -164,7 +164,8 @@ def walk(seed: int, symbol: str, bars: int, *, interval_ms: int = MINUTE) -> Can
 
 
 def times(candles: Candles, volume: int | IntArray) -> Candles:
-    return dataclasses.replace(candles, volume=candles.volume * volume)
+    turnover = None if candles.turnover is None else candles.turnover * volume
+    return dataclasses.replace(candles, volume=candles.volume * volume, turnover=turnover)
 
 
 def market(bars: int = 60) -> list[Candles]:

@@ -14,7 +14,7 @@ from depth_cases import FIRST_MS, header, trained, walk, write
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from recordings import record, run_into
-from records import check_record, rows, tamper
+from records import check_record, rows
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.session.models import make_orderbook
@@ -287,17 +287,3 @@ def test_a_decision_is_explained_by_its_map_of_level_and_time(
     text = capsys.readouterr().out
     assert "untrained" in text
     assert "level" in text
-
-
-def test_a_decision_whose_books_are_gone_says_so(
-    tmp_path: Path, books: Path, checkpoint: Path
-) -> None:
-    path = tmp_path / "a.db"
-    run_id = replayed(path, books, checkpoint)
-    tamper(path, "DELETE FROM events WHERE kind = 'depth'")
-    query = "SELECT sequence FROM v_decisions ORDER BY sequence LIMIT 1 OFFSET 20"
-    ((sequence,),) = rows(path, query)
-    with pytest.raises(DataInvalid, match="no longer has the order books that decision"):
-        explain_decision(
-            f"{run_id}:{sequence}", path, ModelRequest(full=True), png=None, as_json=True
-        )
