@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.sections import ExplanationSection
-from tracepaper.daemon.config.values import MODEL_INPUTS, STOCK
+from tracepaper.daemon.config.values import STOCK
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.book_features import reading_of
 from tracepaper.strategies.builtin import TREND
@@ -23,30 +23,22 @@ class Trait(StrEnum):
     """A property of a run; the value is its text in the documentation."""
 
     LIVE = "a daemon"
-    SPOT = '`market.category = "spot"`'
+    PAID_IN_FULL = '`market.category = "spot"` or `market.asset = "stock"`'
     SHARES = '`market.asset = "stock"`'
     CRYPTO = '`market.asset = "crypto"`'
     MONTHS = '`market.interval = "M"`'
     BARS_ALONE = "`market.gather_ms = 0`"
-    FRACTIONAL = "`market.fractional`"
-    FEE_PER_SHARE = "`execution.fee_per_share`"
-    FEE_MINIMUM = "`execution.fee_minimum`"
+    TERMS_OF_SHARES = "`market.fractional`, `execution.fee_per_share` or `execution.fee_minimum`"
     MARGIN = "`account.margin`"
-    CROSS = "cross margin"
     HEDGE = '`account.position_mode = "hedge"`'
-    SEVERAL = "`[strategies]`"
-    SHADOWS = "`strategy.shadows`"
     SIZED_TREND = "`trend` sized by volatility"
     SIZED_BY_VOLATILITY = '`sizing.mode = "volatility"`'
     SIZED_BY_STOP = '`sizing.mode = "risk"`'
     NO_STOP = "a built-in strategy without a stop in `[exits]`"
     WITHOUT_MODEL = "a strategy without a model"
-    TRADES_CLOSES = "a strategy that trades all symbols of a close by a model"
     CUSTOM_CLASS = "`model.class`"
     COVARIATES = "`model.covariates`"
-    BACKEND = "`model.backend`"
-    DEVICE = "`model.device`"
-    EXPLANATION = "`[model.explanation]`"
+    COMPUTED_OTHERWISE = "`model.backend`, `model.device` or `[model.explanation]`"
     READS_BOOKS = "a checkpoint that reads order books"
     READS_OTHER = "a checkpoint that reads another symbol"
     READS_CLOSES = "a checkpoint that forecasts all symbols of a close together"
@@ -66,23 +58,15 @@ LIVE + MONTHS
 LIVE + SHARES
     market.asset = "stock" has no exchange here; replay candle files by `tracepaper replay --data
     FILE`, or leave the key out.
-SPOT + MARGIN
-    [account] margin is for linear positions, and category "spot" is paid in full; take it out, or
-    set market.category to "linear".
-SHARES + MARGIN
-    [account] margin is for linear positions, and shares are paid in full; take it out.
-SPOT + HEDGE
-    [account] position_mode = "hedge" is for linear positions, and category "spot" is paid in full;
-    take it out, or set market.category to "linear".
-SHARES + HEDGE
-    [account] position_mode = "hedge" is for linear positions, and shares are paid in full; take it
-    out.
-CRYPTO + FRACTIONAL
-    market.fractional is for shares; take it out, or set market.asset to "stock".
-CRYPTO + FEE_PER_SHARE
-    execution.fee_per_share is for shares; take it out, or set market.asset to "stock".
-CRYPTO + FEE_MINIMUM
-    execution.fee_minimum is for shares; take it out, or set market.asset to "stock".
+PAID_IN_FULL + MARGIN
+    [account] margin is for linear positions, and category "spot" and shares are paid in full; take
+    it out, or set market.category to "linear".
+PAID_IN_FULL + HEDGE
+    [account] position_mode = "hedge" is for linear positions, and category "spot" and shares are
+    paid in full; take it out, or set market.category to "linear".
+CRYPTO + TERMS_OF_SHARES
+    market.fractional, execution.fee_per_share and execution.fee_minimum are for shares; take them
+    out, or set market.asset to "stock".
 SIZED_BY_STOP + NO_STOP
     sizing.mode 'risk' sizes by the stop of each signal, and a built-in strategy sets none; set
     [exits] stop_loss, choose another mode, or use your own class.
@@ -103,15 +87,9 @@ BARS_ALONE + READS_OTHER
 SHARES + READS_CLOSES
     A checkpoint that forecasts all symbols of a close together does not support shares; choose
     another strategy.
-BACKEND + READS_CLOSES
+COMPUTED_OTHERWISE + READS_CLOSES
     A checkpoint that forecasts all symbols of a close together runs on the CPU with the default
-    explanation; take model.backend out.
-DEVICE + READS_CLOSES
-    A checkpoint that forecasts all symbols of a close together runs on the CPU with the default
-    explanation; take model.device out.
-EXPLANATION + READS_CLOSES
-    A checkpoint that forecasts all symbols of a close together runs on the CPU with the default
-    explanation; take model.explanation out.
+    explanation; take model.backend, model.device and model.explanation out.
 """
 """Rows of traits and, indented, their error message; the first row that applies is reported."""
 
@@ -132,33 +110,29 @@ def traits_of(
     market, account, model, costs = config.market, config.account, config.model, config.execution
     has = {
         Trait.LIVE: live,
-        Trait.SPOT: market.category == Category.SPOT.value,
+        Trait.PAID_IN_FULL: market.category == Category.SPOT.value or market.asset == STOCK,
         Trait.SHARES: market.asset == STOCK,
         Trait.CRYPTO: market.asset != STOCK,
         Trait.MONTHS: market.interval_ms == MONTH_MS,
         Trait.BARS_ALONE: market.gather_ms == 0,
-        Trait.FRACTIONAL: market.fractional,
-        Trait.FEE_PER_SHARE: costs.fee_per_share is not None,
-        Trait.FEE_MINIMUM: bool(costs.fee_minimum),
+        Trait.TERMS_OF_SHARES: market.fractional
+        or costs.fee_per_share is not None
+        or bool(costs.fee_minimum),
         Trait.MARGIN: account.margin != "none",
-        Trait.CROSS: account.margin == "cross",
         Trait.HEDGE: account.position_mode == "hedge",
-        Trait.SEVERAL: bool(config.strategies.named),
         Trait.CUSTOM_CLASS: bool(model.custom_class),
         Trait.COVARIATES: model.covariates is not None,
-        Trait.BACKEND: model.backend != "auto",
-        Trait.DEVICE: model.device not in {"auto", "cpu"},
-        Trait.EXPLANATION: model.explanation != ExplanationSection(),
+        Trait.COMPUTED_OTHERWISE: model.backend != "auto"
+        or model.device not in {"auto", "cpu"}
+        or model.explanation != ExplanationSection(),
     }
     if not config.strategies.named:
         chosen, mode = config.strategy, config.sizing.mode
         has |= {
-            Trait.SHADOWS: bool(chosen.shadows),
             Trait.SIZED_TREND: chosen.name == TREND and chosen.trend_sized_by != "constant",
             Trait.SIZED_BY_VOLATILITY: mode == "volatility",
             Trait.SIZED_BY_STOP: mode == "risk",
             Trait.NO_STOP: ":" not in chosen.name and not config.exits.has_stop,
-            Trait.TRADES_CLOSES: MODEL_INPUTS.get(chosen.name) is DataSource.CLOSES,
         }
     if card is not None:
         from tracepaper.strategies.forecasters.build import known_kind
