@@ -1,4 +1,4 @@
-"""Candle files of the usual vendors: CSV, JSON, Parquet, Feather, zip, gzip."""
+"""Candle files: CSV, Parquet and Feather, zip, gzip, and data frames."""
 
 from __future__ import annotations
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from decimal import Decimal
-from fractions import Fraction
+from decimal import Context, Decimal
 from typing import Any, Final
 
 import numpy as np
@@ -22,11 +18,11 @@ Column = npt.NDArray[Any]
 """One raw column of a file: text, floats (NaN if empty), integers or instants."""
 
 INT64_MAX: Final = 2**63 - 1
-SAFE_DIGITS: Final = 18  # numbers of so many digits fit in 64 bits
-POWERS: Final = 10 ** np.arange(SAFE_DIGITS + 1, dtype=np.int64)
 DECIMALS_MOST: Final = 11  # the most that an exchange was seen to send
-FLOAT_LIMIT: Final = 10**15  # below it decimals of 15 digits and doubles convert both ways
+FLOAT_DIGITS: Final = 15  # decimals of so many digits and doubles convert both ways
 NUMBER: Final = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,2})?")
+LONGEST: Final = Context(prec=18)
+"""Numbers of so many digits fit in 64 bits."""
 
 
 class CellInvalidError(ValueError):
@@ -38,20 +34,17 @@ class CellInvalidError(ValueError):
         self.what = what
 
 
-class CellTooLongError(CellInvalidError):
-    """A valid number that does not fit in 64 bits at the decimals of its column."""
-
-
 @dataclass(frozen=True, eq=False)
 class Decimals:
     """A column of exact decimals: ``mantissa[i] * 10 ** -places``."""
 
     mantissa: IntArray
     places: int
+    is_rounded: bool = False
 
     def __getitem__(self, rows: npt.NDArray[np.intp] | npt.NDArray[np.bool_]) -> Decimals:
         """Return the given rows, in the given order."""
-        return Decimals(self.mantissa[rows], self.places)
+        return replace(self, mantissa=self.mantissa[rows])
 
     @property
     def floats(self) -> npt.NDArray[np.float64]:
@@ -59,15 +52,17 @@ class Decimals:
         return self.mantissa / 10.0**self.places
 
     def rescale(self, places: int) -> Decimals:
-        """Return the same values with *places* decimals, which must not be fewer.
+        """Return the same values with *places* decimals; fewer are rounded half to even.
 
         Raises ``CellInvalidError`` if a value does not fit in 64 bits at that scale.
         """
+        if places < self.places:
+            return Decimals(np.rint(self.floats * 10.0**places).astype(np.int64), places)
         factor = 10 ** (places - self.places)
         too_big = np.abs(self.mantissa) > INT64_MAX // factor
         if too_big.any():
             what = f"has more than 64 bits at {places} decimals"
-            raise CellTooLongError(int(too_big.argmax()), what)
+            raise CellInvalidError(int(too_big.argmax()), what)
         return Decimals(self.mantissa * factor, places)
 
 
@@ -103,100 +98,82 @@ def texts_of(column: npt.NDArray[Any]) -> list[str]:
 def parse(column: Column) -> Decimals:
     """Return *column* as exact decimals; a float counts as its shortest text, so 0.1 is 0.1.
 
-    Raises ``CellInvalidError`` at the first empty, non-numeric, non-finite or oversized cell.
+    Digits that do not fit in 64 bits beside the largest number are rounded, of floats those beyond
+    ``FLOAT_DIGITS``. Raises ``CellInvalidError`` at the first empty, non-numeric, non-finite or
+    oversized cell.
     """
     if column.dtype.kind == "i":
         return Decimals(column.astype(np.int64), 0)
     if column.dtype.kind == "f":
-        return _parse_floats(column)
-    return _parse_text(column.astype(np.bytes_))
+        return _of_floats(column)
+    cells = column.astype(np.bytes_)
+    return _of_plain(cells) or _of_texts(texts_of(cells))
 
 
-def _parse_floats(values: npt.NDArray[np.float64]) -> Decimals:
+def _of_floats(values: npt.NDArray[np.float64]) -> Decimals:
     """Find the fewest decimals at which every double is the nearest to its decimal."""
     if (bad := ~np.isfinite(values)).any():
         row = int(bad.argmax())
         raise CellInvalidError(row, "is empty" if np.isnan(values[row]) else "is not finite")
     largest = float(np.abs(values).max(initial=0.0))
+    if largest > INT64_MAX:
+        row = int(np.abs(values).argmax())
+        raise CellInvalidError(row, f"has more digits than 64 bits hold in {values[row]!r}")
     for places in range(16):
-        if largest * 10.0**places >= FLOAT_LIMIT:
-            break
         mantissa = np.rint(values * 10.0**places)
         # A quotient of two exact doubles is rounded once, so equality proves the round trip.
         if np.array_equal(mantissa / 10.0**places, values):
             return Decimals(mantissa.astype(np.int64), places)
-    return _parse_text(np.array([repr(value) for value in values.tolist()], dtype=np.bytes_))
+        if largest * 10.0 ** (places + 1) >= 10.0**FLOAT_DIGITS:
+            break
+    return Decimals(mantissa.astype(np.int64), places, is_rounded=True)
 
 
-def _parse_text(cells: npt.NDArray[np.bytes_]) -> Decimals:
-    """Parse all plain cells at once; cells with signs, blanks or exponents one by one."""
+def _of_plain(cells: npt.NDArray[np.bytes_]) -> Decimals | None:
+    """Return cells of digits and at most one point, all at once; None if others are among them."""
+    value, places, digits, points = np.zeros((4, cells.size), dtype=np.int64)
     # A file has many rows of short cells: take one character of all rows after another.
-    characters = np.ascontiguousarray(cells.view(np.uint8).reshape(cells.size, -1).T)
-    value, places, digits, dots = np.zeros((4, cells.size), dtype=np.int64)
-    odd = np.zeros(cells.size, dtype=np.bool_)
-    for character in characters:
+    for character in cells.view(np.uint8).reshape(cells.size, -1).T:
         digit = character - np.uint8(ord("0"))  # other characters wrap to above 9
-        is_digit, is_dot = digit < 10, character == ord(".")
-        np.multiply(value, 10, out=value, where=is_digit)
-        np.add(value, digit, out=value, where=is_digit)
-        odd |= ~(is_digit | is_dot | (character == 0))
+        is_digit, is_point = digit < 10, character == ord(".")
+        if not (is_digit | is_point | (character == 0)).all():
+            return None
+        value = np.where(is_digit, 10 * value + digit, value)
         digits += is_digit
-        places += is_digit & (dots > 0)
-        dots += is_dot
-    for row in np.flatnonzero(odd | (digits == 0) | (digits > SAFE_DIGITS) | (dots > 1)).tolist():
-        value[row], places[row] = _parse_cell(row, bytes(cells[row]))
-    places[value == 0] = 0
-    while (finest := int(places.max(initial=0))) and not (value[places == finest] % 10).any():
-        value[places == finest] //= 10
-        places[places == finest] -= 1
-    lift = np.where(value == 0, 0, finest - places)
-    limit = INT64_MAX // POWERS[lift.clip(0, SAFE_DIGITS)]
-    too_big = (lift > SAFE_DIGITS) | (np.abs(value) > limit)
-    if too_big.any():
-        what = f"has more than 64 bits at {finest} decimals"
-        raise CellTooLongError(int(too_big.argmax()), what)
-    return Decimals(value * POWERS[lift], finest)
+        places += is_digit & (points > 0)
+        points += is_point
+    finest = int(places.max(initial=0))
+    longest = int((digits + finest - places).max(initial=0))
+    if (digits == 0).any() or (points > 1).any() or longest > LONGEST.prec:
+        return None
+    mantissa = value * 10 ** (finest - places)
+    while finest and not (mantissa % 10).any():
+        mantissa, finest = mantissa // 10, finest - 1
+    return Decimals(mantissa, finest)
 
 
-def _parse_cell(row: int, cell: bytes) -> tuple[int, int]:
-    """Return value and decimals of a cell that is not plain, such as ``1e-05``."""
-    text = cell.decode("utf-8", "replace").strip()
+def _of_texts(texts: list[str]) -> Decimals:
+    """Return the exact decimals of *texts*, one by one."""
+    numbers = [_number(row, text) for row, text in enumerate(texts)]
+    largest = max(map(abs, numbers), default=Decimal(0))
+    exponents = [-int(number.as_tuple().exponent) for number in numbers if number]
+    most = LONGEST.prec - 1 - max(largest.adjusted(), 0)  # digits that fit beside the largest
+    finest = max(exponents, default=0)
+    places = max(min(finest, most), 0)
+    scaled = [int(number.scaleb(places, LONGEST).to_integral_value()) for number in numbers]
+    return Decimals(np.array(scaled, dtype=np.int64), places, is_rounded=finest > places)
+
+
+def _number(row: int, text: str) -> Decimal:
+    """Return the number of a cell without zeros at its end."""
     if not text or text.lower() in {"null", "none", "na"}:
         raise CellInvalidError(row, "is empty")
     if not NUMBER.fullmatch(text):  # Decimal accepts nan, 1_000 and digits of other alphabets
         raise CellInvalidError(row, f"is not a number but {text[:40]!r}")
-    whole, _, rest = f"{Decimal(text):f}".partition(".")
-    rest = rest.rstrip("0")  # a single 1.500 must not give its column three decimals
-    if abs(value := int(whole + rest)) > INT64_MAX:
-        raise CellTooLongError(row, f"has more digits than 64 bits hold in {text[:40]!r}")
-    return value, len(rest)
-
-
-def fitting(column: Column) -> Decimals | None:
-    """Return *column* as ``parse`` does; None where 64 bits do not hold it."""
-    try:
-        return parse(column)
-    except CellTooLongError:
-        return None
-
-
-def floats_of(column: Column) -> npt.NDArray[np.float64]:
-    """Return *column* as floats; raise ``CellInvalidError`` at a cell that is no number."""
-    texts = () if column.dtype.kind in "if" else texts_of(column)
-    for row, text in enumerate(texts):
-        if not NUMBER.fullmatch(text):
-            raise CellInvalidError(row, f"is not a number but {text[:40]!r}")
-    values = column.astype(np.float64)
-    if (too_big := np.abs(values) >= INT64_MAX).any():
-        raise CellTooLongError(int(too_big.argmax()), "has more digits than 64 bits hold")
-    return values
-
-
-def rounded(columns: Sequence[npt.NDArray[np.float64]], digits: int) -> list[Decimals]:
-    """Return *columns* rounded to the same decimals: at most *digits* of the largest number."""
-    largest = max(float(np.abs(values).max()) for values in columns)
-    places = min(max(digits - 1 - math.floor(math.log10(largest)), 0), DECIMALS_MOST)
-    return [Decimals(np.rint(values * 10.0**places).astype(np.int64), places) for values in columns]
+    number = Decimal(text)
+    if abs(number) > INT64_MAX:
+        raise CellInvalidError(row, f"has more digits than 64 bits hold in {text[:40]!r}")
+    return number.normalize(LONGEST)
 
 
 # ---------------------------------------------------------------- times
@@ -208,22 +185,22 @@ UNITS: Final = {
     "nanoseconds": 10**17,
 }
 """The smallest number of each unit; it implies the unit, as they overlap outside 1973 to 5138."""
+IN_A_MILLISECOND: Final = np.array([1, 1, 10**3, 10**6])
+"""How many of each unit; seconds are multiplied afterwards."""
 EPOCH: Final = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?")
 DIGITS: Final = re.compile(
     r"(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])"
     r"(?:(?:[01]\d|2[0-3])(?:[0-5]\d(?:[0-5]\d)?)?)?(?:\.0)?"
 )
 """A date in digits alone, which looks like an epoch: ``2024010100``."""
-HALF_DAY: Final = "%Y-%m-%d %I-%p"
-"""``2024-01-02 05-AM``, of CryptoDataDownload."""
 ZONELESS: Final = "times are text without a zone, read as UTC"
 
 
-def epoch_ms(column: Column, *, whole: bool = True) -> tuple[IntArray, tuple[str, ...]]:
+def epoch_ms(column: Column) -> tuple[IntArray, tuple[str, ...]]:
     """Return *column* as UTC milliseconds, with notes about conversions.
 
-    Times are instants, an epoch, or text of ISO 8601. Fractions of a millisecond are rejected (open
-    times of candles), or with *whole* false cut off (trades). Raises ``CellInvalidError``.
+    Times are instants, an epoch, or text of ISO 8601. Raises ``CellInvalidError``, also for
+    fractions of a millisecond.
     """
     notes: tuple[str, ...] = ()
     if column.dtype.kind == "M":  # already instants, also before 1973
@@ -234,16 +211,9 @@ def epoch_ms(column: Column, *, whole: bool = True) -> tuple[IntArray, tuple[str
         times, rest, notes = _from_numbers(column)
     else:
         times, rest, notes = _from_texts(texts_of(column))
-    if whole and rest.any():
+    if rest.any():
         raise CellInvalidError(int(rest.argmax()), "is not a whole millisecond")
     return times, notes
-
-
-def are_instants(column: Column) -> bool:
-    """Return whether the first time is an instant; else it is a local time of unknown zone."""
-    with suppress(CellInvalidError):
-        return ZONELESS not in epoch_ms(column[:1], whole=False)[1]
-    return False
 
 
 def instant(text: str) -> int:
@@ -266,31 +236,25 @@ def _from_numbers(column: Column) -> tuple[IntArray, IntArray, tuple[str, ...]]:
     if all(map(DIGITS.fullmatch, ends)) and all(map(DIGITS.fullmatch, texts_of(column))):
         raise CellInvalidError(0, f"is a date in digits alone, {ends[0]}")
     decimals = parse(column)
-    scale = 10**decimals.places
-    integral = decimals.mantissa // scale
-    if (too_small := integral < UNITS["seconds"]).any():
+    numbers, fractions = np.divmod(decimals.mantissa, 10**decimals.places)
+    if (too_small := numbers < UNITS["seconds"]).any():
         row = int(too_small.argmax())
-        raise CellInvalidError(row, f"is {integral[row]}, which is before 1973 in every unit")
-    powers = np.searchsorted([*UNITS.values()], integral, side="right") - 1
-    times, rest = np.empty((2, integral.size), dtype=np.int64)
-    used = [power for power in range(len(UNITS)) if (powers == power).any()]
-    for power in used:
-        rows = powers == power
-        ms = Fraction(1000, scale * 1000**power)  # reduced, so nothing overflows
-        products = decimals.mantissa[rows] * ms.numerator
-        times[rows], rest[rows] = np.divmod(products, ms.denominator)
+        raise CellInvalidError(row, f"is {numbers[row]}, which is before 1973 in every unit")
+    powers = np.searchsorted([*UNITS.values()], numbers, side="right") - 1
+    times, rest = np.divmod(numbers, IN_A_MILLISECOND[powers])
+    times[powers == 0] *= 1000
+    used = np.unique(powers).tolist()
     names = " and ".join([*UNITS][power] for power in used)
     notes = () if used == [1] else (f"times are in {names}, converted to milliseconds",)
-    return times, rest, notes
+    return times, rest + fractions, notes
 
 
 def _from_texts(texts: list[str]) -> tuple[IntArray, IntArray, tuple[str, ...]]:
-    """Convert text in the style of its first cell; without a zone it is UTC."""
-    read = _half_day if texts[0].endswith(("AM", "PM")) else _iso
+    """Convert text of ISO 8601; without a zone it is UTC."""
     times, zone = [], None
     for row, text in enumerate(texts):
         try:
-            moment = read(text)
+            moment = _iso(text)
         except ValueError:
             what = f"is not a time but {text[:40]!r}" if text else "is empty"
             raise CellInvalidError(row, what) from None
@@ -310,7 +274,3 @@ def _iso(text: str) -> datetime:
     if text[4:5] != "-" or text[7:8] != "-" or text[10:11] not in "T ":
         raise ValueError(text)
     return datetime.fromisoformat(text.replace(" UTC", "Z"))
-
-
-def _half_day(text: str) -> datetime:
-    return datetime.strptime(text, HALF_DAY)  # noqa: DTZ007 - without a zone, as ISO text

@@ -10,14 +10,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from tracepaper.replay.archive.columns import ZONELESS, Decimals, IntArray
 from tracepaper.replay.archive.names import PRICES, TIME, interval_of
-from tracepaper.replay.archive.tables import FileTable
+from tracepaper.replay.archive.tables import FRAME, INVERSE_HELD, FileTable
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.sessions import month_calendar
@@ -43,12 +43,6 @@ JUMP_MOVES: Final = 30.0
 likely."""
 OF_SHARES: Final = "for shares set market.asset, in a training features.asset, to stock"
 """What to do about a file of shares that is read as one of a market that never closes."""
-ORDERS: Final = (
-    ("open", "close", "high", "low", "volume"),  # KuCoin
-    ("low", "high", "open", "close", "volume"),  # Coinbase
-    ("volume", "close", "high", "low", "open"),  # Gate
-)
-"""Other orders of columns without a header, behind the time."""
 MONTH_STEPS: Final = (26 * DAY_MS, 35 * DAY_MS)
 """The distance of two monthly candles, dated by their first session if they have one."""
 NIGHT: Final = ("0 00", "0 01", "0 02", "0 03")
@@ -91,21 +85,26 @@ class Rows:
 def reject_contracts(table: FileTable, *, is_named: bool) -> None:
     """Raise ``DataInvalid`` if the path or content of *table* tells inverse or dated contracts.
 
-    A dated contract may be traded if the user named it (*is_named*).
+    A dated contract may be traded if the user named it (*is_named*). BitMEX counts in contracts:
+    its turnover ÷ volume is a price all the same.
     """
+    if "homenotional" in table.columns:
+        raise table.refuse(
+            "has the buckets of BitMEX, whose volume and turnover count contracts and whose times "
+            "are those of closes",
+            change="frame.assign(timestamp=pandas.to_datetime(frame.timestamp) - "
+            "pandas.Timedelta('1min'), volume=frame.homeNotional, turnover=frame.foreignNotional)"
+            ".drop(columns='homeNotional')",
+        )
     path = table.path
     symbols = [path.name.split(".", 1)[0], *table.texts("symbol")]
-    kinds = {text.lower() for text in (*path.parts[-7:-1], *table.texts("category"))}
+    kinds = {text.lower() for text in path.parts[-7:-1]}
     for symbol in symbols:
         words = re.split(r"[-_ ]", symbol.lower())
         kinds |= {*words} if len(words) > 1 else set()  # CM is a share
     names = [symbol.upper() for symbol in symbols]
     if kinds & INVERSE_WORDS or any(map(INVERSE.search, names)):
-        raise DataInvalid(
-            f"{path} holds contracts that are margined and paid in coin (inverse), and only linear "
-            "contracts, spot and shares can be traded: give the file of a USDT or USDC contract, "
-            "or move it out of a folder of that name."
-        )
+        raise DataInvalid(f"{path} {INVERSE_HELD}.")
     if (kinds & DATED_WORDS or any(map(DATED.search, names))) and not is_named:
         raise DataInvalid(
             f"{path} holds a contract that is delivered on a date, which is no perpetual: write "
@@ -125,7 +124,7 @@ def with_zone(table: FileTable, name: str) -> str:
 
 
 def reject_impossible(rows: Rows) -> None:
-    """Raise ``DataInvalid`` at the first impossible candle, with the order of bare columns."""
+    """Raise ``DataInvalid`` at the first impossible candle."""
     price = {name: rows.columns[name].mantissa for name in PRICES}
     high, low = price["high"], price["low"]
     wrong = {f"{name} is not above zero": values <= 0 for name, values in price.items()}
@@ -133,34 +132,14 @@ def reject_impossible(rows: Rows) -> None:
     for name in ("open", "close"):
         outside = (price[name] > high) | (price[name] < low)
         wrong[f"{name} is outside the range from low to high"] = outside
-    is_volume = _is_volume(high, low)  # an outlier is none
+    with np.errstate(divide="ignore", invalid="ignore"):
+        is_volume = bool(np.median(high / low) > SCALE_WRONG)  # an outlier is none
     wrong["low is far below high, as in most rows"] = np.full(high.size, is_volume)
     for name, column in rows.columns.items():
         wrong[f"{name} is negative"] = column.mantissa < 0
     for what, bad in wrong.items():
         if bad.any():
-            names = [TIME, *_other_order(rows)]
-            names = [*names, *[*rows.table.written.values()][len(names) :]]
-            change = f"frame.set_axis({names}, axis=1)" if rows.table.bare else ""
-            raise rows.table.refuse(what, row=int(bad.argmax()), change=change, close="NAME")
-
-
-def _is_volume(high: npt.NDArray[Any], low: npt.NDArray[Any]) -> bool:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return bool(np.median(high / low) > SCALE_WRONG)
-
-
-def _other_order(rows: Rows) -> tuple[str, ...]:
-    """Return the first of ``ORDERS`` in which nearly all rows are candles, or ()."""
-    cells = [rows.columns[name].floats for name in (*PRICES, "volume")]
-    for order in ORDERS:
-        held = dict(zip(order, cells, strict=True))
-        high, low = held["high"], held["low"]
-        ends = (held["open"], held["close"])
-        is_candle = (high >= np.maximum(*ends)) & (low <= np.minimum(*ends)) & (low > 0)
-        if is_candle.mean() >= 1 - MOST_WRONG and not _is_volume(high, low):
-            return order
-    return ()
+            raise rows.table.refuse(what, row=int(bad.argmax()), close="NAME")
 
 
 def in_order(rows: Rows) -> Rows:
@@ -174,7 +153,7 @@ def in_order(rows: Rows) -> Rows:
         rows = rows.select(np.arange(rows.times.size)[::-1])
         steps = np.diff(rows.times)
         rows.table.notes.append("rows are newest first, turned")
-    again = np.flatnonzero(steps == 0) + 1
+    again, clock = np.flatnonzero(steps == 0) + 1, rows.table.written[rows.fields[TIME]]
     differs = np.zeros(steps.size, dtype=np.bool_)
     for column in rows.columns.values():
         differs |= np.diff(column.mantissa) != 0
@@ -187,13 +166,17 @@ def in_order(rows: Rows) -> Rows:
                 "time ends",
                 change=with_zone(rows.table, rows.fields[TIME]),
             )
-        what = f"the time goes back from {iso(before)} to {iso(now)}; sort the file"
         if before == now:
-            what = (
-                f"contradicts {rows.table.unit} {rows.table.lines[row - 1]}, which has the same "
-                f"open time {iso(now)}; remove one of them"
+            raise DataInvalid(
+                f"{rows.table.place(row)}: contradicts {rows.table.unit} "
+                f"{rows.table.lines[row - 1]}, which has the same open time {iso(now)}; remove one "
+                "of them."
             )
-        raise DataInvalid(f"{rows.table.place(row)}: {what}.")
+        raise rows.table.refuse(
+            f"the time goes back from {iso(before)} to {iso(now)}, so sort the rows",
+            row=row,
+            change="" if rows.table.path == FRAME else f"frame.sort_values({clock!r})",
+        )
     if not again.size:
         return rows
     rows.table.notes.append(f"{again.size} equal repetitions dropped")
@@ -287,22 +270,12 @@ def outside(rows: Rows, turnover: Decimals) -> npt.NDArray[np.bool_]:
 
 
 def reject_units(rows: Rows) -> None:
-    """Raise ``DataInvalid`` unless turnover ÷ volume is a price, in coins and their quote coin.
-
-    An unnamed turnover that is whole counts trades, as Kraken's; it is left out with a note.
-    """
+    """Raise ``DataInvalid`` unless turnover ÷ volume is a price, in coins and their quote coin."""
     table, turnover = rows.table, rows.columns.get("turnover")
-    ticks = next((name for name in table.columns if "tick" in name and "vol" in name), "")
-    if ticks and "volume" in rows.fields and not rows.columns["volume"].mantissa.any():
-        raise table.refuse(f"has no volume in {rows.fields['volume']}, but ticks", volume=ticks)
     if turnover is None:
         return
     wrong = outside(rows, turnover)
     if wrong.sum() <= MOST_WRONG * wrong.size:
-        return
-    if table.bare and not turnover.places and rows.fields["turnover"] == "turnover":
-        table.notes.append("the seventh column counts trades and is no turnover, left out")
-        del rows.columns["turnover"]
         return
     raise table.refuse(
         f"turnover ÷ volume lies outside low to high in {int(wrong.sum()):,} of {wrong.size:,} "
@@ -310,22 +283,6 @@ def reject_units(rows: Rows) -> None:
         volume="NAME",
         turnover="",
     )
-
-
-def reject_contract_units(table: FileTable, fields: Mapping[str, str]) -> None:
-    """Raise ``DataInvalid`` if another column counts the coins, and so the volume contracts."""
-    if "homenotional" in table.columns:
-        raise table.refuse(
-            "has the buckets of BitMEX, whose volume and turnover count contracts and whose times "
-            "are those of closes",
-            change="frame.assign(timestamp=pandas.to_datetime(frame.timestamp) - "
-            "pandas.Timedelta('1min'), volume=frame.homeNotional, turnover=frame.foreignNotional)"
-            ".drop(columns='homeNotional')",
-        )
-    # OKX: of a swap vol counts contracts and volCcy coins; of spot volCcy is the turnover.
-    is_pair = "volccy" in table.columns and fields.get("volume") == "vol" and "turnover" in fields
-    if is_pair and not np.array_equal(table.columns["volccy"], table.columns[fields["turnover"]]):
-        raise table.refuse("vol counts contracts, as volccy counts coins", volume="volccy")
 
 
 def reject_closes(rows: Rows, interval_ms: int) -> None:

@@ -20,29 +20,28 @@ PRICES: Final = ("open", "high", "low", "close")
 REQUIRED: Final = (TIME, *PRICES, "volume")
 FIELDS: Final = (*REQUIRED, "turnover")
 NAMES: Final = {
-    TIME: (
-        *("opentime", "opentimems", "start", "starttime", "startat", "timestamp", "time"),
-        *("datetime", "date", "ts", "unix", "t", "candlebegintime", "gmttime", "timeutc", "utc"),
-        *("opentimeutc", "datetimeutc", "dateutc", "timestamputc", "timestampms", "localtime"),
-        *("windowstart", "mts", "index", "indexlevel0", "column_0"),  # an index without a name
+    TIME: (  # first those of numbers, which need no zone
+        *("opentime", "opentimems", "start", "starttime", "unix", "timestampms", "ts", "t"),
+        *("timestamp", "time", "datetime", "date", "gmttime", "timeutc", "utc", "opentimeutc"),
+        *("datetimeutc", "dateutc", "timestamputc", "windowstart", "localtime"),
+        *("index", "indexlevel0", "unnamed0"),  # an index without a name
     ),
     "open": ("open", "openprice", "o"),
     "high": ("high", "highprice", "h"),
     "low": ("low", "lowprice", "l"),
     "close": ("close", "closeprice", "c", "price", "last"),
-    "volume": ("volume", "vol", "basevolume", "v", "volumebase", "volumefrom", "realvolume"),
+    "volume": ("volume", "vol", "basevolume", "v", "volumebase", "volumefrom"),
     "turnover": (
         *("turnover", "quotevolume", "quoteassetvolume", "assetvolume", "volumequote"),
         *("quotevol", "volquote", "volccyquote", "volumeto", "sum", "amount"),
     ),
     "symbol": ("symbol", "pair", "instrument", "ticker", "instrumentname", "instid"),
-    "category": ("category",),
     "timezone": ("timezone", "tz", "exchangetimezone"),
-    "closed": ("confirm", "isclosed", "isfinal", "complete", "x"),
+    "closed": ("confirm", "isclosed", "isfinal", "complete"),
 }
 """Field → the accepted names of its column, as ``plain_name`` writes them; the first is preferred.
 
-``closed`` tells whether a candle was closed: of Bybit, OKX, OANDA and Binance (``x`` beside ``t``).
+``closed`` tells whether a candle was closed: of Bybit, OKX and OANDA.
 """
 
 
@@ -55,10 +54,8 @@ def bare_names(width: int) -> Sequence[str]:
     """Return the names of so many columns without a header: of candles, else numbers."""
     layouts = {
         2: ("opentime", "fundingrate"),
-        5: REQUIRED[:5],
         6: REQUIRED,  # ccxt, freqtrade
         7: FIELDS,  # Bybit
-        9: (*REQUIRED[:5], "vol", "volccy", "volccyquote", "confirm"),  # OKX
         12: (*REQUIRED, "close_time", "quote_volume", "trades", "buy", "buy_quote", "unused"),
     }  # Binance
     return layouts.get(width, [f"column_{at}" for at in range(width)])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,20 +17,19 @@ from tracepaper.daemon.config.values import symbol_name
 from tracepaper.replay.archive import doubts
 from tracepaper.replay.archive.candles import Candles
 from tracepaper.replay.archive.columns import (
+    DECIMALS_MOST,
     DIGITS,
-    FLOAT_LIMIT,
-    INT64_MAX,
+    EPOCH,
+    FLOAT_DIGITS,
+    LONGEST,
+    UNITS,
     ZONELESS,
     CellInvalidError,
-    CellTooLongError,
     Column,
     Decimals,
     IntArray,
-    are_instants,
     epoch_ms,
-    fitting,
-    floats_of,
-    rounded,
+    parse,
     texts_of,
 )
 from tracepaper.replay.archive.doubts import Rows
@@ -48,28 +47,30 @@ from tracepaper.replay.archive.names import (
     symbol_of,
     symbol_text,
 )
-from tracepaper.replay.archive.tables import FRAME, FileTable, Result, read_table, table_of_frame
+from tracepaper.replay.archive.tables import (
+    FRAME,
+    FileTable,
+    anew,
+    is_row,
+    read_table,
+    table_of_frame,
+)
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, shown
 from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.sessions import month_calendar
 from tracepaper.strategies.types.market import Category
-from tracepaper.strategies.units import DAY_MS, MINUTE_MS, count_of
+from tracepaper.strategies.units import count_of
 
 SYMBOLS_SHOWN: Final = 8
 BLANK_CELLS: Final = np.array([b"", b"nan", b"null", b"none", b"na", b"n/a", b"-"])
 """Cells that vendors write for a minute without a trade."""
 UTC_NAMES: Final = ("", "UTC", "GMT")
-THOUSANDS: Final = re.compile(rb"[+-]?\d{1,3}(,\d{3})*")
-TRADES: Final = (
-    "holds trades and no candles: make candles of its columns time, price and quantity, such as by "
-    "pandas: frame.index = pandas.to_datetime(frame.time, unit='ms'); "
-    "frame.price.resample('1min').ohlc().assign(volume=frame.quantity.resample('1min').sum())"
-    ".dropna().to_csv('BTCUSDT_1m.csv')."
-)
+SIZES: Final = ("quantity", "qty", "amount", "size", "volume")
+"""The names of a trade's size."""
 
 
 class NamedFrame(NamedTuple):
-    """A frame of polars or pandas, or a dictionary of columns, with its symbol."""
+    """A frame of polars or pandas, a dictionary of columns or a list of rows, with its symbol."""
 
     symbol: str | None
     frame: Any
@@ -80,12 +81,16 @@ CandleInput: TypeAlias = str | Path | Candles | NamedFrame
 
 
 def is_frame(value: object) -> bool:
-    """Return whether *value* has named columns, as frames and dictionaries of columns have."""
+    """Return whether *value* has named columns, or is a list of rows as exchanges answer."""
     if isinstance(value, Mapping):
         return bool(value) and not any(
-            isinstance(column, (str, Path, Mapping, Candles)) or hasattr(column, "columns")
+            isinstance(column, (str, Path, Mapping, Candles)) or is_frame(column)
             for column in value.values()
         )
+    if isinstance(value, np.ndarray):
+        return value.dtype.names is not None
+    if isinstance(value, list):
+        return bool(value) and is_row(value[0])
     return hasattr(value, "columns") and hasattr(value, "__getitem__")
 
 
@@ -97,13 +102,11 @@ def read_candles(
 ) -> Candles:
     """Return the exact candles of one file or frame, oldest first, each open time once.
 
-    *path* may be ``SYMBOL=PATH``, a frame, or candles, which are returned (in sessions if they are
-    of a share). The symbol comes from
-    that, else from the file's name or its content. The category comes from the argument,
-    else from the path; the interval from the times; the format from the name. The candles of a
-    share have sessions (``Candles.in_sessions``). *columns* choose a field's column
-    (``close=Price``) or leave it out (``turnover=``). ``Candles.notes`` tell conversions, sorting
-    and dropped rows.
+    *path* may be ``SYMBOL=PATH``, a frame, or candles, which are returned. The symbol comes from
+    that, else from the file's name or its content; the category from the argument, else from the
+    path; the interval from the times; the format from the name. Candles of a share have sessions
+    (``Candles.in_sessions``). *columns* choose a field's column (``close=Price``) or leave it out
+    (``turnover=``). ``Candles.notes`` tell conversions, sorting and dropped rows.
 
     Raises ``DataInvalid``, with file and line, for an implausible file, and ``ConfigInvalid`` if no
     symbol is known.
@@ -177,7 +180,8 @@ def of_one_symbol(
     """
     held = {symbol_text(text) for text in table.texts("symbol")} - {""}
     own = symbol_of(table.path.name) or given or ""
-    if len(held) > 1 and (wanted := named or own) in held:
+    wanted = named or own
+    if len(held) > 1 and wanted in held:
         column = table.columns[table.find({"symbol": NAMES["symbol"]})["symbol"]]
         is_wanted = np.array([symbol_text(text) == wanted for text in texts_of(column)])
         table.notes.append(f"{len(held) - 1} other symbols of the file left out")
@@ -225,18 +229,17 @@ def _fields(table: FileTable, symbol: str, chosen: Mapping[str, str]) -> dict[st
 
     Raises ``DataInvalid``, naming the columns, if a field has none or two.
     """
-    columns, fields, changes = table.columns, dict[str, str](), []
+    columns, fields = table.columns, dict[str, str]()
+    plain_of = {written: plain for plain, written in table.written.items()}
     for field, name in chosen.items():
-        plain = name if name in columns else plain_name(name)
+        plain = plain_of.get(name, plain_name(name))
         if name and plain not in columns:
             raise DataInvalid(
                 f"{table.path} has no column {name} (found {', '.join(table.written.values())}): "
                 f"name another for {field}."
             )
         fields |= {field: plain} if name else {}
-        changes.append(f"{field} is {plain}" if name else f"{field} is left out")
-    if changes:
-        table.notes.append(f"{' and '.join(changes)}, by --columns")
+        table.notes.append(f"{field} is {plain or 'left out'}, by --columns")
     free = replace(table, columns={n: c for n, c in columns.items() if n not in fields.values()})
     coins = zip(("volume", "turnover"), coins_of(symbol), strict=True)
     of_coin = {field: f"volume{coin.lower()}" for field, coin in coins}  # Volume BTC
@@ -247,41 +250,49 @@ def _fields(table: FileTable, symbol: str, chosen: Mapping[str, str]) -> dict[st
             if field not in chosen
         }
     )
+    for field in ("volume", "turnover"):
+        if field in fields and _is_blank(columns[fields[field]]).all():
+            del fields[field]
     _reject_missing(table, [field for field in REQUIRED if field not in {*fields, *chosen}])
-    clock = columns[fields[TIME]]
-    for other in () if TIME in chosen or are_instants(clock) else NAMES[TIME]:
-        if other in free.columns and _is_clock(clock, columns[other]):
-            note = f"times are those of {other}, as {fields[TIME]} names no zone"
-            table.notes.append(note)
-            return {**fields, TIME: other}
     return fields
-
-
-def _is_clock(clock: Column, instants: Column) -> bool:
-    """Return whether *clock* can be *instants* in another zone; else these are no open times."""
-    if not are_instants(instants):
-        return False
-    with suppress(CellInvalidError):
-        away = epoch_ms(instants, whole=False)[0] - epoch_ms(clock, whole=False)[0]
-        return bool((away % MINUTE_MS == 0).all() and (np.abs(away) <= 2 * DAY_MS).all())
-    return True
 
 
 def _reject_missing(table: FileTable, missing: Sequence[str]) -> None:
     """Raise ``DataInvalid`` if the table has no column of the fields in *missing*, or trades."""
-    firsts = {texts_of(cells[:1])[0].lower() for cells in table.columns.values()}
-    is_of_trades = "price" in table.columns and {*PRICES[:3]} <= {*missing}
-    if is_of_trades or (table.bare and firsts & {"true", "false"}):  # flags of Binance's trades
-        raise DataInvalid(f"{table.path} {TRADES}")
-    if missing == ["volume"]:
-        raise table.refuse("has no column volume", volume="")
-    if missing and table.bare:
-        what = f"has no header and {len(table.columns)} columns, which is no known layout"
-        names = [*FIELDS, *[*table.columns][len(FIELDS) :]][: len(table.columns)]
-        raise table.refuse(what, change=f"frame.set_axis({names}, axis=1)")
-    if missing:
-        what = f"has no column {', '.join(missing)}"
+    if not missing:
+        return
+    if "price" in table.columns and {*PRICES[:3]} <= {*missing}:
+        raise _trades_refusal(table)
+    if table.bare:
+        what = f"has {len(table.columns)} columns without names, which is no known layout"
         raise table.refuse(what, row=None, **{missing[0]: "NAME"})
+    if missing == ["volume"]:
+        zero = 'columns={"volume": None}' if table.path == FRAME else "--columns volume="
+        raise table.refuse(f"has no volume, which {zero} takes as zero", volume="NAME")
+    what = f"has no column {', '.join(missing)}"
+    raise table.refuse(what, row=None, **{missing[0]: "NAME"})
+
+
+def _trades_refusal(table: FileTable) -> DataInvalid:
+    """Return the refusal of trades, with lines of pandas that make candles of them."""
+    clock = table.find({TIME: (*NAMES[TIME], "transacttime")}).get(TIME, "NAME")
+    size = next((name for name in SIZES if name in table.columns), "NAME")
+    time, price, paid = (table.written.get(name, name) for name in (clock, "price", size))
+    first = texts_of(table.columns[clock][:1])[0] if clock in table.columns else ""
+    how = ""
+    if first.isdecimal():
+        units = ["s", "ms", "us", "ns"]
+        unit = units[int(np.searchsorted([*UNITS.values()], int(first), side="right")) - 1]
+        how = f".astype('int64'), unit={unit!r}"
+    made = (
+        f"frame.index = pandas.to_datetime(frame[{time!r}]{how}); frame = "
+        f"frame[{price!r}].astype(float).resample('1min').ohlc().assign(volume="
+        f"frame[{paid!r}].astype(float).resample('1min').sum()).dropna()"
+    )
+    if table.path != FRAME:
+        written = f"frame.to_csv({anew(table.path)!r}, index_label='time')"
+        made = f"frame = {table.opened}; {made}; {written}"
+    return DataInvalid(f"{table.path} holds trades and no candles: make these by pandas: {made}.")
 
 
 # ---------------------------------------------------------------- rows
@@ -289,8 +300,7 @@ def _reject_missing(table: FileTable, missing: Sequence[str]) -> None:
 
 def _rows(table: FileTable, fields: dict[str, str]) -> Rows:
     """Return the exact rows of *table*: closed candles with a price, in the file's order."""
-    doubts.reject_contract_units(table, fields)
-    table = _with_points(_closed(table), fields)
+    table = _closed(table)
     blank = np.logical_and.reduce([_is_blank(table.columns[fields[name]]) for name in PRICES])
     if blank.any() and not blank.all():
         rows = count_of(int(blank.sum()), "row")
@@ -299,44 +309,25 @@ def _rows(table: FileTable, fields: dict[str, str]) -> Rows:
     times = _times(table, fields[TIME])
     # A price of more digits than a double tells comes from a random walk or an adjustment, not from
     # an exchange. At such a tick, quantities would be whole coins.
-    columns = _numbers(table, fields, PRICES, limit=FLOAT_LIMIT, digits=10)
+    columns = _numbers(table, fields, PRICES, limit=10**FLOAT_DIGITS, digits=10)
     columns["volume"] = Decimals(np.zeros(times.size, dtype=np.int64), 0)
     for field in ("volume", "turnover"):
-        is_empty = field in fields and _is_blank(table.columns[fields[field]]).all()
-        if is_empty and field == "volume":
-            table.notes.append("volume is empty throughout, taken as zero")
-        elif field in fields and not is_empty:
-            columns |= _numbers(table, fields, [field], limit=INT64_MAX, digits=15)
+        if field in fields:
+            columns |= _numbers(table, fields, [field], limit=10**LONGEST.prec, digits=FLOAT_DIGITS)
     return Rows(table, fields, times, columns)
 
 
 def _closed(table: FileTable) -> FileTable:
     """Return *table* without candles that were not closed."""
     name = table.find({"closed": NAMES["closed"]}).get("closed")
-    if name is None or (name == "x" and "t" not in table.columns):
+    if name is None:
         return table
     texts = np.char.lower(table.columns[name].astype(np.bytes_))
-    is_closed = np.isin(texts, [b"1", b"true"])
-    is_flag = bool((is_closed | np.isin(texts, [b"0", b"false"])).all())
-    if not is_flag or is_closed.all() or not is_closed.any():
+    is_open = np.isin(texts, [b"0", b"false"])
+    if not is_open.any() or not (is_open | np.isin(texts, [b"1", b"true"])).all():
         return table
-    candles = count_of(int((~is_closed).sum()), "candle")
-    table.notes.append(f"{candles} not closed left out")
-    return table.select(is_closed)
-
-
-def _with_points(table: FileTable, fields: Mapping[str, str]) -> FileTable:
-    """Return *table* with points for decimal commas, if its numbers prove that they are these."""
-    if table.separator == ",":
-        return table
-    columns = {name: table.columns[name] for field, name in fields.items() if field != TIME}
-    cells = [cell.strip() for column in columns.values() for cell in column.tolist()]
-    commas = [cell for cell in cells if b"," in cell]
-    if all(map(THOUSANDS.fullmatch, commas)) or any(b"." in cell for cell in cells):
-        return table
-    points = {name: np.char.replace(column, b",", b".") for name, column in columns.items()}
-    table.notes.append("figures have decimal commas, read as points")
-    return replace(table, columns={**table.columns, **points})
+    table.notes.append(f"{count_of(int(is_open.sum()), 'candle')} not closed left out")
+    return table.select(~is_open)
 
 
 def _is_blank(column: Column) -> npt.NDArray[np.bool_]:
@@ -372,9 +363,8 @@ def _times(table: FileTable, name: str) -> IntArray:
     times, notes = parsed_times(table, name, "the open time", open_time="NAME")
     is_local = "local" in name
     zones = [zone for zone in table.texts("timezone") if zone.upper() not in UTC_NAMES]
-    zones = [*zones, "local time"] if is_local else zones
-    is_zoneless = ZONELESS in notes or (is_local and table.columns[name].dtype.kind == "M")
-    if zones and is_zoneless:
+    zones += ["local time"] * is_local
+    if zones and (ZONELESS in notes or (is_local and table.columns[name].dtype.kind == "M")):
         raise table.refuse(
             f"has times without an offset, and names a zone ({zones[0]})",
             change=doubts.with_zone(table, name),
@@ -387,16 +377,20 @@ def _pandas(table: FileTable, name: str) -> str:
     """Return what converts the times of the column *name* in pandas."""
     texts, column = texts_of(table.columns[name]), table.written.get(name, name)
     cells, how = f"frame[{column!r}]", "utc=True"
-    if re.fullmatch(r"[345]\d{4}(\.\d+)?", texts[0]):  # a spreadsheet counts days
+    if name == "time" and "date" in table.columns:
+        cells = f"frame[{table.written['date']!r}] + ' ' + {cells}"
+    elif re.fullmatch(r"[345]\d{4}(\.\d+)?", texts[0]):  # a spreadsheet counts days
         cells, how = f"{cells}.astype(float)", "unit='D', origin='1899-12-30'"
     elif DIGITS.fullmatch(texts[0]):
         how = f"format={'%Y%m%d%H%M%S'[: len(texts[0]) - 2]!r}"
+    elif texts[0].endswith(("-AM", "-PM")):  # of CryptoDataDownload
+        how = "format='%Y-%m-%d %I-%p', utc=True"
+    elif EPOCH.fullmatch(texts[0]):
+        return ""
     elif dates := [*filter(None, [re.match(r"(\d\d?)[/.](\d\d?)[/.]\d{4}", t) for t in texts])]:
         is_first = "." in dates[0][0] or any(int(date[1]) > 12 for date in dates)
         is_second = any(int(date[2]) > 12 for date in dates)
         how = f"dayfirst={is_first if is_first or is_second else 'DAYFIRST'}, utc=True"
-    elif re.match(r"\d\d?:\d\d", texts[0]) and "date" in table.columns:
-        cells = f"frame[{table.written['date']!r}] + ' ' + {cells}"
     return f"{table.plain_numbers}.assign(**{{{column!r}: pandas.to_datetime({cells}, {how})}})"
 
 
@@ -407,19 +401,15 @@ def _numbers(
 
     If these make a number larger than *limit*, all are rounded to *digits*, with a note.
     """
-
-    def read(convert: Callable[[Column], Result]) -> list[Result]:
-        return [
-            table.checked(name, partial(convert, table.columns[fields[name]]), **{name: "NAME"})
-            for name in names
-        ]
-
-    exact = [column for column in read(fitting) if column is not None]
-    with suppress(CellTooLongError):
-        same = [column.rescale(max(other.places for other in exact)) for column in exact]
-        if len(same) == len(names) and max(np.abs(each.mantissa).max() for each in same) <= limit:
-            return dict(zip(names, same, strict=True))
-    values = rounded(read(floats_of), digits)
-    what = f"{', '.join(names)}: more digits than an exchange sends"
-    table.notes.append(f"{what}, rounded to {values[0].places} decimals")
-    return dict(zip(names, values, strict=True))
+    columns = [
+        table.checked(name, partial(parse, table.columns[fields[name]]), **{name: "NAME"})
+        for name in names
+    ]
+    places = max(column.places for column in columns)
+    largest = max(float(np.abs(column.floats).max()) for column in columns)
+    if any(each.is_rounded for each in columns) or largest * 10.0**places > limit:
+        fewer = max(digits - 1 - math.floor(math.log10(largest)), 0)
+        places = min(fewer, DECIMALS_MOST)
+        what = f"{', '.join(names)}: more digits than an exchange sends"
+        table.notes.append(f"{what}, rounded to {places} decimals")
+    return {name: each.rescale(places) for name, each in zip(names, columns, strict=True)}

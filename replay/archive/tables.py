@@ -11,9 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -28,13 +26,14 @@ from tracepaper.replay.archive.columns import (
     column_of,
     texts_of,
 )
-from tracepaper.replay.archive.names import NAMES, PAIR, TIME, bare_names, plain_name
+from tracepaper.replay.archive.names import NAMES, PRICES, TIME, bare_names, plain_name
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.extras import missing_sentence
 
 TEXTS: Final = (".csv", ".txt", ".tsv")
 ARROWS: Final = (".parquet", ".pq", ".feather", ".arrow", ".ipc")
-SUFFIXES: Final = (*TEXTS, ".json", *ARROWS)
+SUFFIXES: Final = (*TEXTS, *ARROWS)
+BOOKS: Final = (".xlsx", ".xls")
 DELIMITERS: Final = (";", "\t", "|", ",")
 """Of equal counts the first: commas may be decimal."""
 CELL_WIDTH_MAX: Final = 256
@@ -44,11 +43,11 @@ HEADER_LINES: Final = 9
 """The lines among which the header is."""
 ABOVE: Final = re.compile(r'\s*$|#|"?sep=', re.IGNORECASE)
 """Lines above a header: blank, comments, the delimiter as spreadsheets name it."""
-ODD: Final = re.compile(rb"\d,\d{3}\.\d|^[\d.,]+[KMB]$")
-"""Numbers with commas between thousands, or shortened."""
+THOUSANDS: Final = re.compile(rb"[+-]?\d{1,3}(,\d{3})+(\.\d*)?")
+SHORTENED: Final = re.compile(rb"[\d.,]+[KMB]")
+DECIMAL_COMMA: Final = re.compile(rb"[+-]?\d*,\d+")
 CELL_MARK: Final = "\x1f"
 """Separates cells that may hold any delimiter."""
-NO_VOLUME: Final = "frame.assign(volume=0)"
 FRAME: Final = Path("the frame")
 """The path of a table that is a frame."""
 DAMAGE: Final = (
@@ -56,10 +55,14 @@ DAMAGE: Final = (
     *(MemoryError, zipfile.BadZipFile, zlib.error),
 )
 """Exceptions of gzip, zipfile and pyarrow for damaged files."""
+INVERSE_HELD: Final = (
+    "holds contracts that are margined and paid in coin (inverse), and only linear contracts, spot "
+    "and shares can be traded: give the file of a USDT or USDC contract, or move it out of a "
+    "folder of that name"
+)
 Result = TypeVar("Result")
 Names = Mapping[str, Sequence[str]]
 """Field → the plain names that its column may have; the first is preferred."""
-Plain = Callable[[str], str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +71,7 @@ class FileTable:
 
     ``lines`` has the number of each row in the file, from 1, in ``unit``: lines of text, or rows.
     ``written``: plain name → the one in the file. ``twice``: plain names of several columns.
-    ``bare``: the file has no header. ``opened``: pandas' expression of the file. ``notes``:
+    ``bare``: the columns have no names. ``opened``: pandas' expression of the file. ``notes``:
     sentences about conversions.
     """
 
@@ -105,11 +108,19 @@ class FileTable:
 
     @property
     def plain_numbers(self) -> str:
-        """The frame in pandas, without commas between thousands and with K, M and B written out."""
+        """The frame in pandas with plain numbers, where its cells tell how they are written.
+
+        ``42,000.5`` has commas between thousands, ``1.2K`` is shortened, and ``0,5`` has a decimal
+        comma. ``42,000`` tells neither.
+        """
         texts = [cells for cells in self.columns.values() if cells.dtype.kind == "S"]
-        if not any(ODD.search(cell) for cells in texts for cell in cells.tolist()):
-            return "frame"
-        return "frame.replace({',': '', 'K$': 'e3', 'M$': 'e6', 'B$': 'e9'}, regex=True)"
+        cells = {cell.strip() for column in texts for cell in column.tolist()}
+        thousands = [of[2] is not None for of in map(THOUSANDS.fullmatch, cells) if of]
+        if any(thousands) or any(map(SHORTENED.fullmatch, cells)):
+            return "frame.replace({',': '', 'K$': 'e3', 'M$': 'e6', 'B$': 'e9'}, regex=True)"
+        if len(thousands) < sum(DECIMAL_COMMA.fullmatch(cell) is not None for cell in cells):
+            return "frame.replace(',', '.', regex=True)"
+        return "frame"
 
     def by_pandas(self, change: str) -> str:
         """Return two lines of pandas that read the file, *change* the frame and write it anew."""
@@ -117,17 +128,11 @@ class FileTable:
             return f"frame = {change}"
         is_unnamed = self.bare and "set_axis" not in change
         named = f".set_axis({[*self.written.values()]}, axis=1)" if is_unnamed else ""
-        target = self.path.with_name(f"{self.path.name.split('.', 1)[0]}_new.csv")
         options = "index=False" + f", sep={self.separator!r}" * (self.separator != ",")
-        return f"frame = {self.opened}{named}; {change}.to_csv({str(target)!r}, {options})"
+        return f"frame = {self.opened}{named}; {change}.to_csv({anew(self.path)!r}, {options})"
 
     def refuse(
-        self,
-        what: str,
-        *,
-        row: int | None = None,
-        change: str = "",
-        **choice: str,
+        self, what: str, *, row: int | None = None, change: str = "", **choice: str
     ) -> DataInvalid:
         """Return the one sentence about a table that is not read: *what* is wrong, and remedies.
 
@@ -145,10 +150,13 @@ class FileTable:
                 given = [f"columns={given[0]}"]
             remedies.append(f"choose columns by {' '.join(given)}")
             fields = {self.written.get(name, name): of for of, name in choice.items() if name}
-            change = change or (f"frame.rename(columns={fields})" if fields else NO_VOLUME)
+            every = ["NAME"] * len(self.written)
+            named = f"set_axis({every}, axis=1)" if self.bare else f"rename(columns={fields})"
+            change = change or f"frame.{named}"
         if change:
             remedies.append(f"convert it by pandas: {self.by_pandas(change)}")
-        found = f" (found {', '.join(self.written.values())})" if change else ""
+        found = "read as" if self.bare else "found"
+        found = f" ({found} {', '.join(self.written.values())})" if change else ""
         return DataInvalid(f"{place}{what}{found}: {', or '.join(remedies)}.")
 
     def checked(self, name: str, read: Callable[[], Result], **choice: str) -> Result:
@@ -156,11 +164,9 @@ class FileTable:
         try:
             return read()
         except CellInvalidError as error:
-            plain = self.plain_numbers
-            change = "" if plain == "frame" else plain
-            raise self.refuse(
-                f"{name} {error.what}", row=error.row, change=change, **choice
-            ) from None
+            change = self.plain_numbers.removesuffix("frame")
+            what = f"{name} {error.what}"
+            raise self.refuse(what, row=error.row, change=change, **choice) from None
 
     def place(self, row: int) -> str:
         """Return the place of row *row* for a message: ``prices.csv: line 17``."""
@@ -172,48 +178,54 @@ class FileTable:
         return replace(self, columns=columns, lines=self.lines[rows])
 
 
+def anew(path: Path) -> str:
+    """Return the file into which printed lines of pandas convert the one at *path*."""
+    return str(path.with_name(f"{path.name.split('.', 1)[0]}_new.csv"))
+
+
 def _table(
     path: Path,
     names: Sequence[str],
     cells: Sequence[Column | None],
-    plain: Plain = plain_name,
-    *,
     lines: IntArray,
-    beside: Mapping[str, str] = MappingProxyType({}),
     **more: Any,  # noqa: ANN401 - fields of the table
 ) -> FileTable:
-    """Return the table of *cells*; two columns of one name have it only as it is written.
+    """Return the table of *cells*, of which those of one plain name are numbered.
 
-    A text *beside* the rows, by its plain name, is a column of it.
+    A column without a name is called as pandas calls it.
     """
     if not lines.size:
         raise DataInvalid(f"{path} has a header and no rows: give one with rows.")
-    names = [name.strip() for name in names]
-    plains = [plain(name) for name in names]
+    names = [name.strip() or f"Unnamed: {at}" for at, name in enumerate(names)]
+    plains = [plain_name(name) for name in names]
+    twice = frozenset(name for name in plains if plains.count(name) > 1)
     columns, written = dict[str, Column](), dict[str, str]()
-    for at, cell in enumerate(cells):
-        name = plains[at] or f"column_{at}"
-        if plains.count(name) > 1 and (name != names[at] or names.count(name) > 1):
-            name = f"{name}_{at}"  # such as t and T, open and close time of some exchanges
+    for at, (name, cell) in enumerate(zip(plains, cells, strict=True)):
         if cell is not None:
-            columns[name], written[name] = cell, names[at] or name
-    twice = frozenset(name for name in plains if plains.count(name) > 1 and name not in columns)
-    texts = {name: np.full(lines.size, text.encode()) for name, text in beside.items()}
-    return FileTable(path, {**columns, **texts}, lines, written=written, twice=twice, **more)
+            plain = f"{name}_{at}" if name in twice else name
+            columns[plain], written[plain] = cell, names[at]
+    return FileTable(path, columns, lines, written=written, twice=twice, **more)
 
 
 # ---------------------------------------------------------------- bytes
 
 
-def read_table(path: Path, names: Names = NAMES, plain: Plain = plain_name) -> FileTable:
+def read_table(path: Path, names: Names = NAMES) -> FileTable:
     """Return the columns of the file at *path*; its name determines the format.
 
-    The header of a text is that of the first rows with the most *names*, which *plain* returns.
-    Raises ``DataInvalid`` if the file is unreadable, empty, damaged or of an unknown format.
+    The header of a text is the first of its lines with two of the *names* or more. Raises
+    ``DataInvalid`` if the file is unreadable, empty, damaged or of an unknown format.
     """
     name, raw = unpacked(path)
     if name.endswith(".toml"):
         raise ConfigInvalid(f"{path} is a configuration; give it by --config, and candles here.")
+    if name.endswith(BOOKS):
+        raise DataInvalid(
+            f"{path} is a workbook of a spreadsheet: convert it by pandas: frame = "
+            f"pandas.read_excel({str(path)!r}); frame.to_csv({anew(path)!r}, index=False)."
+        )
+    if name.endswith(".json"):
+        raise _json_refusal(path, raw)
     if not name.endswith(SUFFIXES):
         raise DataInvalid(
             f"{path} has a name of no known kind: give candles in a file that ends in "
@@ -228,9 +240,7 @@ def read_table(path: Path, names: Names = NAMES, plain: Plain = plain_name) -> F
     if "\0" in text:
         raise DataInvalid(f"{path} is no text of UTF-8 although its name says so: check the file.")
     text = text.replace("\r\n", "\n").replace("\r", "\n").rstrip("\n")
-    if name.endswith(".json"):
-        return _read_json(path, text, plain)
-    return _read_text(path, text, {each for accepted in names.values() for each in accepted}, plain)
+    return _read_text(path, text, {each for accepted in names.values() for each in accepted})
 
 
 def unpacked(path: Path) -> tuple[str, bytes]:
@@ -262,20 +272,22 @@ def unpacked(path: Path) -> tuple[str, bytes]:
     return members[0].lower(), content
 
 
-def _read_text(path: Path, text: str, accepted: set[str], plain: Plain) -> FileTable:
+def _read_text(path: Path, text: str, accepted: set[str]) -> FileTable:
     """Return the table of delimited text; lines above its header are left out."""
     tops = text[:TOP_CHARACTERS].split("\n")[:HEADER_LINES]
     places = [at for at, line in enumerate(tops) if not ABOVE.match(line)]
     if not places:
         raise DataInvalid(f"{path} is empty: give one with rows.")
+    headers = (
+        (at, mark)
+        for at in places
+        for mark in DELIMITERS
+        if len(accepted.intersection(map(plain_name, tops[at].split(mark)))) > 1
+        and tops[at].count(mark) not in [line.count(mark) for line in tops[:at]]  # or rows
+    )
     # Without names the first row is below a title, which has no cells.
-    top = next((at for at in places if re.search(r"[,;\t|]", tops[at])), places[0])
-    hits, separator = 0, max(DELIMITERS, key=tops[top].count)
-    for at, mark in product(places, DELIMITERS):
-        count = len(accepted.intersection(map(plain, tops[at].split(mark))))
-        widths = [line.count(mark) for line in tops[: at + 1]]
-        if count > hits and widths[-1] not in widths[:-1]:  # what is above are no rows
-            hits, top, separator = count, at, mark
+    first = next((at for at in places if re.search(r"[,;\t|]", tops[at])), places[0])
+    top, separator = next(headers, (first, max(DELIMITERS, key=tops[first].count)))
     body, mark = text.split("\n", top)[-1] if top else text, separator
     lines = top + 1 + np.arange(body.count("\n") + 1, dtype=np.int64)
     if '"' in body or "\n\n" in body:
@@ -286,37 +298,29 @@ def _read_text(path: Path, text: str, accepted: set[str], plain: Plain) -> FileT
             line = f"{path}: line {top + reader.line_num}"
             raise DataInvalid(f"{line} cannot be read ({error}): correct it.") from None
         lines = np.array([line for line, _ in rows], dtype=np.int64)
-        body, mark = _joined([row for _, row in rows]), CELL_MARK
-    first, second, *_ = [line.split(mark) for line in [*body[:TOP_CHARACTERS].split("\n"), ""]]
-    beside, height, bare = dict[str, str](), 1, False
-    if re.search("time[ _-]?zone", "".join(tops[:top]), re.IGNORECASE):
-        beside["timezone"] = "a comment"
-    if not hits and (
-        re.match(r"\s*[-+]?\d", first[0]) or not re.search("[A-Za-z]", "".join(first))
-    ):
-        first, height, bare = [*bare_names(len(first))], 0, True
+        body, mark = "\n".join(CELL_MARK.join(r).replace("\n", " ") for _, r in rows), CELL_MARK
+    names, second, *_ = [line.split(mark) for line in [*body[:TOP_CHARACTERS].split("\n"), ""]]
+    height, bare = 1, not re.search("[A-Za-z]", "".join(names)) or names[0].strip()[:1].isdigit()
+    if bare:
+        names, height = [*bare_names(len(names))], 0
     elif second[0] == "Ticker" and len({*second[1:]}) == 1:
         # yfinance: a row of fields, a row of one ticker, and a row that names the time.
-        beside["symbol"] = second[1]
-        first, height = ["time", *first[1:]], 3
-    cells = _cut_rows(path, body, mark, lines, "line", len(first), height)
+        names, height = ["time", *names[1:]], 3
+    cells = _cut_rows(path, body, mark, lines, len(names), height)
+    if not bare and re.search("time[ _-]?zone", "".join(tops[:top]), re.IGNORECASE):
+        names, cells = [*names, "timezone"], [*cells, np.full(lines[height:].size, b"a comment")]
     options = f", sep={separator!r}" * (separator != ",") + f", skiprows={top}" * (top > 0)
     opened = f"pandas.read_csv({str(path)!r}, dtype=str{options}{', header=None' * bare})"
     return _table(
-        path, first, cells, plain, lines=lines[height:], unit="line", bare=bare,
-        separator=separator, opened=opened, beside=beside,
+        path, names, cells, lines[height:], unit="line", bare=bare, separator=separator,
+        opened=opened,
     )  # fmt: skip
 
 
-def _joined(rows: Sequence[Sequence[str]]) -> str:
-    """Return *rows* of cells as lines of text, with a mark between cells."""
-    return "\n".join(CELL_MARK.join(row).replace("\n", " ") for row in rows)
-
-
 def _cut_rows(
-    path: Path, text: str, mark: str, lines: IntArray, unit: str, width: int, height: int
+    path: Path, text: str, mark: str, lines: IntArray, width: int, height: int
 ) -> list[Column | None]:
-    """Cut *text* into columns at each *mark* and line end; *lines* number its rows in *unit*.
+    """Cut *text* into columns at each *mark* and line end; *lines* number its rows.
 
     The first *height* rows are left out. A column is None if a cell is too long for a number.
     """
@@ -326,9 +330,8 @@ def _cut_rows(
     widths = np.diff(rows, prepend=-1)[height:]
     for row in np.flatnonzero(widths != width).tolist():
         raise DataInvalid(
-            f"{path}: {unit} {lines[height + row]} has {widths[row]} columns where the "
-            f"first has {width}: correct or remove the row; if most rows are so, name as many in "
-            "the header."
+            f"{path}: line {lines[height + row]} has {widths[row]} columns where the first has "
+            f"{width}: correct or remove the row; if most rows are so, name as many in the header."
         )
     starts = np.concatenate(([0], ends[:-1] + 1))
     first = rows[height - 1] + 1 if height else 0
@@ -348,61 +351,38 @@ def _cut_rows(
 # ---------------------------------------------------------------- JSON, Parquet, frames
 
 
-def _read_json(path: Path, text: str, plain: Plain) -> FileTable:
-    """Read the only list of rows of values, or of objects, also within other objects."""
+def _json_refusal(path: Path, raw: bytes) -> DataInvalid:
+    """Return the refusal of JSON, with lines of pandas that write its only list of rows."""
+    if re.search(rb'"category": ?"inverse"', raw):
+        return DataInvalid(f"{path} {INVERSE_HELD}.")
     try:
-        # Numbers stay text, so that no decimal passes through a double.
-        document = msgspec.json.Decoder(float_hook=str).decode(text)
+        lists = [*_lists((), msgspec.json.decode(raw))]
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise DataInvalid(f"{path} is not JSON ({error}): check the file.") from None
-    beside: dict[str, str] = {}
-    lists = [*_lists((), document, beside)]
-    tables = [each for each in lists if isinstance(each[1][0], dict | list)]
-    keys, rows = tables[0] if len(tables) == 1 else ((), [])
-    kinds = {type(row) for row in rows}
-    names: list[str] = []
-    if kinds == {dict}:
-        names = [*rows[0]]
-        rows = [[row.get(name) for name in names] for row in rows]
-    elif kinds == {list}:  # names beside the rows, as pandas and databases write them
-        width = len(rows[0])
-        names = next((of for _, of in lists if len(of) == width and {*map(type, of)} == {str}), [])
-    if kinds not in ({dict}, {list}) or not rows[0]:
-        raise DataInvalid(
-            f"{path} is JSON of an unknown shape: give one list of rows "
-            "[time, open, high, low, close, volume] or of objects with these names, such as by "
-            f"pandas: frame = pandas.read_json({str(path)!r}); "
-            f"frame.to_csv({str(path.with_suffix('.csv'))!r}, index=False)."
-        )
-    lines = 1 + np.arange(len(rows), dtype=np.int64)
-    body = _joined([["" if value is None else str(value) for value in row] for row in rows])
-    bare, width = not names, len(rows[0])
-    cells = _cut_rows(path, body, CELL_MARK, lines, "row", len(names) or width, 0)
-    if keys and PAIR.fullmatch(keys[-1].upper()):
-        beside["symbol"] = keys[-1]
-    file = f"{str(path)!r}, dtype=False, convert_dates=False"
-    opened = f"pandas.read_json({file})"
-    if keys:
-        inside = "".join(f"[{key!r}]" for key in keys)
-        opened = f"pandas.DataFrame(pandas.read_json({file}, typ='series'){inside}"
-        opened += f", columns={names})" if kinds == {list} and names else ")"
-    return _table(
-        path, names or bare_names(width), cells, plain, lines=lines, bare=bare, opened=opened,
-        beside=beside,
-    )  # fmt: skip
+        return DataInvalid(f"{path} is not JSON ({error}): check the file.")
+    tables = [(keys, each[0]) for keys, each in lists if isinstance(each[0], dict | list)]
+    if len(tables) != 1:
+        return DataInvalid(f"{path} is JSON with {len(tables)} lists of rows: give one as a frame.")
+    keys, row = tables[0]
+    # Names may stand beside the rows, as pandas and databases write them.
+    names = [each for _, each in lists if len(each) == len(row) and {*map(type, each)} == {str}]
+    rows = f"pandas.read_json({str(path)!r}, dtype=False, convert_dates=False"
+    inside = "".join(f"[{key!r}]" for key in keys)
+    rows = f"pandas.DataFrame({rows}, typ='series'){inside})" if keys else f"{rows})"
+    rows += f".set_axis({names[0]}, axis=1)" if names else ""
+    header = "" if names or isinstance(row, dict) else ", header=False"
+    return DataInvalid(
+        f"{path} is JSON, and candles are read from tables: convert it by pandas: frame = {rows}; "
+        f"frame.to_csv({anew(path)!r}, index=False{header})."
+    )
 
 
-def _lists(
-    keys: tuple[str, ...], value: object, beside: dict[str, str]
-) -> Iterator[tuple[tuple[str, ...], list[Any]]]:
-    """Yield the lists in nested objects with their keys; add texts *beside* them."""
+def _lists(keys: tuple[str, ...], value: object) -> Iterator[tuple[tuple[str, ...], list[Any]]]:
+    """Yield the lists in nested objects, with their keys."""
     if isinstance(value, list) and value:
         yield keys, value
-    elif isinstance(value, dict) and len(keys) < 4:
-        for key, inside in value.items():
-            yield from _lists((*keys, key), inside, beside)
-            kinds = [kind for kind in ("timezone", "category") if plain_name(key).endswith(kind)]
-            beside |= {kind: inside for kind in kinds if isinstance(inside, str)}
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            yield from _lists((*keys, key), each)
 
 
 def _read_arrow(path: Path, raw: bytes, kind: str) -> FileTable:
@@ -422,17 +402,35 @@ def _read_arrow(path: Path, raw: bytes, kind: str) -> FileTable:
         raise DataInvalid(f"{path} is damaged ({reason}): fetch it again.") from None
 
 
+def is_row(value: object) -> bool:
+    """Return whether *value* is a row of a list of candles, as exchanges answer."""
+    if isinstance(value, dict):
+        return any(plain_name(str(name)) in NAMES["close"] for name in value)
+    return (
+        isinstance(value, list | tuple) and len(value) > len(PRICES) and str(value[0])[:1].isdigit()
+    )
+
+
 def table_of_frame(frame: Any) -> FileTable:  # noqa: ANN401 - of any library
-    """Return a data frame, or a dictionary of columns, as a table.
+    """Return a data frame, a dictionary of columns or a list of rows as a table.
 
     In pandas the index holds the times if they are instants, or if no column has a name of times.
-    Columns of several levels, as in downloads of many symbols, are rejected.
+    Columns without names are those of ``bare_names``. Of columns of two levels, as yfinance gives
+    them, one names the prices; the other has one symbol.
     """
-    named = dict(frame) if isinstance(frame, Mapping) else {n: frame[n] for n in frame.columns}
-    if any(isinstance(name, tuple) for name in named):
-        raise DataInvalid(
-            f"{FRAME} has columns of several levels: give one symbol's, frame[symbol]."
-        )
+    if isinstance(frame, Sequence):
+        names = [*frame[0]] if isinstance(frame[0], dict) else range(len(frame[0]))
+        if any(not is_row(row) or len(row) != len(names) for row in frame):
+            raise DataInvalid(f"{FRAME} has rows of different lengths: give rows alone.")
+        named = {name: [row[name] for row in frame] for name in names}
+    elif isinstance(frame, np.ndarray):
+        named = {name: frame[name] for name in frame.dtype.names or ()}
+    else:
+        named = {name: frame[name] for name in getattr(frame, "columns", frame)}
+    if named and all(isinstance(name, tuple) for name in named):
+        named = _of_one_level(named)
+    if bare := [*named] == [*range(len(named))]:
+        named = dict(zip(bare_names(len(named)), named.values(), strict=True))
     index: Any = getattr(frame, "index", None)
     kind = getattr(getattr(index, "dtype", None), "kind", "")
     is_counter = kind == "i" and not (index[:1] >= UNITS["seconds"]).any()
@@ -440,7 +438,20 @@ def table_of_frame(frame: Any) -> FileTable:  # noqa: ANN401 - of any library
         named = {"time": index, **named}
     elif kind and not is_counter and not {plain_name(str(name)) for name in named} & {*NAMES[TIME]}:
         named = {index.name or "index": index, **named}
-    return _columns(FRAME, named)
+    return replace(_columns(FRAME, named), bare=bare)
+
+
+def _of_one_level(named: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Return columns of two levels by the one that names prices; the other has one symbol."""
+    levels = [*zip(*named, strict=True)]
+    level = int({*map(plain_name, map(str, levels[0]))}.isdisjoint(PRICES))
+    others = {name[1 - level] for name in named}
+    if len(others) == 1 and len(levels) == 2:
+        return {name[level]: cells for name, cells in named.items()}
+    raise DataInvalid(
+        f"{FRAME} has columns of several symbols: give one symbol's, such as "
+        f"frame.xs({next(iter(others))!r}, axis=1, level={1 - level})."
+    )
 
 
 def _columns(path: Path, named: Mapping[Any, Any]) -> FileTable:
@@ -453,4 +464,4 @@ def _columns(path: Path, named: Mapping[Any, Any]) -> FileTable:
         )
     if not shape[0]:
         raise DataInvalid(f"{path} is empty: give one with candles.")
-    return _table(path, [str(name) for name in named], cells, lines=1 + np.arange(shape[0]))
+    return _table(path, [str(name) for name in named], cells, 1 + np.arange(shape[0]))

@@ -95,7 +95,8 @@ def _flat(value: Any, symbol: str | None) -> Iterator[CandleInput]:  # noqa: ANN
             yield from _flat(item, symbol)
     else:
         raise ConfigInvalid(
-            f"data is {shown(value)}; give a path, a frame, a dictionary of columns, or several."
+            f"data is {shown(value)}; give a path, a frame, a dictionary of columns, a list of "
+            "rows, or several."
         )
 
 

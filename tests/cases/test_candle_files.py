@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
-import pandas as pd
 import pytest
-import remedies
 from command_line import Cli
 from public_cases import DAY, FILES, HOUR, MINUTE, START, columns, play, records
+from remedies import followed, written_anew
 
 from tracepaper import Action, Signal
 from tracepaper.replay.archive import Candles, read_candles
@@ -32,18 +32,22 @@ def refusal(path: str | Path, columns: Sequence[str] = ()) -> str:
     return str(caught.value)
 
 
-def converted(name: str, folder: Path) -> Candles:
-    """Read the file *name* as its refusal says, by the printed lines of pandas or options."""
+def converted(
+    name: str, folder: Path, names: Mapping[str, str] = MappingProxyType({}), order: str = ""
+) -> Candles:
+    """Read a copy of the file *name*, once the lines of pandas that its refusals print were run."""
     path = folder / Path(name).name
     shutil.copy(FILES / name, path)
-    return remedies.converted(path, refusal(path))
+    return followed(path, names, order.split())
 
 
-def test_a_seventh_column_of_kraken_counts_trades() -> None:
+def test_a_seventh_column_of_kraken_counts_trades(tmp_path: Path) -> None:
     """Case 01: freqtrade#8982. The count is no turnover."""
-    candles = read_candles(FILES / "01-XBTUSD_1.csv")
+    assert "turnover ÷ volume lies outside low to high" in refusal(FILES / "01-XBTUSD_1.csv")
+    candles = converted(
+        "01-XBTUSD_1.csv", tmp_path, order="open_time open high low close volume trades"
+    )
     assert candles.turnover is None
-    assert "the seventh column counts trades and is no turnover, left out" in candles.notes
 
 
 def test_contracts_that_are_margined_in_coin_are_refused() -> None:
@@ -72,13 +76,17 @@ def test_single_precision_counts_as_its_shortest_text() -> None:
     assert (candles.price_decimals, values(candles, "open")[0]) == (2, 0.1)
 
 
-def test_keys_that_differ_in_case_alone_are_two() -> None:
+def test_keys_that_differ_in_case_alone_are_two(tmp_path: Path) -> None:
     """Case 07: ccxt#21783, nautilus_trader#4711. Hyperliquid opens at t and closes at T."""
-    assert read_candles(FILES / "07-BTCUSDT.json").open_time_ms[0] == START
+    path = shutil.copy(FILES / "07-BTCUSDT.json", tmp_path)
+    table = written_anew(refusal(path))
+    assert "has two columns t" in refusal(table)
+    without = refusal(table).replace("'NAME'", "'T'")
+    assert read_candles(written_anew(without)).open_time_ms[0] == START
+    assert read_candles(table, columns=["open_time=t"]).open_time_ms[0] == START
 
 
 SECOND_OPENS = {
-    "23-BTCUSDT.csv": "devbio-napari#46: the delimiter is named before the header",
     "26-BTCUSDT, 1.csv": "TradingView-data-scraper#14: plots of one name repeat",
     "28-bitstamp_BTCUSD.csv": "backtesting.py#1080: a minute without a trade is a row of NaN",
 }
@@ -86,23 +94,37 @@ SECOND_OPENS = {
 
 @pytest.mark.parametrize("name", SECOND_OPENS)
 def test_a_layout_of_a_usual_maker_is_read(name: str) -> None:
-    """Cases 23, 26 and 28."""
+    """Cases 26 and 28."""
     assert values(read_candles(FILES / name), "open")[:2] == [42_000.0, 41_996.3]
 
 
-def test_an_order_of_columns_that_prices_show_is_named(tmp_path: Path) -> None:
-    """Case 24: kucoin-api-docs#373: rows are time, open, close, high, low."""
-    candles = converted("24-kucoin_BTC-USDT_1m.csv", tmp_path)
-    assert values(candles, "open")[:2] == [42_000.0, 41_996.3]
-    assert values(candles, "close")[:2] == [41_996.3, 41_996.3]
-    assert candles.turnover is not None
-
-
-def test_a_clock_of_twelve_hours_is_read() -> None:
-    """Case 27: older hours of CryptoDataDownload are dated 2024-01-02 05-AM, newest first."""
-    candles = read_candles(FILES / "27-BTCUSDT_1h.csv")
+def test_decimal_commas_and_a_clock_of_twelve_hours_are_converted(tmp_path: Path) -> None:
+    """Cases 23 and 27: devbio-napari#46, and older hours of CryptoDataDownload, newest first."""
+    assert values(converted("23-BTCUSDT.csv", tmp_path), "open")[:2] == [42_000.0, 41_996.3]
+    candles = converted("27-BTCUSDT_1h.csv", tmp_path)
     assert values(candles, "open")[0] == 42_000.0
     assert (candles.open_time_ms[0], candles.interval_ms) == (START, HOUR)
+
+
+ORDERS = {
+    "24-kucoin_BTC-USDT_1m.csv": (
+        "open_time open close high low volume turnover",
+        [42_000.0, 42_002.6, 41_994.0, 41_996.3, 3.041],
+    ),
+    "133-BTC_USDT-202401.csv": (
+        "open_time volume close high low open",
+        [100.0, 102.0, 99.0, 101.0, 5.5],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_columns_without_names_in_another_order_are_asked_for(name: str, tmp_path: Path) -> None:
+    """Cases 24 and 133: kucoin-api-docs#373, gateapi-python#163 and #129."""
+    order, first = ORDERS[name]
+    candles = converted(name, tmp_path, order=order)
+    columns = ("open", "high", "low", "close", "volume")
+    assert [values(candles, column)[0] for column in columns] == first
 
 
 def test_a_symbol_may_be_written_in_any_alphabet(tmp_path: Path) -> None:
@@ -126,7 +148,7 @@ def test_rows_within_an_answer_are_found(wrapped: str, tmp_path: Path) -> None:
     }
     path = tmp_path / "saved_BTCUSD.json"
     path.write_text(json.dumps(answers[wrapped]))
-    assert len(read_candles(path)) == 5
+    assert len(followed(path)) == 5
 
 
 def test_what_stands_before_a_colon_is_a_market() -> None:
@@ -143,13 +165,6 @@ def test_a_volume_and_a_turnover_in_contracts_are_refused(tmp_path: Path) -> Non
     candles = converted("132-XBTUSDT_1m.csv", tmp_path)
     assert values(candles, "volume")[0] == 0.5
     assert candles.open_time_ms[0] == START
-
-
-def test_an_order_of_columns_that_no_rule_finds_is_asked_for(tmp_path: Path) -> None:
-    """Case 133: gateapi-python#163 and #129. Gate writes time, volume, close, high, low, open."""
-    candles = converted("133-BTC_USDT-202401.csv", tmp_path)
-    first = [values(candles, name)[0] for name in ("open", "high", "low", "close", "volume")]
-    assert first == [100.0, 102.0, 99.0, 101.0, 5.5]
 
 
 def test_an_hour_that_comes_twice_is_that_of_a_local_clock(tmp_path: Path) -> None:
@@ -170,12 +185,11 @@ def test_a_month_in_words_and_days_of_a_spreadsheet_are_converted(
     assert candles.open_time_ms.tolist() == [START + place * step for place in range(len(candles))]
 
 
-@pytest.mark.parametrize("name", ["137-SPXUSD.csv", "137-BTCUSD_30m.json"])
-def test_candles_without_a_volume_are_read_by_a_choice(name: str) -> None:
+def test_candles_without_a_volume_are_read_by_a_choice() -> None:
     """Case 137: financial-data#2, OKX.Api#50. An index and a mark price have no volume."""
-    assert "has no column volume" in (sentence := refusal(FILES / name))
-    assert "--columns volume=," in sentence
-    candles = read_candles(FILES / name, columns=["volume="])
+    name = FILES / "137-SPXUSD.csv"
+    assert "no volume, which --columns volume= takes as zero" in refusal(name)
+    candles = read_candles(name, columns=["volume="])
     assert not candles.volume.any()
     assert "volume is left out, by --columns" in candles.notes
 
@@ -183,18 +197,12 @@ def test_candles_without_a_volume_are_read_by_a_choice(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["138-BTCUSDT-trades-2025-01-01.csv", "138-BTCUSDT-aggTrades-2024-01-01.csv"]
 )
-def test_trades_are_no_candles(name: str, tmp_path: Path) -> None:
+def test_trades_are_made_candles(name: str, tmp_path: Path) -> None:
     """Case 138: binance-public-data#386 and #387, freqtrade#4343 and #9232."""
-    sentence = refusal(FILES / name)
-    assert "holds trades and no candles" in sentence
-    trades = {"time": [START, START + 10_000], "price": [100, 101], "quantity": [0.5, 0.5]}
-    lines = re.search(r"by pandas: (.*)\.$", sentence)
-    assert lines is not None
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path)
-        exec(lines[1], {"pandas": pd, "frame": pd.DataFrame(trades)})
-    candles = read_candles(tmp_path / "BTCUSDT_1m.csv")
-    assert (values(candles, "high"), values(candles, "volume")) == ([101.0], [1.0])
+    order = "id price quantity quote_quantity time is_buyer_maker is_best_match"
+    candles = converted(name, tmp_path, order=order)
+    assert (values(candles, "high")[0], values(candles, "volume")[0]) == (102.0, 3.0)
+    assert candles.interval_ms == MINUTE
 
 
 def test_a_split_without_its_action_is_noted(cli: Cli) -> None:
@@ -210,18 +218,17 @@ FIRST_OPENS = {
     "BTCUSDT-1m-2024-12.csv": START + 366 * DAY - 2 * MINUTE,
 }
 LAYOUTS = sorted((FILES / "layouts").iterdir())
-CONVERTED = ("SWAP", "Bitfinex", "dukascopy")
 
 
 @pytest.mark.parametrize("path", LAYOUTS, ids=lambda path: path.name)
 def test_four_candles_are_the_same_from_each_of_sixteen_makers(path: Path, tmp_path: Path) -> None:
     """Case 180: OKX, Bitget, Investing, Alpaca, EODHD, Dukascopy, Binance, Kite and others.
 
-    A swap of OKX is refused with the choice of its column of coins, the dates and numbers of
-    Investing and Dukascopy with lines of pandas.
+    Where it is refused, the printed lines lead there. OKX counts a swap's vol in contracts.
     """
-    is_converted = any(name in path.name for name in CONVERTED)
-    candles = converted(f"layouts/{path.name}", tmp_path) if is_converted else read_candles(path)
+    names = {"volume": "vol_ccy"}
+    order = "open_time open high low close volume turnover volume_quote confirm"
+    candles = converted(f"layouts/{path.name}", tmp_path, names, order)
     first = [values(candles, name)[0] for name in ("open", "high", "low", "close", "volume")]
     assert first == [42_000, 42_010, 41_990, 42_005, 5]
     assert (candles.open_time_ms[0], len(candles)) == (FIRST_OPENS.get(path.name, START), 4)

@@ -186,7 +186,7 @@ def test_a_frame_may_have_its_times_as_index(name: str | None) -> None:
     ("frame", "message"),
     [
         (candles().drop(columns="time"), 'by columns={"open_time": "NAME"}, or convert it'),
-        (candles().drop(columns="volume"), 'by columns={"volume": None}, or convert it'),
+        (candles().drop(columns="volume"), 'which columns={"volume": None} takes as zero'),
         (
             candles().drop(columns="time").set_index(pd.Index([f"r{i}" for i in range(BARS)])),
             "row 1: the open time is not a time but 'r0'",

@@ -45,7 +45,6 @@ FILES = {
     ".csv": TEXT,
     ".csv.gz": gzip.compress(TEXT, mtime=0),
     ".zip": zipped(),
-    ".json": json.dumps(ROWS).encode(),
     ".parquet": arrow(write_feather=False),
     ".feather": arrow(write_feather=True),
 }
@@ -73,7 +72,11 @@ def test_the_unharmed_files_are_read() -> None:
             assert len(read_candles(path)) == len(ROWS)
 
 
-STARTS = [*((suffix, b"") for suffix in SUFFIXES), (".parquet", b"PAR1"), (".arrow", b"ARROW1")]
+STARTS = [
+    *((suffix, b"") for suffix in (*SUFFIXES, ".json")),
+    (".parquet", b"PAR1"),
+    (".arrow", b"ARROW1"),
+]
 TEXTS = [b"", b"\n", TEXT, TEXT[:-9], b"one two three\n", b"{}\n[1, 2]\n"]
 
 

@@ -71,7 +71,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
         ["# from a store", "", HEADER, GOOD[0], "", row(1, "10,12,9,x,1")],
         "line 6: close",
     ),
-    "an unknown layout": ([f"{T0},1,2,3"], "no header and 4 columns"),
+    "an unknown layout": ([f"{T0},1,2,3"], "4 columns without names"),
     "two columns of one name": ([HEADER.replace("low", "high"), *GOOD], "two columns high"),
     "repetitions that contradict": (
         [HEADER, *GOOD[:3], row(2, "10,12,9,11,2"), *GOOD[3:]],
@@ -127,12 +127,6 @@ def test_a_few_rows_off_the_grid_are_dropped_and_said(tmp_path: Path) -> None:
     assert candles.gaps == [(T0 + 60_000 * 150, T0 + 60_000 * 151)]
     assert "1 candle off the grid dropped, the first at" in candles.notes[0]
     assert "line 152" in candles.notes[0]
-
-
-def test_an_empty_volume_column_counts_as_zero_and_is_said(tmp_path: Path) -> None:
-    candles = read_candles(file(tmp_path, repeated("10,12,9,11,")))
-    assert not candles.volume.any()
-    assert candles.notes == ("volume is empty throughout, taken as zero",)
 
 
 PLAIN = ("\n".join([HEADER, *GOOD]) + "\n").encode()
@@ -243,7 +237,7 @@ def test_funding_files_are_read_exactly_and_checked(tmp_path: Path) -> None:
     )
     with pytest.raises(DataInvalid, match="line 1: the time is not a time") as refused:
         read_funding(compact)
-    assert read_funding(written_anew(compact, str(refused.value))).rate.tolist() == [
+    assert read_funding(written_anew(str(refused.value))).rate.tolist() == [
         1_000_000,
         -2_000_000,
     ]

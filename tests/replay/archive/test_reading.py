@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import random
+import re
 import zipfile
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -14,14 +15,17 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pytest
 from pyarrow import feather, parquet
-from remedies import converted
+from remedies import followed
 
 from tracepaper.replay.archive import Candles, read_candles
 from tracepaper.replay.archive.names import NAMES, TIME, category_of, symbol_of
 from tracepaper.replay.archive.read import NamedFrame
+from tracepaper.replay.backtest.run_spec import inputs_of
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.market import Category
 
@@ -127,13 +131,18 @@ def test_candles_in_any_style_are_read_to_the_same_integers(seed: int, tmp_path:
     suffix = {"csv": "csv", "csv.gz": "csv.gz", "zip": "zip", "parquet": "parquet"}
     path = tmp_path / f"BTCUSDT_1m.{suffix.get(kind, 'feather' if kind == 'feather' else 'json')}"
     path.write_bytes(packed(kind, names, rows, separator, bare))
-    try:
-        candles = read_candles(path)
-    except DataInvalid as error:
-        candles = converted(path, str(error))
+    candles = followed(path)
     assert (candles.instrument, candles.interval_ms) == ("linear:BTCUSDT", 60_000)
     assert (candles.price_decimals, candles.volume_decimals) == (1, 3)
     assert exact(candles) == WANTED
+
+
+def test_the_printed_lines_name_an_index_without_a_name_as_pandas_does(tmp_path: Path) -> None:
+    path = tmp_path / "BTCUSDT_1m.csv"
+    lines = [",open,high,low,close,volume"]
+    lines += [",".join([clock("%d.%m.%Y %H:%M")(int(ms)), *cells]) for ms, *cells in real_rows()]
+    path.write_text("\n".join(lines))
+    assert exact(followed(path)) == WANTED
 
 
 def test_a_date_and_a_clock_in_two_columns_are_joined_by_the_printed_lines(tmp_path: Path) -> None:
@@ -142,9 +151,42 @@ def test_a_date_and_a_clock_in_two_columns_are_joined_by_the_printed_lines(tmp_p
     for ms, *cells in real_rows():
         lines.append("\t".join([*clock("%Y.%m.%d %H:%M:%S")(int(ms)).split(), *cells]))
     path.write_text("\n".join(lines))
-    with pytest.raises(DataInvalid) as refused:
-        read_candles(path)
-    assert exact(converted(path, str(refused.value))) == WANTED
+    assert exact(followed(path)) == WANTED
+
+
+def frames() -> dict[str, Any]:
+    """Return the candles as libraries and exchanges give them."""
+    rows = [[int(row[0]), *map(float, row[1:])] for row in real_rows()]
+    names = ["time", *FIELDS]
+    plain = pd.DataFrame(rows, columns=names)
+    indexed = plain.set_index(pd.to_datetime(plain.pop("time"), unit="ms", utc=True))
+    two = dict.fromkeys(("BTC-USD",), indexed)
+    return {
+        "ccxt": rows,
+        "pybit, newest first": [[*map(str, row), str(row[4] * row[5])] for row in rows[::-1]],
+        "python-binance": pd.DataFrame([[*row, row[0], row[4] * row[5], *"1234"] for row in rows]),
+        "records": pd.DataFrame(rows, columns=names).to_dict("records"),
+        "records of numpy": pd.DataFrame(rows, columns=names).to_records(index=False),
+        "yfinance": pd.concat(two, axis=1).swaplevel(axis=1),
+        "yfinance, by ticker": pd.concat(two, axis=1),
+        "polars": pl.DataFrame(rows, schema=names, orient="row"),
+    }
+
+
+@pytest.mark.parametrize("name", frames())
+def test_data_in_memory_are_the_same_candles(name: str) -> None:
+    (given,) = inputs_of({"BTCUSDT": frames()[name]}, "data")
+    assert exact(read_candles(given)) == WANTED
+
+
+def test_two_symbols_side_by_side_are_chosen_from_as_the_refusal_says() -> None:
+    frame = pd.concat({symbol: frames()["yfinance"]["close"] for symbol in "AB"}, axis=1)
+    frame.columns = pd.MultiIndex.from_tuples([("Close", symbol) for symbol, _ in frame.columns])
+    with pytest.raises(DataInvalid, match="several symbols: give one symbol's") as refused:
+        read_candles(NamedFrame("BTCUSDT", frame))
+    chosen = re.search(r"such as (frame\.xs.*)\.$", str(refused.value))
+    assert chosen is not None
+    assert [*eval(chosen[1], {"frame": frame}).columns] == ["Close"]
 
 
 @pytest.mark.parametrize("seed", range(60))

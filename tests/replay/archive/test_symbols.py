@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -92,18 +91,6 @@ def test_symbols_in_no_known_form_are_never_joined(tmp_path: Path) -> None:
     path = file(tmp_path, "\n".join([f"symbol,{HEADER}", *rows]) + "\n", "prices.csv")
     assert "holds BTC:USDT, ETH:USDT: choose one" in refusal(path)
     assert "holds BTC:USDT, ETH:USDT" in refusal(f"BTCUSDT={path}")
-
-
-def test_a_name_beside_rows_is_a_symbol_only_in_a_known_form(tmp_path: Path) -> None:
-    candles = [[T0 + 60 * place, 10, 12, 9, 11, 5] for place in range(4)]
-    for name, symbol in {"BTC/USD": "BTCUSD", "data/2024": None}.items():
-        path = file(tmp_path, json.dumps({"bars": {name: candles}}), "prices.json")
-        if symbol is None:
-            assert "does not name its symbol" in refusal(path)
-        else:
-            assert read_candles(path).symbol == symbol
-    inverse = file(tmp_path, json.dumps({"BTC/USD:BTC": candles}), "prices.json")
-    assert "paid in coin" in refusal(inverse)
 
 
 # ---------------------------------------------------------------- SYMBOL=PATH

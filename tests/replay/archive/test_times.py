@@ -18,7 +18,6 @@ MS = 1_735_689_600_000  # 2025-01-01
         ("1735689600000000000", "times are in nanoseconds, converted to milliseconds"),
         ("2025-01-01", "times are text without a zone, read as UTC"),
         ("2025-01-01 00:00:00.000000", "times are text without a zone, read as UTC"),
-        ("2025-01-01 12-AM", "times are text without a zone, read as UTC"),
         ("2025-01-01T00:00:00Z", None),
         ("2025-01-01 00:00:00+00:00", None),
         ("2025-01-01 00:00:00 UTC", None),
@@ -53,6 +52,7 @@ def test_a_column_has_one_style_of_clock(other: str) -> None:
         ("2025-13-01 00:00:00", "is not a time but '2025-13-01 00:00:00'"),
         ("yesterday", "is not a time but 'yesterday'"),
         ("2025-01-01 00:00:00.0001", "is not a whole millisecond"),
+        ("1735689600.5", "is not a whole millisecond"),
     ],
 )
 def test_a_time_that_cannot_be_believed_is_named(text: str, what: str) -> None:
@@ -73,17 +73,20 @@ def test_a_time_that_cannot_be_believed_is_named(text: str, what: str) -> None:
             "20250101 00:00",
             "2025.01.01",
         ),
-        *("01/02/2025", "1.2.2025", "2025-1-2", "2025-01-02 05:00 PM", "Jan 01, 2025", "45292"),
+        *(
+            "01/02/2025",
+            "1.2.2025",
+            "2025-1-2",
+            "2025-01-02 05:00 PM",
+            "2025-01-02 05-AM",
+            "Jan 01, 2025",
+            "45292",
+        ),
     ],
 )
 def test_what_may_mean_another_time_is_refused(text: str) -> None:
     with pytest.raises(CellInvalidError):
         epoch_ms(np.array([text], dtype=np.bytes_))
-
-
-def test_fractions_of_a_millisecond_are_cut_where_asked() -> None:
-    times, _ = epoch_ms(np.array([b"1735689600.0009", b"1735689600.9"]), whole=False)
-    assert times.tolist() == [MS, MS + 900]
 
 
 @pytest.mark.parametrize("text", ["2025-01-01", "2025-01-01T00:00Z", "1735689600", str(MS)])
