@@ -35,7 +35,6 @@ from tracepaper.replay.backtest.run import Watch
 from tracepaper.replay.backtest.run_spec import Consumer, RunSpec, spec_of
 from tracepaper.replay.backtest.strategy_keys import (
     NO_SOURCE,
-    named_strategies,
     process_warnings,
     strategy_keys,
     strategy_name,
@@ -52,7 +51,6 @@ def backtest(  # noqa: PLR0913 - the options of a replay
     data: Any,  # noqa: ANN401 - a path, candles, a frame, or several
     *,
     params: Mapping[str, Any] | None = None,
-    strategies: Mapping[str, Mapping[str, Any]] | None = None,
     config: str | Path | Sections | None = None,
     db: str | Path | None = None,
     start: str | float | date | None = None,
@@ -69,17 +67,16 @@ def backtest(  # noqa: PLR0913 - the options of a replay
     *strategy* is a built-in name, ``module:Class``, a class, or None for the configuration's.
     *data* is a path or ``SYMBOL=PATH``, a frame of polars or pandas or a dictionary of columns, a
     dictionary of any of these by symbol, or a list of them. *params* are keys of ``[strategy]`` for
-    a built-in name, and the options of a class. *strategies* are several on one account: by name,
-    the keys of each ``[strategies.NAME]``; its ``name`` may be a class, and *strategy* is None.
-    *config* is a TOML file or a dictionary of sections, ``{"sizing": {"mode": "fixed", "quantity":
-    "0.1"}}``; without it ``tracepaper.toml`` of the working folder is used, as on the command line.
-    *db* is the database that stores the run; with None the run is removed with the result. *start*
-    (included) and *end* (excluded) bound the period: ISO text, UTC milliseconds, or a date.
-    *funding* are files of settled rates, *frame_data* candles of higher timeframes that begin
-    before the data. *columns* name a field's column, ``{"close": "Price"}``, or leave it out,
-    ``{"turnover": None}``, in *data* and *frame_data*. *depth* are
-    files of order books that ``tracepaper data record`` wrote. *frames* is ``polars``, ``pandas``
-    or ``numpy``: the library of the run's frames; by default that of *data*, else polars if it is
+    a built-in name, and the options of a class. *config* is a TOML file or a dictionary of
+    sections, ``{"sizing": {"mode": "fixed", "quantity": "0.1"}}``; without it ``tracepaper.toml``
+    of the working folder is used, as on the command line. *db* is the database that stores the run;
+    with None the run is removed with the result. *start* (included) and *end* (excluded) bound the
+    period: ISO text, UTC milliseconds, or a date. *funding* are files of settled rates,
+    *frame_data* candles of higher timeframes that begin before the data. *columns* name a field's
+    column, ``{"close": "Price"}``, or leave it out, ``{"turnover": None}``, in *data* and
+    *frame_data*. *depth* are files of order books that ``tracepaper data record`` wrote. *frames*
+    is ``polars``, ``pandas`` or ``numpy``: the library of the run's frames; by default that of
+    *data*, else polars if it is
     installed. A notebook shows a progress bar unless *progress* is False.
 
     Raises ``ConfigInvalid``, ``DataInvalid`` or ``StrategyFailed``, each in one sentence.
@@ -95,10 +92,6 @@ def backtest(  # noqa: PLR0913 - the options of a replay
         overrides = (
             {} if chosen is None else {"strategy": strategy_keys(chosen, params, spec.given)}
         )
-        if strategies is not None:
-            if chosen is not None:
-                raise ConfigInvalid("Give one strategy, or several as strategies; leave one out.")
-            overrides["strategies"], classes = named_strategies(strategies, stack)
         if chosen is None and params:
             raise ConfigInvalid("params are options of a strategy; name it as the first argument.")
         with notebook.progress("bars", wanted=progress) as advance:

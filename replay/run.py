@@ -153,11 +153,6 @@ class Run(Generic[Frame]):
         return self._kept("notes", lambda: self.rows("notes"))
 
     @property
-    def strategy_decisions(self) -> Frame:
-        """One row per strategy and closed bar, if several strategies share the account."""
-        return self._kept("strategy_decisions", lambda: self.rows("strategy_decisions"))
-
-    @property
     def bars(self) -> Frame:
         """The bars as the engine saw them, warm-up and revisions included."""
         return self._kept("bars", lambda: self.rows("bars"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import chain, islice
+from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from tracepaper.storage.checkpoints import Identity
     from tracepaper.strategies.types.decisions import (
         GateSet,
-        Position,
         QuietStretch,
         RunRow,
         Step,
@@ -142,7 +141,7 @@ class QuietBars:
         self._added: list[_Kept] = []  # not yet converted to arrays
         self._bars: list[Ints] = []  # [bar, column] of ``_PRICES``
         self._steps: list[Ints] = []  # [bar, column] of ``_STEPS``
-        self._accounts: dict[str, list[Ints]] = {}  # [bar, column] of ``_HELD``, by account
+        self._account: list[Ints] = []  # [bar, column] of ``_HELD``
 
     def add(self, stretch: QuietStretch, units: int, like: Sequence[int]) -> None:
         """Keep the values that differ between the bars of the first *units* of *stretch*.
@@ -171,45 +170,27 @@ class QuietBars:
             np.repeat([each.like for each in added], units, axis=0),
         )
         self._steps.append(np.stack([each.ravel() for each in of_steps], axis=1))
-        members = [next(iter(span.steps.values())) for span in stretches[0].shadows]
-        names = [shadow.shadow for of_span in members for shadow in of_span]
-        for place, name in enumerate(("", *names)):
-            marks = [  # without a model nothing is filled in a stretch: it has one span
-                (stretch.marks, *chain(*(span.marks for span in stretch.shadows)))[place]
-                for stretch in stretches
-            ]
-            profits = chain.from_iterable(
-                mark.account_unrealized[: each.units]
-                for mark, each in zip(marks, added, strict=True)
-            )
-            worth = np.repeat(np.array([mark.worth for mark in marks], np.int64), units)
-            equity = worth + np.fromiter(profits, np.int64)
-            quantity = [
-                [_position(stretch, key, place).quantity for key in stretch.repeats]
-                for stretch in stretches
-            ]
-            held = np.repeat(np.array(quantity, np.int64), units, axis=0).ravel()
-            columns = np.stack((np.repeat(equity, count), held), axis=1)
-            self._accounts.setdefault(name, []).append(columns)
+        profits = chain.from_iterable(
+            each.stretch.marks.account_unrealized[: each.units] for each in added
+        )
+        worth = np.array([stretch.marks.worth for stretch in stretches], np.int64)
+        equity = np.repeat(worth, units) + np.fromiter(profits, np.int64)
+        quantity = [
+            [repeat.position.quantity for repeat in stretch.repeats.values()]
+            for stretch in stretches
+        ]
+        held = np.repeat(np.array(quantity, np.int64), units, axis=0).ravel()
+        self._account.append(np.stack((np.repeat(equity, count), held), axis=1))
 
-    def columns(self) -> dict[str, Columns]:
-        """Return by account name: the bars with the account's equity and position after each."""
+    def columns(self) -> Columns | None:
+        """Return the bars with the account's equity and position after each; None without bars."""
         self.settle()
         if not self._bars:
-            return {}
+            return None
         bars: Columns = dict(zip(_PRICES, np.concatenate(self._bars).T, strict=True))
         bars |= zip(_STEPS, np.concatenate(self._steps).T, strict=True)
-        return {
-            name: bars | dict(zip(_HELD, np.concatenate(parts).T, strict=True))
-            for name, parts in self._accounts.items()
-        }
-
-
-def _position(stretch: QuietStretch, key: str, account: int) -> Position:
-    """Return the position of an account in *key*: 0 for the run's, from 1 on the others'."""
-    if not account:
-        return stretch.repeats[key].position
-    return stretch.shadows[0].steps[key][account - 1].position
+        bars |= zip(_HELD, np.concatenate(self._account).T, strict=True)
+        return bars
 
 
 def _prices(added: Sequence[_Kept], units: Ints, nth: Ints) -> Ints:
@@ -251,7 +232,7 @@ class _MemoryRows(RunRows):
 
     def bars(self, place: int, span: Span) -> Columns:
         stored = super().bars(place, WHOLE)
-        for quiet in islice(self._quiet.values(), 1):  # the run's account
+        if (quiet := self._quiet) is not None:
             is_there = quiet["instrument"] == place
             stored = _with_quiet(stored, {name: column[is_there] for name, column in quiet.items()})
         return _within(stored, span)
@@ -261,8 +242,9 @@ class _MemoryRows(RunRows):
 
     def accounts(self, span: Span) -> dict[str, Columns]:
         stored = super().accounts(WHOLE)
-        merged = {name: _with_quiet(stored[name], quiet) for name, quiet in self._quiet.items()}
-        return {name: _within(columns, span) for name, columns in (stored | merged).items()}
+        if self._quiet is not None:
+            stored[""] = _with_quiet(stored[""], self._quiet)  # the run's account
+        return {name: _within(columns, span) for name, columns in stored.items()}
 
     def outcome_counts(self, span: Span) -> dict[int, OutcomeCount]:
         every = [self.bars(place, span) for place in self._places]

@@ -68,8 +68,7 @@ def _protections(item: Instrument, orders: Iterable[Order]) -> Iterator[str]:
         name = "target" if order.trigger is None else "stop"
         if order.role is OrderRole.TRAILING:
             name = order.role.label
-        owner = f" ({order.owner})" if order.owner else ""
-        yield f"{name} {_price(item, level / 10**item.price_decimals)}{owner}"
+        yield f"{name} {_price(item, level / 10**item.price_decimals)}"
 
 
 def _price(item: Instrument, price: float) -> str:

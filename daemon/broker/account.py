@@ -1,11 +1,10 @@
 """``PaperAccount``: one balance, its margin policy, and the books of its positions.
 
-An account in one-way mode has one ``Book`` of positions, in hedge mode one for each side. If
-several strategies share the account, each of them also has a book of its share in each of these
-books. ``Holdings`` answers a decision's questions about an account, a side or an owner. An event
-meets each position together with its shares, and the ``Ledger`` records the effects.
+An account in one-way mode has one ``Book`` of positions, in hedge mode one for each side.
+``Holdings`` answers a decision's questions about an account or a side. The ``Ledger`` records the
+effects of an event.
 
-The rules are docs/money.md, M6 to M21 and M90 to M102, and docs/one_account.md, J12 to J20.
+The rules are docs/money.md, M6 to M21 and M90 to M102.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from tracepaper.daemon.broker.ledger import Ledger, StepNumber, Totals
 from tracepaper.daemon.broker.line import Line, LineState
 from tracepaper.daemon.broker.margin import CrossMargin, IsolatedMargin, MarginPolicy
 from tracepaper.daemon.broker.matching import Market
-from tracepaper.daemon.broker.settings import BrokerSettings, Latency, Ownership
+from tracepaper.daemon.broker.settings import BrokerSettings, Latency
 from tracepaper.strategies.api.context import AccountView, Cancel, OrderRequest, Orders, Signal
 from tracepaper.strategies.api.context import account_view as view_of
 from tracepaper.strategies.apportion import apportion
@@ -44,7 +43,6 @@ from tracepaper.strategies.units import (
     MONEY_DECIMALS,
     MONEY_LIMIT,
     MONEY_MAX,
-    RATE_SCALE,
     unscaled,
 )
 
@@ -89,14 +87,10 @@ class AccountState(Struct, frozen=True, array_like=True):
 
 
 class Holdings:
-    """The positions and balance of an account, a side or an owner: sums over its books.
-
-    An instance of this class itself holds an owner's shares in both sides of an account in hedge
-    mode.
-    """
+    """The positions and balance of an account or a side: sums over its books."""
 
     sides: Mapping[PositionSide, Book] = {}
-    """The two books of an account or an owner in hedge mode."""
+    """The two books of an account in hedge mode."""
     fills: dict[str, list[Fill]]
 
     def __init__(self, books: Sequence[Book]) -> None:
@@ -151,11 +145,6 @@ class Holdings:
         Raises ``ConfigInvalid`` if it does not fit in 64 bits.
         """
         return self.subtotal()
-
-    def transfer(self, amount: int) -> None:
-        """Add the signed *amount* of cash, which another owner of the same account gives up."""
-        self.books[0].cash += amount
-        self.books[0].valued = None
 
     def subtotal(self) -> Account:
         """Return the cash and the results of these books alone."""
@@ -248,7 +237,7 @@ class Holdings:
 
 
 class Book(Totals, Holdings):
-    """The lines of one side of an account, or of one owner's share in it, and their sums."""
+    """The lines of an account, or of one side of it, and their sums."""
 
     def __init__(
         self,
@@ -257,26 +246,16 @@ class Book(Totals, Holdings):
         ledger: Ledger,
         *,
         side: PositionSide | None = None,
-        owner: str = "",
-        parent: Book | None = None,
         ranges: Mapping[str, MeanRange] = {},
     ) -> None:
-        """Open a book of positions, or of the share of *owner* in the positions of *parent*."""
-        super().__init__(settings, ledger, side=side, owner=owner, is_share=parent is not None)
-        self.name = "/".join(filter(None, (owner, side)))
-        """The key of its stored state; empty for the only book of an account."""
+        """Open a book of positions."""
+        super().__init__(settings, ledger, side=side)
         self.books = (self,)
         self.holder: Holdings = self
-        """The account or owner on whose balance sizes are based."""
+        """The account on whose balance sizes are based."""
         self.policy: MarginPolicy
         self.lines: dict[str, Line] = {
-            item.id: Line(
-                self,
-                item,
-                None if parent is None else parent.lines[item.id],
-                mean_range=ranges.get(item.id),
-            )
-            for item in instruments
+            item.id: Line(self, item, mean_range=ranges.get(item.id)) for item in instruments
         }
 
     # These three run at every bar: they avoid the list of lines that Holdings makes.
@@ -309,14 +288,9 @@ class Book(Totals, Holdings):
 
     @property
     def fits_a_quarter_away(self) -> bool:
-        """Whether its sums fit in 64 bits at prices a quarter away.
-
-        In the book of an owner the equity must stay positive at them too.
-        """
+        """Whether its sums fit in 64 bits at prices a quarter away."""
         lines = self.lines.values()
         worth = sum(abs(line.value(line.held)) for line in lines)
-        if self.is_share and 4 * self.subtotal().equity <= worth:
-            return False
         entries = sum(abs(line.holding.entry_notional) for line in lines)
         return abs(self.cash) + abs(self.paid_entries) + entries + 2 * worth < MONEY_LIMIT
 
@@ -347,13 +321,12 @@ class PaperAccount(Holdings):
         marked: Mapping[str, int] | None = None,
         keeps_ledger: bool = False,
         reports_fills: Iterable[str] = (),
-        owners: Mapping[str, Ownership] | None = None,
     ) -> None:
         """Open an account with one book, or in hedge mode one for each side.
 
         New orders get the number of *step*. The caller feeds bars to *ranges*, by instrument.
         *marked* has the newest mark price of the instruments for which one arrived since their
-        last bar. Each of several *owners* gets its share of the cash.
+        last bar.
         """
         items = tuple(instruments)
         self.settings = settings
@@ -361,22 +334,12 @@ class PaperAccount(Holdings):
         self._ranges = ranges or {}
         fills: dict[str, list[Fill]] = {key: [] for key in reports_fills}
         super().__init__(self._new_books(items, settings, fills))
-        self.owners: dict[str, Holdings] = {}
-        self.shares: tuple[Book, ...] = ()
-        self.reserve = 0  # money that belongs to no owner
-        self._weights: list[int] = []
-        if owners:
-            self._open_shares(items, owners)
-        self.every_book: tuple[Book, ...] = (*self.books, *self.shares)
-        """The books of positions, then the books of the owners' shares."""
-        self.stored_books = {book.name: book for book in self.every_book if book.name}
-        """The books whose state is stored separately from the account's, by name."""
         policy = MarginPolicy
         if settings.leverage is not None:
             policy = CrossMargin if settings.is_cross else IsolatedMargin
         lines = [line for book in self.books for line in book.lines.values()]
         self.policy = policy(self.ledger, lines, {} if marked is None else marked)
-        for book in self.every_book:
+        for book in self.books:
             book.policy = self.policy
         self.markets = {
             item.id: Market(self.lines_of(item.id), self.ledger, self.policy) for item in items
@@ -392,35 +355,22 @@ class PaperAccount(Holdings):
         items: Iterable[Instrument],
         settings: BrokerSettings,
         fills: dict[str, list[Fill]],
-        owner: str = "",
     ) -> tuple[Book, ...]:
-        """Return a new book of each side, or of the share of *owner* in it, with its cash.
+        """Return a new book of each side, with its cash.
 
         The books share the list of *fills* that a strategy sees.
         """
         sides = SIDES if settings.is_hedged else (None,)
-        parents = self.books if owner else [None] * len(sides)
         cash = apportion(settings.cash, [1] * len(sides))
         books = tuple(
             Book(
-                items, replace(settings, cash=part), self.ledger, side=side,
-                owner=owner, parent=parent, ranges=self._ranges,
+                items, replace(settings, cash=part), self.ledger, side=side, ranges=self._ranges
             )
-            for side, part, parent in zip(sides, cash, parents, strict=True)
+            for side, part in zip(sides, cash, strict=True)
         )  # fmt: skip
         for book in books:
             book.fills = fills
         return books
-
-    def _open_shares(self, items: Iterable[Instrument], owners: Mapping[str, Ownership]) -> None:
-        shares = [owner.share for owner in owners.values()]
-        self._weights = [*shares, RATE_SCALE - sum(shares)]
-        *cash, self.reserve = apportion(self.cash, self._weights)
-        for (name, owner), money in zip(owners.items(), cash, strict=True):
-            fills: dict[str, list[Fill]] = {key: [] for key in owner.reports_fills}
-            books = self._new_books(items, replace(owner.settings, cash=money), fills, name)
-            self.owners[name] = Holdings(books) if self.sides else books[0]
-            self.shares += books
 
     # ------------------------------------------------------------ books and balances
 
@@ -457,20 +407,6 @@ class PaperAccount(Holdings):
         """Liquidate the positions in *instrument*, or the account, if *mark* requires it."""
         self.policy.match_mark(self.markets[instrument].lines, mark, at_ms)
 
-    # ------------------------------------------------------------ several owners
-
-    def share_out(self) -> None:
-        """Distribute the account's equity to the owners anew, and the rest to the reserve.
-
-        Only cash moves; every share keeps its positions.
-        """
-        equity = self.balance().equity
-        *equities, self.reserve = apportion(max(equity, 0), self._weights)
-        for owner, target_equity in zip(self.owners.values(), equities, strict=True):
-            owner.transfer(target_equity - owner.balance().equity)
-        if equity < 0:
-            self.reserve += equity
-
     # ------------------------------------------------------------ state
 
     def state(self) -> AccountState:
@@ -480,15 +416,15 @@ class PaperAccount(Holdings):
     def restore(
         self,
         state: AccountState,
-        parts: Mapping[str, AccountState],
+        sides: Mapping[PositionSide | None, AccountState],
         *,
         taken_over: bool = False,
     ) -> None:
         """Restore the stored state of this run, or of another run (*taken_over*).
 
-        *parts* are the states of the sides and the owners. The ledger of this run continues; the
-        cash of another run begins a new one. Raises ``ConfigInvalid`` if another run has positions
-        or orders in another position mode, ``InvariantBroken`` if the sides do not add up.
+        *sides* are the states of the sides. The ledger of this run continues; the cash of another
+        run begins a new one. Raises ``ConfigInvalid`` if another run has positions or orders in
+        another position mode, ``InvariantBroken`` if the sides do not add up.
         """
         ledger = self.ledger
         ledger.cash = state.cash
@@ -496,25 +432,21 @@ class PaperAccount(Holdings):
             opened = LedgerEntry(LedgerKind.TAKEN_OVER, state.cash, state.cash)
             ledger.entries = [opened] if taken_over else []
         if self.sides:
-            self._restore_sides(state, parts)
+            self._restore_sides(state, sides)
         else:
-            reject_switch(*(part for name, part in parts.items() if name in SIDES))
+            reject_switch(*sides.values())
             self.books[0].restore(state)
-        shares = {book.name: book for book in self.shares}
-        if shares and taken_over and parts.keys() - {*SIDES} != shares.keys():
-            self._distribute_positions()
-        else:
-            for name in shares.keys() & parts.keys():
-                shares[name].restore(parts[name])
         self.ledger.clear()  # no step caused these changes
 
-    def _restore_sides(self, state: AccountState, parts: Mapping[str, AccountState]) -> None:
-        if not parts.keys() >= {*SIDES}:  # a run in one-way mode: only its cash is taken over
+    def _restore_sides(
+        self, state: AccountState, sides: Mapping[PositionSide | None, AccountState]
+    ) -> None:
+        if not sides:  # a run in one-way mode: only its cash is taken over
             reject_switch(state)
             halves = apportion(state.cash, [1] * len(SIDES))
-            parts = {s: AccountState(half, {}) for s, half in zip(SIDES, halves, strict=True)}
+            sides = {s: AccountState(half, {}) for s, half in zip(SIDES, halves, strict=True)}
         for side, book in self.sides.items():
-            book.restore(parts[side])
+            book.restore(sides[side])
         cash_of_sides = sum(book.cash for book in self.books)
         if cash_of_sides != self.cash:
             raise InvariantBroken(
@@ -522,23 +454,6 @@ class PaperAccount(Holdings):
                 f"{self.cash}; "
                 "run `tracepaper audit verify` and restore a backup"
             )
-
-    def _distribute_positions(self) -> None:
-        """Distribute the cash and the positions of an account that had other owners."""
-        weights = self._weights[:-1]
-        *cash, self.reserve = apportion(self.cash, self._weights)
-        for owner, money in zip(self.owners.values(), cash, strict=True):
-            owner.transfer(money - owner.subtotal().cash)
-        for line in (line for book in self.books for line in book.lines.values()):
-            held = apportion(line.held, weights)
-            sizes = [abs(part) for part in held]
-            entries = apportion(line.holding.entry_notional, sizes if any(sizes) else weights)
-            targets = apportion(line.target, weights)
-            for share, quantity, entry, target in zip(
-                line.shares, held, entries, targets, strict=True
-            ):
-                share.hold(Holding(quantity, entry))
-                share.set_target(target, "taken over")
 
 
 def intent_for_side(intent: Intent | Orders, side: PositionSide | None) -> Intent | Orders | None:

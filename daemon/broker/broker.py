@@ -4,7 +4,7 @@ The engine passes each event and each intent to the broker, and gets back fills 
 Accounts, resting orders, exit orders and matching are internal to the broker. A shadow account is
 another account at the same broker: every event reaches all accounts.
 
-The rules are docs/money.md, M6 to M21, docs/one_account.md, J12 to J23, and docs/decisions.md, G18.
+The rules are docs/money.md, M6 to M21, and docs/decisions.md, G18.
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import IntEnum
 from functools import partial
-from typing import Final, NamedTuple
-
-from msgspec.structs import replace
+from typing import Final
 
 from tracepaper.daemon.broker.account import (
     ENTRIES,
@@ -24,7 +22,6 @@ from tracepaper.daemon.broker.account import (
     Intent,
     PaperAccount,
     intent_for_side,
-    requests_of,
 )
 from tracepaper.daemon.broker.execution import RANGE_BARS, MeanRange
 from tracepaper.daemon.broker.exit_orders import (
@@ -32,7 +29,6 @@ from tracepaper.daemon.broker.exit_orders import (
     entry_refusal,
     follow,
     leave,
-    on_fills,
     on_signal,
 )
 from tracepaper.daemon.broker.exit_plans import HeldPosition, Plan
@@ -41,18 +37,15 @@ from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.broker.margin import MarginPolicy
 from tracepaper.daemon.broker.matching import Market
 from tracepaper.daemon.broker.orders import FLATTEN, OrderContext, matters_from
-from tracepaper.daemon.broker.settings import BrokerSettings, Ownership
+from tracepaper.daemon.broker.settings import BrokerSettings
 from tracepaper.strategies.api.context import Orders, Signal
-from tracepaper.strategies.apportion import crossed
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import (
     Action,
     Confirmation,
     Fill,
     FillModel,
-    Liquidity,
     Order,
-    OrderStatus,
     Position,
     PositionSide,
 )
@@ -65,9 +58,7 @@ from tracepaper.strategies.types.market import (
     Instrument,
     Mark,
     Quote,
-    Side,
 )
-from tracepaper.strategies.units import MONEY_DECIMALS
 
 
 class Save(IntEnum):
@@ -82,36 +73,6 @@ STAMPED_LATE_MS: Final = 1_000
 """Exchanges date settlements some milliseconds late: until then they belong to the bar before."""
 
 _LATER: Final = Save.LATER  # looking up an enum member is slow, and entries do it at each bar
-
-
-class OwnerIntents(NamedTuple):
-    """The intents of the owners at a bar's close, and the price at which opposing shares cross."""
-
-    intents: Mapping[str, Intent | Orders]  # by owner, without those that a gate refused
-    targets: Mapping[PositionSide | None, int]  # the sum over all owners, by position side
-    price: int
-
-    def closed(self, closing: Intent, owners: Iterable[str]) -> OwnerIntents:
-        """Return intents by which all *owners* close their positions: *closing* for each."""
-        return OwnerIntents(
-            dict.fromkeys(owners, closing), dict.fromkeys(self.targets, 0), self.price
-        )
-
-    def reach(self, position: Line) -> int:
-        """Return the size of the largest position to which target and lists could lead."""
-        side = position.book.side
-        most = least = self.targets[side]
-        for share in position.shares:
-            owner_intent = self.intents.get(share.owner)
-            requests = requests_of(owner_intent, side) if isinstance(owner_intent, Orders) else ()
-            bought, sold, _ = share.opens(requests)
-            most, least = most + bought, least - sold
-        return max(abs(most), abs(least))
-
-
-NO_OWNER_INTENTS: Final = OwnerIntents({}, {}, 0)
-Refusals = dict[str, str | None]
-"""Why an intent cannot be reached, or None, by owner; the account has an empty name."""
 
 
 NOTHING_FILLED: Final = FilledEvent()
@@ -133,17 +94,15 @@ class Broker:
         shadows: Iterable[str] = (),
         reports_fills: Iterable[str] = (),
         confirms: Collection[str] = (),
-        owners: Mapping[str, Ownership] | None = None,
     ) -> None:
         """Open the run's account, and one for each name of *shadows*.
 
-        Each of the *owners*, by name, has a share of the run's account. The caller feeds bars to
-        *day_ranges*, by which exit orders are placed. Fills of the instruments *reports_fills* are
-        kept until their next decision. An entry in one of the instruments *confirms* lets its
-        position live for another horizon. Raises ``ConfigInvalid`` for an instrument that cannot be
-        traded in hedge mode or by several owners.
+        The caller feeds bars to *day_ranges*, by which exit orders are placed. Fills of the
+        instruments *reports_fills* are kept until their next decision. An entry in one of the
+        instruments *confirms* lets its position live for another horizon. Raises ``ConfigInvalid``
+        for an instrument that cannot be traded in hedge mode.
         """
-        _check(instruments, settings, is_shared=bool(owners))
+        _check(instruments, settings)
         self.settings = settings
         self._by_quotes = settings.execution is FillModel.QUOTE
         self.is_cross = settings.is_cross
@@ -162,37 +121,27 @@ class Broker:
             ranges=self._ranges,
             marked=self._marked,
         )
-        settings = replace(settings, exits=None) if owners else settings
-        self.account = opens(
-            settings, keeps_ledger=True, reports_fills=reports_fills, owners=owners
-        )
-        # No strategy sees the fills of shadow accounts.
-        unseen = {name: owner._replace(reports_fills=()) for name, owner in (owners or {}).items()}
-        self.shadows = {name: opens(settings, owners=unseen) for name in sorted(shadows)}
+        self.account = opens(settings, keeps_ledger=True, reports_fills=reports_fills)
+        self.shadows = {name: opens(settings) for name in sorted(shadows)}
         self.sides: dict[str, Holdings] = {
             side.value: book for side, book in self.account.sides.items()
         }
-        self.others: dict[str, Holdings] = {
-            **self.sides,
-            **self.account.owners,
-            **self.shadows,
-        }
-        """The accounts that steps show besides the run's: its sides, its owners, the shadows."""
+        self.others: dict[str, Holdings] = {**self.sides, **self.shadows}
+        """The accounts that steps show besides the run's: its sides and the shadows."""
         self._stored: dict[str, Book | PaperAccount] = {
-            **self.account.stored_books,
-            **self.shadows,
+            side.value: book for side, book in self.account.sides.items()
         }
+        self._stored |= self.shadows
         """The books and accounts whose state is stored besides the run's account, by name."""
         for name, shadow in self.shadows.items():
-            parts = shadow.stored_books.items()
-            self._stored |= {f"{name}/{part}": book for part, book in parts}
+            self._stored |= {f"{name}/{side}": book for side, book in shadow.sides.items()}
         self._day_ranges = day_ranges
         self._confirms = frozenset(confirms)
         self._accounts = (self.account, *self.shadows.values())
         # All lines of each instrument, for a quick check: at most bars no order rests in any.
         self._lines: dict[str, tuple[Line, ...]] = {
             item.id: tuple(
-                book.lines[item.id] for account in self._accounts for book in account.every_book
+                book.lines[item.id] for account in self._accounts for book in account.books
             )
             for item in instruments
         }
@@ -335,12 +284,7 @@ class Broker:
             self._missed_until_ms[gap.instrument] = gap.until_ms
 
     def on_signal(self, instrument: str, signal: Signal) -> None:
-        """Pass a *signal* on *instrument* to entries that wait for another signal.
-
-        An account of several owners has no signal: each share gets the signal of its owner.
-        """
-        if self.account.owners:
-            return
+        """Pass a *signal* on *instrument* to entries that wait for another signal."""
         for line in self._lines[instrument]:
             if line.is_guarded:
                 on_signal(line, signal.action)
@@ -365,47 +309,31 @@ class Broker:
 
     def route(
         self,
-        intent: Intent | Orders | None,
-        owner_intents: OwnerIntents,
+        intent: Intent | Orders,
         bar: Bar,
         at_ms: int,
         *,
         shadow: str | None = None,
-    ) -> Refusals:
-        """Apply the owners' *owner_intents* and the net *intent*, as decided at the close of *bar*.
+    ) -> str | None:
+        """Apply *intent*, as decided at the close of *bar*.
 
-        Opposing shares cross at once; the rest is one order, whose fills the owners share. The
-        account is the run's, or a *shadow* account. Returns why the intents cannot be reached, by
-        owner; the account has an empty name. Orders by list that the exchange would refuse are
-        recorded as REJECTED instead.
+        The account is the run's, or a *shadow* account. Returns why the intent cannot be reached,
+        or None. Orders by list that the exchange would refuse are recorded as REJECTED instead.
         """
         account = self.account if shadow is None else self.shadows[shadow]
-        refusals: dict[str, list[str | None]] = {name: [] for name in ("", *owner_intents.intents)}
-        for book in account.books:
-            position = book.lines[bar.instrument]
-            if position.shares:
-                for share in position.shares:
-                    if (owner_intent := owner_intents.intents.get(share.owner)) is not None:
-                        refusals[share.owner].append(
-                            self._apply_part(share, owner_intent, bar, at_ms, account.policy)
-                        )
-                cross(position, owner_intents.price, at_ms)
-            if intent is not None:
-                refusals[""].append(self._apply_part(position, intent, bar, at_ms, account.policy))
-        return {name: "; ".join(filter(None, texts)) or None for name, texts in refusals.items()}
+        refusals = [
+            self._apply_part(book.lines[bar.instrument], intent, bar, at_ms, account.policy)
+            for book in account.books
+        ]
+        return "; ".join(filter(None, refusals)) or None
 
     def _apply_part(
-        self,
-        line: Line,
-        owner_intent: Intent | Orders,
-        bar: Bar,
-        at_ms: int,
-        policy: MarginPolicy,
+        self, line: Line, whole: Intent | Orders, bar: Bar, at_ms: int, policy: MarginPolicy
     ) -> str | None:
-        """Apply to *line* its part of *owner_intent*; return why it cannot be reached, by side."""
+        """Apply to *line* its part of the *whole*; return why it cannot be reached, by side."""
         if (side := line.book.side) is None:
-            return self._apply_intent(line, owner_intent, bar, at_ms, policy)
-        intent = intent_for_side(owner_intent, side)
+            return self._apply_intent(line, whole, bar, at_ms, policy)
+        intent = intent_for_side(whole, side)
         refusal = None if intent is None else self._apply_intent(line, intent, bar, at_ms, policy)
         return None if refusal is None else f"{side}: {refusal}"
 
@@ -470,10 +398,8 @@ class Broker:
         self.save = self.save or _LATER
         if line.key in self._confirms:
             line.confirmed_ms = bar.open_time_ms
-            book, is_own = line.book, line.book.ledger is self.account.ledger
-            is_named = bool(book.owner or book.side)
-            if is_named and not (is_own and (line.parent is None or book.side is None)):
-                self.save = Save.NOW  # the step does not record which side or share it was
+            if line.book.side and line.ledger is not self.account.ledger:
+                self.save = Save.NOW  # the step does not record which side it was
 
     def planned(
         self, line: Line, intent: Intent, bar: Bar, at_ms: int
@@ -496,38 +422,20 @@ class Broker:
         )  # fmt: skip
         return (None, planned) if isinstance(planned, str) else (planned, None)
 
-    def share_out(self) -> None:
-        """Distribute the equity of each account to its owners anew."""
-        for account in self._accounts:
-            account.share_out()
-        self.save = Save.NOW
-
-    @property
-    def reserves(self) -> dict[str, int]:
-        """The money of each account that belongs to no owner; the run's account has no name."""
-        accounts = {"": self.account, **self.shadows}
-        return {name: account.reserve for name, account in accounts.items()}
-
-    def restore_reserves(self, reserves: Mapping[str, int]) -> None:
-        """Restore the stored *reserves*."""
-        for name, account in {"": self.account, **self.shadows}.items():
-            account.reserve = reserves.get(name, account.reserve)
-
     def cancel(self, reason: str, *, opening_only: bool = False) -> None:
         """Cancel the run's orders by list: all, or only those that could open a position."""
-        for book in self.account.every_book:
+        for book in self.account.books:
             for line in book.lines.values():
                 line.cancel_listed("", reason, opening_only=opening_only)
 
     def flatten(self, closes: Mapping[str, int], at_ms: int) -> None:
         """Close the run's positions, by the operator's command.
 
-        *closes* has the newest close of each instrument that has one. Opposing shares cross at the
-        next close.
+        *closes* has the newest close of each instrument that has one.
         """
         if closes:
             self.save = Save.NOW
-        for book in (*self.account.shares, *self.account.books):
+        for book in self.account.books:
             for key, close in closes.items():
                 line = book.lines[key]
                 leave(line, FLATTEN)
@@ -594,14 +502,12 @@ class Broker:
             return False
         for lines in self._lines.values():
             for line in lines:
-                is_own = line.book.ledger is self.account.ledger
+                is_own = line.ledger is self.account.ledger
                 if (line.order is not None) if is_own else line.is_guarded:
-                    return False
-                if (line.others or line.is_guarded) and self.account.owners:
                     return False
                 if self._is_on_margin and (line.holding.quantity or (line.rests and not is_own)):
                     return False
-        books = (book for account in self._accounts for book in account.every_book)
+        books = (book for account in self._accounts for book in account.books)
         return all(book.fits_a_quarter_away for book in books)
 
     def is_settled(self, instrument: str) -> bool:
@@ -621,9 +527,8 @@ class Broker:
         return {key: market for key, market in self.account.markets.items() if market.waits}
 
     def resting_orders(self, instrument: str) -> list[Order]:
-        """Return the resting orders of the account and of its owners in *instrument*."""
-        books = self.account.every_book
-        return [order for book in books for order in book.lines[instrument].orders]
+        """Return the resting orders of the account in *instrument*."""
+        return [order for line in self.account.lines_of(instrument) for order in line.orders]
 
     def follow(self, bars: Sequence[Bar], *, shadows_only: bool = False) -> None:
         """Value the positions by the last of *bars*, of one instrument; nothing else changes.
@@ -633,7 +538,7 @@ class Broker:
         key, close = bars[-1].instrument, bars[-1].close
         self._newest.pop(key, None)
         for line in self._lines[key]:
-            if not (shadows_only and line.book.ledger is self.account.ledger):
+            if not (shadows_only and line.ledger is self.account.ledger):
                 line.mark_to(close)
         if self._ranges:
             for bar in bars:
@@ -657,7 +562,7 @@ class Broker:
     def restore(
         self,
         state: AccountState,
-        parts: Mapping[str, AccountState],
+        sides: Mapping[PositionSide | None, AccountState],
         shadows: Mapping[str, AccountState] = {},
         *,
         confirmed: Iterable[Confirmation] = (),
@@ -666,18 +571,16 @@ class Broker:
     ) -> None:
         """Restore the stored state of this run, or of another run (*taken_over*).
 
-        *parts* are the states of the sides and of the owners. *confirmed* are the confirmations
-        since then, oldest first; *fills* those that no decision has seen.
+        *sides* are the states of the sides. *confirmed* are the confirmations since then, oldest
+        first; *fills* those that no decision has seen.
         """
-        self.account.restore(state, parts, taken_over=taken_over)
+        self.account.restore(state, sides, taken_over=taken_over)
         for name, shadow in self.shadows.items():
-            of_shadow = {
-                key.removeprefix(f"{name}/"): part
-                for key, part in shadows.items()
-                if key.startswith(f"{name}/")
+            of_shadow: dict[PositionSide | None, AccountState] = {
+                side: shadows[key] for side in PositionSide if (key := f"{name}/{side}") in shadows
             }
-            # Another run may have had other sides or owners.
-            if name in shadows and of_shadow.keys() == shadow.stored_books.keys():
+            # Another run may have had other sides.
+            if name in shadows and len(of_shadow) == len(shadow.sides):
                 shadow.restore(shadows[name], of_shadow)
         self.save = Save.NOW if taken_over else Save.NO
         for confirmation in confirmed:
@@ -696,10 +599,8 @@ class Broker:
 def _check(
     instruments: Iterable[Instrument],
     settings: BrokerSettings,
-    *,
-    is_shared: bool,
 ) -> None:
-    """Raise ``ConfigInvalid`` for an instrument unfit for hedge mode or for several owners."""
+    """Raise ``ConfigInvalid`` for an instrument unfit for hedge mode."""
     is_hedged = settings.is_hedged
     for item in instruments:
         if is_hedged and item.quote_coin == "USDC":
@@ -707,29 +608,3 @@ def _check(
                 f"{item.id} is settled in USDC, and the exchange trades such contracts only in "
                 'one-way mode; set account.position_mode to "one_way".'
             )
-        if is_shared and item.price_decimals + item.quantity_decimals > MONEY_DECIMALS:
-            raise ConfigInvalid(
-                f"{item.id} has prices times quantities of more than {MONEY_DECIMALS} decimals, "
-                "which several strategies cannot share exactly; trade it with one [strategy]."
-            )
-
-
-def cross(position: Line, price: int, at_ms: int) -> None:
-    """Cross the opposing shares of *position* at *price*, without fee."""
-    wanted = [share.target - share.held for share in position.shares]
-    for share, signed in zip(position.shares, crossed(wanted), strict=True):
-        if not signed:
-            continue
-        side, quantity = (Side.BUY, signed) if signed > 0 else (Side.SELL, -signed)
-        order = Order(
-            share.next_id(), share.key, side, quantity, quantity,
-            OrderStatus.FILLED, share.reason, at_ms, at_ms, position_side=share.book.side,
-        )  # fmt: skip
-        fill = Fill(
-            order.order_id, share.key, side, quantity, price, price,
-            share.notional(price, quantity), 0, 0, Liquidity.MAKER, FillModel.CROSSED,
-            share.reason, at_ms, position_side=share.book.side,
-        )  # fmt: skip
-        share.post_part(fill)
-        share.resize()
-        on_fills(share, [order], price, at_ms)

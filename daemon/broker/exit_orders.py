@@ -254,7 +254,7 @@ def act_if_due(line: Line, market_ms: int, bid: int, ask: int) -> None:
     assert plan is not None
     is_over = plan.until_ms is not None and market_ms >= plan.until_ms
     if not _protects(line, plan):
-        if is_over and not line.leads_on:
+        if is_over and line.order is None:
             line.target = line.held  # the entry never filled
             line.protect_by(replace(line.protection, plan=None, next_plan=None))
         return
@@ -337,24 +337,20 @@ def _sign(action: Action) -> int:
 # ---------------------------------------------------------------- fills
 
 
-def protect_fills(lines: Sequence[Line], first: tuple[int, int]) -> None:
-    """Update the exit orders of *lines* after the fills of a pass.
+def protect_fills(lines: Sequence[Line], first: int) -> None:
+    """Update the exit orders of *lines*, of one instrument, after the fills of a pass.
 
-    *lines* are positions and shares of one instrument. *first* is the number of the account's
-    fills before the pass, and of those of its shares.
+    *first* is the number of the account's fills before the pass.
     """
-    ledger, (first_entry, first_share) = lines[0].ledger, first
-    fills = [("", entry.fill) for entry in ledger.fills[first_entry:]]
-    fills += ledger.share_fills[first_share:]
+    ledger = lines[0].ledger
+    fills = [entry.fill for entry in ledger.fills[first:]]
     if not fills:
         return
     for line in lines:
-        if line.shares or line.protection.plan is None:
+        if line.protection.plan is None:
             continue
-        wanted = line.owner, line.key, line.book.side
-        ours = [
-            fill for owner, fill in fills if (owner, fill.instrument, fill.position_side) == wanted
-        ]
+        wanted = line.key, line.book.side
+        ours = [fill for fill in fills if (fill.instrument, fill.position_side) == wanted]
         if ours:
             # The market stands at a taker's price; a resting limit was only passed on the way.
             takers = (fill.reference_price for fill in ours if fill.liquidity is Liquidity.TAKER)

@@ -36,7 +36,7 @@ class FilledEvent(NamedTuple):
 
     fills: tuple[Fill, ...] = ()
     orders: tuple[Order, ...] = ()
-    other_fills: Mapping[str, tuple[Fill, ...]] = {}  # by shadow account, side or owner
+    other_fills: Mapping[str, tuple[Fill, ...]] = {}  # by shadow account or side
     entries: Sequence[FillEntry] = ()  # of the fills
 
 
@@ -65,8 +65,6 @@ class Ledger:
     def clear(self) -> None:
         """Forget what changed."""
         self.fills: list[FillEntry] = []
-        # The fills and crossings of owners' shares, each with the name of the owner.
-        self.share_fills: list[tuple[str, Fill]] = []
         self.orders: dict[str, Order] = {}  # the newest state of each order that changed
         self.has_changes = False  # whether the account's stored state has changed
 
@@ -74,9 +72,9 @@ class Ledger:
         """Return what changed since the last call."""
         other_fills: dict[str, tuple[Fill, ...]] = {}
         fills = tuple([entry.fill for entry in self.fills])
-        of_sides = [(fill.position_side, fill) for fill in fills if fill.position_side is not None]
-        for name, fill in (*of_sides, *self.share_fills):
-            other_fills[name] = (*other_fills.get(name, ()), fill)
+        for fill in fills:
+            if (side := fill.position_side) is not None:
+                other_fills[side] = (*other_fills.get(side, ()), fill)
         filled = FilledEvent(fills, tuple(self.orders.values()), other_fills, self.fills)
         self.clear()
         return filled
@@ -91,9 +89,6 @@ class Ledger:
         self.fills = [
             entry._replace(fill=replace(entry.fill, while_down=True)) for entry in self.fills
         ]
-        self.share_fills = [
-            (owner, replace(fill, while_down=True)) for owner, fill in self.share_fills
-        ]
 
 
 class Totals:
@@ -103,25 +98,14 @@ class Totals:
     """
 
     def __init__(
-        self,
-        settings: BrokerSettings,
-        ledger: Ledger,
-        *,
-        side: PositionSide | None = None,
-        owner: str = "",
-        is_share: bool = False,
+        self, settings: BrokerSettings, ledger: Ledger, *, side: PositionSide | None = None
     ) -> None:
-        """Begin with the cash of *settings*.
-
-        The book is of one *side* of an account in hedge mode. It *is_share* of an *owner* in the
-        positions of another book.
-        """
-        self.settings, self.ledger = settings, ledger
-        self.side, self.owner, self.is_share = side, owner, is_share
+        """Begin with the cash of *settings*; the book is of one *side* in hedge mode."""
+        self.settings, self.ledger, self.side = settings, ledger, side
         self.sign = {None: 0, PositionSide.LONG: 1, PositionSide.SHORT: -1}[side]
         self.cash = settings.cash
         self.realized = self.unrealized = self.fees = self.funding = 0
-        self.paid_entries = 0  # entry notional of its spot positions and shares
+        self.paid_entries = 0  # entry notional of its positions in spot and shares
         self.fills: dict[str, list[Fill]] = {}
         """Fills since the last decision, by instrument, if its strategy sees fills."""
         self.valued: Account | None = None  # the newest balance; None after a change

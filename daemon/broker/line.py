@@ -1,7 +1,7 @@
 """``Line``: one instrument in one book, in exact integers.
 
-A line is a position at the exchange, or one owner's share of it. It has the holding, the resting
-orders and the plan of its exit orders, and it books fills and settlements.
+A line is a position at the exchange. It has the holding, the resting orders and the plan of its
+exit orders, and it books fills and settlements.
 
 Linear: cash = start + realized - fees - funding; equity = cash + unrealized. Spot and shares: cash
 is the quote balance, start + realized - fees - entry notional of the holding; equity = cash + the
@@ -12,8 +12,7 @@ There is at most one order by signal, since a new target replaces it. Orders by 
 orders are in ``others``, oldest first. A fill of a reduce-only order sets the target to the
 position after it, and cancels the order by signal, which was computed for another position.
 
-The rules are docs/money.md, M6 to M21, docs/orders.md, B1 and B2, and docs/one_account.md, J12 to
-J20.
+The rules are docs/money.md, M6 to M21, and docs/orders.md, B1 and B2.
 """
 
 from __future__ import annotations
@@ -43,7 +42,6 @@ from tracepaper.daemon.broker.orders import (
 )
 from tracepaper.daemon.broker.rules import Filters, MarginRules
 from tracepaper.strategies.api.context import Cancel, OrderRequest
-from tracepaper.strategies.apportion import apportion
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.holding import Holding, Movement
 from tracepaper.strategies.types.decisions import (
@@ -87,11 +85,10 @@ class Line:
     """One instrument in one book."""
 
     __slots__ = (
-        "_is_spot", "_orders_of_step", "before_quotes", "book",
-        "confirmed_ms", "executor", "exits", "filters", "holding", "is_cash", "is_cross",
-        "is_guarded", "isolated_rules", "item", "key", "ledger", "margin_rules", "mark",
-        "mean_range", "notional", "order", "others", "owner", "parent", "planner", "position",
-        "protection", "reason", "shares", "shortfall", "target",
+        "_is_spot", "_orders_of_step", "before_quotes", "book", "confirmed_ms", "executor", "exits",
+        "filters", "holding", "is_cash", "is_cross", "is_guarded", "isolated_rules", "item", "key",
+        "ledger", "margin_rules", "mark", "mean_range", "notional", "order", "others", "planner",
+        "position", "protection", "reason", "shortfall", "target",
     )  # fmt: skip
     executor: Executor
     filters: Filters
@@ -101,17 +98,12 @@ class Line:
         self,
         book: Totals,
         item: Instrument,
-        parent: Line | None = None,
         *,
         mean_range: MeanRange | None = None,
     ) -> None:
-        """Open the line of *item* in *book*; a share has the line of its position, *parent*."""
+        """Open the line of *item* in *book*."""
         settings = book.settings
-        self.book, self.ledger, self.key, self.owner = book, book.ledger, item.id, book.owner
-        self.parent = parent
-        self.shares: list[Line] = []
-        if parent is not None:
-            parent.shares.append(self)
+        self.book, self.ledger, self.key = book, book.ledger, item.id
         self.is_cash = item.category.is_cash
         self._is_spot = item.category is Category.SPOT
         self.is_cross = settings.leverage is not None and settings.is_cross
@@ -141,11 +133,7 @@ class Line:
         """Use the exchange's new filters and risk tiers for new orders and prices from now on."""
         self.item, settings = item, self.book.settings
         costs = settings.costs_for(self.key)
-        if (
-            self.parent is None
-            and settings.leverage is not None
-            and item.category is Category.LINEAR
-        ):
+        if settings.leverage is not None and item.category is Category.LINEAR:
             self.margin_rules = MarginRules(
                 item, settings.leverage, costs.taker_fee, is_cross=settings.is_cross
             )
@@ -227,7 +215,7 @@ class Line:
     # ------------------------------------------------------------ fills and funding
 
     def move_cash(self, movement: Movement, order_id: str | None = None) -> None:
-        """Change the cash of the book; the cash of the account too, unless this is a share.
+        """Change the cash of the book and of the account.
 
         A step changes cash nowhere else. In the run's account each change is a ledger entry.
         """
@@ -236,8 +224,6 @@ class Line:
             return
         book, ledger = self.book, self.ledger
         book.cash += amount
-        if self.parent is not None:
-            return
         ledger.cash += amount
         if ledger.entries is not None:
             ledger.entries.append(
@@ -245,61 +231,17 @@ class Line:
             )
 
     def apply(self, fill: Fill) -> Order:
-        """Apply *fill* to the position and its shares; return the order after it.
-
-        The order rests in the position itself or in one of its shares. A fill of a share's order
-        is also a fill of the position; one of the position's order is apportioned to the shares.
-        """
-        line = next((share for share in self.shares if share.find(fill.order_id) is not None), self)
+        """Apply *fill* to the position and its order; return the order after it."""
         before = self.position
         self.post(fill)
-        if line is not self:
-            line.post_part(fill)
-        order = line.fill_order(fill)
-        if line is not self:
-            self.sum_share_targets()
-            self.resize()
-            if self.order is not None:
-                sign = 1 if self.order.side is Side.BUY else -1
-                needed = max(sign * (self.target - self.held), 0)
-                self._shrink(self._quantity_of(sign * needed))
-        elif self.shares:
-            self._apportion(fill, order)
+        order = self.fill_order(fill)
         self.ledger.fills.append(FillEntry(fill, order, before, self.position))
         # The rest of the event meets the changed position.
         self.set_liquidation_price(fill.filled_ms, amends_only=True)
         return order
 
-    def _apportion(self, fill: Fill, order: Order) -> None:
-        """Apportion *fill* of the position's *order* to the shares.
-
-        The weights are the distances to the targets in the direction of the fill. If there are
-        none, or the order only reduces, the weights are the holdings that the fill reduces. After
-        a reduction, by liquidation for instance, the targets are set to what is left.
-        """
-        shares, sign = self.shares, 1 if fill.side is Side.BUY else -1
-        weights = [max(sign * (line.target - line.held), 0) for line in shares]
-        if order.reduce_only or not any(weights):
-            weights = [max(-sign * line.held, 0) for line in shares]
-        if not any(weights):  # on spot an order includes the fee, which may exceed the targets
-            weights = [max(sign * line.held, 0) for line in shares]
-        if not any(weights):
-            raise InvariantBroken(f"a fill of {fill.instrument} that no strategy ordered")
-        quantities = apportion(fill.quantity, weights)
-        fees, fees_base = apportion(fill.fee, quantities), apportion(fill.fee_base, quantities)
-        for share, quantity, fee, fee_base in zip(shares, quantities, fees, fees_base, strict=True):
-            if quantity:
-                notional = self.executor.notional(fill.price, quantity)
-                part = replace(
-                    fill, quantity=quantity, notional=notional, fee=fee, fee_base=fee_base
-                )
-                share.post_part(part)
-                share.resize()
-            if order.reduce_only:
-                share.set_target(share.held, "liquidated")
-
     def post(self, fill: Fill) -> None:
-        """Book *fill* in this line alone: holding, cash and fees."""
+        """Book *fill*: holding, cash and fees."""
         holding, book = self.holding, self.book
         before = holding.quantity
         if self.is_cash and -signed_quantity(fill) > before:
@@ -324,44 +266,27 @@ class Line:
             book.fills[self.key].append(fill)
         self.post_holding()
 
-    def pay_funding(self, rate: int) -> int:
-        """Settle funding of *rate* (10⁻¹⁰ of the value at the mark); return the paid amount.
+    def pay_funding(self, rate: int) -> None:
+        """Settle funding of *rate* (10⁻¹⁰ of the value at the mark).
 
         An isolated position pays from the available balance first, then from its margin. It never
         pays more than both.
         """
         holding = self.holding
         if not holding.quantity or self.is_cash:
-            return 0
+            return
         paid = divide_half_even(self.value(holding.quantity) * rate, RATE_SCALE)
         if self.isolated_rules is not None:
             available = max(self.ledger.available, 0)
             paid = min(paid, available + holding.margin)
             holding.margin -= max(paid - available, 0)
         self.post_funding(paid)
-        return paid
 
     def post_funding(self, paid: int) -> None:
         """Book *paid* as funding."""
         self.holding.funding_paid += paid
         self.move_cash((LedgerKind.FUNDING, -paid))
         self.post_holding()
-
-    def post_part(self, part: Fill) -> None:
-        """Book *part* in this share: its part of an order's fill, or a crossing."""
-        self.post(part)
-        self.ledger.share_fills.append((self.owner, part))
-        self.ledger.has_changes = True
-
-    def sum_share_targets(self) -> None:
-        """Set the target to the sum of the shares' targets."""
-        self.target = sum(share.target for share in self.shares)
-
-    def set_target(self, target: int, reason: str) -> None:
-        """Set the *target* and its *reason* without an order."""
-        if (self.target, self.reason) != (target, reason):
-            self.target, self.reason = target, reason
-            self.ledger.has_changes = True
 
     # ------------------------------------------------------------ resting orders
 
@@ -380,18 +305,6 @@ class Line:
         if not self.others:
             return signalled
         return tuple(sorted((*signalled, *self.others), key=urgency))
-
-    @property
-    def leads_on(self) -> bool:
-        """Whether a resting order by signal still moves the position.
-
-        For a share that is the account's net order, if it moves towards the share's target.
-        """
-        if self.parent is None:
-            return self.order is not None
-        if (rest := self.parent.order) is None:
-            return False
-        return self.target > self.held if rest.side is Side.BUY else self.target < self.held
 
     def next_id(self) -> str:
         """Return the id of the next order that this step creates here.
@@ -574,17 +487,11 @@ class Line:
     ) -> str | None:
         """Place the order that moves the position to *target*; return why it is smaller or missing.
 
-        A share only records its target: the position's order fills it.
-
         Each repetition of the target computes the reason anew. A reversal is one order. An order
         for more than the account can pay for is cut, and the rest is not ordered again, since that
         would be a hidden limit order. A refused order *by_command* is recorded as REJECTED, since
         no decision holds its reason.
         """
-        if self.parent is not None:
-            if target != self.target:
-                self.set_target(target, reason)
-            return None
         held = self.held
         is_ordered = self.order is not None and target == self.target
         if target != self.target:
@@ -727,9 +634,7 @@ class Line:
         self, request: OrderRequest, reason: str, context: OrderContext
     ) -> tuple[Order, str | None]:
         """Return the order of *request*, and why the exchange would refuse it, or None."""
-        # For an owner's share, limits and margin are those of the account's position.
-        position = self.parent or self
-        filters, held = position.filters, position.held
+        filters, held = self.filters, self.held
         terms = filters.terms(request)
         # Spot and shares cannot be sold short.
         reduce_only = request.reduce_only or (self.is_cash and request.side is Side.SELL)
@@ -747,7 +652,6 @@ class Line:
             reduce_only=reduce_only,
             until_ms=request.until,
             tag=request.tag,
-            owner=self.owner,
         )
         if terms.refusal is not None:
             return order, terms.refusal
@@ -819,7 +723,6 @@ class Line:
         return Order(
             self.next_id(), self.key, side, quantity, 0, OrderStatus.NEW, reason, at_ms, at_ms,
             kind, role, price, trigger, reduce_only=True, position_side=self.book.side,
-            owner=self.owner,
         )  # fmt: skip
 
     def protective(self, role: OrderRole) -> Order | None:

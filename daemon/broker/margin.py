@@ -10,7 +10,7 @@ The rules are docs/money.md, M22 to M60.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from typing import Final, NamedTuple
 
@@ -151,20 +151,14 @@ class MarginPolicy:
 
     def send(self, line: Line, orders: Orders, bar: Bar, at_ms: int) -> None:
         """Send the list of *orders* of *line*, which were decided at the close of *bar*."""
-        # Margin is the account's alone.
-        payer = line if line.is_cash or line.parent is None else line.parent
-        cash = self.spendable(payer, is_reversal=False)
+        cash = self.spendable(line, is_reversal=False)
         context = OrderContext(at_ms, bar.open_time_ms, bar.close, cash)
         line.send(orders.requests, orders.reason, context)
 
-    def spendable(self, line: Line, *, is_reversal: bool) -> int:
-        """Return the cash for an order of *line*: on margin only what no position binds."""
-        return line.book.cash if line.parent is not None else self._free(line, is_reversal)
-
     # ------------------------------------------------------------ what a policy decides
 
-    def _free(self, line: Line, is_reversal: bool) -> int:  # noqa: ARG002, FBT001
-        """Return the cash for an order of the position *line*."""
+    def spendable(self, line: Line, *, is_reversal: bool) -> int:  # noqa: ARG002
+        """Return the cash for an order of *line*: on margin only what no position binds."""
         return self._ledger.cash
 
     def refusal(self, line: Line, fill: Fill) -> str | None:  # noqa: ARG002
@@ -182,7 +176,7 @@ class MarginPolicy:
 class IsolatedMargin(MarginPolicy):
     """Each linear position has a margin of its own, and a price at which it is liquidated."""
 
-    def _free(self, line: Line, is_reversal: bool) -> int:  # noqa: FBT001
+    def spendable(self, line: Line, *, is_reversal: bool) -> int:
         """Return the cash that no position binds; a reversal frees that of its position too."""
         if line.isolated_rules is None:
             return self._ledger.cash
@@ -217,8 +211,7 @@ class IsolatedMargin(MarginPolicy):
 
     def match_mark(self, lines: Sequence[Line], mark: int, at_ms: int) -> None:
         """Liquidate each of *lines* whose liquidation price *mark* has reached."""
-        ledger = self._ledger
-        first = len(ledger.fills), len(ledger.share_fills)
+        first = len(self._ledger.fills)
         for line in lines:
             if line.held and line.protective(OrderRole.LIQUIDATION) is None:
                 line.set_liquidation_price(at_ms)  # from another run
@@ -226,7 +219,7 @@ class IsolatedMargin(MarginPolicy):
             order = line.protective(OrderRole.LIQUIDATION)
             if order is not None and touched(order, mark):
                 liquidate(line, order, mark, at_ms)
-        protect_fills([part for line in lines for part in (line, *line.shares)], first)
+        protect_fills(lines, first)
 
     def is_reached(self, instrument: str, prices: Mapping[str, int]) -> bool:
         """Return whether the price of *instrument* has reached a liquidation price."""
@@ -282,8 +275,7 @@ class CrossMargin(MarginPolicy):
             holding = line.holding
             if trial is not None and trial[0] is line:
                 holding = trial[1]
-            parts = line, *line.shares
-            if not holding.quantity and not any(part.rests for part in parts):
+            if not holding.quantity and not line.rests:
                 continue
             price = prices.get(line.key) or line.mark
             if not price:
@@ -296,11 +288,11 @@ class CrossMargin(MarginPolicy):
                 holding.quantity,
                 holding.entry_notional,
                 line.notional(price, holding.quantity),
-                line.notional(price, _exposure(parts, holding.quantity)),
+                line.notional(price, _exposure(line, holding.quantity)),
             )
         return values
 
-    def _free(self, line: Line, is_reversal: bool) -> int:  # noqa: FBT001
+    def spendable(self, line: Line, *, is_reversal: bool) -> int:
         """Return the margin balance that no other position or order binds.
 
         A reversal frees what the position of *line* binds.
@@ -397,9 +389,8 @@ class CrossMargin(MarginPolicy):
         before = marked[0].mark
         for line in marked:
             line.mark_to(price)
-        for position in self._lines:
-            for part in (position, *position.shares):
-                _cancel(part)
+        for line in self._lines:
+            _cancel(line)
         if is_ruined or self.is_liquidated_at():
             values = self.values()
             assert values is not None
@@ -449,18 +440,18 @@ class CrossMargin(MarginPolicy):
         """Fill the liquidation *order*."""
         order = after(order, OrderEvent.ACCEPT)
         line.others += (order,)
-        first = len(line.ledger.fills), len(line.ledger.share_fills)
+        first = len(line.ledger.fills)
         line.apply(line.executor.liquidated(order, line.mark, order.created_ms))
-        protect_fills((line, *line.shares), first)
+        protect_fills((line,), first)
 
 
-def _exposure(lines: Iterable[Line], held: int) -> int:
-    """Return the largest position (signed) to which the orders of *lines* could lead *held*.
+def _exposure(line: Line, held: int) -> int:
+    """Return the largest position (signed) to which the orders of *line* could lead *held*.
 
     Either all buys or all sells are assumed to fill. Reduce-only orders do not count.
     """
     most, least = held, held
-    for order in (order for line in lines for order in line.orders):
+    for order in line.orders:
         if not order.reduce_only:
             left = order.quantity - order.filled
             if order.side is Side.BUY:

@@ -9,9 +9,7 @@ Bars. The order of the prices within a bar is unknown. Both paths are tried, ope
 and open-low-high-close, and the path that leaves the account with less equity counts.
 
 Lines. One event meets all orders of an account's positions in an instrument in one pass. In
-hedge mode these are the orders of both sides. If several strategies share a position, they are its
-net order and the exit orders of every share. A fill of a share's order is also a fill of the
-position. A fill of the position's order is apportioned to the shares at once.
+hedge mode these are the orders of both sides.
 
 The rules are docs/money.md, M11 to M14, and docs/orders.md, B2 to B4.
 """
@@ -50,7 +48,6 @@ from tracepaper.daemon.broker.orders import (
     waits_for_next_bar,
 )
 from tracepaper.daemon.broker.rules import NO_CASH, largest_multiple
-from tracepaper.strategies.apportion import funding_parts
 from tracepaper.strategies.types.decisions import (
     Fill,
     FillModel,
@@ -70,9 +67,8 @@ class Market:
     """The lines of an account in one instrument, and how events meet their orders."""
 
     def __init__(self, lines: Sequence[Line], ledger: Ledger, policy: MarginPolicy) -> None:
-        """Match for the positions *lines*, one for each side, and for the shares in them."""
+        """Match for the positions *lines*, one for each side."""
         self.lines = tuple(lines)
-        self.every_line = tuple(part for line in lines for part in (line, *line.shares))
         self.ledger, self.policy = ledger, policy
         self.cross = policy if isinstance(policy, CrossMargin) else None
         self.trial: TrialFills | None = None  # the trial that is in progress
@@ -89,7 +85,7 @@ class Market:
         It can where an order rests, an exit plan is active, or a position is on cross margin, whose
         account a bar may liquidate.
         """
-        for line in self.every_line:  # at every bar; a generator costs more
+        for line in self.lines:  # at every bar; a generator costs more
             if line.order is not None or line.others or line.protection.plan is not None:
                 return True
             if line.is_cross and line.holding.quantity:
@@ -102,9 +98,9 @@ class Market:
 
     @property
     def _resting(self) -> list[tuple[Line, Order]]:
-        """Every resting order with its position or share, as they meet the market."""
+        """Every resting order with its position, as they meet the market."""
         first = [(line, line.order) for line in self.lines if line.order is not None]
-        others = [(line, order) for line in self.every_line for order in line.others]
+        others = [(line, order) for line in self.lines for order in line.others]
         return sorted(first + others, key=lambda pair: urgency(pair[1])) if others else first
 
     # ------------------------------------------------------------ quotes
@@ -157,35 +153,25 @@ class Market:
             return order, arrives
         return (self._triggered(line, order), True) if touched(order, price) else None
 
-    def _begin(self, at_ms: int, bid: int, ask: int) -> tuple[int, int]:
+    def _begin(self, at_ms: int, bid: int, ask: int) -> int:
         """Expire orders and apply time limits before a quote; return where its fills begin."""
         self._is_quote, self._younger = True, set()
-        for line in self.every_line:
+        for line in self.lines:
             line.expire(at_ms)
         self._end_due(at_ms, bid, ask)
-        return self._filled()
+        return len(self.ledger.fills)
 
     def _end_due(self, market_ms: int, bid: int, ask: int) -> None:
         """Apply the time limits that are reached, with the market at *bid* and *ask*."""
-        for line in self.every_line:
+        for line in self.lines:
             if line.protection.plan is not None:
                 act_if_due(line, market_ms, bid, ask)
-        for line in self.lines:
-            if line.shares:
-                line.sum_share_targets()
 
-    def _filled(self) -> tuple[int, int]:
-        """Return the number of fills of the event so far, and of those of shares."""
-        return len(self.ledger.fills), len(self.ledger.share_fills)
-
-    def _end_pass(self, first: tuple[int, int], at_ms: int) -> None:
-        """Update exit orders and liquidation prices after the fills of a pass.
-
-        *first* is where they begin: see :meth:`_filled`.
-        """
-        if any(line.protection.plan is not None for line in self.every_line):
-            protect_fills(self.every_line, first)
-        filled = {entry.fill.position_side for entry in self.ledger.fills[first[0] :]}
+    def _end_pass(self, first: int, at_ms: int) -> None:
+        """Update exit orders and liquidation prices after the fills of a pass, from *first* on."""
+        if any(line.protection.plan is not None for line in self.lines):
+            protect_fills(self.lines, first)
+        filled = {entry.fill.position_side for entry in self.ledger.fills[first:]}
         for line in self.lines:
             if line.isolated_rules is not None and line.book.side in filled:
                 line.set_liquidation_price(at_ms)
@@ -205,7 +191,7 @@ class Market:
         """
         newer = []
         if is_missed:
-            newer = [(line, line.rewind()) for line in self.every_line if line.before_quotes]
+            newer = [(line, line.rewind()) for line in self.lines if line.before_quotes]
         if self.waits and not self.is_passed_by(bar):
             self._match_path(bar, settlements, is_missed=is_missed)
         else:
@@ -218,15 +204,15 @@ class Market:
         """Match the open of *bar*, then its *settlements*, then its path."""
         self._is_quote, self._younger = False, set()
         self._volume, self.taken = bar.volume, {Side.BUY: 0, Side.SELL: 0}
-        for line in self.every_line:
+        for line in self.lines:
             line.expire(bar.close_time_ms - 1, unfilled=False)
         self._end_due(bar.open_time_ms, bar.open, bar.open)
-        first = self._filled()
+        first = len(self.ledger.fills)
         self._match_open(bar, is_missed=is_missed)
         self._end_pass(first, bar.open_time_ms)
         if not (settlements or self.waits):
             return  # the open filled every order
-        first = self._filled()
+        first = len(self.ledger.fills)
         self._arrive(bar)
         for funding in settlements:
             self.settle(funding)
@@ -239,11 +225,7 @@ class Market:
         rate = funding.rate
         # The side that receives comes first.
         for line in reversed(self.lines) if rate > 0 else self.lines:
-            due = [share.value(share.held) * rate for share in line.shares]
-            paid = line.pay_funding(rate)
-            if not line.is_cash and any(due):
-                for share, part in zip(line.shares, funding_parts(paid, due), strict=True):
-                    share.post_funding(part)
+            line.pay_funding(rate)
         for line in self.lines:
             line.set_liquidation_price(funding.market_ms)
         if self.cross is not None:
@@ -251,7 +233,7 @@ class Market:
 
     def is_passed_by(self, bar: Bar) -> bool:
         """Return whether *bar* changes no resting order and liquidates nothing."""
-        for line in self.every_line:
+        for line in self.lines:
             has_plan = line.protection.plan is not None
             if line.order is not None or (has_plan and is_timed(line)):
                 return False
@@ -440,7 +422,7 @@ class Market:
 
     def _trail(self, bid: int, ask: int) -> None:
         """Let trailing stops follow the market at *bid* and *ask*; they only become tighter."""
-        for line in self.every_line:
+        for line in self.lines:
             if not line.protection.trail:
                 continue
             order = line.protective(OrderRole.TRAILING)
@@ -464,48 +446,44 @@ class Market:
         return line.move(order, moved) if self._is_quote else line.note(moved)
 
     def _apply_fill(self, line: Line, order: Order, fill: Fill) -> bool:
-        """Book *fill* of *order*, cut to what the account can pay; return whether it booked any.
-
-        The order rests in *line*, a position or a share of it; its position pays.
-        """
-        position = line.parent or line
-        if _liquidates_instead(position, order, fill):
+        """Book *fill* of *order*, cut to what the account can pay; return whether it booked any."""
+        if _liquidates_instead(line, order, fill):
             if (left := line.find(order.order_id)) is not None:
                 line.end(left, LIQUIDATED_FIRST)
             return False
-        if (refusal := self._refusal(position, fill)) is not None:
+        if (refusal := self._refusal(line, fill)) is not None:
             affordable = None
             if order.role is not OrderRole.LIST:
-                affordable = self._affordable(position, order, fill)
+                affordable = self._affordable(line, order, fill)
             if affordable is None:
                 _end_short(line, order, refusal)
                 return False
             fill = affordable
         cross = self.cross
-        if cross is not None and self.trial is None and cross.is_ruined_by(position, fill):
+        if cross is not None and self.trial is None and cross.is_ruined_by(line, fill):
             self._liquidate_all(cross, fill.reference_price, fill.filled_ms, is_ruined=True)
             if (left := line.find(order.order_id)) is not None:
                 line.end(left, LIQUIDATED_FIRST)
             return False
-        filled = position.apply(fill)
+        filled = line.apply(fill)
         if refusal is not None:
             _end_short(line, filled, refusal)
         return True
 
-    def _refusal(self, position: Line, fill: Fill) -> str | None:
+    def _refusal(self, line: Line, fill: Fill) -> str | None:
         """Return why the account cannot pay for *fill*, or None; a trial checks no margin."""
-        if position.is_cash:
-            is_paid = fill.side is Side.SELL or fill.notional + fill.fee <= position.book.cash
+        if line.is_cash:
+            is_paid = fill.side is Side.SELL or fill.notional + fill.fee <= line.book.cash
             return None if is_paid else NO_CASH
-        return None if self.trial is not None else self.policy.refusal(position, fill)
+        return None if self.trial is not None else self.policy.refusal(line, fill)
 
-    def _affordable(self, position: Line, order: Order, fill: Fill) -> Fill | None:
+    def _affordable(self, line: Line, order: Order, fill: Fill) -> Fill | None:
         """Return the largest part of *fill* that the account can pay, in whole steps; or None."""
         part = partial(self._executor.part, order, fill)
         most = largest_multiple(
             fill.quantity,
             self._executor.step,
-            lambda quantity: self._refusal(position, part(quantity)) is None,
+            lambda quantity: self._refusal(line, part(quantity)) is None,
         )
         return part(most) if most else None
 
@@ -524,19 +502,19 @@ def _end_short(line: Line, order: Order, refusal: str) -> None:
         line.shortfall = refusal
 
 
-def _liquidates_instead(position: Line, order: Order, fill: Fill) -> bool:
-    """Liquidate *position* instead if *fill* is beyond its bankruptcy price; return whether so.
+def _liquidates_instead(line: Line, order: Order, fill: Fill) -> bool:
+    """Liquidate *line* instead if *fill* is beyond its bankruptcy price; return whether so.
 
     Nobody can close at a price beyond the bankruptcy price.
     """
-    bound = position.protective(OrderRole.LIQUIDATION) if position.others else None
+    bound = line.protective(OrderRole.LIQUIDATION) if line.others else None
     if bound is None or order.role is OrderRole.LIQUIDATION or fill.side is not bound.side:
         return False
     assert bound.price is not None
     sells = fill.side is Side.SELL
     if not (fill.price < bound.price if sells else fill.price > bound.price):
         return False
-    take_over(position, bound, fill.reference_price, fill.filled_ms)
+    take_over(line, bound, fill.reference_price, fill.filled_ms)
     return True
 
 
@@ -561,7 +539,7 @@ class TrialFills:
 
     def __enter__(self) -> Self:
         """Save the state; until the exit neither ledger nor strategies learn of fills."""
-        market, lines = self._market, self._market.every_line
+        market, lines = self._market, self._market.lines
         money: list[Ledger | Totals] = [market.ledger, *(line.book for line in lines)]
         self._saved = [(owner, vars(owner).copy()) for owner in money]
         self._lines = [(line, line.holding, line.position, line.orders_state()) for line in lines]

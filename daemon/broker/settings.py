@@ -5,10 +5,10 @@ The rules are docs/money.md, M6 to M21.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from hashlib import sha256
 from math import log
-from typing import Final, NamedTuple
+from typing import Final
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -86,11 +86,3 @@ class BrokerSettings(Struct, frozen=True):
         if self.execution is not FillModel.NEXT_OPEN:
             return self
         return replace(self, latency=replace(self.latency, fixed_ms=0, mean_jitter_ms=0, seed=0))
-
-
-class Ownership(NamedTuple):
-    """The share that one of several strategies has of an account."""
-
-    settings: BrokerSettings  # with the strategy's exits
-    share: int  # 10⁻¹⁰ of the account
-    reports_fills: Iterable[str] = ()  # the instruments whose fills the strategy sees

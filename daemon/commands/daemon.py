@@ -176,7 +176,6 @@ def check(
 ) -> CommandAnswer:
     """Build every part of a run, without the network, and say whether it can start."""
     from tracepaper.daemon.config.loading import load, with_settings
-    from tracepaper.daemon.config.several import strategy_name
     from tracepaper.daemon.http.access import tokens_of
     from tracepaper.daemon.session.bundled_bars import asked_over_bundled_bars
     from tracepaper.daemon.session.messenger import services_of
@@ -195,7 +194,7 @@ def check(
             "bundled_bars": asked or None,
             "warnings": warnings,
         },
-        f"The configuration can be used: {strategy_name(loaded)} on {', '.join(market.symbols)} "
+        f"The configuration can be used: {loaded.strategy.name} on {', '.join(market.symbols)} "
         f"({market.category}, interval {market.interval}), hash {loaded.sha256()[:12]}."
         + f"\n{asked}" * bool(asked)
         + "".join(f"\nWarning: {text}." for text in warnings),

@@ -29,7 +29,6 @@ from tracepaper.daemon.config.notify import NotifySection
 from tracepaper.daemon.config.secrets import UNSHOWN
 from tracepaper.daemon.config.sections import (
     CHOSEN_BY,
-    STRATEGIES_OF,
     AccountSection,
     ExchangeSection,
     ExecutionSection,
@@ -44,9 +43,7 @@ from tracepaper.daemon.config.sections import (
     RiskSection,
     SizingSection,
     StorageSection,
-    StrategiesSection,
     StrategySection,
-    StrategyShare,
     is_read,
 )
 from tracepaper.daemon.config.values import (
@@ -89,7 +86,6 @@ class Config(BaseModel):
     market: MarketSection = Field(default_factory=MarketSection)
     exchange: ExchangeSection = Field(default_factory=ExchangeSection)
     strategy: StrategySection = Field(default_factory=StrategySection)
-    strategies: StrategiesSection = Field(default_factory=StrategiesSection)
     model: ModelSection = Field(default_factory=ModelSection)
     parity: ParitySection = Field(default_factory=ParitySection)
     features: FeaturesSection = Field(default_factory=FeaturesSection)
@@ -120,15 +116,11 @@ class Config(BaseModel):
         return copy
 
     def settings(self) -> dict[str, dict[str, object]]:
-        """Return every section as plain values; exact numbers become their shortest text.
-
-        A run has either one strategy or several, so the section of the other is left out.
-        """
+        """Return every section as plain values; exact numbers become their shortest text."""
         tables = {
             name: {key: canonical(value) for key, value in table.items()}
             for name, table in self.model_dump().items()
         }
-        del tables["strategy" if self.strategies.named else "strategies"]
         del tables["http"]["tokens"]  # the only key that may hold secrets
         return tables
 
@@ -302,9 +294,9 @@ def _with_model_defaults(config: Config, origins: Origins) -> Config:
 
 def custom_classes(config: Config) -> tuple[str, ...]:
     """Return the names of the user's classes and functions in *config*."""
-    several = [strategy.name for strategy in config.strategies.named.values()]
-    chosen = several or [config.strategy.name]
-    named = (*chosen, config.model.custom_class, config.features.custom_schema or "")
+    named = (
+        config.strategy.name, config.model.custom_class, config.features.custom_schema or ""
+    )  # fmt: skip
     return tuple(name for name in named if ":" in name)
 
 
@@ -388,11 +380,6 @@ def _merge(sources: list[tuple[str, Sections]], file: str) -> tuple[Config, Orig
         config = Config.model_validate(whole)
     except ValidationError as error:
         raise ConfigInvalid(_first_fault(error, origins, file)) from None
-    # Checked here and not by the sections, since only here the sources are known.
-    if config.strategies.named and (single := [key for key in origins if key[0] == "strategy"]):
-        raise ConfigInvalid(
-            f"{origins[single[0]]} gives [strategy], and [strategies] names several; leave one out."
-        )
     return config, origins
 
 
@@ -405,10 +392,8 @@ def _reject_unread(
     later source may change the choice. A file may hold every key, as ``config init`` writes it, so
     a default value is rejected from --set alone.
     """
-    members = config.strategies.named
     for name, (by, readers) in CHOSEN_BY.items():
         section = getattr(config, name)
-        run_choices = {getattr(section, by), *(each.sizing.get(by) for each in members.values())}
         choice = SECTIONS[name].model_fields[by].default
         for origin, tables in sources:
             table = tables.get(name, {})
@@ -416,28 +401,19 @@ def _reject_unread(
             for key in table:
                 is_last = origins[name, key] == _origin_of(origin, name, key)
                 is_given = origin == SET or _is_changed(section, key)
-                if is_last and is_given and not is_read(readers, key, {choice, *run_choices}):
-                    raise _unread(f"{origins[name, key]}: [{name}]", key, section)
-    given = {name for _, tables in sources for name in tables.get("strategies", {})}
-    for name in sorted(given & members.keys()):
-        member = members[name]
-        for key in STRATEGIES_OF:
-            if _is_changed(member, key) and not is_read(STRATEGIES_OF, key, {member.name}):
-                raise _unread(f"{origins['strategies', name]}: [strategies.{name}]", key, member)
+                chosen = {choice, getattr(section, by)}
+                if is_last and is_given and not is_read(readers, key, chosen):
+                    raise ConfigInvalid(
+                        f"{origins[name, key]}: [{name}] {key} has an effect only if {by} is "
+                        f"{' or '.join(readers[key])}; {by} is {getattr(section, by)}; change {by},"
+                        f" or remove {key}."
+                    )
 
 
 def _is_changed(section: Section, key: str) -> bool:
     """Return whether *key* differs from its default, or from the windows that a run fills in."""
     default = type(section).model_fields[key].get_default(call_default_factory=True)
     return getattr(section, key) not in (default, TREND_WINDOWS)
-
-
-def _unread(where: str, key: str, section: Section) -> ConfigInvalid:
-    by, readers = CHOSEN_BY["strategy" if isinstance(section, StrategySection) else "sizing"]
-    return ConfigInvalid(
-        f"{where} {key} has an effect only if {by} is {' or '.join(readers[key])}; {by} is "
-        f"{getattr(section, by)}; change {by}, or remove {key}."
-    )
 
 
 def _origin_of(origin: str, section: str, key: str) -> str:
@@ -484,9 +460,8 @@ def _first_fault(error: ValidationError, origins: Origins, file: str) -> str:
     origin = origins.get((section, key), fallback)
     table = SECTIONS[section].model_fields.get(key)
     within = table_of(table.annotation) if table is not None else None
-    within = StrategyShare if section == "strategies" else within
     if keys[1:] and within is not None:
-        # A table inside a section, such as [model.explanation] or [strategies.NAME].
+        # A table inside a section, such as [model.explanation].
         section, key, model = f"{section}.{key}", keys[1], within
         suggested = _nearest(key, model.model_fields)
     else:

@@ -7,18 +7,15 @@ example if it is absent by default), and the docstring below it. The environment
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, get_args
+from typing import Annotated, Final, Literal, get_args
 
 from pydantic import (
     AfterValidator,
     BeforeValidator,
-    ConfigDict,
     Field,
-    ValidationError,
     field_validator,
     model_validator,
 )
@@ -32,14 +29,12 @@ from tracepaper.daemon.config.values import (
     NOTIONAL_MAX,
     ORDERBOOK,
     PORTFOLIO_STRATEGIES,
-    SHADOW_NAMES,
     SQLITE,
     TREND_WINDOWS,
     WINDOWS_MAX,
     DroppedGates,
     Duration,
     Exact,
-    ExitsSection,
     FeatureSchemaName,
     FillKeys,
     Fraction,
@@ -556,112 +551,3 @@ class LogSection(Section):
     """debug, info, warning or error."""
     format: Literal["auto", "json", "console"] = "auto"
     """auto: console on a terminal, JSON lines elsewhere."""
-
-
-_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,30}")
-
-_OWN: Final[dict[str, type[Section]]] = {
-    "gate": GateSection,
-    "sizing": SizingSection,
-    "exits": ExitsSection,
-}
-"""The sections whose keys each strategy may override."""
-
-Overrides = Annotated[dict[str, Any], BeforeValidator(json_object)]
-
-
-class StrategyShare(StrategySection):
-    """One of several strategies: the keys of [strategy], and its share of the account."""
-
-    share: Annotated[Exact, Field(gt=0, le=1)]
-    """Share of the account's equity."""
-    gate: Overrides = Field(default_factory=dict)
-    """Keys of [gate] that are other ones for this strategy."""
-    sizing: Overrides = Field(default_factory=dict)
-    """Keys of [sizing] that are other ones for this strategy."""
-    exits: Overrides = Field(default_factory=dict)
-    """Keys of [exits] that are other ones for this strategy."""
-
-    @model_validator(mode="after")
-    def _has_known_keys(self) -> StrategyShare:
-        for name, section in _OWN.items():
-            try:
-                section.model_validate(getattr(self, name))
-            except ValidationError as error:
-                first = error.errors()[0]
-                key = ".".join(map(str, first["loc"]))
-                if first["type"] == "extra_forbidden":
-                    raise ValueError(
-                        f"its {name} has no key {key!r}; write a key of [{name}]"
-                    ) from None
-                why = first["msg"].removeprefix("Value error, ")
-                raise ValueError(f"its {name} has {key}: {why}") from None
-        return self
-
-
-class StrategiesSection(Section):
-    """Several strategies on one account, each a table [strategies.NAME], in place of [strategy]."""
-
-    model_config = ConfigDict(extra="allow")
-    # The type of extra keys; pydantic declares them as Any.
-    __pydantic_extra__: dict[str, StrategyShare] = Field(init=False)  # pyright: ignore[reportIncompatibleVariableOverride]
-
-    reset: Literal["never", "day", "week", "month"] = "never"
-    """When each strategy gets its share of the equity again: never, or at the first close of each
-    day, week or month (UTC)."""
-
-    @property
-    def named(self) -> dict[str, StrategyShare]:
-        """The strategies by name, sorted."""
-        return dict(sorted((self.__pydantic_extra__ or {}).items()))
-
-    @model_validator(mode="before")
-    @classmethod
-    def _tables(cls, value: object) -> object:
-        """Parse each strategy given as JSON by an environment variable or ``--set``."""
-        if not isinstance(value, dict):
-            return value
-        tables = {}
-        for name, table in value.items():
-            parsed = json_object(table) if name != "reset" else table
-            if name != "reset":
-                if not isinstance(parsed, dict):
-                    raise ValueError(
-                        f"[strategies] {name} is no key; write a strategy as [strategies.{name}]"
-                    )
-                if not _NAME.fullmatch(name) or name in SHADOW_NAMES:
-                    raise ValueError(
-                        f"[strategies.{ascii(name)[1:-1]:.40}] cannot have that name; use small "
-                        "letters, digits and underscores, at most 31, and no name of a shadow "
-                        "account"
-                    )
-                if "share" not in parsed:
-                    others = ", ".join(sorted(value.keys() - {name, "reset"}))
-                    raise ValueError(
-                        f"[strategies.{name}] needs a share of the equity; write share, such as "
-                        f'"0.5", or the name of a strategy that is there ({others or "none is"})'
-                    )
-            tables[name] = parsed
-        return tables
-
-    @model_validator(mode="after")
-    def _shares(self) -> StrategiesSection:
-        named = self.named
-        total = sum((strategy.share for strategy in named.values()), Decimal(0))
-        if total > 1:
-            raise ValueError(
-                f"the shares of [strategies] add up to {total}; let them be at most 1 together"
-            )
-        if len(named) == 1:
-            (name,) = named
-            raise ValueError(
-                f"[strategies.{name}] is alone; write it as [strategy], or name a second one"
-            )
-        if len({strategy.shadows for strategy in named.values()}) > 1:
-            raise ValueError(
-                "the strategies of [strategies] have different `shadows`, which all of them share; "
-                "give each the same"
-            )
-        if self.reset != "never" and not named:
-            raise ValueError("[strategies] reset is of several strategies, and none is named")
-        return self

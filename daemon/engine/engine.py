@@ -20,45 +20,27 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import astuple
 
-from tracepaper.daemon.broker.account import ENTRIES, Intent, PaperAccount, intent_for_side
-from tracepaper.daemon.broker.broker import (
-    NO_OWNER_INTENTS,
-    NOTHING_FILLED,
-    Broker,
-    OwnerIntents,
-    Refusals,
-    Save,
-)
-from tracepaper.daemon.broker.exit_orders import on_signal
+from tracepaper.daemon.broker.account import ENTRIES
+from tracepaper.daemon.broker.broker import NOTHING_FILLED, Broker, Save
 from tracepaper.daemon.broker.ledger import FilledEvent
 from tracepaper.daemon.broker.line import Line
-from tracepaper.daemon.broker.settings import Ownership
-from tracepaper.daemon.engine.history import InstrumentState, Lookback
-from tracepaper.daemon.engine.instrument_state import MemberState, checked_prediction
-from tracepaper.daemon.engine.member import (
-    NEVER,
-    UNCHANGED,
-    Member,
-    NetStrategy,
-    Portfolio,
-    net_signal,
-    period_of,
-    unit_sizer,
-)
+from tracepaper.daemon.engine.decider import Decider, checked_prediction
+from tracepaper.daemon.engine.history import InstrumentState
 from tracepaper.daemon.engine.price_checks import Price
 from tracepaper.daemon.engine.risk import BookShortfall, RiskWatch
-from tracepaper.daemon.engine.settings import INTEGRITY, MemberTerms
+from tracepaper.daemon.engine.settings import INTEGRITY, EngineTerms
 from tracepaper.daemon.engine.shadow_course import JudgedBar, ShadowCourse, enters, is_kept
 from tracepaper.daemon.engine.shadows import Shadows
-from tracepaper.daemon.engine.state import (
-    LIMITED,
-    WITHOUT,
-    EngineState,
-    SharesState,
-)
+from tracepaper.daemon.engine.state import EngineState
 from tracepaper.daemon.engine.units import UnitQueue
-from tracepaper.strategies.api.columns import ColumnRecord
-from tracepaper.strategies.api.context import Orders, Signal
+from tracepaper.strategies.api.context import BarContext, Signal
+from tracepaper.strategies.api.strategy import (
+    NOT_NAMED,
+    DeclaredState,
+    PortfolioMember,
+    PortfolioStrategy,
+    portfolio_of,
+)
 from tracepaper.strategies.api.timeframes import FrameRange
 from tracepaper.strategies.sessions import joint
 from tracepaper.strategies.types.decisions import (
@@ -66,8 +48,6 @@ from tracepaper.strategies.types.decisions import (
     Answer,
     BookMarks,
     Decision,
-    Fill,
-    FillModel,
     ForecastColumns,
     GateSet,
     Order,
@@ -103,7 +83,6 @@ from tracepaper.strategies.types.market import (
     Trade,
     Unit,
 )
-from tracepaper.strategies.units import DAY_MS, divide_half_even
 
 STATE_EVERY_STEPS: Final = 1_024
 """How often the state is stored if positions are only confirmed."""
@@ -113,6 +92,9 @@ _QUIET: Final = frozenset({Bar, Close})
 
 # Read at every bar: looking up a member of an enum class is ten times slower (Python 3.11).
 _NO, _LATER, _NOW = Save.NO, Save.LATER, Save.NOW
+
+OF_PORTFOLIO: Final = ""
+"""The key of the declared state of a portfolio strategy; no instrument has it."""
 
 _ALWAYS_STORED: Final = 8
 """The number of state fields before ``declared``; later ones are omitted if empty."""
@@ -130,18 +112,6 @@ class BarOutcome(Struct, frozen=True, gc=False):
 NOT_DECIDED: Final = BarOutcome()
 
 
-class MemberAnswers(NamedTuple):
-    """The decisions of several strategies on a bar, their intents, and the net signal."""
-
-    decisions: list[Decision]
-    owner_intents: OwnerIntents
-    signal: Signal  # judged by the gates of the account
-
-
-_NO_MEMBERS: Final = MemberAnswers([], NO_OWNER_INTENTS, UNCHANGED)
-"""The answers of an account with one strategy."""
-
-
 class QuietUnits(NamedTuple):
     """The bars of the units taken in a stretch, and the event of each close among them."""
 
@@ -154,8 +124,6 @@ Predict = Callable[[Unit], Sequence[Prediction]]
 """Returns the forecast at each event of a unit."""
 Asks = Callable[[Bar, Prediction], bool]
 """Returns whether the step of a bar that was observed keeps positions, targets and orders."""
-Begun = tuple[Repeat, tuple[ShadowStep, ...]]
-"""What the bars of a stretch repeat on one instrument, and its shares before the first of them."""
 Takes = tuple[int, Callable[[Bar], float], float]
 """A bar's place in its unit, the function that observes it, and the highest usual measure."""
 
@@ -163,21 +131,10 @@ Takes = tuple[int, Callable[[Bar], float], float]
 class Engine:
     """The pure core: the same events and predictions always cause the same steps."""
 
-    def __init__(
-        self,
-        instruments: Sequence[Instrument],
-        account: MemberTerms,
-        *,
-        members: Sequence[MemberTerms] = (),
-        reset: str = NEVER,
-    ) -> None:
-        """Build the engine of an *account*, or of several *members* that share it.
-
-        With members, the account's strategies net them, and equity is distributed anew at each
-        *reset*: never, day, week or month.
-        """
-        strategies, settings = account.strategies, account.settings
-        self.markets: dict[str, InstrumentState] = {}
+    def __init__(self, instruments: Sequence[Instrument], terms: EngineTerms) -> None:
+        """Build an engine for *instruments* by *terms*."""
+        strategies, settings = terms.strategies, terms.settings
+        self.markets = {item.id: InstrumentState(item, terms) for item in instruments}
         self.risk = RiskWatch(
             settings.risk,
             flattens=settings.flatten_on_breach,
@@ -185,86 +142,39 @@ class Engine:
             book=BookShortfall(self.markets, ignores_few=settings.ignores_few_days),
         )
         self.is_hedged = settings.broker.is_hedged
-        lookbacks = {item.id: [Lookback(item, terms) for terms in members] for item in instruments}
-        if members:  # each member has its own sizer, and the account takes their net target
-            account = account._replace(sizers={item.id: unit_sizer(item) for item in instruments})
-        for item in instruments:
-            members_lookbacks = lookbacks[item.id]
-            all_lookbacks = [Lookback(item, account, members_lookbacks), *members_lookbacks]
-            self.markets[item.id] = InstrumentState(item, all_lookbacks, (account, *members))
-        self.states = {
-            key: MemberState(market, account, self.risk) for key, market in self.markets.items()
+        self.deciders = {
+            key: Decider(market, terms, self.risk) for key, market in self.markets.items()
         }
-        """The account's strategy on each instrument: the only one, or the net of several."""
-        self.members = tuple(
-            Member(terms, self.markets, place) for place, terms in enumerate(members, 1)
-        )
-        self._portfolios = [
-            owner
-            for member in (None, *self.members)
-            if (owner := Portfolio.of(self.states if member is None else member.states, member))
-        ]
-        declared = {key: state.declared for key, state in self.states.items()}
-        for member in self.members:
-            for key, state in member.states.items():
-                declared[f"{member.name}/{key}"] = state.declared
-        # A portfolio strategy has one state for all instruments.
-        declared |= {owner.name: owner.declared for owner in self._portfolios}
+        """The strategy on each instrument."""
+        self._portfolio = portfolio_of(strategies.values())
+        declared = {key: decider.declared for key, decider in self.deciders.items()}
+        if self._portfolio is not None:  # it has one state for all instruments
+            declared[OF_PORTFOLIO] = DeclaredState.of(self._portfolio)
         self.declared = {key: state for key, state in declared.items() if state is not None}
         self.accepted_prices = {key: market.accepted_prices for key, market in self.markets.items()}
         """The accepted prices of each instrument; a feed asks in which order to show them."""
         shadows = {item.id: strategies[item.id].shadows for item in instruments}
-        self.shadows = {
-            terms.name: Shadows(shadows, terms.settings.model.passing)
-            for terms in members or [account]
-        }
-        """The intents of shadow accounts, by member; the only strategy has an empty name."""
-        self.counts = any(member_shadows.counts for member_shadows in self.shadows.values())
-        """Whether a shadow account depends on the run's bars: see :meth:`count`."""
-        all_strategies = [
-            (key, strategy)
-            for by_id in (strategies, *(terms.strategies for terms in members))
-            for key, strategy in by_id.items()
-        ]
+        self.shadows = Shadows(shadows, settings.model.passing)
+        """The intents of shadow accounts."""
         self.broker = Broker(
             instruments,
             settings.broker,
             {key: market.day_range for key, market in self.markets.items()},
-            shadows={name for names in shadows.values() for name in names},
+            shadows=self.shadows.names,
             reports_fills=[key for key, strategy in strategies.items() if strategy.sees_account],
-            confirms=[key for key, strategy in all_strategies if strategy.horizon is not None],
-            owners={
-                terms.name: Ownership(
-                    terms.settings.broker,
-                    terms.share,
-                    [key for key, strategy in terms.strategies.items() if strategy.sees_account],
-                )
-                for terms in members
-            },
+            confirms=[key for key, strategy in strategies.items() if strategy.horizon is not None],
         )
-        # A member is closed when it has no equity left, so its decisions depend on fills.
-        self.sees_account = (
-            bool(members)
-            or any(strategy.sees_account for strategy in strategies.values())
-            or any(sizer.sees_account for sizer in account.sizers.values())
+        self.sees_account = any(strategy.sees_account for strategy in strategies.values()) or any(
+            sizer.sees_account for sizer in terms.sizers.values()
         )
-        """Whether decisions depend on fills: through strategies, sizers or members."""
-        self._reset, self.shared_out = reset, -1
-        """The day, week or month in which equity was last distributed."""
-        self.failures_stored = 0  # the number of failed members in the stored state
-        for member in self.members:
-            member.account = self.broker.account.owners[member.name]
-        self._members_on = {
-            key: [(member, member.states[key]) for member in self.members] for key in self.states
+        """Whether decisions depend on fills: through strategies or sizers."""
+        self._columns = {
+            key: columns
+            for key, market in self.markets.items()
+            if (columns := market.record.columns) is not None
         }
-        self._deciders = {
-            key: [state, *(member.states[key] for member in self.members)]
-            for key, state in self.states.items()
-        }
-        """By instrument: the account's state, then those of its members."""
-        self._columns = self._declared_columns()
+        """The declared columns, by instrument."""
         self._raised: Exception | None = None  # the error of a strategy at a bar before its step
-        self._by_quotes = settings.broker.execution is FillModel.QUOTE
         self._interval_ms, self._period_start_ms = settings.interval_ms, settings.period_start_ms
         self._may_repeat, self._may_decide_ahead = self._stretches(
             has_calendar=bool(settings.calendars)
@@ -280,29 +190,19 @@ class Engine:
 
     @property
     def gate_sets(self) -> tuple[GateSet, ...]:
-        """The distinct gate sets of the account and of all members."""
-        every = (self.states, *(member.states for member in self.members))
-        evaluators = (state.evaluator for states in every for state in states.values())
+        """The distinct gate sets of all instruments."""
+        evaluators = (decider.evaluator for decider in self.deciders.values())
         return tuple(dict.fromkeys(evaluator.gate_set for evaluator in evaluators))
-
-    @property
-    def set_aside(self) -> dict[str, str]:
-        """Why each strategy failed that was set aside, by its name."""
-        return {member.name: member.failed for member in self.members if member.failed}
 
     @property
     def instruments(self) -> tuple[str, ...]:
         """The id of every instrument, in their order."""
-        return tuple(self.states)
+        return tuple(self.deciders)
 
     @property
     def is_portfolio(self) -> bool:
         """Whether a strategy decides on all instruments of a close at once."""
-        return bool(self._portfolios)
-
-    def states_of(self, name: str) -> Mapping[str, MemberState]:
-        """Return the states by instrument of the member *name*; of the account if empty."""
-        return {"": self.states, **{member.name: member.states for member in self.members}}[name]
+        return self._portfolio is not None
 
     def warm_at(self, instrument: str, now_ms: int) -> int | None:
         """Return when *instrument* will be warm, as estimated at *now_ms*; None if it is.
@@ -335,21 +235,11 @@ class Engine:
         markets = self.markets.values()
         return [lacking for market in markets for lacking in market.lacking_frames(now_ms)]
 
-    def _declared_columns(self) -> dict[str, list[ColumnRecord]]:
-        """Return the columns that the strategies on each instrument declare."""
-        declared: dict[str, list[ColumnRecord]] = {}
-        for key, deciders in self._deciders.items():
-            for decider in deciders:
-                if (columns := decider.lookback.record.columns) is not None:
-                    declared.setdefault(key, []).append(columns)
-        return declared
-
     def precompute_columns(self, events: Iterable[Event]) -> None:
         """Pass the bars among coming *events* to declared columns, which compute in blocks."""
         for event in events:
-            if type(event) is Bar:
-                for columns in self._columns.get(event.instrument, ()):
-                    columns.precompute_columns(event)
+            if type(event) is Bar and (columns := self._columns.get(event.instrument)):
+                columns.precompute_columns(event)
 
     def expect(self, columns: Mapping[str, BarColumns]) -> None:
         """Know all coming bars of each instrument as *columns*, or of none that it lacks."""
@@ -363,9 +253,8 @@ class Engine:
 
     def columns_of(self, instrument: str) -> tuple[tuple[str, Any], ...]:
         """Return names and newest values of the columns declared on *instrument*."""
-        return tuple(
-            value for columns in self._columns.get(instrument, ()) for value in columns.newest()
-        )
+        columns = self._columns.get(instrument)
+        return () if columns is None else tuple(columns.newest())
 
     # ------------------------------------------------------------ one step
 
@@ -378,8 +267,8 @@ class Engine:
         match event:
             case Bar():
                 filled = self._observe(event)
-                if self._portfolios:
-                    self._ask_portfolios([event], [filled], [prediction])
+                if self._portfolio is not None:
+                    self._ask(self._portfolio, [event], [filled], [prediction])
                 return self._decide(event, filled, prediction, event.market_ms)
             case Quote() | Mark() | Trade():
                 return self._step_of_price(event)
@@ -422,8 +311,8 @@ class Engine:
             if self.broker.is_cross:  # a later bar may liquidate the position, in its own step
                 self._observed[bar.instrument] = self.broker.positions(bar.instrument)
         self.broker.step.number = first
-        if self._portfolios:
-            self._ask_portfolios(bars, observed, predictions)
+        if self._portfolio is not None:
+            self._ask(self._portfolio, bars, observed, predictions)
         for bar, filled, prediction in zip(bars, observed, predictions, strict=True):
             at_ms = max(bar.market_ms, closed.market_ms)
             is_last = len(steps) == len(bars)
@@ -452,31 +341,27 @@ class Engine:
         may_repeat = self._may_repeat if predict is None else self._may_decide_ahead
         if not may_repeat or self.halted or type(units.unit) not in _QUIET:
             return None
-        for state in self.states.values():
-            if state.ahead is not None:
+        for decider in self.deciders.values():
+            if decider.ahead is not None:
                 return None
         if not self.broker.is_quiet():
             return None
         first, course = self.sequence, None
-        begun = self._begun(self._begin_stretch if predict is None else self._begin_answers)
-        if begun is None:
+        repeats = self._begun(self._begin_stretch if predict is None else self._begin_answers)
+        if repeats is None:
             return None
-        repeats = {key: repeat for key, (repeat, _) in begun.items()}
-        others = {key: shadows for key, (_, shadows) in begun.items()}
         if predict is not None:
-            course = ShadowCourse(self.broker, self.shadows[""], self.states, self._stored_state)
+            course = ShadowCourse(self.broker, self.shadows, self.deciders, self._stored_state)
         # An entry confirms its position at every bar, so the state is stored periodically.
         confirms = course is None and any(
-            repeat.decision.action in ENTRIES or any(shadow.confirmed for shadow in others[key])
-            for key, repeat in repeats.items()
+            repeat.decision.action in ENTRIES for repeat in repeats.values()
         )
         if confirms or self.broker.save or course is not None:
             room = min(room, -first % STATE_EVERY_STEPS)
         quiet = self._take_repeats(units, room, repeats, predict, course, columns)
         if not quiet.bars:
             return None
-        spans = {0: others} if course is None else course.spans
-        stretch = self._quiet_stretch(first, quiet, repeats, spans, course, columns)
+        stretch = self._quiet_stretch(first, quiet, repeats, course, columns)
         self.begin(stretch.next_sequence)
         if confirms:
             self.broker.save = self.broker.save or _LATER
@@ -487,35 +372,32 @@ class Engine:
 
         Decisions must depend on bars alone, or on bars and forecasts, without limits.
         """
-        if self.risk.active or self.declared or self._portfolios or has_calendar:
+        if self.risk.active or self.declared or self._portfolio is not None or has_calendar:
             return False, False
-        broker, states = self.broker, self.states.values()
-        is_shared = broker.shadows or (self.members and broker.account.sides)
-        may_repeat = not is_shared and all(
-            decider.may_repeat for deciders in self._deciders.values() for decider in deciders
-        )
-        may_decide = not (self.members or self.counts)
-        return may_repeat, may_decide and all(state.may_decide_ahead for state in states)
+        deciders = self.deciders.values()
+        may_repeat = not self.broker.shadows and all(each.may_repeat for each in deciders)
+        may_decide = not self.shadows.counts and all(each.may_decide_ahead for each in deciders)
+        return may_repeat, may_decide
 
-    def _begun(self, begin: Callable[[str], Begun | None]) -> dict[str, Begun] | None:
+    def _begun(self, begin: Callable[[str], Repeat | None]) -> dict[str, Repeat] | None:
         """Return what *begin* gives for each instrument; None if it gives None for any."""
         begun = {}
-        for key in self.states:
+        for key in self.deciders:
             if (of_instrument := begin(key)) is None:
                 return None
             begun[key] = of_instrument
         return begun
 
-    def _begin_answers(self, key: str) -> Begun | None:
+    def _begin_answers(self, key: str) -> Repeat | None:
         """Return what the directly following bars on *key* repeat besides their decisions.
 
         None if an order of the run waits or its target is not reached: the next bar may change it.
         """
-        state = self.states[key]
-        newest = state.newest
-        if newest is None or not state.market.is_full or not self.broker.is_settled(key):
+        decider = self.deciders[key]
+        newest = decider.newest
+        if newest is None or not decider.market.is_full or not self.broker.is_settled(key):
             return None
-        return Repeat(newest, None, self.broker.account.position(key), {}), ()
+        return Repeat(newest, None, self.broker.account.position(key), {})
 
     def _asks_ahead(
         self,
@@ -528,54 +410,26 @@ class Engine:
 
         It confirms the position of the run if its entry repeats. *columns* may have its forecasts.
         """
-        state, broker = self.states[key], self.broker
+        decider, broker = self.deciders[key], self.broker
         line, (lowest, highest) = broker.account.books[0].lines[key], closes
         usable_ids = {} if columns is None else columns.rows
 
         def keeps(bar: Bar, prediction: Prediction) -> bool:
             is_known = id(prediction) in usable_ids
             usable, is_finite = (prediction, True) if is_known else checked_prediction(prediction)
-            decision = state.decide_ahead(bar, usable, broker.account, is_finite=is_finite)
-            if not lowest <= bar.close <= highest or not is_kept(state.intent, line):
+            decision = decider.decide_ahead(bar, usable, broker.account, is_finite=is_finite)
+            if not lowest <= bar.close <= highest or not is_kept(decider.intent, line):
                 return False
-            if enters(state.intent):
+            if enters(decider.intent):
                 broker.confirm(line, bar)
             judged.append((bar, decision, usable))
             return True
 
         return keeps
 
-    def _begin_stretch(self, key: str) -> Begun | None:
-        """Return the decisions on *key* that the directly following bars would repeat.
-
-        They are those of the account and, with its books, of several strategies. None if any of
-        them may change.
-        """
-        state = self.states[key]
-        repeat = state.begin_stretch(self.broker.account.books[0].lines[key])
-        if repeat is None:
-            return None
-        if not self.members:
-            return repeat, ()
-        if state.signal is not UNCHANGED:
-            return None
-        shadows = []
-        for member, state in self._members_on[key]:
-            (book,) = member.account.books
-            account, intent = book.subtotal(), state.intent
-            share = state.begin_stretch(book.lines[key])
-            if (
-                share is None
-                or isinstance(intent, Orders)
-                or (account.equity <= 0) is not member.is_empty
-                # If only one of them had the gate, the share would store its measure at each bar.
-                or (share.plausible_at is None) is not (repeat.plausible_at is None)
-            ):
-                return None
-            confirms = intent is not None and intent.action in ENTRIES
-            decided = member.stored_decision(key, share.decision, repeat.decision)
-            shadows.append(ShadowStep(member.name, share.position, account, (), confirms, decided))
-        return repeat, tuple(shadows)
+    def _begin_stretch(self, key: str) -> Repeat | None:
+        """Return the decision on *key* that the directly following bars would repeat, or None."""
+        return self.deciders[key].begin_stretch(self.broker.account.books[0].lines[key])
 
     def _take_repeats(  # noqa: C901, PLR0912 - the path of every bar, without calls
         self,
@@ -601,8 +455,6 @@ class Engine:
         every_bar, measured, unit = quiet.bars, quiet.plausible, units.unit
         kind, is_repeated = type(unit), True
         keys, width = tuple(repeats), len(repeats) + (kind is Close)
-        if self._reset != NEVER:  # the first close of a day may distribute equity
-            room = min(room, self._bars_left_of_day(due_ms) * width)
         resting = self.broker.resting()
         predictions: Sequence[Prediction] = (None,) * width
         judged: list[JudgedBar] = []
@@ -637,8 +489,7 @@ class Engine:
                 self._raised, is_repeated = error, False
             if not is_repeated:
                 for bar in bars:
-                    for decider in self._deciders[bar.instrument]:
-                        decider.ahead = bar
+                    self.deciders[bar.instrument].ahead = bar
                 break
             every_bar.extend(bars)
             if type(unit) is Close:
@@ -649,8 +500,8 @@ class Engine:
             unit = units.advance()
         del measured[len(every_bar) :]
         if is_repeated:  # the last decision was taken
-            for state in self.states.values():
-                state.decided = None
+            for decider in self.deciders.values():
+                decider.decided = None
         return quiet
 
     def _plans(
@@ -666,29 +517,15 @@ class Engine:
         takes: list[Takes] = []
         asks: list[tuple[int, Asks]] = []
         for place, (key, repeat) in enumerate(repeats.items()):
-            line, most = self.broker.account.books[0].lines[key], inf
+            line, decider, most = self.broker.account.books[0].lines[key], self.deciders[key], inf
             closes = line.mark * 3 // 4, line.mark * 5 // 4
             if judged is None:
-                deciders = [state for _, state in self._members_on[key]] or [self.states[key]]
-                planned = self.broker.planned
-                plans = [each.look_ahead(closes, repeat, line, planned) for each in deciders]
-                limits = [each.evaluator.plausible_limit for each in self._deciders[key]]
-                most = min(limits)
+                asks.append((place, decider.look_ahead(closes, repeat, line, self.broker.planned)))
+                most = decider.evaluator.plausible_limit
             else:
-                asks_ahead = self._asks_ahead(key, closes, judged, columns.get(key))
-                plans = [(self.states[key].observer, asks_ahead)]
-            market = self.markets[key]
-            take = market.follow_at_once([observe for observe, _ in plans if observe])
-            takes.append((place, take, most))
-            asks += [(place, ask) for _, ask in plans]
+                asks.append((place, self._asks_ahead(key, closes, judged, columns.get(key))))
+            takes.append((place, self.markets[key].follow_at_once(decider.observer), most))
         return takes, asks
-
-    def _bars_left_of_day(self, due_ms: int) -> int:
-        """Return how many bars, from the open *due_ms* on, close before the day's distribution."""
-        close_ms = due_ms + self._interval_ms
-        if period_of(self._reset, close_ms) > self.shared_out:
-            return 0
-        return -(-(DAY_MS - close_ms % DAY_MS) // self._interval_ms)
 
     @property
     def may_wait(self) -> bool:
@@ -697,10 +534,10 @@ class Engine:
         It never is where :meth:`stretch` is possible.
         """
         return (
-            len(self.states) == 1
-            and not (self.members or self._portfolios or self.declared or self.has_columns)
+            len(self.deciders) == 1
+            and not (self._portfolio is not None or self.declared or self.has_columns)
             and not (self.risk.active or self.broker.shadows or self._may_repeat)
-            and all(state.may_wait for state in self.states.values())
+            and all(decider.may_wait for decider in self.deciders.values())
         )
 
     def waiting(self) -> Line | None:
@@ -711,10 +548,10 @@ class Engine:
         if self.halted or not self.broker.is_quiet() or self.broker.resting():
             return None
         (line,) = self.broker.account.books[0].lines.values()
-        (state,) = self.states.values()
+        (decider,) = self.deciders.values()
         if line.is_guarded:
             return None  # even a refused signal may end the wait after an exit
-        if line.held and state.strategy.horizon is not None:
+        if line.held and decider.strategy.horizon is not None:
             return None  # the position may outlive its horizon
         return line if line.target == line.held else None
 
@@ -725,7 +562,7 @@ class Engine:
 
         *passed* has the gates that passed at the last of them, in *regime* and *cell*.
         """
-        (state,) = self.states.values()
+        (decider,) = self.deciders.values()
         (book,) = self.broker.account.books
         (line,) = book.lines.values()
         account = book.subtotal()
@@ -733,8 +570,8 @@ class Engine:
         equity = [
             base + profit for profit in line.profits_at([bar.close for bar in bars], line.holding)
         ]
-        state.regimes.regime, state.regimes.cell = regime, cell
-        state.wait(bars, signal, passed, line.held)
+        decider.regimes.regime, decider.regimes.cell = regime, cell
+        decider.wait(bars, signal, passed, line.held)
         self.broker.follow(bars)
         self.begin(self.sequence + len(bars))
         return equity
@@ -744,14 +581,10 @@ class Engine:
         first: int,
         quiet: QuietUnits,
         repeats: Mapping[str, Repeat],
-        spans: Mapping[int, Mapping[str, tuple[ShadowStep, ...]]],
         course: ShadowCourse | None,
         columns: Mapping[str, ForecastColumns],
     ) -> QuietStretch:
-        """Value the accounts by the units *quiet*, and return their stretch.
-
-        *spans* are the other accounts, each from its unit to that of the next.
-        """
+        """Value the accounts by the units *quiet*, and return their stretch."""
         bars, count = quiet.bars, len(repeats)
         lines = [self.broker.account.books[0].lines[key] for key in repeats]
         places = [self.markets[bar.instrument].place_of(bar) for bar in bars[:count]]
@@ -759,6 +592,7 @@ class Engine:
         positions = [repeat.position for repeat in repeats.values()]
         marks = _marked(self.broker.account.subtotal(), positions, lines, prices)
         shadows = []
+        spans = {} if course is None else course.spans
         ends = [*spans, len(prices[0])][1:]
         for (begin, steps), end in zip(spans.items(), ends, strict=True):
             of_span = [closes[begin:end] for closes in prices]
@@ -785,12 +619,11 @@ class Engine:
 
     def _observe(self, bar: Bar, *, is_last: bool = True) -> FilledEvent | None:
         """Match, mark and observe *bar*; return None if it is not newer than the last."""
-        state = self.states[bar.instrument]
-        before = state.market.last_bar
-        is_ahead = bar is state.ahead
+        market = self.markets[bar.instrument]
+        before, is_ahead = market.last_bar, bar is self.deciders[bar.instrument].ahead
         if before is not None and bar.open_time_ms <= before.open_time_ms and not is_ahead:
             return None
-        if bar.open_time_ms < state.market.first_ms:
+        if bar.open_time_ms < market.first_ms:
             self.recall(bar)
             self.broker.warm_up(bar)
             return NOTHING_FILLED
@@ -799,27 +632,22 @@ class Engine:
         return filled
 
     def _show(self, bar: Bar) -> None:
-        """Show *bar* to the market and all strategies, unless a stretch already did."""
-        key = bar.instrument
-        state = self.states[key]
-        if bar is state.ahead:
+        """Show *bar* to market and strategy, unless a stretch already did."""
+        decider = self.deciders[bar.instrument]
+        if bar is decider.ahead:
             if self._raised is not None:
                 raise self._raised
             return
-        self.markets[key].observe(bar)
-        if state.observer is not None:
-            state.observer(bar)
-        for member, member_state in self._members_on[key]:
-            if not member.failed:
-                member_state.observe_guarded(bar)
+        decider.market.observe(bar)
+        if decider.observer is not None:
+            decider.observer(bar)
 
     def recall(self, bar: Bar) -> None:
         """Observe a bar that only warms up, and reset declared states to their stored values."""
         self._show(bar)
-        declared = [decider.declared for decider in self._deciders[bar.instrument]]
-        for state in (*(owner.declared for owner in self._portfolios), *declared):
-            if state is not None:
-                state.restore(state.encoded)
+        for key in (OF_PORTFOLIO, bar.instrument):
+            if (declared := self.declared.get(key)) is not None:
+                declared.restore(declared.encoded)
 
     def _counted(self, filled: FilledEvent) -> FilledEvent:
         """Count the fills of *filled* for the limits, and return it."""
@@ -828,30 +656,34 @@ class Engine:
                 self.risk.count_fill(*entry)
         return filled
 
-    def _ask_portfolios(
+    def _ask(
         self,
+        portfolio: PortfolioStrategy,
         bars: Sequence[Bar],
         observed: Sequence[FilledEvent | None],
         predictions: Sequence[Prediction],
     ) -> None:
-        """Ask each portfolio strategy once about all warm instruments among *bars*."""
-        decided = [
-            (bar, *checked_prediction(prediction))
-            for bar, filled, prediction in zip(bars, observed, predictions, strict=True)
-            if filled is not None and bar.open_time_ms >= self.markets[bar.instrument].first_ms
-        ]
-        for bar, _, _ in decided:
-            self._share_out_if_due(bar)
-        for owner in self._portfolios:
-            pending = {}
-            for bar, forecast, is_finite in decided:
-                state = owner.states[bar.instrument]
-                account = self.broker.account if owner.member is None else owner.member.account
-                context = state.portfolio_context(bar, forecast, account, is_finite=is_finite)
-                if state.lookback.is_warm(state.market):
-                    pending[state.market.instrument.symbol] = state, context
-            if owner.ask(pending):
-                self.broker.save = Save.NOW
+        """Ask *portfolio* once about all warm instruments among *bars*."""
+        contexts, asked = dict[str, BarContext](), list[PortfolioMember]()
+        for bar, filled, prediction in zip(bars, observed, predictions, strict=True):
+            decider = self.deciders[bar.instrument]
+            market, strategy = decider.market, decider.strategy
+            if filled is None or bar.open_time_ms < market.first_ms:
+                continue
+            usable, is_finite = checked_prediction(prediction)
+            context = decider.portfolio_context(
+                bar, usable, self.broker.account, is_finite=is_finite
+            )
+            if market.is_warm:
+                assert isinstance(strategy, PortfolioMember)
+                contexts[market.instrument.symbol] = context
+                asked.append(strategy)
+        answers = portfolio.decide(contexts) if contexts else {}
+        for symbol, strategy in zip(contexts, asked, strict=True):
+            strategy.answer = answers.get(symbol, NOT_NAMED)
+        declared = self.declared.get(OF_PORTFOLIO)
+        if declared is not None and declared.changed():
+            self.broker.save = Save.NOW
 
     def _decide(
         self,
@@ -868,36 +700,26 @@ class Engine:
             # A revision of a bar is only recorded; a bar before the first only warms up.
             is_newest = filled is not None
             return self._finish(bar, key, filled or NOTHING_FILLED, accepted=is_newest, saves=saves)
-        state, broker = self.states[key], self.broker
         is_finite = None
         if prediction is not None:
             prediction, is_finite = checked_prediction(prediction)
         risk = self.risk.state
-        is_running, answers = not self.halted, _NO_MEMBERS
-        if self.members:
-            answers = self._ask_members(bar, prediction, at_ms, is_finite=is_finite)
-            assert isinstance(state.strategy, NetStrategy)
-            state.ahead, state.strategy.signal = None, answers.signal
-        decision = state.decide(
-            bar, prediction, broker.account, is_running=is_running, is_finite=is_finite,
-            owner_intents=answers.owner_intents,
-        )  # fmt: skip
+        decision = self.deciders[key].decide(
+            bar, prediction, self.broker.account, is_running=not self.halted, is_finite=is_finite
+        )
         if self.risk.state is not risk:
             self.broker.save = Save.NOW
-        outcome = self._submit(bar, filled, decision, prediction, answers, at_ms)
+        outcome = self._submit(bar, filled, decision, prediction, at_ms)
         step = self._finish(bar, key, filled, outcome, saves=saves)
-        if self.counts:
+        if self.shadows.counts:
             self.count(step)  # shadow accounts use it from the next bar on
         return step
 
     def count(self, step: Step) -> None:
         """Add *step* to the totals of shadow accounts; a start does so after the stored state."""
-        if not isinstance(step.event, Bar):
-            return
-        for name, shadows in self.shadows.items():
-            state = self.states_of(name)[step.event.instrument]
-            if shadows.counts and shadows.count(step, name, state):
-                self.broker.save = self.broker.save or _LATER
+        bar = step.event
+        if isinstance(bar, Bar) and self.shadows.count(step, self.deciders[bar.instrument]):
+            self.broker.save = self.broker.save or _LATER
 
     def _submit(
         self,
@@ -905,29 +727,16 @@ class Engine:
         filled: FilledEvent,
         decision: Decision,
         prediction: Prediction,
-        answers: MemberAnswers,
         at_ms: int,
     ) -> BarOutcome:
-        """Apply the *decision* of the account and the *answers* of its members to the broker.
-
-        Shadow accounts act as well. Returns the outcome for the step.
-        """
-        key, broker, state = bar.instrument, self.broker, self.states[bar.instrument]
-        decisions, owner_intents, intent = answers.decisions, answers.owner_intents, state.intent
-        if isinstance(state.signal, Signal):
-            broker.on_signal(key, state.signal)
-        refusals: Refusals = {}
-        if intent is None:
-            # Orders that only reduce pass, and shares that a command left opposing still cross.
-            if decisions:
-                broker.route(None, self._reducing(bar, owner_intents, decision), bar, at_ms)
-        else:
-            if isinstance(intent, Intent) and intent.ends_lists:
-                owner_intents = owner_intents.closed(intent, broker.account.owners)
-            refusals = broker.route(intent, owner_intents, bar, at_ms)
-            decision = state.unfilled(decision, refusals[""])
+        """Apply the *decision* to the broker's accounts, and return the outcome for the step."""
+        key, broker, decider = bar.instrument, self.broker, self.deciders[bar.instrument]
+        if isinstance(decider.signal, Signal):
+            broker.on_signal(key, decider.signal)
+        if (intent := decider.intent) is not None:
+            decision = decider.unfilled(decision, broker.route(intent, bar, at_ms))
         if broker.shadows and decision.refused_by not in INTEGRITY:
-            self._follow_shadows(bar, prediction, decisions, decision, at_ms)
+            self._follow_shadows(bar, prediction, decider, decision, at_ms)
         routed = broker.take()
         if routed.orders and self.risk.active:
             self.risk.count_orders(routed.orders, at_ms)
@@ -935,191 +744,19 @@ class Engine:
             return BarOutcome(decision, prediction, routed.orders)
         observed, decided_ms = self._observed.get(key), bar.open_time_ms
         steps_of = partial(Shadows.steps, fills=filled.other_fills, positions=observed)
-        shadows = (
-            *steps_of(broker.sides, key, decided_ms=decided_ms),
-            *self._member_steps(
-                key, (filled, routed), decision, decisions, owner_intents, refusals
-            ),
-            *steps_of(broker.shadows, key, decided_ms=decided_ms),
-        )
+        shadows = steps_of(broker.others, key, decided_ms=decided_ms)
         return BarOutcome(decision, prediction, routed.orders, shadows)
 
-    # ------------------------------------------------------------ several strategies
-
-    def _ask_members(
-        self, bar: Bar, prediction: Prediction, at_ms: int, *, is_finite: bool | None
-    ) -> MemberAnswers:
-        """Return each strategy's decision on *bar* for its sub-account, and their net."""
-        self._share_out_if_due(bar)
-        key, is_running, failed = bar.instrument, not self.halted, 0
-        decisions = []
-        for member, state in self._members_on[key]:
-            account = member.account
-            if (account.subtotal().equity <= 0) is not member.is_empty:
-                member.set_status(is_empty=not member.is_empty)
-            decisions.append(
-                state.decide(bar, prediction, account, is_running=is_running, is_finite=is_finite)
-            )
-            if member.failed:
-                failed += 1
-        if failed != self.failures_stored:
-            self.failures_stored = failed
-            self.broker.save = Save.NOW
-        intents = [state.intent for _, state in self._members_on[key]]
-        owner_intents, signal = self._net_intents(
-            bar, self.broker.account, intents, decisions, at_ms
-        )
-        return MemberAnswers(decisions, owner_intents, signal)
-
-    def _net_intents(
-        self,
-        bar: Bar,
-        account: PaperAccount,
-        requested: Sequence[Intent | Orders | None],
-        decisions: Sequence[Decision],
-        at_ms: int,
-    ) -> tuple[OwnerIntents, Signal]:
-        """Net the intents *requested* for the shares in *account* by the *decisions* on *bar*."""
-        key, broker = bar.instrument, self.broker
-        intents: dict[str, Intent | Orders] = {}
-        net, reasons = {book.side: 0 for book in account.books}, []
-        for (member, state), intent, decision in zip(
-            self._members_on[key], requested, decisions, strict=True
-        ):
-            name, signal, has_changed = member.name, state.signal, False
-            if intent is not None:
-                intents[name] = intent
-            for book in account.owners[name].books:
-                line = book.lines[key]
-                if isinstance(signal, Signal):
-                    on_signal(line, signal.action)
-                if member.closed:
-                    line.cancel_listed("", member.closed)
-                target = before = line.target
-                part = None if intent is None else intent_for_side(intent, book.side)
-                if isinstance(part, Intent) and not broker.planned(line, part, bar, at_ms)[1]:
-                    target = part.target
-                has_changed |= target != before
-                net[book.side] += target
-            if has_changed:
-                reasons.append(f"{name}: {decision.reason}")
-        quote, price = self.markets[key].quote, bar.close
-        if quote is not None and self._by_quotes:
-            price = divide_half_even(quote.bid + quote.ask, 2)
-        return OwnerIntents(intents, net, price), net_signal(net, reasons)
-
-    def _member_steps(
-        self,
-        key: str,
-        events: tuple[FilledEvent, FilledEvent],
-        net_decision: Decision,
-        decisions: Sequence[Decision],
-        owner_intents: OwnerIntents,
-        refusals: Refusals,
-    ) -> list[ShadowStep]:
-        """Return each member's part of a step.
-
-        *events* are the fills before the decision and those by the decision, *refusals* those of
-        the broker.
-        """
-        shadows: list[ShadowStep] = []
-        filled, routed = events
-        refused_by = net_decision.refused_by
-        has_fills = filled.other_fills or routed.other_fills
-        for (member, state), decision in zip(self._members_on[key], decisions, strict=True):
-            name, account = member.name, member.account
-            refusal, confirms, is_routed = None, False, name in refusals
-            if is_routed:
-                refusal, intent = refusals[name], owner_intents.intents[name]
-                is_entry = isinstance(intent, Intent) and intent.action in ENTRIES
-                confirms = refusal is None and is_entry
-            elif state.intent is not None and refused_by is not None:
-                is_routed = True
-                refusal = f"the account's gate {refused_by} refused the net target"
-            decided = state.unfilled(decision, refusal) if is_routed else decision
-            fills: tuple[Fill, ...] = ()
-            if has_fills:
-                fills = (*filled.other_fills.get(name, ()), *routed.other_fills.get(name, ()))
-            shadows.append(
-                ShadowStep(
-                    name,
-                    account.position(key),
-                    account.subtotal(),
-                    fills,
-                    confirms,
-                    member.stored_decision(key, decided, net_decision),
-                )
-            )
-        return shadows
-
-    def _reducing(self, bar: Bar, owner_intents: OwnerIntents, decision: Decision) -> OwnerIntents:
-        """Return *owner_intents* reduced to the lists that pass although *decision* was refused."""
-        allowed = {
-            member.name: state.reducing_part(orders, bar, member.account, decision.refused_by)
-            for member, state in self._members_on[bar.instrument]
-            if isinstance(orders := owner_intents.intents.get(member.name), Orders)
-        }
-        kept = {name: orders for name, orders in allowed.items() if isinstance(orders, Orders)}
-        return owner_intents._replace(intents=kept)
-
     def _follow_shadows(
-        self,
-        bar: Bar,
-        prediction: Prediction,
-        decisions: Sequence[Decision],
-        decision: Decision,
-        at_ms: int,
+        self, bar: Bar, prediction: Prediction, decider: Decider, decision: Decision, at_ms: int
     ) -> None:
-        """Let each shadow account act on the account's *decision*, or on its members' *decisions*.
-
-        Limits were measured on the run's net target, so they do not refuse less exposure.
-        """
-        key, state = bar.instrument, self.states[bar.instrument]
-        inputs, evaluator = state.inputs, state.evaluator
+        """Let each shadow account act on the *decision* of *decider*."""
         for name, account in self.broker.shadows.items():
-            if not self.members:
-                if name in state.strategy.shadows:
-                    single = self.shadows[""].intent(
-                        name, state, bar, prediction, decision, account
-                    )
-                    if single is not None:
-                        self.broker.route(single, NO_OWNER_INTENTS, bar, at_ms, shadow=name)
+            if name not in decider.strategy.shadows:
                 continue
-            requested = [
-                self.shadows[member.name].intent(
-                    name, member_state, bar, prediction, decided, account.owners[member.name]
-                )
-                for (member, member_state), decided in zip(
-                    self._members_on[key], decisions, strict=True
-                )
-            ]
-            owner_intents, signal = self._net_intents(bar, account, requested, decisions, at_ms)
-            intent = state.net_intent(signal, owner_intents.targets, account, key)
-            if name in LIMITED:
-                refused = evaluator.first_failed(
-                    decision.passed, reduces=inputs.reduces, without=WITHOUT.get(name)
-                )
-                is_less = all(
-                    abs(target) <= abs(line.held) and target * line.held >= 0
-                    for line in account.lines_of(key)
-                    for target in [owner_intents.targets[line.book.side]]
-                )
-                if (closing := state.closing(refused)) is not None:
-                    intent, owner_intents = closing, owner_intents.closed(closing, account.owners)
-                elif refused is not None and not is_less:
-                    continue
-            self.broker.route(intent, owner_intents, bar, at_ms, shadow=name)
-
-    def _share_out_if_due(self, bar: Bar) -> None:
-        """Distribute the equity anew at the first close of each day, week or month."""
-        if self._reset == NEVER:
-            return
-        period = period_of(self._reset, bar.close_time_ms)
-        if period > self.shared_out:
-            if self.shared_out >= 0:
-                self.broker.share_out()
-            self.shared_out = period
-            self.broker.save = Save.NOW
+            intent = self.shadows.intent(name, decider, bar, prediction, decision, account)
+            if intent is not None:
+                self.broker.route(intent, bar, at_ms, shadow=name)
 
     # ------------------------------------------------------------ prices and settlements
 
@@ -1193,8 +830,7 @@ class Engine:
     def _change_instrument(self, instrument: Instrument) -> None:
         """Use the exchange's new filters from now on."""
         self.markets[instrument.id].instrument = instrument  # decimals never change within a run
-        for decider in self._deciders[instrument.id]:
-            decider.change(instrument)
+        self.deciders[instrument.id].change(instrument)
         self.broker.change(instrument)
         # A restart sets new filters and has no marks: every change must value positions alike.
         self.mark_at_closes()
@@ -1263,10 +899,7 @@ class Engine:
     def _has_declared(self, instrument: str) -> bool:
         """Return whether a declared state on *instrument* has changed."""
         declared = self.declared.get(instrument)
-        has_changed = declared is not None and declared.changed()
-        for member in self.members:
-            has_changed |= member.has_declared(instrument)
-        return has_changed
+        return declared is not None and declared.changed()
 
     def state(self) -> EngineState:
         """Return the state to store."""
@@ -1285,16 +918,9 @@ class Engine:
                 for key, prices in self.accepted_prices.items()
                 if prices.settled_ms >= 0
             },
-            {
-                f"{name}/{key}" if name else key: basis
-                for name, shadows in self.shadows.items()
-                for key, basis in shadows.bases.items()
-            },
+            dict(self.shadows.bases),
             {key: declared.encoded for key, declared in self.declared.items()},
             {key: tracker.cell for key, tracker in regimes.items() if tracker.cell is not None},
-            SharesState(self.broker.reserves, self.set_aside, self.shared_out)
-            if self.members
-            else None,
             # In the order of the instruments, as after a restart, whichever was settled first.
             {
                 key: waits

@@ -7,7 +7,7 @@ from typing import Final
 
 from tracepaper.daemon.broker.execution import RANGE_BARS, MeanRange
 from tracepaper.daemon.engine.price_checks import AcceptedPrices, KnownBars
-from tracepaper.daemon.engine.settings import MemberTerms, ModelTerms
+from tracepaper.daemon.engine.settings import EngineTerms, ModelTerms
 from tracepaper.strategies.api.columns import ColumnRecord
 from tracepaper.strategies.api.context import BarRecord
 from tracepaper.strategies.api.strategy import decision_bars
@@ -41,105 +41,63 @@ DAY_FRAME: Final = "D"
 """The timeframe of a day."""
 
 
-class Lookback:
-    """How many bars a strategy and its sizer look back, and the record of bars for the strategy.
-
-    The lookback of several strategies together has theirs as *members*: it is warm if one of them
-    is.
-    """
-
-    __slots__ = ("frames", "members", "needed", "record", "remembered", "warmup", "writes_record")
-    remembered: int
-
-    def __init__(
-        self, instrument: Instrument, terms: MemberTerms, members: Sequence[Lookback] = ()
-    ) -> None:
-        strategy, sizer = terms.strategies[instrument.id], terms.sizers[instrument.id]
-        settings, exits = terms.settings, terms.settings.broker.exits
-        self.members = members
-        sizing_bars = max([sizer.bars, *(member.remembered for member in members)])
-        self.warmup, self.needed = strategy.warmup, max(strategy.warmup, sizing_bars)
-        declared = strategy.columns
-        columns = None if declared is None else ColumnRecord(instrument, strategy.warmup, declared)
-        self.record = BarRecord(instrument, strategy.warmup, columns)
-        self.writes_record = strategy.reads_history or columns is not None
-        self.frames = frame_bars(strategy)
-        """The number of bars of each higher timeframe, by its name."""
-        self.remembered = max(
-            decision_bars(strategy),
-            sizing_bars,
-            MeanRange.of_day(settings.interval_ms).bars + 1 if exits and exits.uses_atr else 0,
-        )
-
-    def is_warm(self, history: InstrumentState) -> bool:
-        """Return whether *history* has all bars and candles that the strategy looks back on."""
-        if history.bars < self.warmup:
-            return False
-        if self.members and self.frames:
-            return any(member.is_warm(history) for member in self.members)
-        return not self.frames or all(
-            history.frames[name].reaches(count) for name, count in self.frames.items()
-        )
-
-
 class InstrumentState(KnownBars):
-    """The bars, prices and regime of one instrument, shared by all strategies on it.
+    """The bars, prices and regime of one instrument.
 
     It keeps the bars, candles of higher timeframes and order books on which decisions depend. That
     is a finite number, so a restart that is fed as many bars again has the same state.
     """
 
-    def __init__(
-        self,
-        instrument: Instrument,
-        lookbacks: Sequence[Lookback],
-        every: Sequence[MemberTerms],
-    ) -> None:
-        """Keep the bars of *lookbacks*; *every* has the terms of the account and its members."""
-        account, models = every[0], [terms.settings.model for terms in every]
-        settings, books = account.settings, account.strategies[instrument.id].books
+    def __init__(self, instrument: Instrument, terms: EngineTerms) -> None:
+        """Keep the bars on which the strategy and the sizer of *terms* look back."""
+        strategy, sizer = terms.strategies[instrument.id], terms.sizers[instrument.id]
+        settings, exits = terms.settings, terms.settings.broker.exits
         self._base_ms = settings.interval_ms
         self._calendar = settings.calendars.get(instrument.id)
         super().__init__(instrument, settings.interval_ms)
-        self.lookbacks = lookbacks
+        self.warmup, self.needed = strategy.warmup, max(strategy.warmup, sizer.bars)
+        declared = strategy.columns
+        columns = None if declared is None else ColumnRecord(instrument, strategy.warmup, declared)
+        self.record = BarRecord(instrument, strategy.warmup, columns)
+        """The bars that the strategy reads."""
+        self._writes_record = strategy.reads_history or columns is not None
+        self.frame_bars = frame_bars(strategy)
+        """The number of bars of each higher timeframe that the strategy reads, by its name."""
         self.first_ms = settings.period_start_ms
         """The open time of the first bar that is decided; the bars before it only warm up."""
-        self.regimes = RegimeTracker(models, settings.hysteresis)
+        self.regimes = RegimeTracker(settings.model, settings.hysteresis)
         self.quote: Quote | None = None  # the newest, believed or not
         self.accepted_prices = AcceptedPrices(
             self, ranges=settings.usual_ranges, agree_ms=settings.agree_within_ms
         )
-        self._needed = max(lookback.needed for lookback in lookbacks)
-        self.bars = 0
-        self._records = tuple(lookback.record for lookback in lookbacks if lookback.writes_record)
-        self.books = OrderBookHistory(books) if books else None
+        self.bars = 0  # known, at most those needed
+        self.books = OrderBookHistory(strategy.books) if strategy.books else None
         self._book_days = settings.book_days + 1 if settings.book_days else 0
         self._is_daily = settings.interval_ms == DAY_MS
         self._days = TimeframeBars((), instrument)  # its bars, if they are days
         self.frames = self._new_frames()
         self.remembered = max(
-            *(lookback.remembered for lookback in lookbacks),
+            decision_bars(strategy),
+            sizer.bars,
+            MeanRange.of_day(settings.interval_ms).bars + 1 if exits and exits.uses_atr else 0,
             RANGE_BARS + 1 if settings.broker.costs.ranges else 0,
             self._book_days if self._is_daily else 0,
         )
         reach = (frame.reach for frame in self.frames.values())
         self.reach = max(self.remembered, *reach) if self.frames else self.remembered
         # Inputs of the gates from the newest bar.
-        judges_bars = any(
-            plausible.name in model.gates[instrument.id].gate_set.gates for model in models
-        )
+        judges_bars = plausible.name in settings.model.gates[instrument.id].gate_set.gates
         self.plausibility = Plausibility() if judges_bars else None
         self.missing_bars, self.plausible = 0, 0.0
         self._expected: BarColumns | None = None  # all bars of a replay
 
     def _new_frames(self) -> dict[str, TimeframeAggregator]:
-        """Return an aggregator for each timeframe, with the most candles that a lookback needs."""
+        """Return an aggregator for each timeframe, with the most candles that are needed of it."""
         counts = dict[str, int]()
         if self._book_days and not self._is_daily:
             counts[DAY_FRAME] = self._book_days
-        for lookback in self.lookbacks:
-            for name, count in lookback.frames.items():
-                counts[name] = max(count, counts.get(name, 0))
+        for name, count in self.frame_bars.items():
+            counts[name] = max(count, counts.get(name, 0))
         sessions = None if self._calendar is None else self._calendar.sessions
         return {
             name: TimeframeAggregator(self.instrument, name, self._base_ms, count, sessions)
@@ -180,23 +138,25 @@ class InstrumentState(KnownBars):
             self.missing_bars = self.bars_between(last.open_time_ms, bar) - 1
         if self.plausibility is not None:
             self._judge(bar, self.plausibility)
-        for record in self._records:
-            record.append(bar)
+        if self._writes_record:
+            self.record.append(bar)
         if self.frames:
             for frame in self.frames.values():
                 frame.add(bar)
         if self._book_days and self._is_daily:
             self._keep_day(bar)
         self.last_bar = bar
-        if self.bars < self._needed:
+        if self.bars < self.needed:
             self.bars += 1
 
     def _keepers(self) -> list[Callable[[Bar], None]]:
         """Return the functions that record a bar, except for its plausibility."""
-        frames = [frame.add for frame in self.frames.values()]
+        keepers: list[Callable[[Bar], None]] = [frame.add for frame in self.frames.values()]
         if self._book_days and self._is_daily:
-            frames.append(self._keep_day)
-        return [*frames, *(record.append for record in self._records), self.day_range.push]
+            keepers.append(self._keep_day)
+        if self._writes_record:
+            keepers.append(self.record.append)
+        return [*keepers, self.day_range.push]
 
     def expect(self, columns: BarColumns | None) -> None:
         """Know the coming bars as *columns*, as in a replay of candles; with None no longer."""
@@ -210,14 +170,16 @@ class InstrumentState(KnownBars):
             return None
         return self._expected, int(self._expected.open_time_ms.searchsorted(bar.open_time_ms))
 
-    def follow_at_once(self, observers: Sequence[Callable[[Bar], None]]) -> Callable[[Bar], float]:
+    def follow_at_once(self, observer: Callable[[Bar], None] | None) -> Callable[[Bar], float]:
         """Return a fast function that adds a bar which directly follows the last one.
 
-        It also passes the bar to *observers*, and returns the measure of the gate ``plausible``.
+        It also passes the bar to *observer*, and returns the measure of the gate ``plausible``.
         """
         self.missing_bars, plausible = 0, self.plausible
         judge = None if self.plausibility is None else self.plausibility.add
-        tick, receivers = self.instrument.tick_size, [*self._keepers(), *observers]
+        tick, receivers = self.instrument.tick_size, self._keepers()
+        if observer is not None:
+            receivers.append(observer)
 
         def take(bar: Bar) -> float:
             nonlocal plausible
@@ -238,7 +200,7 @@ class InstrumentState(KnownBars):
             for bar in bars:
                 keep(bar)
         self.last_bar = bars[-1]
-        self.bars = min(self.bars + len(bars), self._needed)
+        self.bars = min(self.bars + len(bars), self.needed)
 
     def _judge(self, bar: Bar, plausibility: Plausibility) -> None:
         self.plausible = plausibility.add(bar, self.instrument.tick_size)
@@ -273,8 +235,27 @@ class InstrumentState(KnownBars):
 
     @property
     def is_full(self) -> bool:
-        """Whether it has all bars that strategies and sizers look back on."""
-        return self.bars >= self._needed
+        """Whether it has all bars that strategy and sizer look back on."""
+        return self.bars >= self.needed
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether it has all bars and candles that the strategy looks back on."""
+        if self.bars < self.warmup:
+            return False
+        return not self.frame_bars or all(
+            self.frames[name].reaches(count) for name, count in self.frame_bars.items()
+        )
+
+    @property
+    def warm_bars(self) -> int:
+        """The number of known bars for the gate ``warm``.
+
+        While a timeframe lacks candles, at least one bar counts as missing.
+        """
+        if self.frame_bars and not self.is_warm:
+            return min(self.bars, self.needed - 1)
+        return self.bars
 
     def warm_at(self, now_ms: int) -> int | None:
         """Return when it will be warm, as estimated at *now_ms*; None if it is.
@@ -283,13 +264,13 @@ class InstrumentState(KnownBars):
         """
         if self.last_bar is not None:
             now_ms = self.last_bar.close_time_ms
-        if self.is_full and self.lookbacks[0].is_warm(self):
+        if self.is_full and self.is_warm:
             return None
-        bars_ms = now_ms + (self._needed - self.bars) * self._base_ms
+        bars_ms = now_ms + (self.needed - self.bars) * self._base_ms
         frames = (
             frame.warm_at(now_ms)
             for name, frame in self.frames.items()
-            if not frame.is_warm and any(name in lookback.frames for lookback in self.lookbacks)
+            if not frame.is_warm and name in self.frame_bars
         )
         return max([bars_ms, *frames])
 
@@ -318,11 +299,10 @@ class RegimeTracker:
 
     __slots__ = ("_bounds", "_hysteresis", "cell", "cells", "regime")
 
-    def __init__(self, terms: Sequence[ModelTerms], hysteresis: float) -> None:
-        """Use the cards of *terms*, the account's first; the first with bounds decides."""
+    def __init__(self, model: ModelTerms, hysteresis: float) -> None:
+        """Use the card of *model*."""
         self._hysteresis = hysteresis
-        self._bounds = next((model.bounds for model in terms if model.bounds is not None), None)
-        self.cells = terms[0].cells
+        self._bounds, self.cells = model.bounds, model.cells
         self.regime = Regime.UNKNOWN
         self.cell: int | None = None
 

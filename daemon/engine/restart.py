@@ -7,8 +7,7 @@ from typing import Any
 
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.price_checks import Price
-from tracepaper.daemon.engine.state import EngineState, _is_shadow, parts_of
-from tracepaper.strategies.errors import InvariantBroken
+from tracepaper.daemon.engine.state import EngineState, sides_of
 from tracepaper.strategies.types.decisions import (
     Confirmation,
     LastDecision,
@@ -65,11 +64,10 @@ class Restart:
         else:
             engine.risk.state = state.risk
         fills = {key: decided.fills for key, decided in since.items()}
-        shadows = {name: account for name, account in state.shadows.items() if _is_shadow(name)}
         engine.broker.restore(
             state.account,
-            parts_of(state),
-            shadows,
+            sides_of(state),
+            state.shadows,
             confirmed=confirmed,
             fills=fills,
             taken_over=taken_over,
@@ -80,45 +78,14 @@ class Restart:
         }
         # Pyright sees this module under two names, and takes their structs for different types.
         bases: dict[str, Any] = {} if taken_over else state.bases
-        for name, basis in bases.items():
-            member, _, key = name.rpartition("/")
-            counting = engine.shadows.get(member)
-            if counting is not None and counting.counts:
-                counting.bases[key] = basis
+        if engine.shadows.counts:
+            engine.shadows.bases.update(bases)
         for key, encoded in state.declared.items():
             if key in engine.declared:
                 engine.declared[key].restore(encoded)
         for key, decided in since.items():
-            engine.states[key].restored = decided.verdict
+            engine.deciders[key].restored = decided.verdict
         engine.begin(next_sequence)
-        if engine.members:
-            self._restore_members(state, since)
-
-    def _restore_members(self, state: EngineState, since: Mapping[str, LastDecision]) -> None:
-        """Restore several strategies; raise ``InvariantBroken`` if shares do not add up."""
-        engine = self._engine
-        account: Any = engine.broker.account
-        stored: Any = state.shares
-        if stored is not None and parts_of(state).keys() == account.stored_books.keys():
-            engine.shared_out = stored.shared_out
-            engine.broker.restore_reserves(stored.reserves)
-            for member in engine.members:
-                member.set_status(failed=stored.failed.get(member.name, ""))
-            engine.failures_stored = len(stored.failed)
-        for key, before in since.items():
-            for member in engine.members:
-                if (of_member := before.parts.get(member.name)) is not None:
-                    member.states[key].restored = of_member.verdict
-                    if key in member.account.fills:
-                        member.account.fills[key] = list(of_member.fills)
-        for key in engine.states:
-            for line in account.lines_of(key):
-                held = sum(share.held for share in line.shares)
-                if held != line.held:
-                    raise InvariantBroken(
-                        f"the strategies' shares of {key} add up to {held}, but the account holds "
-                        f"{line.held}; run `tracepaper audit verify` and restore a backup"
-                    )
 
     def recall(self, bar: Bar) -> None:
         """Observe a bar of an earlier step, without effects."""

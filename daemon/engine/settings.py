@@ -1,4 +1,4 @@
-"""The settings of an engine, of a model, and of each of several strategies."""
+"""The settings of an engine and of a model."""
 
 from __future__ import annotations
 
@@ -62,11 +62,9 @@ class ModelTerms(Struct, frozen=True):
         return min(self.slope, 1.0)
 
 
-class MemberTerms(NamedTuple):
-    """Strategies, sizers and settings of an account, or of one of several strategies on it."""
+class EngineTerms(NamedTuple):
+    """The strategies, sizers and settings of an engine."""
 
-    name: str  # empty for the account
-    share: int  # 10⁻¹⁰ of the account
     strategies: Mapping[str, Strategy]  # by instrument id
     sizers: Mapping[str, Sizer]  # by instrument id
-    settings: EngineSettings  # for a member as if it traded alone, without limits
+    settings: EngineSettings

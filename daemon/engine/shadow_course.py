@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from tracepaper.daemon.broker.account import ENTRIES, Intent
-from tracepaper.daemon.broker.broker import NO_OWNER_INTENTS, Broker, Save
+from tracepaper.daemon.broker.broker import Broker, Save
 from tracepaper.daemon.broker.line import Line
-from tracepaper.daemon.engine.instrument_state import MemberState
+from tracepaper.daemon.engine.decider import Decider
 from tracepaper.daemon.engine.settings import INTEGRITY
 from tracepaper.daemon.engine.shadows import Shadows
 from tracepaper.daemon.engine.state import FOLLOWING
@@ -29,15 +29,15 @@ _NO, _NOW = Save.NO, Save.NOW
 class _Followers:
     """The lines of all shadow accounts in one instrument, and how they follow its decisions."""
 
-    def __init__(self, key: str, state: MemberState, broker: Broker) -> None:
-        self.state, names = state, state.strategy.shadows
+    def __init__(self, key: str, decider: Decider, broker: Broker) -> None:
+        self.decider, names = decider, decider.strategy.shadows
         self.lines = [account.books[0].lines[key] for account in broker.shadows.values()]
         self.accounts = [
             (name, account, account.books[0].lines[key])
             for name, account in broker.shadows.items()
             if name in names
         ]
-        self.by_signal = state.is_sized_by_signal and FOLLOWING.issuperset(names)
+        self.by_signal = decider.is_sized_by_signal and FOLLOWING.issuperset(names)
         self.followed: Signal | Orders | None = None
         """A signal by which all of them keep an entry until one of them trades."""
 
@@ -49,13 +49,13 @@ class ShadowCourse:
         self,
         broker: Broker,
         shadows: Shadows,
-        states: Mapping[str, MemberState],
+        deciders: Mapping[str, Decider],
         encoded_state: Callable[[], bytes | None],
     ) -> None:
-        """Follow the decisions of *states*; *encoded_state* gives the state that a step stores."""
+        """Follow *deciders*; *encoded_state* gives the state that a step stores."""
         self._broker, self._shadows, self._encoded_state = broker, shadows, encoded_state
-        self._followers = [_Followers(key, state, broker) for key, state in states.items()]
-        self._keys = tuple(states)
+        self._followers = [_Followers(key, decider, broker) for key, decider in deciders.items()]
+        self._keys = tuple(deciders)
         self.spans = {0: self._steps({})}
         """By the unit with which a span begins: the accounts after the fills of that unit."""
         self.states: dict[int, bytes] = {}  # by unit
@@ -82,7 +82,7 @@ class ShadowCourse:
         ):
             if decision.refused_by in INTEGRITY:
                 pass
-            elif followers.state.signal == followers.followed:
+            elif followers.decider.signal == followers.followed:
                 for line in followers.lines:
                     broker.confirm(line, bar)
             else:
@@ -94,7 +94,7 @@ class ShadowCourse:
                         is_met = True
                     broker.step.number = sequence + place
                     at_ms = max(bar.market_ms, closed_ms)
-                    broker.route(intent, NO_OWNER_INTENTS, bar, at_ms, shadow=name)
+                    broker.route(intent, bar, at_ms, shadow=name)
             opened_ms = bar.open_time_ms
             confirmed = tuple([line.confirmed_ms == opened_ms for line in followers.lines])
             self.answers.append(Answer(prediction, decision, confirmed))
@@ -102,18 +102,22 @@ class ShadowCourse:
 
     def _changes(
         self, followers: _Followers, bar: Bar, decision: Decision, prediction: Prediction
-    ) -> list[tuple[str, Intent | Orders | None]]:
+    ) -> list[tuple[str, Intent | Orders]]:
         """Return the intents that may change a shadow account; confirm the entries of others."""
         changes, entered = [], 0
         for name, account, line in followers.accounts:
-            intent = self._shadows.intent(name, followers.state, bar, prediction, decision, account)
+            intent = self._shadows.intent(
+                name, followers.decider, bar, prediction, decision, account
+            )
+            if intent is None:
+                continue
             if line.rests or line.target != line.held or not is_kept(intent, line):
                 changes.append((name, intent))
             elif enters(intent):
                 self._broker.confirm(line, bar)
                 entered += 1
         is_memorable = followers.by_signal and entered == len(followers.lines)
-        followers.followed = followers.state.signal if is_memorable else None
+        followers.followed = followers.decider.signal if is_memorable else None
         return changes
 
     def _keep(self, unit: int) -> bool:

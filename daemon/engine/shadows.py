@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker.account import Book, Holdings, Intent, intent_for_side
-from tracepaper.daemon.engine.instrument_state import MemberState
+from tracepaper.daemon.engine.decider import Decider
 from tracepaper.daemon.engine.settings import INTEGRITY, JUDGEMENT, LIMITS
 from tracepaper.daemon.engine.state import (
     BASED_ON_RUN,
@@ -36,7 +36,6 @@ from tracepaper.strategies.types.decisions import (
     Prediction,
     ShadowStep,
     Step,
-    StrategyDecision,
 )
 from tracepaper.strategies.types.market import (
     Bar,
@@ -44,10 +43,7 @@ from tracepaper.strategies.types.market import (
 
 
 class Shadows:
-    """Computes the intents of shadow accounts, and counts the run's bars on which they depend.
-
-    Each of several strategies has one of these, for its shares in all shadow accounts.
-    """
+    """Computes the intents of shadow accounts, and counts the run's bars on which they depend."""
 
     def __init__(self, shadows: Mapping[str, Sequence[str]], passing: Mapping[str, float]) -> None:
         """Take the names of *shadows*, and the card's share of *passing* bars, by instrument."""
@@ -71,7 +67,7 @@ class Shadows:
     def intent(
         self,
         name: str,
-        state: MemberState,
+        decider: Decider,
         bar: Bar,
         prediction: Prediction,
         decision: Decision,
@@ -84,47 +80,42 @@ class Shadows:
         """
         if decision.refused_by in INTEGRITY:
             return None
-        key, signal = bar.instrument, state.signal
+        key, signal = bar.instrument, decider.signal
         forecast = prediction if isinstance(prediction, Forecast) else None
         passes = name != RANDOM_GATE or self.bases[key].passes(
             key, bar.open_time_ms, self.passing.get(key)
         )
         if name == HELD:
-            return state.hold(bar, account, self.bases[key].usual_exposure)
+            return decider.hold(bar, account, self.bases[key].usual_exposure)
         if name in LIMITED:
-            refused = state.evaluator.first_failed(
-                decision.passed, reduces=state.inputs.reduces, without=WITHOUT.get(name)
+            refused = decider.evaluator.first_failed(
+                decision.passed, reduces=decider.inputs.reduces, without=WITHOUT.get(name)
             )
             return _limited_intent(
-                state, bar, forecast, account, refused, is_full=name == FULL_SIZE
+                decider, bar, forecast, account, refused, is_full=name == FULL_SIZE
             )
         if isinstance(signal, Orders):
             return signal if passes else None
         assert signal is not None  # the bar was decided
         refused = None if passes else RANDOM_GATE
-        return state.follow(shadow_signal(name, signal), bar, forecast, account, refused)
+        return decider.follow(shadow_signal(name, signal), bar, forecast, account, refused)
 
-    def count(self, step: Step, name: str, state: MemberState) -> bool:
+    def count(self, step: Step, decider: Decider) -> bool:
         """Add the bar of *step* to the totals; return whether it counts.
 
-        *name* is one of several strategies, or empty. Only bars after the warm-up count. A start
-        calls this for the steps after the stored state.
+        Only bars after the warm-up count. A start calls this for the steps after the stored state.
         """
-        bar, position, account = step.event, step.position, step.account
-        decision: Decision | StrategyDecision | None = step.decision
-        if name and decision is not None:
-            (shadow,) = (shadow for shadow in step.shadows if shadow.shadow == name)
-            position, account, decision = shadow.position, shadow.account, shadow.decided
+        bar, position, decision = step.event, step.position, step.decision
         if not isinstance(bar, Bar) or decision is None or position is None:
             return False
         refused = decision.outcome.refused_by
         if refused == warm.name:
             return False  # no position was possible yet
         before = self.bases[bar.instrument]
-        size = state.value_of(bar.close, position.quantity)
+        size = decider.value_of(bar.close, position.quantity)
         value = size if position.quantity > 0 else -size
         judged = refused not in INTEGRITY
-        equity = account.equity
+        equity = step.account.equity
         self.bases[bar.instrument] = ShadowBasis(
             before.bars + 1,
             before.judged + judged,
@@ -160,7 +151,7 @@ class Shadows:
 
 
 def _limited_intent(
-    state: MemberState,
+    decider: Decider,
     bar: Bar,
     forecast: Forecast | None,
     account: Holdings,
@@ -173,22 +164,22 @@ def _limited_intent(
     None if the gate refuses. Limits were measured on the run's target, so a limit does not refuse
     what leaves *account* less exposure.
     """
-    signal = state.signal
+    signal = decider.signal
     assert signal is not None  # the bar was decided
-    if (closing := state.closing(refused)) is not None:
+    if (closing := decider.closing(refused)) is not None:
         return closing
     intent: Intent | Orders
     if isinstance(signal, Orders):
-        intent = state.reducing_part(signal, bar, account, refused)
+        intent = decider.reducing_part(signal, bar, account, refused)
     else:
         if refused in LIMITS:
-            ungated = state.follow(signal, bar, forecast, account, None, is_full=is_full)
+            ungated = decider.follow(signal, bar, forecast, account, None, is_full=is_full)
             if all(
                 _only_reduces(intent_for_side(ungated, book.side), book, bar)
                 for book in account.books
             ):
                 refused = None
-        intent = state.follow(signal, bar, forecast, account, refused, is_full=is_full)
+        intent = decider.follow(signal, bar, forecast, account, refused, is_full=is_full)
     is_held = refused is not None and isinstance(intent, Intent) and intent.action is Action.HOLD
     return None if is_held else intent
 

@@ -13,7 +13,6 @@ The rules are docs/decisions.md, G18.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from decimal import Decimal
 from hashlib import sha256
 from typing import Final
 
@@ -61,23 +60,8 @@ SHADOWS: Final = {
 
 
 def account_title(name: str) -> str:
-    """Return the title of the account *name*: a shadow account, a side, or a strategy."""
-    if name in SIDES:
-        return f"{name.lower()} side"
-    return f"{name} shadow" if name in SHADOWS else f"strategy {name}"
-
-
-RESERVE: Final = "in reserve"
-"""The title of the money that belongs to no strategy; no strategy can have this name."""
-
-
-def reserve_of(equity: Decimal, accounts: Mapping[str, Decimal]) -> Decimal:
-    """Return the part of *equity* that belongs to no strategy; 0 without several strategies.
-
-    *accounts* has the equity of each account except the run's, by its name.
-    """
-    parts = [money for name, money in accounts.items() if name not in {*SHADOWS, *SIDES}]
-    return equity - sum(parts) if parts else Decimal(0)
+    """Return the title of the account *name*: a shadow account, or a side."""
+    return f"{name.lower()} side" if name in SIDES else f"{name} shadow"
 
 
 LIMITED: Final = frozenset({FULL_SIZE, *WITHOUT})
@@ -118,14 +102,6 @@ class ShadowBasis(Struct, frozen=True, array_like=True):
         return self.exposure / self.bars if self.bars else 0.0
 
 
-class SharesState(Struct, frozen=True, array_like=True):
-    """The stored state of several strategies on one account, besides their sub-accounts."""
-
-    reserves: dict[str, int] = {}  # money that belongs to no strategy, by account
-    failed: dict[str, str] = {}  # by strategy: why it was set aside
-    shared_out: int = -1  # the day, week or month in which equity was last distributed
-
-
 class EngineState(Struct, frozen=True, array_like=True):
     """The whole stored state of the engine, except for the bars that a start feeds again.
 
@@ -139,11 +115,8 @@ class EngineState(Struct, frozen=True, array_like=True):
     shadows: dict[str, AccountState]
     settled: dict[str, int] = {}  # market time of each instrument's newest settlement
     bases: dict[str, ShadowBasis] = {}  # by instrument, if a shadow account depends on it
-    # Declared ``State`` of strategies: by instrument or, of several strategies, NAME/INSTRUMENT.
-    # The instrument of a portfolio is empty.
-    declared: dict[str, bytes] = {}
+    declared: dict[str, bytes] = {}  # ``State`` of strategies, by instrument; "": a portfolio's
     cells: dict[str, int] = {}  # by instrument: its cell among the card's learned regimes
-    shares: SharesState | None = None  # of several strategies; ``shadows`` has their sub-accounts
     unsettled: dict[str, list[Funding]] = {}  # by instrument: settlements that wait for their bar
     first_ms: dict[str, int] = {}  # by instrument: its first bar, where the period begins later
 
@@ -170,22 +143,12 @@ def sides_of(state: EngineState) -> dict[PositionSide | None, AccountState]:
     return {side: state.shadows[side] for side in SIDES if side in state.shadows}
 
 
-def parts_of(state: EngineState) -> dict[str, AccountState]:
-    """Return the states of the sides and the owners of the run's account, by name."""
-    return {name: part for name, part in state.shadows.items() if not _is_shadow(name)}
-
-
 def resting_orders(state: EngineState) -> list[Order]:
-    """Return the orders that rest in the books of the run's account, its sides and its owners."""
+    """Return the orders that rest in the books of the run's account."""
     return [
         order
-        for account in (state.account, *parts_of(state).values())
+        for account in (state.account, *sides_of(state).values())
         for book in account.books.values()
         for order in (book.orders.order, *book.orders.others)
         if order is not None
     ]
-
-
-def _is_shadow(name: str) -> bool:
-    """Return whether *name* is a shadow account, or a book of one."""
-    return name.partition("/")[0] in SHADOWS

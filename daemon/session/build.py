@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from functools import partial
 from typing import Any
 
 from msgspec.structs import replace
@@ -15,12 +14,10 @@ from tracepaper.daemon.broker.rules import MarginRules, tiers_of
 from tracepaper.daemon.broker.settings import BrokerSettings, Latency
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.sections import GateSection, RegimeSection
-from tracepaper.daemon.config.several import account_of, each_changed, members_of, shares_of
 from tracepaper.daemon.config.values import MODEL_INPUTS
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.history import DAY_FRAME
-from tracepaper.daemon.engine.member import NetStrategy
-from tracepaper.daemon.engine.settings import EngineSettings, MemberTerms, ModelTerms
+from tracepaper.daemon.engine.settings import EngineSettings, EngineTerms, ModelTerms
 from tracepaper.daemon.engine.state import SIZED_BY_FORECAST
 from tracepaper.daemon.session.combinations import Trait, reject_combination, traits_of
 from tracepaper.daemon.session.models import (
@@ -86,26 +83,17 @@ from tracepaper.strategies.units import (
 
 
 def needs_forecaster(config: Config) -> bool:
-    """Return whether a configured strategy uses a model's forecasts.
+    """Return whether the configured strategy uses a model's forecasts.
 
     Every run calls this first. Raises ``ConfigInvalid`` for a combination of settings that no run
     supports, and for a strategy that needs a model where none is configured.
     """
-    members = members_of(config).values()
-    uses = [uses_forecaster(member) for member in members or [config]]
-    traits = [traits_of(each) for each in (config, *members)]
-    if not any(uses):
-        traits[0] |= {Trait.WITHOUT_MODEL}
-    for each in traits:
-        reject_combination(each)
-    return any(uses)
+    uses, traits = _uses_forecaster(config), traits_of(config)
+    reject_combination(traits if uses else traits | {Trait.WITHOUT_MODEL})
+    return uses
 
 
-def uses_forecaster(config: Config) -> bool:
-    """Return whether the one strategy of *config* uses the model.
-
-    Raises ``ConfigInvalid`` if it needs a model and none is configured.
-    """
+def _uses_forecaster(config: Config) -> bool:
     name, has_model = config.strategy.name, config.model.is_given
     needs_model = MODEL_INPUTS.get(name) in (DataSource.BARS, DataSource.CLOSES)
     needs_model = needs_model or (":" in name and user_class(name).needs_forecast)
@@ -127,8 +115,6 @@ def make_strategies(config: Config, forecaster: Forecaster | None) -> dict[str, 
     The objects of a portfolio strategy are members of one object. A user's class is imported and
     constructed here; raises ``ConfigInvalid`` or ``StrategyFailed``.
     """
-    if config.strategies.named:
-        return dict(_net_strategies(config, forecaster))
     strategies = _strategies_of(config, forecaster)
     if any(strategy.books for strategy in strategies.values()) and not config.market.depth:
         raise ConfigInvalid(
@@ -138,29 +124,6 @@ def make_strategies(config: Config, forecaster: Forecaster | None) -> dict[str, 
     for strategy in strategies.values():
         strategy.shadows = tuple(dict.fromkeys((*strategy.shadows, *config.strategy.shadows)))
     return strategies
-
-
-def every_of(strategies: Strategies) -> list[Strategy]:
-    """Return all strategy objects; a ``NetStrategy`` is replaced by its members."""
-    every = list[Strategy]()
-    for strategy in strategies.values():
-        every += strategy.members.values() if isinstance(strategy, NetStrategy) else [strategy]
-    return every
-
-
-def _net_strategies(config: Config, forecaster: Forecaster | None) -> dict[str, NetStrategy]:
-    """Return for each symbol the strategy that nets all strategies of *config*."""
-    members = {
-        name: make_strategies(member, forecaster if uses_forecaster(member) else None)
-        for name, member in members_of(config).items()
-    }
-    shadows = next(iter(config.strategies.named.values())).shadows  # all members have the same
-    return {
-        symbol: NetStrategy(
-            {name: by_symbol[symbol] for name, by_symbol in members.items()}, shadows
-        )
-        for symbol in config.market.symbols
-    }
 
 
 def _strategies_of(config: Config, forecaster: Forecaster | None) -> dict[str, Strategy]:
@@ -457,10 +420,9 @@ def build_engine(
     instrument id, are those of shares, or months; bars are counted by them.
     """
     if strategies is None:
-        if not config.strategies.named:
-            horizon_index(config, forecaster)
+        horizon_index(config, forecaster)
         strategies = make_strategies(config, forecaster)
-    account, *members = engine_terms(
+    terms = engine_terms(
         config,
         instruments,
         execution=execution,
@@ -469,7 +431,7 @@ def build_engine(
         strategies=strategies,
         sessions=sessions,
     )
-    return Engine(instruments, account, members=members, reset=config.strategies.reset)
+    return Engine(instruments, terms)
 
 
 def engine_terms(
@@ -481,45 +443,12 @@ def engine_terms(
     forecaster: Forecaster | None,
     strategies: Strategies,
     sessions: Mapping[str, Sessions] = NO_SESSIONS,
-) -> list[MemberTerms]:
-    """Return the terms of the account, and then those of each of several strategies on it.
+) -> EngineTerms:
+    """Return the terms of an engine.
 
     A setting that the run cannot use (a latency where bars fill the orders) is left out, so
     terms are equal where a changed key has no effect.
     """
-    terms_of = partial(
-        _terms,
-        instruments=instruments,
-        execution=execution,
-        period_start_ms=period_start_ms,
-        calendars=calendars_of(sessions, config.market.interval_ms),
-    )
-    members, shares = [], shares_of(config)
-    for name, member_config in members_of(config).items():
-        by_symbol = {
-            symbol: net.members[name]
-            for symbol, net in strategies.items()
-            if isinstance(net, NetStrategy)
-        }
-        member_model = forecaster if uses_forecaster(member_config) else None
-        terms = terms_of(member_config, member_model, by_symbol)
-        members.append(terms._replace(name=name, share=shares[name]))
-    if members:
-        reject_limits(config, forecaster)  # its message names all strategies
-    return [terms_of(account_of(config), forecaster, strategies), *members]
-
-
-def _terms(
-    config: Config,
-    forecaster: Forecaster | None,
-    strategies: Strategies,
-    *,
-    instruments: Sequence[Instrument],
-    execution: FillModel,
-    period_start_ms: int,
-    calendars: Mapping[str, Calendar],
-) -> MemberTerms:
-    """Return the terms of an account, or of one of several strategies on it."""
     if (model := user_model(forecaster)) is not None:
         model.scale(instruments)
     reject_limits(config, forecaster)
@@ -532,6 +461,7 @@ def _terms(
             "risk.max_book_shortfall judges days, and a bar of market.interval "
             f"{INTERVAL_NAMES[config.market.interval_ms]} is longer; leave one of them out."
         )
+    calendars = calendars_of(sessions, config.market.interval_ms)
     terms = model_terms(config, by_id, forecaster, execution=execution)
     if risk_volatility.name in risk:
         for strategy in by_id.values():
@@ -578,7 +508,7 @@ def _terms(
         calendars=calendars,
     )
     sizers = {item.id: _sizer(config, item, terms) for item in instruments}
-    return MemberTerms("", 0, by_id, sizers, settings)
+    return EngineTerms(by_id, sizers, settings)
 
 
 def _delays(
@@ -661,7 +591,7 @@ def _coverage(
 
 def coverage_warnings(engine: Engine) -> tuple[str, ...]:
     """Return the warning of a run whose random_gate shadows use their card's coverage."""
-    shares = sorted({share for each in engine.shadows.values() for share in each.random_shares})
+    shares = sorted(set(engine.shadows.random_shares))
     if not shares:
         return ()
     text = " and ".join(percent(share) for share in shares)
@@ -670,7 +600,6 @@ def coverage_warnings(engine: Engine) -> tuple[str, ...]:
 
 def resolved(config: Config, execution: FillModel) -> Config:
     """Return *config* with the fill model *execution* and the windows of a trend filled in."""
-    config = each_changed(config, partial(resolved, execution=execution))
     section = config.execution.model_copy(update={"model": execution.value})
     strategy = config.strategy.model_copy(update={"trend_windows": config.strategy.windows})
     return config.model_copy(update={"execution": section, "strategy": strategy})
@@ -696,12 +625,12 @@ def warmup_bars(
     """
     of_range = RANGE_BARS + 1 if config.execution.spread_slippage else 0
     of_day = MeanRange.of_day(config.market.interval_ms).bars + 1 if config.exits.uses_atr else 0
-    every = every_of(strategies)
+    every = strategies.values()
     base_ms, frames = config.market.interval_ms, [frame_bars(strategy) for strategy in every]
     days, is_daily = book_days(config), base_ms == DAY_MS
     if days and not is_daily:
         frames.append({DAY_FRAME: days + 1})
     of_frames = [frames_reach(bars, base_ms, sessions) for bars in frames if makes_frames]
-    of_sizes = map(sizing_bars, members_of(config).values() or [config])
     of_book = days + 1 if is_daily else 0
-    return max(of_range, of_day, of_book, *of_sizes, *of_frames, *map(decision_bars, every))
+    of_size = sizing_bars(config)
+    return max(of_range, of_day, of_book, of_size, *of_frames, *map(decision_bars, every))

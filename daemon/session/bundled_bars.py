@@ -15,7 +15,6 @@ from typing import Final
 from tracepaper.daemon.config.loading import Config, custom_classes
 from tracepaper.daemon.session.build import (
     build_engine,
-    every_of,
     make_strategies,
     needs_forecaster,
     resolved,
@@ -53,7 +52,7 @@ def asked_over_bundled_bars(config: Config) -> str:
     if needs_forecaster(config):
         return "It was not tried on bundled bars: it needs a model's forecasts."
     strategies = make_strategies(config, None)
-    if any(strategy.books for strategy in every_of(strategies)):
+    if any(strategy.books for strategy in strategies.values()):
         return "It was not tried on bundled bars: it needs order books."
     wanted = max(2 * warmup_bars(strategies, config), BARS_LEAST)
     engine = build_engine(

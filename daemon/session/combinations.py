@@ -103,11 +103,9 @@ COMBINATIONS: Final = tuple(
 def traits_of(
     config: Config, card: Mapping[str, Any] | None = None, *, live: bool = False
 ) -> frozenset[Trait]:
-    """Return the traits of a run of *config*, and of the checkpoint of *card* if one is given.
-
-    With several strategies the traits of a strategy are left out: each has its own configuration.
-    """
+    """Return the traits of a run of *config*, and of the checkpoint of *card* if one is given."""
     market, account, model, costs = config.market, config.account, config.model, config.execution
+    chosen, mode = config.strategy, config.sizing.mode
     has = {
         Trait.LIVE: live,
         Trait.PAID_IN_FULL: market.category == Category.SPOT.value or market.asset == STOCK,
@@ -125,15 +123,11 @@ def traits_of(
         Trait.COMPUTED_OTHERWISE: model.backend != "auto"
         or model.device not in {"auto", "cpu"}
         or model.explanation != ExplanationSection(),
+        Trait.SIZED_TREND: chosen.name == TREND and chosen.trend_sized_by != "constant",
+        Trait.SIZED_BY_VOLATILITY: mode == "volatility",
+        Trait.SIZED_BY_STOP: mode == "risk",
+        Trait.NO_STOP: ":" not in chosen.name and not config.exits.has_stop,
     }
-    if not config.strategies.named:
-        chosen, mode = config.strategy, config.sizing.mode
-        has |= {
-            Trait.SIZED_TREND: chosen.name == TREND and chosen.trend_sized_by != "constant",
-            Trait.SIZED_BY_VOLATILITY: mode == "volatility",
-            Trait.SIZED_BY_STOP: mode == "risk",
-            Trait.NO_STOP: ":" not in chosen.name and not config.exits.has_stop,
-        }
     if card is not None:
         from tracepaper.strategies.forecasters.build import known_kind
 

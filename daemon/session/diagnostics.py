@@ -20,7 +20,6 @@ from typing import Final
 from msgspec import Struct
 
 from tracepaper.daemon.config.loading import Config
-from tracepaper.daemon.config.several import strategy_name
 from tracepaper.daemon.http.access import tokens_of
 from tracepaper.daemon.version import version
 from tracepaper.strategies.errors import ConfigInvalid, FeedLost, TracepaperError
@@ -113,7 +112,7 @@ def _sqlite() -> Finding:
 def _configuration(config: Config) -> Finding:
     market = config.market
     return Verdict.OK, (
-        f"{strategy_name(config)} on {', '.join(market.symbols)} ({market.category}, interval "
+        f"{config.strategy.name} on {', '.join(market.symbols)} ({market.category}, interval "
         f"{market.interval}), hash {config.sha256()[:12]}"
     )
 

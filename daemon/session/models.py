@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.sections import ExplanationSection
-from tracepaper.daemon.config.several import members_of, strategy_name
 from tracepaper.daemon.config.values import MODEL_INPUTS
 from tracepaper.daemon.session.combinations import reject_combination, traits_of
 from tracepaper.daemon.session.covariates import (
@@ -287,8 +286,7 @@ def _built(
 ) -> Forecaster:
     from tracepaper.strategies.forecasters.build import RunOptions, build, known_kind
 
-    for strategy_config in members_of(config).values() or [config]:
-        reject_other_strategy(strategy_config, checkpoint.card)
+    reject_other_strategy(config, checkpoint.card)
     schema = config.features.custom_schema
     card_schema = checkpoint.card["features"].get("schema_id")
     if schema not in (None, card_schema):
@@ -420,15 +418,14 @@ def reject_limits(config: Config, forecaster: Forecaster | None) -> None:
     }
     if config.gate.learned_regimes:
         required["gate.learned_regimes"] = learned_regime.needs
-    if not config.strategies.named:  # each of several strategies has its own sizes
-        mode, by_forecast = config.sizing.mode, config.sizing.volatility == "forecast"
-        required[f"sizing.mode '{mode}'"] = SIZED_BY.get(mode, frozenset())
-        if mode == "volatility" and by_forecast:
-            required["sizing.volatility 'forecast'"] = frozenset({"volatility"})
+    mode, by_forecast = config.sizing.mode, config.sizing.volatility == "forecast"
+    required[f"sizing.mode '{mode}'"] = SIZED_BY.get(mode, frozenset())
+    if mode == "volatility" and by_forecast:
+        required["sizing.volatility 'forecast'"] = frozenset({"volatility"})
     for key, needs in required.items():
         if missing := sorted(needs - measures):
             raise ConfigInvalid(
-                f"{key} needs {' and '.join(missing)} of the model, which {strategy_name(config)} "
+                f"{key} needs {' and '.join(missing)} of the model, which {config.strategy.name} "
                 "is not given; take a checkpoint that gives it, or change the key."
             )
 

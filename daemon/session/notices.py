@@ -13,7 +13,6 @@ from msgspec import Struct
 from tracepaper.daemon.broker.account import SIDES
 from tracepaper.daemon.broker.line import signed_quantity
 from tracepaper.daemon.config.notify import NoticeKind, NotifySection
-from tracepaper.daemon.engine.instrument_state import SET_ASIDE
 from tracepaper.strategies.gates.declared import deadline, late, risk_daily_loss, risk_drawdown
 from tracepaper.strategies.position_text import stored_position_text
 from tracepaper.strategies.types.decisions import Fill, OrderRole, Position, RunRow, Step
@@ -70,7 +69,6 @@ class Notices:
         self._start_ms = run.period_start_ms
         self._refused = ""  # the newest day and limit that only refuses
         self._late: set[str] = set()  # instruments whose newest decision was late
-        self._set_aside: set[str] = set()  # strategies whose failure was told
         self._is_lost = False
         self._held: dict[tuple[str, str | None], Position] = {}  # by instrument and hedge side
         self._refusals = _Period(time_of(section.refusals_every) or DAY_MS, 0)
@@ -153,11 +151,6 @@ class Notices:
         )
 
     def _bar(self, bar: Bar, step: Step) -> Iterator[Notice]:
-        for member in step.strategies:
-            reason, name = member.outcome.reason, member.strategy
-            if reason.startswith(SET_ASIDE) and name not in self._set_aside:
-                self._set_aside.add(name)
-                yield _notice("halt", step, command=f"strategy {name}", note=_shortened(reason))
         yield from self._lateness(bar, step)
         for period in (self._refusals, self._daily):
             period.add(bar, step)

@@ -16,7 +16,6 @@ from msgspec.structs import replace
 
 from tracepaper.daemon.broker.account import AccountState, posting_account
 from tracepaper.daemon.config.loading import Config, restore
-from tracepaper.daemon.config.several import strategy_name
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.restart import Restart
 from tracepaper.daemon.engine.state import EngineState, decode_state, resting_orders, sides_of
@@ -254,7 +253,7 @@ def _taken_over(reader: Reader, parent: RunRow, opening: Opening) -> EngineState
         settled=began_ms | state.settled,
         first_ms=_first_ms(reader, parent, began_ms, opening),
     )
-    strategy = strategy_name(opening.config), strategy_sha256(opening.config)
+    strategy = opening.config.strategy.name, strategy_sha256(opening.config)
     is_same = (parent.strategy, parent.strategy_sha256) == strategy
     return state if is_same else replace(state, declared={})
 
@@ -296,7 +295,7 @@ def engine_lookback(engine: Engine, context: int) -> RunLookback:
     """Return the lookback of *engine*, whose model needs *context* bars; 0 without a model."""
     return RunLookback(
         {key: max(market.lookback, context) for key, market in engine.markets.items()},
-        {key: books for key, of in engine.states.items() if (books := of.strategy.books)},
+        {key: books for key, of in engine.deciders.items() if (books := of.strategy.books)},
         context,
     )
 
@@ -367,7 +366,7 @@ def restore_at(engine: Engine, reader: Reader, run: RunRow, after: int) -> None:
         confirmed=reader.confirmations(run.run_id, until=after),
         since=reader.since_decided(run.run_id, until=after),
     )
-    if engine.counts:
+    if engine.shadows.counts:
         for step in reader.steps_since_state(run.run_id, until=after):
             engine.count(step)
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from tracepaper.daemon.config.loading import Config
-from tracepaper.daemon.config.several import members_of, strategy_name
 from tracepaper.daemon.config.values import MODEL_INPUTS, plain
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import (
@@ -124,7 +123,7 @@ def new_run(  # noqa: PLR0913 - the fields of a run
         interval_ms=config.market.interval_ms,
         config=config.canonical_json(),
         config_sha256=config.sha256(),
-        strategy=strategy_name(config),
+        strategy=config.strategy.name,
         gate_horizon=config.gate.horizon,
         strategy_sha256=strategy_sha256(config),
         warnings=(
@@ -201,16 +200,8 @@ def continues(run: RunRow, config: Config, forecaster: Forecaster | None) -> boo
 def strategy_sha256(config: Config) -> str:
     """Return the hash of a user's class, or of a strategy's checkpoint.
 
-    It is empty for built-in strategies without a checkpoint. With several strategies it is the hash
-    of all their hashes.
+    It is empty for built-in strategies without a checkpoint.
     """
-    if config.strategies.named:
-        ids = {
-            name: strategy_sha256(member_config)
-            for name, member_config in members_of(config).items()
-        }
-        text = json.dumps(ids, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest() if any(ids.values()) else ""
     name = config.strategy.name
     if MODEL_INPUTS.get(name) is DataSource.ORDER_BOOKS:
         return checkpoint_sha256(config)

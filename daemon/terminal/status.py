@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from rich.text import Text
 
-from tracepaper.daemon.engine.state import RESERVE, account_title, reserve_of
+from tracepaper.daemon.engine.state import account_title
 from tracepaper.daemon.http.monitor import counts_text
 from tracepaper.strategies.gates.gate import GATES, measured, unit_beside, verdict
 from tracepaper.strategies.types.decisions import Action
@@ -104,10 +104,9 @@ def parity_text(facts: Status) -> Text:
 def _accounts(status: Status) -> Text:
     account = status["account"]
     text = Text.assemble(("equity ", "dim"), (money_text(Decimal(account["equity"])), "bold"))
-    equity = {name: Decimal(held["equity"]) for name, held in status["shadows"].items()}
-    titled = {account_title(name): amount for name, amount in equity.items()}
-    if reserve := reserve_of(Decimal(account["equity"]), equity):
-        titled[RESERVE] = reserve
+    titled = {
+        account_title(name): Decimal(held["equity"]) for name, held in status["shadows"].items()
+    }
     if "margin_used" in account:
         titled["margin used"] = Decimal(account["margin_used"])
     titled["fees and funding"] = Decimal(account["fees_paid"]) + Decimal(account["funding_paid"])

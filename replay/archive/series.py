@@ -20,7 +20,7 @@ from tracepaper.replay.archive.tables import read_table
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.sessions import Calendar
 from tracepaper.strategies.types.market import Category, Instrument
-from tracepaper.strategies.units import HOUR_MS, MINUTE_MS, MONEY_DECIMALS, RATE_DECIMALS
+from tracepaper.strategies.units import HOUR_MS, MINUTE_MS, RATE_DECIMALS
 
 
 @dataclass(frozen=True)
@@ -98,12 +98,11 @@ FUNDING_MINUTES: Final = 480
 
 
 def archive_instrument(
-    candles: Candles, *, fractional: bool = False, currency: str = "USD", shared: bool = False
+    candles: Candles, *, fractional: bool = False, currency: str = "USD"
 ) -> Instrument:
     """Return the instrument under which *candles* are replayed.
 
-    *fractional* allows fractions of shares; *currency* is that of shares. In an account of several
-    strategies (*shared*) price times quantity must be exact in money.
+    *fractional* allows fractions of shares; *currency* is that of shares.
 
     The tick is the finer of the data's and the recorded one, since old candles may be finer than
     today's tick. The quantity step is the recorded one, at most 1. The instrument has no limits of
@@ -129,10 +128,8 @@ def archive_instrument(
         tick = min(tick, recorded_tick)
         step = min(Decimal(recorded["lotSizeFilter"]["qtyStep"]), Decimal(1))
         quantity_decimals = _decimals(step)
-    elif price_decimals + quantity_decimals > (
-        most := MONEY_DECIMALS if shared else NOTIONAL_DECIMALS
-    ):
-        quantity_decimals = max(most - price_decimals, 0)
+    elif price_decimals + quantity_decimals > NOTIONAL_DECIMALS:
+        quantity_decimals = max(NOTIONAL_DECIMALS - price_decimals, 0)
         step = Decimal(1).scaleb(-quantity_decimals)
     return Instrument(
         category=candles.category,

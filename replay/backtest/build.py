@@ -20,7 +20,6 @@ from tracepaper.daemon.config.loading import (
     load_with_origins,
 )
 from tracepaper.daemon.config.market import MarketSection
-from tracepaper.daemon.config.several import members_of, strategy_name, with_members
 from tracepaper.daemon.config.values import STOCK
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.history import DAY_FRAME
@@ -121,13 +120,6 @@ def fit_windows(config: Config, span_ms: int) -> tuple[Config, tuple[str, ...]]:
 
     Windows that the user set stay. Returns the configuration and a sentence for each change.
     """
-    if config.strategies.named:
-        fitted_by = {
-            name: fit_windows(member, span_ms) for name, member in members_of(config).items()
-        }
-        words = [word for _, sentences in fitted_by.values() for word in sentences]
-        members = {name: member for name, (member, _) in fitted_by.items()}
-        return with_members(config, members), tuple(dict.fromkeys(words))
     chosen = config.strategy
     if chosen.name != TREND or chosen.trend_windows is not None:
         return config, ()
@@ -248,7 +240,7 @@ def build(
     files = (*data.candles, *data.frames)
     read_as = [f"{Path(part.path).name}: {note}" for part in files for note in part.notes]
     data = _traded(data, config)
-    instruments = _instruments(data, config.market, shared=bool(config.strategies.named))
+    instruments = _instruments(data, config.market)
     for part in data.candles:
         (item,) = (item for item in instruments if item.symbol == part.symbol)
         reject_size(config, item)
@@ -337,21 +329,19 @@ def _frames_read(config: Config, strategies: Strategies, data: MarketData) -> di
         if INTERVAL_NAMES.get(part.interval_ms) not in wanted:
             raise ConfigInvalid(
                 f"{part.path} holds candles of {part.interval_ms // 60_000} minutes, and "
-                f"{strategy_name(config)} declares "
+                f"{config.strategy.name} declares "
                 f"{'frames ' + ', '.join(wanted) if wanted else 'no frames'}; leave it out, or add "
                 "the frame."
             )
     return {part.interval_ms: wanted[INTERVAL_NAMES[part.interval_ms]] for part in data.frames}
 
 
-def _instruments(
-    data: MarketData, market: MarketSection, *, shared: bool
-) -> tuple[Instrument, ...]:
+def _instruments(data: MarketData, market: MarketSection) -> tuple[Instrument, ...]:
     """Return one instrument per symbol, by name, with the finest decimals of its files."""
     by_id: dict[str, Instrument] = {}
     for part in (*data.candles, *data.frames):
         instrument = archive_instrument(
-            part, fractional=market.fractional, currency=market.currency, shared=shared
+            part, fractional=market.fractional, currency=market.currency
         )
         before = by_id.get(instrument.id, instrument)
         by_id[instrument.id] = msgspec.structs.replace(

@@ -12,15 +12,13 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from tracepaper.daemon.config.loading import Config, restore
-from tracepaper.daemon.config.several import members_of
-from tracepaper.daemon.engine.settings import MemberTerms
 from tracepaper.daemon.session.build import Strategies, engine_terms
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import FillModel, RunRow
 
 CHANGEABLE: Final = frozenset(
-    {"strategy", "strategies", "gate", "regime", "sizing", "exits", "execution", "risk", "account"}
+    {"strategy", "gate", "regime", "sizing", "exits", "execution", "risk", "account"}
 )
 """Sections that act on a run's inputs; others choose the inputs, or have no effect."""
 KeyPath = tuple[str, ...]
@@ -109,18 +107,11 @@ def engine_inputs(
         forecaster=forecaster,
         strategies=strategies,
     )
-    members = members_of(config).values()
-    chosen = [each.strategy.model_dump() for each in members or [config]]
     keys = config.execution
-    feed = keys.model, keys.filters
-    return chosen, feed, config.strategies.reset, [*map(_comparable, terms)]
-
-
-def _comparable(terms: MemberTerms) -> tuple[object, ...]:
-    """Return the values of *terms*, with gates and sizers as values that can be compared."""
     settings, model = terms.settings, terms.settings.model
     return (
-        *(terms.name, terms.share),
+        config.strategy.model_dump(),
+        (keys.model, keys.filters),
         replace(settings, broker=settings.broker.of_fills, model=replace(model, gates={})),
         {key: evaluator.gate_set for key, evaluator in model.gates.items()},
         {key: sizer.settings for key, sizer in terms.sizers.items()},

@@ -194,7 +194,7 @@ def _without_effect(
         return ()
     execution = FillModel(replay.config.execution.model)
     strategies = {
-        item.symbol: replay.engine.states[item.id].strategy for item in replay.instruments
+        item.symbol: replay.engine.deciders[item.id].strategy for item in replay.instruments
     }
     return keys_without_effect(
         before,
@@ -314,7 +314,7 @@ def resumed_replay(
     seen_ms = {
         key: open_ms
         + market.interval_ms
-        - max(engine.states[key].strategy.books, of_model) * market.depth_every_ms
+        - max(engine.deciders[key].strategy.books, of_model) * market.depth_every_ms
         for key, open_ms in resumed.last_open_ms.items()
     }
     predictions = predictor_over(replay)

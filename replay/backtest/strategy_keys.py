@@ -1,15 +1,14 @@
-"""Converts the strategies of a Python call to configuration keys."""
+"""Converts the strategy of a Python call to configuration keys."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from typing import Any, Final
 
 from tracepaper.daemon.config.loading import Given, load
 from tracepaper.daemon.config.values import MODEL_INPUTS
-from tracepaper.daemon.session.user_class import is_importable, known_class
+from tracepaper.daemon.session.user_class import is_importable
 from tracepaper.daemon.session.user_code import has_source
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.errors import ConfigInvalid, shown
@@ -50,35 +49,6 @@ def strategy_keys(name: str, params: Mapping[str, Any] | None, config: Given) ->
     if configured.name == name:
         options = {**configured.options, **options}
     return {"name": name, "options": options}
-
-
-def named_strategies(
-    strategies: Mapping[str, Mapping[str, Any]], stack: ExitStack
-) -> tuple[dict[str, Any], tuple[type, ...]]:
-    """Return *strategies* as the section ``[strategies]``, and the classes in it.
-
-    A ``name`` may be a class; its name resolves to it until *stack* closes.
-    """
-    if not isinstance(strategies, Mapping) or not all(
-        isinstance(keys, Mapping) for label, keys in strategies.items() if label != "reset"
-    ):
-        raise ConfigInvalid(
-            f"strategies is {shown(strategies)}; give the keys of each [strategies.NAME], such as "
-            '{"calm": {"share": "0.5", "name": "trend"}, "quick": {"share": "0.5", "name": Own}}.'
-        )
-    section: dict[str, Any] = {}
-    classes = []
-    for label, keys in strategies.items():
-        if label == "reset":
-            section[label] = keys
-            continue
-        name = keys.get("name")
-        if isinstance(name, type):
-            classes.append(name)
-            name = stack.enter_context(known_class(name))
-        settings = dict(keys) if name is None else {**keys, "name": name}
-        section[label] = plain_values(settings, f"strategies[{label!r}]")
-    return section, tuple(dict.fromkeys(classes))
 
 
 def plain_values(value: dict[str, Any], argument: str) -> dict[str, Any]:

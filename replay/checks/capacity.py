@@ -17,7 +17,6 @@ import numpy as np
 
 from tracepaper.daemon.config.loading import Config, Sections, restore
 from tracepaper.daemon.config.sections import MODES_OF, is_read
-from tracepaper.daemon.config.several import members_of
 from tracepaper.daemon.config.values import CASH_MAX
 from tracepaper.replay.checks.fragility import Days, Each, Left, Rerun, one_by_one
 from tracepaper.replay.document.charts import (
@@ -103,15 +102,13 @@ def sized(config: Config, size: int, impact_bp: Decimal) -> Sections:
     if size <= 1:
         return {"execution": rule}
     tables: Mapping[str, Any] = config.settings()
-    members = members_of(config).values()
-    modes = {config.sizing.mode, *(each.sizing.mode for each in members)}
+    mode = config.sizing.mode
     changes: dict[str, dict[str, Any]] = {
-        section: multiplied(tables[section], [key for key in keys if is_read(MODES_OF, key, modes)])
+        section: multiplied(
+            tables[section], [key for key in keys if is_read(MODES_OF, key, {mode})]
+        )
         for section, keys in SCALED.items()
     }
-    for name in config.strategies.named:
-        sizing = multiplied(tables["strategies"][name].get("sizing", {}), SCALED["sizing"])
-        changes.setdefault("strategies", {})[name] = {"sizing": sizing}
     return changes | {"execution": rule}
 
 

@@ -17,7 +17,6 @@ from typing import Final
 from msgspec.structs import replace
 
 from tracepaper.daemon.config.loading import DECIDES, NOTHING, Config, Sections, restore
-from tracepaper.daemon.config.several import strategy_name
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import (
     build_engine,
@@ -148,7 +147,7 @@ def changed_run(
         run if from_ms is None else _starting(reader, stored, from_ms),
         config=config.canonical_json(),
         config_sha256=config.sha256(),
-        strategy=strategy_name(config),
+        strategy=config.strategy.name,
         strategy_sha256=strategy_sha256(config),
         gate_horizon=config.gate.horizon,
     )

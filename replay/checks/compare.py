@@ -29,7 +29,14 @@ from tracepaper.storage.database.chunks import StoredRun, interned
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.trade_rows import trades_until
 from tracepaper.storage.record.columns import ANSWER_GATES, TABLES, measure_name, stored_columns
-from tracepaper.storage.record.decode import OUTCOME, SHADOW_STEP, STEP, StepDecoder, StoredRows
+from tracepaper.storage.record.decode import (
+    HOLDING,
+    OUTCOME,
+    SHADOW_STEP,
+    STEP,
+    StepDecoder,
+    StoredRows,
+)
 from tracepaper.storage.record.encode import StepEncoder
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.gates.gate import GATES
@@ -210,7 +217,7 @@ Unequal = tuple[str, object, object]
 _NAMES: Final = {
     table: tuple(f"{table}.{column}" for column in stored_columns(table)) for table in TABLES
 }
-_ROW_REFERENCES: Final = {SHADOW_STEP.sequence, SHADOW_STEP.outcome, SHADOW_STEP.holding}
+_ROW_REFERENCES: Final = {SHADOW_STEP.sequence, SHADOW_STEP.holding}
 _STEP_TABLES: Final = (
     "events",
     "states",
@@ -293,36 +300,46 @@ class RowCheck:
         yield from _rows("shadow_steps", shadows, sparse["shadow_steps"], _ROW_REFERENCES)
         if core[STEP.shadows] != sequence and "shadow_steps" in rows.sparse:
             yield "shadow_steps.sequence", sequence, None
-        outcomes, holdings = {0: core[STEP.outcome]}, {0: core[STEP.holding]}
-        for shadow in shadows:
-            outcomes[shadow[SHADOW_STEP.book]] = shadow[SHADOW_STEP.outcome]
-            holdings[shadow[SHADOW_STEP.book]] = shadow[SHADOW_STEP.holding]
-        for table, named in (("outcomes", outcomes), ("holdings", holdings)):
-            yield from self._shared(table, sequence, named, rows, sparse[table])
+        yield from self._outcome(core[STEP.outcome], sequence, rows, sparse["outcomes"])
+        holdings = {shadow[SHADOW_STEP.book]: shadow[SHADOW_STEP.holding] for shadow in shadows}
+        holdings[0] = core[STEP.holding]
+        yield from self._holdings(holdings, sequence, rows, sparse["holdings"])
 
-    def _shared(
+    def _outcome(
+        self, at: int | None, sequence: int, rows: StoredRows, derived: Sequence[Sequence[Any]]
+    ) -> Iterator[Unequal]:
+        """Compare the outcome that step *sequence* refers to by *at*; its own must be in use."""
+        if (at is None) != (not derived):
+            yield "outcomes.sequence", at, derived[0] if derived else None
+        elif at is not None:
+            self._check_place("outcomes", at, sequence)
+            row = self._interned.outcome(at)
+            yield from _row("outcomes", row, derived[0], {OUTCOME.sequence})
+        if at != sequence and "outcomes" in rows.sparse:
+            yield "outcomes.sequence", sequence, None
+
+    def _holdings(
         self,
-        table: str,
+        named: Mapping[int, int],
         sequence: int,
-        named: Mapping[int, int | None],
         rows: StoredRows,
         derived: Sequence[Sequence[Any]],
     ) -> Iterator[Unequal]:
-        """Compare the rows of *table* that the books refer to, and check that each row is in use.
+        """Compare the holdings of each book, and check that each row of the step is in use.
 
         *named* maps each book to the sequence of the step that holds its row.
         """
-        derived_rows = {row[OUTCOME.book]: row for row in derived}
+        derived_rows = {row[HOLDING.book]: row for row in derived}
         for book, at in named.items():
-            if (at is None) != (book not in derived_rows):
-                yield f"{table}.sequence", at, derived_rows.get(book)
-            elif at is not None:
-                self._check_place(table, at, sequence)
-                row = self._interned.row(table, at, book)
-                yield from _row(table, row, derived_rows[book], {OUTCOME.sequence})
-        for row in rows.sparse.get(table, ()):
-            if named.get(row[OUTCOME.book]) != sequence:
-                yield f"{table}.sequence", row[OUTCOME.sequence], None
+            if book not in derived_rows:
+                yield "holdings.sequence", at, None
+                continue
+            self._check_place("holdings", at, sequence)
+            row = self._interned.holding(at, book)
+            yield from _row("holdings", row, derived_rows[book], {HOLDING.sequence})
+        for row in rows.sparse.get("holdings", ()):
+            if named.get(row[HOLDING.book]) != sequence:
+                yield "holdings.sequence", row[HOLDING.sequence], None
 
     @staticmethod
     def _check_place(table: str, named: int | None, sequence: int) -> None:

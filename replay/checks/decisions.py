@@ -45,8 +45,6 @@ What lies beyond notes depends on the account.
 Decided = dict[tuple[int, str], Any]
 """The values of one decision by depth and name."""
 
-_STRATEGIES: Final = (EVERYTHING, "strategies")
-"""The names of several strategies on one account that it has not set aside."""
 _THREADS: Final = {"OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"}
 """Variables that stay: another number of threads would round sums differently."""
 
@@ -78,7 +76,7 @@ class DerivedRun:
                     key = step.event.instrument
                     if step.decision is not None:
                         self.decisions[step.event.open_time_ms, key] = _decided(step, engine, key)
-                        if (signal := engine.states[key].signal) is not None:
+                        if (signal := engine.deciders[key].signal) is not None:
                             action = signal.action if isinstance(signal, Signal) else Action.ORDERS
                             counts.add(action, None, signal.reason, None)
         except TracepaperError as error:
@@ -90,22 +88,16 @@ def _decided(step: Step, engine: Engine, key: str) -> Decided:
     """Return the values of the decision of *step* on instrument *key*."""
     decision = step.decision
     assert decision is not None
-    signals = {"": (engine.states[key].signal, decision.note)}
-    if engine.members:  # their net target depends on what they hold, so it is no signal
-        signals = {
-            f"{member.name} ": (member.states[key].signal, share.note)
-            for member, share in zip(engine.members, step.strategies, strict=True)
-            if member.failed or not member.is_empty
-        }
-    values: Decided = {_STRATEGIES: " ".join(signals)}
-    values |= {(EVERYTHING, f"column {name}"): value for name, value in engine.columns_of(key)}
-    for owner, (signal, note) in signals.items():
-        asked: object = signal.requests if isinstance(signal, Orders) else None
-        if isinstance(signal, Signal):
-            asked, values[NOTE, f"{owner}strength"] = signal.action.value, signal.strength
-        values[NOTE, f"{owner}signal"] = str(asked)
-        values |= {(NOTE, f"{owner}note {name}"): value for name, value in (note or {}).items()}
-        values[EVERYTHING, f"{owner}terms of the signal"] = repr(signal)
+    signal = engine.deciders[key].signal
+    values: Decided = {
+        (EVERYTHING, f"column {name}"): value for name, value in engine.columns_of(key)
+    }
+    asked: object = signal.requests if isinstance(signal, Orders) else None
+    if isinstance(signal, Signal):
+        asked, values[NOTE, "strength"] = signal.action.value, signal.strength
+    values[NOTE, "signal"] = str(asked)
+    values |= {(NOTE, f"note {name}"): value for name, value in (decision.note or {}).items()}
+    values[EVERYTHING, "terms of the signal"] = repr(signal)
     if isinstance(step.prediction, Forecast):
         values[NOTE, "forecast"] = step.prediction
     for name in ("action", "target_quantity", "reason", "refused_by", "regime"):
@@ -130,8 +122,7 @@ def first_difference(
     """Return the first difference of two runs, and how many decisions were compared.
 
     Bars open from *from_ms* until *until_ms*, both included. Only the instrument *only* is
-    compared, if given. Below ``EVERYTHING`` forecasts and numbers agree
-    within 1e-4, and bars are skipped at which only one run had set a strategy aside.
+    compared, if given. Below ``EVERYTHING`` forecasts and numbers agree within 1e-4.
     """
     compared = 0
     for (open_ms, key), first in sorted(base.decisions.items(), key=lambda item: item[0]):
@@ -142,8 +133,6 @@ def first_difference(
         if second is None:
             why = "missing" if other.error is None else f"refused: {other.error}"
             return Difference(key, open_ms, "decision", "made", why), compared
-        if depth < EVERYTHING and first[_STRATEGIES] != second[_STRATEGIES]:
-            continue
         for name in dict.fromkeys((*first, *second)):
             values = first.get(name, "absent"), second.get(name, "absent")
             if name[0] <= depth and not _agree(*values, is_exact=depth == EVERYTHING):
@@ -189,7 +178,7 @@ def send_run(
         engine, predictions = replay.engine, predictor_over(replay, in_blocks=not one_by_one)
         # Bars of higher timeframes from files need none of the instrument's own bars.
         run.warmup = max(
-            decision_bars(engine.states[key].strategy) if data.frames else market.reach
+            decision_bars(engine.deciders[key].strategy) if data.frames else market.reach
             for key, market in engine.markets.items()
         )
         run.is_portfolio = engine.is_portfolio
@@ -237,9 +226,9 @@ def send_resumed(connection: Connection, data: MarketData, content: bytes) -> No
 
 def _files(config: Config) -> tuple[list[str], list[str]]:
     """Return the paths that the user's classes in *config* declare, and those of [model] files."""
-    names = [strategy.name for strategy in config.strategies.named.values()]
-    codes = [user_class(name) for name in names or [config.strategy.name] if ":" in name]
-    declared, of_model = [path for code in codes for path in declared_files(code).values()], []
+    declared, of_model = list[str | Path](), list[str | Path]()
+    if ":" in (name := config.strategy.name):
+        declared += declared_files(user_class(name)).values()
     if config.model.custom_class:
         model = model_class(config.model.custom_class)
         of_model = [*model_files(config, model).values()]

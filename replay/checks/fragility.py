@@ -244,8 +244,6 @@ def changes_of(config: Config) -> Iterator[Change]:
         }
     if doubled:
         yield Change("execution", DEAR, {"execution": doubled})
-    if config.strategies.named:
-        return  # each has parameters of its own, which whatif changes by name
     tables, interval_ms = config.settings(), config.market.interval_ms
     name, gate = config.strategy.name, type(config.gate)()
     numbers: list[tuple[str, str, Mapping[str, Any]]] = [

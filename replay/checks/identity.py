@@ -45,7 +45,6 @@ class DecisionIdentity(NamedTuple):
     forecast: object
     verdict: GateOutcome
     orders: tuple[object, ...]  # the orders that a decision by list created
-    strategies: tuple[tuple[str, GateOutcome], ...]  # where several share the account
 
 
 def decision_identity(step: Step, instrument: Instrument) -> DecisionIdentity:
@@ -66,18 +65,6 @@ def decision_identity(step: Step, instrument: Instrument) -> DecisionIdentity:
         _forecast(step.prediction),
         _verdict(outcome, target, measures, quantity),
         () if target is not None else _created_orders(step, instrument),
-        tuple(
-            [
-                # A measure that a strategy lacks is the account's.
-                (
-                    each.strategy,
-                    _verdict(
-                        each.outcome, each.target_quantity, measures | dict(each.measures), quantity
-                    ),
-                )
-                for each in step.strategies
-            ]
-        ),
     )
 
 
@@ -140,7 +127,6 @@ def _created_orders(step: Step, instrument: Instrument) -> tuple[object, ...]:
                     for at in (order.price, order.trigger)
                 ),
                 order.post_only, order.reduce_only, order.until_ms, order.tag, order.position_side,
-                order.owner,
             )
             for order in step.orders
             if order.order_id.startswith(prefix)

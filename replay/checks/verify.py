@@ -15,7 +15,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from tracepaper.daemon.config.several import members_of, strategy_name
 from tracepaper.daemon.engine.state import decode_state
 from tracepaper.daemon.session.loop import gathered, steps_of
 from tracepaper.daemon.session.resume import check_state
@@ -165,10 +164,7 @@ def verify_run(  # noqa: PLR0913 - the options of verify
             verification, checks.of_run(), at_ms=verification.from_ms or 0, sequence=beginning.after
         )
     derived_steps = _derived(verification, recorded, predictor, events, checks, first_compared)
-    members = members_of(recorded.config).values() or (recorded.config,)
-    computes = recorded.forecaster is not None or any(
-        member.strategy.name not in EXACT for member in members
-    )
+    computes = recorded.forecaster is not None or recorded.config.strategy.name not in EXACT
     for derived, stored_step in zip(derived_steps, rows, strict=True):
         if isinstance(derived.event, ModelChange):
             is_cut = bool(recorded.beginning and not derived.event.warm_from)
@@ -252,7 +248,7 @@ def _judge_run(
     due: dict[str, object] = {
         "config": config.canonical_json(),
         "config_sha256": config.sha256(),
-        "strategy": strategy_name(config),
+        "strategy": config.strategy.name,
         "interval_ms": config.market.interval_ms,
         "gate_horizon": config.gate.horizon,
         "sees_account": recorded.engine.sees_account,

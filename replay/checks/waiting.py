@@ -42,17 +42,17 @@ def waiting_of(
     engine, before = changed.engine, changed.recorded
     if changed.first_ms or not engine.may_wait:
         return None
-    (state,), (recorded,) = (each.states.values() for each in (engine, before))
-    gates, recorded_gates = (each.evaluator.gate_set for each in (state, recorded))
+    (decider,), (recorded,) = (each.deciders.values() for each in (engine, before))
+    gates, recorded_gates = (each.evaluator.gate_set for each in (decider, recorded))
     if (
         columns.gate_sets != (recorded_gates,)
         or not set(gates.gates) <= set(recorded_gates.gates)
-        or state.measured_by != recorded.measured_by
+        or decider.measured_by != recorded.measured_by
     ):
         return None
     # Known only of these two; a user's class that extends one is behind a wrapper.
-    is_hourly = isinstance(state.strategy, TrendStrategy) and bool(state.strategy.frames)
-    if not is_hourly and not isinstance(state.strategy, AttentionStrategy):
+    is_hourly = isinstance(decider.strategy, TrendStrategy) and bool(decider.strategy.frames)
+    if not is_hourly and not isinstance(decider.strategy, AttentionStrategy):
         return None
     sequences, outcomes = rows["sequence"], rows["outcome"]
     passed = _passed(columns, sequences, outcomes, gates, recorded_gates)
@@ -145,8 +145,8 @@ class _Waiting:
         row, gates = first + place, self.gates
         stored = self.columns.decision(int(self.sequences[row]))
         passed = int(self.passed[row])
-        (state,) = self.changed.engine.states.values()
-        refused = state.evaluator.first_failed(passed)
+        (decider,) = self.changed.engine.deciders.values()
+        refused = decider.evaluator.first_failed(passed)
         reason = NO_HOUR_CLOSED.reason if refused is None else refusal(refused)
         outcome = replace(
             stored.outcome,

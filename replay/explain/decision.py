@@ -10,7 +10,6 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,6 @@ class StoredDecision:
     buckets: tuple[Row, ...]  # of ``v_explanations``, newest first; none without an attribution
     notes: tuple[Row, ...] = ()  # of ``v_notes``, as the strategy wrote them
     orders: tuple[Row, ...] = ()  # of ``v_orders``: those that its list sent or canceled
-    strategies: tuple[Row, ...] = ()  # of ``v_strategy_decisions``: the netted ones, by name
     liquidations: tuple[Liquidation, ...] = ()  # since the previous decision, with this bar's
     halted_by: Command | None = None  # the operator's command that refused it
     card: Mapping[str, Any] = field(default_factory=dict)
@@ -153,10 +151,10 @@ class StoredDecision:
         if self._asks is DataSource.ORDER_BOOKS:
             return self._order_book_attention
         if not self.run["model_id"]:
-            clause = f"The strategy {self.run['strategy']} uses no model"
-            if self.strategies:
-                clause = "None of the strategies asks a model"
-            return f"{clause}, so there is no attention to show."
+            return (
+                f"The strategy {self.run['strategy']} uses no model, so there is no attention to "
+                "show."
+            )
         if (deadline := self.decision["late_deadline_ms"]) is not None:
             return (
                 f"The model did not answer within its {deadline:,} ms, so nothing was attributed."
@@ -276,9 +274,6 @@ def stored_decision(reader: Reader, columns: RunColumns, sequence: int) -> Store
         is_cold = decisions[0]["refused_by"] == warm.name and run["ended_ms"] is None
         is_halted = decisions[0]["refused_by"] == operator.name
         held = [row for row in views.rows("v_positions", sequence=sequence) if row["quantity"]]
-        netted = (
-            views.rows("v_strategy_decisions", sequence=sequence) if "strategies" in config else ()
-        )
         return StoredDecision(
             run,
             decisions[0],
@@ -286,7 +281,6 @@ def stored_decision(reader: Reader, columns: RunColumns, sequence: int) -> Store
             buckets,
             tuple(views.rows("v_notes", sequence=sequence)),
             orders,
-            tuple(sorted(netted, key=itemgetter("strategy"))),
             liquidations_of(reader, views, decisions[0], config),
             reader.newest_of(run_id, Command, until=sequence) if is_halted else None,
             views.card(model),
@@ -294,15 +288,6 @@ def stored_decision(reader: Reader, columns: RunColumns, sequence: int) -> Store
             warm_at_ms(reader, run_id, decisions[0]["instrument"]) if is_cold else None,
             positions_text(columns, held, orders_after(reader, run_id, sequence) if held else []),
         )
-
-
-def gates_text(row: Row) -> str:
-    """Return how the gates judged one of several strategies, and why its target was not ordered."""
-    text = "all passed"
-    if (gate := row["refused_by"]) is not None:
-        measure, threshold, _ = json.loads(row["gates"])[gate]
-        text = f"{gate}: {measured(gate, measure)} of {measured(gate, threshold)}"
-    return text if (unfilled := row["unfilled_reason"]) is None else f"{text}; {unfilled}"
 
 
 def verdict_of(decision: Mapping[str, Any]) -> tuple[str, str]:

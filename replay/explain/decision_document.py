@@ -33,7 +33,6 @@ from tracepaper.replay.explain.decision import (
     NearestChange,
     StoredDecision,
     counterfactuals_of,
-    gates_text,
     missed_text,
     stored_decision,
     verdict_of,
@@ -323,19 +322,7 @@ def _reasons(stored: StoredDecision, close_ms: int, held: PositionText, base: st
         parts.append(f"{capital(row['reason'][:_REASON_MAX]).rstrip('.')}.")
     if row["unfilled_reason"] and not noted:
         parts.append(f"The target was not ordered in full: {row['unfilled_reason'].rstrip('.')}.")
-    parts += [_strategy_text(strategy, base) for strategy in stored.strategies]
     return " ".join(part for part in parts if part)
-
-
-def _strategy_text(strategy: Row, base: str) -> str:
-    """Return the part of the position that one of several strategies wants, and that it holds."""
-    wants, holds = (
-        _signed(without_zeros(strategy[f"{name}_text"]), base) if strategy[name] else "nothing"
-        for name in ("target_quantity", "quantity")
-    )
-    text = f"wants and holds {wants}" if wants == holds else f"wants {wants} and holds {holds}"
-    reason = strategy["reason"].rstrip(".")
-    return f"{strategy['strategy']} {text}: {reason} ({gates_text(strategy)})."
 
 
 def _flip(

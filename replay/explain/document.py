@@ -139,12 +139,10 @@ def document(
             row["name"]: row["number"] if row["text"] is None else row["text"]
             for row in stored.notes
         },
-        "strategies": stored.strategies,
         "liquidations": [
             {
                 "said": liquidation.sentence,
                 "fills": liquidation.fills,
-                "parts": liquidation.parts,
                 "canceled": liquidation.canceled,
                 "cost": liquidation.cost,
                 "fee": liquidation.fee,

@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tracepaper.daemon.broker.account import SIDES
 from tracepaper.daemon.broker.margin import CALLED
-from tracepaper.daemon.engine.state import SHADOWS
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_rows import RunRows
 from tracepaper.storage.database.run_views import Row, RunViews
@@ -25,7 +23,6 @@ class Liquidation:
     """The liquidation of one position, or with cross margin of the account, at one price."""
 
     fills: tuple[Row, ...]  # of ``v_fills``; empty if canceled orders were enough
-    parts: tuple[Row, ...]  # of ``v_shadow_fills``: each strategy's part of the fills
     canceled: int  # resting orders that the margin call canceled
     realized: float  # profit of the closed positions, negative for a loss
     fee: float
@@ -65,13 +62,10 @@ class Liquidation:
     def _closed(self, fill: Row) -> str:
         side = "long" if fill["side"] == Side.SELL else "short"
         symbol = fill["instrument"].partition(":")[2]
-        text = (
+        return (
             f"{side} {fill['quantity_text']} {symbol}, triggered at {fill['reference_price_text']} "
             f"and closed at {fill['price_text']}"
         )
-        parts = [row for row in self.parts if row["order_id"] == fill["order_id"]]
-        shares = ", ".join(f"{row['shadow']} {row['quantity_text']}" for row in parts)
-        return f"{text} (of {shares})" if parts else text
 
 
 def capital(words: str) -> str:
@@ -102,9 +96,7 @@ def liquidations_of(
     if not steps:
         return ()
     is_cross = margin != "isolated"
-    model = FillModel.LIQUIDATION.value
-    fills = views.rows("v_fills", sequence=steps, model=model)
-    parts = views.rows("v_shadow_fills", sequence=steps, model=model)
+    fills = views.rows("v_fills", sequence=steps, model=FillModel.LIQUIDATION.value)
     money = views.rows("v_ledger", sequence=steps, kind=(_REALIZED, _FEE))
     canceled = Counter(row["sequence"] for row in views.rows("v_orders", reason=CALLED))
     liquidations = []
@@ -114,12 +106,10 @@ def liquidations_of(
             filled = [fill for fill in filled if fill["instrument"] == decision["instrument"]]
         for group in [filled] if is_cross else [[fill] for fill in filled]:
             ids = {fill["order_id"] for fill in group}
-            of_group = [row for row in parts if row["order_id"] in ids]
             lost = [row for row in money if row["order_id"] in ids]
             liquidations.append(
                 Liquidation(
                     tuple(group),
-                    tuple(row for row in of_group if row["shadow"] not in (*SHADOWS, *SIDES)),
                     canceled[sequence],
                     realized=_sum_of(lost, _REALIZED),
                     fee=-_sum_of(lost, _FEE),

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from decimal import Decimal
 from typing import Final
 
 import numpy as np
 from msgspec.structs import replace
 
-from tracepaper.daemon.engine.state import RESERVE, reserve_of
 from tracepaper.replay.checks.what_if import compare_recorded, what_if_document
 from tracepaper.replay.document.charts import FULL_HOLD_LINE, RUN_LINE, LineLayer, rounded
 from tracepaper.replay.document.values import (
-    Figure,
     Paragraph,
     Part,
     TitledParts,
@@ -34,10 +31,7 @@ POINTS: Final = 1_500
 ACCOUNTS: Final = (
     of_field("account", "account", "text", "title"),
     of_field("equity", "equity", "money"),
-    Figure[answers.AccountFigures](
-        "return", "return", "gain percent",
-        lambda account: None if account.name == RESERVE else account.total_return,
-    ),
+    of_field("return", "return", "gain percent", "total_return"),
     of_field("realized_pnl", "realized", "gain", "realized"),
     of_field("unrealized_pnl", "unrealized", "gain", "unrealized"),
     of_field("fees_paid", "fees", "money", "fees"),
@@ -66,9 +60,8 @@ def account(shown: OpenRun, limit: int = ROWS) -> TitledParts:
 
 def _account(shown: OpenRun, limit: int) -> Iterator[Part]:
     figures = runs.accounts(shown)
-    rows = [*figures, *_reserve(figures)]
     sources = "; ".join(f"{each.title}: {each.source}" for each in figures) + "."
-    yield table("accounts", "", ACCOUNTS, rows, notes=(sources,) if figures else ())
+    yield table("accounts", "", ACCOUNTS, figures, notes=(sources,) if figures else ())
     yield from _curves(shown, figures)
     yield Paragraph("Positions", "heading")
     if held := [position for position in runs.holdings(shown) if position.side != "FLAT"]:
@@ -84,14 +77,6 @@ def _account(shown: OpenRun, limit: int) -> Iterator[Part]:
             yield listed
     if empty := [name for name, listed in lists.items() if not listed.rows]:
         yield Paragraph(f"Nothing is recorded for {', '.join(empty)}.", "note")
-
-
-def _reserve(figures: list[answers.AccountFigures]) -> Iterator[answers.AccountFigures]:
-    """Yield the money that no strategy has a share of, where there is some."""
-    equities = {of.name: Decimal(of.equity) for of in figures}
-    left = reserve_of(equities.pop(OWN, Decimal(0)), equities)
-    if round(left, 2):
-        yield answers.AccountFigures(RESERVE, RESERVE, "", 0.0, float(left), 0.0)
 
 
 def _curves(shown: OpenRun, figures: list[answers.AccountFigures]) -> Iterator[Part]:

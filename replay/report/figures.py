@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from decimal import Decimal
 from typing import Final
 
 import numpy as np
 
-from tracepaper.daemon.engine.state import HELD, reserve_of
+from tracepaper.daemon.engine.state import HELD
 from tracepaper.replay.document.values import (
     Figure,
     Form,
@@ -214,7 +213,7 @@ def tables(report: Report) -> dict[str, Table]:
 @declared
 def _performance(report: Report) -> Iterator[Table]:
     """Yield the tables of the accounts: results, comparison with chance, costs and funding."""
-    notes = _annual(report) + _reserve(report)
+    notes = _annual(report)
     yield table(
         "accounts",
         "Accounts",
@@ -352,16 +351,6 @@ _MAKERS_NOTE: Final = (
     "Positive where the price went on for who had waited. Below zero after one bar is adverse "
     "selection: orders were filled because the market was about to go through them."
 )
-
-
-def _reserve(report: Report) -> tuple[str, ...]:
-    """Return a note on the reserve, if the shares of the strategies leave one."""
-    ends = {account.name: Decimal(account.end) for account in report.accounts}
-    equity = ends[report.record.account.name]
-    reserve = reserve_of(equity, {each.name: ends[each.name] for each in report.record.shadows})
-    if round(reserve, 2) == 0:
-        return ()
-    return (f"The reserve, of which no strategy has a share, is {reserve:,.2f} in cash.",)
 
 
 def _annual(report: Report) -> tuple[str, ...]:

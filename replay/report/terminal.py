@@ -7,7 +7,6 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from rich.console import Console
 
-from tracepaper.daemon.engine.state import RESERVE, account_title, reserve_of
+from tracepaper.daemon.engine.state import account_title
 from tracepaper.replay.document.terminal import SIDE_BY_SIDE, head, show
 from tracepaper.replay.document.values import (
     Figure,
@@ -281,19 +280,13 @@ def _with_held(views: RunViews, fills: Sequence[Row]) -> Iterator[Row]:
 
 
 def _accounts(views: RunViews) -> Iterator[Row]:
-    """Yield the newest equity of the run's account, of each shadow account and of the reserve."""
-    equity, parts = Decimal(0), {}
-    for equity_row in views.rows("v_equity", newest=1):
-        equity = Decimal(equity_row["equity_text"])
-        yield {"account": "this run", "fills": views.count("v_fills"), **equity_row}
+    """Yield the newest equity of the run's account and of each shadow account."""
+    for row in views.rows("v_equity", newest=1):
+        yield {"account": "this run", "fills": views.count("v_fills"), **row}
     for name, _ in sorted(views.counts("v_shadow_equity", "shadow")):
         (row,) = views.rows("v_shadow_equity", newest=1, shadow=name)
-        parts[name] = Decimal(row["equity_text"])
         fills = views.count("v_shadow_fills", shadow=name)
         yield {"account": account_title(name), "fills": fills, **row}
-    if reserve := reserve_of(equity, parts):
-        nothing = dict.fromkeys((figure.key for figure in ACCOUNTS), 0)
-        yield nothing | {"account": RESERVE, "equity": float(reserve)}
 
 
 # ---------------------------------------------------------------- for a terminal

@@ -12,7 +12,6 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from tracepaper.daemon.config.notify import NoticeKind
-from tracepaper.daemon.engine.instrument_state import SET_ASIDE
 from tracepaper.daemon.session.notices import Notices
 from tracepaper.replay.report.record import RunRecord
 from tracepaper.storage.database.reader import Reader
@@ -74,23 +73,12 @@ def _sequences(reader: Reader, record: RunRecord) -> list[int]:
     views, decisions = RunViews(reader.connection, run_id), record.decisions
     chosen = {row["sequence"] for row in views.rows("v_events", kind=_ALWAYS)}
     chosen |= {fill["sequence"] for fill in record.account.fills}
-    chosen |= {*_failures(views)}
     halts = reader.run_rows(reader.stored_run(run_id).run_key).halts(WHOLE)
     chosen |= {halt.sequence for halt in halts}
     limits = np.isin(decisions.refused_by, (risk_drawdown.name, risk_daily_loss.name))
     chosen |= {*decisions.sequence[limits].tolist()}
     chosen |= {*_late_steps(record)}
     return sorted(chosen)
-
-
-def _failures(views: RunViews) -> Iterator[int]:
-    """Yield the step of each decision by a strategy that was set aside, the first of each."""
-    firsts: dict[str, int] = {}
-    for reason, _ in views.counts("v_strategy_decisions", "reason"):
-        if reason.startswith(SET_ASIDE):
-            for row in views.rows("v_strategy_decisions", reason=reason):
-                firsts.setdefault(row["strategy"], row["sequence"])
-    yield from firsts.values()
 
 
 def _late_steps(record: RunRecord) -> Iterator[int]:

@@ -478,11 +478,7 @@ def _environment_text(value: object) -> str:
 
 def sweep_document(sweep: Sweep) -> TitledParts:
     """Return the sweep as a document."""
-    return TitledParts(f"Sweep of {_strategy(sweep)}", tuple(_parts(sweep)))
-
-
-def _strategy(sweep: Sweep) -> str:
-    return sweep.request.work.strategy or "several strategies"
+    return TitledParts(f"Sweep of {sweep.request.work.strategy}", tuple(_parts(sweep)))
 
 
 def _parts(sweep: Sweep) -> Iterator[Part]:
@@ -493,7 +489,7 @@ def _parts(sweep: Sweep) -> Iterator[Part]:
     is_walk = request.spans[0].test_ms is not None or len(request.spans) > 1
     symbols = ", ".join(request.symbols)
     yield Paragraph(
-        f"sweep of {_strategy(sweep)} on {symbols}: {runs}{new_runs}, by {sweep.objective}"
+        f"sweep of {request.work.strategy} on {symbols}: {runs}{new_runs}, by {sweep.objective}"
     )
     for sentence in request.warnings:
         yield Paragraph(f"Warning: {sentence}.", "warning")
@@ -656,7 +652,7 @@ def heat_chart(sweep: Sweep) -> Chart:
     across, down = category_axis(heat.columns, heat.x), category_axis(heat.rows, heat.y)
     panel = ChartPanel([cells], across, down, 60 + min(44 * len(heat.rows), 560))
     caption = f"The median {sweep.objective} of all runs at a point; the best run is in its cell."
-    return Chart(f"{_strategy(sweep)}: {sweep.objective}", caption, [panel])
+    return Chart(f"{sweep.request.work.strategy}: {sweep.objective}", caption, [panel])
 
 
 def luck(sweep: Sweep) -> Iterator[str]:

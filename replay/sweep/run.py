@@ -299,7 +299,7 @@ class _Runner:
         self._registry.add(
             self._request.data_sha256,
             result.trial_sha256,
-            strategy=self._request.work.strategy or "",
+            strategy=self._request.work.strategy,
             sharpe_day=metrics.sharpe(result.daily, 1.0),
             days=result.figures.get("days"),
             at_ms=self._wall_ms(),

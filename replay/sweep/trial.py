@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -65,7 +65,7 @@ LIMIT_S: Final = 600.0
 class Work(UnitWork):
     """The inputs that all runs of a sweep share; sent once to each worker."""
 
-    strategy: str | None  # None for several on one account
+    strategy: str
     params: Mapping[str, Any]
     spec: RunSpec  # of every run, with the content of its files
     local_class: type | None = None  # a class that other processes cannot import
@@ -95,7 +95,7 @@ class Work(UnitWork):
     def check(self) -> None:
         """Raise ``ConfigInvalid`` if a run here would differ from one in the sender's process."""
         hold(self.checkpoints)
-        if self.strategy is not None and ":" in self.strategy:
+        if ":" in self.strategy:
             user_class(self.strategy)
         config = load(self.spec.given)
         if config.sha256() != self.config_sha256:
@@ -171,7 +171,7 @@ def overrides_of(work: Work, point: Point) -> dict[str, dict[str, Any]]:
     """
     params = dict(work.params)
     strategy = point.get("strategy.name", work.strategy)
-    takes_options = strategy is not None and has_options(strategy)
+    takes_options = has_options(strategy)
     sections: dict[str, dict[str, Any]] = {}
     for name, value in point.items():
         bare = name.removeprefix("strategy.options.") if takes_options else name
@@ -183,11 +183,10 @@ def overrides_of(work: Work, point: Point) -> dict[str, dict[str, Any]]:
             sections = merged(sections, nested(path, plain))
         else:
             params[bare] = plain
-    if strategy is not None:
-        sections["strategy"] = {
-            **strategy_keys(strategy, params, work.spec.given),
-            **sections.get("strategy", {}),
-        }
+    sections["strategy"] = {
+        **strategy_keys(strategy, params, work.spec.given),
+        **sections.get("strategy", {}),
+    }
     return sections
 
 
@@ -281,7 +280,7 @@ class SweepRequest:
 
     def header(self) -> dict[str, Any]:
         """Return all inputs of the cells; a state file continues only a sweep with equal ones."""
-        strategy = self.work.strategy or ""
+        strategy = self.work.strategy
         with known_class(self.work.local_class):
             source = class_sha256(user_class(strategy)) if ":" in strategy else ""
         return {
@@ -299,20 +298,6 @@ class SweepRequest:
             "spans": [list(span) for span in self.spans],
             "code": sources_of(code_version()),
         }
-
-
-def check_several(
-    names: Sequence[str], strategy: str | None, params: Mapping[str, Any] | None
-) -> None:
-    """Raise ``ConfigInvalid`` if a sweep of several strategies varies a key of an unnamed one."""
-    keys = [name for name in names if name.partition(".")[0] in {name, "strategy"}]
-    if not keys and strategy is None and not params:
-        return
-    what = f"{keys[0]} is a key" if keys else "that is an option"
-    raise ConfigInvalid(
-        f"[strategies] names several, and {what} of one; write strategies.NAME.KEY, or a key that "
-        "they share, such as sizing.fraction."
-    )
 
 
 def read_request(
@@ -335,10 +320,7 @@ def read_request(
     sampler_of(search.sampler, axes, trials=search.trials, seed=search.seed, maximize=maximize)
     given = spec.given
     config = load(given)
-    if config.strategies.named:
-        check_several([axis.name for axis in axes], strategy, params)
-    else:
-        strategy = strategy or config.strategy.name
+    strategy = strategy or config.strategy.name
     data = MarketData.read(spec)
     first, last = bounds(data, spec.from_ms, spec.until_ms)
     spans = [Span(None if spec.from_ms is None else first, None if spec.until_ms is None else last)]
@@ -390,15 +372,14 @@ def read_request(
 
 
 def _warnings(
-    spec: RunSpec, strategy: str | None, data: MarketData, first_ms: int, *, has_windows: bool
+    spec: RunSpec, strategy: str, data: MarketData, first_ms: int, *, has_windows: bool
 ) -> tuple[str, ...]:
     """Return the warnings of every run: windows shortened for few candles, bars trained on.
 
     *has_windows*: the windows are set by the user or by frames, so none is shortened.
     """
-    overrides = {} if strategy is None else {"strategy": {"name": strategy}}
     try:
-        config = configuration(spec.given, data, overrides)
+        config = configuration(spec.given, data, {"strategy": {"name": strategy}})
         shortened = () if has_windows else fit_windows(config, data.span_ms)[1]
         if config.model.custom_class or not config.model.is_given or not needs_forecaster(config):
             return shortened

@@ -53,7 +53,7 @@ def snapshot(connection: sqlite3.Connection) -> Iterator[None]:
 
 _ACCOUNT_CONFIRMED: Final = (
     "SELECT NULL, s.instrument, max(s.open_time_ms) FROM steps s "
-    "JOIN outcomes o ON o.run_key = s.run_key AND o.sequence = s.outcome AND o.book = 0 "
+    "JOIN outcomes o ON o.run_key = s.run_key AND o.sequence = s.outcome "
     "WHERE s.run_key = ? AND s.sequence BETWEEN ? AND ? AND s.instrument IS NOT NULL "
     "AND o.allowed AND o.action IN ('LONG', 'SHORT') GROUP BY 2"
 )
@@ -77,10 +77,8 @@ def select(table: str, where: str, width: int | None = None) -> str:
 RANGES: Final = {table: select(table, WITHIN) for table in CHAINED_TABLES}
 """By table that a commit covers: the query for its rows of a ``Span``."""
 _SEQUENCE: Final = At("steps").sequence
-_SHARED: Final = {
-    table: select(table, "run_key = ? AND sequence = ? AND book = ?")
-    for table in ("outcomes", "holdings")
-}
+_OUTCOME: Final = select("outcomes", "run_key = ? AND sequence = ?")
+_HOLDING: Final = select("holdings", "run_key = ? AND sequence = ? AND book = ?")
 _SHADOWS: Final = select("shadow_steps", "run_key = ? AND sequence = ?")
 _GATE: Final = At("gate_sets")
 _GATE_SETS: Final = select("gate_sets", "run_key = ?")
@@ -224,9 +222,14 @@ def interned(connection: sqlite3.Connection, run_key: int) -> InternedRows:
     """Return cached look-ups of the rows that steps share."""
 
     @lru_cache(maxsize=CACHED_ROWS)
-    def row(table: str, sequence: int, book: int) -> StoredRow:
-        shared = connection.execute(_SHARED[table], (run_key, sequence, book)).fetchone()
-        return _require(shared, table, sequence)
+    def outcome(sequence: int) -> StoredRow:
+        row = connection.execute(_OUTCOME, (run_key, sequence)).fetchone()
+        return _require(row, "outcomes", sequence)
+
+    @lru_cache(maxsize=CACHED_ROWS)
+    def holding(sequence: int, book: int) -> StoredRow:
+        row = connection.execute(_HOLDING, (run_key, sequence, book)).fetchone()
+        return _require(row, "holdings", sequence)
 
     @lru_cache(maxsize=CACHED_ROWS)
     def shadows(sequence: int) -> list[StoredRow]:
@@ -238,7 +241,7 @@ def interned(connection: sqlite3.Connection, run_key: int) -> InternedRows:
         rows = connection.execute(_GATE_SET, (run_key, key)).fetchall()
         return gate_set_of(_require(rows, "gate_sets", key))
 
-    return InternedRows(row, shadows, gate_set)
+    return InternedRows(outcome, holding, shadows, gate_set)
 
 
 def _require(row: _Rows | None, table: str, key: int) -> _Rows:

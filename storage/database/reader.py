@@ -32,7 +32,6 @@ from tracepaper.storage.database.connection import open_reader
 from tracepaper.storage.record.columns import stored_columns
 from tracepaper.storage.record.decode import (
     BAR_READ,
-    FILL,
     StepDecoder,
     StoredRows,
     buckets_of,
@@ -46,7 +45,6 @@ from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.decisions import (
     Confirmation,
     DecisionOutcome,
-    FillModel,
     Forecast,
     GateSet,
     LastDecision,
@@ -540,7 +538,7 @@ class Reader:
 
     def since_decided(self, run_id: str, *, until: int | None = None) -> dict[str, LastDecision]:
         """Return each instrument's last outcome, up to step *until*, and the fills since."""
-        stored, decoder = self._decoding(run_id)
+        stored = self.stored_run(run_id)
         span = run_span(stored.run_key, until)
         steps = self._last_decided(stored, span)
         since: dict[str, LastDecision] = {}
@@ -548,13 +546,12 @@ class Reader:
             decided = steps.get(place, -1)
             step = self.step(run_id, decided) if decided >= 0 else None
             outcome = None if step is None or step.decision is None else step.decision.outcome
-            parts = {} if step is None else self._parts_since(decoder, step, item.id, span)
             if decided >= 0:
                 # A decision knows all fills of its close, also those by another symbol's price.
                 decided = close_of(self.connection, stored.run_key, decided, len(steps))[1]
             fills = self.fills(run_id, after=decided, until=until)
             item_fills = tuple(fill for fill in fills if fill.instrument == item.id)
-            since[item.id] = LastDecision(outcome, item_fills, parts)
+            since[item.id] = LastDecision(outcome, item_fills)
         return since
 
     def verdicts_since(
@@ -579,25 +576,6 @@ class Reader:
             if len(steps) == places:
                 break
         return steps
-
-    def _parts_since(
-        self, decoder: StepDecoder, decided: Step, instrument: str, span: Span
-    ) -> dict[str, LastDecision]:
-        """Return each strategy's outcome at the step *decided*, and its fills since in *span*."""
-        fills: dict[str, list[Fill]] = {decision.strategy: [] for decision in decided.strategies}
-        if not fills:
-            return {}
-        query = select("fills", f"{WITHIN} AND book > 0")
-        for row in self.connection.execute(query, (span[0], decided.sequence, span[-1])):
-            fill = decoder.fill(row)
-            # The decision knew the fills before it in its step, but not those that crossed.
-            is_news = row[FILL.sequence] > decided.sequence or fill.model is FillModel.CROSSED
-            if is_news and fill.instrument == instrument:
-                fills.setdefault(row[FILL.shadow], []).append(fill)
-        return {
-            decision.strategy: LastDecision(decision.outcome, tuple(fills[decision.strategy]))
-            for decision in decided.strategies
-        }
 
     def fills(self, run_id: str, *, after: int = -1, until: int | None = None) -> Iterator[Fill]:
         """Yield the fills of the run's account after step *after* up to *until*, in order."""

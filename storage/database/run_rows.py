@@ -79,7 +79,7 @@ _HOLDINGS: Final = (
 )
 _OUTCOMES: Final = (
     "SELECT sequence, action, allowed, refused_by, reason, unfilled_reason, regime, gate_set, "
-    f"passed, regime_cell FROM outcomes WHERE {WITHIN} AND book = 0 ORDER BY sequence"
+    f"passed, regime_cell FROM outcomes WHERE {WITHIN} ORDER BY sequence"
 )
 _OF_STEP: Final = {name: f"s.{name}" for name in stored_columns("steps")} | {
     measure_name(gate): f"json_extract(s.measures, '$.\"{gate}\"')" for gate in STEP_GATES

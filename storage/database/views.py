@@ -248,7 +248,7 @@ V_EVENTS: Final = View(
 _DECIDED: Final = (
     "FROM runs r JOIN steps s ON s.run_key = r.run_key AND s.instrument IS NOT NULL "
     "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = s.instrument "
-    f"JOIN outcomes o ON {shared_row('o', 's.outcome')} AND o.book = 0 "
+    f"JOIN outcomes o ON {shared_row('o', 's.outcome')} "
 )
 _MEASURES: Final = (
     *("rollout_entropy", "recent_mass", "event_focus"),
@@ -298,7 +298,7 @@ V_GATES: Final = View(
         ),
     ),
     "FROM runs r JOIN steps s ON s.run_key = r.run_key AND s.outcome IS NOT NULL "
-    f"JOIN outcomes o ON {shared_row('o', 's.outcome')} AND o.book = 0 "
+    f"JOIN outcomes o ON {shared_row('o', 's.outcome')} "
     "JOIN gate_sets g ON g.run_key = r.run_key AND g.gate_set = o.gate_set "
     f"LEFT JOIN answers a ON {at_step('a')}",
     key=("sequence", "ordinal"),
@@ -388,46 +388,6 @@ _SHADOW: Final = (
     f"CROSS JOIN shadow_steps m ON {shared_row('m', 's.shadows')} "
     f"JOIN holdings h ON {shared_row('h', 'm.holding')} AND h.book = m.book "
 )
-
-V_STRATEGY_DECISIONS: Final = View(
-    "v_strategy_decisions",
-    "the decision of one of several strategies on one account at a bar, with its sub-account",
-    (
-        *of_step("s"),
-        INSTRUMENT,
-        *moment("open_time_ms", "s.open_time_ms", "open time of the decided bar"),
-        ViewColumn("strategy", "h.shadow", "its name in [strategies]"),
-        *shown("o", "outcomes", "action", "allowed", "refused_by"),
-        *shown("m", "shadow_steps", "target_quantity"),
-        *shown("o", "outcomes", "reason", "unfilled_reason", "regime"),
-        ViewColumn(
-            "gates", _GATES, "JSON: for each gate its measure, its threshold, and 1 if it passed"
-        ),
-        *shown("m", "shadow_steps", "note"),
-        *exact("quantity", "h.quantity", QUANTITY, "its share of the position, signed"),
-        *exact("realized_pnl", "h.account_realized_pnl", MONEY, "its realised profit, before fees"),
-        *exact(
-            "unrealized_pnl",
-            _UNREALIZED["m"],
-            MONEY,
-            "its unrealised profit, at the mark",
-        ),
-        *exact("fees_paid", "h.account_fees_paid", MONEY, "its fees"),
-        *exact("funding_paid", "h.account_funding_paid", MONEY, "its funding, positive if paid"),
-        *exact(
-            "equity",
-            f"coalesce(m.equity, h.cash + {_UNREALIZED['m']})",
-            MONEY,
-            "of its sub-account",
-        ),
-    ),
-    f"FROM runs r JOIN steps s ON s.run_key = r.run_key AND s.instrument IS NOT NULL {_SHADOW}"
-    f"JOIN outcomes o ON {shared_row('o', 'm.outcome')} AND o.book = m.book "
-    "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = s.instrument "
-    f"LEFT JOIN answers a ON {at_step('a')}",
-    key=("sequence", "strategy"),
-)
-"""A strategy's sub-account is the row of its name in ``v_shadow_equity``."""
 
 # ---------------------------------------------------------------- orders, fills, positions, equity
 
@@ -794,7 +754,7 @@ V_CHECKS: Final = View(
 
 VIEWS: Final[tuple[View, ...]] = (
     *(V_RUNS, V_COMMITS, V_BARS, V_GAPS, V_COMMANDS, V_EVENTS),
-    *(V_DECISIONS, V_GATES, V_EXPLANATIONS, V_NOTES, V_STRATEGY_DECISIONS),
+    *(V_DECISIONS, V_GATES, V_EXPLANATIONS, V_NOTES),
     *(
         V_ORDERS,
         V_FILLS,

@@ -411,7 +411,6 @@ _BOOK: Final = _key("book")  # 0: the run's account; i: shadow i of the step
 
 _OUTCOMES = (
     *_STEP,
-    _BOOK,
     _text("action", any_of(Action), Action),
     _text("reason", "the strategy's reason"),
     _whole("allowed", "1 if no gate refused it", FLAG),
@@ -457,16 +456,6 @@ _HOLDINGS = (
 
 _POSITION_SIDE: Final = _text(
     "position_side", "`LONG` or `SHORT` in hedge mode; else null", PositionSide, null=True
-)
-
-_OWNER: Final = Column(
-    name="owner",
-    kind=TEXT,
-    doc="with several strategies on one account, the one that it trades for; else empty",
-    null=True,
-    read=lambda order: order.owner or None,
-    shown="strategy",
-    sql="coalesce({t}.owner, '')",
 )
 
 _ORDERS = (
@@ -587,17 +576,6 @@ _SHADOW_STEPS = (
     _BOOK,
     _whole("holding"),  # sequence of its row in ``holdings``, same book
     _whole("confirmed"),  # 1 if the step's bar confirmed the position for another horizon
-    # The next four describe the decision of one of several strategies on one account.
-    _whole("outcome", null=True),  # sequence of its row in ``outcomes``, same book
-    _whole("target_quantity", "the position it wants, signed", QUANTITY, null=True),
-    # JSON object by gate: the measures that the account's decision lacks or has different.
-    Column(name="measures", kind=TEXT, null=True),
-    Column(
-        name="note",
-        kind=TEXT,
-        doc="JSON of the numbers and texts that it noted; null without any",
-        null=True,
-    ),
     # Null if the book's worth is its position at the step's close. Only rows with these nulls
     # can be shared with later steps.
     _whole("unrealized_pnl", null=True),
@@ -632,7 +610,7 @@ TABLES: Final[dict[str, tuple[Column, ...]]] = {
     "answers": _ANSWERS,
     "outcomes": _OUTCOMES,
     "holdings": _HOLDINGS,
-    "orders": (*_ORDERS, _POSITION_SIDE, _OWNER),
+    "orders": (*_ORDERS, _POSITION_SIDE),
     "fills": _FILLS,
     "trades": _TRADES,
     "shadow_steps": _SHADOW_STEPS,

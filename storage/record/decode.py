@@ -48,7 +48,6 @@ from tracepaper.strategies.types.decisions import (
     RunRow,
     ShadowStep,
     Step,
-    StrategyDecision,
 )
 from tracepaper.strategies.types.market import Bar, CloseStart
 
@@ -124,7 +123,8 @@ class StoredRows(NamedTuple):
 class InternedRows(NamedTuple):
     """Look-ups of the rows that steps share."""
 
-    row: Callable[[str, int, int], Sequence[Any]]  # by table, sequence and book
+    outcome: Callable[[int], Sequence[Any]]  # by sequence
+    holding: Callable[[int, int], Sequence[Any]]  # by sequence and book
     shadows: Callable[[int], Sequence[Sequence[Any]]]  # rows of ``shadow_steps`` by sequence
     gate_set: Callable[[int], GateSet]
 
@@ -340,7 +340,7 @@ class StepDecoder:
     def _decision(self, core: Sequence[Any], answer_row: Sequence[Any] | None) -> Decision | None:
         if core[STEP.outcome] is None:
             return None
-        outcome = self.outcome(core[STEP.outcome], 0)
+        outcome = self.outcome(core[STEP.outcome])
         gate_set, note = outcome.gate_set, None
         pairs = zip(gate_set.gates, gate_set.thresholds, strict=True)
         measures: dict[str, float | None]
@@ -362,8 +362,8 @@ class StepDecoder:
             note,
         )
 
-    def _read_outcome(self, sequence: int, book: int) -> DecisionOutcome:
-        named = self._named(_OUTCOME, self._interned.row("outcomes", sequence, book))
+    def _read_outcome(self, sequence: int) -> DecisionOutcome:
+        named = self._named(_OUTCOME, self._interned.outcome(sequence))
         named["gate_set"] = self._interned.gate_set(named["gate_set"])
         return DecisionOutcome(**{"refused_by": None, **named})
 
@@ -374,7 +374,7 @@ class StepDecoder:
 
         Marks that are null are computed from the close of the step, its row *core* of ``steps``.
         """
-        row = self._interned.row("holdings", marks[at.holding], book)
+        row = self._interned.holding(marks[at.holding], book)
         unrealized, account_unrealized = marks[at.unrealized_pnl], marks[at.account_unrealized_pnl]
         equity = marks[at.equity]
         if unrealized is None and marks is not core:
@@ -408,21 +408,10 @@ class StepDecoder:
     ) -> ShadowStep:
         book = row[SHADOW_STEP.book]
         position, account = self._book(book, row, SHADOW_STEP, core)
-        name = self._interned.row("holdings", row[SHADOW_STEP.holding], book)[HOLDING.shadow]
-        decided = None
-        if (outcome := row[SHADOW_STEP.outcome]) is not None:
-            decided = StrategyDecision(
-                name,
-                self.outcome(outcome, book),
-                row[SHADOW_STEP.target_quantity],
-                tuple(_measures(row[SHADOW_STEP.measures] or "{}").items()),
-                _noted(row[SHADOW_STEP.note]),
-            )
         return ShadowStep(
-            name,
+            self._interned.holding(row[SHADOW_STEP.holding], book)[HOLDING.shadow],
             position or Position(),
             account,
             self._fills(fills, book),
             bool(row[SHADOW_STEP.confirmed]),
-            decided,
         )

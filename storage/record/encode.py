@@ -111,7 +111,6 @@ _SEQUENCE, _OPENED, _DELAYS, _OUTCOME, _PLAUSIBLE, _MEASURES, _TURNOVER = map(
 _UNREALIZED, _ACCOUNT, _EQUITY, _SHADOWS = map(
     _STEP_COLUMNS.index, ("unrealized_pnl", "account_unrealized_pnl", "equity", "shadows")
 )
-_NO_DECISION: Final[Row] = (None,) * 4
 _FOLLOWS: Final[Row] = (None,) * 3
 """The stored marks of a book whose worth can be computed from the close."""
 _INTEGER_LIMIT: Final = 2**63
@@ -158,7 +157,7 @@ class StepEncoder:
         self._factors: dict[int | None, int] = dict(enumerate(map(money_factor, run.instruments)))
         self._holdings = HeldRows()
         # By instrument: the books' last content, and the sequence of its rows if these are shared.
-        self._shadows: dict[int | None, tuple[list[Row], int | None]] = {}
+        self._shadows: dict[int | None, tuple[Sequence[Row], int | None]] = {}
         self._trades = TradeBooks(run) if trades is None else trades
         self._rows: Rows = {table: [] for table in CHAINED_TABLES}
 
@@ -433,20 +432,18 @@ class StepEncoder:
                 for shadow, columns in zip(shadows, marked, strict=True)
             ]
             content = self._shadows[place][0]
-            contents = [content] * len(closes)
-            if answers:
-                confirmed = [answer.confirmed for answer in answers[at]]
-                shown = {
-                    flags: [
-                        (*row[:2], int(is_confirmed), *row[3:])
-                        for row, is_confirmed in zip(content, flags, strict=True)
-                    ]
-                    for flags in set(confirmed)
-                }
-                contents = [shown[flags] for flags in confirmed]
+            confirmed = [answer.confirmed for answer in answers[at]]
+            shown = {
+                flags: [
+                    (*row[:2], int(is_confirmed))
+                    for row, is_confirmed in zip(content, flags, strict=True)
+                ]
+                for flags in set(confirmed)
+            }
+            contents = [shown[flags] for flags in confirmed]
             names[at] = [
-                self._name_shadows(place, shown, marks, (self._run_key, sequence))
-                for sequence, shown, *marks in zip(sequences[at], contents, *of_books, strict=True)
+                self._name_shadows(place, rows, marks, (self._run_key, sequence))
+                for sequence, rows, *marks in zip(sequences[at], contents, *of_books, strict=True)
             ]
         return names
 
@@ -608,12 +605,7 @@ class StepEncoder:
             position, account = shadow.position, shadow.account
             book_place = (book, place)
             holding = self._holdings.hold(key, book_place, shadow.shadow, position, account, rows)
-            decision = _NO_DECISION
-            if (decided := shadow.decided) is not None:
-                _, outcome = self.outcomes.store(decided.outcome, key[1], rows, book)
-                texts = json_text(dict(decided.measures) or None), json_text(decided.note)
-                decision = outcome, decided.target_quantity, *texts
-            content.append((book, holding, int(shadow.confirmed), *decision))
+            content.append((book, holding, int(shadow.confirmed)))
             unrealized = position.unrealized_pnl
             factor = position.quantity * self._factors.get(place, 0)
             of_account = _marks(account, unrealized)
@@ -626,7 +618,7 @@ class StepEncoder:
         return self._name_shadows(place, content, marks, key) if content else None
 
     def _name_shadows(
-        self, place: int | None, content: list[Row], marks: Sequence[Row], key: tuple[int, int]
+        self, place: int | None, content: Sequence[Row], marks: Sequence[Row], key: tuple[int, int]
     ) -> int:
         """Return the sequence of the rows with *content* and *marks* per book; add new rows."""
         last, named = self._shadows.get(place, (None, None))

@@ -120,8 +120,8 @@ class Outcomes:
     def __init__(self, run_key: int, gate_sets: Sequence[GateSet]) -> None:
         self._run_key = run_key
         self._plans: dict[GateSet, GateSetPlan] = {}
-        self._sequences: dict[Row, int] = {}  # by the outcome's row with its book
-        self._stored: dict[tuple[int, int], StoredOutcome] = {}  # by the outcome's id and its book
+        self._sequences: dict[Row, int] = {}  # by the outcome's row
+        self._stored: dict[int, StoredOutcome] = {}  # by the outcome's id
         for gate_set in gate_sets:
             self._plans[gate_set] = GateSetPlan(gate_set, len(self._plans))
 
@@ -129,14 +129,12 @@ class Outcomes:
         """Return the rows of the gate sets with which the run is opened, in the order of keys."""
         return [row for plan in self._plans.values() for row in plan.rows(self._run_key, None)]
 
-    def store(
-        self, outcome: DecisionOutcome, sequence: int, rows: Rows, book: int = 0
-    ) -> tuple[GateSetPlan, int]:
+    def store(self, outcome: DecisionOutcome, sequence: int, rows: Rows) -> tuple[GateSetPlan, int]:
         """Return the plan of the gate set of *outcome*, and the sequence of its row.
 
         New rows of either are appended to *rows*, with the *sequence* of the present step.
         """
-        stored = self._stored.get((id(outcome), book))
+        stored = self._stored.get(id(outcome))
         if stored is not None:
             return stored[1], stored[2]
         plan = self._plans.get(outcome.gate_set)
@@ -146,7 +144,6 @@ class Outcomes:
         if outcome.passed >> plan.length:
             raise InvariantBroken("A decision needs one bit for each of its gates.")
         row: Row = (
-            book,
             outcome.action.value,
             outcome.reason,
             int(outcome.allowed),
@@ -167,7 +164,7 @@ class Outcomes:
         if len(self._stored) >= OUTCOMES_KEPT:
             self._stored.clear()
         # The entry keeps the outcome alive, so that no other object can get its id.
-        self._stored[id(outcome), book] = (outcome, plan, row_sequence)
+        self._stored[id(outcome)] = (outcome, plan, row_sequence)
         return plan, row_sequence
 
     def forget(self) -> None:

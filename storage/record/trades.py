@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from msgspec import json
-
 from tracepaper.storage.record.rows import gather
 from tracepaper.strategies.types.decisions import FillModel, PositionSide
 from tracepaper.strategies.types.market import Side
@@ -122,8 +120,6 @@ class TradeBooks:
         self._instruments = run.instruments
         self._interval_ms = run.interval_ms
         self._places = {instrument.id: at for at, instrument in enumerate(run.instruments)}
-        named = json.decode(run.config).get("strategies", {})
-        self._owners = [name for name, of in named.items() if isinstance(of, dict)]
         self._books: dict[tuple[str | None, str | None, int], TradeBook] = {}
         # By account and instrument: the funding paid by the position, its long and its short side.
         self._paid: dict[tuple[str | None, int], tuple[int, int, int]] = {}

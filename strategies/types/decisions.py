@@ -385,7 +385,6 @@ class FillModel(StrEnum):
     NEXT_OPEN = "next_open"
     BAR_PATH = "bar_path"
     LIQUIDATION = "liquidation"
-    CROSSED = "crossed"  # against another strategy of the same account
 
 
 class Order(Struct, frozen=True, gc=False, omit_defaults=True):
@@ -415,7 +414,6 @@ class Order(Struct, frozen=True, gc=False, omit_defaults=True):
     tag: str = ""
     triggered: bool = False
     position_side: PositionSide | None = None  # in hedge mode
-    owner: str = ""  # the strategy, where several share the account
 
 
 class Fill(Struct, frozen=True, gc=False, omit_defaults=True):
@@ -508,31 +506,16 @@ class LastDecision(Struct, frozen=True, gc=False):
 
     verdict: DecisionOutcome | None  # of the last decision; None before the first
     fills: tuple[Fill, ...]  # of the run's account, after the step of that decision
-    parts: dict[str, LastDecision] = {}  # by strategy, where several share the account
-
-
-class StrategyDecision(Struct, frozen=True, gc=False):
-    """The decision of one of several strategies on one account, at a bar's close.
-
-    ``measures`` holds the gate measures that the account's own decision lacks or that differ.
-    """
-
-    strategy: str  # its name in [strategies]
-    outcome: DecisionOutcome
-    target_quantity: int | None  # signed, of its sub-account
-    measures: tuple[tuple[str, float | None], ...] = ()
-    note: dict[str, float | str | None] | None = None
 
 
 class ShadowStep(Struct, frozen=True, gc=False):
-    """A shadow account, or the sub-account of one of several strategies, after a step."""
+    """A shadow account after a step."""
 
     shadow: str
     position: Position
     account: Account
     fills: tuple[Fill, ...]
     confirmed: bool = False  # the step's bar extended the position by a horizon
-    decided: StrategyDecision | None = None  # of a sub-account's strategy
 
 
 class Step(Struct, frozen=True, gc=False):
@@ -555,11 +538,6 @@ class Step(Struct, frozen=True, gc=False):
     ledger: tuple[LedgerEntry, ...] = ()  # cash movements since the previous step
     price_verdict: str | None = None  # why a price that jumped was believed, or not
     halted: LimitBreach | None = None  # breached in this step, or already when the run began
-
-    @property
-    def strategies(self) -> tuple[StrategyDecision, ...]:
-        """The decision of each of several strategies; empty if the run has only one."""
-        return tuple([shadow.decided for shadow in self.shadows if shadow.decided is not None])
 
 
 class Repeat(Struct, frozen=True, gc=False):
@@ -587,7 +565,7 @@ class Answer(Struct, frozen=True, gc=False):
 
 
 class BookMarks(Struct, frozen=True, gc=False):
-    """The unrealised profits of an account or sub-account during a quiet stretch; in money.
+    """The unrealised profits of an account during a quiet stretch; in money.
 
     ``unrealized`` has one number per bar, in the order of the steps. ``account_unrealized`` has one
     per unit, since all bars of a close share it.
@@ -688,9 +666,6 @@ class QuietStretch(Struct, frozen=True, gc=False):
         place = bisect_right(self.shadows, unit, key=attrgetter("first")) - 1
         span = self.shadows[place]
         before = span.steps[self.bars[at].instrument]
-        confirmed = [shadow.confirmed for shadow in before]
-        if self.answers:
-            confirmed = [*self.answers[at].confirmed]
         return tuple(
             replace(
                 shadow,
@@ -701,7 +676,9 @@ class QuietStretch(Struct, frozen=True, gc=False):
                 fills=shadow.fills if unit == span.first else (),
                 confirmed=is_confirmed,
             )
-            for shadow, marks, is_confirmed in zip(before, span.marks, confirmed, strict=True)
+            for shadow, marks, is_confirmed in zip(
+                before, span.marks, self.answers[at].confirmed, strict=True
+            )
         )
 
 

@@ -46,7 +46,7 @@ from tracepaper.strategies.networks.architecture import Network
 from tracepaper.strategies.types.decisions import Action
 
 YEAR_BARS: Final = 525_600
-COMPARED: Final = ("one", "two", "symbols", "written", "plain", "memory", "audit")
+COMPARED: Final = ("one", "symbols", "written", "plain", "memory", "audit")
 ROUNDS: Final = 3
 ALONE_S: Final = 1.0
 """CPU seconds per round in which the network alone explains bars."""
@@ -136,9 +136,9 @@ def recorded(replay: Replay, *, after: int = 0) -> RecordingCost:
 def measure_replay(bars: int = 200_000, *, rounds: int = ROUNDS) -> dict[str, Any]:
     """Return the figures of a replay without a model: medians over *rounds*, on CPU time.
 
-    Each round replays the same bars into a new database: with a built-in strategy, a user's class,
-    two strategies on one account, and two symbols. It also replays them in memory, as a trial of a
-    sweep does, and in a plain Python loop without engine or log.
+    Each round replays the same bars into a new database: with a built-in strategy, a user's class
+    and two symbols. It also replays them in memory, as a trial of a sweep does, and in a plain
+    Python loop without engine or log.
     """
     candles = tiled(bars)
     closes = candles.close.tolist()
@@ -147,8 +147,6 @@ def measure_replay(bars: int = 200_000, *, rounds: int = ROUNDS) -> dict[str, An
         single = recorded(replay_of([candles], "sma_cross"))
         spent["one"].append(single.cpu_s / bars)
         spent["audit"].append(single.audit_s / bars)
-        two = recorded(replay_of([candles], "sma_cross", times=2))
-        spent["two"].append(two.cpu_s / bars)
         symbols = recorded(replay_of([candles, replace(candles, symbol="ETHUSDT")], "sma_cross"))
         spent["symbols"].append(symbols.cpu_s / bars)
         written = recorded(replay_of([candles], f"{Path(__file__).stem}:{Reversion.__name__}"))
@@ -169,7 +167,6 @@ def measure_replay(bars: int = 200_000, *, rounds: int = ROUNDS) -> dict[str, An
         "bars_per_cpu_s": 1 / median["one"],
         "history_stop_notes_bars_per_cpu_s": 1 / median["written"],
         "times_plain_loop": median["one"] / median["plain"],
-        "two_strategies_times_one": median["two"] / median["one"],
         "two_symbols_times_one": median["symbols"] / median["one"],
         "trial_in_memory_cpu_us_per_bar": 1e6 * median["memory"],
         "audit_verify_cpu_us_per_step": 1e6 * median["audit"],

@@ -145,11 +145,6 @@ FIGURES: Final = (
         at_least=True,
     ),
     Figure(
-        "time of two strategies on one account ÷ that of one strategy", REPLAY,
-        lambda document: document["two_strategies_times_one"], 1.6,
-        next="each share is marked and decided by its own calls; runs of a day differ by a tenth",
-    ),
-    Figure(
         "time of a bar in a run that is not stored", REPLAY,
         lambda document: document["trial_in_memory_cpu_us_per_bar"], 5, "µs", ".1f",
         next="half is the calls of each bar, a quarter the steps that trade",

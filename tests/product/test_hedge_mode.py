@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 from builders import START_MS, instrument
+from drawn_actions import DRAWN as DRAWN_SIGNALS
 from fakes import ManualClock
 from fed_daemon import CheckedProcess as Process
 from hedged_cases import MINUTE, SCRIPTED, configured
 from hedged_cases import walk as events
 from records import check_record
-from several_strategies import DRAWN as DRAWN_SIGNALS
 
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.http.monitor import Monitor

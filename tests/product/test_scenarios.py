@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
@@ -37,7 +36,6 @@ VIEWS = {
     "v_gates": "",
     "v_explanations": "",
     "v_notes": "open_time_ms",
-    "v_strategy_decisions": "open_time_ms",
     "v_orders": "",
     "v_fills": "filled_ms",
     "v_trades": "",
@@ -149,35 +147,22 @@ def test_what_it_shows_is_derived_from_its_record(scenario: Scenario) -> None:
                 assert shown[of][gate] == pytest.approx(measure, rel=1e-13, abs=0), (of, gate)
 
 
-def shown_measures(path: Path) -> dict[tuple[int, str], dict[str, float | None]]:
-    """Return the measures of each gate by step and strategy, "" the account's, by the views."""
-    shown: dict[tuple[int, str], dict[str, float | None]] = {}
+def shown_measures(path: Path) -> dict[int, dict[str, float | None]]:
+    """Return the measures of each gate by step, by the view."""
+    shown: dict[int, dict[str, float | None]] = {}
     for sequence, gate, measure in rows(path, "SELECT sequence, gate, measure FROM v_gates"):
-        shown.setdefault((sequence, ""), {})[gate] = measure
-    query = "SELECT sequence, strategy, gates FROM v_strategy_decisions"
-    for sequence, strategy, gates in rows(path, query):
-        of = {gate: measure for gate, (measure, *_) in json.loads(gates).items()}
-        shown[sequence, strategy] = of
+        shown.setdefault(sequence, {})[gate] = measure
     return shown
 
 
-def judged_measures(path: Path) -> dict[tuple[int, str], dict[str, float | None]]:
+def judged_measures(path: Path) -> dict[int, dict[str, float | None]]:
     """Return the same by the stored steps."""
-    judged: dict[tuple[int, str], dict[str, float | None]] = {}
     with Reader.open(path) as reader:
-        for step in reader.steps(reader.find("last")):
-            if (decision := step.decision) is None:
-                continue
-            every = dict(zip(decision.gate_set.gates, decision.measures, strict=True))
-            judged[step.sequence, ""] = every
-            for member in step.shadows:
-                if (decided := member.decided) is not None:
-                    merged = every | dict(decided.measures)
-                    gates = decided.outcome.gate_set.gates
-                    judged[step.sequence, member.shadow] = {
-                        gate: merged.get(gate) for gate in gates
-                    }
-    return judged
+        return {
+            step.sequence: dict(zip(decision.gate_set.gates, decision.measures, strict=True))
+            for step in reader.steps(reader.find("last"))
+            if (decision := step.decision) is not None
+        }
 
 
 @CHEAP

@@ -422,60 +422,6 @@ def test_two_classes_of_one_name_in_two_threads_do_not_meet(candles: Path) -> No
     assert (long, short) == ({"LONG"}, {"SHORT"})
 
 
-def several_of(name: Any, **options: Any) -> dict[str, Any]:
-    return {
-        "own": {"share": "0.25", "name": name, **options},
-        "crossing": {"share": "0.5", "name": "sma_cross", **PARAMS},
-    }
-
-
-def test_several_strategies_are_those_of_the_configuration(candles: Path) -> None:
-    options = {"options": {"least": 3}}
-    with backtest(None, candles, strategies=several_of(Follows, **options), config=SIZED) as run:
-        assert run.verify().passes
-        stored = several_of(f"{__name__}:Follows", **options)
-        with backtest(None, candles, config={**SIZED, "strategies": stored}) as named:
-            assert identities(named.database) == identities(run.database)
-            assert named.row["config_sha256"] == run.row["config_sha256"]
-        accounts = [row["account"] for row in run.report().document["accounts"]]
-        assert accounts[1:3] == ["crossing", "own"]
-        fills = run.shadow_fills.to_dicts()
-        assert {row["shadow"] for row in fills} == {"crossing", "own"}
-
-
-def test_each_class_of_several_is_known_while_its_run_is_made_and_checked(candles: Path) -> None:
-    class First(Follows):
-        """One that no other process can import."""
-
-    class Second(Follows):
-        """Another."""
-
-    given = {name: {"share": "0.5", "name": of} for name, of in (("one", First), ("two", Second))}
-    with backtest(None, candles, strategies=given, config=SIZED) as run:
-        assert run.verify().passes
-        text = "".join(json.loads(run.row["warnings"]))
-        assert "the class First" in text
-        assert "the class Second" in text
-
-
-@pytest.mark.parametrize(
-    ("strategy", "given", "message"),
-    [
-        ("sma_cross", several_of(Follows), "Give one strategy, or several as strategies"),
-        (None, ["sma_cross"], "give the keys of each"),
-        (None, {"one": "sma_cross", "two": "trend"}, "give the keys of each"),
-        (None, {"one": {"share": "0.5", "name": "sma_cross"}}, "one"),
-        (None, {"one": {"share": object()}}, "cannot be stored"),
-    ],
-)
-def test_what_strategies_do_not_take_is_one_sentence(
-    candles: Path, strategy: Any, given: Any, message: str
-) -> None:
-    with pytest.raises(ConfigInvalid, match=message) as refused:
-        backtest(strategy, candles, strategies=given, config=SIZED)
-    assert "\n" not in str(refused.value)
-
-
 def test_a_class_that_was_handed_over_is_forgotten_afterwards() -> None:
     class Gone(Strategy):
         def decide(self, context: Any) -> Signal:

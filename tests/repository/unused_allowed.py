@@ -32,7 +32,7 @@ train_until, validation_until, calibration_until
 
 # Written whole, as documents, rows or frames of a notebook.
 exit_sequence, hit_rate, lines_first, must_pass, profit_factor
-shadow_equity, strategy_decisions
+shadow_equity
 
 # Required of a body, so that one of another shape is refused.
 time_second, time_nano

@@ -1,6 +1,6 @@
-"""What holds of an account after every event: shares are their positions, cash is what was earned.
+"""What holds of an account after every event: cash is what was earned, and sums are of the lines.
 
-The laws are I1 to I5; each is computed from lines and books, and not from the account's sums.
+Each law is computed from lines and books, and not from the account's sums.
 """
 
 from __future__ import annotations
@@ -15,31 +15,20 @@ from tracepaper.strategies.types.market import Event
 
 
 def check_account(account: PaperAccount, opened: int | None = None) -> None:
-    """Assert I1 to I5 of *account*; I2 where it began with *opened* in cash."""
-    for book in account.every_book:
+    """Assert the laws of *account*, which may have begun with *opened* in cash."""
+    for book in account.books:
         _check_sums(book)
     positions = [line for book in account.books for line in book.lines.values()]
     for line in positions:
         _check_line(line)
-        if line.shares:  # I1
-            assert sum(share.held for share in line.shares) == line.held
-            assert sum(share.target for share in line.shares) == line.target
     if opened is not None:
-        assert account.cash == opened + sum(map(_earned, positions))  # I2
+        assert account.cash == opened + sum(map(_earned, positions))
     assert account.cash == sum(book.cash for book in account.books)
-    balance = account.balance()
-    if owners := [book.subtotal() for book in account.owners.values()]:  # I3
-        assert sum(total.equity for total in owners) + account.reserve == balance.equity
-        assert sum(total.fees_paid for total in owners) == balance.fees_paid
-        assert sum(total.funding_paid for total in owners) == balance.funding_paid
-        assert sum(total.realized_pnl + total.unrealized_pnl for total in owners) == (
-            balance.realized_pnl + balance.unrealized_pnl
-        )
-    bound = sum(line.holding.margin for line in positions)  # I5
+    bound = sum(line.holding.margin for line in positions)
     assert account.ledger.available == account.cash - bound
     ids = [
         order.order_id
-        for book in account.every_book
+        for book in account.books
         for line in book.lines.values()
         for order in line.orders
     ]
@@ -64,10 +53,8 @@ def _check_sums(book: Book) -> None:
 
 
 def _check_line(line: Line) -> None:
-    for part in (line, *line.shares):  # I4
-        assert part.held * part.book.sign >= 0
-        assert part.held >= 0 or not part.is_cash
-    assert not any(share.holding.margin for share in line.shares)  # I5
+    assert line.held * line.book.sign >= 0
+    assert line.held >= 0 or not line.is_cash
     for order in line.orders if line.book.sign else ():
         closes = (order.side.value == "SELL") == (line.book.sign > 0)
         assert not closes or order.quantity - order.filled <= abs(line.held)

@@ -162,8 +162,6 @@ def settings(server: ScriptedServer, **sections: Mapping[str, Any]) -> dict[str,
         "http": {"port": 0},
         "parity": {"daily_at": "off"},
     }
-    if "strategies" in sections:
-        del given["strategy"]
     for name, section in sections.items():
         # Keys go with their choice, a size with its mode and an option with its strategy.
         before = {} if {"mode", "name"} & section.keys() else given.get(name, {})

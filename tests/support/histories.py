@@ -173,7 +173,6 @@ class Kind(NamedTuple):
     is_focused: bool = False
     """Whether it is of cross margin by quotes, which jump by so much that closes would ruin it."""
     is_hedged: bool = False
-    is_several: bool = False
 
 
 KINDS = {
@@ -183,9 +182,6 @@ KINDS = {
     "stock": Kind("stock"),
     "hedge": Kind(is_hedged=True),
     "focused hedge": Kind(is_focused=True, is_hedged=True),
-    "several": Kind(is_several=True),
-    "focused several": Kind(is_focused=True, is_several=True),
-    "several hedge": Kind(is_several=True, is_hedged=True),
 }
 """Each kind draws from streams of its own: one more or less changes no history of another."""
 
@@ -249,24 +245,11 @@ def drawn_case(streams: Streams, name: str) -> Case:
     }
     drawn = ["histories:DrawnSignals"] * 3 + ["histories:DrawnTogether"]
     horizon, shadows = rng.choice((None, 5)), ["ungated", "held"][: rng.randint(0, 2)]
-    if kind.is_several:
-        shares = rng.choice((("0.4", "0.3", "0.1", "0.2"), ("0.25",) * 4))
-        given["strategies"] = {
-            f"s{number}": {
-                "name": rng.choice(drawn),
-                "share": shares[number],
-                "shadows": shadows,
-                "options": options(number, horizon=horizon),
-            }
-            for number in range(rng.randint(2, 4))
-        }
-        given["strategies"]["reset"] = rng.choice(("never", "day"))
-    else:
-        given["strategy"] = {
-            "name": rng.choice(drawn),
-            "shadows": shadows,
-            "options": options(rng.randint(0, 99), horizon=horizon),
-        }
+    given["strategy"] = {
+        "name": rng.choice(drawn),
+        "shadows": shadows,
+        "options": options(rng.randint(0, 99), horizon=horizon),
+    }
     if rng.random() < 0.4:
         given["exits"] = rng.choice(
             (
@@ -412,11 +395,6 @@ def played(engine: Engine, event: Any) -> list[Step]:
     return engine.close(closed, bars, [None, None])
 
 
-def _is_part(fill: Fill, of: Fill) -> bool:
-    """Return whether *fill* is *of* that one or a part of it, and no crossing."""
-    return fill.order_id == of.order_id and fill.model is of.model
-
-
 class History:
     """A history of one seed, whose accounts are checked after every event."""
 
@@ -476,23 +454,16 @@ class History:
         """Add the fills of *step* to what is held."""
         broker = self.engine.broker
         for shadow in step.shadows:
-            if shadow.shadow in broker.account.owners:
-                continue
-            account, event = self.engine.broker.others[shadow.shadow], step.event
+            account, event = broker.others[shadow.shadow], step.event
             if isinstance(event, Bar):  # what a restart learns of the step is so
                 confirmed_ms = account.confirmed_ms(event.instrument)
                 assert shadow.confirmed is (confirmed_ms == event.open_time_ms)
         times = [fill.filled_ms for fill in step.fills]
         assert times == sorted(times)
         every = [("", fill) for fill in step.fills]
-        parts = [(shadow.shadow, fill) for shadow in step.shadows for fill in shadow.fills]
-        of_owners = [part for part in parts if part[0] in self.engine.broker.account.owners]
-        for fill in step.fills if of_owners else ():
-            self._check_shared(
-                fill, step.fills, [part for part in of_owners if _is_part(part[1], fill)]
-            )
-        self._dated += every + parts
-        for name, fill in every + parts:
+        every += [(shadow.shadow, fill) for shadow in step.shadows for fill in shadow.fills]
+        self._dated += every
+        for name, fill in every:
             bought, (cash, funding) = fill.side is Side.BUY, self._money[name]
             sign = 1 if bought else -1
             self._held[name, fill.instrument] += sign * fill.quantity - fill.fee_base
@@ -522,32 +493,6 @@ class History:
         item = self._items[key]
         return 10 ** (8 - item.price_decimals - item.quantity_decimals)
 
-    def _check_shared(
-        self, fill: Fill, fills: Sequence[Fill], parts: list[tuple[str, Fill]]
-    ) -> None:
-        """Assert that *parts* are those of *fill*; a liquidation is shared by what is held."""
-        whole = [other for other in fills if _is_part(other, fill)]
-        for name in ("quantity", "notional", "fee", "fee_base"):
-            shared = sum(getattr(other, name) for _, other in parts)
-            assert shared == sum(getattr(other, name) for other in whole)
-        assert {(other.price, other.side) for _, other in parts} == {
-            (other.price, other.side) for other in whole
-        }
-        if fill.model is not FillModel.LIQUIDATION or len(fills) > 1:
-            return  # what another fill of the step has left is not known here
-        sign = -1 if fill.side is Side.BUY else 1
-        key, side = fill.instrument, fill.position_side
-        held = {
-            name: max(
-                sign * (self._held_of_sides[name, key, side] if side else self._held[name, key]), 0
-            )
-            for name in self.engine.broker.account.owners
-        }
-        got = {name: other.quantity for name, other in parts}
-        most = sum(held.values())
-        for name, weight in held.items():
-            assert abs(got.get(name, 0) * most - fill.quantity * weight) < most
-
     def _accounts(self) -> Iterator[tuple[str, Holdings]]:
         broker = self.engine.broker
         yield "", broker.account
@@ -555,7 +500,6 @@ class History:
 
     def _check_held(self) -> None:
         """Assert that each account is what its fills and settlements made of it."""
-        moves_cash = self.case.given.get("strategies", {}).get("reset", "never") != "never"
         for name, account in self._accounts():
             balance, worth = account.subtotal(), 0
             for key in self._items:
@@ -567,8 +511,7 @@ class History:
             cash, funding = self._money[name]
             cash += funding - balance.funding_paid
             self._money[name] = cash, balance.funding_paid
-            if not moves_cash:
-                assert balance.equity == cash + worth, name
+            assert balance.equity == cash + worth, name
 
     def _marks(self) -> dict[str, int]:
         account = self.engine.broker.account
@@ -640,18 +583,10 @@ class History:
 
 def since_decided(engine: Engine) -> dict[str, LastDecision]:
     """Return the outcome of the last decision on each instrument, and the fills since."""
+    fills = engine.broker.account.fills
     return {
-        key: LastDecision(
-            state.verdict,
-            tuple(engine.broker.account.fills.get(key, ())),
-            {
-                member.name: LastDecision(
-                    member.states[key].verdict, tuple(member.account.fills.get(key, ()))
-                )
-                for member in engine.members
-            },
-        )
-        for key, state in engine.states.items()
+        key: LastDecision(decider.verdict, tuple(fills.get(key, ())))
+        for key, decider in engine.deciders.items()
     }
 
 

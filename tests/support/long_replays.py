@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +39,10 @@ def tiled(bars: int) -> Candles:
     )
 
 
-def replay_of(
-    parts: Sequence[Candles],
-    strategy: str,
-    *,
-    checkpoint: Path | None = None,
-    times: int = 1,
-) -> Replay:
+def replay_of(parts: Sequence[Candles], strategy: str, *, checkpoint: Path | None = None) -> Replay:
     """Return a replay of *parts* by *strategy*, with enough cash for every trade.
 
-    *checkpoint* is the folder of the model, by default the bundled one. If *times* is above 1, that
-    many copies of the strategy trade on one account.
+    *checkpoint* is the folder of the model, by default the bundled one.
     """
     symbols = [part.symbol for part in parts]
     sections: dict[str, dict[str, Any]] = {
@@ -60,7 +52,4 @@ def replay_of(
         "account": {"cash": "1000000"},
         "model": {} if checkpoint is None else {"checkpoint": str(checkpoint)},
     }
-    if times > 1:
-        chosen = {**sections.pop("strategy"), "share": str(Decimal(1) / times)}
-        sections["strategies"] = {f"strategy_{number}": chosen for number in range(times)}
     return build(load(None, sections), MarketData(parts), started_at_ms=0)

@@ -17,7 +17,6 @@ import models
 import numpy as np
 import pytest
 import recordings
-import several_strategies
 import stock_files
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows, wild_rows
@@ -243,13 +242,6 @@ def _by_books() -> Sections:
     }
 
 
-def _several_by_books() -> Sections:
-    alone = _by_books()
-    of = {"a": alone["strategy"], "b": {"name": "recorded_strategies:Imbalance"}}
-    given = {name: {**strategy, "share": "0.5"} for name, strategy in of.items()}
-    return {**{name: alone[name] for name in ("market", "model", "sizing")}, "strategies": given}
-
-
 def _depth() -> dict[str, Any]:
     return {"depth": [read_depth(recordings.stored("books", _books) / "btc.depth")]}
 
@@ -287,43 +279,6 @@ def _learnable(count: int, *symbols: str) -> Callable[[], list[Candles]]:
     return lambda: [
         learning.learnable(count, seed=at, symbol=symbol) for at, symbol in enumerate(symbols)
     ]
-
-
-def _several(*symbols: str, **sections: Any) -> Callable[[], Sections]:
-    """Return three strategies on one account."""
-    listing, telling = several_strategies.LISTING, several_strategies.ACCOUNTING
-    given = [*zip("abc", ("0.5", "0.3", "0.1"), (telling, listing, telling), strict=True)]
-    return lambda: {
-        "market": {"symbols": list(symbols or ("BTCUSDT",)), "interval": "60"},
-        "sizing": {"mode": "equity", "fraction": "1"},
-        "strategies": {
-            **{
-                name: {"name": of, "share": share, "options": {"seed": 5 + seed}}
-                for seed, (name, share, of) in enumerate(given)
-            },
-            "reset": "day",
-        },
-        **sections,
-    }
-
-
-def _of_all_kinds() -> Sections:
-    """Return a pair, lists of orders and averages on one account."""
-    pair, shadows = {"window": 30, "enter": 1.0}, ["ungated", "random_gate", "held"]
-    given: Sections = {
-        "pair": {"name": "recorded_strategies:CountingPair", "options": pair},
-        "scatter": {"name": "recorded_strategies:Scatter"},
-        "averages": {"name": "sma_cross", "fast": 1, "slow": 2, "long_only": False},
-    }
-    return {
-        "market": {"symbols": list(THREE), "interval": "60"},
-        "sizing": {"mode": "notional", "notional": "1000"},
-        "strategies": {
-            **{name: {**of, "share": "0.3", "shadows": shadows} for name, of in given.items()},
-            "reset": "day",
-        },
-        "risk": {"max_notional": "2500"},
-    }  # fmt: skip
 
 
 def _counts(*tables: str) -> tuple[str, ...]:
@@ -571,80 +526,6 @@ SCENARIOS: dict[str, Scenario] = {
         shows=("SELECT count(*) = 0 FROM v_events WHERE kind = 'closed'",),
         forged=(f"UPDATE fills SET price = price + 1 {LATEST}",),
     ),
-    "several strategies": Scenario(
-        sections=_several(),
-        candles=_walk(),
-        shows=(
-            *_counts("v_fills", "v_shadow_fills", "v_strategy_decisions"),
-            "SELECT count(*) FROM v_shadow_fills WHERE model = 'crossed'",
-            "SELECT count(*) FROM v_orders WHERE role = 'LIST' AND status = 'FILLED'",
-        ),
-        forged=(
-            "UPDATE orders SET owner = 'a' WHERE role = 'LIST'",
-            "UPDATE fills SET fee = fee + 1 WHERE book > 0 AND model <> 'crossed'",
-            "DELETE FROM fills WHERE model = 'crossed' AND book = 1",
-            "UPDATE shadow_steps SET target_quantity = 7 WHERE outcome IS NOT NULL",
-            "UPDATE shadow_steps SET measures = '{\"gap\":3}' WHERE outcome IS NOT NULL",
-            "UPDATE outcomes SET reason = 'so it is said' WHERE book = 2",
-            "UPDATE holdings SET cash = cash + 1 WHERE shadow = 'b'",
-        ),
-    ),
-    "several of all kinds": Scenario(
-        sections=_of_all_kinds,
-        candles=_choosing,
-        shows=_counts(
-            "v_shadow_fills WHERE shadow = 'pair'",
-            "v_orders WHERE role = 'LIST' AND status = 'FILLED'",
-            "v_decisions WHERE refused_by = 'risk.notional'",
-            *(f"v_shadow_fills WHERE shadow = '{name}'" for name in ("ungated", "held")),
-            "v_strategy_decisions WHERE json_extract(note, '$.opened') > 0",
-        ),
-        forged=(
-            "UPDATE shadow_steps SET note = json_set(note, '$.opened', 99) WHERE note IS NOT NULL",
-            "UPDATE fills SET fee = fee + 1 WHERE shadow = 'held'",
-        ),
-    ),
-    "several in hedge mode": Scenario(
-        sections=_several(
-            "AAAUSDT",
-            sizing={"mode": "notional", "notional": "60000"},
-            account={
-                "cash": "20000", "position_mode": "hedge", "margin": "isolated",
-                "leverage": "50",
-            },
-        ),
-        candles=lambda: _wild()[:1],
-        shows=(
-            LIQUIDATED,
-            "SELECT count(*) FROM v_shadow_fills WHERE model = 'crossed'",
-            ("SELECT count(DISTINCT shadow || position_side) = 6 FROM v_shadow_fills "
-            "WHERE shadow NOT IN ('LONG', 'SHORT')"),
-        ),
-        forged=(
-            "UPDATE fills SET fee = fee + 1 WHERE shadow = 'a' AND model <> 'crossed'",
-            ("UPDATE fills SET position_side = 'SHORT' WHERE shadow = 'b' "
-            "AND position_side = 'LONG'"),
-            "DELETE FROM fills WHERE model = 'crossed' AND shadow = 'a'",
-            "UPDATE holdings SET realized_pnl = realized_pnl + 1 WHERE shadow = 'b'",
-            "UPDATE shadow_steps SET target_quantity = 7 WHERE outcome IS NOT NULL",
-        ),
-    ),
-    "several on cross margin": Scenario(
-        sections=_several(
-            *THREE,
-            sizing={"mode": "notional", "notional": "40000"},
-            account={"cash": "10000", "margin": "cross", "leverage": "30"},
-        ),
-        candles=_wild,
-        shows=(
-            LIQUIDATED,
-            "SELECT count(DISTINCT shadow) > 1 FROM v_shadow_fills WHERE model = 'liquidation'",
-        ),
-        forged=(
-            "UPDATE fills SET quantity = quantity - 1 WHERE book > 0 AND model = 'liquidation'",
-            "DELETE FROM fills WHERE model = 'liquidation' AND book = 1",
-        ),
-    ),
     "hedge mode": Scenario(
         sections=_sections(
             {
@@ -741,22 +622,6 @@ SCENARIOS: dict[str, Scenario] = {
         forged=(
             ("UPDATE events SET books = CAST(substr(books, 1, 40) || x'7f' || substr(books, 42) "
             "AS BLOB) WHERE sequence = (SELECT max(sequence) FROM events WHERE kind = 'depth')"),
-            ("DELETE FROM events WHERE sequence = "
-             "(SELECT max(sequence) FROM events WHERE kind = 'depth')"),
-        ),
-        again=("depth",),
-    ),
-    "several by order books": Scenario(
-        sections=_several_by_books,
-        candles=lambda: [
-            made_candles(walk_rows(SHORT), first_ms=depth_cases.FIRST_MS)
-        ],
-        files=_depth,
-        shows=_counts(
-            "v_shadow_fills WHERE shadow = 'a'", "v_shadow_fills WHERE shadow = 'b'",
-            "v_events WHERE kind = 'depth'",
-        ),
-        forged=(
             ("DELETE FROM events WHERE sequence = "
              "(SELECT max(sequence) FROM events WHERE kind = 'depth')"),
         ),

@@ -39,7 +39,6 @@ from tracepaper.strategies.types.decisions import (
     RunRow,
     ShadowStep,
     Step,
-    StrategyDecision,
 )
 from tracepaper.strategies.types.market import (
     Bar,
@@ -569,19 +568,10 @@ any_events: st.SearchStrategy[Event] = st.one_of(
 )
 
 
-def _of_strategy(shadow: ShadowStep, decision: Decision) -> ShadowStep:
-    """Return *shadow* as the sub-account of a strategy that came to *decision*."""
-    measures = tuple(zip(decision.gate_set.gates, decision.measures, strict=True))
-    outcome, target = decision.outcome, decision.target_quantity
-    decided = StrategyDecision(shadow.shadow, outcome, target, measures, decision.note)
-    return msgspec.structs.replace(shadow, decided=decided)
-
-
 shadows = st.builds(  # the run's own account has no name
     ShadowStep, words.filter(bool), positions, accounts | linear_accounts,
     st.lists(fills, max_size=2).map(tuple)
 )  # fmt: skip
-shadow_steps = shadows | st.builds(_of_strategy, shadows, decisions())
 steps = st.builds(
     Step,
     sequence=st.just(0),
@@ -593,7 +583,7 @@ steps = st.builds(
     fills=st.lists(fills, max_size=2).map(tuple),
     position=st.none() | positions,
     account=accounts | linear_accounts,
-    shadows=st.lists(shadow_steps, max_size=2).map(tuple),
+    shadows=st.lists(shadows, max_size=2).map(tuple),
     state=st.none() | st.binary(max_size=8),
     ledger=st.lists(
         st.builds(

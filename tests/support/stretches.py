@@ -252,9 +252,7 @@ def drawn_settings(rng: random.Random, symbols: list[str], category: Category) -
             "fails_at": rng.choice((0, 0, 0, 0, 50, -50)),
         }
         given["strategy"] = {"name": f"{__name__}:DrawnRepeats", "options": options}
-    if rng.random() < 0.3:
-        _several(rng, given)
-    elif category is Category.LINEAR and rng.random() < 0.15:
+    if rng.random() >= 0.3 and category is Category.LINEAR and rng.random() < 0.15:
         given["account"] |= {"margin": rng.choice(("isolated", "cross")), "leverage": "10"}
     if rng.random() < 0.2:
         given["exits"] = rng.choice(({"stop_loss": "0.5%"}, {"take_profit": "0.3%"}))
@@ -274,27 +272,15 @@ def drawn_settings(rng: random.Random, symbols: list[str], category: Category) -
 
 def _by_model(rng: random.Random, given: dict[str, Any]) -> None:
     """Let the drawn strategy, or that of the model, decide on drawn forecasts."""
-    given.pop("strategies", None)
     given["model"] = {"class": f"{__name__}:{rng.choice(('DrawnModel', 'DrawnRows'))}"}
     given["gate"] = {**OPEN_GATES, "edge": rng.choice(("0.01", "1", "5"))}
     given["regime"] = {"momentum": "0.6", "mean_reversion": "0.3"}
-    strategy = given.get("strategy", {})
+    strategy = given["strategy"]
     if strategy.get("options") and rng.random() < 0.4:
         strategy["name"] = f"{__name__}:DrawnBehindGates"
         return
     shadows = rng.choice((["ungated"], ["ungated", "no_edge"], ["held"], []))
     given["strategy"] = {"name": "attention", "shadows": shadows}
-
-
-def _several(rng: random.Random, given: dict[str, Any]) -> None:
-    """Let the drawn strategy share the account with one or two built-in ones."""
-    first = given.pop("strategy")
-    others = [{"name": "sma_cross", "fast": 2, "slow": rng.randint(3, 9)}, {"name": "persistence"}]
-    chosen = [first, *others[: rng.randint(1, 2)]]
-    given["strategies"] = {"reset": rng.choice(("never", "day", "week"))} | {
-        f"s{number}": {**strategy, "share": rng.choice(("0.3", "0.1", "0.01"))}
-        for number, strategy in enumerate(chosen)
-    }
 
 
 def drawn_events(rng: random.Random, replay: Replay) -> Iterator[Event]:
@@ -363,9 +349,8 @@ def _learn_regimes(replay: Replay) -> None:
 
 def _judge_anew(engine: engine_module.Engine) -> None:
     """Let *engine* repeat no decision without judging it."""
-    for states in (engine.states, *(member.states for member in engine.members)):
-        for state in states.values():
-            vars(state)["_flat"] = None
+    for decider in engine.deciders.values():
+        vars(decider)["_flat"] = None
 
 
 class HistoryBothWays:
@@ -461,7 +446,6 @@ class HistoryBothWays:
                 "bars in stretches": len(stretch.plausible),
                 "stretches with a position": any(each.position.quantity for each in repeats),
                 f"stretches of {count} instruments": 1,
-                "stretches of several strategies": bool(stretch.shadows) and not answers,
                 "stretches with notes": any(each.notes for each in repeats),
                 f"stretches of {count} instruments with a model": bool(answers),
                 "stretches with several regimes": len(regimes) > 1,

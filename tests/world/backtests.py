@@ -89,16 +89,6 @@ def _protected(_rng: random.Random, config: Sections) -> None:
     }
 
 
-def _several(rng: random.Random, config: Sections) -> None:
-    del config["strategy"]
-    config["strategies"] = {
-        "reset": rng.choice(("never", "day")),
-        "calm": {"share": "0.5", **SMA, "slow": 14},
-        "quick": {"share": "0.3", **SMA},
-        "wild": {"share": "0.2", **SMA, "slow": 4},
-    }
-
-
 def _hedge(rng: random.Random, config: Sections) -> None:
     config["account"]["position_mode"] = "hedge"
     if rng.random() < 0.7:
@@ -124,7 +114,7 @@ def _spot(_rng: random.Random, config: Sections) -> None:
 KINDS: Final[Mapping[str, Callable[[random.Random, Sections], None]]] = {
     each.__name__[1:]: each
     for each in (
-        *(_plain, _limits, _lists, _margin, _cross, _exits, _protected, _several),
+        *(_plain, _limits, _lists, _margin, _cross, _exits, _protected),
         *(_hedge, _two, _spot),
     )
 }

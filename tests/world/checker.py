@@ -114,11 +114,6 @@ def _of_sums(database: Path, truth: Truth) -> Iterator[tuple[str, str]]:
     """Yield law and sentence of what does not add up between the accounts of a run."""
     if truth.config.get("account", {}).get("position_mode") == "hedge":
         yield from (("sides", sentence) for sentence in unequal_sides(database))
-    if tables := truth.config.get("strategies"):
-        given = [part["share"] for part in tables.values() if isinstance(part, Mapping)]
-        is_all = sum(map(Decimal, given)) == 1
-        is_all = is_all and len(truth.instruments) == 1
-        yield from (("parts", each) for each in unequal_parts(database, is_all=is_all))
 
 
 def totals(database: Path) -> dict[str, int]:
@@ -169,29 +164,6 @@ def unequal_sides(database: Path) -> Iterator[str]:
         if sums.get((run_id, sequence)) != wanted:
             got = f"both sides have {_texts(sums.get((run_id, sequence)))}"
             yield f"at {sequence} {got}, and the account {_texts(wanted)}, of {', '.join(names)}"
-
-
-def unequal_parts(database: Path, *, is_all: bool) -> Iterator[str]:
-    """Yield where sub-accounts do not add up to the account; *is_all*: their shares are all of it.
-
-    The rules are docs/one_account.md, J20.
-    """
-    sums: dict[tuple[str, int], Decimal] = defaultdict(Decimal)
-    worth: dict[tuple[str, int], Decimal] = defaultdict(Decimal)
-    of_parts = "SELECT run_id, sequence, quantity_text, equity_text FROM v_strategy_decisions"
-    for run_id, sequence, quantity, equity in _rows_of(database, of_parts):
-        sums[run_id, sequence] += Decimal(quantity)
-        worth[run_id, sequence] += Decimal(equity)
-    of_account = (
-        "SELECT d.run_id, d.sequence, p.quantity_text, e.equity_text FROM v_decisions d "
-        "JOIN v_positions p USING (run_id, sequence) JOIN v_equity e USING (run_id, sequence)"
-    )
-    for run_id, sequence, quantity, equity in _rows_of(database, of_account):
-        place = run_id, sequence
-        if sums.get(place, Decimal(quantity)) != Decimal(quantity):
-            yield f"parts hold {sums[place]} at {sequence}, it {quantity}"
-        if is_all and worth.get(place, Decimal(equity)) != Decimal(equity):
-            yield f"parts are worth {worth[place]} at {sequence}, it {equity}"
 
 
 def _rows_of(database: Path, query: str) -> list[Any]:
@@ -869,7 +841,7 @@ class _Books:
         self.filled[fill["order_id"]] += Decimal(fill["quantity_text"])
         order = self.orders.get(fill["order_id"])
         is_larger = before * position.quantity < 0 or abs(position.quantity) > abs(before)
-        if order is not None and order.reduces and not order.owner and is_larger:
+        if order is not None and order.reduces and is_larger:
             self.judge.breach("orders", f"{order.order_id} only reduces, and made {before} larger")
         return moved
 
@@ -936,7 +908,7 @@ class _Books:
     def _check_order(self, row: sqlite3.Row) -> None:
         """Check that a decision by signal ordered the difference to its target (M7)."""
         key, account = (row["instrument"], None), self.config.get("account", {})
-        is_plain = account.get("position_mode") != "hedge" and "strategies" not in self.config
+        is_plain = account.get("position_mode") != "hedge"
         rules = self.rules[key[0]]
         if self.market is None or not is_plain or row["target_quantity_text"] is None:
             return
@@ -1180,7 +1152,6 @@ class Order(NamedTuple):
 
     order_id: str
     key: Key
-    owner: str
     is_buy: bool
     quantity: Decimal
     filled: Decimal
@@ -1417,7 +1388,7 @@ class _Market:
     def _check_choice(self, fills: Sequence[sqlite3.Row], bar: sqlite3.Row, candle: Candle) -> None:
         """Check that a stop came before a target if the path met both, and nothing else.
 
-        In hedge mode and with several strategies the other positions have a say in the path (M97).
+        In hedge mode the other position has a say in the path (M97).
         """
         opened, high, low, *_ = candle
         of_path = [fill for fill in fills if fill["model"] != "next_open"]
@@ -1425,7 +1396,7 @@ class _Market:
             return
         target = self._met(of_path[0], fills)
         is_passed = target.is_met(opened, opened)
-        if target.role != "TARGET" or target.owner or is_passed:
+        if target.role != "TARGET" or is_passed:
             return
         young = (
             order
@@ -1513,7 +1484,7 @@ class _Market:
                 self._check_bankruptcy(order, bar, held)
             if text[-1:] != "%":
                 continue
-            if name.startswith("exits.") and held.quantity and not order.owner:
+            if name.startswith("exits.") and held.quantity:
                 self._check_level(order, bar, held, name.removeprefix("exits."))
 
     def _check_bankruptcy(self, order: Order, bar: sqlite3.Row, held: Position) -> None:
@@ -1581,7 +1552,6 @@ def _order_of(row: sqlite3.Row) -> Order:
     return Order(
         row["order_id"],
         (row["instrument_id"], row["position_side"]),
-        row["owner"] or "",
         row["side"] == "BUY",
         Decimal(row["quantity"]).scaleb(decimals),
         Decimal(row["filled"]).scaleb(decimals),

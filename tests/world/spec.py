@@ -268,16 +268,6 @@ def _exits(config: Section, rng: random.Random) -> None:
         config["exits"]["trailing"] = "1%"
 
 
-def _several(config: Section, rng: random.Random) -> None:
-    del config["strategy"]
-    config["strategies"] = {
-        "reset": rng.choice(("never", "day")),
-        "calm": {"share": "0.5", **SMA, "slow": rng.choice((9, 14))},
-        "quick": {"share": "0.3", **SMA},
-        "wild": {"share": "0.2", **SMA, "slow": 4},
-    }
-
-
 def _hedge(config: Section, rng: random.Random) -> None:
     config["account"]["position_mode"] = "hedge"
     if rng.random() < 0.7:
@@ -309,7 +299,7 @@ KINDS: Final[Mapping[str, Callable[[Section, random.Random], None]]] = {
     each.__name__.removeprefix("_"): each
     for each in (
         *(_plain, _limits, _margin, _cross, _exits),
-        *(_several, _hedge, _books, _two, _raising, _model),
+        *(_hedge, _books, _two, _raising, _model),
     )
 }
 OWN_CLASS: Final = ("plain", "margin", "cross", "exits", "two")

@@ -1,4 +1,4 @@
-/** The accounts of a run: its parts, and the swatch of a line in a legend. */
+/** The accounts of a run: its sides, and the swatch of a line in a legend. */
 import { html } from "./vendor/htm-preact.js";
 
 /** The dash patterns of the chart library, in line widths. */
@@ -12,6 +12,3 @@ export function Swatch({ tone, dash, width }) {
 
 /** Whether a run has a long and a short side of each symbol. */
 export const isHedged = (run) => run.config.account?.position_mode === "hedge";
-
-/** Whether the other accounts are parts of the run's account: sides or strategies. */
-export const hasParts = (run) => isHedged(run) || run.config.strategies != null;

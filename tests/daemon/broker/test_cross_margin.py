@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from reference_cross import ReferenceCross, ReferenceFill, RestingSize, Tier
 
 from tracepaper.daemon.broker.account import Intent
-from tracepaper.daemon.broker.broker import NO_OWNER_INTENTS, Broker
+from tracepaper.daemon.broker.broker import Broker
 from tracepaper.daemon.broker.ledger import FilledEvent
 from tracepaper.daemon.broker.margin import CALLED, CrossLine, is_liquidated, loss_of
 from tracepaper.daemon.broker.rules import NO_MARGIN, MarginRules
@@ -121,16 +121,14 @@ class Desk:
         self.broker.step.number = self.sequence
         action = Action.LONG if target > 0 else Action.SHORT if target else Action.FLAT
         last = self.last[key]
-        refusal = self.broker.route(
-            Intent(action, target, "asked"), NO_OWNER_INTENTS, last, last.market_ms
-        )[""]
+        refusal = self.broker.route(Intent(action, target, "asked"), last, last.market_ms)
         return self.broker.take().orders, refusal
 
     def send(self, key: str, *requests: Any) -> tuple[Order, ...]:
         self.sequence += 1
         self.broker.step.number = self.sequence
         last = self.last[key]
-        self.broker.route(Orders(requests, "listed"), NO_OWNER_INTENTS, last, last.market_ms)
+        self.broker.route(Orders(requests, "listed"), last, last.market_ms)
         return self.broker.take().orders
 
     def enter(self, key: str, target: int, price: int = 100_000) -> None:
@@ -448,13 +446,13 @@ class Twice:
 
     def restart(self) -> None:
         """Kill the broker and restore it from its state; marks since the newest bars are lost."""
-        state, last_bars = self.desk.broker.state(), self.desk.last
+        (state, _), last_bars = self.desk.broker.state(), self.desk.last
         sequence, index = self.desk.sequence, self.desk.index
         self.desk = Desk(**self.desk.terms)
         self.desk.sequence, self.desk.index, self.desk.last = sequence, index, last_bars
         for item in self.items.values():
             self.desk.broker.change(item)
-        self.desk.broker.restore(*state)
+        self.desk.broker.restore(state, {})
         for key, last in last_bars.items():
             self.desk.broker.follow((last,))
             self.reference.marks[key] = Fraction(last.close, 100)

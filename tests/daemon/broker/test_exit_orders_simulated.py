@@ -29,8 +29,8 @@ from tracepaper.daemon.broker.exit_plans import ExitDistance, Exits, Planner
 from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.broker.orders import PROTECTIVE
 from tracepaper.daemon.config.loading import Config, load
+from tracepaper.daemon.engine.decider import Decider
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.instrument_state import MemberState
 from tracepaper.daemon.engine.restart import Restart
 from tracepaper.daemon.engine.state import decode_state
 from tracepaper.strategies.api.context import BarContext, Percent, Signal, Volatility
@@ -448,7 +448,7 @@ PLANTED: list[tuple[Any, str, Callable[[Any], Any], FillModel]] = [
     (ExitDistance, "share", _as_of_a_long, FillModel.NEXT_OPEN),
     (Planner, "_configured", _set_anew, FillModel.NEXT_OPEN),
     (exit_plans, "nearest", _farthest, FillModel.NEXT_OPEN),
-    (MemberState, "_expected", _raw, FillModel.NEXT_OPEN),
+    (Decider, "_expected", _raw, FillModel.NEXT_OPEN),
     (Exits, "roi_at", _at_any_age, FillModel.NEXT_OPEN),
     (Exits, "next_age_ms", _none, FillModel.QUOTE),
     (matching, "is_timed", _never, FillModel.NEXT_OPEN),

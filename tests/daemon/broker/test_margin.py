@@ -353,7 +353,8 @@ def test_a_balance_below_zero_counts_as_none_where_funding_is_paid(
     line = ledger.line(KEY)
     line.mark_to(100_000)  # worth 1,000
     assert ledger.ledger.available == -2 * unit
-    assert line.pay_funding(rate * RATE_SCALE // 1_000) == paid * unit
+    line.pay_funding(rate * RATE_SCALE // 1_000)
+    assert line.holding.funding_paid == paid * unit
     assert line.holding.margin == left * unit
     assert ledger.cash == (98 - paid) * unit
 

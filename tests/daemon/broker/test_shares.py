@@ -146,7 +146,8 @@ def test_no_funding_is_settled_on_shares() -> None:
     paper = account(costs())
     assert order(paper, 10, 100_00, 1) is None
     paper.markets[KEY].match_bar(bar(open_=100_00, instrument_id=KEY))
-    assert paper.line(KEY).pay_funding(10**8) == 0
+    paper.line(KEY).pay_funding(10**8)
+    assert paper.line(KEY).holding.funding_paid == 0
 
 
 def test_the_round_trip_of_the_edge_has_the_fee_of_both_shares_at_the_close() -> None:
@@ -157,6 +158,6 @@ def test_the_round_trip_of_the_edge_has_the_fee_of_both_shares_at_the_close() ->
         "execution": {"fee_per_share": "0.005"},
     }
     machine = engine_of(given, [item])
-    state = machine.states[item.id]
-    state.see_forecast(bar(40_00, instrument_id=item.id), None, is_finite=None)
-    assert state.inputs.round_trip_cost == pytest.approx(2 * 0.005 / 40)
+    decider = machine.deciders[item.id]
+    decider.see_forecast(bar(40_00, instrument_id=item.id), None, is_finite=None)
+    assert decider.inputs.round_trip_cost == pytest.approx(2 * 0.005 / 40)

@@ -69,56 +69,39 @@ def test_lists_and_tables_come_from_the_environment(monkeypatch: pytest.MonkeyPa
     assert config.settings()["risk"]["max_notional"] is None
 
 
-TWO: Final = """
-[strategies.calm]
-share = "0.5"
+OWN: Final = """
+[strategy]
 name = "mine:Calm"
 options = {low = 3, high = 9, names = ["a", "b"]}
-[strategies.quick]
-share = "0.5"
-name = "sma_cross"
-fast = 3
-slow = 7
-sizing = {mode = "fixed", quantity = "0.3"}
 """
 
 
 def test_a_table_changes_the_keys_that_it_names_and_a_list_replaces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = written(tmp_path, TWO)
-    monkeypatch.setenv("TRACEPAPER_STRATEGIES__QUICK", '{"slow": 8}')
-    settings = [
-        'strategies.quick={"fast": 4, "sizing": {"quantity": "0.2"}}',
-        "strategies.quick.share=0.25",
-        'strategies.calm={"options": {"names": ["c"]}}',
-        "strategies.calm.options.low=5",
-    ]
-    changed = load(with_settings(path, settings)).strategies.named
-    stored = restore(load(path).canonical_json(), settings_of(settings)).strategies.named
-    calm, quick = changed["calm"], changed["quick"]
-    assert (quick.name, quick.fast, quick.slow) == ("sma_cross", 4, 8)
-    assert quick.sizing == {"mode": "fixed", "quantity": "0.2"}
-    assert (calm.share, quick.share) == (Decimal("0.5"), Decimal("0.25"))
-    assert calm.options == {"low": 5, "high": 9, "names": ["c"]}
+    path = written(tmp_path, OWN)
+    monkeypatch.setenv("TRACEPAPER_STRATEGY__OPTIONS", '{"high": 8}')
+    settings = ['strategy.options={"names": ["c"]}', "strategy.options.low=5"]
+    changed = load(with_settings(path, settings)).strategy
+    stored = restore(load(path).canonical_json(), settings_of(settings)).strategy
+    assert changed.options == {"low": 5, "high": 8, "names": ["c"]}
     assert stored == changed
-    other = ["strategies.calm.name=mine:Other", "strategies.calm.options.word=a,b"]
-    assert load(with_settings(path, other)).strategies.named["calm"].options == {"word": "a,b"}
+    other = ["strategy.name=mine:Other", "strategy.options.word=a,b"]
+    monkeypatch.delenv("TRACEPAPER_STRATEGY__OPTIONS")
+    assert load(with_settings(path, other)).strategy.options == {"word": "a,b"}
 
 
 @pytest.mark.parametrize(
     ("setting", "sentence"),
     [
-        ("strategies.slow.fast=4", "or the name of a strategy that is there (calm, quick)"),
-        ("strategies.quick.fats=4", "[strategies.quick] has no key 'fats'; the nearest is 'fast'"),
-        ("strategy.fast=4", "--set gives [strategy], and [strategies] names several"),
-        ("strategies.quick.=4", "sets no key; write section.key=value"),
+        ("model.explanation.methd=norm", "[model.explanation] has no key 'methd'"),
+        ("strategy.options.=4", "sets no key; write section.key=value"),
     ],
 )
-def test_a_table_of_no_strategy_is_refused_in_a_replay_and_a_what_if(
+def test_a_key_of_no_table_is_refused_in_a_replay_and_a_what_if(
     tmp_path: Path, setting: str, sentence: str
 ) -> None:
-    path = written(tmp_path, TWO)
+    path = written(tmp_path, OWN)
     stored = load(path).canonical_json()
     with pytest.raises(ConfigInvalid) as caught:
         load(with_settings(path, [setting]))
@@ -246,10 +229,6 @@ def test_a_key_of_another_strategy_is_refused_and_not_ignored(
     # What a file says beside its own strategy is laid aside with that.
     file = written(tmp_path, example())
     assert load(with_settings(file, [named])).strategy.name == name
-    with pytest.raises(
-        ConfigInvalid, match=r"strategies.a\] fast has an effect only if name is sma_cross"
-    ):
-        load(None, {"strategies": {each: {"share": "0.5", "fast": 3} for each in ("a", "b")}})
 
 
 def test_a_fault_in_the_environment_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,7 +274,6 @@ OTHER: dict[str, dict[str, object]] = {
     "gate": {"edge": "2"},
     "regime": {"hysteresis": "0.2"},
     "sizing": {"notional": "2000"},
-    "strategies": {name: {"share": "0.5", "name": "sma_cross"} for name in ("one", "two")},
     "exits": {"stop_loss": "2%"},
     "execution": {"latency_ms": 1},
     "risk": {"max_daily_trades": 5},

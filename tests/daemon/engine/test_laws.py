@@ -17,8 +17,8 @@ from tracepaper.daemon.broker.matching import Market
 from tracepaper.daemon.broker.orders import OrdersState
 from tracepaper.daemon.broker.rules import Filters
 from tracepaper.daemon.broker.settings import Latency
+from tracepaper.daemon.engine.decider import Decider
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.instrument_state import MemberState
 from tracepaper.daemon.engine.risk import BookShortfall
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types.decisions import Decision, Fill, Order
@@ -111,7 +111,7 @@ PLANTED: list[tuple[World, Any, str, Callable[..., Any]]] = [
     (TWO_BY_QUOTES, PaperAccount, "match_mark", _never),
     (TWO_BY_QUOTES, Engine, "clear_transient", _never),
     (MARGIN_BY_QUOTES, Line, "expire", _nothing),
-    (SPOT_BY_BARS, MemberState, "unfilled", _says_nothing),
+    (SPOT_BY_BARS, Decider, "unfilled", _says_nothing),
     (MARGIN_BY_BARS, matching, "passes", _always),
     (SPOT_BY_BARS, Latency, "eligible_ms", _loses_bars),
     (TWO_BY_QUOTES, Latency, "eligible_ms", _loses_bars),

@@ -69,7 +69,7 @@ def test_drawdown_is_a_fraction_of_the_highest_equity() -> None:
 def test_spread_and_range_are_basis_points_of_the_middle_and_of_the_close() -> None:
     given = {"strategy": {"name": "sma_cross"}, "risk": {"max_spread_bp": "5", "max_range_bp": "9"}}
     machine = engine_of(given, execution=FillModel.QUOTE)
-    inputs, candles = machine.states[KEY].inputs, bars(70)
+    inputs, candles = machine.deciders[KEY].inputs, bars(70)
     for candle in candles:
         middle = candle.close
         machine.step(quote(middle - 30, middle + 50, at_ms=candle.close_time_ms - 9), None)

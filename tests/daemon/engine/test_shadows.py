@@ -202,7 +202,7 @@ def test_what_outlived_its_horizon_is_not_closed_over_the_operator_s_halt() -> N
 
 def test_nothing_is_counted_unless_a_shadow_depends_on_it() -> None:
     machine = attention(["ungated"])
-    assert not machine.counts
+    assert not machine.shadows.counts
     stepped(machine, until=50)
     assert machine.state().bases == {}
 
@@ -230,9 +230,9 @@ def test_the_gate_by_chance_passes_with_the_coverage_that_the_card_counted() -> 
     assert passed == [drawn(bar) < 0.25 for bar in BARS]
     calibration = replace(CALIBRATION, coverage=(counted,))
     other = attention(["random_gate"], calibration=calibration)
-    assert other.shadows[""].random_shares == []  # its regimes have thresholds of their own
+    assert other.shadows.random_shares == []  # its regimes have thresholds of their own
     usual = attention(["random_gate"], calibration=calibration, regime={})
-    assert usual.shadows[""].random_shares == [0.25]
+    assert usual.shadows.random_shares == [0.25]
     assert coverage_warnings(usual) == (
         "random_gate lets 25.00 % of the bars through: the calibration slice's coverage",
     )
@@ -260,7 +260,7 @@ def with_heads(shadows: list[str], *, on_refusal: str = "hold", **sections: Any)
     machine = attention(shadows, on_refusal, measures=MEASURES | HEAD_MEASURES, **sections)
     rng = random.Random(7)
     answers = [replace(answer, heads=heads(rng)) for answer in forecasts()]
-    key = next(iter(machine.states))
+    key = next(iter(machine.deciders))
     every = bars(600, seed=4, instrument_id=key)
     return [machine.step(candle, answer) for candle, answer in zip(every, answers, strict=True)]
 

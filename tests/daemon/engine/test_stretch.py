@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import stretches
 from builders import START_MS, bars
-from exchange_client import FIRST_MS, MINUTE, candles
+from exchange_client import MINUTE
 from exit_cases import flat_bars, long, machine, path, steps_of
 from stretches import HistoryBothWays
 
 from tracepaper.daemon.broker.broker import Broker, Save
 from tracepaper.daemon.engine import engine, shadow_course
-from tracepaper.daemon.engine.instrument_state import MemberState
+from tracepaper.daemon.engine.decider import Decider
 from tracepaper.daemon.engine.shadow_course import ShadowCourse
 from tracepaper.daemon.engine.state import SHADOWS
 from tracepaper.daemon.engine.units import UnitQueue
@@ -39,7 +38,7 @@ def test_a_run_with_stretches_ends_as_one_by_steps(tmp_path: Path) -> None:
         reached += HistoryBothWays(seed, tmp_path).counted
     names = {f"stretches of {count} instruments" for count in (1, 2)}
     names |= {"stretches under a stop", "stretches with notes", "failures"}
-    names |= {"stretches with a position", "stretches of several strategies"}
+    names |= {"stretches with a position"}
     assert names <= reached.keys()
 
 
@@ -54,7 +53,7 @@ def test_a_run_with_a_model_ends_as_one_by_steps(tmp_path: Path) -> None:
     assert names <= reached.keys()
 
 
-def _ask_again(self: MemberState, *given: Any, is_finite: bool | None) -> object:
+def _ask_again(self: Decider, *given: Any, is_finite: bool | None) -> object:
     answer = decide_ahead(self, *given, is_finite=is_finite)
     self.decided = None
     return answer
@@ -68,7 +67,7 @@ def _at_first_step(self: ShadowCourse, before: Any, judged: Any, _sequence: int,
     return take_unit(self, before, judged, 0, at)
 
 
-decide_ahead, take_unit = MemberState.decide_ahead, ShadowCourse.take
+decide_ahead, take_unit = Decider.decide_ahead, ShadowCourse.take
 accounts_of = vars(ShadowCourse)["_steps"]
 
 
@@ -87,9 +86,9 @@ accounts_of = vars(ShadowCourse)["_steps"]
         (TRADES_OF_TWO, ShadowCourse, "take", _at_first_step),
         (BY_RANGES, ShadowCourse, "_show", lambda _course, _before: None),
         (MODEL, UnitQueue, "predictions", lambda units, predict: predict(units.unit)),
-        (NOTED, MemberState, "decide_ahead", _ask_again),
+        (NOTED, Decider, "decide_ahead", _ask_again),
         (LESS_EDGE, shadow_course, "FOLLOWING", frozenset(SHADOWS)),
-        (BY_MONEY, MemberState, "is_sized_by_signal", property(lambda _state: True)),
+        (BY_MONEY, Decider, "is_sized_by_signal", property(lambda _state: True)),
     ],
 )
 def test_a_loss_in_a_stretch_with_a_model_is_seen(
@@ -99,26 +98,6 @@ def test_a_loss_in_a_stretch_with_a_model_is_seen(
     monkeypatch.setattr(where, name, planted)
     with pytest.raises(AssertionError):
         HistoryBothWays(seed, tmp_path, has_model=True)
-
-
-def test_a_stretch_ends_before_shares_are_given_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    times = [FIRST_MS + place * MINUTE for place in range(-140, 20)]
-    rows = [(price, price + 9, price - 9, price + 5) for price in range(5_000, 5_800, 5)]
-    rising = [candles([(*row, 9) for row in rows], symbol="BTCUSDT", times_ms=times)]
-    strategies = {
-        name: {"name": "sma_cross", "fast": 2, "slow": 5, "share": share}
-        for name, share in (("a", "0.3"), ("b", "0.1"))
-    }
-    given = {
-        "market": {"symbols": ["BTCUSDT"], "category": "linear", "interval": "1"},
-        "sizing": {"mode": "fixed", "quantity": "0.5"},
-        "strategies": {"reset": "day", **strategies},
-    }
-    monkeypatch.setattr(stretches, "drawn_candles", lambda *_: rising)
-    monkeypatch.setattr(stretches, "drawn_settings", lambda *_: given)
-    assert HistoryBothWays(ONE, tmp_path).counted["stretches of several strategies"] > 1
 
 
 @pytest.mark.parametrize(
@@ -157,13 +136,13 @@ def test_a_state_that_is_not_stored_is_seen(
 def test_a_strategy_that_is_asked_twice_is_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    signal = vars(MemberState)["_answer_to"]
+    signal = vars(Decider)["_answer_to"]
 
-    def forgetful(self: MemberState, context: object) -> object:
+    def forgetful(self: Decider, context: object) -> object:
         self.ahead = None
         return signal(self, context)
 
-    monkeypatch.setattr(MemberState, "_answer_to", forgetful)
+    monkeypatch.setattr(Decider, "_answer_to", forgetful)
     with pytest.raises(AssertionError, match="calls"):
         HistoryBothWays(FAILS, tmp_path)
 

@@ -23,7 +23,6 @@ from tracepaper.strategies.types.decisions import (
     Position,
     ShadowStep,
     Step,
-    StrategyDecision,
 )
 from tracepaper.strategies.types.market import (
     Command,
@@ -283,15 +282,3 @@ def test_each_kind_can_be_off(kind: str) -> None:
 def test_a_revision_of_a_bar_tells_nothing() -> None:
     revised = closed(MIDNIGHT_MS, None, accepted=False)
     assert told_of(notices(), closed(START_MS), revised) == []
-
-
-def test_a_failed_strategy_is_told_once() -> None:
-    notifier = notices()
-
-    def answered(name: str, reason: str) -> ShadowStep:
-        outcome = msgspec.structs.replace(WELL.outcome, reason=reason)
-        decided = StrategyDecision(name, outcome, 0)
-        return ShadowStep(name, Position(0), builders.account(), (), False, decided)
-
-    step = closed(START_MS, shadows=(answered("a", "up"), answered("b", "set aside: it failed")))
-    assert told_of(notifier, step, step) == [("halt", "strategy b: set aside: it failed")]

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from tracepaper.replay.archive import Candles, read_candles
 from tracepaper.replay.archive.series import FundingRates, archive_instrument, missing_settlements
 from tracepaper.strategies.types.market import Category
-from tracepaper.strategies.units import MONEY_DECIMALS
 
 SAMPLES = Path(__file__).parents[2] / "data" / "candles"
 
@@ -54,13 +53,9 @@ def test_spot_has_no_funding_and_its_own_step() -> None:
 
 
 @pytest.mark.parametrize("decimals", [4, 6, 9])
-def test_a_notional_is_exact_in_money_where_strategies_share_it_and_steps_are_fine_elsewhere(
-    decimals: int,
-) -> None:
+def test_a_step_of_the_quantity_is_no_finer_than_its_value(decimals: int) -> None:
     part = sample("NEWUSDT", category=Category.SPOT, decimals=decimals)
-    alone, shared = archive_instrument(part), archive_instrument(part, shared=True)
-    assert alone.quantity_decimals == min(6, 10 - decimals)
-    assert shared.quantity_decimals == max(MONEY_DECIMALS - decimals, 0)
+    assert archive_instrument(part).quantity_decimals == min(6, 10 - decimals)
 
 
 # ---------------------------------------------------------------- funding

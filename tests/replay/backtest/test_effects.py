@@ -22,7 +22,7 @@ from tracepaper.replay.backtest.run_spec import RunSpec
 from tracepaper.strategies.errors import TracepaperError
 from tracepaper.strategies.types.decisions import RunRow, Step
 
-CANDLES, GATED, SEVERAL = "crossing", "a model with gates", "several strategies"
+CANDLES, GATED = "crossing", "a model with gates"
 OF_QUOTES = (
     "execution.latency_ms=700",
     "execution.latency_jitter_ms=40",
@@ -116,7 +116,7 @@ def test_keys_of_set_that_the_run_does_not_use_are_named(
 
 def probes() -> Iterator[str]:
     """Yield a setting other than the default for each key of the engine's sections that has one."""
-    for section in sorted(CHANGEABLE - {"strategy", "strategies"}):
+    for section in sorted(CHANGEABLE - {"strategy"}):
         for key, field in SECTIONS[section].model_fields.items():
             value = field.get_default(call_default_factory=True)
             values: list[object] = [*(field.examples or ())]
@@ -151,8 +151,7 @@ def undated(step: Step) -> Step:
     return replace(step, orders=orders)
 
 
-def test_one_key_of_one_strategy_and_the_fee_of_one_symbol_are_judged_alone(tmp_path: Path) -> None:
-    unused = "strategies.a.gate.shift=0.01", "strategies.a.sizing.quantity=2"
-    used = "strategies.b.gate.plausible=50", 'execution.fees={"BTCUSDT": {"taker": "0.002"}}'
-    warnings, _ = of(SEVERAL, tmp_path, *unused, *used, bars=5)
-    assert named(warnings) == sentence_on(keys(*unused))
+def test_the_fee_of_one_symbol_is_judged_alone(tmp_path: Path) -> None:
+    unused, used = "gate.shift=0.01", 'execution.fees={"BTCUSDT": {"taker": "0.002"}}'
+    warnings, _ = of(CANDLES, tmp_path, unused, used, bars=5)
+    assert named(warnings) == sentence_on(keys(unused))

@@ -207,18 +207,12 @@ def test_money_and_sizes_are_multiplied_wherever_they_stand() -> None:
             "account": {"cash": "1000"},
             "sizing": {"mode": "notional", "notional": "500"},
             "risk": {"max_notional": "700"},
-            "strategies": {
-                "a": {"name": "persistence", "share": "0.5"},
-                "b": {"name": "persistence", "share": "0.5",
-                      "sizing": {"mode": "fixed", "quantity": "2"}},
-            },
         },
-    )  # fmt: skip
+    )
     changes = sized(config, 4, Decimal(5))
     assert changes["account"] == {"cash": "4000"}
     assert changes["sizing"]["notional"] == "2000"
     assert changes["risk"] == {"max_notional": "2800"}
-    assert changes["strategies"]["b"]["sizing"] == {"quantity": "8"}
     assert changes["execution"] == {"beyond_best": "square_root", "impact_bp": "5"}
     assert sized(config, 0, Decimal(5))["execution"]["impact_bp"] == "0"
 

@@ -125,7 +125,6 @@ READ_FIRST = {
     "answers.horizons",
     "answers.heads",
     "shadow_steps.holding",
-    "shadow_steps.outcome",
 }
 """Columns whose forgery changes how the rest is read: each is planted alone."""
 

@@ -135,8 +135,6 @@ def rows_of(log: MemoryLog, until: int | None = None) -> Rows:
         ("isolated margin", {"account": {"leverage": "10"}}, (), 0),
         ("declared state and columns", FEE, (), 0.6),
         ("a hole", {}, (), 0.8),
-        ("several strategies", FEE, (), 0.5),
-        ("several strategies", {"strategies": {"a": {"share": "0.3"}}}, (), 0),
         ("hedge mode", FEE, (), 0),
         ("shares", {}, (), 0.6),
         ("a portfolio", {"sizing": {"fraction": "0.5"}}, (), 0),

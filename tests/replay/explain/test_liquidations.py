@@ -131,17 +131,12 @@ def crossed() -> Iterator[Run[Any]]:
     account = {"cash": "1000", "margin": "cross", "leverage": "10"}
     deep = [1_000.0] * CRASH + [600.0] * (BARS - CRASH)
     data = {"AAAUSDT": straight(START_MS, deep), "BBBUSDT": straight(START_MS, [1_000.0] * BARS)}
-    strategies = {
-        name: {"share": share, "name": f"{__name__}:Buys"}
-        for name, share in (("calm", "0.5"), ("quick", "0.5"))
-    }
-    config = configured(account=account, strategies=strategies)
-    config["sizing"] = {"mode": "fixed", "quantity": "2"}
-    with backtest(None, data, config=config) as run:
+    config = configured(account=account, sizing={"mode": "fixed", "quantity": "4"})
+    with backtest(Buys, data, config=config) as run:
         yield run
 
 
-def test_on_cross_margin_all_positions_and_parts_are_told(crossed: Run[Any]) -> None:
+def test_on_cross_margin_all_positions_are_told(crossed: Run[Any]) -> None:
     by_bar = liquidations(crossed)
     fills = [row for row in crossed.fills.to_dicts() if row["model"] == "liquidation"]
     assert len({row["instrument"] for row in fills}) == 2
@@ -150,7 +145,7 @@ def test_on_cross_margin_all_positions_and_parts_are_told(crossed: Run[Any]) -> 
             assert {fill["order_id"] for fill in row["fills"]} == {row["order_id"] for row in fills}
             assert row["cost"] == pytest.approx(lost_by(crossed))
             assert "as the account's maintenance ratio reached 100 %: taken over" in row["said"]
-            assert row["said"].count("(of calm 2.000, quick 2.000)") == 2
+            assert all(f"long 4.000 {symbol}" in row["said"] for symbol in ("AAAUSDT", "BBBUSDT"))
     assert sum(map(len, by_bar.values())) == 2, "the close of either symbol says it"
 
 

@@ -1,4 +1,4 @@
-"""Liquidations, both sides and several strategies in a browser."""
+"""Liquidations and both sides in a browser."""
 
 from __future__ import annotations
 
@@ -56,23 +56,6 @@ def hedged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     account = {"position_mode": "hedge", "margin": "isolated", "leverage": "100"}
     config = {"account": account}
     backtest(Straddles, SAMPLE, config=config, db=path, end=UNTIL).close()
-    return path
-
-
-@pytest.fixture(scope="module")
-def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("several") / "several.db"
-    options = {"name": "sma_cross", "long_only": False}
-    strategies = {
-        f"part_{place}": {"share": "0.2", "fast": 5 + place, "slow": 40 + 9 * place, **options}
-        for place in range(4)
-    }
-    config = {
-        "sizing": {"mode": "notional", "notional": "1500000"},
-        "account": {"margin": "cross", "leverage": "100"},
-    }
-    data = SAMPLE
-    backtest(None, data, strategies=strategies, config=config, db=path, end=UNTIL).close()
     return path
 
 
@@ -136,24 +119,6 @@ def test_a_signal_for_one_side_is_held_to_what_that_side_has(tmp_path: Path) -> 
     assert cards[max(range(2), key=[*sides.values()].__getitem__)].title == (
         "Kept long 0.1 BTC, short 0.1 BTC"
     )
-
-
-def test_a_card_says_what_each_strategy_wants_and_holds(several: Path) -> None:
-    run = shown_of(several)
-    wanted = "SELECT sequence, strategy, target_quantity_text, quantity_text, reason "
-    for where in ("target_quantity <> quantity", "target_quantity = quantity AND quantity < 0",
-                  "target_quantity = 0 AND quantity = 0"):  # fmt: skip
-        sequence, name, *texts, reason = rows(
-            several, f"{wanted} FROM v_strategy_decisions WHERE {where} LIMIT 1"
-        )[0]
-        wants, holds = (
-            "nothing" if not float(text)
-            else f"{'short' if float(text) < 0 else 'long'} {abs(float(text)):g} BTC"
-            for text in texts
-        )  # fmt: skip
-        words = f"wants {wants} and holds {holds}" if wants != holds else f"wants and holds {wants}"
-        because = decisions.decision(run, sequence).parts[0]["text"]
-        assert f"{name} {words}: {reason} (" in because
 
 
 def test_the_page_and_the_report_have_the_same_gross_and_net_exposure(hedged: Path) -> None:

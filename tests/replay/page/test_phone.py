@@ -22,19 +22,15 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 expect.set_options(timeout=1_000 * deadline_s(30))
 
-SEVERAL: Final = """
-[strategies.quick]
-share = "0.4"
+TRADING: Final = """
+[strategy]
 name = "sma_cross"
 fast = 3
 slow = 7
 long_only = false
-exits = { stop_loss = "2%" }
-[strategies.reversion]
-share = "0.6"
-name = "tracepaper.strategies.examples.rsi_reversion:RsiReversion"
-[model]
-checkpoint = "none"
+shadows = ["ungated", "held"]
+[exits]
+stop_loss = "2%"
 [sizing]
 mode = "equity"
 fraction = "1"
@@ -46,16 +42,16 @@ VIEWS: Final = ("", "/account", "/gates", "/health", "/model", "/report", "/comp
 
 
 @pytest.fixture(scope="module")
-def several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveDaemon]:
-    with live_daemon(tmp_path_factory.mktemp("several"), SEVERAL) as served:
+def trading(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveDaemon]:
+    with live_daemon(tmp_path_factory.mktemp("trading"), TRADING) as served:
         yield served
 
 
 def test_no_view_of_a_running_daemon_scrolls_sideways(
-    browser: Browser, several: LiveDaemon
+    browser: Browser, trading: LiveDaemon
 ) -> None:
-    [[run]] = several.rows("SELECT run_id FROM v_runs")
-    with opened(browser, several.url, PHONE) as page:
+    [[run]] = trading.rows("SELECT run_id FROM v_runs")
+    with opened(browser, trading.url, PHONE) as page:
 
         def check_widths() -> None:
             """Check that the content is as wide as each screen, once its charts are drawn anew."""
@@ -66,7 +62,7 @@ def test_no_view_of_a_running_daemon_scrolls_sideways(
                 )
 
         for view in VIEWS:
-            page.goto(f"{several.url}/#/run/{run}{view}")
+            page.goto(f"{trading.url}/#/run/{run}{view}")
             expect(page.locator("h1").first).to_be_visible()
             if view == "":
                 expect(page.locator("ul.rows")).to_be_visible()

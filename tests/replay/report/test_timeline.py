@@ -26,8 +26,6 @@ from tracepaper.strategies.types.market import Command, CommandKind
 HOUR = 3_600_000
 BARS = 160
 CROSS = {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False}
-DRAWN = "several_strategies:DrawnActions"
-FAILS_AT = (FIRST_MS + 40 * HOUR) // 60_000 % 1_000
 TIGHT = {"max_drawdown": "0.003"}
 CASES: Mapping[str, tuple[dict[str, Any], dict[int, CommandKind], dict[str, int]]] = {
     "halted, resumed and halted again": (
@@ -41,16 +39,6 @@ CASES: Mapping[str, tuple[dict[str, Any], dict[int, CommandKind], dict[str, int]
         {"limits": 5},
     ),
     "stopped out": ({"strategy": CROSS, "exits": {"stop_loss": "0.1 %"}}, {}, {"stops": 1}),
-    "a strategy fails": (
-        {
-            "strategies": {
-                "a": {"name": DRAWN, "share": "0.5", "options": {"fails_at": FAILS_AT}},
-                "b": {"name": DRAWN, "share": "0.5", "options": {"seed": 3}},
-            }
-        },
-        {},
-        {"halt": 1},
-    ),
 }
 
 

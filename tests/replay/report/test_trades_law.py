@@ -183,36 +183,28 @@ def test_over_liquidations_of_three_symbols(tmp_path: Path, margin: str) -> None
         check(path, 20)
 
 
-def test_in_hedge_mode_and_of_several_strategies(tmp_path: Path) -> None:
-    sized = {"sizing": {"mode": "fixed", "quantity": "0.1"}}
-    member = {"name": "sma_cross", "slow": 20, "share": "0.5", "long_only": False}
-    several = {"a": {**member, "fast": 5}, "b": {**member, "fast": 8}}
-    configs: list[dict[str, Any]] = [
-        {"account": {"position_mode": "hedge"}, "strategy": {"shadows": ["ungated"]}},
-        {"strategies": several},
-    ]
+def test_in_hedge_mode(tmp_path: Path) -> None:
+    config: dict[str, Any] = {
+        "sizing": {"mode": "fixed", "quantity": "0.1"},
+        "account": {"position_mode": "hedge"},
+        "strategy": {"shadows": ["ungated"]},
+    }
     first = 1_746_373_500_000  # a quarter of an hour after the first candle
     rates = [f"{first + 900_000 * place},0.000{1 + place % 3}" for place in range(17)]
     funding = tmp_path / "BTCUSDT.csv"
     funding.write_text("\n".join(("open_time,funding_rate", *rates)) + "\n")
-    for place, config in enumerate(configs):
-        path = tmp_path / f"{place}.db"
-        with backtest(
-            Dice if not place else None, BTC, config={**sized, **config}, db=path,
-            end="2025-05-04T20:00", funding=(funding,),
-        ) as run:  # fmt: skip
-            check(path, 5)
-            record = build_report(path, run.run_id).record
-        if place:
-            assert {name for name, _, paid in rows(path, FUNDED) if paid} == {None, "a", "b"}
-        else:  # a shadow account that does what the run does has its exposures, and pays alike
-            (shadow,) = (shadow for shadow in record.shadows if shadow.name == "ungated")
-            of_own, of_shadow = (rows(path, OF_SIDES, of) for of in (None, "ungated"))
-            assert of_own == of_shadow
-            assert {side for _, side, paid in of_own if paid} == {"LONG", "SHORT"}
-            (net,), (net_of_shadow,) = (
-                exposures(record, of).values() for of in (record.account, shadow)
-            )
-            gross, of_both = (gross_exposure(record, of) for of in (record.account, shadow))
-            assert np.allclose((net, gross), (net_of_shadow, of_both))
-            assert not np.allclose(gross, np.abs(net))
+    path = tmp_path / "run.db"
+    with backtest(
+        Dice, BTC, config=config, db=path, end="2025-05-04T20:00", funding=(funding,)
+    ) as run:
+        check(path, 5)
+        record = build_report(path, run.run_id).record
+    # A shadow account that does what the run does has its exposures, and pays alike.
+    (shadow,) = (shadow for shadow in record.shadows if shadow.name == "ungated")
+    of_own, of_shadow = (rows(path, OF_SIDES, of) for of in (None, "ungated"))
+    assert of_own == of_shadow
+    assert {side for _, side, paid in of_own if paid} == {"LONG", "SHORT"}
+    (net,), (net_of_shadow,) = (exposures(record, of).values() for of in (record.account, shadow))
+    gross, of_both = (gross_exposure(record, of) for of in (record.account, shadow))
+    assert np.allclose((net, gross), (net_of_shadow, of_both))
+    assert not np.allclose(gross, np.abs(net))

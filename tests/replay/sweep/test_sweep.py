@@ -235,24 +235,6 @@ def test_data_too_short_for_a_window_or_a_year_say_so(candles: Path, days: Path)
         here(days, objective="sharpe", windows="20d/8d")
 
 
-def test_a_point_sets_one_key_of_one_of_several_strategies(candles: Path) -> None:
-    several: dict[str, Any] = {
-        "calm": {"share": "0.5", "name": "sma_cross", "fast": 5, "slow": 20},
-        "quick": {"share": "0.5", "name": "sma_cross", "fast": 3, "slow": 12},
-    }
-    config: dict[str, Any] = {**SIZED, "strategies": several}
-    space = {"strategies.quick.fast": [4, 9], "strategies.quick.share": [0.25]}
-    executor = InThisProcess()
-    swept = sweep(None, candles, space, "return", config=config, executor=executor)
-    for cell, fast in zip(swept.cells, (4, 9), strict=True):
-        quick = {**several["quick"], "share": "0.25", "fast": fast}
-        changed = {**config, "strategies": {**several, "quick": quick}}
-        with backtest(None, candles, config=changed) as alone:
-            assert cell.figures == alone.summary
-            assert cell.config_sha256 == alone.row["config_sha256"]
-    assert swept.cells[0].value != swept.cells[1].value
-
-
 # ---------------------------------------------------------------- interrupted
 
 KILLED = """

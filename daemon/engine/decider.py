@@ -1,8 +1,7 @@
-"""``MemberState``: how one strategy decides on one instrument."""
+"""``Decider``: how a strategy decides on one instrument."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import nan
@@ -11,13 +10,12 @@ from typing import Final
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker.account import ENTRIES, OPENS, SIDE_OF, Holdings, Intent
-from tracepaper.daemon.broker.broker import NO_OWNER_INTENTS, OwnerIntents
 from tracepaper.daemon.broker.exit_plans import ExpectedReturn, Plan, ProtectionState
 from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.broker.rules import below_step
 from tracepaper.daemon.engine.history import InstrumentState
 from tracepaper.daemon.engine.risk import RiskWatch
-from tracepaper.daemon.engine.settings import INTEGRITY, JUDGEMENT, MemberTerms
+from tracepaper.daemon.engine.settings import INTEGRITY, JUDGEMENT, EngineTerms
 from tracepaper.daemon.engine.state import RANDOM_GATE
 from tracepaper.strategies.api.context import (
     AccountView,
@@ -54,12 +52,7 @@ from tracepaper.strategies.types.market import (
     Side,
 )
 
-NO_EQUITY: Final = "its sub-account has no equity left"
-_FOLDER: Final = re.compile(r"(?<!\S)(?:[A-Za-z]:)?(?:[/\\][^\s/\\]+)*[/\\](?=[^\s/\\]+:\d)")
-_SENTENCE_MOST: Final = 300
 HORIZON: Final = "horizon"
-SET_ASIDE: Final = "set aside: "
-"""Begins the reason of each decision of a strategy of several that failed."""
 ONE_WAY: Final = (
     "The strategy names a position_side, but the account is in one-way mode; set "
     'account.position_mode to "hedge", or name none.'
@@ -80,59 +73,19 @@ Planned = Callable[[Line, Intent, Bar, int], tuple[Plan | None, str | None]]
 """Returns the exit plan of an entry at a bar and a time, and why it cannot be entered."""
 
 
-class MemberStatus:
-    """Whether one of several strategies is still active."""
+class Decider:
+    """The strategy on one instrument: its sizer, its gates, and its last decision.
 
-    def __init__(self) -> None:
-        self.failed = ""  # why it failed; empty if it did not
-        self.is_empty = False  # its sub-account has no equity
-        self.closed = ""  # why it is closed and has no positions; empty while it is active
-
-    def set_status(self, *, failed: str | None = None, is_empty: bool | None = None) -> None:
-        """Set whether it failed, or whether its sub-account is empty; None leaves that."""
-        self.failed = self.failed if failed is None else failed
-        self.is_empty = self.is_empty if is_empty is None else is_empty
-        self.closed = self.failed or (NO_EQUITY if self.is_empty else "")
-
-    def fail(self, reason: str) -> None:
-        """Set it aside for the rest of this run; its next decision closes its positions."""
-        if not self.failed:
-            portable = _FOLDER.sub("", reason)  # the same on every machine that derives it again
-            line = " ".join(portable.split())[:_SENTENCE_MOST]
-            # A lone surrogate, from a file name for instance, could not be stored.
-            text = "".join(
-                character if character.isprintable() else repr(character)[1:-1]
-                for character in line
-            )
-            self.set_status(failed=f"{SET_ASIDE}{text}")
-
-
-class MemberState:
-    """One strategy on one instrument: its sizer, its gates, and its last decision.
-
-    It is the strategy of an account, one of several on it, or the strategy that nets them. At each
-    close it first observes the bar, then decides for its account. A shadow account follows the
-    same signal by :meth:`follow`.
+    At each close it first observes the bar, then decides for the run's account. A shadow account
+    follows the same signal by :meth:`follow`.
     """
 
-    def __init__(
-        self,
-        market: InstrumentState,
-        terms: MemberTerms,
-        risk: RiskWatch,
-        member: MemberStatus | None = None,
-        place: int = 0,
-    ) -> None:
-        """Decide on *market* by *terms*, for the account or for one *member* of several.
-
-        *place* is that of its lookback in the *market*: first the account's, then the members'.
-        """
+    def __init__(self, market: InstrumentState, terms: EngineTerms, risk: RiskWatch) -> None:
+        """Decide on *market* by *terms*."""
         instrument, settings = market.instrument, terms.settings
         key = instrument.id
         strategy, sizer = terms.strategies[key], terms.sizers[key]
-        self.lookback = lookback = market.lookbacks[place]
-        self.market, self.member = market, member
-        self.regimes = market.regimes
+        self.market, self.regimes = market, market.regimes
         self.strategy = strategy
         self._sizer = sizer
         self.observer = strategy.observe if observes(strategy) else None
@@ -159,8 +112,8 @@ class MemberState:
         self.newest: Decision | None = None  # the newest that did not repeat the one before
         self.restored: DecisionOutcome | None = None  # of the last decision before a start
         self._outcomes: dict[OutcomeKey, DecisionOutcome] = {}  # those that may repeat
-        # The newest decision if it holds nothing and no limit or member had a part in it: the same
-        # signal and the same passed gates repeat it.
+        # The newest decision if it holds nothing and no limit had a part in it: the same signal
+        # and the same passed gates repeat it.
         self._flat: Decision | None = None
         self.signal: Signal | Orders | None = None  # the newest, even if a gate refused it
         self._exits = settings.broker.exits
@@ -172,9 +125,8 @@ class MemberState:
         self.ahead: Bar | None = None
         self._answer: Signal | Orders | None = None
         self.decided: Decision | None = None  # in a stretch with a model: the decision on ``ahead``
-        self._instrument_context = InstrumentContext.of(instrument, lookback.record, strategy.books)
+        self._instrument_context = InstrumentContext.of(instrument, market.record, strategy.books)
         self._has_sides = settings.broker.is_hedged
-        self._owner_intents: OwnerIntents  # of several strategies, at the newest decision
         # The category of an instrument that cannot be sold short, for the reason of its FLAT.
         self._never_short = instrument.category.value if instrument.category.is_cash else ""
         self._flat_on_refusal = settings.flat_on_refusal
@@ -190,27 +142,6 @@ class MemberState:
         """Use the exchange's new filters."""
         self._instrument_context = replace(self._instrument_context, instrument=instrument)
         self._sizer.change(instrument)
-
-    # ------------------------------------------------------------ one of several strategies
-
-    def observe_guarded(self, bar: Bar) -> None:
-        """Show *bar* to the strategy of a member; set the member aside if that fails."""
-        assert self.member is not None
-        try:
-            if self.observer is not None:
-                self.observer(bar)
-        except StrategyFailed as error:
-            self.member.fail(str(error))
-
-    def ask_guarded(self, context: BarContext) -> Signal | Orders:
-        """Return the answer of a member's strategy; FLAT if the member is closed or fails."""
-        assert self.member is not None
-        if not self.member.closed:
-            try:
-                return self.as_allowed(self.strategy.decide(context))
-            except StrategyFailed as error:
-                self.member.fail(str(error))
-        return Signal(Action.FLAT, self.member.closed)
 
     # ------------------------------------------------------------ a bar, from top to bottom
 
@@ -233,19 +164,17 @@ class MemberState:
         *,
         is_running: bool,
         is_finite: bool | None,
-        owner_intents: OwnerIntents = NO_OWNER_INTENTS,
     ) -> Decision:
         """Return the decision for *account* at the close of *bar*, which was observed before.
 
         Afterwards ``intent`` is the account's intent. *is_finite* says whether the model's numbers
-        were finite, None if there are none. *owner_intents* are the intents of several strategies.
+        were finite, None if there are none.
         """
         if (decision := self.decided) is not None:
             self.ahead = self.decided = None
             return decision
-        self._owner_intents = owner_intents
         market, inputs = self.market, self.inputs
-        inputs.running, inputs.bars = is_running, self._warm_bars()
+        inputs.running, inputs.bars = is_running, market.warm_bars
         inputs.missing_bars, inputs.plausible = market.missing_bars, market.plausible
         inputs.late_ms = max(bar.seen_ms - bar.open_time_ms - bar.interval_ms, 0)
         if self._by_quotes:
@@ -304,7 +233,7 @@ class MemberState:
         self.intent = None if is_held else intent
         note = None if signal.note is None else dict(signal.note)
         decision = self.newest = Decision(outcome, target, measures, note)
-        is_alone = not (self.risk.active or account.sides or self._owner_intents.targets)
+        is_alone = not (self.risk.active or account.sides)
         is_flat = action is Action.HOLD and target == 0 and signal.note is None
         self._flat = decision if is_alone and is_flat else None
         return decision
@@ -350,9 +279,6 @@ class MemberState:
         In hedge mode the intent has one for each side. *signal* names one side; the other is closed
         by a portfolio, since its signal is the whole weight of the instrument.
         """
-        if nets := self._owner_intents.targets:
-            held = None if refused is None else Signal(Action.HOLD, refusal(refused))
-            return self.net_intent(held or signal, nets, account, bar.instrument)
         if not account.sides:
             expires = refused not in INTEGRITY and self._expired(bar, account)
             return self._follow(
@@ -400,7 +326,7 @@ class MemberState:
     def net_intent(
         signal: Signal, nets: Mapping[PositionSide | None, int], account: Holdings, key: str
     ) -> Intent:
-        """Return the intent of *account* for *nets*, the net targets of several strategies."""
+        """Return the intent of *account* for *nets*, its targets by side."""
         action, reason = signal.action, signal.reason
         if not account.sides:
             target = account.target(key) if action is Action.HOLD else nets[None]
@@ -430,7 +356,7 @@ class MemberState:
         action, reason = signal.action, signal.reason
         if refused is not None:
             is_judged = refused in JUDGEMENT or refused == RANDOM_GATE
-            if is_judged and action is Action.FLAT and self._flat_passes:
+            if is_judged and action is Action.FLAT and self.strategy.exits_freely:
                 return Intent(action, 0, reason)
             is_flat = self._flat_on_refusal and is_judged
             action, reason = Action.FLAT if is_flat else Action.HOLD, refusal(refused)
@@ -491,7 +417,7 @@ class MemberState:
     def may_repeat(self) -> bool:
         """Whether its decisions depend on bars alone while no order rests and no gate refuses."""
         strategy = self.strategy
-        looks_further = strategy.needs_forecast or strategy.sees_account or self.lookback.frames
+        looks_further = strategy.needs_forecast or strategy.sees_account or self.market.frame_bars
         return (
             not (looks_further or strategy.books or isinstance(strategy, PortfolioMember))
             and strategy.horizon is None
@@ -536,7 +462,6 @@ class MemberState:
             # Any other reason for an unfilled target may be gone at the next bar.
             or last.outcome.unfilled_reason not in {None, below_step(self.market.instrument)}
             or not isinstance(signal, Signal)
-            or (self.member is not None and signal.note is not None)  # each bar stores it anew
             or ((line.others or line.is_guarded) and signal.action is Action.FLAT)
             or (signal.action in ENTRIES and not self._keeps_exits(line))
             or not self.market.is_full
@@ -544,7 +469,7 @@ class MemberState:
             return None
         # Later bars of this kind have the same measures except for ``plausible``.
         inputs = self.inputs
-        inputs.running, inputs.bars = True, self._warm_bars()
+        inputs.running, inputs.bars = True, self.market.warm_bars
         inputs.missing_bars = inputs.late_ms = 0
         inputs.plausible = 0.0
         measures, passed = self.evaluator.judge(inputs)
@@ -561,30 +486,26 @@ class MemberState:
         plan = line.protection.plan
         if plan is None:
             return not (self._wants_protection or line.others or line.is_guarded)
-        is_alone = self._exits is None and self.member is None
-        return is_alone and line.protection == ProtectionState(plan)  # without a trailing stop
+        # Without a trailing stop, whose level would follow prices:
+        return self._exits is None and line.protection == ProtectionState(plan)
 
     def look_ahead(
         self, closes: tuple[int, int], repeat: Repeat, line: Line, planned: Planned
-    ) -> tuple[Callable[[Bar], None] | None, Callable[[Bar, Prediction], bool]]:
-        """Return two functions for the directly following bars: one observes, the other asks.
+    ) -> Callable[[Bar, Prediction], bool]:
+        """Return a function that asks about each of the directly following bars.
 
-        The first is None if neither strategy nor sizer observes bars. The second returns whether
-        the step of a bar repeats the newest decision except for the note; it never does for a close
-        outside *closes*, the lowest and the highest. It adds notes to *repeat*. It calls the sizer
-        only for a close outside the prices at which the sizer is known to keep the position. An
-        entry repeats if the broker has *planned* the exit orders that *line* has.
+        It returns whether the step of a bar repeats the newest decision except for the note; it
+        never does for a close outside *closes*, the lowest and the highest. It adds notes to
+        *repeat*. It calls the sizer only for a close outside the prices at which the sizer is known
+        to keep the position. An entry repeats if the broker has *planned* the exit orders that
+        *line* has.
         """
-        strategy, sizer, member = self.strategy, self._sizer, self.member
+        sizer, decide = self._sizer, self.strategy.decide
         signal, last = self.signal, self.newest
         assert isinstance(signal, Signal)
         assert last is not None
         self._answer, newest = signal, None
         outcome, standing = last.outcome, last.target_quantity or 0
-        observe = self.observer
-        if member is not None:
-            observe = None if member.failed else self.observe_guarded
-        decide = strategy.decide if member is None else self.ask_guarded
         lowest, highest = closes
         least, most = (1, 0) if signal.action in ENTRIES and not sizer.follows_signal else closes
         grows = sizer.falls_with_price(signal)
@@ -616,7 +537,7 @@ class MemberState:
                 )
             return True
 
-        return observe, repeats
+        return repeats
 
     def _repeats_signal(
         self,
@@ -627,16 +548,12 @@ class MemberState:
     ) -> bool:
         """Keep the *answer* at *bar*, and return whether it equals *signal* except for the note.
 
-        The note goes into *notes*. A strategy of a shared account must repeat its note too.
+        The note goes into *notes*.
         """
         self._answer = allowed = self.as_allowed(answer)
         if allowed == signal:
             self._answer = signal
-        elif (
-            self.member is not None
-            or not isinstance(allowed, Signal)
-            or replace(allowed, note=signal.note) != signal
-        ):
+        elif not isinstance(allowed, Signal) or replace(allowed, note=signal.note) != signal:
             return False
         if allowed.note is not None:
             notes[bar.open_time_ms] = dict(allowed.note)
@@ -650,10 +567,10 @@ class MemberState:
 
         The account is none of them: only limits depend on it.
         """
-        lookback, tracker, inputs = self.lookback, self.regimes, self.inputs
+        market, tracker, inputs = self.market, self.regimes, self.inputs
         costs = inputs.round_trip_cost if edge.name in self.evaluator.gate_set.gates else None
         return (
-            *(lookback.warmup, lookback.needed, lookback.frames, tracker.followed_by, costs),
+            *(market.warmup, market.needed, market.frame_bars, tracker.followed_by, costs),
             *(inputs.horizon_index, inputs.slope, inputs.fitted, inputs.tails),
             *(inputs.regimes, inputs.learned_regimes),
         )
@@ -732,7 +649,7 @@ class MemberState:
                 self.market.instrument, bars_since=partial(history.bars_held, bar=bar)
             )
         frames = {
-            name: history.frames[name].last(count) for name, count in self.lookback.frames.items()
+            name: history.frames[name].last(count) for name, count in history.frame_bars.items()
         }
         regime, verdict = self.regimes.regime, self.verdict
         books = history.books if self.strategy.books else None
@@ -752,34 +669,15 @@ class MemberState:
         regimes.follow(inputs.explanation)
         inputs.regime = regimes.regime
 
-    def _warm_bars(self) -> int:
-        """Return the number of known bars for the gate ``warm``.
-
-        While a timeframe lacks candles, at least one bar counts as missing.
-        """
-        lookback, bars = self.lookback, self.market.bars
-        needed = lookback.needed
-        if lookback.frames and not lookback.is_warm(self.market):
-            return min(bars, (lookback.warmup if lookback.members else needed) - 1)
-        return bars if bars < needed else needed  # noqa: FURB136 - faster than min, at every bar
-
     def _answer_to(self, context: BarContext) -> Signal | Orders:
         """Return the strategy's answer; HOLD during its warm-up."""
         if self.ahead is not None:
             answer, self.ahead, self._answer = self._answer, None, None
             assert answer is not None
             return answer
-        if not self.lookback.is_warm(self.market):
+        if not self.market.is_warm:
             return self.as_allowed(_COLD)
-        strategy, member = self.strategy, self.member
-        if member is not None:
-            return self.ask_guarded(context)
-        return self.as_allowed(strategy.decide(context))
-
-    @property
-    def _flat_passes(self) -> bool:
-        """Whether no judgement gate refuses a FLAT."""
-        return self.strategy.exits_freely or bool(self.member is not None and self.member.closed)
+        return self.as_allowed(self.strategy.decide(context))
 
     def as_allowed(self, signal: Signal | Orders) -> Signal | Orders:
         """Return *signal* as the account can follow it.
@@ -835,11 +733,7 @@ class MemberState:
         forecast: Forecast | None,
         account: Holdings,
     ) -> None:
-        """Set the inputs of the limits from *signal*; in hedge mode the sizes of both sides add up.
-
-        With several strategies the sizes are the largest positions to which all their intents could
-        lead.
-        """
+        """Set the inputs of the limits from *signal*; in hedge mode the sizes of both add up."""
         if not isinstance(signal, Signal):
             reach, reduces = account.reach(bar.instrument, signal)
             self._see_target(bar, reach, reach, account, reduces=reduces)
@@ -847,26 +741,13 @@ class MemberState:
         key, books = bar.instrument, {book.side: book for book in account.books}
         named_side = SIDE_OF.get(signal.action) if account.sides else None
         targets = {side: book.target(key) for side, book in books.items()}
-        nets = self._owner_intents.targets
         judged = {side for side in targets if named_side in {None, side}}
         for side, book in books.items():
-            if nets and signal.action is not Action.HOLD:
-                targets[side] = nets[side]
-            elif side is named_side:
+            if side is named_side:
                 targets[side] = self._target(signal, bar, forecast, book)
             elif self._closes(side, signal.action, signal):
                 targets[side] = 0
         most = {side: abs(target) for side, target in targets.items()}
-        if nets:  # a net signal names no side: the sides that change are judged
-            for line in account.lines_of(key):
-                side = line.book.side
-                most[side] = max(most[side], self._owner_intents.reach(line))
-            changed = {
-                side
-                for side, target in targets.items()
-                if target != books[side].target(key) or most[side] > abs(target)
-            }
-            judged = changed or judged
         reduces = all(
             most[side] <= abs(books[side].held(key)) and targets[side] * books[side].held(key) >= 0
             for side in judged
