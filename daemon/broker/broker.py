@@ -14,15 +14,7 @@ from enum import IntEnum
 from functools import partial
 from typing import Final
 
-from tracepaper.daemon.broker.account import (
-    ENTRIES,
-    AccountState,
-    Book,
-    Holdings,
-    Intent,
-    PaperAccount,
-    intent_for_side,
-)
+from tracepaper.daemon.broker.account import ENTRIES, AccountState, Intent, PaperAccount
 from tracepaper.daemon.broker.execution import RANGE_BARS, MeanRange
 from tracepaper.daemon.broker.exit_orders import (
     due_from_ms,
@@ -34,12 +26,10 @@ from tracepaper.daemon.broker.exit_orders import (
 from tracepaper.daemon.broker.exit_plans import HeldPosition, Plan
 from tracepaper.daemon.broker.ledger import FilledEvent, StepNumber
 from tracepaper.daemon.broker.line import Line
-from tracepaper.daemon.broker.margin import MarginPolicy
 from tracepaper.daemon.broker.matching import Market
 from tracepaper.daemon.broker.orders import FLATTEN, OrderContext, matters_from
 from tracepaper.daemon.broker.settings import BrokerSettings
 from tracepaper.strategies.api.context import Orders, Signal
-from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import (
     Action,
     Confirmation,
@@ -47,7 +37,6 @@ from tracepaper.strategies.types.decisions import (
     FillModel,
     Order,
     Position,
-    PositionSide,
 )
 from tracepaper.strategies.types.market import (
     BY_REST,
@@ -99,10 +88,8 @@ class Broker:
 
         The caller feeds bars to *day_ranges*, by which exit orders are placed. Fills of the
         instruments *reports_fills* are kept until their next decision. An entry in one of the
-        instruments *confirms* lets its position live for another horizon. Raises ``ConfigInvalid``
-        for an instrument that cannot be traded in hedge mode.
+        instruments *confirms* lets its position live for another horizon.
         """
-        _check(instruments, settings)
         self.settings = settings
         self._by_quotes = settings.execution is FillModel.QUOTE
         self.is_cross = settings.is_cross
@@ -123,26 +110,12 @@ class Broker:
         )
         self.account = opens(settings, keeps_ledger=True, reports_fills=reports_fills)
         self.shadows = {name: opens(settings) for name in sorted(shadows)}
-        self.sides: dict[str, Holdings] = {
-            side.value: book for side, book in self.account.sides.items()
-        }
-        self.others: dict[str, Holdings] = {**self.sides, **self.shadows}
-        """The accounts that steps show besides the run's: its sides and the shadows."""
-        self._stored: dict[str, Book | PaperAccount] = {
-            side.value: book for side, book in self.account.sides.items()
-        }
-        self._stored |= self.shadows
-        """The books and accounts whose state is stored besides the run's account, by name."""
-        for name, shadow in self.shadows.items():
-            self._stored |= {f"{name}/{side}": book for side, book in shadow.sides.items()}
         self._day_ranges = day_ranges
         self._confirms = frozenset(confirms)
         self._accounts = (self.account, *self.shadows.values())
         # All lines of each instrument, for a quick check: at most bars no order rests in any.
         self._lines: dict[str, tuple[Line, ...]] = {
-            item.id: tuple(
-                book.lines[item.id] for account in self._accounts for book in account.books
-            )
+            item.id: tuple(account.lines[item.id] for account in self._accounts)
             for item in instruments
         }
         self._missed_until_ms: dict[str, int] = {}  # earlier bars arrived without their quotes
@@ -152,9 +125,9 @@ class Broker:
 
     def positions(self, instrument: str) -> dict[str | None, Position]:
         """Return the position of every account in *instrument*, by name; None is the run's."""
-        positions: dict[str | None, Position] = {None: self.account.position(instrument)}
-        for name, account in self.others.items():
-            positions[name] = account.position(instrument)
+        positions: dict[str | None, Position] = {None: self.account.lines[instrument].position}
+        for name, shadow in self.shadows.items():
+            positions[name] = shadow.lines[instrument].position
         return positions
 
     # ------------------------------------------------------------ market events
@@ -175,7 +148,7 @@ class Broker:
         filled = ledger.take()
         if not shadow_fills:
             return filled
-        return filled._replace(other_fills={**shadow_fills, **filled.other_fills})
+        return filled._replace(shadow_fills=shadow_fills)
 
     def on_bar(self, bar: Bar, *, is_last: bool = True) -> FilledEvent:
         """Match the resting orders against *bar*, value the positions, and return what was filled.
@@ -227,7 +200,7 @@ class Broker:
         """Match *bar* in the shadow accounts, and value them, as :meth:`on_bar` does."""
         for shadow in self.shadows.values():
             shadow.markets[bar.instrument].match_bar(bar)
-            shadow.line(bar.instrument).mark_to(bar.close)
+            shadow.lines[bar.instrument].mark_to(bar.close)
 
     def on_quote(self, quote: Quote) -> None:
         """Match the resting orders against *quote*, if quotes fill orders."""
@@ -321,26 +294,7 @@ class Broker:
         or None. Orders by list that the exchange would refuse are recorded as REJECTED instead.
         """
         account = self.account if shadow is None else self.shadows[shadow]
-        refusals = [
-            self._apply_part(book.lines[bar.instrument], intent, bar, at_ms, account.policy)
-            for book in account.books
-        ]
-        return "; ".join(filter(None, refusals)) or None
-
-    def _apply_part(
-        self, line: Line, whole: Intent | Orders, bar: Bar, at_ms: int, policy: MarginPolicy
-    ) -> str | None:
-        """Apply to *line* its part of the *whole*; return why it cannot be reached, by side."""
-        if (side := line.book.side) is None:
-            return self._apply_intent(line, whole, bar, at_ms, policy)
-        intent = intent_for_side(whole, side)
-        refusal = None if intent is None else self._apply_intent(line, intent, bar, at_ms, policy)
-        return None if refusal is None else f"{side}: {refusal}"
-
-    def _apply_intent(
-        self, line: Line, intent: Intent | Orders, bar: Bar, at_ms: int, policy: MarginPolicy
-    ) -> str | None:
-        """Apply *intent* to *line*; return why it cannot be reached, or None."""
+        line, policy = account.lines[bar.instrument], account.policy
         if isinstance(intent, Orders):
             policy.send(line, intent, bar, at_ms)
             return None
@@ -390,7 +344,7 @@ class Broker:
         state = line.protection
         # With [exits] every signal gives a plan, mostly the same.
         is_known = (state.plan, state.closed, state.next_plan) == (plan, 0, None)
-        return None if is_known and line.book.settings.exits is not None else plan, None
+        return None if is_known and line.exits is not None else plan, None
 
     def confirm(self, line: Line, bar: Bar) -> None:
         """Let the position of *line* live for another horizon from *bar* on."""
@@ -398,8 +352,6 @@ class Broker:
         self.save = self.save or _LATER
         if line.key in self._confirms:
             line.confirmed_ms = bar.open_time_ms
-            if line.book.side and line.ledger is not self.account.ledger:
-                self.save = Save.NOW  # the step does not record which side it was
 
     def planned(
         self, line: Line, intent: Intent, bar: Bar, at_ms: int
@@ -424,9 +376,8 @@ class Broker:
 
     def cancel(self, reason: str, *, opening_only: bool = False) -> None:
         """Cancel the run's orders by list: all, or only those that could open a position."""
-        for book in self.account.books:
-            for line in book.lines.values():
-                line.cancel_listed("", reason, opening_only=opening_only)
+        for line in self.account.lines.values():
+            line.cancel_listed("", reason, opening_only=opening_only)
 
     def flatten(self, closes: Mapping[str, int], at_ms: int) -> None:
         """Close the run's positions, by the operator's command.
@@ -435,13 +386,12 @@ class Broker:
         """
         if closes:
             self.save = Save.NOW
-        for book in self.account.books:
-            for key, close in closes.items():
-                line = book.lines[key]
-                leave(line, FLATTEN)
-                cash = self.account.policy.spendable(line, is_reversal=False)
-                context = OrderContext(at_ms, 0, close, cash)
-                line.submit(0, FLATTEN, context, by_command=True)
+        for key, close in closes.items():
+            line = self.account.lines[key]
+            leave(line, FLATTEN)
+            cash = self.account.policy.spendable(line, is_reversal=False)
+            context = OrderContext(at_ms, 0, close, cash)
+            line.submit(0, FLATTEN, context, by_command=True)
 
     # ------------------------------------------------------------ questions of the feed
 
@@ -493,12 +443,12 @@ class Broker:
     def is_quiet(self) -> bool:
         """Return whether coming bars with prices within a quarter can only change values.
 
-        That needs accounts in one-way mode in which nothing can be liquidated. The caller has to
-        check that each bar passes the positions of :meth:`resting`.
+        That needs accounts in which nothing can be liquidated. The caller has to check that each
+        bar passes the positions of :meth:`resting`.
         """
         if self.save is Save.NOW or self._marked or self.unsettled or self.account.ledger.entries:
             return False
-        if self._by_quotes or self.account.sides:
+        if self._by_quotes:
             return False
         for lines in self._lines.values():
             for line in lines:
@@ -507,12 +457,11 @@ class Broker:
                     return False
                 if self._is_on_margin and (line.holding.quantity or (line.rests and not is_own)):
                     return False
-        books = (book for account in self._accounts for book in account.books)
-        return all(book.fits_a_quarter_away for book in books)
+        return all(account.fits_a_quarter_away for account in self._accounts)
 
     def is_settled(self, instrument: str) -> bool:
         """Return whether the run holds its target of *instrument*, and none of its orders waits."""
-        line = self.account.line(instrument)
+        line = self.account.lines[instrument]
         is_reached = line.target == line.held and not line.shortfall
         return is_reached and not (line.is_guarded or self.account.markets[instrument].waits)
 
@@ -526,9 +475,9 @@ class Broker:
         """Return the positions of the account that an event could change, by instrument."""
         return {key: market for key, market in self.account.markets.items() if market.waits}
 
-    def resting_orders(self, instrument: str) -> list[Order]:
+    def resting_orders(self, instrument: str) -> Sequence[Order]:
         """Return the resting orders of the account in *instrument*."""
-        return [order for line in self.account.lines_of(instrument) for order in line.orders]
+        return self.account.lines[instrument].orders
 
     def follow(self, bars: Sequence[Bar], *, shadows_only: bool = False) -> None:
         """Value the positions by the last of *bars*, of one instrument; nothing else changes.
@@ -554,15 +503,12 @@ class Broker:
         return any(line.held or line.target or line.rests for line in self._lines[instrument])
 
     def state(self) -> tuple[AccountState, dict[str, AccountState]]:
-        """Return the state to store: of the run's account, and of the other accounts by name."""
-        return self.account.state(), {
-            name: account.state() for name, account in self._stored.items()
-        }
+        """Return the state to store: of the run's account, and of the shadow accounts by name."""
+        return self.account.state(), {name: shadow.state() for name, shadow in self.shadows.items()}
 
     def restore(
         self,
         state: AccountState,
-        sides: Mapping[PositionSide | None, AccountState],
         shadows: Mapping[str, AccountState] = {},
         *,
         confirmed: Iterable[Confirmation] = (),
@@ -571,40 +517,22 @@ class Broker:
     ) -> None:
         """Restore the stored state of this run, or of another run (*taken_over*).
 
-        *sides* are the states of the sides. *confirmed* are the confirmations since then, oldest
-        first; *fills* those that no decision has seen.
+        *shadows* are the states of the shadow accounts; another run may have had fewer. *confirmed*
+        are the confirmations since then, oldest first; *fills* those that no decision has seen.
         """
-        self.account.restore(state, sides, taken_over=taken_over)
+        self.account.restore(state, taken_over=taken_over)
         for name, shadow in self.shadows.items():
-            of_shadow: dict[PositionSide | None, AccountState] = {
-                side: shadows[key] for side in PositionSide if (key := f"{name}/{side}") in shadows
-            }
-            # Another run may have had other sides.
-            if name in shadows and len(of_shadow) == len(shadow.sides):
-                shadow.restore(shadows[name], of_shadow)
+            if name in shadows:
+                shadow.restore(shadows[name])
         self.save = Save.NOW if taken_over else Save.NO
         for confirmation in confirmed:
             self.save = self.save or Save.LATER
             account = (
                 self.account
                 if confirmation.shadow is None
-                else self.others.get(confirmation.shadow)
+                else self.shadows.get(confirmation.shadow)
             )
             if account is not None and confirmation.instrument in self._confirms:
-                account.confirm(confirmation.instrument, confirmation.open_time_ms)
-        reported = self.account.fills
+                account.lines[confirmation.instrument].confirmed_ms = confirmation.open_time_ms
+        reported = self.account.ledger.unseen
         reported.update({key: list(unseen) for key, unseen in fills.items() if key in reported})
-
-
-def _check(
-    instruments: Iterable[Instrument],
-    settings: BrokerSettings,
-) -> None:
-    """Raise ``ConfigInvalid`` for an instrument unfit for hedge mode."""
-    is_hedged = settings.is_hedged
-    for item in instruments:
-        if is_hedged and item.quote_coin == "USDC":
-            raise ConfigInvalid(
-                f"{item.id} is settled in USDC, and the exchange trades such contracts only in "
-                'one-way mode; set account.position_mode to "one_way".'
-            )

@@ -310,5 +310,4 @@ class Executor:
             model,
             order.reason,
             filled_ms,
-            position_side=order.position_side,
         )

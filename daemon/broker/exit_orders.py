@@ -337,23 +337,18 @@ def _sign(action: Action) -> int:
 # ---------------------------------------------------------------- fills
 
 
-def protect_fills(lines: Sequence[Line], first: int) -> None:
-    """Update the exit orders of *lines*, of one instrument, after the fills of a pass.
+def protect_fills(line: Line, first: int) -> None:
+    """Update the exit orders of *line* after the fills of a pass.
 
     *first* is the number of the account's fills before the pass.
     """
-    ledger = lines[0].ledger
-    fills = [entry.fill for entry in ledger.fills[first:]]
-    if not fills:
+    ledger = line.ledger
+    if line.protection.plan is None:
         return
-    for line in lines:
-        if line.protection.plan is None:
-            continue
-        wanted = line.key, line.book.side
-        ours = [fill for fill in fills if (fill.instrument, fill.position_side) == wanted]
-        if ours:
-            # The market stands at a taker's price; a resting limit was only passed on the way.
-            takers = (fill.reference_price for fill in ours if fill.liquidity is Liquidity.TAKER)
-            market = next(takers, ours[-1].reference_price)
-            filled = [ledger.orders[fill.order_id] for fill in ours]
-            on_fills(line, filled, market, ours[-1].filled_ms)
+    fills = [entry.fill for entry in ledger.fills[first:] if entry.fill.instrument == line.key]
+    if fills:
+        # The market stands at a taker's price; a resting limit was only passed on the way.
+        takers = (fill.reference_price for fill in fills if fill.liquidity is Liquidity.TAKER)
+        market = next(takers, fills[-1].reference_price)
+        filled = [ledger.orders[fill.order_id] for fill in fills]
+        on_fills(line, filled, market, fills[-1].filled_ms)

@@ -1,16 +1,15 @@
-"""The money of an account and of each of its books, and what a step changed in the account.
+"""The money of an account, and what a step changed in it.
 
-The rules are docs/money.md, M6 to M21 and M90 to M102.
+The rules are docs/money.md, M6 to M21.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.settings import BrokerSettings
 from tracepaper.strategies.types.decisions import (
     Account,
     Fill,
@@ -18,7 +17,6 @@ from tracepaper.strategies.types.decisions import (
     LedgerKind,
     Order,
     Position,
-    PositionSide,
 )
 
 
@@ -36,7 +34,7 @@ class FilledEvent(NamedTuple):
 
     fills: tuple[Fill, ...] = ()
     orders: tuple[Order, ...] = ()
-    other_fills: Mapping[str, tuple[Fill, ...]] = {}  # by shadow account or side
+    shadow_fills: Mapping[str, tuple[Fill, ...]] = {}  # by shadow account
     entries: Sequence[FillEntry] = ()  # of the fills
 
 
@@ -50,11 +48,22 @@ class StepNumber:
 
 
 class Ledger:
-    """The cash of an account, its order ids, and what changed since the last :meth:`take`."""
+    """The money of an account, its order ids, and what changed since the last :meth:`take`.
 
-    def __init__(self, cash: int, step: StepNumber, *, keeps_entries: bool) -> None:
+    Lines update its sums with each change, so the cost of a step does not grow with the number of
+    instruments.
+    """
+
+    def __init__(
+        self, cash: int, step: StepNumber, *, keeps_entries: bool, reports_fills: Iterable[str]
+    ) -> None:
         self.cash, self.step = cash, step
+        self.realized = self.unrealized = self.fees = self.funding = 0
+        self.paid_entries = 0  # entry notional of the positions in spot and shares
         self.bound = 0  # cash that the margins of positions bind
+        self.valued: Account | None = None  # the newest balance; None after a change
+        self.unseen: dict[str, list[Fill]] = {key: [] for key in reports_fills}
+        """Fills since the last decision, by instrument, if its strategy sees fills."""
         # Cash movements that no step holds yet; a shadow account keeps none.
         self.entries: list[LedgerEntry] | None = None
         if keeps_entries:
@@ -70,12 +79,8 @@ class Ledger:
 
     def take(self) -> FilledEvent:
         """Return what changed since the last call."""
-        other_fills: dict[str, tuple[Fill, ...]] = {}
         fills = tuple([entry.fill for entry in self.fills])
-        for fill in fills:
-            if (side := fill.position_side) is not None:
-                other_fills[side] = (*other_fills.get(side, ()), fill)
-        filled = FilledEvent(fills, tuple(self.orders.values()), other_fills, self.fills)
+        filled = FilledEvent(fills, tuple(self.orders.values()), entries=self.fills)
         self.clear()
         return filled
 
@@ -89,23 +94,3 @@ class Ledger:
         self.fills = [
             entry._replace(fill=replace(entry.fill, while_down=True)) for entry in self.fills
         ]
-
-
-class Totals:
-    """The cash and the sums of the lines of one book, which lines update with each change.
-
-    So the cost of a step does not grow with the number of instruments.
-    """
-
-    def __init__(
-        self, settings: BrokerSettings, ledger: Ledger, *, side: PositionSide | None = None
-    ) -> None:
-        """Begin with the cash of *settings*; the book is of one *side* in hedge mode."""
-        self.settings, self.ledger, self.side = settings, ledger, side
-        self.sign = {None: 0, PositionSide.LONG: 1, PositionSide.SHORT: -1}[side]
-        self.cash = settings.cash
-        self.realized = self.unrealized = self.fees = self.funding = 0
-        self.paid_entries = 0  # entry notional of its positions in spot and shares
-        self.fills: dict[str, list[Fill]] = {}
-        """Fills since the last decision, by instrument, if its strategy sees fills."""
-        self.valued: Account | None = None  # the newest balance; None after a change

@@ -1,4 +1,4 @@
-"""``Line``: one instrument in one book, in exact integers.
+"""``Line``: one instrument in an account, in exact integers.
 
 A line is a position at the exchange. It has the holding, the resting orders and the plan of its
 exit orders, and it books fills and settlements.
@@ -26,7 +26,7 @@ from msgspec.structs import replace
 
 from tracepaper.daemon.broker.execution import Executor, MeanRange
 from tracepaper.daemon.broker.exit_plans import Planner, ProtectionState
-from tracepaper.daemon.broker.ledger import FillEntry, Totals
+from tracepaper.daemon.broker.ledger import FillEntry, Ledger
 from tracepaper.daemon.broker.orders import (
     DECIDED,
     ENDED,
@@ -41,6 +41,7 @@ from tracepaper.daemon.broker.orders import (
     urgency,
 )
 from tracepaper.daemon.broker.rules import Filters, MarginRules
+from tracepaper.daemon.broker.settings import BrokerSettings
 from tracepaper.strategies.api.context import Cancel, OrderRequest
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.holding import Holding, Movement
@@ -82,13 +83,13 @@ def signed_quantity(fill: Fill) -> int:
 
 
 class Line:
-    """One instrument in one book."""
+    """One instrument in an account."""
 
     __slots__ = (
-        "_is_spot", "_orders_of_step", "before_quotes", "book", "confirmed_ms", "executor", "exits",
+        "_is_spot", "_orders_of_step", "before_quotes", "confirmed_ms", "executor", "exits",
         "filters", "holding", "is_cash", "is_cross", "is_guarded", "isolated_rules", "item", "key",
         "ledger", "margin_rules", "mark", "mean_range", "notional", "order", "others", "planner",
-        "position", "protection", "reason", "shortfall", "target",
+        "position", "protection", "reason", "settings", "shortfall", "target",
     )  # fmt: skip
     executor: Executor
     filters: Filters
@@ -96,14 +97,14 @@ class Line:
 
     def __init__(
         self,
-        book: Totals,
         item: Instrument,
+        settings: BrokerSettings,
+        ledger: Ledger,
         *,
         mean_range: MeanRange | None = None,
     ) -> None:
-        """Open the line of *item* in *book*."""
-        settings = book.settings
-        self.book, self.ledger, self.key = book, book.ledger, item.id
+        """Open the line of *item* in the account with *ledger*."""
+        self.settings, self.ledger, self.key = settings, ledger, item.id
         self.is_cash = item.category.is_cash
         self._is_spot = item.category is Category.SPOT
         self.is_cross = settings.leverage is not None and settings.is_cross
@@ -131,7 +132,7 @@ class Line:
 
     def change(self, item: Instrument) -> None:
         """Use the exchange's new filters and risk tiers for new orders and prices from now on."""
-        self.item, settings = item, self.book.settings
+        self.item, settings = item, self.settings
         costs = settings.costs_for(self.key)
         if settings.leverage is not None and item.category is Category.LINEAR:
             self.margin_rules = MarginRules(
@@ -188,7 +189,7 @@ class Line:
         """Value the holding at the mark; before the first price, as taken over, at its entry."""
         holding = self.holding
         (unrealized,) = self.profits_at((self.mark,), holding) if self.mark else (0,)
-        self.book.unrealized += unrealized - self.position.unrealized_pnl
+        self.ledger.unrealized += unrealized - self.position.unrealized_pnl
         self.position = Position(
             holding.quantity,
             holding.entry_notional,
@@ -197,38 +198,34 @@ class Line:
             holding.fees_paid,
             holding.funding_paid,
             holding.margin,
-            holding.funding_paid if self.book.sign > 0 else 0,
         )
-        self.book.valued = None
+        self.ledger.valued = None
 
     def post_holding(self) -> None:
-        """Value the holding, and add its changes to the sums of the book."""
-        holding, before, book = self.holding, self.position, self.book
+        """Value the holding, and add its changes to the sums of the account."""
+        holding, before, ledger = self.holding, self.position, self.ledger
         self._revalue()
-        book.realized += holding.realized_pnl - before.realized_pnl
-        book.fees += holding.fees_paid - before.fees_paid
-        book.funding += holding.funding_paid - before.funding_paid
-        book.ledger.bound += holding.margin - before.margin
+        ledger.realized += holding.realized_pnl - before.realized_pnl
+        ledger.fees += holding.fees_paid - before.fees_paid
+        ledger.funding += holding.funding_paid - before.funding_paid
+        ledger.bound += holding.margin - before.margin
         if self.is_cash:
-            book.paid_entries += holding.entry_notional - before.entry_notional
+            ledger.paid_entries += holding.entry_notional - before.entry_notional
 
     # ------------------------------------------------------------ fills and funding
 
     def move_cash(self, movement: Movement, order_id: str | None = None) -> None:
-        """Change the cash of the book and of the account.
+        """Change the cash of the account.
 
         A step changes cash nowhere else. In the run's account each change is a ledger entry.
         """
         kind, amount = movement
         if not amount:
             return
-        book, ledger = self.book, self.ledger
-        book.cash += amount
+        ledger = self.ledger
         ledger.cash += amount
         if ledger.entries is not None:
-            ledger.entries.append(
-                LedgerEntry(kind, amount, ledger.cash, self.key, order_id, book.side)
-            )
+            ledger.entries.append(LedgerEntry(kind, amount, ledger.cash, self.key, order_id))
 
     def apply(self, fill: Fill) -> Order:
         """Apply *fill* to the position and its order; return the order after it."""
@@ -242,7 +239,7 @@ class Line:
 
     def post(self, fill: Fill) -> None:
         """Book *fill*: holding, cash and fees."""
-        holding, book = self.holding, self.book
+        holding = self.holding
         before = holding.quantity
         if self.is_cash and -signed_quantity(fill) > before:
             raise InvariantBroken(f"sold {fill.quantity} of {before} held")
@@ -258,12 +255,8 @@ class Line:
             self.move_cash(movement, fill.order_id)
         if before * holding.quantity <= 0:
             holding.opened_ms = fill.filled_ms if holding.quantity else 0
-        if holding.quantity * book.sign < 0:
-            raise InvariantBroken(
-                f"order {fill.order_id} closed more of {self.key} than its {book.side} side held"
-            )
-        if self.key in book.fills:
-            book.fills[self.key].append(fill)
+        if (unseen := self.ledger.unseen.get(self.key)) is not None:
+            unseen.append(fill)
         self.post_holding()
 
     def pay_funding(self, rate: int) -> None:
@@ -475,9 +468,9 @@ class Line:
                 unfilled
                 and order.kind is OrderKind.MARKET
                 and order.role in DECIDED
-                and market_ms - order.eligible_ms > self.book.settings.fill_within_ms
+                and market_ms - order.eligible_ms > self.settings.fill_within_ms
             ):
-                within = f"no quote filled it within {self.book.settings.fill_within_ms:,} ms"
+                within = f"no quote filled it within {self.settings.fill_within_ms:,} ms"
                 self.end(order, within, OrderEvent.EXPIRE)
 
     # ------------------------------------------------------------ by signal
@@ -540,7 +533,7 @@ class Line:
 
         Otherwise a target that changes at every bar would never be reached.
         """
-        if order is None or order.side is not placed.side or not self.book.settings.latency.bars:
+        if order is None or order.side is not placed.side or not self.settings.latency.bars:
             return placed
         return replace(placed, eligible_ms=min(placed.eligible_ms, order.eligible_ms))
 
@@ -584,12 +577,12 @@ class Line:
     ) -> Order:
         """Return a new order of a decision; it reaches the exchange after the latency."""
         order_id = self.next_id()
-        eligible_ms = self.book.settings.latency.eligible_ms(
+        eligible_ms = self.settings.latency.eligible_ms(
             context.at_ms, self.key, context.opened_ms, self._orders_of_step[1] - 1
         )
         return Order(
             order_id, self.key, side, quantity, 0, OrderStatus.NEW, reason, context.at_ms,
-            eligible_ms, position_side=self.book.side, **terms,
+            eligible_ms, **terms,
         )  # fmt: skip
 
     # ------------------------------------------------------------ by list
@@ -684,27 +677,28 @@ class Line:
                 refusal = filters.no_funds
         return order, refusal
 
-    def opens(self, requests: Iterable[OrderRequest | Cancel]) -> tuple[int, int, bool]:
-        """Return the quantities that *requests* and resting orders could buy and sell to open.
+    def reach(self, requests: Sequence[OrderRequest | Cancel]) -> tuple[int, bool]:
+        """Return the largest position (unsigned) that *requests* and resting orders could lead to.
 
-        The third value says whether all of *requests* can only reduce.
+        Either all buys or all sells are assumed to fill, whichever leads further. The second value
+        says whether all of *requests* can only reduce.
         """
-        sides = {Side.BUY: 0, Side.SELL: 0}
+        opened = {Side.BUY: 0, Side.SELL: 0}
         only_reduces = True
-        requests = tuple(requests)
         replaced = {request.tag for request in requests if request.tag}
         cancels_all = any(isinstance(request, Cancel) and not request.tag for request in requests)
         for order in () if cancels_all else self._listed():
             if not order.reduce_only and order.tag not in replaced:
-                sides[order.side] += order.quantity - order.filled
+                opened[order.side] += order.quantity - order.filled
         for request in requests:
             if isinstance(request, Cancel) or request.reduce_only:
                 continue
             if self.is_cash and request.side is Side.SELL:
                 continue
             only_reduces = False
-            sides[request.side] += self.filters.terms(request).quantity
-        return sides[Side.BUY], sides[Side.SELL], only_reduces
+            opened[request.side] += self.filters.terms(request).quantity
+        most = max(abs(self.held + opened[Side.BUY]), abs(self.held - opened[Side.SELL]))
+        return most, only_reduces
 
     # ------------------------------------------------------------ exit orders
 
@@ -722,7 +716,7 @@ class Line:
         kind, side = OrderKind.of(price, trigger), Side.SELL if self.held > 0 else Side.BUY
         return Order(
             self.next_id(), self.key, side, quantity, 0, OrderStatus.NEW, reason, at_ms, at_ms,
-            kind, role, price, trigger, reduce_only=True, position_side=self.book.side,
+            kind, role, price, trigger, reduce_only=True,
         )  # fmt: skip
 
     def protective(self, role: OrderRole) -> Order | None:

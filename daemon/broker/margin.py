@@ -10,7 +10,7 @@ The rules are docs/money.md, M22 to M60.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from copy import copy
 from typing import Final, NamedTuple
 
@@ -140,8 +140,10 @@ class MarginPolicy:
     This base class is the policy of an account without margin, which does neither.
     """
 
-    def __init__(self, ledger: Ledger, lines: list[Line], marked: Mapping[str, int]) -> None:
-        """Judge the positions *lines* of the account with *ledger*.
+    def __init__(
+        self, ledger: Ledger, lines: Mapping[str, Line], marked: Mapping[str, int]
+    ) -> None:
+        """Judge the positions *lines* of the account with *ledger*, by instrument.
 
         *marked* has the instruments for which a mark price arrived since their last bar.
         """
@@ -165,8 +167,8 @@ class MarginPolicy:
         """Return why the account has no margin for *fill*, or None; closing is always possible."""
         return None
 
-    def match_mark(self, lines: Sequence[Line], mark: int, at_ms: int) -> None:
-        """Liquidate the positions *lines* of an instrument, or the account, at the *mark* price."""
+    def match_mark(self, line: Line, mark: int, at_ms: int) -> None:
+        """Liquidate the position of *line*, or the account, if the *mark* price requires it."""
 
     def is_reached(self, instrument: str, prices: Mapping[str, int]) -> bool:  # noqa: ARG002
         """Return whether the mark *prices* liquidate a position; that of *instrument* is new."""
@@ -181,7 +183,7 @@ class IsolatedMargin(MarginPolicy):
         if line.isolated_rules is None:
             return self._ledger.cash
         available = self._ledger.available
-        if is_reversal and line.book.side is None:  # a side never turns
+        if is_reversal:
             available += line.position.margin + line.position.unrealized_pnl
         return available
 
@@ -209,25 +211,21 @@ class IsolatedMargin(MarginPolicy):
             else None
         )
 
-    def match_mark(self, lines: Sequence[Line], mark: int, at_ms: int) -> None:
-        """Liquidate each of *lines* whose liquidation price *mark* has reached."""
+    def match_mark(self, line: Line, mark: int, at_ms: int) -> None:
+        """Liquidate the position of *line* if *mark* has reached its liquidation price."""
         first = len(self._ledger.fills)
-        for line in lines:
-            if line.held and line.protective(OrderRole.LIQUIDATION) is None:
-                line.set_liquidation_price(at_ms)  # from another run
-        for line in lines:
-            order = line.protective(OrderRole.LIQUIDATION)
-            if order is not None and touched(order, mark):
-                liquidate(line, order, mark, at_ms)
-        protect_fills(lines, first)
+        if line.held and line.protective(OrderRole.LIQUIDATION) is None:
+            line.set_liquidation_price(at_ms)  # from another run
+        order = line.protective(OrderRole.LIQUIDATION)
+        if order is not None and touched(order, mark):
+            liquidate(line, order, mark, at_ms)
+        protect_fills(line, first)
 
     def is_reached(self, instrument: str, prices: Mapping[str, int]) -> bool:
         """Return whether the price of *instrument* has reached a liquidation price."""
         return any(
             order.role is OrderRole.LIQUIDATION and touched(order, prices[instrument])
-            for line in self._lines
-            if line.key == instrument
-            for order in line.others
+            for order in self._lines[instrument].others
         )
 
 
@@ -271,7 +269,7 @@ class CrossMargin(MarginPolicy):
         in an account taken over from another run before its first bars.
         """
         values = {}
-        for line in self._lines:
+        for line in self._lines.values():
             holding = line.holding
             if trial is not None and trial[0] is line:
                 holding = trial[1]
@@ -373,23 +371,20 @@ class CrossMargin(MarginPolicy):
 
     # ------------------------------------------------------------ liquidation
 
-    def match_mark(self, lines: Sequence[Line], mark: int, at_ms: int) -> None:
-        """Liquidate the account if it must be with *lines* at *mark*."""
-        if self.is_liquidated_at({lines[0].key: mark}):
-            self.liquidate(lines, mark, at_ms)
+    def match_mark(self, line: Line, mark: int, at_ms: int) -> None:
+        """Liquidate the account if it must be with *line* at *mark*."""
+        if self.is_liquidated_at({line.key: mark}):
+            self.liquidate(line, mark, at_ms)
 
-    def liquidate(
-        self, marked: Sequence[Line], price: int, at_ms: int, *, is_ruined: bool = False
-    ) -> None:
-        """Liquidate the account, with the lines *marked* at *price*, in as few steps as needed.
+    def liquidate(self, marked: Line, price: int, at_ms: int, *, is_ruined: bool = False) -> None:
+        """Liquidate the account, with the line *marked* at *price*, in as few steps as needed.
 
         With *is_ruined*, after a fill that would have cost more than the balance, all positions are
         taken over.
         """
-        before = marked[0].mark
-        for line in marked:
-            line.mark_to(price)
-        for line in self._lines:
+        before = marked.mark
+        marked.mark_to(price)
+        for line in self._lines.values():
             _cancel(line)
         if is_ruined or self.is_liquidated_at():
             values = self.values()
@@ -400,8 +395,7 @@ class CrossMargin(MarginPolicy):
                 self._close(line, self._ordered(line, quantity, cause, at_ms))
             if not cuts:
                 self._take_over(at_ms)
-        for line in marked:
-            line.mark_to(before)
+        marked.mark_to(before)
 
     def _take_over(self, at_ms: int) -> None:
         """Close every position at its bankruptcy price, which uses up the balance."""
@@ -442,7 +436,7 @@ class CrossMargin(MarginPolicy):
         line.others += (order,)
         first = len(line.ledger.fills)
         line.apply(line.executor.liquidated(order, line.mark, order.created_ms))
-        protect_fills((line,), first)
+        protect_fills(line, first)
 
 
 def _exposure(line: Line, held: int) -> int:

@@ -8,9 +8,6 @@ would be filled, and at once becomes a market or a limit order.
 Bars. The order of the prices within a bar is unknown. Both paths are tried, open-high-low-close
 and open-low-high-close, and the path that leaves the account with less equity counts.
 
-Lines. One event meets all orders of an account's positions in an instrument in one pass. In
-hedge mode these are the orders of both sides.
-
 The rules are docs/money.md, M11 to M14, and docs/orders.md, B2 to B4.
 """
 
@@ -25,7 +22,6 @@ from typing import Final, Self
 
 from tracepaper.daemon.broker.execution import Executor
 from tracepaper.daemon.broker.exit_orders import act_if_due, is_timed, protect_fills
-from tracepaper.daemon.broker.ledger import Ledger, Totals
 from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.broker.margin import (
     CrossMargin,
@@ -44,7 +40,6 @@ from tracepaper.daemon.broker.orders import (
     price_met,
     touched,
     trailed_to,
-    urgency,
     waits_for_next_bar,
 )
 from tracepaper.daemon.broker.rules import NO_CASH, largest_multiple
@@ -64,18 +59,17 @@ LIQUIDATED_FIRST: Final = "the position was liquidated first"
 
 
 class Market:
-    """The lines of an account in one instrument, and how events meet their orders."""
+    """How events meet the orders of a line."""
 
-    def __init__(self, lines: Sequence[Line], ledger: Ledger, policy: MarginPolicy) -> None:
-        """Match for the positions *lines*, one for each side."""
-        self.lines = tuple(lines)
-        self.ledger, self.policy = ledger, policy
+    def __init__(self, line: Line, policy: MarginPolicy) -> None:
+        """Match the orders of *line*, whose account has the margin *policy*."""
+        self.line, self.ledger, self.policy = line, line.ledger, policy
         self.cross = policy if isinstance(policy, CrossMargin) else None
         self.trial: TrialFills | None = None  # the trial that is in progress
         self.taken = {Side.BUY: 0, Side.SELL: 0}  # quantity by takers within the bar
         self._volume = 0  # of the bar
         self._younger: set[str] = set()  # ids of orders that are younger than the bar
-        self._delayed = self.lines[0].book.settings.latency.bars > 0
+        self._delayed = line.settings.latency.bars > 0
         self._is_quote = False  # whether the event is newer than bars that may still arrive
 
     @property
@@ -85,23 +79,17 @@ class Market:
         It can where an order rests, an exit plan is active, or a position is on cross margin, whose
         account a bar may liquidate.
         """
-        for line in self.lines:  # at every bar; a generator costs more
-            if line.order is not None or line.others or line.protection.plan is not None:
-                return True
-            if line.is_cross and line.holding.quantity:
-                return True
-        return False
+        line = self.line
+        return (
+            line.order is not None
+            or bool(line.others)
+            or line.protection.plan is not None
+            or (line.is_cross and line.holding.quantity != 0)
+        )
 
     @property
     def _executor(self) -> Executor:
-        return self.lines[0].executor
-
-    @property
-    def _resting(self) -> list[tuple[Line, Order]]:
-        """Every resting order with its position, as they meet the market."""
-        first = [(line, line.order) for line in self.lines if line.order is not None]
-        others = [(line, order) for line in self.lines for order in line.others]
-        return sorted(first + others, key=lambda pair: urgency(pair[1])) if others else first
+        return self.line.executor
 
     # ------------------------------------------------------------ quotes
 
@@ -111,19 +99,19 @@ class Market:
             return
         first = self._begin(quote.market_ms, quote.bid, quote.ask)
         left = {Side.BUY: quote.ask_size, Side.SELL: quote.bid_size}
-        for line, resting in self._resting:
-            order = line.find(resting.order_id)  # an earlier fill may have changed it
+        for resting in self.line.orders:
+            order = self.line.find(resting.order_id)  # an earlier fill may have changed it
             if order is not None and quote.market_ms >= order.eligible_ms:
-                self._meet_quote(line, order, quote, left)
+                self._meet_quote(order, quote, left)
         self._trail(quote.bid, quote.ask)
         self._end_pass(first, quote.market_ms)
 
-    def _meet_quote(self, line: Line, order: Order, quote: Quote, left: dict[Side, int]) -> None:
-        """Match *order* of *line* against *quote*, of whose sizes *left* is not taken yet."""
+    def _meet_quote(self, order: Order, quote: Quote, left: dict[Side, int]) -> None:
+        """Match *order* against *quote*, of whose sizes *left* is not taken yet."""
         if order.role is OrderRole.LIQUIDATION:
             return  # only the mark price triggers it
         far = quote.ask if order.side is Side.BUY else quote.bid
-        if (admitted := self._admitted(line, order, far, far)) is None:
+        if (admitted := self._admitted(order, far, far)) is None:
             return
         order, may_take = admitted
         if order.price is None or (may_take and crosses(order, far)):
@@ -133,12 +121,10 @@ class Market:
             if may_take or quantity <= 0 or not is_through(order, far):
                 return
             fill = self._executor.fill_resting(order, quantity, FillModel.QUOTE, quote.market_ms)
-        if fill is not None and self._apply_fill(line, order, fill):
+        if fill is not None and self._apply_fill(order, fill):
             left[order.side] = max(left[order.side] - fill.quantity, 0)
 
-    def _admitted(
-        self, line: Line, order: Order, far: int, price: int
-    ) -> tuple[Order, bool] | None:
+    def _admitted(self, order: Order, far: int, price: int) -> tuple[Order, bool] | None:
         """Accept *order* with the market at *price*, or trigger its stop; it would take at *far*.
 
         Returns it, and whether it may take: it arrives, or its stop has just triggered. None if it
@@ -146,35 +132,36 @@ class Market:
         """
         arrives = order.status is OrderStatus.NEW
         if arrives and order.post_only and crosses(order, far):
-            line.end(order, WOULD_TAKE, OrderEvent.REJECT)
+            self.line.end(order, WOULD_TAKE, OrderEvent.REJECT)
             return None
-        order = _accepted(line, order)
+        order = self._accepted(order)
         if not is_waiting_stop(order):
             return order, arrives
-        return (self._triggered(line, order), True) if touched(order, price) else None
+        return (self._triggered(order), True) if touched(order, price) else None
+
+    def _accepted(self, order: Order) -> Order:
+        """Accept *order* if it is new, and return it."""
+        if order.status is not OrderStatus.NEW:
+            return order
+        return self.line.note(after(order, OrderEvent.ACCEPT))
 
     def _begin(self, at_ms: int, bid: int, ask: int) -> int:
         """Expire orders and apply time limits before a quote; return where its fills begin."""
         self._is_quote, self._younger = True, set()
-        for line in self.lines:
-            line.expire(at_ms)
+        self.line.expire(at_ms)
         self._end_due(at_ms, bid, ask)
         return len(self.ledger.fills)
 
     def _end_due(self, market_ms: int, bid: int, ask: int) -> None:
         """Apply the time limits that are reached, with the market at *bid* and *ask*."""
-        for line in self.lines:
-            if line.protection.plan is not None:
-                act_if_due(line, market_ms, bid, ask)
+        if self.line.protection.plan is not None:
+            act_if_due(self.line, market_ms, bid, ask)
 
     def _end_pass(self, first: int, at_ms: int) -> None:
-        """Update exit orders and liquidation prices after the fills of a pass, from *first* on."""
-        if any(line.protection.plan is not None for line in self.lines):
-            protect_fills(self.lines, first)
-        filled = {entry.fill.position_side for entry in self.ledger.fills[first:]}
-        for line in self.lines:
-            if line.isolated_rules is not None and line.book.side in filled:
-                line.set_liquidation_price(at_ms)
+        """Update exit orders and liquidation price after the fills of a pass, from *first* on."""
+        if len(self.ledger.fills) > first:
+            protect_fills(self.line, first)
+            self.line.set_liquidation_price(at_ms)
 
     # ------------------------------------------------------------ bars
 
@@ -189,23 +176,21 @@ class Market:
         entry can be filled inside the bar of the entry, and a new position on margin can be
         liquidated in it.
         """
-        newer = []
-        if is_missed:
-            newer = [(line, line.rewind()) for line in self.lines if line.before_quotes]
+        line = self.line
+        newer = line.rewind() if is_missed and line.before_quotes else {}
         if self.waits and not self.is_passed_by(bar):
             self._match_path(bar, settlements, is_missed=is_missed)
         else:
             for funding in settlements:
                 self.settle(funding)
-        for line, moved in newer:  # quotes after the bar had moved these
-            line.resume(moved, bar.open_time_ms)
+        if newer:  # quotes after the bar had moved these
+            line.resume(newer, bar.open_time_ms)
 
     def _match_path(self, bar: Bar, settlements: Sequence[Funding], *, is_missed: bool) -> None:
         """Match the open of *bar*, then its *settlements*, then its path."""
         self._is_quote, self._younger = False, set()
         self._volume, self.taken = bar.volume, {Side.BUY: 0, Side.SELL: 0}
-        for line in self.lines:
-            line.expire(bar.close_time_ms - 1, unfilled=False)
+        self.line.expire(bar.close_time_ms - 1, unfilled=False)
         self._end_due(bar.open_time_ms, bar.open, bar.open)
         first = len(self.ledger.fills)
         self._match_open(bar, is_missed=is_missed)
@@ -222,24 +207,21 @@ class Market:
 
     def settle(self, funding: Funding) -> None:
         """Settle *funding*, and liquidate an account on cross margin that it ruins."""
-        rate = funding.rate
-        # The side that receives comes first.
-        for line in reversed(self.lines) if rate > 0 else self.lines:
-            line.pay_funding(rate)
-        for line in self.lines:
-            line.set_liquidation_price(funding.market_ms)
+        line = self.line
+        line.pay_funding(funding.rate)
+        line.set_liquidation_price(funding.market_ms)
         if self.cross is not None:
-            self.cross.match_mark(self.lines, self.lines[0].mark, funding.market_ms)
+            self.cross.match_mark(line, line.mark, funding.market_ms)
 
     def is_passed_by(self, bar: Bar) -> bool:
         """Return whether *bar* changes no resting order and liquidates nothing."""
-        for line in self.lines:
-            has_plan = line.protection.plan is not None
-            if line.order is not None or (has_plan and is_timed(line)):
-                return False
-            if not passes(line.others, bar, line.protection.trail):
-                return False
-        return self.cross is None or not self.cross.is_liquidated_within(self.lines[0], bar)
+        line = self.line
+        has_plan = line.protection.plan is not None
+        if line.order is not None or (has_plan and is_timed(line)):
+            return False
+        if not passes(line.others, bar, line.protection.trail):
+            return False
+        return self.cross is None or not self.cross.is_liquidated_within(line, bar)
 
     def _worse_path(self, bar: Bar) -> int | None:
         """Return the path of *bar*, 0 or 1, that leaves less equity; 0 if both leave the same.
@@ -262,22 +244,21 @@ class Market:
         """
         at_ms = bar.open_time_ms
         self._match_liquidations(bar.open, at_ms)
-        for line, resting in self._resting:
+        for resting in self.line.orders:
             if is_missed and resting.role in DECIDED:
                 continue
             if resting.kind is OrderKind.MARKET and not self._is_younger(resting, bar):
-                order = line.find(resting.order_id)
+                order = self.line.find(resting.order_id)
                 if order is not None:
-                    order = _accepted(line, order)
-                    self._take_all(line, order, bar.open, at_ms, FillModel.NEXT_OPEN)
+                    order = self._accepted(order)
+                    self._take_all(order, bar.open, at_ms, FillModel.NEXT_OPEN)
 
     def _match_liquidations(self, mark: int, at_ms: int) -> None:
-        """Liquidate the positions whose liquidation price *mark* has reached, or the account."""
+        """Liquidate the position if *mark* has reached its liquidation price, or the account."""
         self._liquidate_account(mark, mark, at_ms)
-        for line in self.lines:
-            for order in line.others:
-                if order.role is OrderRole.LIQUIDATION and touched(order, mark):
-                    liquidate(line, order, mark, at_ms)
+        order = self.line.protective(OrderRole.LIQUIDATION)
+        if order is not None and touched(order, mark):
+            liquidate(self.line, order, mark, at_ms)
 
     def _liquidate_account(self, start: int, end: int, at_ms: int) -> int | None:
         """Liquidate an account on cross margin if a price from *start* to *end* requires it.
@@ -286,7 +267,7 @@ class Market:
         """
         if self.cross is None or (self.trial is not None and self.trial.is_over):
             return None
-        at = self.cross.first_liquidation(self.lines[0], start, end)
+        at = self.cross.first_liquidation(self.line, start, end)
         if at is not None:
             self._liquidate_all(self.cross, at, at_ms)
         return at
@@ -298,7 +279,7 @@ class Market:
         if self.trial is not None:
             self.trial.is_over = True
         else:
-            cross.liquidate(self.lines, price, at_ms, is_ruined=is_ruined)
+            cross.liquidate(self.line, price, at_ms, is_ruined=is_ruined)
 
     def _walk(self, bar: Bar, path: int) -> None:
         """Match limits and stops after the open of *bar*, at every price along *path*, 0 or 1."""
@@ -308,13 +289,13 @@ class Market:
             while True:
                 first = self._next(at, end, bar.open_time_ms)
                 liquidated_at = self._liquidate_account(
-                    at, end if first is None else first[2], bar.close_time_ms - 1
+                    at, end if first is None else first[1], bar.close_time_ms - 1
                 )
                 if liquidated_at is not None:
                     at = liquidated_at
                 elif first is not None:
-                    line, order, at = first
-                    self._match(line, order, at, bar.close_time_ms - 1)
+                    order, at = first
+                    self._match(order, at, bar.close_time_ms - 1)
                 else:
                     break
             self._trail(end, end)
@@ -326,7 +307,7 @@ class Market:
         the exchange bars later.
         """
         self._younger = {
-            order.order_id for _, order in self._resting if self._is_younger(order, bar)
+            order.order_id for order in self.line.orders if self._is_younger(order, bar)
         }
 
     def _is_younger(self, order: Order, bar: Bar) -> bool:
@@ -346,8 +327,8 @@ class Market:
         market passed on its way to the open.
         """
         self._skip_younger(bar)
-        price, at_ms = bar.open, bar.open_time_ms
-        for line, resting in self._resting:
+        line, price, at_ms = self.line, bar.open, bar.open_time_ms
+        for resting in line.orders:
             order = line.find(resting.order_id)
             if order is None or order.kind is OrderKind.MARKET or waits_for_next_bar(order, at_ms):
                 continue
@@ -358,19 +339,19 @@ class Market:
                     liquidate(line, order, price, at_ms)
                 continue
             far = self._executor.far_side(price, order.side)
-            if (admitted := self._admitted(line, order, far, price)) is None:
+            if (admitted := self._admitted(order, far, price)) is None:
                 continue
             order, may_take = admitted
             if order.price is None or (may_take and crosses(order, far)):
-                self._take_all(line, order, price, at_ms)
+                self._take_all(order, price, at_ms)
             elif not may_take and is_through(order, price):
-                self._make(line, order, at_ms)
+                self._make(order, at_ms)
         self._trail(price, price)
 
-    def _next(self, start: int, end: int, opened_ms: int) -> tuple[Line, Order, int] | None:
-        """Return the order that a move from *start* to *end* meets first, its line and price."""
-        first: tuple[tuple[int, bool], Line, Order, int] | None = None
-        for line, order in self._resting:
+    def _next(self, start: int, end: int, opened_ms: int) -> tuple[Order, int] | None:
+        """Return the order that a move from *start* to *end* meets first, and the price."""
+        first: tuple[tuple[int, bool], Order, int] | None = None
+        for order in self.line.orders:
             at = price_met(order, start, end)
             if (
                 at is None
@@ -380,81 +361,76 @@ class Market:
                 continue
             rank = (abs(at - start), order.price is not None)
             if first is None or rank < first[0]:
-                first = rank, line, order, at
+                first = rank, order, at
         return None if first is None else first[1:]
 
-    def _match(self, line: Line, order: Order, price: int, at_ms: int) -> None:
+    def _match(self, order: Order, price: int, at_ms: int) -> None:
         """Fill the limit that the path passed, or trigger the stop that it touched."""
         if order.role is OrderRole.LIQUIDATION:
-            liquidate(line, order, price, at_ms)
+            liquidate(self.line, order, price, at_ms)
             return
         if not is_waiting_stop(order):
-            self._make(line, order, at_ms)
+            self._make(order, at_ms)
             return
-        order = self._triggered(line, order)
+        order = self._triggered(order)
         if order.price is None or crosses(order, self._executor.far_side(price, order.side)):
-            self._take_all(line, order, price, at_ms)
+            self._take_all(order, price, at_ms)
 
     def _take_all(
-        self,
-        line: Line,
-        order: Order,
-        price: int,
-        at_ms: int,
-        model: FillModel = FillModel.BAR_PATH,
+        self, order: Order, price: int, at_ms: int, model: FillModel = FillModel.BAR_PATH
     ) -> None:
         """Fill all of *order* as taker, with the market at *price*.
 
-        The account's orders of one side share the bar's volume.
+        Orders of one direction share the bar's volume.
         """
         taken = self.taken[order.side] + order.quantity - order.filled
         fill = self._executor.taken(order, price, model, at_ms, of_bar=(taken, self._volume))
-        if self._apply_fill(line, order, fill):
+        if self._apply_fill(order, fill):
             self.taken[order.side] = taken
 
-    def _make(self, line: Line, order: Order, at_ms: int) -> None:
+    def _make(self, order: Order, at_ms: int) -> None:
         """Fill a resting limit as maker."""
         quantity = order.quantity - order.filled
         fill = self._executor.fill_resting(order, quantity, FillModel.BAR_PATH, at_ms)
-        self._apply_fill(line, order, fill)
+        self._apply_fill(order, fill)
 
     # ------------------------------------------------------------ quotes and bars
 
     def _trail(self, bid: int, ask: int) -> None:
         """Let trailing stops follow the market at *bid* and *ask*; they only become tighter."""
-        for line in self.lines:
-            if not line.protection.trail:
-                continue
-            order = line.protective(OrderRole.TRAILING)
-            if order is None or order.order_id in self._younger:
-                continue
-            if moved := trailed_to(order, bid, ask, line.protection.trail):
-                tick = self._executor.tick
-                steps = moved // tick if order.side is Side.SELL else -(-moved // tick)
-                if steps * tick != order.trigger:
-                    trailed = after(order, OrderEvent.REPLACE, trigger=steps * tick)
-                    self._moved(line, order, trailed)
+        if not (trail := self.line.protection.trail):
+            return
+        order = self.line.protective(OrderRole.TRAILING)
+        if order is None or order.order_id in self._younger:
+            return
+        if moved := trailed_to(order, bid, ask, trail):
+            tick = self._executor.tick
+            steps = moved // tick if order.side is Side.SELL else -(-moved // tick)
+            if steps * tick != order.trigger:
+                trailed = after(order, OrderEvent.REPLACE, trigger=steps * tick)
+                self._moved(order, trailed)
 
-    def _triggered(self, line: Line, order: Order) -> Order:
-        return self._moved(line, order, after(order, OrderEvent.TRIGGER, triggered=True))
+    def _triggered(self, order: Order) -> Order:
+        return self._moved(order, after(order, OrderEvent.TRIGGER, triggered=True))
 
-    def _moved(self, line: Line, order: Order, moved: Order) -> Order:
+    def _moved(self, order: Order, moved: Order) -> Order:
         """Replace *order* by *moved*, its state after a move or a trigger.
 
         After a quote the old state is kept, since an older bar may still arrive.
         """
-        return line.move(order, moved) if self._is_quote else line.note(moved)
+        return self.line.move(order, moved) if self._is_quote else self.line.note(moved)
 
-    def _apply_fill(self, line: Line, order: Order, fill: Fill) -> bool:
+    def _apply_fill(self, order: Order, fill: Fill) -> bool:
         """Book *fill* of *order*, cut to what the account can pay; return whether it booked any."""
+        line = self.line
         if _liquidates_instead(line, order, fill):
             if (left := line.find(order.order_id)) is not None:
                 line.end(left, LIQUIDATED_FIRST)
             return False
-        if (refusal := self._refusal(line, fill)) is not None:
+        if (refusal := self._refusal(fill)) is not None:
             affordable = None
             if order.role is not OrderRole.LIST:
-                affordable = self._affordable(line, order, fill)
+                affordable = self._affordable(order, fill)
             if affordable is None:
                 _end_short(line, order, refusal)
                 return False
@@ -470,29 +446,22 @@ class Market:
             _end_short(line, filled, refusal)
         return True
 
-    def _refusal(self, line: Line, fill: Fill) -> str | None:
+    def _refusal(self, fill: Fill) -> str | None:
         """Return why the account cannot pay for *fill*, or None; a trial checks no margin."""
-        if line.is_cash:
-            is_paid = fill.side is Side.SELL or fill.notional + fill.fee <= line.book.cash
+        if self.line.is_cash:
+            is_paid = fill.side is Side.SELL or fill.notional + fill.fee <= self.ledger.cash
             return None if is_paid else NO_CASH
-        return None if self.trial is not None else self.policy.refusal(line, fill)
+        return None if self.trial is not None else self.policy.refusal(self.line, fill)
 
-    def _affordable(self, line: Line, order: Order, fill: Fill) -> Fill | None:
+    def _affordable(self, order: Order, fill: Fill) -> Fill | None:
         """Return the largest part of *fill* that the account can pay, in whole steps; or None."""
         part = partial(self._executor.part, order, fill)
         most = largest_multiple(
             fill.quantity,
             self._executor.step,
-            lambda quantity: self._refusal(line, part(quantity)) is None,
+            lambda quantity: self._refusal(part(quantity)) is None,
         )
         return part(most) if most else None
-
-
-def _accepted(line: Line, order: Order) -> Order:
-    """Accept *order* if it is new, and return it."""
-    if order.status is not OrderStatus.NEW:
-        return order
-    return line.note(after(order, OrderEvent.ACCEPT))
 
 
 def _end_short(line: Line, order: Order, refusal: str) -> None:
@@ -530,7 +499,7 @@ _PATHS: Final = (
 class TrialFills:
     """A context in which orders of one instrument are filled on trial, without margin checks.
 
-    On exit the account and its positions are as before.
+    On exit the account and its position are as before.
     """
 
     def __init__(self, market: Market) -> None:
@@ -539,26 +508,23 @@ class TrialFills:
 
     def __enter__(self) -> Self:
         """Save the state; until the exit neither ledger nor strategies learn of fills."""
-        market, lines = self._market, self._market.lines
-        money: list[Ledger | Totals] = [market.ledger, *(line.book for line in lines)]
-        self._saved = [(owner, vars(owner).copy()) for owner in money]
-        self._lines = [(line, line.holding, line.position, line.orders_state()) for line in lines]
+        market, line, ledger = self._market, self._market.line, self._market.ledger
+        self._money, self._orders = vars(ledger).copy(), line.orders_state()
+        self._holding, self._position = line.holding, line.position
         self._taken = market.taken.copy()
-        market.ledger.clear()
-        market.ledger.entries = None
-        for line in lines:
-            line.holding, line.book.fills = copy(line.holding), {}
+        ledger.clear()
+        ledger.entries, ledger.unseen = None, {}
+        line.holding = copy(line.holding)
         market.trial = self
         return self
 
     def __exit__(self, *_: object) -> None:
         """Restore the state."""
-        self._market.trial, self._market.taken = None, self._taken
-        for owner, values in self._saved:
-            vars(owner).update(values)
-        for line, holding, position, orders in self._lines:
-            line.holding, line.position = holding, position
-            line.restore_orders(orders)
+        market, line = self._market, self._market.line
+        market.trial, market.taken = None, self._taken
+        vars(market.ledger).update(self._money)
+        line.holding, line.position = self._holding, self._position
+        line.restore_orders(self._orders)
 
     def equity(self, price: int) -> int:
         """Return the equity with the instrument at *price*.
@@ -567,10 +533,6 @@ class TrialFills:
         """
         if self.is_over:
             return -MONEY_LIMIT
-        lines = self._market.lines
-        return sum(
-            line.book.cash
-            + line.notional(price, line.held)
-            - (0 if line.is_cash else line.holding.entry_notional)
-            for line in lines
-        )
+        line = self._market.line
+        entry = 0 if line.is_cash else line.holding.entry_notional
+        return line.ledger.cash + line.notional(price, line.held) - entry

@@ -26,8 +26,8 @@ class Latency(Struct, frozen=True):
     """The time from a decision to the exchange: bars, then a constant plus exponential jitter.
 
     The jitter is a function of (seed, instrument, open time of the deciding bar, ordinal). The
-    ordinal counts the orders that a step creates for the instrument in one book. Bars are counted
-    by the instrument's calendar, if it has one.
+    ordinal counts the orders that a step creates for the instrument in one account. Bars are
+    counted by the instrument's calendar, if it has one.
     """
 
     fixed_ms: int
@@ -73,7 +73,6 @@ class BrokerSettings(Struct, frozen=True):
     costs_of: Mapping[str, ExecutionCosts] = {}  # by instrument id, where costs differ
     leverage: int | None = None  # of linear positions, in 10⁻²; None: no margin
     is_cross: bool = False  # whether one balance is the margin of all linear positions
-    is_hedged: bool = False  # whether each symbol has a long and a short position
     exits: Exits | None = None  # for every position that a signal enters
 
     def costs_for(self, instrument: str) -> ExecutionCosts:

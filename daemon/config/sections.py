@@ -483,8 +483,6 @@ class AccountSection(Section):
     margin: Literal["none", "isolated", "cross"] = "none"
     """Margin of linear positions: none (limited only by [risk]), isolated or cross, with
     liquidation."""
-    position_mode: Literal["one_way", "hedge"] = "one_way"
-    """one_way: one position per linear symbol; hedge: a long and a short one at the same time."""
     leverage: Annotated[Exact, Field(ge=1, le=200)] = Decimal(1)
     """Leverage of positions on margin; at most what the risk tier of the position's size allows."""
 

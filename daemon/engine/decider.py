@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import nan
 from typing import Final
 
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.account import ENTRIES, OPENS, SIDE_OF, Holdings, Intent
+from tracepaper.daemon.broker.account import ENTRIES, Intent, PaperAccount
 from tracepaper.daemon.broker.exit_plans import ExpectedReturn, Plan, ProtectionState
 from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.broker.rules import below_step
@@ -28,7 +28,6 @@ from tracepaper.strategies.api.context import (
 )
 from tracepaper.strategies.api.sizing import NO_ACCOUNT, SizingAccount
 from tracepaper.strategies.api.strategy import DeclaredState, PortfolioMember, observes
-from tracepaper.strategies.errors import StrategyFailed
 from tracepaper.strategies.gates.declared import edge
 from tracepaper.strategies.gates.evaluator import is_finite_forecast
 from tracepaper.strategies.gates.gate import GateInputs, refusal
@@ -38,7 +37,6 @@ from tracepaper.strategies.types.decisions import (
     DecisionOutcome,
     FillModel,
     Forecast,
-    PositionSide,
     Prediction,
     PredictionTimeout,
     Regime,
@@ -53,14 +51,6 @@ from tracepaper.strategies.types.market import (
 )
 
 HORIZON: Final = "horizon"
-ONE_WAY: Final = (
-    "The strategy names a position_side, but the account is in one-way mode; set "
-    'account.position_mode to "hedge", or name none.'
-)
-NO_SIDE: Final = (
-    "The strategy ordered without a position_side, which an account in hedge mode needs; give "
-    "buy() and sell() position_side=PositionSide.LONG or SHORT."
-)
 _COLD: Final = Signal(Action.HOLD, "fewer bars than the warm-up")
 
 OUTCOMES_KEPT: Final = 64
@@ -126,7 +116,6 @@ class Decider:
         self._answer: Signal | Orders | None = None
         self.decided: Decision | None = None  # in a stretch with a model: the decision on ``ahead``
         self._instrument_context = InstrumentContext.of(instrument, market.record, strategy.books)
-        self._has_sides = settings.broker.is_hedged
         # The category of an instrument that cannot be sold short, for the reason of its FLAT.
         self._never_short = instrument.category.value if instrument.category.is_cash else ""
         self._flat_on_refusal = settings.flat_on_refusal
@@ -150,7 +139,7 @@ class Decider:
         self.strategy.observe(bar)
 
     def portfolio_context(
-        self, bar: Bar, prediction: Prediction, account: Holdings, *, is_finite: bool | None
+        self, bar: Bar, prediction: Prediction, account: PaperAccount, *, is_finite: bool | None
     ) -> BarContext:
         """Return a portfolio's context at the close of *bar*, before :meth:`decide`."""
         self._context = self._make_context(bar, prediction, account, is_finite=is_finite)
@@ -160,7 +149,7 @@ class Decider:
         self,
         bar: Bar,
         prediction: Prediction,
-        account: Holdings,
+        account: PaperAccount,
         *,
         is_running: bool,
         is_finite: bool | None,
@@ -189,7 +178,7 @@ class Decider:
         signal: Signal | Orders,
         bar: Bar,
         forecast: Forecast | None,
-        account: Holdings,
+        account: PaperAccount,
     ) -> Decision:
         """Return the decision on *signal* for *account*, after the gates.
 
@@ -211,7 +200,7 @@ class Decider:
             and last.outcome.regime is self.regimes.regime
             and last.outcome.regime_cell == self.regimes.cell
             and signal == before
-            and account.target(bar.instrument) == 0
+            and account.lines[bar.instrument].target == 0
         ):
             self.newest = self._flat = Decision(last.outcome, 0, measures)
             return self._flat
@@ -233,13 +222,12 @@ class Decider:
         self.intent = None if is_held else intent
         note = None if signal.note is None else dict(signal.note)
         decision = self.newest = Decision(outcome, target, measures, note)
-        is_alone = not (self.risk.active or account.sides)
         is_flat = action is Action.HOLD and target == 0 and signal.note is None
-        self._flat = decision if is_alone and is_flat else None
+        self._flat = decision if is_flat and not self.risk.active else None
         return decision
 
     def reducing_part(
-        self, orders: Orders, bar: Bar, account: Holdings, refused: str | None
+        self, orders: Orders, bar: Bar, account: PaperAccount, refused: str | None
     ) -> Orders | Intent:
         """Return the part of *orders* that the gate *refused* allows, or an intent instead."""
         if (closing := self.closing(refused)) is not None:
@@ -265,7 +253,7 @@ class Decider:
         signal: Signal,
         bar: Bar,
         forecast: Forecast | None,
-        account: Holdings,
+        account: PaperAccount,
         refused: str | None,
         *,
         is_full: bool = False,
@@ -275,84 +263,8 @@ class Decider:
         A refusal by an integrity gate leaves everything unchanged. A refusal by judgement does what
         is configured, but an exit that does not come from the model passes. A position that has
         outlived its horizon is closed unless an integrity gate refuses.
-
-        In hedge mode the intent has one for each side. *signal* names one side; the other is closed
-        by a portfolio, since its signal is the whole weight of the instrument.
         """
-        if not account.sides:
-            expires = refused not in INTEGRITY and self._expired(bar, account)
-            return self._follow(
-                signal, bar, forecast, account, refused, is_full=is_full, expires=expires
-            )
-        named_side = SIDE_OF.get(signal.action)
-        judged = account if named_side is None else account.sides[named_side]
-        intent = self._follow(
-            signal, bar, forecast, judged, refused, is_full=is_full, expires=False
-        )
-        action, key = intent.action, bar.instrument
-        named_side = SIDE_OF.get(action)
-        sides: dict[PositionSide, Intent | None] = {}
-        total, is_expired = 0, False
-        for side, book in account.sides.items():
-            standing, side_intent = book.target(key), None
-            if side is named_side:
-                side_intent = intent
-            elif self._closes(side, action, signal):
-                side_intent = Intent(Action.FLAT, 0, intent.reason)
-            elif refused not in INTEGRITY and self._expired(bar, book):
-                side_intent, is_expired = Intent(Action.FLAT, 0, HORIZON), True
-            elif refused is None:  # an order that no quote filled is sent again
-                side_intent = Intent(Action.HOLD, standing, intent.reason)
-            sides[side] = side_intent
-            total += standing if side_intent is None else side_intent.target
-        if action is Action.HOLD and is_expired:
-            intent = Intent(Action.FLAT, total, HORIZON)
-        elif named_side is None:
-            intent = intent._replace(target=total)
-        return intent._replace(sides=sides)
-
-    def _closes(self, side: PositionSide | None, action: Action, signal: Signal) -> bool:
-        """Return whether *signal*, which the gates turned into *action*, closes *side*.
-
-        *side* is not the one that it opens.
-        """
-        if action in ENTRIES:
-            return isinstance(self.strategy, PortfolioMember)
-        return action is Action.FLAT and (
-            signal.action is not Action.FLAT or signal.position_side in {None, side}
-        )
-
-    @staticmethod
-    def net_intent(
-        signal: Signal, nets: Mapping[PositionSide | None, int], account: Holdings, key: str
-    ) -> Intent:
-        """Return the intent of *account* for *nets*, its targets by side."""
-        action, reason = signal.action, signal.reason
-        if not account.sides:
-            target = account.target(key) if action is Action.HOLD else nets[None]
-            return Intent(action, target, reason)
-        sides: dict[PositionSide, Intent | None] = {}
-        targets: dict[PositionSide | None, int] = {}
-        for side, book in account.sides.items():
-            standing = book.target(key)
-            target = targets[side] = standing if action is Action.HOLD else nets[side]
-            entry = Action(side.value) if target else Action.FLAT
-            sides[side] = Intent(Action.HOLD if target == standing else entry, target, reason)
-        target = targets.get(SIDE_OF.get(action), sum(targets.values()))
-        return Intent(action, target, reason, sides=sides)
-
-    def _follow(
-        self,
-        signal: Signal,
-        bar: Bar,
-        forecast: Forecast | None,
-        account: Holdings,
-        refused: str | None,
-        *,
-        is_full: bool,
-        expires: bool,
-    ) -> Intent:
-        """Return the intent of an account in one-way mode, or of one side."""
+        line = account.lines[bar.instrument]
         action, reason = signal.action, signal.reason
         if refused is not None:
             is_judged = refused in JUDGEMENT or refused == RANDOM_GATE
@@ -361,9 +273,9 @@ class Decider:
             is_flat = self._flat_on_refusal and is_judged
             action, reason = Action.FLAT if is_flat else Action.HOLD, refusal(refused)
         if action is Action.HOLD:
-            if expires:
+            if refused not in INTEGRITY and self._expired(bar, line):
                 return Intent(Action.FLAT, 0, HORIZON)
-            return Intent(action, account.target(bar.instrument), reason)
+            return Intent(action, line.target, reason)
         if action is Action.FLAT:
             return Intent(action, 0, reason)
         target = self._target(signal, bar, forecast, account, is_full=is_full)
@@ -372,28 +284,22 @@ class Decider:
         if self._sizer.by_stop:
             is_sized = self._exits is not None and bool(self._exits.stop or self._exits.trailing)
         if not is_sized:
-            no_size = self._sizer.refusal(signal, target, account.target(bar.instrument))
+            no_size = self._sizer.refusal(signal, target, line.target)
         expected = None if self._exits is None else self._expected(forecast)
         return Intent(action, target, reason, signal, self._wants_protection, no_size, expected)
 
-    def hold(self, bar: Bar, account: Holdings, exposure: float) -> Intent:
+    def hold(self, bar: Bar, account: PaperAccount, exposure: float) -> Intent:
         """Return the intent of a shadow account that holds *exposure* times its first cash.
 
         *exposure* is below zero for a short position. The target stays unless the new one differs
-        by more than ``sizing.rebalance``. In hedge mode the side of the exposure's sign holds it.
+        by more than ``sizing.rebalance``.
         """
-        standing = account.target(bar.instrument)
-        cash = sum(book.settings.cash for book in account.books)
-        target = self._sizer.held(bar.close, cash, exposure, standing=standing)
+        standing = account.lines[bar.instrument].target
+        target = self._sizer.held(bar.close, account.settings.cash, exposure, standing=standing)
         if target == standing == 0:
-            signal = Signal(Action.HOLD, "nothing was held so far")
-        else:
-            side = Action.LONG if target > 0 else Action.SHORT if target else Action.FLAT
-            signal = Signal(side, "buy and hold")
-        nets: dict[PositionSide | None, int] = {
-            None: target, PositionSide.LONG: max(target, 0), PositionSide.SHORT: min(target, 0)
-        }  # fmt: skip
-        return self.net_intent(signal, nets, account, bar.instrument)
+            return Intent(Action.HOLD, 0, "nothing was held so far")
+        action = Action.LONG if target > 0 else Action.SHORT if target else Action.FLAT
+        return Intent(action, target, "buy and hold")
 
     def value_of(self, price: int, quantity: int) -> int:
         """Return the unsigned value of *quantity* at *price*, in money."""
@@ -437,7 +343,7 @@ class Decider:
         return self._sizer.follows_signal
 
     def decide_ahead(
-        self, bar: Bar, prediction: Prediction, account: Holdings, *, is_finite: bool | None
+        self, bar: Bar, prediction: Prediction, account: PaperAccount, *, is_finite: bool | None
     ) -> Decision:
         """Decide on *bar* before its step, which then takes the decision from ``decided``."""
         self.decided = None
@@ -634,7 +540,7 @@ class Decider:
         return outcome
 
     def _make_context(
-        self, bar: Bar, prediction: Prediction, account: Holdings, *, is_finite: bool | None
+        self, bar: Bar, prediction: Prediction, account: PaperAccount, *, is_finite: bool | None
     ) -> BarContext:
         """Return the strategy's context at the close of *bar*, and update the regime."""
         forecast = prediction if isinstance(prediction, Forecast) else None
@@ -682,15 +588,10 @@ class Decider:
     def as_allowed(self, signal: Signal | Orders) -> Signal | Orders:
         """Return *signal* as the account can follow it.
 
-        Raises ``StrategyFailed`` if it names a side in one-way mode, or if a list names none in
-        hedge mode. Spot and shares cannot be sold short: a SHORT becomes FLAT, and its reason names
-        the category.
+        Spot and shares cannot be sold short: a SHORT becomes FLAT, and its reason names the
+        category.
         """
-        if not isinstance(signal, Signal):
-            return with_sides(signal, is_hedged=self._has_sides)
-        if signal.position_side is not None and not self._has_sides:
-            raise StrategyFailed(ONE_WAY)
-        if self._never_short and signal.action is Action.SHORT:
+        if self._never_short and isinstance(signal, Signal) and signal.action is Action.SHORT:
             reason = f"{self._never_short}: {signal.reason}"
             return Signal(Action.FLAT, reason, note=signal.note)
         return signal
@@ -700,12 +601,13 @@ class Decider:
         signal: Signal,
         bar: Bar,
         forecast: Forecast | None,
-        account: Holdings,
+        account: PaperAccount,
         *,
         is_full: bool = False,
     ) -> int:
         """Return the target (signed) of *signal*; HOLD keeps the present target."""
-        standing, line = account.target(bar.instrument), account.lines_of(bar.instrument)[0]
+        line = account.lines[bar.instrument]
+        standing = line.target
         if signal.action is Action.HOLD:
             return standing
         sizing = NO_ACCOUNT
@@ -731,36 +633,21 @@ class Decider:
         signal: Signal | Orders,
         bar: Bar,
         forecast: Forecast | None,
-        account: Holdings,
+        account: PaperAccount,
     ) -> None:
-        """Set the inputs of the limits from *signal*; in hedge mode the sizes of both add up."""
-        if not isinstance(signal, Signal):
-            reach, reduces = account.reach(bar.instrument, signal)
-            self._see_target(bar, reach, reach, account, reduces=reduces)
-            return
-        key, books = bar.instrument, {book.side: book for book in account.books}
-        named_side = SIDE_OF.get(signal.action) if account.sides else None
-        targets = {side: book.target(key) for side, book in books.items()}
-        judged = {side for side in targets if named_side in {None, side}}
-        for side, book in books.items():
-            if side is named_side:
-                targets[side] = self._target(signal, bar, forecast, book)
-            elif self._closes(side, signal.action, signal):
-                targets[side] = 0
-        most = {side: abs(target) for side, target in targets.items()}
-        reduces = all(
-            most[side] <= abs(books[side].held(key)) and targets[side] * books[side].held(key) >= 0
-            for side in judged
-        )
-        target = sum(targets.values()) if named_side is None else targets[named_side]
-        self._see_target(bar, target, sum(most.values()), account, reduces=reduces)
+        """Set the inputs of the limits from *signal*."""
+        line = account.lines[bar.instrument]
+        if isinstance(signal, Signal):
+            target = self._target(signal, bar, forecast, account)
+            reduces = abs(target) <= abs(line.held) and target * line.held >= 0
+        else:
+            target, reduces = line.reach(signal.requests)
+        self._see_target(bar, target, account, reduces=reduces)
 
-    def _see_target(
-        self, bar: Bar, target: int, size: int, account: Holdings, *, reduces: bool
-    ) -> None:
-        """Set the inputs of the limits from the *target*, of the unsigned *size*."""
+    def _see_target(self, bar: Bar, target: int, account: PaperAccount, *, reduces: bool) -> None:
+        """Set the inputs of the limits from the *target*."""
         inputs, market, risk, key = self.inputs, self.market, self.risk, bar.instrument
-        notional = self.value_of(bar.close, size)
+        notional = self.value_of(bar.close, target)
         inputs.reduces = reduces
         inputs.notional, inputs.is_short = notional, target < 0
         if risk.sees_gross:
@@ -790,12 +677,11 @@ class Decider:
         mean, stdev, volatility = (column[index] if column else nan for column in columns)
         return ExpectedReturn(mean * slope, stdev, volatility)
 
-    def _expired(self, bar: Bar, account: Holdings) -> bool:
+    def _expired(self, bar: Bar, line: Line) -> bool:
         """Return whether the target has outlived the horizon of its forecast."""
-        horizon, key = self.strategy.horizon, bar.instrument
-        if horizon is None or account.target(key) == 0:
+        horizon, confirmed_ms = self.strategy.horizon, line.confirmed_ms
+        if horizon is None or line.target == 0:
             return False
-        confirmed_ms = account.confirmed_ms(key)
         return bool(confirmed_ms) and self.market.bars_between(confirmed_ms, bar) >= horizon
 
     def _reduces(self, request: OrderRequest | Cancel) -> bool:
@@ -803,28 +689,6 @@ class Decider:
         if isinstance(request, Cancel) or request.reduce_only:
             return True
         return bool(self._never_short) and request.side is Side.SELL
-
-
-def with_sides(orders: Orders, *, is_hedged: bool) -> Orders:
-    """Return *orders* as the account can take them.
-
-    In hedge mode, orders that close a side become reduce-only. Raises ``StrategyFailed`` if an
-    order names no side in hedge mode, or one in one-way mode.
-    """
-    if is_hedged:
-        return replace(orders, requests=tuple(map(_request_with_side, orders.requests)))
-    if any(getattr(request, "position_side", None) for request in orders.requests):
-        raise StrategyFailed(ONE_WAY)
-    return orders
-
-
-def _request_with_side(request: OrderRequest | Cancel) -> OrderRequest | Cancel:
-    """Return *request* in hedge mode: an order that closes a side becomes reduce-only."""
-    if not isinstance(request, OrderRequest):
-        return request
-    if (side := request.position_side) is None:
-        raise StrategyFailed(NO_SIDE)
-    return request if request.side is OPENS[side] else replace(request, reduce_only=True)
 
 
 def checked_prediction(prediction: Prediction) -> tuple[Prediction, bool | None]:

@@ -10,7 +10,6 @@ The rules are docs/time.md, T2, and docs/decisions.md, G13 to G18.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from itertools import chain
 from math import inf
 from types import MappingProxyType
@@ -141,7 +140,6 @@ class Engine:
             sessions=joint(calendar.sessions for calendar in settings.calendars.values()),
             book=BookShortfall(self.markets, ignores_few=settings.ignores_few_days),
         )
-        self.is_hedged = settings.broker.is_hedged
         self.deciders = {
             key: Decider(market, terms, self.risk) for key, market in self.markets.items()
         }
@@ -397,7 +395,7 @@ class Engine:
         newest = decider.newest
         if newest is None or not decider.market.is_full or not self.broker.is_settled(key):
             return None
-        return Repeat(newest, None, self.broker.account.position(key), {})
+        return Repeat(newest, None, self.broker.account.lines[key].position, {})
 
     def _asks_ahead(
         self,
@@ -411,7 +409,7 @@ class Engine:
         It confirms the position of the run if its entry repeats. *columns* may have its forecasts.
         """
         decider, broker = self.deciders[key], self.broker
-        line, (lowest, highest) = broker.account.books[0].lines[key], closes
+        line, (lowest, highest) = broker.account.lines[key], closes
         usable_ids = {} if columns is None else columns.rows
 
         def keeps(bar: Bar, prediction: Prediction) -> bool:
@@ -429,7 +427,7 @@ class Engine:
 
     def _begin_stretch(self, key: str) -> Repeat | None:
         """Return the decision on *key* that the directly following bars would repeat, or None."""
-        return self.deciders[key].begin_stretch(self.broker.account.books[0].lines[key])
+        return self.deciders[key].begin_stretch(self.broker.account.lines[key])
 
     def _take_repeats(  # noqa: C901, PLR0912 - the path of every bar, without calls
         self,
@@ -465,9 +463,7 @@ class Engine:
             if not _follows(bars, keys, due_ms, interval_ms):
                 break
             if resting and not all(
-                positions.is_passed_by(bar)
-                for bar in bars
-                if (positions := resting.get(bar.instrument))
+                market.is_passed_by(bar) for bar in bars if (market := resting.get(bar.instrument))
             ):
                 break
             if predict is not None:
@@ -517,7 +513,7 @@ class Engine:
         takes: list[Takes] = []
         asks: list[tuple[int, Asks]] = []
         for place, (key, repeat) in enumerate(repeats.items()):
-            line, decider, most = self.broker.account.books[0].lines[key], self.deciders[key], inf
+            line, decider, most = self.broker.account.lines[key], self.deciders[key], inf
             closes = line.mark * 3 // 4, line.mark * 5 // 4
             if judged is None:
                 asks.append((place, decider.look_ahead(closes, repeat, line, self.broker.planned)))
@@ -547,7 +543,7 @@ class Engine:
         """
         if self.halted or not self.broker.is_quiet() or self.broker.resting():
             return None
-        (line,) = self.broker.account.books[0].lines.values()
+        (line,) = self.broker.account.lines.values()
         (decider,) = self.deciders.values()
         if line.is_guarded:
             return None  # even a refused signal may end the wait after an exit
@@ -563,9 +559,8 @@ class Engine:
         *passed* has the gates that passed at the last of them, in *regime* and *cell*.
         """
         (decider,) = self.deciders.values()
-        (book,) = self.broker.account.books
-        (line,) = book.lines.values()
-        account = book.subtotal()
+        (line,) = self.broker.account.lines.values()
+        account = self.broker.account.balance()
         base = account.equity - account.unrealized_pnl
         equity = [
             base + profit for profit in line.profits_at([bar.close for bar in bars], line.holding)
@@ -586,11 +581,11 @@ class Engine:
     ) -> QuietStretch:
         """Value the accounts by the units *quiet*, and return their stretch."""
         bars, count = quiet.bars, len(repeats)
-        lines = [self.broker.account.books[0].lines[key] for key in repeats]
+        lines = [self.broker.account.lines[key] for key in repeats]
         places = [self.markets[bar.instrument].place_of(bar) for bar in bars[:count]]
         prices = [[bar.close for bar in bars[place::count]] for place in range(count)]
         positions = [repeat.position for repeat in repeats.values()]
-        marks = _marked(self.broker.account.subtotal(), positions, lines, prices)
+        marks = _marked(self.broker.account.balance(), positions, lines, prices)
         shadows = []
         spans = {} if course is None else course.spans
         ends = [*spans, len(prices[0])][1:]
@@ -740,11 +735,11 @@ class Engine:
         routed = broker.take()
         if routed.orders and self.risk.active:
             self.risk.count_orders(routed.orders, at_ms)
-        if not broker.others:
+        if not broker.shadows:
             return BarOutcome(decision, prediction, routed.orders)
-        observed, decided_ms = self._observed.get(key), bar.open_time_ms
-        steps_of = partial(Shadows.steps, fills=filled.other_fills, positions=observed)
-        shadows = steps_of(broker.others, key, decided_ms=decided_ms)
+        shadows = Shadows.steps(
+            broker.shadows, key, filled.shadow_fills, bar.open_time_ms, self._observed.get(key)
+        )
         return BarOutcome(decision, prediction, routed.orders, shadows)
 
     def _follow_shadows(
@@ -871,11 +866,11 @@ class Engine:
         position, account, entries = broker.account.report(instrument)
         if self._observed and instrument is not None:
             position = self._observed[instrument][None]
-        is_shown = filled.other_fills or self.is_hedged or type(event) is Funding
+        is_shown = filled.shadow_fills or type(event) is Funding
         if not shadows and instrument is not None and is_shown:
             observed = self._observed.get(instrument)
             shadows = Shadows.steps(
-                broker.others, instrument, filled.other_fills, positions=observed
+                broker.shadows, instrument, filled.shadow_fills, positions=observed
             )
         sequence = self.sequence
         state: bytes | None = None

@@ -7,7 +7,7 @@ from typing import Any
 
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.price_checks import Price
-from tracepaper.daemon.engine.state import EngineState, sides_of
+from tracepaper.daemon.engine.state import EngineState
 from tracepaper.strategies.types.decisions import (
     Confirmation,
     LastDecision,
@@ -66,7 +66,6 @@ class Restart:
         fills = {key: decided.fills for key, decided in since.items()}
         engine.broker.restore(
             state.account,
-            sides_of(state),
             state.shadows,
             confirmed=confirmed,
             fills=fills,

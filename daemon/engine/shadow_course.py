@@ -31,9 +31,9 @@ class _Followers:
 
     def __init__(self, key: str, decider: Decider, broker: Broker) -> None:
         self.decider, names = decider, decider.strategy.shadows
-        self.lines = [account.books[0].lines[key] for account in broker.shadows.values()]
+        self.lines = [account.lines[key] for account in broker.shadows.values()]
         self.accounts = [
-            (name, account, account.books[0].lines[key])
+            (name, account, account.lines[key])
             for name, account in broker.shadows.items()
             if name in names
         ]
@@ -123,7 +123,7 @@ class ShadowCourse:
     def _keep(self, unit: int) -> bool:
         """Keep what changed in *unit*; return whether the broker is still quiet."""
         broker = self._broker
-        fills = broker.take().other_fills
+        fills = broker.take().shadow_fills
         if broker.save is not _NOW:
             return True
         if fills:
@@ -141,8 +141,8 @@ class ShadowCourse:
             key: tuple(
                 ShadowStep(
                     name,
-                    account.position(key),
-                    account.subtotal(),
+                    account.lines[key].position,
+                    account.balance(),
                     tuple([fill for fill in fills.get(name, ()) if fill.instrument == key]),
                 )
                 for name, account in accounts

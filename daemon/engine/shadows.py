@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.account import Book, Holdings, Intent, intent_for_side
+from tracepaper.daemon.broker.account import Intent, PaperAccount
 from tracepaper.daemon.engine.decider import Decider
 from tracepaper.daemon.engine.settings import INTEGRITY, JUDGEMENT, LIMITS
 from tracepaper.daemon.engine.state import (
@@ -71,7 +71,7 @@ class Shadows:
         bar: Bar,
         prediction: Prediction,
         decision: Decision,
-        account: Holdings,
+        account: PaperAccount,
     ) -> Intent | Orders | None:
         """Return the intent of *account*, the shadow account *name*, at a *decision*.
 
@@ -126,7 +126,7 @@ class Shadows:
 
     @staticmethod
     def steps(
-        accounts: Mapping[str, Holdings],
+        accounts: Mapping[str, PaperAccount],
         instrument: str,
         fills: Mapping[str, tuple[Fill, ...]],
         decided_ms: int = -1,
@@ -140,10 +140,10 @@ class Shadows:
             [
                 ShadowStep(
                     name,
-                    positions[name] if positions else account.position(instrument),
-                    account.subtotal(),
+                    positions[name] if positions else account.lines[instrument].position,
+                    account.balance(),
                     fills.get(name, ()) if fills else (),
-                    account.confirmed_ms(instrument) == decided_ms,
+                    account.lines[instrument].confirmed_ms == decided_ms,
                 )
                 for name, account in accounts.items()
             ]
@@ -154,7 +154,7 @@ def _limited_intent(
     decider: Decider,
     bar: Bar,
     forecast: Forecast | None,
-    account: Holdings,
+    account: PaperAccount,
     refused: str | None,
     *,
     is_full: bool,
@@ -174,22 +174,12 @@ def _limited_intent(
     else:
         if refused in LIMITS:
             ungated = decider.follow(signal, bar, forecast, account, None, is_full=is_full)
-            if all(
-                _only_reduces(intent_for_side(ungated, book.side), book, bar)
-                for book in account.books
-            ):
+            held = account.lines[bar.instrument].held
+            if abs(ungated.target) <= abs(held) and ungated.target * held >= 0:
                 refused = None
         intent = decider.follow(signal, bar, forecast, account, refused, is_full=is_full)
     is_held = refused is not None and isinstance(intent, Intent) and intent.action is Action.HOLD
     return None if is_held else intent
-
-
-def _only_reduces(intent: Intent | Orders | None, book: Book, bar: Bar) -> bool:
-    """Return whether *intent* does not increase the position of *book*."""
-    if not isinstance(intent, Intent):
-        return True
-    held = book.held(bar.instrument)
-    return abs(intent.target) <= abs(held) and intent.target * held >= 0
 
 
 def shadow_signal(name: str, signal: Signal) -> Signal:

@@ -20,14 +20,13 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.account import SIDES, AccountState
+from tracepaper.daemon.broker.account import AccountState
 from tracepaper.daemon.engine.risk import RiskState
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.gates.gate import gates_left_out
 from tracepaper.strategies.types.decisions import (
     DecisionOutcome,
     Order,
-    PositionSide,
     Regime,
 )
 from tracepaper.strategies.types.market import (
@@ -57,11 +56,6 @@ SHADOWS: Final = {
     **{name: f"the same decisions without the gate {gate}" for name, gate in WITHOUT.items()},
 }
 """The description of every shadow account, by its name."""
-
-
-def account_title(name: str) -> str:
-    """Return the title of the account *name*: a shadow account, or a side."""
-    return f"{name.lower()} side" if name in SIDES else f"{name} shadow"
 
 
 LIMITED: Final = frozenset({FULL_SIZE, *WITHOUT})
@@ -138,17 +132,11 @@ def decode_state(state: bytes) -> EngineState:
         raise InvariantBroken(f"the stored engine state does not decode: {error}") from error
 
 
-def sides_of(state: EngineState) -> dict[PositionSide | None, AccountState]:
-    """Return the accounts of both sides; empty if *state* is in one-way mode."""
-    return {side: state.shadows[side] for side in SIDES if side in state.shadows}
-
-
 def resting_orders(state: EngineState) -> list[Order]:
-    """Return the orders that rest in the books of the run's account."""
+    """Return the orders that rest in the run's account."""
     return [
         order
-        for account in (state.account, *sides_of(state).values())
-        for book in account.books.values()
-        for order in (book.orders.order, *book.orders.others)
+        for line in state.account.lines.values()
+        for order in (line.orders.order, *line.orders.others)
         if order is not None
     ]

@@ -9,11 +9,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, Final, Protocol, TypeVar
 
-from tracepaper.daemon.broker.account import SIDES
 from tracepaper.daemon.broker.rules import MarginRules
 from tracepaper.daemon.clock import Clock
 from tracepaper.strategies.gates.declared import late, operator, risk_halt, warm
-from tracepaper.strategies.position_text import FLAT, stored_position_text
+from tracepaper.strategies.position_text import stored_position_text
 from tracepaper.strategies.types.decisions import (
     Account,
     Decision,
@@ -23,7 +22,6 @@ from tracepaper.strategies.types.decisions import (
     Prediction,
     PredictionTimeout,
     RunRow,
-    ShadowStep,
     Step,
 )
 from tracepaper.strategies.types.market import (
@@ -329,7 +327,7 @@ class Monitor:
     def _account_document(self, last: Step) -> Document:
         """Return the run's account; on margin, with the margin of all positions."""
         document = account_document(last.account)
-        held = [(key, each) for key, step in self.held.items() for each in _positions_of(step)]
+        held = [(key, step.position) for key, step in self.held.items() if step.position]
         values = [each.entry_notional + each.unrealized_pnl for _, each in held]
         document["net_exposure"] = unscaled(sum(values), MONEY_DECIMALS)
         document["gross_exposure"] = unscaled(sum(map(abs, values)), MONEY_DECIMALS)
@@ -348,37 +346,18 @@ class Monitor:
         return document
 
     def instrument(self, name: str) -> Document:
-        """Return the last bar of the instrument *name*, its decision and its position.
-
-        In hedge mode ``sides`` has the position of each side.
-        """
+        """Return the last bar of the instrument *name*, its decision and its position."""
         item = self._instruments[name]
         document = bar_document(self.bars[name], item, self.run.gate_horizon)
         if (held := self.held.get(name)) is None or held.position is None:
             return document
-        sides = {
-            shadow.shadow.lower(): self._position(shadow.position, item)
-            for shadow in _sides_of(held)
-        }
-        document |= self._position(held.position, item, is_net=bool(sides))
-        document["position"] = self._position_text(held, held.position, item)
-        return document | ({"sides": sides} if sides else {})
-
-    def _position_text(self, held: Step, net: Position, item: Instrument) -> str:
-        """Return the position in words, with what protects it; in hedge mode both sides."""
+        document |= self._position(held.position, item)
         orders = self.resting_orders(item.id)
-        if not (sides := _sides_of(held)):
-            return stored_position_text(item, net, orders)
-        texts = [
-            stored_position_text(
-                item, side.position, [o for o in orders if o.position_side == side.shadow]
-            )
-            for side in sides
-        ]
-        return "; ".join(text for text in texts if text != FLAT) or FLAT
+        document["position"] = stored_position_text(item, held.position, orders)
+        return document
 
-    def _position(self, position: Position, item: Instrument, *, is_net: bool = False) -> Document:
-        """Return *position*; on margin, with its margin, unless it *is_net* of two sides."""
+    def _position(self, position: Position, item: Instrument) -> Document:
+        """Return *position*; on margin, with its margin."""
         document: Document = {
             "quantity": unscaled(position.quantity, item.quantity_decimals),
             "unrealized_pnl": unscaled(position.unrealized_pnl, MONEY_DECIMALS),
@@ -388,7 +367,7 @@ class Monitor:
             size = abs(position.quantity) / 10**item.quantity_decimals
             average = abs(position.entry_notional) / MONEY_SCALE / size
             document["entry_price"] = f"{average:.{item.price_decimals}f}"
-        rules = None if is_net else self._margin.get(item.id)
+        rules = self._margin.get(item.id)
         if rules is not None and (used := rules.use_of(position)) is not None:
             document |= {
                 "margin": unscaled(used.margin, MONEY_DECIMALS),
@@ -396,17 +375,6 @@ class Monitor:
                 "liquidation_price": unscaled(used.liquidation, item.price_decimals),
             }
         return document
-
-
-def _sides_of(step: Step) -> Sequence[ShadowStep]:
-    """Return both sides of the account at *step* in hedge mode, else nothing."""
-    return [shadow for shadow in step.shadows if shadow.shadow in SIDES]
-
-
-def _positions_of(step: Step) -> list[Position]:
-    """Return the positions in the instrument of *step*: one, or both sides."""
-    net = [] if step.position is None else [step.position]
-    return [side.position for side in _sides_of(step)] or net
 
 
 def account_document(account: Account) -> Document:

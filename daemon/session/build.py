@@ -481,7 +481,6 @@ def engine_terms(
             execution=execution,
             leverage=leverage_of(config, instruments),
             is_cross=config.account.margin == "cross",
-            is_hedged=config.account.position_mode == "hedge",
             costs=costs_for(config),
             costs_of={item.id: fees[item.symbol] for item in instruments if item.symbol in fees},
             cash=check_money(cash, name="account.cash"),

@@ -30,7 +30,6 @@ class Trait(StrEnum):
     BARS_ALONE = "`market.gather_ms = 0`"
     TERMS_OF_SHARES = "`market.fractional`, `execution.fee_per_share` or `execution.fee_minimum`"
     MARGIN = "`account.margin`"
-    HEDGE = '`account.position_mode = "hedge"`'
     SIZED_TREND = "`trend` sized by volatility"
     SIZED_BY_VOLATILITY = '`sizing.mode = "volatility"`'
     SIZED_BY_STOP = '`sizing.mode = "risk"`'
@@ -61,9 +60,6 @@ LIVE + SHARES
 PAID_IN_FULL + MARGIN
     [account] margin is for linear positions, and category "spot" and shares are paid in full; take
     it out, or set market.category to "linear".
-PAID_IN_FULL + HEDGE
-    [account] position_mode = "hedge" is for linear positions, and category "spot" and shares are
-    paid in full; take it out, or set market.category to "linear".
 CRYPTO + TERMS_OF_SHARES
     market.fractional, execution.fee_per_share and execution.fee_minimum are for shares; take them
     out, or set market.asset to "stock".
@@ -117,7 +113,6 @@ def traits_of(
         or costs.fee_per_share is not None
         or bool(costs.fee_minimum),
         Trait.MARGIN: account.margin != "none",
-        Trait.HEDGE: account.position_mode == "hedge",
         Trait.CUSTOM_CLASS: bool(model.custom_class),
         Trait.COVARIATES: model.covariates is not None,
         Trait.COMPUTED_OTHERWISE: model.backend != "auto"

@@ -10,7 +10,6 @@ from typing import Final
 
 from msgspec import Struct
 
-from tracepaper.daemon.broker.account import SIDES
 from tracepaper.daemon.broker.line import signed_quantity
 from tracepaper.daemon.config.notify import NoticeKind, NotifySection
 from tracepaper.strategies.gates.declared import deadline, late, risk_daily_loss, risk_drawdown
@@ -70,7 +69,7 @@ class Notices:
         self._refused = ""  # the newest day and limit that only refuses
         self._late: set[str] = set()  # instruments whose newest decision was late
         self._is_lost = False
-        self._held: dict[tuple[str, str | None], Position] = {}  # by instrument and hedge side
+        self._held: dict[str, Position] = {}  # by instrument
         self._refusals = _Period(time_of(section.refusals_every) or DAY_MS, 0)
         self._daily = _Period(DAY_MS, time_of_day_ms(section.daily_at))
 
@@ -96,7 +95,7 @@ class Notices:
                 notices.append(self._hole(gap, step))
             case _:
                 pass
-        self._held |= _positions(step)
+        self._held |= _position(step)
         return [notice for notice in notices if notice.kind in self._kinds]
 
     def of_feed(self, age_s: float, lost_s: float, market_ms: int) -> list[Notice]:
@@ -115,10 +114,10 @@ class Notices:
 
     def _fills(self, step: Step) -> Iterator[Notice]:
         """Yield one notice for each fill; the last one that closes has the profit of the step."""
-        positions = _positions(step)
-        last = {(fill.instrument, fill.position_side): fill for fill in step.fills}
+        positions = _position(step)
+        last = {fill.instrument: fill for fill in step.fills}
         for fill in step.fills:
-            key = fill.instrument, fill.position_side
+            key = fill.instrument
             before, after, profit = self._held.get(key, Position()), positions.get(key), ""
             is_closing = before.quantity * signed_quantity(fill) < 0
             if is_closing and after is not None and last[key] is fill:
@@ -130,11 +129,7 @@ class Notices:
         item = self._instruments[fill.instrument]
         role = next((o.role for o in step.orders if o.order_id == fill.order_id), OrderRole.SIGNAL)
         # A fill changes the size of what protects its position, so the step has these orders.
-        orders = [
-            order
-            for order in step.orders
-            if (order.instrument, order.position_side) == (item.id, fill.position_side)
-        ]
+        orders = [order for order in step.orders if order.instrument == item.id]
         return _notice(
             "fills" if role in _PLAIN_ROLES else "stops",
             step,
@@ -265,16 +260,10 @@ def _summary(period: _Period, step: Step) -> Notice:
     )
 
 
-def _positions(step: Step) -> dict[tuple[str, str | None], Position]:
-    """Return the positions after *step* in its instrument, by instrument and side in hedge mode."""
+def _position(step: Step) -> dict[str, Position]:
+    """Return the position after *step* in its instrument, by that; empty if it has none."""
     name = getattr(step.event, "instrument", "")
-    if step.position is None or not name:
-        return {}
-    positions: dict[tuple[str, str | None], Position] = {(name, None): step.position}
-    for each in step.shadows:
-        if each.shadow in SIDES:
-            positions[name, each.shadow] = each.position
-    return positions
+    return {} if step.position is None or not name else {name: step.position}
 
 
 def _notice(kind: NoticeKind, step: Step, **fields: str) -> Notice:

@@ -18,7 +18,7 @@ from tracepaper.daemon.broker.account import AccountState, posting_account
 from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.restart import Restart
-from tracepaper.daemon.engine.state import EngineState, decode_state, resting_orders, sides_of
+from tracepaper.daemon.engine.state import EngineState, decode_state, resting_orders
 from tracepaper.daemon.feed.client import FeedStart
 from tracepaper.daemon.feed.maintenance import rescaled
 from tracepaper.daemon.log import Logger
@@ -42,7 +42,7 @@ from tracepaper.strategies.covariates import run_source
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.gates.evaluator import YARDSTICK_MEMORY
 from tracepaper.strategies.other_symbol import RunOtherBars
-from tracepaper.strategies.types.decisions import Confirmation, Fill, FillModel, Order, RunRow
+from tracepaper.strategies.types.decisions import Confirmation, FillModel, Order, RunRow
 from tracepaper.strategies.types.market import (
     Bar,
     CovariatesRead,
@@ -446,12 +446,11 @@ def check_state(reader: Reader, run: RunRow, state: EngineState, until: int) -> 
         return
     opened, after = decode_state(start[0]), start[1]
     if run.parent_run_id is not None:
-        check_fills(reader, run, opened, state, after=after, until=until)
+        check_fills(reader, run, opened.account, state.account, after=after, until=until)
         return
     cash = restore(run.config).account.cash
     nothing = AccountState(scaled(cash, MONEY_DECIMALS, name="account.cash"), {})
-    initial = replace(state, account=nothing, shadows={})
-    check_fills(reader, run, initial, state, after=-1, until=until)
+    check_fills(reader, run, nothing, state.account, after=-1, until=until)
     stored = {_key_fields(order) for order in reader.open_orders(run.run_id, until=until)}
     if stored != {_key_fields(order) for order in resting_orders(state)}:
         raise _broken(run, f"resting orders after step {until} differ from those of its state")
@@ -465,40 +464,31 @@ def _key_fields(order: Order) -> tuple[str, str, Side, int, int]:
 def check_fills(
     reader: Reader,
     run: RunRow,
-    opened: EngineState,
-    state: EngineState,
+    opened: AccountState,
+    account: AccountState,
     *,
     after: int,
     until: int,
 ) -> None:
-    """Add the fills after step *after* to its state *opened*; the sum must equal *state*.
+    """Add the fills after step *after* to the account *opened*; the sum must equal *account*.
 
-    In hedge mode each side is checked separately. Raises ``InvariantBroken``.
+    Raises ``InvariantBroken``.
     """
-    books = sides_of(state) or {None: state.account}
-    before = sides_of(opened) or {None: opened.account}
-    posted = {side: posting_account(run.instruments, before.get(side)) for side in books}
-
-    def post(fills: Iterable[Fill]) -> None:
-        for fill in fills:
-            if fill.position_side not in posted:
-                raise _broken(run, f"fill of order {fill.order_id} is of no side of the account")
-            posted[fill.position_side].line(fill.instrument).post(fill)
-
-    post(reader.fills(run.run_id, after=after, until=until))
-    cash, funding = opened.account.cash + sum(account.cash for account in posted.values()), 0
-    held = [(side, *entry) for side, book in books.items() for entry in book.holdings.items()]
-    for side, key, holding in held:
-        added = posted[side].line(key).holding
+    posted = posting_account(run.instruments, opened)
+    for fill in reader.fills(run.run_id, after=after, until=until):
+        posted.lines[fill.instrument].post(fill)
+    cash, funding = opened.cash + posted.ledger.cash, 0
+    for key, holding in account.holdings.items():
+        added = posted.lines[key].holding
         funding += holding.funding_paid - added.funding_paid
         if _POSTED(added) != _POSTED(holding):
             sums = f"fills add up to {added.quantity} of {key}"
             raise _broken(run, f"{sums}, but its last step holds {holding.quantity}")
     balance = reader.balance(run.run_id, until=until)
     for rows, summed in (("fills", cash - funding), ("ledger rows", balance)):
-        if summed not in (None, state.account.cash):
+        if summed not in (None, account.cash):
             sums = f"{rows} leave cash {summed}"
-            raise _broken(run, f"{sums}, but its last step has {state.account.cash}")
+            raise _broken(run, f"{sums}, but its last step has {account.cash}")
 
 
 _POSTED: Final = attrgetter("quantity", "entry_notional", "realized_pnl", "fees_paid")

@@ -17,7 +17,6 @@ from contextvars import ContextVar
 from decimal import Decimal
 from numbers import Integral, Real
 from pathlib import Path
-from types import NoneType
 from typing import Any, Final, Generic, TypeVar, cast
 
 from msgspec import Struct
@@ -54,7 +53,7 @@ from tracepaper.strategies.api.strategy import (
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
 from tracepaper.strategies.gates.declared import operator
 from tracepaper.strategies.gates.gate import GATES, gate_order
-from tracepaper.strategies.types.decisions import Action, PositionSide
+from tracepaper.strategies.types.decisions import Action
 from tracepaper.strategies.types.market import Bar, Side
 from tracepaper.strategies.units import INTERVALS, MONEY_LIMIT
 from tracepaper.strategies.without_value import NOT_FINITE, IndicatorWatch
@@ -394,12 +393,6 @@ class _Checks(Generic[Custom]):
         names_none = signal.stop is signal.target is signal.trailing is signal.until is None
         if not names_none or signal.reenter is not False:
             signal = self._protection(signal)
-        if not isinstance(signal.position_side, (PositionSide, NoneType)) or (
-            signal.position_side is not None and signal.action is not Action.FLAT
-        ):
-            problem = f"gave the position_side {short(signal.position_side)} with {signal.action}"
-            advice = "a FLAT signal names PositionSide.LONG or SHORT, no other does"
-            raise self._fault(problem, advice)
         for name in ("band", "by_forecast", "uncorrelated"):
             if (share := getattr(signal, name)) is not None:
                 signal = replace(signal, **{name: self._share(name, share)})
@@ -536,7 +529,6 @@ def _plain_request(request: OrderRequest) -> OrderRequest | None:
         and type(request.reduce_only) is bool
         and type(until) is int
         and 0 <= until <= MONEY_LIMIT
-        and isinstance(request.position_side, (PositionSide, NoneType))
     )
     return replace(request, **numbers) if is_typed else None
 

@@ -12,7 +12,6 @@ from typing import Any, Final
 
 from rich.text import Text
 
-from tracepaper.daemon.engine.state import account_title
 from tracepaper.daemon.http.monitor import counts_text
 from tracepaper.strategies.gates.gate import GATES, measured, unit_beside, verdict
 from tracepaper.strategies.types.decisions import Action
@@ -104,9 +103,7 @@ def parity_text(facts: Status) -> Text:
 def _accounts(status: Status) -> Text:
     account = status["account"]
     text = Text.assemble(("equity ", "dim"), (money_text(Decimal(account["equity"])), "bold"))
-    titled = {
-        account_title(name): Decimal(held["equity"]) for name, held in status["shadows"].items()
-    }
+    titled = {f"{name} shadow": Decimal(held["equity"]) for name, held in status["shadows"].items()}
     if "margin_used" in account:
         titled["margin used"] = Decimal(account["margin_used"])
     titled["fees and funding"] = Decimal(account["fees_paid"]) + Decimal(account["funding_paid"])
@@ -138,9 +135,8 @@ def _instrument(symbol: str, facts: Status, status: Status) -> Iterator[Text]:
         yield _row("warming", (f"{count_of(status['warmup_bars'], 'bar')} taken in", "dim"))
     else:
         yield _row("position", facts.get("position", NOTHING))
-        for title, held in facts.get("sides", {"margin": facts}).items():
-            if "margin" in held:
-                yield _row(title, _margin(held, facts))
+        if "margin" in facts:
+            yield _row("margin", _margin(facts))
         yield _row("decision", _decision(facts))
         gates = facts["gates"]
         for gate in gates:
@@ -171,10 +167,10 @@ def _number(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.3f}"
 
 
-def _margin(held: Status, facts: Status) -> str:
+def _margin(facts: Status) -> str:
     return (
-        f"{money_text(Decimal(held['margin']))} at {held['leverage']} x, "
-        f"liquidated at {_price(held['liquidation_price'], facts)}"
+        f"{money_text(Decimal(facts['margin']))} at {facts['leverage']} x, "
+        f"liquidated at {_price(facts['liquidation_price'], facts)}"
     )
 
 

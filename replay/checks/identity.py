@@ -126,7 +126,7 @@ def _created_orders(step: Step, instrument: Instrument) -> tuple[object, ...]:
                     None if at is None else unscaled(at, instrument.price_decimals)
                     for at in (order.price, order.trigger)
                 ),
-                order.post_only, order.reduce_only, order.until_ms, order.tag, order.position_side,
+                order.post_only, order.reduce_only, order.until_ms, order.tag,
             )
             for order in step.orders
             if order.order_id.startswith(prefix)

@@ -18,7 +18,7 @@ import numpy as np
 from tracepaper.daemon.config.values import MODEL_INPUTS
 from tracepaper.replay.explain.liquidations import Liquidation, liquidations_of
 from tracepaper.replay.explain.place import no_such_decision
-from tracepaper.replay.explain.position import orders_after, positions_text
+from tracepaper.replay.explain.position import orders_after, row_text
 from tracepaper.replay.explain.warming import warm_at_ms, warming_sentence
 from tracepaper.replay.report.honesty import entropy_sentence
 from tracepaper.replay.report.listed_orders import of_decision
@@ -286,7 +286,7 @@ def stored_decision(reader: Reader, columns: RunColumns, sequence: int) -> Store
             views.card(model),
             tuple(each for each in lasting_states(columns, until=sequence) if each.is_halt),
             warm_at_ms(reader, run_id, decisions[0]["instrument"]) if is_cold else None,
-            positions_text(columns, held, orders_after(reader, run_id, sequence) if held else []),
+            row_text(columns, held[0], orders_after(reader, run_id, sequence)) if held else FLAT,
         )
 
 

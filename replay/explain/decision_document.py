@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +12,6 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from tracepaper.daemon.broker.account import SIDES
 from tracepaper.replay.document.values import (
     PAIR,
     Figure,
@@ -47,7 +45,7 @@ from tracepaper.strategies.builtin import BAND, SIZE, TREND
 from tracepaper.strategies.gates.declared import gap, late, plausible, stale, warm
 from tracepaper.strategies.gates.gate import GATES, measured, refusal, unit_beside
 from tracepaper.strategies.position_text import FLAT
-from tracepaper.strategies.types.decisions import Action, OrderStatus, PositionSide, Regime
+from tracepaper.strategies.types.decisions import Action, OrderStatus, Regime
 from tracepaper.strategies.types.market import Side
 from tracepaper.strategies.units import (
     DAY_MS,
@@ -94,9 +92,9 @@ def decision_document(columns: RunColumns, stored: StoredDecision) -> TitledPart
         for order in columns.views.rows("v_orders", order_id=order_id)
     ]
     sent = [history for history in orders if history.order["order_id"] in sent_ids]
-    before = _held(columns, stored, sequence)
+    before = _held(columns, sequence)
     filled = [fill["sequence"] for history in sent for fill in history.fills]
-    after = _held(columns, stored, max(filled)) if filled else before
+    after = _held(columns, max(filled)) if filled else before
     counterfactuals = counterfactuals_of(stored)
     kept = _flip(stored, counterfactuals, before, base)
     parts: list[Part] = [Paragraph(each.sentence, "strong") for each in stored.liquidations]
@@ -112,8 +110,7 @@ def decision_document(columns: RunColumns, stored: StoredDecision) -> TitledPart
         parts.append(_forecast(row, realised(columns, row), close_ms))
     if stored.buckets or row["horizon"] is not None:
         parts.append(attention_table(stored, close_ms))
-    sides = [held.of_side(row["action"]) for held in (before, after)]
-    parts += _size(row, sides[0], sides[1], base)
+    parts += _size(row, before, after, base)
     if stored.notes:
         noted = table_of("notes", "Noted", PAIR, map(_noted, stored.notes))
         parts.append(replace(noted, look="pairs"))
@@ -170,47 +167,10 @@ def _with_gates_in_short(part: Part) -> Part:
     return replace(part, rows=tuple(rows), notes=(*part.notes, note) if passed else part.notes)
 
 
-class PositionText(NamedTuple):
-    """A signed position; in hedge mode the net of both sides, and the quantity of each."""
-
-    text: str
-    sides: tuple[str, ...]
-    is_hedged: bool = False
-
-    def of_side(self, action: str) -> str:
-        """Return the quantity of the side that *action* is for, or the net if it is for none.
-
-        In hedge mode LONG and SHORT are answers for one side (docs/money.md, M95).
-        """
-        if not self.is_hedged or action not in SIDES:
-            return self.text
-        return self.sides[list(SIDES).index(PositionSide(action))]
-
-    @property
-    def is_flat(self) -> bool:
-        """Whether nothing is held."""
-        return not any(map(float, self.sides))
-
-    def words(self, base: str) -> str:
-        """Return the position in words: ``long 0.058 BTC``, or ``long 1 BTC, short 1 BTC``."""
-        return (
-            ", ".join(_signed(quantity, base) for quantity in self.sides if float(quantity))
-            or "flat"
-        )
-
-
-def _held(columns: RunColumns, stored: StoredDecision, sequence: int) -> PositionText:
-    """Return the position in the event's instrument after a step."""
-    for row in columns.views.rows("v_equity", sequence=sequence):
-        text = without_zeros(row["quantity_text"] or "0")
-        if json.loads(stored.run["config"])["account"]["position_mode"] != "hedge":
-            return PositionText(text, (text,))
-        held = {
-            position["side"]: without_zeros(position["quantity_text"])
-            for position in columns.views.rows("v_positions", sequence=sequence)
-        }
-        return PositionText(text, tuple(held.get(side, "0") for side in SIDES), is_hedged=True)
-    return PositionText("0", ())
+def _held(columns: RunColumns, sequence: int) -> str:
+    """Return the position in the event's instrument after a step, a signed quantity."""
+    rows = columns.views.rows("v_equity", sequence=sequence)
+    return without_zeros(rows[0]["quantity_text"] or "0") if rows else "0"
 
 
 def _signed(held: str, base: str) -> str:
@@ -227,7 +187,7 @@ def _title(
     stored: StoredDecision,
     counterfactuals: Counterfactuals,
     orders: list[Row],
-    held: tuple[PositionText, PositionText],
+    held: tuple[str, str],
     base: str,
 ) -> str:
     before, after = held
@@ -236,10 +196,9 @@ def _title(
     sent = [order for order in orders if order["status"] != OrderStatus.REJECTED]
     filled = [order for order in sent if float(order["filled"] or 0) > 0]
     if filled:
-        by_side = {order["position_side"]: order for order in reversed(filled)}
-        traded = capital(", ".join(_traded(order, base) for order in reversed(by_side.values())))
-        if stored.run["strategy"] == TREND:  # its reason is a direction, and both sides have it
-            return f"{traded}, from {before.words(base)} to {after.words(base)}"
+        traded = capital(_traded(filled[0], base))
+        if stored.run["strategy"] == TREND:  # its reason is a direction
+            return f"{traded}, from {_signed(before, base)} to {_signed(after, base)}"
         return f"{traded}: {filled[0]['reason']}"
     if (refused_by := stored.decision["refused_by"]) is not None:
         return _refused(refused_by, counterfactuals)
@@ -247,18 +206,13 @@ def _title(
         order = sent[0]
         verb = "buy" if order["side"] == Side.BUY else "sell"
         quantity = without_zeros(order["quantity_text"])
-        return f"Sent to {verb} {quantity} {base}{_of_side(order)}: {order['reason']}"
-    return "Stayed flat" if after.is_flat else f"Kept {after.words(base)}"
+        return f"Sent to {verb} {quantity} {base}: {order['reason']}"
+    return f"Kept {_signed(after, base)}" if float(after) else "Stayed flat"
 
 
 def _traded(order: Row, base: str) -> str:
     verb = "bought" if order["side"] == Side.BUY else "sold"
-    return f"{verb} {without_zeros(order['filled_text'])} {base}{_of_side(order)}"
-
-
-def _of_side(order: Row) -> str:
-    side = order["position_side"]
-    return "" if side is None else f" of the {side.lower()} side"
+    return f"{verb} {without_zeros(order['filled_text'])} {base}"
 
 
 def _liquidated(fill: Row) -> str:
@@ -282,9 +236,7 @@ def _trend_noted(stored: StoredDecision) -> dict[str, Any]:
     return noted if TREND in noted else {}
 
 
-def _trend_words(
-    stored: StoredDecision, noted: dict[str, Any], held: PositionText, base: str
-) -> str:
+def _trend_words(stored: StoredDecision, noted: dict[str, Any], held: str, base: str) -> str:
     """Return what the strategy trend wanted, what was held, and the rule that applied."""
     row, trend, size = stored.decision, noted[TREND], abs(noted[SIZE])
     if trend == 0:
@@ -294,12 +246,12 @@ def _trend_words(
         wants = f"The trend is {direction}: it wants {percent(size, 0)} of a full position"
         if size < abs(trend):
             wants += f", not {percent(abs(trend), 0)}, since the market moves more than the target"
-    text = f"{wants}; {'nothing' if held.is_flat else held.words(base)} was held"
+    text = f"{wants}; {_signed(held, base) if float(held) else 'nothing'} was held"
     if row["refused_by"] is not None or row["target_quantity_text"] is None:
         return f"{text}."
     target, band = without_zeros(row["target_quantity_text"]), noted.get(BAND)
     share = "" if band is None or trend == 0 else f"{percent(band, 0)} of a full position"
-    if float(target) == float(held.of_side(row["action"])):
+    if float(target) == float(held):
         return f"{text}{share and f', within its band of {share}'}, so nothing is traded."
     if not share:
         return f"{text}. The new target is {_signed(target, base)}."
@@ -309,7 +261,7 @@ def _trend_words(
     )
 
 
-def _reasons(stored: StoredDecision, close_ms: int, held: PositionText, base: str) -> str:
+def _reasons(stored: StoredDecision, close_ms: int, held: str, base: str) -> str:
     row, parts = stored.decision, [stored.halt]
     noted = _trend_noted(stored)
     if stored.run["strategy"] == TREND:
@@ -325,11 +277,9 @@ def _reasons(stored: StoredDecision, close_ms: int, held: PositionText, base: st
     return " ".join(part for part in parts if part)
 
 
-def _flip(
-    stored: StoredDecision, counterfactuals: Counterfactuals, held: PositionText, base: str
-) -> str:
+def _flip(stored: StoredDecision, counterfactuals: Counterfactuals, held: str, base: str) -> str:
     """Return what would have flipped the verdict, and the position that a refusal kept."""
-    kept = held.words(base)
+    kept = _signed(held, base)
     if counterfactuals.allowed or kept == "flat" or stored.decision["action"] == Action.FLAT:
         return counterfactuals.sentence
     return f"{counterfactuals.sentence} {capital(kept)} was kept.".lstrip()
@@ -580,8 +530,7 @@ def _sent(order: Row) -> str:
     text = f"{'buy' if order['side'] == Side.BUY else 'sell'} "
     text += f"{without_zeros(order['quantity_text'])} {order['kind'].lower()}"
     text += f" at {price}" if price else ""
-    text += f", {order['role'].lower()}" if order["role"] not in ("SIGNAL", "") else ""
-    return text + (f", {order['position_side'].lower()} side" if order["position_side"] else "")
+    return text + (f", {order['role'].lower()}" if order["role"] not in ("SIGNAL", "") else "")
 
 
 def _filled(fill: Row, seen_ms: int | None) -> str:

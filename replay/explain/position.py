@@ -9,8 +9,8 @@ from tracepaper.replay.run_columns import RunColumns
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row
 from tracepaper.strategies.errors import InvariantBroken
-from tracepaper.strategies.position_text import FLAT, position_text
-from tracepaper.strategies.types.decisions import Order, PositionSide
+from tracepaper.strategies.position_text import position_text
+from tracepaper.strategies.types.decisions import Order
 
 
 def orders_after(reader: Reader, run_id: str, sequence: int) -> list[Order]:
@@ -31,21 +31,9 @@ def orders_after(reader: Reader, run_id: str, sequence: int) -> list[Order]:
 
 def row_text(columns: RunColumns, row: Row, orders: list[Order]) -> str:
     """Return a *row* of ``v_positions`` in words, with those of *orders* that protect it."""
-    item, side = columns.instruments[row["instrument"]], row["side"]
-    is_hedged = any(order.position_side is not None for order in orders)
-    own = [
-        order
-        for order in orders
-        if order.instrument == item.id
-        and (not is_hedged or order.position_side == PositionSide(side))
-    ]
+    item = columns.instruments[row["instrument"]]
+    own = [order for order in orders if order.instrument == item.id]
     entry, unrealized = row["average_price"] or 0.0, row["unrealized_pnl"]
     notional = entry * abs(row["quantity"])
     profit = unrealized / notional if notional and unrealized is not None else None
     return position_text(item, row["quantity_text"], entry, profit, own)
-
-
-def positions_text(columns: RunColumns, rows: list[Row], orders: list[Order]) -> str:
-    """Return *rows* of ``v_positions`` in words: one, or in hedge mode both sides."""
-    texts = [row_text(columns, row, orders) for row in rows if row["quantity"]]
-    return "; ".join(texts) or FLAT

@@ -233,7 +233,6 @@ class Equity(Struct, frozen=True):
     equity: dict[str, list[float]]  # by account, the run's first
     low: dict[str, list[float]]
     exposure: list[float]  # of the run's account: value of all positions ÷ equity, signed
-    gross_exposure: list[float] | None  # in hedge mode: both sides without their signs ÷ equity
 
 
 class FillMark(Struct, frozen=True):

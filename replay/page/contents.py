@@ -36,8 +36,8 @@ and the worst trades each, and an even spread over those with a forecast."""
 BLOCK: Final = 256
 """Decisions that are compressed together if the file has all."""
 DIGITS: Final = {
-    "confidence_entropy": 5, "mean_return": 5, "stdev_return": 5, "exposure": 5,
-    "gross_exposure": 5, "numbers": 7, "equity": 7, "low": 7,
+    "confidence_entropy": 5, "mean_return": 5, "stdev_return": 5, "exposure": 5, "numbers": 7,
+    "equity": 7, "low": 7,
 }  # fmt: skip
 """Significant digits of the columns that are only drawn."""
 SPARE_DECIMALS: Final = 3

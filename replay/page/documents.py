@@ -97,11 +97,8 @@ def _curves(shown: OpenRun, figures: list[answers.AccountFigures]) -> Iterator[P
                 _lost(equity, np.minimum(low, equity)),
             )
         )
-    name, gross = "exposure, long less short ÷ equity", columns.gross_exposure
+    name = "exposure, long less short ÷ equity"
     held = [LineLayer(name, columns.time_ms, _percent(columns.exposure), "ink", 1.0)]
-    if gross is not None:
-        name = "gross exposure, both sides ÷ equity"
-        held.append(LineLayer(name, columns.time_ms, _percent(gross), "shadow-1", 1.0, "dash"))
     yield Paragraph("Equity", "heading")
     chart = charts.accounts_chart(np.array(columns.time_ms, dtype=np.int64), curves, held)
     yield replace(chart, title="")

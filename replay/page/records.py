@@ -56,14 +56,13 @@ LISTS: Final = {
         "funding net bars_held entry_reason exit_reason"
     ),
     "orders": (
-        "sequence instrument created_ms side position_side quantity filled kind role limit_price "
+        "sequence instrument created_ms side quantity filled kind role limit_price "
         "trigger_price price fee status reason"
     ),
     "fills": (
-        "sequence decision_sequence instrument filled_ms side position_side quantity price fee "
-        "liquidity reason"
+        "sequence decision_sequence instrument filled_ms side quantity price fee liquidity reason"
     ),
-    "ledger": "sequence market_ms instrument kind position_side amount balance order_id",
+    "ledger": "sequence market_ms instrument kind amount balance order_id",
 }
 """Views that an account lists, with the columns that are shown."""
 _FORMS: Final[Mapping[str, Form]] = {"TEXT": "text", "INTEGER": "count", "REAL": "exact"}
@@ -163,9 +162,6 @@ def _shown_columns(shown: OpenRun, name: str, columns: Mapping[str, ViewColumn])
     if (chosen := LISTS.get(name)) is None:
         return [each for each in columns if each != "run_id" and not each.endswith(exact)]
     unneeded = {"instrument"} if len(shown.columns.instruments) == 1 else set()
-    account = json.loads(shown.views.run()["config"]).get("account", {})
-    if account.get("position_mode") != "hedge":
-        unneeded.add("position_side")
     return [each for each in chosen.split() if each not in unneeded]
 
 

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 
-from tracepaper.daemon.broker.account import SIDES
 from tracepaper.replay.run_columns import Floats, with_usual, without_dust
 from tracepaper.storage.database.run_rows import OutcomeCount
 from tracepaper.storage.record.columns import measure_name
@@ -334,8 +333,7 @@ class Rollups:
         """Return every account's equity after each close, and the exposure of the run's account.
 
         ``exposure`` is the position by equity with its sign, over all symbols; ``warm_exposure`` is
-        its sum over the bars after the warm-up, and ``warm`` their number. In hedge mode
-        ``gross_exposure`` adds both sides of every symbol without their signs.
+        its sum over the bars after the warm-up, and ``warm`` their number.
         """
         accounts = self.columns.accounts(span)
         times = [columns[TIME] for columns in accounts.values()]
@@ -347,15 +345,8 @@ class Rollups:
             column[np.searchsorted(axis, account[TIME])] = account["equity"]
             block[f"equity:{name or OWN}"], block[f"low:{name or OWN}"] = column, column.copy()
         equity = block.get(f"equity:{OWN}", np.ones(axis.size))
-
-        def by_equity(name: str = "") -> dict[str, Floats]:
-            values = self._worth(span, axis, accounts.get(name, {}), name)
-            return {
-                instrument: np.divide(value, equity, out=np.zeros(axis.size), where=equity > 0)
-                for instrument, value in values.items()
-            }
-
-        exposure = sum(by_equity().values(), np.zeros(axis.size))
+        worth = self._worth(span, axis, accounts.get("", {}))
+        exposure = np.divide(worth, equity, out=np.zeros(axis.size), where=equity > 0)
         warmed = self.warm_sequence()
         is_warm = axis >= (np.inf if warmed is None else self._rows.open_ms(warmed))
         block |= {
@@ -363,24 +354,24 @@ class Rollups:
             "warm": is_warm.astype(np.float64),
             "warm_exposure": np.where(is_warm, exposure, 0.0),
         }
-        if sides := [side for side in SIDES if side in accounts]:
-            of_sides = [np.abs(held) for side in sides for held in by_equity(side).values()]
-            block["gross_exposure"] = sum(of_sides, np.zeros(axis.size))
         return block
 
-    def _worth(self, span: Span, axis: Floats, account: Columns, name: str) -> dict[str, Floats]:
-        """Return the signed value of each symbol's position at *axis*, by its last closes."""
-        worth, values = dict[str, Floats](), self._holding_value(account)
-        for place, instrument in enumerate(self.columns.instruments):
+    def _worth(self, span: Span, axis: Floats, account: Columns) -> Floats:
+        """Return the signed value of all positions at *axis*, by each symbol's last closes.
+
+        *account* is the run's, in *span*.
+        """
+        worth, values = np.zeros(axis.size), self._holding_value(account)
+        for place in range(len(self.columns.instruments)):
             column = np.full(axis.size, np.nan)
             if account:
                 mask = account["instrument"] == place
                 column[np.searchsorted(axis, account[TIME][mask])] = values[mask]
             if column.size and np.isnan(column[0]):
                 at = self._rows.decided_at((0, span[0] - 1), instrument=place, newest=True)
-                last = {} if at is None else self.columns.accounts((at, at)).get(name, {})
+                last = {} if at is None else self.columns.accounts((at, at)).get("", {})
                 column[0] = self._holding_value(last).sum()
-            worth[instrument] = filled(column)
+            worth += filled(column)
         return worth
 
     def _holding_value(self, account: Columns) -> Floats:

@@ -11,7 +11,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from tracepaper.daemon.broker.account import SIDES
 from tracepaper.daemon.engine.state import HELD, SHADOWS
 from tracepaper.replay.document.charts import (
     RUN_LINE,
@@ -45,7 +44,7 @@ from tracepaper.strategies.errors import DataInvalid, TracepaperError
 from tracepaper.strategies.gates.evaluator import is_movable, threshold_key
 from tracepaper.strategies.gates.gate import GATES, ThresholdForm
 from tracepaper.strategies.position_text import FLAT
-from tracepaper.strategies.types.decisions import PositionSide, Regime
+from tracepaper.strategies.types.decisions import Regime
 from tracepaper.strategies.types.market import ParityCheck, ParityOutcome, Side
 from tracepaper.strategies.units import BASE_FEES, DAY_MS, without_zeros
 
@@ -262,15 +261,19 @@ def _noted_names(shown: OpenRun) -> list[answers.NoteSeries]:
 
 
 def holdings(shown: OpenRun) -> list[answers.InstrumentPosition]:
-    """Return the newest position of every instrument, in hedge mode of both sides."""
+    """Return the newest position of every instrument."""
     nothing: Row = {"side": "FLAT", "quantity": 0.0, "quantity_text": "0"}
-    last = {name: shown.views.last_positions(name) for name in shown.columns.instruments}
-    is_held = any(row["quantity"] for rows in last.values() for row in rows)
+    instruments = shown.columns.instruments
+    rows = [
+        next(iter(shown.views.rows("v_positions", newest=1, instrument=name)), nothing)
+        for name in instruments
+    ]
+    is_held = any(row["quantity"] for row in rows)
     orders = orders_after(shown.reader, shown.run_id, shown.columns.span[1]) if is_held else []
     return [
         answers.InstrumentPosition(
             instrument=name,
-            side=row["side"] if row["quantity"] else "FLAT",
+            side=row["side"],
             quantity_text=without_zeros(row["quantity_text"]).lstrip("-"),
             average_price_text=row.get("average_price_text")  # None if it is not an exact decimal
             or (row.get("average_price") and f"{row['average_price']:.{item.price_decimals}f}"),
@@ -279,8 +282,7 @@ def holdings(shown: OpenRun) -> list[answers.InstrumentPosition]:
             margin=as_number(row.get("margin")),
             liquidation_price=as_number(row.get("liquidation_price")),
         )
-        for name, item in shown.columns.instruments.items()
-        for row in last[name] or [nothing]
+        for (name, item), row in zip(instruments.items(), rows, strict=True)
     ]
 
 
@@ -363,11 +365,7 @@ def parity_state(check: ParityCheck, at_ms: int) -> answers.ParityState:
 
 
 _OWN_SOURCE: Final = "the run's own account"
-_TITLES: Final = {
-    PositionSide.LONG.value: "long side",
-    PositionSide.SHORT.value: "short side",
-    HELD: "buy and hold at its own exposure",  # that of a shadow account
-}
+_TITLES: Final = {HELD: "buy and hold at its own exposure"}
 
 
 def accounts(shown: OpenRun) -> list[answers.AccountFigures]:
@@ -381,9 +379,7 @@ def _accounts(shown: OpenRun) -> Iterator[answers.AccountFigures]:
     for place, name in enumerate(names):
         shadow: dict[str, Any] = {"shadow": name} if place else {}
         kind = "shadow_" if place else ""
-        source = SHADOWS.get(name, "a shadow account of the run") if place else _OWN_SOURCE
-        if name in SIDES:
-            source = f"the {name.lower()} side of the account, from half of its first cash"
+        source = SHADOWS[name] if place else _OWN_SOURCE
         line = shadow_line(place - 1) if place else RUN_LINE
         start = _start(shown, shadow.get("shadow", ""))
         for row in views.rows(f"v_{kind}equity", newest=1, **shadow) if start else ():
@@ -514,7 +510,6 @@ def equity(
         equity={name: columns[f"equity:{name}"].tolist() for name in names},
         low={name: columns[f"low:{name}"].tolist() for name in names},
         exposure=columns.get("exposure", times).tolist(),
-        gross_exposure=columns["gross_exposure"].tolist() if "gross_exposure" in columns else None,
     )
 
 

@@ -29,14 +29,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from decimal import Decimal
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from tracepaper.daemon.broker.account import SIDES
 from tracepaper.replay.document.values import TOO_FEW_DAYS
 from tracepaper.replay.report.metrics import (
     blocks_of,
@@ -51,7 +49,6 @@ from tracepaper.replay.run_columns import Floats, Ints
 from tracepaper.strategies.builtin import TREND
 from tracepaper.strategies.gates.gate import gate_order
 from tracepaper.strategies.types.decisions import Liquidity
-from tracepaper.strategies.types.market import Side
 from tracepaper.strategies.units import percent
 
 RANDOM_TIMINGS: Final = 200
@@ -84,62 +81,32 @@ class RandomTimings:
     beaten: float
 
 
-def sides_of(record: RunRecord, ledger: AccountRecord) -> list[AccountRecord]:
-    """Return both sides of *ledger* in hedge mode (a shadow's by its fills), else itself."""
-    stored = [shadow for shadow in record.shadows if shadow.name in SIDES]
-    if not stored or ledger.name in SIDES:
-        return [ledger]
-    if ledger is record.account:
-        return stored
-    return [
-        replace(ledger, held={name: _held_of(record, ledger, name, side) for name in ledger.held})
-        for side in SIDES
-    ]
-
-
-def _held_of(record: RunRecord, ledger: AccountRecord, name: str, side: str) -> Floats:
-    """Return the position on *side* of the instrument *name* after each of its bars."""
-    at, held = [-1], [Decimal(0)]
-    for fill in ledger.fills:
-        if (fill["instrument"], fill["position_side"]) == (name, side):
-            quantity = Decimal(fill["quantity_text"])
-            at.append(fill["sequence"])
-            held.append(held[-1] + (quantity if fill["side"] == Side.BUY else -quantity))
-    decided = record.decisions.sequence[record.decisions.places[name]]
-    return np.array(held, float)[np.searchsorted(at, decided, side="right") - 1]
-
-
 def exposures(record: RunRecord, ledger: AccountRecord) -> dict[str, Floats]:
     """Return the exposure of *ledger* in each symbol at each of the record's times.
 
-    It is the position's value ÷ the account's equity, below zero if it is short; in hedge mode the
-    long side less the short one. It is NaN where nothing of the equity is left.
+    It is the position's value ÷ the account's equity, below zero if it is short. It is NaN where
+    nothing of the equity is left.
     """
-    return _exposures(record, ledger.held, ledger.equity)
-
-
-def gross_exposure(record: RunRecord, ledger: AccountRecord) -> Floats:
-    """Return the sum of the exposures of *ledger* without their signs, in hedge mode of each side.
-
-    It has a value at each of the record's times.
-    """
-    gross = np.zeros(record.times_ms.size)
-    for side in sides_of(record, ledger):
-        for held in _exposures(record, side.held, ledger.equity).values():
-            gross += np.abs(held)
-    return gross
-
-
-def _exposures(record: RunRecord, held: Mapping[str, Floats], equity: Floats) -> dict[str, Floats]:
-    left = np.where(equity[1:] > 0, equity[1:], np.nan)
+    left = np.where(ledger.equity[1:] > 0, ledger.equity[1:], np.nan)
     shares = {}
-    for name, quantity in held.items():
+    for name, quantity in ledger.held.items():
         bars = record.bars[name]
         closes_ms = record.bar_times.closes_of(bars.open_time_ms)
         at = np.searchsorted(closes_ms, record.times_ms, side="right") - 1
         value = np.where(at >= 0, (quantity * bars.close)[at.clip(min=0)], 0.0)
         shares[name] = value / left
     return shares
+
+
+def gross_exposure(record: RunRecord, ledger: AccountRecord) -> Floats:
+    """Return the sum of the exposures of *ledger* without their signs.
+
+    It has a value at each of the record's times.
+    """
+    gross = np.zeros(record.times_ms.size)
+    for held in exposures(record, ledger).values():
+        gross += np.abs(held)
+    return gross
 
 
 def mean_exposures(record: RunRecord) -> dict[str, float] | None:
@@ -337,8 +304,7 @@ def random_timings(
     """
     parts = [
         (name, episodes(held, change_terms(record, ledger, name)))
-        for account in sides_of(record, ledger)
-        for name, held in account.held.items()
+        for name, held in ledger.held.items()
     ]
     positions = sum(stretches.sizes.size for _, stretches in parts)
     if not positions:

@@ -151,7 +151,7 @@ def read_book_risk(columns: RunColumns, period: Period = "day") -> BookRisk:
     held = [
         (item, row)
         for name, item in columns.instruments.items()
-        for row in columns.views.last_positions(name)
+        for row in columns.views.rows("v_positions", newest=1, instrument=name)
         if row["quantity"]
     ]
     before = columns.frame_bars() if held and period == "day" else []

@@ -13,7 +13,6 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from tracepaper.daemon.broker.account import SIDES
 from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.engine.state import HELD
@@ -257,7 +256,7 @@ def read_record(reader: Reader, database: Path, run_id: str) -> RunRecord:
             margins=tuple(
                 position
                 for name in columns.instruments
-                for position in views.last_positions(name)  # in hedge mode of both sides
+                for position in views.rows("v_positions", newest=1, instrument=name)
                 if position["margin"] is not None
             ),
             states=lasting_states(columns),
@@ -326,11 +325,7 @@ def _accounts(columns: RunColumns, decisions: Decisions) -> Iterator[AccountReco
             equity=np.concatenate(([before], curve)),
             held=held,
             fills=tuple(views.rows("v_shadow_fills" if name else "v_fills", **of_account)),
-            trades=tuple(
-                views.shadow_trades(name)
-                if name and name not in SIDES
-                else views.rows("v_trades", side=name or SIDES)
-            ),
+            trades=tuple(views.shadow_trades(name) if name else views.rows("v_trades")),
             fees_paid=float(last["fees_paid"]),
             funding_paid=float(last["funding_paid"]),
         )

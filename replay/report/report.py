@@ -317,9 +317,7 @@ def account_report(
     figures = _figures(record, ledger)
     return AccountReport(
         name=ledger.name,
-        source="stored"
-        if is_own
-        else f"stored: {state.SHADOWS.get(ledger.name, 'a shadow account')}",
+        source="stored" if is_own else f"stored: {state.SHADOWS[ledger.name]}",
         end=float(ledger.equity[-1]),
         performance=figures,
         activity=metrics.activity(
@@ -340,13 +338,8 @@ def _margin(record: RunRecord) -> MarginHeld | None:
     """Return the margin of the run's positions at its end."""
     if not (held := record.margins):
         return None
-    is_hedged = record.config.account.position_mode == "hedge"
     prices = [
-        (
-            record.instruments[row["instrument"]].symbol
-            + (f" {row['side'].lower()}" if is_hedged else ""),
-            row["liquidation_price_text"],
-        )
+        (record.instruments[row["instrument"]].symbol, row["liquidation_price_text"])
         for row in held
     ]
     return MarginHeld(

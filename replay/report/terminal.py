@@ -14,10 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from rich.console import Console
 
-from tracepaper.daemon.engine.state import account_title
 from tracepaper.replay.document.terminal import SIDE_BY_SIDE, head, show
 from tracepaper.replay.document.values import (
-    Figure,
     Paragraph,
     Part,
     Table,
@@ -238,8 +236,7 @@ def _summary_parts(reader: Reader, views: RunViews) -> Iterator[Part]:
     yield table("accounts", "Accounts", ACCOUNTS, _accounts(views))
     if fills := list(_with_held(views, views.rows("v_fills", newest=FILLS_SHOWN))):
         several = len({fill["instrument"] for fill in fills}) > 1
-        columns = FILLS if fills[0]["position_side"] is None else FILLS_OF_SIDES
-        figures = [figure for figure in columns if several or figure.key != "instrument"]
+        figures = [figure for figure in FILLS if several or figure.key != "instrument"]
         title = f"Fills (the last {len(fills)} of {filled})"
         yield table("fills", title, figures, fills)
     if refusals := list(views.counts("v_decisions", "refused_by")):
@@ -274,7 +271,6 @@ def _with_held(views: RunViews, fills: Sequence[Row]) -> Iterator[Row]:
             row["quantity_text"]
             for row in positions
             if (row["sequence"], row["instrument"]) == (fill["sequence"], fill["instrument"])
-            and fill["position_side"] in (None, row["side"])
         )
         yield {**fill, "held": next(held, None)}
 
@@ -286,7 +282,7 @@ def _accounts(views: RunViews) -> Iterator[Row]:
     for name, _ in sorted(views.counts("v_shadow_equity", "shadow")):
         (row,) = views.rows("v_shadow_equity", newest=1, shadow=name)
         fills = views.count("v_shadow_fills", shadow=name)
-        yield {"account": account_title(name), "fills": fills, **row}
+        yield {"account": f"{name} shadow", "fills": fills, **row}
 
 
 # ---------------------------------------------------------------- for a terminal
@@ -310,14 +306,6 @@ FILLS: Final = (
     of_view("held", "then held", "exact"),
     of_view("reason", "why", "text"),
 )
-FILLS_OF_SIDES: Final = (
-    FILLS[0],
-    Figure[Row]("instrument", "symbol", "text", lambda row: row["instrument"].partition(":")[2]),
-    FILLS[2],
-    of_view("position_side", "position", "text"),
-    *FILLS[3:],
-)
-"""Columns in hedge mode: each fill is of one side, and all symbols are of one category."""
 
 
 def _counts_table(

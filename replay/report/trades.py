@@ -10,7 +10,6 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from tracepaper.daemon.broker.account import SIDES
 from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.daemon.broker.exit_orders import waits_after
 from tracepaper.daemon.broker.exit_plans import NO_VOLATILITY
@@ -53,10 +52,7 @@ def remedies_for(instruments: Iterable[Instrument], warnings: Iterable[str]) -> 
     remedies |= {waits_after(role): _ANOTHER for role in PROTECTIVE}
     for item in instruments:
         remedies |= {below(item): larger for below in (below_step, below_quantity, below_notional)}
-    of_sides = {
-        f"{side}: {reason}": remedy for side in SIDES for reason, remedy in remedies.items()
-    }
-    return remedies | of_sides
+    return remedies
 
 
 _SYMBOLS_SHOWN: Final = 5

@@ -77,8 +77,8 @@ NAMED: Final = {
         "FROM v_decisions WHERE run_id = :run ORDER BY sequence DESC"
     ),
     "fills": (
-        "SELECT sequence, filled_iso, instrument, order_id, side, position_side, "
-        "quantity_text AS quantity, price_text AS price, fee_text AS fee, "
+        "SELECT sequence, filled_iso, instrument, order_id, side, quantity_text AS quantity, "
+        "price_text AS price, fee_text AS fee, "
         "fee_base_text AS fee_base, liquidity, model, reason, status "
         "FROM v_fills WHERE run_id = :run ORDER BY sequence DESC, ordinal DESC"
     ),

@@ -423,14 +423,10 @@ class RunRows:
         return [Halt(*row) for row in self._connection.execute(query, (self._run_key, *span))]
 
     def held(self, last: int) -> list[tuple[int, int]]:
-        """Return (instrument, quantity) of every position after step *last*.
-
-        In hedge mode the positions of both sides are included.
-        """
+        """Return (instrument, quantity) of every position after step *last*."""
         query = (
             f"SELECT instrument, quantity, max(sequence) FROM holdings WHERE {WITHIN} "
-            "AND (book = 0 OR shadow IN ('LONG', 'SHORT')) AND instrument IS NOT NULL "
-            "GROUP BY instrument, shadow"
+            "AND book = 0 AND instrument IS NOT NULL GROUP BY instrument"
         )
         rows = self._connection.execute(query, (self._run_key, 0, last))
         return [(place, quantity) for place, quantity, _ in rows]

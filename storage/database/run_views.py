@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from operator import itemgetter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -78,15 +77,8 @@ class RunViews:
             rows = self._connection.execute(query, (*values, newest)).fetchall()[::-1]
         return [dict(zip(names, row, strict=True)) for row in rows]
 
-    def last_positions(self, instrument: str) -> list[Row]:
-        """Return the newest position of *instrument* by side; in hedge mode both sides."""
-        rows = self.rows("v_positions", newest=2, instrument=instrument)
-        last = max((row["sequence"] for row in rows), default=0)
-        held = [row for row in rows if row["sequence"] == last]
-        return sorted(held, key=itemgetter("side"))
-
     def shadow_trades(self, shadow: str) -> list[Row]:
-        """Return the closed trades of a shadow account or a strategy, as rows of ``v_trades``."""
+        """Return the closed trades of a shadow account, as rows of ``v_trades``."""
         query = f"SELECT * FROM ({SHADOW_TRADES}) WHERE run_id = ? {_order('v_trades')}"
         rows = self._connection.execute(query, (shadow, self.run_id))
         return [dict(zip(_COLUMNS["v_trades"], row, strict=True)) for row in rows]

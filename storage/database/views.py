@@ -405,44 +405,22 @@ _AVERAGE_TEXT: Final = (
     f"THEN {text(f'h.entry_notional / {UNIT}', PRICE)} END"
 )
 
-# A run in hedge mode has its sides ``b`` as the first books of a step; any other one has its own
-# row ``h``, once, whatever shadow accounts it has. The account is row ``a``.
-_OF_SIDES: Final = (
-    "FROM runs r JOIN steps s ON s.run_key = r.run_key "
-    f"LEFT JOIN shadow_steps t ON {shared_row('t', 's.shadows')} AND t.book <= 2 "
-    f"LEFT JOIN holdings b ON {shared_row('b', 't.holding')} AND b.book = t.book "
-    "AND b.shadow IN ('LONG', 'SHORT') "
-    f"JOIN holdings h ON {shared_row('h', 'coalesce(b.sequence, s.holding)')} "
-    "AND h.book = coalesce(b.book, 0) "
-    f"JOIN holdings a ON {shared_row('a', 's.holding')} AND a.book = 0 "
-)
-_A_SIDE_EACH: Final = (
-    "WHERE (b.shadow IS NOT NULL OR coalesce(t.book, 1) = 1) AND h.quantity IS NOT NULL"
-)
-_MARKED_SIDE: Final = (
-    f"CASE WHEN b.shadow IS NULL THEN s.unrealized_pnl ELSE {UNREALIZED.format('t')} END"
-)
 _SIDE_HELD: Final = ViewColumn(
     "side",
-    "coalesce(h.shadow, CASE WHEN h.quantity > 0 THEN 'LONG' WHEN h.quantity < 0 THEN 'SHORT' "
-    "ELSE 'FLAT' END)",
-    "`LONG`, `SHORT` or `FLAT`; in hedge mode `LONG` or `SHORT`, held or not",
+    "CASE WHEN h.quantity > 0 THEN 'LONG' WHEN h.quantity < 0 THEN 'SHORT' ELSE 'FLAT' END",
+    "`LONG`, `SHORT` or `FLAT`",
 )
 _LIQUIDATED_AT: Final = (
     "CASE WHEN h.margin IS NOT NULL THEN (SELECT o.trigger FROM orders o "
     "WHERE o.run_key = s.run_key AND o.sequence <= s.sequence AND o.instrument = i.instrument "
-    "AND o.role = 'LIQUIDATION' AND coalesce(o.position_side, '') = coalesce(h.shadow, '') "
-    "ORDER BY o.sequence DESC, o.ordinal DESC LIMIT 1) END"
+    "AND o.role = 'LIQUIDATION' ORDER BY o.sequence DESC, o.ordinal DESC LIMIT 1) END"
 )
 
 
-def _holding_columns(
-    whose: str, unrealized: str, marks: str = "s", account: str = "h"
-) -> tuple[ViewColumn, ...]:
+def _holding_columns(whose: str, unrealized: str, marks: str = "s") -> tuple[ViewColumn, ...]:
     """Return the columns of a position and its account after a step; *whose* describes the sums.
 
-    *marks* is the alias of the row with the unrealized profit, *account* that of the row of
-    ``holdings`` with the cash.
+    *marks* is the alias of the row with the unrealized profit.
     """
     prefix = "h.account_" if whose == "account's" else "h."
     sums = (
@@ -469,10 +447,10 @@ def _holding_columns(
             for name, sql, doc in sums
             for column in exact(name, sql, MONEY, f"the {whose} {doc}")
         ),
-        *shown(account, "holdings", "cash"),
+        *shown("h", "holdings", "cash"),
         *exact(
             "equity",
-            f"coalesce({marks}.equity, {account}.cash + {_UNREALIZED[marks]})",
+            f"coalesce({marks}.equity, h.cash + {_UNREALIZED[marks]})",
             MONEY,
             "cash plus positions, at the mark",
         ),
@@ -489,11 +467,11 @@ _OWN: Final = (
 
 V_POSITIONS: Final = View(
     "v_positions",
-    "an instrument's position after a step of that instrument; in hedge mode one of its two sides",
+    "an instrument's position after a step of that instrument",
     (
         *of_step("s"),
         _SIDE_HELD,
-        *_holding_columns("position's", _MARKED_SIDE, account="a"),
+        *_holding_columns("position's", "s.unrealized_pnl"),
         *exact(
             "liquidation_price",
             _LIQUIDATED_AT,
@@ -501,8 +479,7 @@ V_POSITIONS: Final = View(
             "mark price at which it is liquidated; null without isolated margin",
         ),
     ),
-    f"{_OF_SIDES}{_STEP_TABLES} {_A_SIDE_EACH}",
-    key=("sequence", "side"),
+    f"{_OWN} WHERE h.quantity IS NOT NULL",
 )
 
 V_EQUITY: Final = View(
@@ -658,7 +635,7 @@ V_TRADES: Final = View(
 SHADOW_TRADES: Final = (
     f"{V_TRADES._replace(source=_TRADES.format('>')).question} WHERE f.shadow = ?"
 )
-"""SELECT of the trades of a shadow account or a strategy."""
+"""SELECT of the trades of a shadow account."""
 
 
 def _of_fills(sql: str) -> str:

@@ -32,7 +32,6 @@ from tracepaper.strategies.types.decisions import (
     OrderKind,
     OrderRole,
     OrderStatus,
-    PositionSide,
     Regime,
 )
 from tracepaper.strategies.types.market import Category, RunKind, Side, Source
@@ -451,11 +450,6 @@ _HOLDINGS = (
         MONEY,
         null=True,
     ),
-    _whole("long_funding", null=True),  # hedge mode: the long side's part of funding_paid
-)
-
-_POSITION_SIDE: Final = _text(
-    "position_side", "`LONG` or `SHORT` in hedge mode; else null", PositionSide, null=True
 )
 
 _ORDERS = (
@@ -526,7 +520,6 @@ _FILLS = (
     _flag(
         "while_down", "1 if the fill is inside a bar during which the daemon was down or cut off"
     ),
-    _POSITION_SIDE,
     _text("shadow", null=True),  # its name, such as ``ungated``
 )
 
@@ -610,11 +603,11 @@ TABLES: Final[dict[str, tuple[Column, ...]]] = {
     "answers": _ANSWERS,
     "outcomes": _OUTCOMES,
     "holdings": _HOLDINGS,
-    "orders": (*_ORDERS, _POSITION_SIDE),
+    "orders": _ORDERS,
     "fills": _FILLS,
     "trades": _TRADES,
     "shadow_steps": _SHADOW_STEPS,
-    "ledger": (*_LEDGER, _POSITION_SIDE),
+    "ledger": _LEDGER,
     "halts": _HALTS,
     "checks": _CHECKS,
 }

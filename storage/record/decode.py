@@ -390,7 +390,6 @@ class StepDecoder:
                 row[HOLDING.fees_paid],
                 row[HOLDING.funding_paid],
                 row[HOLDING.margin] or 0,
-                row[HOLDING.long_funding] or 0,
             )
         marked = unrealized if account_unrealized is None else account_unrealized
         cash = row[HOLDING.cash]

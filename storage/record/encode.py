@@ -652,7 +652,7 @@ class StepEncoder:
         early = self._trades.before_settling(rows)
         closed = [self._trades.fill(row) for row in rows[:early]]
         if held is not None and place is not None:
-            self._trades.pay(shadow, place, held.funding_paid, held.long_funding)
+            self._trades.pay(shadow, place, held.funding_paid)
         closed += [self._trades.fill(row) for row in rows[early:]]
         self._rows["trades"] += [row for row in closed if row is not None]
 

@@ -205,7 +205,7 @@ class HeldRows:
         parts = (
             _NO_POSITION
             if position is None
-            else (*_OF_POSITION(position), position.margin or None, position.long_funding or None),
+            else (*_OF_POSITION(position), position.margin or None),
             _OF_ACCOUNT(account),
         )
         if last is not None and last[2] == parts:

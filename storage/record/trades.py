@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from tracepaper.storage.record.rows import gather
-from tracepaper.strategies.types.decisions import FillModel, PositionSide
+from tracepaper.strategies.types.decisions import FillModel
 from tracepaper.strategies.types.market import Side
 from tracepaper.strategies.units import Notional, divide_half_even, interval_start
 
@@ -21,16 +21,13 @@ if TYPE_CHECKING:
     from tracepaper.strategies.types.market import Instrument
 
 
-_BOOK_OF_FILL: Final = gather("fills", "shadow", "position_side", "instrument")
+_BOOK_OF_FILL: Final = gather("fills", "shadow", "instrument")
 _FILLED: Final = gather(
     "fills",
     *("sequence", "ordinal", "side", "quantity", "reference_price", "notional", "fee", "fee_base"),
 )
-_HELD: Final = gather(
-    "holdings", "shadow", "instrument", "quantity", "funding_paid", "long_funding"
-)
+_HELD: Final = gather("holdings", "shadow", "instrument", "quantity", "funding_paid")
 _DATED: Final = gather("fills", "model", "filled_ms")
-_SIDES: Final = frozenset(PositionSide)
 _BY_CANDLE: Final = frozenset({FillModel.NEXT_OPEN, FillModel.BAR_PATH})
 
 
@@ -110,9 +107,8 @@ class TradeBook:
 class TradeBooks:
     """The trades of every book of a *run*: of its account and of its shadow accounts.
 
-    In hedge mode the account has one book per side, and its fills belong to the sides. If the run
-    took over an account, the position is known from the first row of ``holdings`` on; fills before
-    it belong to no trade.
+    If the run took over an account, the position is known from the first row of ``holdings`` on;
+    fills before it belong to no trade.
     """
 
     def __init__(self, run: RunRow) -> None:
@@ -120,18 +116,15 @@ class TradeBooks:
         self._instruments = run.instruments
         self._interval_ms = run.interval_ms
         self._places = {instrument.id: at for at, instrument in enumerate(run.instruments)}
-        self._books: dict[tuple[str | None, str | None, int], TradeBook] = {}
-        # By account and instrument: the funding paid by the position, its long and its short side.
-        self._paid: dict[tuple[str | None, int], tuple[int, int, int]] = {}
+        # By shadow account, None for the run's, and instrument:
+        self._books: dict[tuple[str | None, int], TradeBook] = {}
+        self._paid: dict[tuple[str | None, int], int] = {}  # the funding paid so far
 
     def fill(self, row: Sequence[Any]) -> Row | None:
         """Apply a row of ``fills``; return the row of ``trades`` if it closes a trade."""
-        key = shadow, side, instrument = _BOOK_OF_FILL(row)
-        if shadow in _SIDES:
-            return None
+        key = _, instrument = _BOOK_OF_FILL(row)
         if (book := self._books.get(key)) is None:
-            # Sides of shadow accounts have no stored position; all others wait for ``hold``.
-            if self.is_taken_over and not (shadow and side):
+            if self.is_taken_over:  # it waits for ``hold``
                 return None
             book = self._books[key] = TradeBook(self._instruments[instrument])
         closed = book.fill(row)
@@ -153,26 +146,24 @@ class TradeBooks:
 
     def settle(self, row: Sequence[Any]) -> None:
         """Apply the settlement in a row of ``holdings``."""
-        shadow, instrument, quantity, paid, of_long = _HELD(row)
+        shadow, instrument, quantity, paid = _HELD(row)
         if quantity is not None:
-            self.pay(shadow, instrument, paid, of_long or 0)
+            self.pay(shadow, instrument, paid)
 
-    def pay(self, shadow: str | None, instrument: int, paid: int, of_long: int) -> None:
-        """Apply the total funding *paid* of an account, *of_long* of it by its long side."""
-        of_sides = paid, of_long, paid - of_long
-        before = self._paid.get((shadow, instrument), of_sides if self.is_taken_over else (0, 0, 0))
-        if of_sides == before:
+    def pay(self, shadow: str | None, instrument: int, paid: int) -> None:
+        """Apply the total funding *paid* by the position of an account in *instrument*."""
+        key = shadow, instrument
+        before = self._paid.get(key, paid if self.is_taken_over else 0)
+        if paid == before:
             return
-        self._paid[shadow, instrument] = of_sides
-        for side, now, then in zip((None, *PositionSide), of_sides, before, strict=True):
-            if (book := self._books.get((shadow, side, instrument))) is not None:
-                book.pay(now - then)
+        self._paid[key] = paid
+        if (book := self._books.get(key)) is not None:
+            book.pay(paid - before)
 
     def hold(self, row: Sequence[Any]) -> None:
         """Apply a row of ``holdings`` of an account that was taken over, after its step's fills."""
-        shadow, instrument, quantity, paid, of_long = _HELD(row)
+        shadow, instrument, quantity, paid = _HELD(row)
         if instrument is not None and quantity is not None:
-            key = (None, shadow, instrument) if shadow in _SIDES else (shadow, None, instrument)
+            key = shadow, instrument
             self._books.setdefault(key, TradeBook(self._instruments[instrument], quantity))
-            of_long = of_long or 0
-            self._paid.setdefault((shadow, instrument), (paid, of_long, paid - of_long))
+            self._paid.setdefault(key, paid)

@@ -33,7 +33,6 @@ from tracepaper.strategies.types.decisions import (
     OrderKind,
     OrderRole,
     Position,
-    PositionSide,
     Regime,
 )
 from tracepaper.strategies.types.market import Bar, Instrument, Side
@@ -89,8 +88,6 @@ class AccountView(Struct, frozen=True, gc=False):
     equity: float  # of all instruments, at the newest marks
     cash: float
     exact: Account
-    long: PositionView | None = None  # in hedge mode, where ``position`` is the sum of both
-    short: PositionView | None = None
 
 
 def account_view(
@@ -388,7 +385,6 @@ class Signal(Struct, frozen=True, gc=False):
     band: float | None = None  # no-trade band around the target, as a share of a full position
     by_forecast: float | None = None  # strength in the shadow account ``sized_by_forecast``
     uncorrelated: float | None = None  # signed strength in the shadow account ``uncorrelated``
-    position_side: PositionSide | None = None  # in hedge mode, what FLAT closes; None: both sides
 
 
 class OrderRequest(Struct, frozen=True, kw_only=True):
@@ -403,7 +399,6 @@ class OrderRequest(Struct, frozen=True, kw_only=True):
     until: int | None = None  # market time at which it expires; None: never
     tag: str = ""  # a request with the tag of a resting order replaces that order
     reason: str = ""
-    position_side: PositionSide | None = None  # in hedge mode
 
     @property
     def kind(self) -> OrderKind:
@@ -433,7 +428,6 @@ class OrderTerms(TypedDict, total=False):
     until: int | None
     tag: str
     reason: str
-    position_side: PositionSide | None
 
 
 def buy(

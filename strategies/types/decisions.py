@@ -242,13 +242,6 @@ class Action(StrEnum):
     ORDERS = "ORDERS"  # the strategy's list of orders, without a target
 
 
-class PositionSide(StrEnum):
-    """The side of one of an instrument's two positions in hedge mode."""
-
-    LONG = "LONG"
-    SHORT = "SHORT"
-
-
 class DecisionOutcome(Struct, frozen=True, gc=False):
     """The part of a decision that consecutive decisions often share; the log stores it once.
 
@@ -413,7 +406,6 @@ class Order(Struct, frozen=True, gc=False, omit_defaults=True):
     until_ms: int | None = None  # market time at which it expires; None: never
     tag: str = ""
     triggered: bool = False
-    position_side: PositionSide | None = None  # in hedge mode
 
 
 class Fill(Struct, frozen=True, gc=False, omit_defaults=True):
@@ -433,7 +425,6 @@ class Fill(Struct, frozen=True, gc=False, omit_defaults=True):
     reason: str
     filled_ms: int
     while_down: bool = False  # inside a bar during which no quotes were received
-    position_side: PositionSide | None = None  # in hedge mode
 
 
 class Position(Struct, frozen=True, gc=False):
@@ -446,7 +437,6 @@ class Position(Struct, frozen=True, gc=False):
     fees_paid: int = 0
     funding_paid: int = 0
     margin: int = 0  # of an isolated position, the most it can lose; 0 without margin
-    long_funding: int = 0  # the long side's part of ``funding_paid``; 0 outside hedge mode
 
 
 class Account(Struct, frozen=True, gc=False):
@@ -481,7 +471,6 @@ class LedgerEntry(Struct, frozen=True, gc=False):
     balance: int  # cash after this movement
     instrument: str | None = None
     order_id: str | None = None
-    position_side: PositionSide | None = None  # in hedge mode
 
 
 class LimitBreach(Struct, frozen=True, gc=False):
@@ -589,7 +578,7 @@ class BookMarks(Struct, frozen=True, gc=False):
 
 
 class ShadowSpan(Struct, frozen=True, gc=False):
-    """The accounts besides the run's from one of their fills in a quiet stretch to the next."""
+    """The shadow accounts from one of their fills in a quiet stretch to the next."""
 
     first: int  # the unit with which it begins
     steps: Mapping[str, tuple[ShadowStep, ...]]  # by instrument: after the fills of that unit

@@ -152,7 +152,7 @@ def test_all_instruments_of_a_close_see_the_same_account(name: str) -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(-3, 3).filter(bool), min_size=1, max_size=12))
 def test_a_position_is_as_old_as_the_fill_that_opened_or_turned_it(changes: list[int]) -> None:
-    ledger = posting_account([instrument()]).line("linear:BTCUSDT")
+    ledger = posting_account([instrument()]).lines["linear:BTCUSDT"]
     held, opened = 0, 0
     for at, change in enumerate(changes, 1):
         after = held + change

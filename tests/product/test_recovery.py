@@ -225,7 +225,7 @@ def test_an_order_that_a_new_run_takes_over_keeps_an_id_of_its_own(counts: Path)
     other = configured("counts:Counts", FillModel.NEXT_OPEN, gate={**GATES, "late_ms": 30_000})
     second = Process(path, other, FillModel.NEXT_OPEN)
     assert not second.opened.resumed
-    (line,) = second.opened.engine.broker.account.books[0].lines.values()
+    (line,) = second.opened.engine.broker.account.lines.values()
     before = [order.order_id for order in line.others]
     second.begin()
     second.start()

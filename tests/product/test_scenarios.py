@@ -85,10 +85,10 @@ def state(path: Path) -> list[Any]:
     with Reader.open(path) as reader:
         stored = present(reader.state_at(reader.find("last")))
     engine_state = decode_state(stored[0])
-    books = engine_state.account.books
+    lines = engine_state.account.lines
     return [
         engine_state.declared, engine_state.account.cash,
-        {key: (book.holding, book.protection) for key, book in books.items()},
+        {key: (line.holding, line.protection) for key, line in lines.items()},
     ]  # fmt: skip
 
 

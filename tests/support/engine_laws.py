@@ -38,6 +38,7 @@ from msgspec.structs import replace
 from reference_ledger import ReferenceLedger
 
 from tracepaper.daemon.broker import matching
+from tracepaper.daemon.broker.line import LineState
 from tracepaper.daemon.broker.orders import NEXT, PROTECTIVE
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.engine.engine import Engine
@@ -691,12 +692,12 @@ class Book:
         """Hold the account of *engine* to the own one, and what rests to what was shown."""
         state = engine.state().account
         assert state.cash == self.reference.cash.scaleb(8) == self.ledger, "cash"
-        for key, book in state.books.items():
-            position, holding = self.reference.of(key), book.holding
+        for key, line in state.lines.items():
+            position, holding = self.reference.of(key), line.holding
             assert holding.quantity == position.quantity.scaleb(3), "position and fills"
             assert holding.entry_notional == position.entry.scaleb(8), "entry"
             assert holding.margin == position.margin.scaleb(8), "margin"
-            orders = book.orders
+            orders = line.orders
             resting = {order.order_id: order for order in (orders.order, *orders.others) if order}
             resting_orders = {
                 name: order
@@ -704,7 +705,7 @@ class Book:
                 if order.instrument == key and order.status not in ENDED
             }
             assert resting == resting_orders, "what rests is not what was shown"
-            self._protected(key, book)
+            self._protected(key, line)
         if self.world.category.is_cash:
             assert state.cash >= 0, "more was paid than there was"
             assert all(item.quantity >= 0 for item in self.reference.held.values()), (
@@ -717,21 +718,21 @@ class Book:
     def _solvent(self, engine: Engine, event: Event) -> None:
         """Liquidated before its loss is more than its margin, and so before negative equity."""
         if isinstance(event, (Bar, Mark)):
-            position = engine.broker.account.position(event.instrument)
+            position = engine.broker.account.lines[event.instrument].position
             assert position.margin + position.unrealized_pnl >= 0, "a position below nothing"
 
-    def _protected(self, key: str, book: Any) -> None:
+    def _protected(self, key: str, line: LineState) -> None:
         """Assert that what is held under a plan has its orders, none larger than it."""
-        held, plan = book.holding.quantity, book.protection.plan
+        held, plan = line.holding.quantity, line.protection.plan
         whole = abs(held) // self.items[key].quantity_step * self.items[key].quantity_step
-        for order in book.orders.others:
+        for order in line.orders.others:
             if order.reduce_only:
                 assert sign_of(order.side) * held < 0, "it would open"
                 assert order.quantity - order.filled <= abs(held), "it would turn the position"
         if key in self.entered and plan is not None and plan.sign * held > 0 and whole:
             roles = {
                 resting.role: resting
-                for resting in book.orders.others
+                for resting in line.orders.others
                 if resting.role in PROTECTIVE
             }
             for role, wanted in (
@@ -801,7 +802,7 @@ class Laws(RuleBasedStateMachine):
 
     def _mark(self, step: Step) -> None:
         for key in self.keys:
-            self.book.marks[key] = self.plain.broker.account.line(key).mark
+            self.book.marks[key] = self.plain.broker.account.lines[key].mark
         assert step.account.equity == self._equity() or not isinstance(step.event, Quote)
 
     def _equity(self) -> int:

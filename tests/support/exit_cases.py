@@ -106,4 +106,4 @@ def quoted(bid: int, second: float, *, size: int = 10**9) -> Any:
 
 
 def others(engine: Engine) -> tuple[Order, ...]:
-    return engine.state().account.books[KEY].orders.others
+    return engine.state().account.lines[KEY].orders.others

@@ -18,7 +18,7 @@ from engines import engine_of
 from msgspec.structs import replace
 from records import check_record
 
-from tracepaper.daemon.broker.account import Holdings
+from tracepaper.daemon.broker.account import PaperAccount
 from tracepaper.daemon.broker.margin import CrossMargin, IsolatedMargin, balance_of
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
@@ -42,7 +42,6 @@ from tracepaper.strategies.types.decisions import (
     Fill,
     FillModel,
     LastDecision,
-    PositionSide,
     Step,
 )
 from tracepaper.strategies.types.market import (
@@ -69,7 +68,6 @@ TIERS = (
     RiskTier(60_000 * MONEY_SCALE, 100_000_000, 5_000, 100 * MONEY_SCALE),
     RiskTier(0, 200_000_000, 3_000, 700 * MONEY_SCALE),
 )
-SIDES = (PositionSide.LONG, PositionSide.SHORT)
 RESTARTS = 0.03  # of the steps
 
 
@@ -79,8 +77,7 @@ class DrawnSignals(Strategy):
     sees_account = True
 
     def __init__(self, options: dict[str, Any]) -> None:
-        self.seed, self.quiet = options["seed"], options["quiet"]
-        self.lists, self.hedge = options["lists"], options["hedge"]
+        self.seed, self.quiet, self.lists = options["seed"], options["quiet"], options["lists"]
         self.shadows, self.horizon = tuple(options.get("shadows", ())), options.get("horizon")
 
     def decide(self, context: BarContext) -> Signal | Orders:
@@ -98,9 +95,8 @@ class DrawnSignals(Strategy):
         roll = rng.random()
         if roll < quiet:
             return Signal(Action.HOLD, "hold", note=note)
-        side = rng.choice((*SIDES, None)) if self.hedge else None
         if roll < quiet + 0.1:
-            return Signal(Action.FLAT, "leave", position_side=side, note=note)
+            return Signal(Action.FLAT, "leave", note=note)
         if roll < quiet + 0.3 and self.lists:
             return Orders(tuple(self._listed(rng, context.close)), "list", note=note)
         ends = context.exact.closed_ms + 7 * MINUTE
@@ -119,8 +115,6 @@ class DrawnSignals(Strategy):
     def _listed(self, rng: random.Random, close: float) -> Iterator[OrderRequest | Cancel]:
         for _ in range(rng.randint(1, 3)):
             named: dict[str, Any] = {"tag": rng.choice(("", "a", "b"))}
-            if self.hedge:
-                named["position_side"] = rng.choice(SIDES)
             if rng.random() < 0.3:
                 named["reduce_only"] = True
             limit = round(close * (1 + rng.uniform(-0.003, 0.003)), 1)
@@ -172,7 +166,6 @@ class Kind(NamedTuple):
     category: str = "linear"
     is_focused: bool = False
     """Whether it is of cross margin by quotes, which jump by so much that closes would ruin it."""
-    is_hedged: bool = False
 
 
 KINDS = {
@@ -180,8 +173,6 @@ KINDS = {
     "focused": Kind(is_focused=True),
     "spot": Kind("spot"),
     "stock": Kind("stock"),
-    "hedge": Kind(is_hedged=True),
-    "focused hedge": Kind(is_focused=True, is_hedged=True),
 }
 """Each kind draws from streams of its own: one more or less changes no history of another."""
 
@@ -210,7 +201,7 @@ def drawn_delay(given: Mapping[str, Any]) -> dict[str, int]:
 def drawn_case(streams: Streams, name: str) -> Case:
     """Draw a configuration of the kind *name*."""
     kind, rng = KINDS[name], streams["case"]
-    category, is_focused, is_hedged = kind.category, kind.is_focused, kind.is_hedged
+    category, is_focused = kind.category, kind.is_focused
     margins = ["none", "isolated", "isolated", "cross", "cross"]
     margin = "none" if category != "linear" else "cross" if is_focused else rng.choice(margins)
     by_quotes = is_focused or rng.random() < 0.4
@@ -219,7 +210,7 @@ def drawn_case(streams: Streams, name: str) -> Case:
 
     def options(seed: int, **named: Any) -> dict[str, Any]:
         quiet = rng.choice((0.2, 0.4, 0.8))
-        return {"seed": seed, "lists": lists, "hedge": is_hedged, "quiet": quiet, **named}
+        return {"seed": seed, "lists": lists, "quiet": quiet, **named}
 
     account: dict[str, Any] = {"cash": rng.choice(("3000", "20000", "100000")), "margin": margin}
     fractions = ["0.6"] if margin == "none" else ["1", "3", "6"]
@@ -228,8 +219,6 @@ def drawn_case(streams: Streams, name: str) -> Case:
     if margin == "cross":
         account |= {"cash": rng.choice(("3000", "4000")), "leverage": "30"}
         fractions = ["8", "12", "18"]
-    if is_hedged:
-        account["position_mode"] = "hedge"
     notionals = ["30000", "60000"] if margin == "cross" else ["5000", "40000"]
     given: dict[str, Any] = {
         "market": {"symbols": symbols, "category": "linear" if category == "linear" else "spot"},
@@ -406,14 +395,13 @@ class History:
         self._items = {item.id: item for item in self.case.items}
         self._bars = list[Bar]()
         self._held: dict[tuple[str, str], int] = Counter()  # by fills, of each account
-        self._held_of_sides: dict[tuple[str, str, PositionSide], int] = Counter()
         self._dated = list[tuple[str, Fill]]()  # every fill, with the name of its account
         self._unsettled = list[Funding]()
         self._missed_until_ms: dict[str, int] = {}  # bars that arrive without their quotes
         self.engine = self._opened()
-        self._cash = self.engine.broker.account.cash
+        self._cash = self.engine.broker.account.ledger.cash
         # Of each account what its fills and settlements left of the first cash, and its funding.
-        self._money = {name: (of.subtotal().cash, 0) for name, of in self._accounts()}
+        self._money = {name: (of.ledger.cash, 0) for name, of in self._accounts()}
         events = drawn_events(streams, self.case, is_focused=KINDS[kind].is_focused)
         self._begin()
         for event in events[:most]:
@@ -454,9 +442,9 @@ class History:
         """Add the fills of *step* to what is held."""
         broker = self.engine.broker
         for shadow in step.shadows:
-            account, event = broker.others[shadow.shadow], step.event
+            account, event = broker.shadows[shadow.shadow], step.event
             if isinstance(event, Bar):  # what a restart learns of the step is so
-                confirmed_ms = account.confirmed_ms(event.instrument)
+                confirmed_ms = account.lines[event.instrument].confirmed_ms
                 assert shadow.confirmed is (confirmed_ms == event.open_time_ms)
         times = [fill.filled_ms for fill in step.fills]
         assert times == sorted(times)
@@ -467,10 +455,6 @@ class History:
             bought, (cash, funding) = fill.side is Side.BUY, self._money[name]
             sign = 1 if bought else -1
             self._held[name, fill.instrument] += sign * fill.quantity - fill.fee_base
-            if fill.position_side is not None:
-                self._held_of_sides[name, fill.instrument, fill.position_side] += (
-                    sign * fill.quantity
-                )
             paid = fill.price * fill.quantity * self._unit(fill.instrument)
             self._money[name] = cash - sign * paid - fill.fee, funding
             self.counted[fill.model] += 1
@@ -487,26 +471,24 @@ class History:
         account = self.engine.broker.account
         if isinstance(account.policy, CrossMargin):
             values = present(account.policy.values({last.instrument: last.reference_price}))
-            assert balance_of(account.cash, values) >= 0
+            assert balance_of(account.ledger.cash, values) >= 0
 
     def _unit(self, key: str) -> int:
         item = self._items[key]
         return 10 ** (8 - item.price_decimals - item.quantity_decimals)
 
-    def _accounts(self) -> Iterator[tuple[str, Holdings]]:
+    def _accounts(self) -> Iterator[tuple[str, PaperAccount]]:
         broker = self.engine.broker
         yield "", broker.account
-        yield from broker.others.items()
+        yield from broker.shadows.items()
 
     def _check_held(self) -> None:
         """Assert that each account is what its fills and settlements made of it."""
         for name, account in self._accounts():
-            balance, worth = account.subtotal(), 0
+            balance, worth = account.balance(), 0
             for key in self._items:
-                line = account.lines_of(key)[0]
-                assert account.held(key) == self._held[name, key], (name, key)
-                for side, book in account.sides.items():
-                    assert book.held(key) == self._held_of_sides[name, key, side]
+                line = account.lines[key]
+                assert line.held == self._held[name, key], (name, key)
                 worth += self._held[name, key] * line.mark * self._unit(key)
             cash, funding = self._money[name]
             cash += funding - balance.funding_paid
@@ -515,7 +497,7 @@ class History:
 
     def _marks(self) -> dict[str, int]:
         account = self.engine.broker.account
-        return {key: account.lines_of(key)[0].mark for key in self._items}
+        return {key: account.lines[key].mark for key in self._items}
 
     def _check_funding(self, bars: Sequence[Bar], marks: Mapping[str, int]) -> None:
         """Assert that what was due by the end of *bars* was paid by what fills left at its time.
@@ -523,7 +505,7 @@ class History:
         The *marks* are those before the event. Where candles fill, a settlement waits for the bar
         that ends after it; one within a second of a bar's open is due at the open.
         """
-        broker, by_candles = self.engine.broker, self.case.model is FillModel.NEXT_OPEN
+        by_candles = self.case.model is FillModel.NEXT_OPEN
         newest = {candle.instrument: candle for candle in self._bars}
         due, left = list[tuple[Funding, int]](), list[Funding]()
         for funding in self._unsettled:
@@ -543,10 +525,10 @@ class History:
                 at_mark = marks if is_inside else self._marks()
                 due.append((funding, at_mark[funding.instrument]))
         self._unsettled = left
-        for name, account in (("", broker.account), *broker.shadows.items()):
+        for name, account in self._accounts():
             if isinstance(account.policy, CrossMargin) and len(self._items) > 1:
                 continue  # a bar of the other symbol may have closed the position before
-            paid = account.subtotal().funding_paid - self._money[name][1]
+            paid = account.balance().funding_paid - self._money[name][1]
             owed = sum(self._owed(name, *settlement, by_date=by_candles) for settlement in due)
             if isinstance(account.policy, IsolatedMargin):
                 # It never pays more than it has, and a mark may close it before the bar (M19).
@@ -559,15 +541,11 @@ class History:
         """Return what account *name* pays for the positions that its fills had left."""
         key, at_ms = funding.instrument, funding.market_ms
         at_ms -= at_ms % MINUTE if at_ms % MINUTE < 1_000 else 0
-        held: Counter[PositionSide | None] = Counter()
-        for owner, fill in self._dated:
-            if (owner, fill.instrument) == (name, key) and (fill.filled_ms < at_ms or not by_date):
-                sign = 1 if fill.side is Side.BUY else -1
-                held[fill.position_side] += sign * fill.quantity
-        return sum(
-            divide_half_even(quantity * mark * self._unit(key) * funding.rate, RATE_SCALE)
-            for quantity in held.values()
-        )
+        held = 0
+        for of, fill in self._dated:
+            if (of, fill.instrument) == (name, key) and (fill.filled_ms < at_ms or not by_date):
+                held += fill.quantity if fill.side is Side.BUY else -fill.quantity
+        return divide_half_even(held * mark * self._unit(key) * funding.rate, RATE_SCALE)
 
     def _restart(self) -> None:
         """Make the engine anew from what it carries, and feed it its bars again."""
@@ -583,7 +561,7 @@ class History:
 
 def since_decided(engine: Engine) -> dict[str, LastDecision]:
     """Return the outcome of the last decision on each instrument, and the fills since."""
-    fills = engine.broker.account.fills
+    fills = engine.broker.account.ledger.unseen
     return {
         key: LastDecision(decider.verdict, tuple(fills.get(key, ())))
         for key, decider in engine.deciders.items()

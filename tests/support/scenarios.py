@@ -11,7 +11,6 @@ from typing import Any
 
 import depth_cases
 import explained_runs
-import hedged_cases
 import learning
 import models
 import numpy as np
@@ -497,12 +496,11 @@ SCENARIOS: dict[str, Scenario] = {
             },
             "AAAUSDT", "BBBUSDT",
             sizing={"mode": "notional", "notional": "1000"},
-            account={"position_mode": "hedge"},
         ),
         candles=lambda: cointegrated(BARS, interval_ms=HOUR_MS),
         shows=(
             *_counts("v_notes WHERE name = 'opened' AND number > 2"),
-            "SELECT count(DISTINCT instrument || position_side) = 4 FROM v_fills",
+            "SELECT count(DISTINCT instrument || side) = 4 FROM v_fills",
         ),
         forged=("UPDATE answers SET note = json_set(note, '$.opened', 99) WHERE note IS NOT NULL",),
     ),
@@ -526,60 +524,29 @@ SCENARIOS: dict[str, Scenario] = {
         shows=("SELECT count(*) = 0 FROM v_events WHERE kind = 'closed'",),
         forged=(f"UPDATE fills SET price = price + 1 {LATEST}",),
     ),
-    "hedge mode": Scenario(
+    "drawn signals": Scenario(
         sections=_sections(
             {
-                "name": hedged_cases.DRAWN, "options": {"seed": 1},
+                "name": "histories:DrawnSignals",
+                "options": {"seed": 1, "quiet": 0.4, "lists": True},
                 "shadows": ["ungated", "held"],
             },
             sizing={"mode": "notional", "notional": "40000"},
-            account={
-                "cash": "100000", "position_mode": "hedge", "margin": "isolated",
-                "leverage": "10",
-            },
+            account={"cash": "100000", "margin": "isolated", "leverage": "10"},
         ),
         candles=_walk(),
         shows=_counts(
-            "v_fills WHERE position_side = 'LONG'", "v_fills WHERE position_side = 'SHORT'",
+            "v_fills WHERE side = 'BUY'", "v_fills WHERE side = 'SELL'",
             "v_shadow_fills WHERE shadow = 'ungated'",
             "v_shadow_fills WHERE shadow = 'held'",
         ),
         forged=(
-            "UPDATE fills SET position_side = 'SHORT' WHERE book = 0 AND position_side = 'LONG'",
-            "UPDATE orders SET position_side = 'SHORT' WHERE position_side = 'LONG'",
-            ("UPDATE ledger SET position_side = 'SHORT' WHERE position_side = 'LONG' "
-            "AND kind = 'fee'"),
-            "UPDATE ledger SET position_side = NULL",
+            "UPDATE orders SET reduce_only = 1 WHERE role = 'LIST'",
             "UPDATE fills SET fee = fee + 1 WHERE book = 1",
             "UPDATE shadow_steps SET unrealized_pnl = 1 WHERE book = 2",
-            "UPDATE holdings SET realized_pnl = realized_pnl + 1 WHERE shadow = 'SHORT'",
-            "UPDATE holdings SET margin = margin + 1 WHERE shadow = 'LONG'",
-            "DELETE FROM fills WHERE book = 0 AND position_side = 'SHORT'",
-            ("UPDATE fills SET position_side = 'SHORT' WHERE shadow = 'ungated' "
-            "AND position_side = 'LONG'"),
+            "UPDATE holdings SET realized_pnl = realized_pnl + 1 WHERE shadow = 'held'",
+            "DELETE FROM fills WHERE book = 0 AND side = 'SELL'",
             "UPDATE holdings SET realized_pnl = realized_pnl + 1 WHERE shadow = 'ungated'",
-        ),
-    ),
-    "hedge mode on cross margin": Scenario(
-        sections=_sections(
-            {
-                "name": hedged_cases.DRAWN, "options": {"seed": 3, "lists": False},
-                "shadows": ["random_gate"],
-            },
-            *THREE,
-            sizing={"mode": "notional", "notional": "60000"},
-            account={
-                "cash": "6000", "position_mode": "hedge", "margin": "cross", "leverage": "50",
-            },
-        ),
-        candles=_wild,
-        shows=(
-            LIQUIDATED,
-            "SELECT count(DISTINCT position_side) > 1 FROM v_fills WHERE model = 'liquidation'",
-        ),
-        forged=(
-            "UPDATE fills SET quantity = quantity - 1 WHERE model = 'liquidation'",
-            "UPDATE holdings SET realized_pnl = realized_pnl + 1 WHERE shadow = 'SHORT'",
         ),
     ),
     "frames": Scenario(

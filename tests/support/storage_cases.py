@@ -82,7 +82,7 @@ ORDER_LIFE = (
 )
 
 
-CONFIG = """{"account":{"cash":"1000000","margin":"none","position_mode":"one_way"},\
+CONFIG = """{"account":{"cash":"1000000","margin":"none"},\
 "gate":{"horizon":30},"model":{"explanation":{"method":"rollout"}}}"""
 """What of a configuration the readers of a run ask for."""
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from hedged_cases import DRAWN
 from recordings import record
 from world.checker import Served, Truth
 
@@ -89,15 +88,6 @@ def _protected(_rng: random.Random, config: Sections) -> None:
     }
 
 
-def _hedge(rng: random.Random, config: Sections) -> None:
-    config["account"]["position_mode"] = "hedge"
-    if rng.random() < 0.7:
-        config["account"] |= {"margin": "isolated", "leverage": rng.choice((10, 50, 100))}
-    options = {"seed": rng.randrange(1_000), "lists": rng.random() < 0.7}
-    config["strategy"] = {"name": DRAWN, "options": options}
-    config["sizing"] = {"mode": "notional", "notional": "40000"}
-
-
 def _two(rng: random.Random, config: Sections) -> None:
     config["market"]["symbols"] = ["BTCUSDT", "ETHUSDT"]
     if rng.random() < 0.5:
@@ -115,7 +105,7 @@ KINDS: Final[Mapping[str, Callable[[random.Random, Sections], None]]] = {
     each.__name__[1:]: each
     for each in (
         *(_plain, _limits, _lists, _margin, _cross, _exits, _protected),
-        *(_hedge, _two, _spot),
+        *(_two, _spot),
     )
 }
 

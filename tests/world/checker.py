@@ -105,15 +105,7 @@ def violations(database: Path, truth: Truth) -> list[Violation]:
     with closing(_connected(database)) as connection:
         judge = _Judge(connection, truth)
         judge.judge()
-        for law, sentence in _of_sums(database, truth):
-            judge.breach(law, sentence)
     return judge.violations
-
-
-def _of_sums(database: Path, truth: Truth) -> Iterator[tuple[str, str]]:
-    """Yield law and sentence of what does not add up between the accounts of a run."""
-    if truth.config.get("account", {}).get("position_mode") == "hedge":
-        yield from (("sides", sentence) for sentence in unequal_sides(database))
 
 
 def totals(database: Path) -> dict[str, int]:
@@ -139,36 +131,6 @@ def totals(database: Path) -> dict[str, int]:
             name: connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
             for name, table in counted.items()
         }
-
-
-# ---------------------------------------------------------------- sides and parts
-
-
-def unequal_sides(database: Path) -> Iterator[str]:
-    """Yield where both sides of hedge mode do not add up to the account, to the last unit (M99)."""
-    names = ("cash", "equity", "fees_paid", "funding_paid", "realized_pnl", "unrealized_pnl")
-    texts = ", ".join(f"{name}_text" for name in names)
-    sums: dict[tuple[str, int], list[Decimal]] = {}
-    of_sides = (
-        f"SELECT run_id, sequence, {texts} FROM v_shadow_equity WHERE shadow IN ('LONG', 'SHORT')"
-    )
-    for run_id, sequence, *values in _rows_of(database, of_sides):
-        before = sums.get((run_id, sequence), [Decimal(0)] * len(names))
-        sums[run_id, sequence] = [
-            old + Decimal(value) for old, value in zip(before, values, strict=True)
-        ]
-    joined = "v_equity JOIN v_decisions USING (run_id, sequence)"
-    of_account = f"SELECT run_id, sequence, {texts} FROM {joined}"
-    for run_id, sequence, *values in _rows_of(database, of_account):
-        wanted = [*map(Decimal, values)]
-        if sums.get((run_id, sequence)) != wanted:
-            got = f"both sides have {_texts(sums.get((run_id, sequence)))}"
-            yield f"at {sequence} {got}, and the account {_texts(wanted)}, of {', '.join(names)}"
-
-
-def _rows_of(database: Path, query: str) -> list[Any]:
-    with closing(_connected(database)) as connection:
-        return connection.execute(query).fetchall()
 
 
 def _connected(database: Path) -> sqlite3.Connection:
@@ -376,10 +338,6 @@ def candle_of(row: sqlite3.Row) -> Candle:
     )
 
 
-def _key_of(row: sqlite3.Row) -> Key:
-    return row["instrument"], row["position_side"]
-
-
 def _texts(values: Sequence[object] | None) -> str:
     return "nothing" if values is None else " ".join(map(str, values))
 
@@ -518,8 +476,6 @@ class Position:
 
 STARTING: Final = ("instrument_change", "model_change")
 """Events with which a start begins."""
-Key = tuple[str, str | None]
-"""Instrument, and the side in hedge mode."""
 
 
 class _Books:
@@ -540,7 +496,7 @@ class _Books:
     ) -> None:
         self.judge, self.run_id, self.config = judge, run["run_id"], config
         self.first = first
-        self.positions: dict[Key, Position] = defaultdict(Position)
+        self.positions: dict[str, Position] = defaultdict(Position)
         self.cash = Decimal(0)
         self.closes: dict[str, Decimal] = {}
         self.history: dict[str, list[Decimal]] = defaultdict(list)  # of closes
@@ -700,7 +656,7 @@ class _Books:
 
     def _check_grid(self, order: Order) -> None:
         """Check that the prices of a new *order* lie on the tick that the run knows."""
-        tick = self.rules[order.key[0]].tick
+        tick = self.rules[order.key].tick
         for price in (order.price, order.trigger):
             if price is not None and price % tick:
                 self.judge.breach("filters", f"{order.order_id} at {price} lies on no {tick}")
@@ -768,8 +724,8 @@ class _Books:
     def _value_at_closes(self, row: sqlite3.Row) -> None:
         """Value positions at the newest closes where the step does: a start may."""
         closes = {
-            f"{instrument} {side or ''}": own.worth(self.closes[instrument]) - own.entry
-            for (instrument, side), own in self.positions.items()
+            instrument: own.worth(self.closes[instrument]) - own.entry
+            for instrument, own in self.positions.items()
             if instrument in self.closes
         }
         valued = self.unrealized | {
@@ -789,7 +745,7 @@ class _Books:
             self._check_fill(fill)
             left[fill["order_id"]].append(fill)
         due: list[tuple[str, Decimal]] = []
-        newest = {_key_of(row): row["ordinal"] for row in ledger if row["kind"] == "funding"}
+        newest = {row["instrument"]: row["ordinal"] for row in ledger if row["kind"] == "funding"}
         for row in ledger:
             amount, order_id = Decimal(row["amount_text"]), row["order_id"]
             if order_id is not None:
@@ -800,7 +756,7 @@ class _Books:
                     moved = f"{order_id} moved {row['kind']} {amount}"
                     self.judge.breach("ledger", f"at {sequence} {moved}, not {_texts(wanted)}")
             elif row["kind"] == "funding":
-                self._settle(row, amount, is_last=newest[_key_of(row)] == row["ordinal"])
+                self._settle(row, amount, is_last=newest[row["instrument"]] == row["ordinal"])
             elif row["kind"] == "opened" and amount != self.opening:
                 self.judge.breach("ledger", f"the run began with {amount}, not {self.opening}")
             self.cash += amount
@@ -828,7 +784,7 @@ class _Books:
             self.judge.breach("liquidations", f"{place}: {at} has not reached {trigger}")
 
     def _post(self, fill: sqlite3.Row) -> list[tuple[str, Decimal]]:
-        key = fill["instrument"], fill["position_side"]
+        key = fill["instrument"]
         position = self.positions[key]
         if fill["model"] == "liquidation":
             self._check_liquidation(fill, position)
@@ -837,7 +793,7 @@ class _Books:
         if before * position.quantity <= 0:
             position.opened_ms = fill["filled_ms"]
         if not position.quantity:  # a ruin ends positions of other symbols than that of its bar
-            self.unrealized[f"{key[0]} {key[1] or ''}"] = Decimal(0)
+            self.unrealized[key] = Decimal(0)
         self.filled[fill["order_id"]] += Decimal(fill["quantity_text"])
         order = self.orders.get(fill["order_id"])
         is_larger = before * position.quantity < 0 or abs(position.quantity) > abs(before)
@@ -862,7 +818,7 @@ class _Books:
         """Return whether cross margin of one symbol is used up with its price *at* (M52, M53)."""
         balance, needed = self.cash, Decimal(0)
         for key, position in self.positions.items():
-            rules, value = self.rules[key[0]], position.worth(at)
+            rules, value = self.rules[key], position.worth(at)
             balance += value - position.entry
             assert self.leverage is not None
             initial = money(share(abs(value), Decimal(1), self.leverage), ROUND_CEILING)
@@ -882,15 +838,15 @@ class _Books:
 
     def _settle(self, row: sqlite3.Row, amount: Decimal, *, is_last: bool) -> None:
         """Book a settlement; *is_last*: the step has no later one of the position."""
-        key = _key_of(row)
+        key = row["instrument"]
         position, free = self.positions[key], None
-        if self.rules[key[0]].leverage is not None:
+        if self.rules[key].leverage is not None:
             bound = sum((each.margin for each in self.positions.values()), Decimal(0))
             free = max(self.cash - bound, Decimal(0))
 
-        marks = self._candidates(key[0])
+        marks = self._candidates(key)
         if self.market is None:  # it may have waited for bars that came late
-            marks += self.history[key[0]][-LATE_BARS:] + self.marks[key[0]][-LATE_BARS:]
+            marks += self.history[key][-LATE_BARS:] + self.marks[key][-LATE_BARS:]
 
         def paid(rate: Decimal) -> set[Decimal]:
             amounts = {money(position.worth(mark) * rate) for mark in marks}
@@ -907,13 +863,12 @@ class _Books:
 
     def _check_order(self, row: sqlite3.Row) -> None:
         """Check that a decision by signal ordered the difference to its target (M7)."""
-        key, account = (row["instrument"], None), self.config.get("account", {})
-        is_plain = account.get("position_mode") != "hedge"
-        rules = self.rules[key[0]]
-        if self.market is None or not is_plain or row["target_quantity_text"] is None:
+        key = row["instrument"]
+        rules = self.rules[key]
+        if self.market is None or row["target_quantity_text"] is None:
             return
         target, held = Decimal(row["target_quantity_text"]), self.positions[key].quantity
-        place = f"{row['sequence']} {row['action']} of {key[0]}"
+        place = f"{row['sequence']} {row['action']} of {key}"
         self._check_target(row, target, place)
         resting = [
             order
@@ -951,8 +906,7 @@ class _Books:
 
     def _check_position(self, row: sqlite3.Row) -> None:
         instrument = row["instrument"]
-        is_hedged = self.config.get("account", {}).get("position_mode") == "hedge"
-        own = self.positions[instrument, row["side"] if is_hedged else None]
+        own = self.positions[instrument]
         names = ("quantity", "entry_notional", "realized_pnl", "fees_paid", "funding_paid")
         values = (own.quantity, own.entry, own.realized, own.fees, own.funding)
         for name, value in zip(names, values, strict=True):
@@ -966,7 +920,7 @@ class _Books:
         if got not in wanted:
             place = f"{row['sequence']} unrealized of {instrument}"
             self.judge.breach("equity", f"at {place} is {got}, not {min(wanted)}")
-        self.unrealized[f"{instrument} {row['side'] if is_hedged else ''}"] = got
+        self.unrealized[instrument] = got
         self._check_margin(row, own, self.rules[instrument])
 
     def _check_margin(self, row: sqlite3.Row, own: Position, rules: Rules) -> None:
@@ -1003,7 +957,7 @@ class _Books:
         if is_isolated and bound > max(self.cash, Decimal(0)):
             place = f"at {row['sequence']} the margins are {bound}"
             self.judge.breach("margin", f"{place}, more than the cash of {self.cash}")
-        entries = (each.entry for key, each in self.positions.items() if self.rules[key[0]].is_spot)
+        entries = (each.entry for key, each in self.positions.items() if self.rules[key].is_spot)
         wanted = self.cash + values[-1] + sum(entries, Decimal(0))
         if Decimal(row["equity_text"]) != wanted:
             text = row["equity_text"]
@@ -1024,12 +978,12 @@ class _Settlements:
     ) -> None:
         self.judge, self.by_candles = judge, by_candles
         self.due: dict[str, list[tuple[int, Decimal]]] = defaultdict(list)
-        self.met: dict[tuple[Key, int], Decimal] = {}
-        self.places: Counter[Key] = Counter()
+        self.met: dict[tuple[str, int], Decimal] = {}
+        self.places: Counter[str] = Counter()
         # A step is the number of its run and its place in there.
-        self.newest: dict[tuple[Key, int], tuple[int, int]] = {}  # of the last fill of a time
+        self.newest: dict[tuple[str, int], tuple[int, int]] = {}  # of the last fill of a time
         self.arrived: dict[tuple[str, int], tuple[int, int]] = {}  # of a settlement
-        self.fills: dict[Key, list[tuple[int, Decimal]]] = defaultdict(list)
+        self.fills: dict[str, list[tuple[int, Decimal]]] = defaultdict(list)
         self.gaps: dict[str, list[tuple[int, int]]] = defaultdict(list)
         self.number = 0
         if before is not None:
@@ -1041,12 +995,12 @@ class _Settlements:
         ):
             quantity = Decimal(row["quantity_text"])
             signed = quantity if row["side"] == "BUY" else -quantity
-            key = row["instrument"], row["position_side"]
+            key = row["instrument"]
             self.fills[key].append((row["filled_ms"], signed))
             self.newest[key, row["filled_ms"]] = self.number, row["sequence"]
 
     def add(
-        self, event: sqlite3.Row, positions: Mapping[Key, Position], *, is_ignored: bool
+        self, event: sqlite3.Row, positions: Mapping[str, Position], *, is_ignored: bool
     ) -> None:
         """Take the settlement that *event* says, which has to be the exchange's or be ignored.
 
@@ -1063,23 +1017,21 @@ class _Settlements:
             return
         self.due[key].append((at, rate))
         self.arrived[key, at] = self.number, event["sequence"]
-        if not self.by_candles:
-            for each, position in positions.items():
-                if each[0] == key:
-                    self.met[each, at] = position.quantity
+        if not self.by_candles and key in positions:
+            self.met[key, at] = positions[key].quantity
 
-    def held(self, key: Key, at: int) -> Decimal | None:
+    def held(self, key: str, at: int) -> Decimal | None:
         """Return what was held at the settlement of *at*; None if that is not known."""
-        arrived = self.arrived.get((key[0], at))
+        arrived = self.arrived.get((key, at))
         if (
             arrived is not None
             and not self.by_candles
             and any(time <= at and self.newest[key, time] > arrived for time, _ in self.fills[key])
         ):
             return None  # a bar that came later filled at an earlier time
-        if not self.by_candles and any(time == at for time, _ in self.due[key[0]]):
+        if not self.by_candles and any(time == at for time, _ in self.due[key]):
             return self.met.get((key, at), Decimal(0))
-        step = self.judge.truth.instruments[key[0]].interval_ms
+        step = self.judge.truth.instruments[key].interval_ms
         since = at % step
         moment = at - since if since < AT_THE_OPEN_MS else at
         if not self.by_candles and any(abs(time - at) <= NEAR_MS for time, _ in self.fills[key]):
@@ -1088,7 +1040,7 @@ class _Settlements:
 
     def book(
         self,
-        key: Key,
+        key: str,
         amount: Decimal,
         paid: Callable[[Decimal], set[Decimal]],
         moved_ms: int | None,
@@ -1098,7 +1050,7 @@ class _Settlements:
         It is one at which it is known what was held, before others; among these that of *moved_ms*,
         the time of the step, if there is one, and else the first.
         """
-        due = self.due[key[0]]
+        due = self.due[key]
         fit = [
             (held is None, at != moved_ms, place)
             for place, (at, rate) in enumerate(due[self.places[key] :], self.places[key])
@@ -1113,9 +1065,9 @@ class _Settlements:
         self.judge.breach("settlements", f"{key} paid {-amount}, not {_texts(wanted)}")
         self.places[key] = len(due)
 
-    def _skip(self, key: Key, until: int) -> None:
+    def _skip(self, key: str, until: int) -> None:
         for place in range(self.places[key], until):
-            at, rate = self.due[key[0]][place]
+            at, rate = self.due[key][place]
             if rate and self.held(key, at):
                 self.judge.breach("settlements", f"{key} paid nothing at {at}")
 
@@ -1132,16 +1084,18 @@ class _Settlements:
         """
         for instrument, spans in gaps.items():
             self.gaps[instrument] += spans
-        for key in self.fills:
-            instrument, served = key[0], self.judge.truth.instruments[key[0]]
+        for instrument in self.fills:
+            served = self.judge.truth.instruments[instrument]
             last = ends.get(instrument, 0)
             seen = [at for at, _ in self.due[instrument] if at < last]
-            self._skip(key, len(seen))
+            self._skip(instrument, len(seen))
             for at in served.settlements if is_last else ():
                 is_missed = any(start <= at < end for start, end in self.gaps[instrument])
                 is_due = at < min(last, served.until_ms) and at not in seen and not is_missed
-                if is_due and self.held(key, at):
-                    self.judge.breach("settlements", f"{key} never met the settlement of {at}")
+                if is_due and self.held(instrument, at):
+                    self.judge.breach(
+                        "settlements", f"{instrument} never met the settlement of {at}"
+                    )
 
 
 # ---------------------------------------------------------------- orders and candles
@@ -1151,7 +1105,7 @@ class Order(NamedTuple):
     """The state of an order after a step."""
 
     order_id: str
-    key: Key
+    key: str
     is_buy: bool
     quantity: Decimal
     filled: Decimal
@@ -1226,10 +1180,10 @@ class _Market:
         self._check_choice(mine, bar, candle)
         filled = {fill["order_id"] for fill in mine}
         for order in self.before.values():
-            if order.key[0] == instrument and order.rests and order.order_id not in filled:
+            if order.key == instrument and order.rests and order.order_id not in filled:
                 self._check_rest(order, bar, candle, is_moved=bool(mine))
         for order in self.changes.get(sequence, []):
-            if order.key[0] == instrument and order.order_id not in self.before:
+            if order.key == instrument and order.order_id not in self.before:
                 self._check_young(order, bar, candle)
 
     def take_over(self, before: _Market) -> None:
@@ -1254,7 +1208,7 @@ class _Market:
             is_older = order.created_ms <= bar["open_time_ms"]
             is_due = order.rests and order.waits and order.role in {"STOP", "LIQUIDATION"}
             is_due = is_due and is_older
-            if order.key[0] != bar["instrument"] or not is_due or not order.is_met(low, high):
+            if order.key != bar["instrument"] or not is_due or not order.is_met(low, high):
                 continue
             if after.rests and after.waits:
                 place = f"{order.order_id} in {bar['open_time_ms']}"
@@ -1293,7 +1247,7 @@ class _Market:
 
     def _worse(self, order: Order, price: Decimal, moved: Decimal = Decimal(0)) -> Decimal:
         """Return *price* with the costs of a taker, in whole ticks, and within the limit."""
-        tick, worse = self.rules[order.key[0]].tick, self.worse + moved
+        tick, worse = self.rules[order.key].tick, self.worse + moved
         if worse:
             rate, rounding = (
                 (1 + worse, ROUND_CEILING) if order.is_buy else (1 - worse, ROUND_FLOOR)
@@ -1310,9 +1264,7 @@ class _Market:
         if before is None:  # the bar made it, and touched it after that
             return after._replace(is_triggered=False)
         is_moved = any(
-            (each["instrument"], each["position_side"]) == after.key
-            and each["model"] == "next_open"
-            for each in fills
+            each["instrument"] == after.key and each["model"] == "next_open" for each in fills
         )
         if is_moved and after.reduces:
             return before._replace(trigger=after.trigger, price=after.price)
@@ -1347,7 +1299,7 @@ class _Market:
             self.judge.breach(_law_of(order), f"{place} was filled, and no price passed it")
 
     def _length(self, order: Order) -> int:
-        return self.judge.truth.instruments[order.key[0]].interval_ms
+        return self.judge.truth.instruments[order.key].interval_ms
 
     def _check_open_fill(
         self, fill: sqlite3.Row, order: Order, bar: sqlite3.Row, candle: Candle
@@ -1386,13 +1338,10 @@ class _Market:
             self.judge.breach(law, f"{place} should be at {price}")
 
     def _check_choice(self, fills: Sequence[sqlite3.Row], bar: sqlite3.Row, candle: Candle) -> None:
-        """Check that a stop came before a target if the path met both, and nothing else.
-
-        In hedge mode the other position has a say in the path (M97).
-        """
+        """Check that a stop came before a target if the path met both, and nothing else."""
         opened, high, low, *_ = candle
         of_path = [fill for fill in fills if fill["model"] != "next_open"]
-        if len(of_path) != 1 or of_path[0]["position_side"] is not None:
+        if len(of_path) != 1:
             return
         target = self._met(of_path[0], fills)
         is_passed = target.is_met(opened, opened)
@@ -1455,7 +1404,7 @@ class _Market:
             if before.is_buy
             else max(before.trigger, candle[1] - first)
         )
-        if abs(after.trigger - wanted) >= self.rules[before.key[0]].tick:
+        if abs(after.trigger - wanted) >= self.rules[before.key].tick:
             self.judge.breach("stops", f"{place} trails at {after.trigger}, not {wanted}")
 
     def _check_young(self, order: Order, bar: sqlite3.Row, candle: Candle) -> None:
@@ -1463,7 +1412,7 @@ class _Market:
         at_open = order.created_ms == bar["open_time_ms"]
         # No later signal moves these.
         is_kept = order.reason.startswith("exits.")
-        is_kept |= order.role == "TARGET" and order.reason.endswith("%") and order.key[1] is None
+        is_kept |= order.role == "TARGET" and order.reason.endswith("%")
         if order.role not in {"STOP", "TARGET"} or not (at_open and is_kept and order.rests):
             return
         _, high, low, *_ = candle
@@ -1473,11 +1422,11 @@ class _Market:
 
     # ------------------------------------------------------------ levels of the configuration
 
-    def check_levels(self, bar: sqlite3.Row, positions: Mapping[Key, Position]) -> None:
+    def check_levels(self, bar: sqlite3.Row, positions: Mapping[str, Position]) -> None:
         """Check the exit orders of ``[exits]`` that rest after *bar* (E18 to E21)."""
         for order in self.orders.values():
             name, _, text = order.reason.partition(" ")
-            if order.key[0] != bar["instrument"] or not order.rests:
+            if order.key != bar["instrument"] or not order.rests:
                 continue
             held = positions[order.key]
             if order.role == "LIQUIDATION":
@@ -1488,7 +1437,7 @@ class _Market:
                 self._check_level(order, bar, held, name.removeprefix("exits."))
 
     def _check_bankruptcy(self, order: Order, bar: sqlite3.Row, held: Position) -> None:
-        rules = self.rules[order.key[0]]
+        rules = self.rules[order.key]
         if rules.maintenance >= 0 and held.quantity:
             wanted = rules.liquidation(held)
             if (order.trigger, order.price) != wanted:
@@ -1504,7 +1453,7 @@ class _Market:
             given = given[max(ages, key=int)]
         rates = [_fraction(given)]
         entry = share(held.entry, Decimal(1), held.quantity)
-        tick, direction = self.rules[order.key[0]].tick, -1 if order.is_buy else 1
+        tick, direction = self.rules[order.key].tick, -1 if order.is_buy else 1
         direction = direction if name in {"minimal_roi", "take_profit"} else -direction
         level = order.trigger if order.price is None else order.price
         assert level is not None
@@ -1520,7 +1469,7 @@ class _Market:
         """Check a trailing stop in the bar that made it; ``_check_trailing`` has the later ones."""
         if order.order_id in self.distances:
             return
-        tick = self.rules[order.key[0]].tick
+        tick = self.rules[order.key].tick
         distance = (distance / tick).quantize(Decimal(1), ROUND_HALF_EVEN, EXACT) * tick
         self.distances[order.order_id] = distance
         _, high, low, *_ = candle_of(bar)
@@ -1551,7 +1500,7 @@ def _order_of(row: sqlite3.Row) -> Order:
     decimals = -row["quantity_decimals"]
     return Order(
         row["order_id"],
-        (row["instrument_id"], row["position_side"]),
+        row["instrument_id"],
         row["side"] == "BUY",
         Decimal(row["quantity"]).scaleb(decimals),
         Decimal(row["filled"]).scaleb(decimals),

@@ -268,13 +268,6 @@ def _exits(config: Section, rng: random.Random) -> None:
         config["exits"]["trailing"] = "1%"
 
 
-def _hedge(config: Section, rng: random.Random) -> None:
-    config["account"]["position_mode"] = "hedge"
-    if rng.random() < 0.7:
-        config["account"] |= {"margin": "isolated", "leverage": rng.choice((10, 50, 100))}
-    config["strategy"] = {"name": "sides_drawn:Sides"}
-
-
 def _books(config: Section, rng: random.Random) -> None:
     config["strategy"] = {"name": "books_drawn:Books"}
     config["market"] |= {"depth": rng.choice((10, 20)), "depth_every_ms": 10_000}
@@ -299,7 +292,7 @@ KINDS: Final[Mapping[str, Callable[[Section, random.Random], None]]] = {
     each.__name__.removeprefix("_"): each
     for each in (
         *(_plain, _limits, _margin, _cross, _exits),
-        *(_hedge, _books, _two, _raising, _model),
+        *(_books, _two, _raising, _model),
     )
 }
 OWN_CLASS: Final = ("plain", "margin", "cross", "exits", "two")

@@ -99,36 +99,8 @@ class Books(Strategy):
         action = Action.LONG if bids > asks else Action.SHORT
         return Signal(action, "more is bid" if bids > asks else "more is asked")
 """
-SIDES: Final = """import random
-
-from tracepaper import Action, Orders, Signal, Strategy, buy, sell
-from tracepaper.strategies.types.decisions import PositionSide
-
-OPENS = ((PositionSide.LONG, buy, sell), (PositionSide.SHORT, sell, buy))
-
-
-class Sides(Strategy):
-    warmup = 3
-
-    def decide(self, context):
-        rng = random.Random(context.exact.open_time_ms)
-        side, opens, closes = rng.choice(OPENS)
-        away = 1 - 0.0003 if opens is buy else 1 + 0.0003
-        roll = rng.random()
-        if roll < 0.3:
-            return Signal(rng.choice((Action.LONG, Action.SHORT)), "drawn", reenter=True)
-        if roll < 0.4:
-            return Signal(Action.FLAT, "drawn to leave", position_side=side)
-        if roll < 0.6:
-            limit = round(context.close * away, 1)
-            return Orders((opens(0.1, limit, position_side=side, tag="a"),), "drawn to rest")
-        if roll < 0.8:
-            return Orders((closes(0.2, position_side=side),), "drawn to close")
-        return Signal(Action.HOLD, "drawn to hold")
-"""
 CLASSES: Final = {
     "books": BOOKS,
-    "sides": SIDES,
     "raising": RAISING,
     "model": DRAWN_MODEL,
     "hanging": HANGING,

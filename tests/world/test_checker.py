@@ -57,7 +57,6 @@ LAST_FEE = "(SELECT max(sequence) FROM ledger WHERE kind = 'fee')"
             "UPDATE holdings SET realized_pnl = realized_pnl + 1 WHERE shadow IS NULL",
             "plain",
         ),
-        ("sides", "UPDATE holdings SET cash = cash + 1 WHERE book = 1", "hedge"),
     ],
 )
 def test_a_changed_row_names_its_law(tmp_path: Path, law: str, statement: str, kind: str) -> None:
@@ -74,7 +73,11 @@ def test_a_changed_row_names_its_law(tmp_path: Path, law: str, statement: str, k
     ("law", "kind", "change"),
     [
         ("fees", "plain", ("ExecutionCosts.fee", "notional * rate", "notional * (rate - 9)")),
-        ("settlements", "plain", ("Market.settle", "rate = funding.rate", "rate = -funding.rate")),
+        (
+            "settlements",
+            "plain",
+            ("Market.settle", "line.pay_funding(funding.rate)", "line.pay_funding(-funding.rate)"),
+        ),
         (
             "fills",
             "plain",
@@ -85,8 +88,8 @@ def test_a_changed_row_names_its_law(tmp_path: Path, law: str, statement: str, k
             "exits",
             (
                 "Market._match",
-                "self._take_all(line, order, price, at_ms)",
-                "self._take_all(line, order, price + self._executor.tick, at_ms)",
+                "self._take_all(order, price, at_ms)",
+                "self._take_all(order, price + self._executor.tick, at_ms)",
             ),
         ),
         (

@@ -1,4 +1,4 @@
-/** The accounts of a run: its sides, and the swatch of a line in a legend. */
+/** The swatch of an account's line in a legend. */
 import { html } from "./vendor/htm-preact.js";
 
 /** The dash patterns of the chart library, in line widths. */
@@ -9,6 +9,3 @@ export function Swatch({ tone, dash, width }) {
   const pattern = DASHES[dash].map((each) => each * width).join(" ");
   return html`<svg class=${`swatch ${tone}`} width="26" height="6" aria-hidden="true"><line x1="0" x2="26" y1="3" y2="3" stroke="currentColor" stroke-width=${width} stroke-dasharray=${pattern} /></svg>`;
 }
-
-/** Whether a run has a long and a short side of each symbol. */
-export const isHedged = (run) => run.config.account?.position_mode === "hedge";

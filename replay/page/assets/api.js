@@ -3,7 +3,6 @@
  *
  * Both sources have the method `get(path, parameters)`; views do not know which one they use.
  */
-import { isHedged } from "./accounts.js";
 import { cut } from "./cells.js";
 import { recorded } from "./record.js";
 
@@ -148,7 +147,7 @@ class Embedded {
 
   /** A decision from the columns, if the file does not have it complete. */
   async partial(run, sequence) {
-    const { row, gate_horizon: horizon, instruments, config } = await this.#held(`/runs/${run}`);
+    const { row, gate_horizon: horizon, instruments } = await this.#held(`/runs/${run}`);
     for (const { id, base } of instruments) {
       const every = await this.#candles(`/runs/${run}`, id);
       const candles = every.find((each) => each.sequence.includes(sequence));
@@ -164,7 +163,7 @@ class Embedded {
       const held = candles.held[at];
       const [mean, stdev] = [candles.mean_return[at], candles.stdev_return[at]];
       const size = held ? `${held > 0 ? "long" : "short"} ${Math.abs(held)} ${base}` : "flat";
-      const position = isHedged({ config }) ? `Net ${size}` : held ? `Holds ${size}` : "Flat"; // columns have the sum of both sides
+      const position = held ? `Holds ${size}` : "Flat";
       return {
         run_id: run,
         sequence,

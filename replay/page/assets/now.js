@@ -6,7 +6,6 @@ import { Card } from "./card.js";
 import { shareBetween } from "./chart/attention.js";
 import { ChartPane } from "./chart/pane.js";
 import { rowsOf } from "./chart/rows.js";
-import { isHedged } from "./accounts.js";
 import { clock, count, interval as intervalText, moment, number, percent, when, word } from "./format.js";
 import { useAnswer } from "./hooks.js";
 import { useKeys } from "./keys.js";
@@ -65,7 +64,7 @@ async function seek({ run, frame, from, direction, kind, gate, instrument }) {
 /** The decision of the bar at or before a time. */
 export const sequenceAt = (run, instrument, ms) => findDecision(run, "decisions", true, { instrument, until_ms: ms + 1 });
 
-function Legend({ isNet, frame, index, decimals, instrument, tint, setTint, decision, share, others, toInstrument, least, toLeast, playing, player }) {
+function Legend({ frame, index, decimals, instrument, tint, setTint, decision, share, others, toInstrument, least, toLeast, playing, player }) {
   const at = index ?? (frame ? frame.length - 1 : 0);
   const price = (name) => html`<b>${number(frame[name][at], decimals)}</b>`;
   return html`<div class="legend">
@@ -78,7 +77,7 @@ function Legend({ isNet, frame, index, decimals, instrument, tint, setTint, deci
         ? html`<span>${moment(frame.times[at]).replace(clock(frame.times[at]), "")}<b>${clock(frame.times[at])}</b></span>
             <span class="wide wider">O ${price("open")}</span><span class="wide first">H ${price("high")}</span><span class="wide first">L ${price("low")}</span><span>C ${price("close")}</span>
             ${frame.isWarmUp(at) && html`<span>warm-up</span>`}
-            <span title=${isNet ? "The long side less the short one" : ""}>${isNet ? "net position" : "position"} <b>${frame.held[at] == null ? "–" : number(frame.held[at], 8).replace(/\.?0+$/, "")}</b></span>`
+            <span>position <b>${frame.held[at] == null ? "–" : number(frame.held[at], 8).replace(/\.?0+$/, "")}</b></span>`
         : " "}
     </span>
     <span class="switches">
@@ -267,7 +266,7 @@ export function NowView({ run, address, go, connection, connected, steps, isComp
       <${Banner} run=${run} connection=${connection} />
     </header>
     <section class="figure" aria-label="Chart">
-      <${Legend} isNet=${isHedged(run)}
+      <${Legend}
         frame=${frame}
         index=${at}
         decimals=${traded?.price_decimals}

@@ -6,13 +6,12 @@ const baseOf = (run, id) => run.instruments.find((each) => each.id === id)?.base
 
 /**
  * The position in words: one with what protects it, "Long 0.5 BTC from 103,634.6, stop 103,323.7, +0.21 %";
- * "Long 0.5 BTC, short 0.4 BTC"; for more than two symbols their number.
+ * "Long 0.5 BTC, short 4 ETH"; for more than two symbols their number.
  */
 export function heldWords(run) {
   const open = run.holdings.filter((each) => each.side !== "FLAT");
   if (!open.length) return "Flat";
-  const symbols = new Set(open.map((each) => each.instrument)); // in hedge mode a symbol has two sides
-  if (symbols.size > 2) return `Holds ${symbols.size} of ${run.instruments.length}`;
+  if (open.length > 2) return `Holds ${open.length} of ${run.instruments.length}`;
   const texts = open.length === 1 ? [sentenceText(open[0].text)] : open.map((each) => `${each.side.toLowerCase()} ${quantity(each.quantity_text)} ${baseOf(run, each.instrument)}`);
   const text = texts.join(", ");
   return text[0].toUpperCase() + text.slice(1);

@@ -6,7 +6,7 @@ import pytest
 from builders import bar, instrument
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.account import AccountState, Book, PaperAccount
+from tracepaper.daemon.broker.account import AccountState, PaperAccount
 from tracepaper.daemon.broker.execution import ExecutionCosts, Executor
 from tracepaper.daemon.broker.line import LineState
 from tracepaper.daemon.broker.orders import OrderContext, OrdersState
@@ -30,9 +30,9 @@ def fill(signed: int, price: int, category: Category = Category.LINEAR) -> Fill:
     return Executor(item, TERMS).taken(order, price, FillModel.NEXT_OPEN, 1)
 
 
-def account(category: Category = Category.LINEAR) -> tuple[str, Book]:
+def account(category: Category = Category.LINEAR) -> tuple[str, PaperAccount]:
     item = instrument(category=category)
-    return item.id, PaperAccount([item], SETTINGS).books[0]
+    return item.id, PaperAccount([item], SETTINGS)
 
 
 @pytest.mark.parametrize(("cash", "bound"), [(20 * 10**8, 10), (5 * 10**8, 5), (-(10**8), 0)])
@@ -43,8 +43,8 @@ def test_what_is_taken_over_without_margin_binds_no_more_than_there_is(
     settings = replace(SETTINGS, costs=ExecutionCosts(taker_fee=0), leverage=1_000)
     ledger = PaperAccount([item], settings)
     held = LineState(Holding(1_000, 100 * 10**8), OrdersState())
-    ledger.restore(AccountState(cash, {item.id: held}), {}, taken_over=True)
-    assert ledger.position(item.id).margin == bound * 10**8
+    ledger.restore(AccountState(cash, {item.id: held}), taken_over=True)
+    assert ledger.lines[item.id].position.margin == bound * 10**8
     assert ledger.ledger.available == cash - bound * 10**8
 
 
@@ -52,10 +52,10 @@ def test_what_is_taken_over_is_worth_its_entry_until_a_price_comes() -> None:
     item = instrument()
     ledger = PaperAccount([item], SETTINGS)
     held = LineState(Holding(-1_000, -100 * 10**8), OrdersState())
-    ledger.restore(AccountState(START, {item.id: held}), {}, taken_over=True)
-    assert ledger.position(item.id).unrealized_pnl == 0
-    ledger.lines_of(item.id)[0].mark_to(1)
-    assert ledger.position(item.id).unrealized_pnl == 100 * 10**8 - 10**6
+    ledger.restore(AccountState(START, {item.id: held}), taken_over=True)
+    assert ledger.lines[item.id].position.unrealized_pnl == 0
+    ledger.lines[item.id].mark_to(1)
+    assert ledger.lines[item.id].position.unrealized_pnl == 100 * 10**8 - 10**6
 
 
 def test_selling_more_than_is_held_on_spot_is_a_bug() -> None:
@@ -73,7 +73,7 @@ def test_a_balance_that_is_exactly_the_margin_and_the_fee_bears_the_fill(
     cash = rules.required(entry.notional) + entry.fee - missing
     settings = replace(SETTINGS, cash=cash, leverage=1_000)
     opened = PaperAccount([item], settings)
-    refusal = opened.policy.refusal(opened.line(item.id), entry)
+    refusal = opened.policy.refusal(opened.lines[item.id], entry)
     assert refusal is None if refused_with is None else (refusal or "").startswith(refused_with)
 
 
@@ -92,8 +92,8 @@ def test_an_account_in_rupiah_buys_bitcoins_and_pays_rates_of_ten_decimals() -> 
     item, price = instrument(price_decimals=0), 1_700_000_000
     terms = ExecutionCosts(taker_fee=5_500_001)
     paper = PaperAccount([item], BrokerSettings(FillModel.NEXT_OPEN, terms, cash, Latency(0)))
-    line = paper.line(item.id)
-    line.submit(10_000, "why", OrderContext(0, 0, price, paper.cash))
+    line = paper.lines[item.id]
+    line.submit(10_000, "why", OrderContext(0, 0, price, paper.ledger.cash))
     paper.markets[item.id].match_bar(bar(open_=price, instrument_id=item.id))
     (bought,) = paper.ledger.take().fills
     assert Decimal(bought.notional).scaleb(-8) == 17_000_000_000

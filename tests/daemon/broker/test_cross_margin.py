@@ -141,7 +141,7 @@ class Desk:
         assert fill.price == price
 
     def held(self, key: str) -> int:
-        return self.broker.account.held(key)
+        return self.broker.account.lines[key].held
 
     @property
     def equity(self) -> int:
@@ -174,7 +174,7 @@ def test_a_bar_calls_along_its_path_and_a_nearer_stop_comes_first() -> None:
     late.enter(BTC, 2_000)
     late.send(BTC, sell(2, stop=850, reduce_only=True))
     assert liquidations_in(late.bar(BTC, 99_000, **shape)) == [reduction]
-    assert not late.broker.account.line(BTC).rests, "the stop ends with its position"
+    assert not late.broker.account.lines[BTC].rests, "the stop ends with its position"
 
 
 def test_bars_of_one_close_value_everything_before_the_account_is_asked() -> None:
@@ -195,7 +195,7 @@ def test_bars_of_one_close_value_everything_before_the_account_is_asked() -> Non
 def test_the_ratio_counts_at_exactly_100_percent() -> None:
     rules = MarginRules(items()[0], 1_000, 0, is_cross=True)
     value = 1_000 * MONEY_SCALE
-    btc = Desk(cash="300", leverage="10").broker.account.line(BTC)
+    btc = Desk(cash="300", leverage="10").broker.account.lines[BTC]
     lines = {btc: CrossLine(rules, 1_000, value, value, value)}
     needed = 5 * MONEY_SCALE  # half a percent, and no fee
     assert is_liquidated(needed, lines)
@@ -241,14 +241,14 @@ def test_funding_comes_from_the_cash_and_may_call_the_account() -> None:
 def test_a_settlement_waits_for_the_bars_of_a_gap_unless_they_never_arrive() -> None:
     desk = Desk(cash="1000")
     desk.enter(BTC, 2_000)
-    closed_ms, cash = desk.last[BTC].close_time_ms, desk.broker.account.cash
+    closed_ms, cash = desk.last[BTC].close_time_ms, desk.broker.account.ledger.cash
     due_ms, until_ms = closed_ms + 30_000, closed_ms + 120_000
     desk.broker.on_funding(Funding(BTC, 10**8, due_ms, due_ms), closed_ms)
     for repaired_by, paid in (("rest", 0), ("", 20 * MONEY_SCALE)):
         desk.broker.on_hole(
             Gap(BTC, closed_ms, until_ms, GapCause.DOWN, repaired_by, until_ms, until_ms)
         )
-        assert cash - desk.broker.account.cash == paid
+        assert cash - desk.broker.account.ledger.cash == paid
 
 
 # ---------------------------------------------------------------- laws over random sequences
@@ -430,12 +430,12 @@ class Twice:
         assert account.balance().cash == reference.cash * 10**8
         assert account.balance().equity == reference.balance() * 10**8
         for key in KEYS:
-            held, holding = reference.of(key), account.line(key).holding
+            held, holding = reference.of(key), account.lines[key].holding
             assert holding.quantity == held.quantity * 1_000
             assert holding.entry_notional == held.entry * 10**8
             assert holding.margin == 0, "no position has a margin of its own"
-            line, value = account.line(key), reference.value(key, held.quantity)
-            rules, position = present(line.margin_rules), present(account.position(key))
+            line, value = account.lines[key], reference.value(key, held.quantity)
+            rules, position = present(line.margin_rules), line.position
             assert rules.used_by(position) == reference.initial(value) * 10**8
             needed = reference.maintenance(key, value) if value else 0
             assert rules.needed_by(position) == needed * 10**8
@@ -519,7 +519,7 @@ def test_the_first_price_of_a_path_that_liquidates_is_that_of_counting() -> None
             return called
 
         for key in set(KEYS) - both.marked:
-            mark, held = account.line(key).mark, account.held(key)
+            mark, held = account.lines[key].mark, account.lines[key].held
             way = -1 if held > 0 else 1
             reached = next((at for at in range(100) if is_called(mark + way * at * 400, key)), 0)
             if not held or not reached:
@@ -536,6 +536,6 @@ def test_the_first_price_of_a_path_that_liquidates_is_that_of_counting() -> None
                 due = next((price for price in prices if is_called(price, key)), None)
                 due = due if is_called(end, key) else None
                 cross = account.markets[key].cross
-                assert present(cross).first_liquidation(account.line(key), start, end) == due
+                assert present(cross).first_liquidation(account.lines[key], start, end) == due
                 spans += due is not None
     assert spans > 50

@@ -258,9 +258,9 @@ def test_a_missed_bar_that_drops_what_quotes_moved_stores_the_state() -> None:
 def test_what_quotes_moved_stays_once_a_bar_came_whose_quotes_were_seen() -> None:
     steps = trailed()[:-1]
     engine, steps = at_quotes({0: long(trailing=1.0)}, [step.event for step in steps])
-    assert engine.state().account.books[KEY].orders.before_quotes
+    assert engine.state().account.lines[KEY].orders.before_quotes
     heard = engine.step(path(2, 10_000, 10_500, 10_000, 10_450), None)
     assert heard.state is not None
-    assert not engine.state().account.books[KEY].orders.before_quotes
+    assert not engine.state().account.lines[KEY].orders.before_quotes
     later = [gap(3, 4), missed(3, 10_390, 10_390, 10_390, 10_390)]
     assert [fill.price for fill in fills(steps_of(engine, later))] == [10_390]

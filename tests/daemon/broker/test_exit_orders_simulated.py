@@ -291,7 +291,7 @@ def compared(seed: int, execution: FillModel) -> Counter[str]:
             assert is_refused is (decision.unfilled_reason is not None), decision.unfilled_reason
             met["refused"] += is_refused
         assert filled_of(steps) == reference.fills
-        book = engine.state().account.books[KEY]
+        book = engine.state().account.lines[KEY]
         assert book.holding.quantity == reference.held
         assert book.orders.target == reference.wanted
         names = {order.role: order.names for order in reference.orders}

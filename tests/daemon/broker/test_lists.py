@@ -47,11 +47,11 @@ class Desk:
 
     @property
     def line(self) -> Line:
-        return self.account.line(self.item.id)
+        return self.account.lines[self.item.id]
 
     @property
     def held(self) -> int:
-        return self.account.held(self.item.id)
+        return self.account.lines[self.item.id].held
 
     def aim(self, target: int, at_ms: int) -> tuple[Order, ...]:
         """Submit *target* as a signal does."""

@@ -221,13 +221,13 @@ def taken_over(*items: Instrument, cash: int = 1_000) -> PaperAccount:
         items, BrokerSettings(FillModel.NEXT_OPEN, costs, 0, latency, leverage=1_000)
     )
     held = LineState(Holding(1_000, 1_000 * MONEY_SCALE), OrdersState())
-    books = {item.id: held for item in items}
-    account.restore(AccountState(cash * MONEY_SCALE, books), {}, taken_over=True)
+    lines = {item.id: held for item in items}
+    account.restore(AccountState(cash * MONEY_SCALE, lines), taken_over=True)
     return account
 
 
 def ordered(account: PaperAccount, key: str, target: int) -> str | None:
-    line = account.line(key)
+    line = account.lines[key]
     cash = account.policy.spendable(line, is_reversal=target * line.held < 0)
     return line.submit(target, "why", OrderContext(START_MS, 0, 100_000, cash))
 
@@ -239,17 +239,17 @@ def test_a_mark_price_liquidates_a_position_that_was_taken_over() -> None:
     account = taken_over(item())
     account.match_mark(KEY, 90_400, START_MS)
     (fill,) = account.ledger.take().fills
-    assert (fill.price, account.held(KEY)) == (90_000, 0)
+    assert (fill.price, account.lines[KEY].held) == (90_000, 0)
 
 
 def test_an_order_that_closes_at_the_bankruptcy_price_is_filled_there() -> None:
     account = taken_over(item())
-    account.line(KEY).set_liquidation_price(START_MS)
+    account.lines[KEY].set_liquidation_price(START_MS)
     ordered(account, KEY, 0)
     account.ledger.take()
     account.markets[KEY].match_quote(quote(90_000, 90_010, at_ms=START_MS + 1))
     (fill,) = account.ledger.take().fills
-    assert (fill.price, fill.model, account.held(KEY)) == (90_000, FillModel.QUOTE, 0)
+    assert (fill.price, fill.model, account.lines[KEY].held) == (90_000, FillModel.QUOTE, 0)
 
 
 # ---------------------------------------------------------------- what is refused
@@ -349,14 +349,14 @@ def test_a_balance_below_zero_counts_as_none_where_funding_is_paid(
     ledger = PaperAccount([item(risk_tiers=TIERS)], settings)
     unit = MONEY_SCALE
     held = LineState(Holding(1_000, 1_000 * unit, margin=100 * unit), OrdersState())
-    ledger.restore(AccountState(98 * unit, {KEY: held}), {})
-    line = ledger.line(KEY)
+    ledger.restore(AccountState(98 * unit, {KEY: held}))
+    line = ledger.lines[KEY]
     line.mark_to(100_000)  # worth 1,000
     assert ledger.ledger.available == -2 * unit
     line.pay_funding(rate * RATE_SCALE // 1_000)
     assert line.holding.funding_paid == paid * unit
     assert line.holding.margin == left * unit
-    assert ledger.cash == (98 - paid) * unit
+    assert ledger.ledger.cash == (98 - paid) * unit
 
 
 def test_a_tier_that_is_assumed_is_said() -> None:

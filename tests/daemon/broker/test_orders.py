@@ -22,7 +22,7 @@ TERMS = ExecutionCosts(taker_fee=5_500_000)
 def opened(costs: ExecutionCosts = TERMS, **filters: Any) -> Line:
     item = instrument(**filters)
     settings = BrokerSettings(FillModel.QUOTE, costs, 0, Latency(100))
-    return PaperAccount([item], settings).line(item.id)
+    return PaperAccount([item], settings).lines[item.id]
 
 
 def sent(

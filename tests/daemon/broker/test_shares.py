@@ -46,7 +46,7 @@ KEY = "stock:ACME"
 
 
 def order(of: PaperAccount, target: int, price: int, number: int) -> str | None:
-    line = of.line(KEY)
+    line = of.lines[KEY]
     cash = of.policy.spendable(line, is_reversal=target * line.held < 0)
     return line.submit(target, "why", OrderContext(0, 0, price, cash))
 
@@ -101,15 +101,15 @@ def test_every_cent_equals_an_independent_decimal_ledger(
             realized += -traded * price - share
         cash -= traded * price + fee
         shares, paid = shares + traded, paid + fee
-        held = paper.line(KEY).holding
+        held = paper.lines[KEY].holding
         assert Decimal(held.quantity).scaleb(-decimals) == shares >= 0
         assert money(held.entry_notional) == entry
         assert money(held.realized_pnl) == realized
         assert money(held.fees_paid) == paid
-        assert money(paper.cash) == cash
+        assert money(paper.ledger.cash) == cash
         # Nothing holds up a way out: the least fee of a sale may be more than it brings.
         assert cash >= (0 if traded > 0 else -minimum)
-    paper.line(KEY).mark_to(mark)
+    paper.lines[KEY].mark_to(mark)
     total = paper.balance()
     assert money(total.equity) == cash + shares * Decimal(mark).scaleb(-2)
 
@@ -127,7 +127,7 @@ def test_a_gap_leaves_a_buy_of_shares_with_what_cash_covers_with_its_fee() -> No
     paper.markets[KEY].match_bar(bar(125_00, open_=125_00, instrument_id=KEY))
     met = paper.ledger.take()
     assert [fill.quantity for fill in met.fills] == [799]  # 800 leave nothing for the fee
-    assert money(paper.cash) == 100_000 - 799 * 125 - 1
+    assert money(paper.ledger.cash) == 100_000 - 799 * 125 - 1
 
 
 def test_the_first_part_of_an_order_pays_the_least_fee() -> None:
@@ -146,8 +146,8 @@ def test_no_funding_is_settled_on_shares() -> None:
     paper = account(costs())
     assert order(paper, 10, 100_00, 1) is None
     paper.markets[KEY].match_bar(bar(open_=100_00, instrument_id=KEY))
-    paper.line(KEY).pay_funding(10**8)
-    assert paper.line(KEY).holding.funding_paid == 0
+    paper.lines[KEY].pay_funding(10**8)
+    assert paper.lines[KEY].holding.funding_paid == 0
 
 
 def test_the_round_trip_of_the_edge_has_the_fee_of_both_shares_at_the_close() -> None:

@@ -48,7 +48,7 @@ def test_a_late_bar_meets_orders_as_they_stood_before_newer_quotes() -> None:
 def _loses_a_unit(honest: Callable[..., None]) -> Callable[..., None]:
     def post(self: Line, fill: Fill) -> None:
         honest(self, fill)
-        self.book.cash -= 1
+        self.ledger.cash -= 1
 
     return post
 

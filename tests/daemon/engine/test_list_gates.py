@@ -90,10 +90,10 @@ def _plant(machine: Engine, request: OrderRequest) -> None:
     """Let the order of *request* rest in *machine*, as a run that was taken over left it."""
     (order,) = step(engine(listed(request)), 0).orders
     state = machine.state()
-    book = state.account.books[KEY]
-    books = {KEY: replace(book, orders=replace(book.orders, others=(order,)))}
+    line = state.account.lines[KEY]
+    lines = {KEY: replace(line, orders=replace(line.orders, others=(order,)))}
     Restart(machine).restore(
-        replace(state, account=replace(state.account, books=books)), next_sequence=machine.sequence
+        replace(state, account=replace(state.account, lines=lines)), next_sequence=machine.sequence
     )
 
 
@@ -181,7 +181,7 @@ def test_a_breach_that_flattens_takes_back_what_could_open_whatever_is_listed_on
         last = step(machine, index, close)
     assert last.decision is not None
     assert last.decision.reason == "halted by risk.drawdown"
-    assert held_by(machine) == len(machine.broker.account.line(KEY).orders) == 0
+    assert held_by(machine) == len(machine.broker.account.lines[KEY].orders) == 0
 
 
 def test_a_breach_refuses_what_could_open_and_no_bar_that_asks_for_less() -> None:

@@ -174,7 +174,7 @@ def test_a_trailing_stop_follows_no_false_book() -> None:
     engine = held(machine(TRAILED))
     engine.step(book(UP, T0), None)
     assert fills(engine, book(PRICE, T0 + 100)) == []
-    (order,) = engine.state().account.books[KEY].orders.others
+    (order,) = engine.state().account.lines[KEY].orders.others
     assert order.trigger == 95_005
 
 

@@ -24,7 +24,7 @@ from tracepaper.strategies.api.context import Percent
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.market import Unit
 
-ONE, TWO, SEVERAL, FAILS, NOTES, STOP = 4, 40, 48, 33, 20, 56
+TWO, MORE, FAILS, NOTES, STOP = 40, 48, 33, 20, 56
 MODEL, OF_TWO, SCANNED, NOTED, LESS_EDGE, BY_MONEY = 100, 1118, 111, 847, 17, 33
 TRADES_OF_TWO, BY_RANGES = 85, 6
 """Histories with a model; in the last two shadow accounts trade."""
@@ -34,7 +34,7 @@ CELLS_ALONE = 1
 
 def test_a_run_with_stretches_ends_as_one_by_steps(tmp_path: Path) -> None:
     reached: Counter[str] = Counter()
-    for seed in (TWO, SEVERAL, NOTES, STOP):
+    for seed in (TWO, MORE, NOTES, STOP):
         reached += HistoryBothWays(seed, tmp_path).counted
     names = {f"stretches of {count} instruments" for count in (1, 2)}
     names |= {"stretches under a stop", "stretches with notes", "failures"}

@@ -32,7 +32,6 @@ SETTINGS: Final[Mapping[Trait, dict[str, Any]]] = {
     Trait.BARS_ALONE: {"market.gather_ms": 0},
     Trait.TERMS_OF_SHARES: {"market.fractional": True},
     Trait.MARGIN: {"account.margin": "isolated"},
-    Trait.HEDGE: {"account.position_mode": "hedge"},
     Trait.SIZED_TREND: {"strategy.name": "trend", "strategy.trend_sized_by": "ewma"},
     Trait.SIZED_BY_VOLATILITY: {"sizing.mode": "volatility", "sizing.volatility": "ewma"},
     Trait.SIZED_BY_STOP: {"sizing.mode": "risk"},

@@ -25,7 +25,7 @@ from tracepaper.strategies.types.market import Bar
 
 DERIVED = (
     "crossing", "orders by list", "declared state and columns", "several symbols", "a hole",
-    "frames", "trend", "a model with gates",
+    "drawn signals", "frames", "trend", "a model with gates",
 )  # fmt: skip
 whole_log = partial(MemoryLog, keeps_all=True)
 

@@ -135,7 +135,7 @@ def rows_of(log: MemoryLog, until: int | None = None) -> Rows:
         ("isolated margin", {"account": {"leverage": "10"}}, (), 0),
         ("declared state and columns", FEE, (), 0.6),
         ("a hole", {}, (), 0.8),
-        ("hedge mode", FEE, (), 0),
+        ("drawn signals", FEE, (), 0),
         ("shares", {}, (), 0.6),
         ("a portfolio", {"sizing": {"fraction": "0.5"}}, (), 0),
     ],

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 from walks import straight
 
-from tracepaper import Action, Orders, Signal, Strategy, buy, sell
+from tracepaper import Action, Orders, Signal, Strategy, buy
 from tracepaper.replay.api import backtest
 from tracepaper.replay.run import Run
-from tracepaper.strategies.types.decisions import PositionSide
 
 START_MS = 1_748_246_400_000
 CRASH, BARS = 6, 12
@@ -29,18 +28,6 @@ class Buys(Strategy):
 
     def decide(self, context: Any) -> Signal:
         return Signal(Action.LONG, "it buys") if minute_of(context) == 2 else HOLD
-
-
-class BothSides(Strategy):
-    """Holds both sides in hedge mode."""
-
-    warmup = 1
-
-    def decide(self, context: Any) -> Signal | Orders:
-        if minute_of(context) != 2:
-            return HOLD
-        sides = ((buy, PositionSide.LONG), (sell, PositionSide.SHORT))
-        return Orders(tuple(of(1, position_side=side) for of, side in sides), "both")
 
 
 class Waits(Strategy):
@@ -116,18 +103,8 @@ def test_the_loss_of_a_liquidation_is_no_spread(isolated: Run[Any]) -> None:
     assert "left: liquidated" in text
 
 
-def test_a_side_of_hedge_mode_is_named_and_the_other_one_stays() -> None:
-    account = {"cash": "1000", "margin": "isolated", "leverage": "10", "position_mode": "hedge"}
-    config = configured(account=account)
-    with backtest(BothSides, {"AAAUSDT": straight(START_MS, PRICES)}, config=config) as run:
-        (only,) = liquidations(run)[CRASH]
-        assert only["said"].startswith("Liquidated: long 1.000 AAAUSDT, triggered at ")
-        assert [fill["position_side"] for fill in only["fills"]] == ["LONG"]
-        assert only["cost"] == pytest.approx(lost_by(run))
-
-
 @pytest.fixture(scope="module")
-def crossed() -> Iterator[Run[Any]]:
+def cross() -> Iterator[Run[Any]]:
     account = {"cash": "1000", "margin": "cross", "leverage": "10"}
     deep = [1_000.0] * CRASH + [600.0] * (BARS - CRASH)
     data = {"AAAUSDT": straight(START_MS, deep), "BBBUSDT": straight(START_MS, [1_000.0] * BARS)}
@@ -136,14 +113,14 @@ def crossed() -> Iterator[Run[Any]]:
         yield run
 
 
-def test_on_cross_margin_all_positions_are_told(crossed: Run[Any]) -> None:
-    by_bar = liquidations(crossed)
-    fills = [row for row in crossed.fills.to_dicts() if row["model"] == "liquidation"]
+def test_on_cross_margin_all_positions_are_told(cross: Run[Any]) -> None:
+    by_bar = liquidations(cross)
+    fills = [row for row in cross.fills.to_dicts() if row["model"] == "liquidation"]
     assert len({row["instrument"] for row in fills}) == 2
     for rows in by_bar.values():
         for row in rows:
             assert {fill["order_id"] for fill in row["fills"]} == {row["order_id"] for row in fills}
-            assert row["cost"] == pytest.approx(lost_by(crossed))
+            assert row["cost"] == pytest.approx(lost_by(cross))
             assert "as the account's maintenance ratio reached 100 %: taken over" in row["said"]
             assert all(f"long 4.000 {symbol}" in row["said"] for symbol in ("AAAUSDT", "BBBUSDT"))
     assert sum(map(len, by_bar.values())) == 2, "the close of either symbol says it"

@@ -152,7 +152,7 @@ def test_the_largest_causes_are_those_with_most_bars() -> None:
     (only,) = largest_causes(100, [("gap", 3), ("warm", 5)], [])
     assert str(only) == "most refused: 3 of 100 bars (3.0 %), gap"
     assert not list(largest_causes(1_000, [("gap", 9)], reasons[1:], [item]))
-    for reason in (below_step(item), f"LONG: {waits_after(OrderRole.TRAILING)}", NO_CASH):
+    for reason in (below_step(item), waits_after(OrderRole.TRAILING), NO_CASH):
         (only,) = largest_causes(10, [], [(reason, 9)], [item])
         assert only.remedy
     (only,) = largest_causes(10, [], [("my size below the step", 9)], [item])

@@ -28,7 +28,6 @@ def closed(
     of: TradeBooks,
     *moves: tuple[int, int, int] | tuple[int, int, int, int],
     shadow: str | None = None,
-    side: str | None = None,
 ) -> list[dict[str, int]]:
     """Return the trades that *moves* close: signed quantity, notional, fee and fee in base."""
     trades = []
@@ -37,7 +36,6 @@ def closed(
             "fills", run_key=1, sequence=place, book=0, ordinal=0, instrument=0,
             side="BUY" if quantity > 0 else "SELL", quantity=abs(quantity), reference_price=0,
             notional=notional, fee=fee, fee_base=sum(base), shadow=shadow,
-            position_side=side,
         )  # fmt: skip
         if (trade := of.fill(fill)) is not None:
             trades.append(
@@ -67,14 +65,14 @@ def test_what_a_fee_leaves_below_a_step_does_not_keep_a_trade_open() -> None:
     assert (trade["quantity"], earned(trade)) == (9_995, 120 - 1 - 100)
 
 
-@pytest.mark.parametrize("side", [None, "LONG", "SHORT"])
+@pytest.mark.parametrize("shadow", [None, "ungated"])
 def test_what_was_held_of_an_account_taken_over_is_none_but_what_is_opened_since(
-    side: str | None,
+    shadow: str | None,
 ) -> None:
     taken = books("before")
-    assert closed(taken, (-9, 9, 0), side=side) == []  # no row has shown yet what is held
-    taken.hold(row("holdings", instrument=0, shadow=side, quantity=2, funding_paid=5))
-    (trade,) = closed(taken, (1, 100, 0), (-5, 500, 0), (2, 190, 0), side=side)
+    assert closed(taken, (-9, 9, 0), shadow=shadow) == []  # no row has shown yet what is held
+    taken.hold(row("holdings", instrument=0, shadow=shadow, quantity=2, funding_paid=5))
+    (trade,) = closed(taken, (1, 100, 0), (-5, 500, 0), (2, 190, 0), shadow=shadow)
     assert (trade["opened_sequence"], trade["entry_notional"]) == (1, 200)
 
 

@@ -1,6 +1,6 @@
 /** The chart as a component: it keeps a frame loaded around the view, and reports the cell under the pointer. */
 import { html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "../vendor/htm-preact.js";
-import { Swatch, isHedged } from "../accounts.js";
+import { Swatch } from "../accounts.js";
 import { interval as intervalText, percent, plain, word } from "../format.js";
 import { colours, onTheme } from "../theme.js";
 import { Chart, within } from "./chart.js";
@@ -13,7 +13,6 @@ const MARGIN = 1; // spans loaded on each side of the view
 const SETTLE = 90; // ms without a move before the range is requested
 const FREE = 4; // empty cells beyond the ends of the run
 const LINES = 3; // accounts in the equity pane
-const LINES_OF_SIDES = 6; // with both sides
 const AXIS = 94; // least px of the right axis
 const LEGEND_ROOM = 85; // px of an account in the legend of the equity pane, without its name
 const COUNT_ROOM = 40; // px for the count of a row's refusals, with its margins
@@ -34,19 +33,19 @@ const legendHeight = (lines, width) => {
 };
 
 /**
- * The accounts of the equity pane: the run's, and shadow accounts or its parts. In the low pane of a
- * phone the run's account and its parts alone set the scale: beside a market that moved by 3 % its
- * own .1 % would be a flat line.
+ * The accounts of the equity pane: the run's, and shadow accounts. In the low pane of a phone the
+ * run's account alone sets the scale: beside a shadow account that moved by 3 % its own .1 % would be
+ * a flat line.
  */
 export function accountLines(run, { isCompact = false } = {}) {
   const asReturn = ({ name, start }) => (frame) => frame.equity[name]?.map((value) => (value == null ? null : (value / start - 1) * 100));
-  return run.accounts.slice(0, isHedged(run) ? LINES_OF_SIDES : LINES).map((account, index) => ({
+  return run.accounts.slice(0, LINES).map((account, index) => ({
     name: account.title,
     tone: account.tone,
     dash: account.dash,
     width: Math.round(account.width), // the library draws whole pixels
     isShadow: index > 0,
-    isScaled: !isCompact || index === 0 || isHedged(run),
+    isScaled: !isCompact || index === 0,
     column: asReturn(account),
     format: (value) => percent(value / 100, { decimals: Math.abs(value) < 10 ? 2 : 1 }),
   }));
