@@ -186,7 +186,8 @@ def _foreign(kind: str, topic: str, named: str) -> FrameImpossible:
     """Return the error of a frame whose data belong to another symbol than its topic."""
     return FrameImpossible(
         "foreign",
-        f"A {kind} frame of the topic {topic[:64]!r} has data of {named[:32]!r}; it was dropped.",
+        f"A frame of {kind} has the topic {topic[:64]!r} and data of {named[:32]!r}; it was "
+        "dropped.",
     )
 
 
@@ -289,7 +290,7 @@ class Wire:
     def _ahead(self, kind: str, server_ms: int) -> RefusedFrame:
         self._reject(
             f"ahead.{kind}",
-            f"A {kind} frame is dated {server_ms}, ahead of the exchange's time; it was dropped "
+            f"A frame of {kind} is dated {server_ms}, ahead of the exchange's time; it was dropped "
             "and that time is read again.",
         )
         return RefusedFrame()

@@ -50,6 +50,7 @@ def run(
         daemon = Daemon(
             loaded, database, kind=RunKind.LIVE, opened=watcher.opened, watch=watcher.watch
         )
+        watcher.starts(daemon.outage)
         run_loop(daemon.run())
     watcher.print_summary(database)
 

@@ -111,7 +111,7 @@ class Cooldown:
 
     def outage(self) -> str | None:
         """Return which host gives no answer, for how long, and when it is asked again, if any."""
-        failing = min(self._failing.values(), key=lambda each: each.since_s, default=None)
+        failing = min([*self._failing.values()], key=lambda each: each.since_s, default=None)
         if failing is None:
             return None
         now_s = self._clock.network_s()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from functools import partial
 from typing import Final
 
@@ -110,6 +111,7 @@ class ServerTimeReader:
         self._client = client
         self._clock = clock
         self._scale_ms = 1_000 * time_scale
+        self._expected: deque[_TimeSample] = deque(maxlen=RATE_SAMPLES)
 
     async def first(self) -> int:
         """Return the time when none is expected yet: two consecutive answers must agree."""
@@ -123,7 +125,9 @@ class ServerTimeReader:
         """Return the time, and whether it jumped, which three answers have to confirm."""
         sample = await self._ask()
         if self._is_near(sample):
+            self._expect(sample)
             return sample.server_ms, False
+        self._expected.clear()
         return await self._confirmed(sample)
 
     async def _confirmed(self, sample: _TimeSample) -> tuple[int, bool]:
@@ -151,11 +155,23 @@ class ServerTimeReader:
         answered_s = self._clock.network_s()
         return _TimeSample(server_ms, max(requested_s, answered_s - ROUND_TRIP_S_MAX), answered_s)
 
-    def _require_scale(self, samples: Sequence[_TimeSample]) -> None:
+    def _expect(self, sample: _TimeSample) -> None:
+        """Keep *sample*; raise ``ConfigInvalid`` if the last show another time scale.
+
+        A clock that is set anew each second is never far from a time that passes faster.
+        """
+        kept = self._expected
+        if not kept or sample.answered_s - kept[-1].answered_s >= RESAMPLE_S:
+            kept.append(sample)
+            self._require_scale(kept)
+
+    def _require_scale(self, samples: Collection[_TimeSample]) -> None:
         """Raise ``ConfigInvalid`` if *samples* show that the time scale is not the exchange's.
 
         Only a faster or a real exchange is recognised: the embedded one may be slowed on purpose.
         """
+        if len(samples) < SAMPLES:
+            return
         scale = self._scale_ms / 1_000
         rates = [
             (later.server_ms - earlier.server_ms) / 1_000 / (later.answered_s - earlier.answered_s)

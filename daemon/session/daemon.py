@@ -132,6 +132,7 @@ class Daemon:
         self._sender = sender
         self._send: Send | None = None
         self._supervisor = Supervisor(clock=self._clock, pulse=lambda: self._progress())  # noqa: PLW0108 - replaced later
+        self._cooldown = Cooldown(clock=self._clock, observer=self._supervisor.declare)
         self._submitted: dict[int, asyncio.Future[int]] = {}
         self._worker = Worker("model")
         self._progress: Callable[[], object] = object  # its result changes with all progress
@@ -149,6 +150,10 @@ class Daemon:
             await self._supervisor.run(lambda: self._serve(audit))
         finally:
             audit.close()
+
+    def outage(self) -> str | None:
+        """Return which host gives no answer, for how long, and when it is asked again, if any."""
+        return self._cooldown.outage()
 
     def stop(self) -> None:
         """Begin an orderly stop."""
@@ -177,13 +182,12 @@ class Daemon:
                     load_forecaster, config, database=self._database, live=True
                 )
             strategies = preflight_engine(config, forecaster)
-        cooldown = Cooldown(clock=clock, observer=self._supervisor.declare)
         is_served = was_served(config, self._kind, self._database)
         async with ExchangeClient(
             config.exchange,
             clock=clock,
             rng=self._rng,
-            cooldown=cooldown,
+            cooldown=self._cooldown,
             is_proven=is_served,
             latest_ms=clock.market_ms,
         ) as client:
@@ -283,7 +287,7 @@ class Daemon:
             monitor.warm_at = warm_at
             monitor.resting_orders = engine.broker.resting_orders
             monitor.copied_s = partial(copied_at_s, self._database)
-            monitor.outage = client.cooldown.outage
+            monitor.outage = self.outage
             token = write_token(self._database, self._entropy)
             stack.callback(token_file(self._database).unlink, missing_ok=True)
             server = await stack.enter_async_context(

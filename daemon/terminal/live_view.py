@@ -27,6 +27,7 @@ from tracepaper.strategies.errors import TracepaperError
 UPDATE_EVERY_S: Final = 0.5
 ENDS_WITHIN_S: Final = 2.0
 """Seconds after which a thread that a blocked terminal holds is left behind."""
+STARTING: Final = "starting"
 LINES_KEPT: Final = 1_000
 """Newest log lines that wait while the terminal takes none."""
 
@@ -34,13 +35,15 @@ LINES_KEPT: Final = 1_000
 class LiveView:
     """Repeats the status on a terminal, in a thread, so that no step waits for the terminal.
 
-    *status* returns the daemon's status, and raises ``TracepaperError`` while there is none. The
-    thread prints the lines written to stdout and stderr above it, so they stay after the view.
+    *status* returns the daemon's status, and raises ``TracepaperError`` while there is none; until
+    the first one the view shows what ``outage`` returns. The thread prints the lines written to
+    stdout and stderr above it, so they stay after the view.
     """
 
     def __init__(self, console: Console, status: Callable[[], Status]) -> None:
         self._console = console
         self._status = status
+        self.outage: Callable[[], str | None] = lambda: None
         self._lines: deque[str] = deque(maxlen=LINES_KEPT)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._repeat, name="view", daemon=True)
@@ -89,8 +92,10 @@ class LiveView:
                 try:
                     status, problem = self._status(), ""
                 except TracepaperError as error:
-                    problem = "" if status is None else str(error)
-                if status is not None:
+                    problem = str(error)
+                if status is None:
+                    live.update(Text(self.outage() or STARTING, "yellow"), refresh=True)
+                else:
                     live.update(self._fitted(status, problem), refresh=True)
 
     def _fitted(self, status: Status, problem: str) -> Text:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -54,6 +54,11 @@ class RunWatcher:
     def decisions(self) -> int:
         """The number of decided bars, late ones included."""
         return self._counts["bars"]
+
+    def starts(self, outage: Callable[[], str | None]) -> None:
+        """Have the view show what *outage* returns until a run is open."""
+        if self._view is not None:
+            self._view.outage = outage
 
     def opened(self, run: RunRow) -> None:
         """Start with *run*, to which the next steps belong."""

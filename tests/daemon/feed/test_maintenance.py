@@ -108,6 +108,25 @@ async def test_a_time_scale_that_is_not_the_exchanges_is_named(
         await time.read()
 
 
+async def each_second(time: ServerTimeReader, clock: ManualClock) -> None:
+    """Set *clock* by five readings, none of which is far from the expected time."""
+    for _ in range(5):
+        server_ms, is_jump = await time.read()
+        assert not is_jump
+        clock.synchronise(server_ms)
+        await clock.sleep(1.0)
+
+
+@pytest.mark.parametrize(("rate", "scale"), [(60.0, 1.0), (1.0, 40.0)])
+async def test_a_clock_that_is_set_each_second_hides_no_other_rate(
+    rate: float, scale: float
+) -> None:
+    clock = ManualClock(START_MS)
+    client = TellingClient(clock, [round(1_000 * (rate - 1) * second) for second in range(20)])
+    with pytest.raises(ConfigInvalid, match=f"set exchange.time_scale = {rate:g}"):
+        await each_second(ServerTimeReader(client, clock, time_scale=scale), clock)
+
+
 def maintaining(
     state: FeedState, errors_ms: Sequence[int] = (), *, time_scale: float = 1.0
 ) -> tuple[FeedMaintenance, ManualClock]:

@@ -9,6 +9,7 @@ import re
 import sys
 import termios
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -102,6 +103,27 @@ async def test_of_many_instruments_each_has_one_line_if_there_is_too_little_room
         await until(lambda: "DUSDT" in terminal.plain, poll_s=0.02)
     assert "gates" not in terminal.plain
     assert terminal.plain.count("refused by edge") >= 4
+
+
+async def test_until_there_is_a_status_the_view_says_what_the_start_waits_for(
+    terminal: PseudoTerminal,
+) -> None:
+    outages: Iterator[str | None] = iter([None, "no answer from HOST for 1 s; next try in 2 s"])
+    answers = iter([False] * 4 + [True] * 1_000)
+
+    def status() -> Status:
+        if not next(answers):
+            raise FeedLost("No daemon runs.")
+        return monitor_of().status()
+
+    view = terminal.view({})
+    view._status = status  # noqa: SLF001 - a daemon that starts
+    view.outage = lambda: next(outages, None)
+    with view.shown():
+        await until(lambda: "equity" in terminal.plain, poll_s=0.02)
+    said = [terminal.plain.find(text) for text in ("starting", "no answer from HOST", "equity")]
+    assert -1 < said[0] < said[1] < said[2]
+    assert "No daemon runs." not in terminal.plain
 
 
 async def test_a_daemon_that_no_longer_answers_leaves_its_last_status(
