@@ -61,7 +61,7 @@ from tracepaper.strategies.gates.evaluator import (
     threshold_of,
     thresholds_of,
 )
-from tracepaper.strategies.gates.gate import GATES, MEASURES, GateKind
+from tracepaper.strategies.gates.gate import GATES, MEASURES, GateKind, ThresholdKey
 from tracepaper.strategies.sessions import NO_SESSIONS, Calendar, Sessions, calendars_of
 from tracepaper.strategies.types.calibration import Calibration, coverage_share
 from tracepaper.strategies.types.decisions import FillModel, Regime
@@ -595,6 +595,34 @@ def coverage_warnings(engine: Engine) -> tuple[str, ...]:
         return ()
     text = " and ".join(percent(share) for share in shares)
     return (f"random_gate lets {text} of the bars through: the calibration slice's coverage",)
+
+
+def unread_gate_keys(config: Config, engine: Engine) -> dict[str, list[str]]:
+    """Return each changed key of ``[gate]`` that no gate of the run reads, with those that do."""
+    declared = {gate for each in engine.gate_sets for gate in each.gates}
+    readers = {"regimes": [regime_gate.name], "learned_regimes": [learned_regime.name]}
+    for gate in GATES.values():
+        if isinstance(gate.threshold, ThresholdKey) and gate.section == "gate":
+            readers.setdefault(gate.threshold.name, []).append(gate.name)
+        if gate.chosen_by:
+            readers.setdefault("confidence_by", []).append(gate.name)
+        if gate.kind is GateKind.JUDGEMENT:
+            readers.setdefault("on_refusal", []).append(gate.name)
+    changed = config.gate.model_dump(exclude_defaults=True)
+    return {
+        f"gate.{key}": sorted(names)
+        for key, names in readers.items()
+        if key in changed and declared.isdisjoint(names)
+    }
+
+
+def gate_warnings(config: Config, engine: Engine) -> tuple[str, ...]:
+    """Return a warning for each changed key of ``[gate]`` that no gate of the run reads."""
+    return tuple(
+        f"{key} has no effect, since neither the strategy nor the model declares a gate that reads "
+        f"it ({', '.join(names)}); remove the key, or see docs/decisions.md for what declares one"
+        for key, names in unread_gate_keys(config, engine).items()
+    )
 
 
 def resolved(config: Config, execution: FillModel) -> Config:

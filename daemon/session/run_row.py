@@ -22,6 +22,7 @@ from tracepaper.daemon.session.build import (
     Strategies,
     build_engine,
     coverage_warnings,
+    gate_warnings,
     make_strategies,
     margin_warnings,
     needs_forecaster,
@@ -101,7 +102,7 @@ def new_run(  # noqa: PLR0913 - the fields of a run
     """Return a new run of a resolved *config* and its engine, for live runs and replays alike.
 
     Its id, of 8 bytes of *entropy*, makes it unique across databases. The warnings about model,
-    margin and shadow accounts are added after *warnings*.
+    margin, shadow accounts and gates are added after *warnings*.
     """
     engine = build_engine(
         config,
@@ -131,6 +132,7 @@ def new_run(  # noqa: PLR0913 - the fields of a run
             *(() if forecaster is None else warnings_for(config, forecaster)),
             *margin_warnings(config, instruments),
             *coverage_warnings(engine),
+            *gate_warnings(config, engine),
         ),
         sees_account=engine.sees_account,
         **_environment(forecaster),

@@ -17,6 +17,7 @@ from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.commands.options import reads_record
 from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.session.build import unread_gate_keys
 from tracepaper.daemon.session.loop import KnownPredictor
 from tracepaper.daemon.session.models import card_of
 from tracepaper.daemon.session.resume import recall_events, restore_engine
@@ -154,7 +155,11 @@ def options_without_effect(
 def _replay_of(spec: RunSpec, database: Path | None, started_at_ms: int) -> Replay:
     data, config, replay = _built(spec, database, started_at_ms)
     unset = dataclasses.replace(spec, settings=())
-    if not (spec.settings and (keys := _without_effect(unset, data, config, replay))):
+    if not spec.settings:
+        return replay
+    said = unread_gate_keys(replay.config, replay.engine)  # in the run's own warnings
+    keys = [key for key in _without_effect(unset, data, config, replay) if key not in said]
+    if not keys:
         return replay
     warnings = (*replay.run.warnings, sentence_on(keys))
     return dataclasses.replace(replay, run=msgspec.structs.replace(replay.run, warnings=warnings))

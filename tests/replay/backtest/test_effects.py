@@ -111,7 +111,26 @@ def test_keys_of_set_that_the_run_does_not_use_are_named(
     warnings, _ = of(name, tmp_path, *without, *used, bars=5)
     assert named(warnings)
     head, _, _ = named(warnings).partition(" have no effect")
-    assert sorted(head.replace(" and ", ", ").split(", ")) == sorted(keys(*without))
+    by_gates = [text.partition(" ")[0] for text in warnings if text.startswith("gate.")]
+    assert sorted([*head.replace(" and ", ", ").split(", "), *by_gates]) == sorted(keys(*without))
+    assert all(key.startswith("gate.") for key in by_gates)
+
+
+def test_a_key_of_gates_that_no_gate_reads_is_said_from_any_source(tmp_path: Path) -> None:
+    """Without a model no gate reads a confidence; a model reads it, and a regime."""
+    gates = {"confidence": "0.3", "on_refusal": "flat", "plausible": "50"}
+    for name, unread in ((CANDLES, ["gate.confidence", "gate.on_refusal"]), (GATED, [])):
+        config = SCENARIOS[name].config().settings()
+        candles, files = market_of(name)
+        spec = RunSpec(
+            candles=tuple(part[:5] for part in candles),
+            config={**config, "gate": {**config["gate"], **gates}},
+            **files,
+        )
+        with run_in_memory(spec) as log:
+            warnings = log.reader.run(log.reader.run_ids()[0]).warnings
+        said = [text for text in warnings if text.startswith("gate.")]
+        assert [text.partition(" has no effect")[0] for text in said] == unread
 
 
 def probes() -> Iterator[str]:
