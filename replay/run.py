@@ -40,7 +40,13 @@ from tracepaper.replay.dataframes import (
     frames_for,
     name_in_frame,
 )
-from tracepaper.replay.document.values import TOO_FEW_DAYS, Form, estimate, written
+from tracepaper.replay.document.values import (
+    TOO_FEW_DAYS,
+    Form,
+    estimate,
+    signed_estimate,
+    written,
+)
 from tracepaper.replay.notebook import Picture, RunPage, Text
 from tracepaper.replay.report import BARS_DRAWN
 from tracepaper.replay.report.figures import Headline, headline
@@ -53,7 +59,7 @@ from tracepaper.storage.database.run_views import RunViews
 from tracepaper.storage.database.views import VIEWS
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, shown
 from tracepaper.strategies.extras import require
-from tracepaper.strategies.units import count_of, iso
+from tracepaper.strategies.units import NOTHING, count_of, iso
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -694,8 +700,11 @@ def open_run(
 
 def _daily(value: float | None, error: float | None) -> str:
     """Return the mean of a day with its error; says so if the days are too few for one."""
-    written_day = f"{written(estimate(value, error), 'gain bp')} bp"
-    return written_day if value is None or error is not None else f"{written_day} ({TOO_FEW_DAYS})"
+    if value is None:
+        return NOTHING
+    if error is None:
+        return f"{100 * value:+,.3f} % ({TOO_FEW_DAYS})"
+    return f"{signed_estimate(value, error, ',.3f', 100)} %"
 
 
 def _estimate(figures: Headline, key: str, form: Form) -> str:

@@ -51,6 +51,7 @@ from tracepaper.replay.run_columns import Floats, RunColumns
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.types.decisions import FillModel
+from tracepaper.strategies.units import number
 
 SIZES: Final = (1, 4, 16, 64, 256, 1_024)
 """Multiples of the run's money; the impact of each is twice that of the one before."""
@@ -247,7 +248,8 @@ def judged(  # noqa: PLR0911 - one return an answer
     if free.mean_day is None or free.days is None:
         return "At some time nothing of its equity was left, so there is no edge."
     mean, error = free.mean_day
-    a_day = f"{1e4 * mean:+.1f}{_after(error, '.1f', 1e4)} bp a day"
+    of_error = "" if error is None else f" {plus_minus(error, '.1f', 1e4)}"
+    a_day = f"{1e4 * mean:+.1f}{of_error} bp a day"
     few = "" if error is not None else f" ({TOO_FEW_DAYS})"
     if mean <= 0.0 or not (few or metrics.is_credible(mean, error)):
         return f"There is no edge to lose: {a_day}{few} without impact."
@@ -259,16 +261,12 @@ def judged(  # noqa: PLR0911 - one return an answer
         return f"More than half of the edge ({a_day}) is left at {size}, the largest tried."
     times, spread = half
     volume = 100 * times * (shares[0].median or 0.0)
+    of_spread = "" if spread is None else f" ± {number(spread, digits=2)}"
     return (
-        f"Half of the edge ({a_day}) is gone at {times:,.3g}{_after(spread, ',.2g')} times the "
-        f"size{few}: an account of {times * free.cash:,.0f}, whose median fill is {volume:,.2g} % "
-        "of its candle's volume."
+        f"Half of the edge ({a_day}) is gone at {number(times, digits=3)}{of_spread} times the "
+        f"size{few}: an account of {times * free.cash:,.0f}, whose median fill is "
+        f"{number(volume, digits=2)} % of its candle's volume."
     )
-
-
-def _after(error: float | None, pattern: str, factor: float = 1.0) -> str:
-    """Return the *error* of a value in words; empty if the days are too few."""
-    return "" if error is None else f" {plus_minus(error, pattern, factor)}"
 
 
 # ---------------------------------------------------------------- the document

@@ -45,7 +45,7 @@ from tracepaper.strategies.position_text import FLAT
 from tracepaper.strategies.time_buckets import content_share
 from tracepaper.strategies.types.decisions import Action
 from tracepaper.strategies.types.market import Command
-from tracepaper.strategies.units import count_of, iso, percent
+from tracepaper.strategies.units import count_of, iso, number, percent
 
 
 @dataclass(frozen=True)
@@ -417,7 +417,7 @@ def margin_text(gate: str, margin: float) -> str:
     if GATES[gate].unit in (MILLISECONDS, QUOTE_CURRENCY, SHARE_OF_PEAK):
         return measured(gate, size)
     if size >= 1 or size == 0:
-        return f"{size:,.3g}"
+        return number(size, digits=3)
     digits = 1 - math.floor(math.log10(size))
     return f"{size:.{digits}f}".removeprefix("0")
 

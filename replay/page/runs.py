@@ -30,6 +30,7 @@ from tracepaper.replay.page.rollups import (
     filled,
     numbers_of,
 )
+from tracepaper.replay.report.report import HELD_AT_EXPOSURE
 from tracepaper.replay.report.states import (
     LastingState,
     below_zero,
@@ -365,7 +366,7 @@ def parity_state(check: ParityCheck, at_ms: int) -> answers.ParityState:
 
 
 _OWN_SOURCE: Final = "the run's own account"
-_TITLES: Final = {HELD: "buy and hold at its own exposure"}
+_TITLES: Final = {HELD: HELD_AT_EXPOSURE}
 
 
 def accounts(shown: OpenRun) -> list[answers.AccountFigures]:

@@ -44,7 +44,7 @@ from tracepaper.replay.report.charts import (
 )
 from tracepaper.replay.report.figures import LAST, LAST_TRADES, tables
 from tracepaper.replay.report.judgement import judgement
-from tracepaper.replay.report.report import BUY_AND_HOLD, BUY_AND_HOLD_AT, Report
+from tracepaper.replay.report.report import BUY_AND_HOLD, HELD_AT_EXPOSURE, Report
 from tracepaper.replay.report.run_charts import events_chart, events_table, trades_chart
 from tracepaper.replay.report.terminal import counted, span
 from tracepaper.strategies.units import MINUTE_MS
@@ -205,8 +205,8 @@ def _tiles(report: Report) -> Table:
     account = report.accounts[0]
     figures, activity, paid = account.performance, account.activity, account.costs_and_funding
     shadow = report.record.held_shadow
-    prefix = BUY_AND_HOLD_AT if shadow is None else shadow.name
-    held = [each for each in report.accounts if each.name.startswith(prefix)]
+    name = HELD_AT_EXPOSURE if shadow is None else shadow.name
+    held = [each for each in report.accounts if each.name == name]
     tiles: list[tuple[str, Value, Form]] = [("return", figures.total_return, "gain percent")]
     for each in held:
         share = (
@@ -214,7 +214,7 @@ def _tiles(report: Report) -> Table:
             if each.mean_exposure is None
             else f" ({written(each.mean_exposure, 'gain percent')})"
         )
-        name = f"{BUY_AND_HOLD_AT}its own exposure so far{share}" if shadow else each.name
+        name = f"{HELD_AT_EXPOSURE}{' so far' if shadow else ''}{share}"
         tiles.append((name, each.performance.total_return, "gain percent"))
     fully_held = report.accounts[-1]
     assert fully_held.name == BUY_AND_HOLD

@@ -12,7 +12,11 @@ from typing import Final
 from tracepaper.replay.document.values import written
 from tracepaper.replay.report import metrics
 from tracepaper.replay.report.record import RunRecord
-from tracepaper.replay.report.report import buy_and_hold_at_equal_exposure
+from tracepaper.replay.report.report import (
+    BUY_AND_HOLD,
+    HELD_AT_EXPOSURE,
+    buy_and_hold_at_equal_exposure,
+)
 from tracepaper.replay.report.trades import ClosedTrade
 from tracepaper.strategies.units import count_of
 
@@ -52,7 +56,7 @@ def judgement(record: RunRecord, closed: Sequence[ClosedTrade]) -> str:
     length = written(metrics.days_of(times_ms, bars.interval_ms, bars.calendar), "days")
     return (
         f"Was it any good? It {_made(account.equity)} in {_trades(record, closed)} over {length} "
-        f"days, and buy and hold{' at the same exposure' if is_alike else ''} {_made(held)}: "
+        f"days, and {HELD_AT_EXPOSURE if is_alike else BUY_AND_HOLD} {_made(held)}: "
         f"{verdict}."
     )
 

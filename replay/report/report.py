@@ -48,15 +48,15 @@ from tracepaper.replay.run_columns import Floats, Ints, RunColumns
 from tracepaper.storage.checkpoints import FittedSpan, kept_folder, read_card
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
-from tracepaper.strategies.units import count_of, duration, percent
+from tracepaper.strategies.units import count_of, duration, number
 
 Card = dict[str, Any]
 MARKS_MAX: Final = 800
 """Points of a drawn curve; figures use all points."""
 BUY_AND_HOLD: Final = "buy and hold"
-BUY_AND_HOLD_AT: Final = f"{BUY_AND_HOLD} at "
-"""Prefix of the name of buy and hold at the run's mean exposure."""
-HELD: Final = frozenset({BUY_AND_HOLD, state.HELD})
+HELD_AT_EXPOSURE: Final = f"{BUY_AND_HOLD} at its own exposure"
+"""The name of what holds the run's mean exposure in each symbol."""
+HELD: Final = frozenset({BUY_AND_HOLD, HELD_AT_EXPOSURE, state.HELD})
 REGIMES_SENTENCE: Final = (
     "The names of the regimes are the literature's: MOMENTUM is attention on recent bars and "
     "MEAN_REVERSION on distant ones; in trials they predicted no momentum in returns."
@@ -101,7 +101,7 @@ class AccountReport:
         """The name in a legend; for buy and hold with its exposure."""
         if self.name not in HELD or self.mean_exposure is None:
             return self.name
-        return f"{self.name}, {self.mean_exposure * 100:.3g} % held"
+        return f"{self.name}, {number(self.mean_exposure * 100, digits=3)} % held"
 
 
 @dataclass(frozen=True)
@@ -375,7 +375,7 @@ def buy_and_hold_at_equal_exposure(record: RunRecord) -> list[HoldBenchmark]:
             )
             held.append(
                 HoldBenchmark(
-                    f"{BUY_AND_HOLD_AT}{percent(share)}",
+                    HELD_AT_EXPOSURE,
                     held_source(symbols),
                     buy_and_hold(record, shares),
                     share,

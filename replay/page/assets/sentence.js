@@ -37,14 +37,16 @@ export function Sentence({ run, toDecision, toHealth }) {
       ? html`last refused${" "}
           <button class="plain" onClick=${() => toDecision(refused.sequence, refused.instrument)}>
             ${symbol}${when(refused.open_time_ms, run.row.last_ms)} by ${word(refused.gate)}</button>${refused.missed && `, ${refused.missed}`}`
-      : "nothing refused yet"};${" "}
+      : run.row.decisions == null
+        ? "refusals are being counted"
+        : "nothing refused yet"};${" "}
     <span class="together"><${Parity} run=${run} toHealth=${toHealth} /></span>
   </h1>`;
 }
 
 function Against({ account, other }) {
   const gap = account.total_return - other.total_return;
-  const size = Math.abs(gap) < 0.0005 ? `${number(Math.abs(gap) * 1e4, 1)} bp` : percent(Math.abs(gap));
+  const size = percent(Math.abs(gap), { decimals: Math.abs(gap) < 0.0005 ? 3 : 2 });
   return html`<span class="term" title=${other.source}>
     <b>${size}</b> ${gap < 0 ? "behind" : "ahead of"} ${other.title}
   </span>`;

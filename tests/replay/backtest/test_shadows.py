@@ -79,7 +79,7 @@ def test_buy_and_hold_at_equal_exposure_is_one_number() -> None:
     with backtest("sma_cross", SOL, params=params, end=end) as without:
         names = [row["account"] for row in without.report()["accounts"]]
         assert len(names) == 3
-        assert names[1].startswith("buy and hold at ")
+        assert names[1] == "buy and hold at its own exposure"
 
 
 # ---------------------------------------------------------------- cross account

@@ -29,7 +29,6 @@ from tracepaper.replay.sweep.executor import InThisProcess
 from tracepaper.replay.sweep.result import luck
 from tracepaper.replay.sweep.space import FIGURES
 from tracepaper.strategies.types.decisions import Liquidity
-from tracepaper.strategies.units import percent
 
 part = st.lists(st.integers(1, 3), min_size=1, max_size=4).flatmap(
     lambda sizes: st.sampled_from([1, -1]).map(
@@ -115,7 +114,7 @@ def test_buy_and_hold_at_the_run_s_exposure_has_its_sign_in_every_symbol(
     own, held = summary["return"], summary["held_return"]
     assert held == pytest.approx(own, rel=0.1)
     total = sum(by_symbol.values())
-    assert accounts[f"buy and hold at {percent(total)}"]["return"] == held
+    assert accounts["buy and hold at its own exposure"]["return"] == held
     assert accounts["this run"]["mean_exposure"] == pytest.approx(total)
     shown = {account.title: account for account in runs.accounts(shown_of(database))}
     assert shown["this run"].mean_exposure == pytest.approx(total)

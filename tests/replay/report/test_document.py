@@ -18,7 +18,6 @@ from tracepaper.replay.run import Run
 from tracepaper.storage.database.reader import resolve
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.market import Gap, GapCause
-from tracepaper.strategies.units import percent
 
 DAYS = 1_500 / 1_440
 
@@ -56,7 +55,7 @@ def test_a_run_of_one_day_stands_without_an_error(cross_database: Path) -> None:
     """Neither its sentence nor its page claims what a day cannot tell."""
     report = build_report_of(cross_database)
     sentence = repr(Run(cross_database, report.record.run["run_id"]))
-    assert "bp (too few days), worst drawdown" in sentence
+    assert "% (too few days), worst drawdown" in sentence
     assert "±" not in sentence
     parts = report_document(report).parts
     (tiles,) = (part for part in parts if isinstance(part, Table) and part.look == "tiles")
@@ -102,7 +101,7 @@ def test_buy_and_hold_stands_at_the_run_s_exposure_beside_the_full_one(
     assert done.mean_exposure is not None
     equal, full = cross_report.accounts[-2:]
     assert (equal.name, full.name) == (
-        f"buy and hold at {percent(done.mean_exposure)}",
+        "buy and hold at its own exposure",
         BUY_AND_HOLD,
     )
     begun = cross_report.record.account.equity[0]
