@@ -10,7 +10,6 @@ from typing import ClassVar, Final
 
 from tracepaper.daemon.clock import Clock
 from tracepaper.strategies.types.decisions import Step
-from tracepaper.strategies.types.market import Bar
 
 PAUSE_S: Final = (1.0, 300.0)
 """The first and the longest pause after a fault; each fault doubles the pause."""
@@ -85,26 +84,3 @@ class Companion(ABC):
     def in_background(self, failed: Callable[[], object]) -> AbstractAsyncContextManager[None]:
         """Work while the block runs; call *failed* if an error ends the work."""
         return background_task(self._work(), type(self).__name__, failed)
-
-
-class ScheduledJob(Companion):
-    """Runs a job each time a stored bar reaches ``due_ms``, market time; one job at a time."""
-
-    due_ms: int
-
-    def __init__(self) -> None:
-        self._is_due = asyncio.Event()
-
-    def observe(self, step: Step) -> None:
-        """Start the job once the stored bar closed at ``due_ms`` or later."""
-        if isinstance(step.event, Bar) and step.accepted and step.event.market_ms >= self.due_ms:
-            self._is_due.set()
-
-    @abstractmethod
-    async def _run_job(self) -> None: ...
-
-    async def _work(self) -> None:
-        while True:
-            await self._is_due.wait()
-            await self._run_job()
-            self._is_due.clear()  # only now: meanwhile bars were compared with the old due_ms

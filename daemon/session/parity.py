@@ -8,6 +8,7 @@ The rules are docs/operations.md, O21 to O24.
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ import msgspec
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.sections import ParitySection
 from tracepaper.daemon.log import Logger
-from tracepaper.daemon.session.background import ScheduledJob
+from tracepaper.daemon.session.background import Companion
 from tracepaper.daemon.session.child import (
     ChildFailed,
     ChildProcess,
@@ -37,7 +38,7 @@ PROGRAM = (sys.executable, "-m", "tracepaper.daemon.cli", "parity")
 log = Logger("parity")
 
 
-class DailyParity(ScheduledJob):
+class DailyParity(Companion):
     """Checks each UTC day of a run once it is over.
 
     The check starts with the first bar that closes at or after *section*'s time of the next day.
@@ -56,7 +57,7 @@ class DailyParity(ScheduledJob):
         *,
         start_process: StartProcess = ChildProcess,
     ) -> None:
-        super().__init__()
+        self._is_due = asyncio.Event()
         self._start_process = start_process
         self.is_checking = False
         with Reader.open(database) as reader:
@@ -78,7 +79,7 @@ class DailyParity(ScheduledJob):
         return (self._since_ms // DAY_MS + 1) * DAY_MS
 
     @property
-    def due_ms(self) -> int:  # type: ignore[override] # computed, never set
+    def due_ms(self) -> int:
         """The earliest market time of the next check."""
         return self._until_ms + self._at_ms
 
@@ -96,9 +97,16 @@ class DailyParity(ScheduledJob):
         bar = step.event
         if isinstance(bar, Bar) and step.accepted and bar.open_time_ms >= self._until_ms:
             self._newest = bar
-            super().observe(step)
+            if bar.market_ms >= self.due_ms:
+                self._is_due.set()
 
-    async def _run_job(self) -> None:
+    async def _work(self) -> None:
+        while True:
+            await self._is_due.wait()
+            await self._check_day_before()
+            self._is_due.clear()  # only now: meanwhile bars were compared with the old due_ms
+
+    async def _check_day_before(self) -> None:
         self.is_checking = True
         try:
             check = await self._check(self._day_before())
