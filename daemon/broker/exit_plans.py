@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 from msgspec import Struct
 
 from tracepaper.daemon.broker.execution import MeanRange
+from tracepaper.daemon.broker.rules import number_fault
 from tracepaper.strategies.api.context import Distance, Percent, Signal, Volatility
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import ConfigInvalid
@@ -270,8 +271,8 @@ class Planner:
             ("target", signal.target, sign),
             ("trailing", signal.trailing, -sign),
         ):
-            named = self._level(name, distance, day_range)
-            configured = self._configured(name, sign, direction, day_range, expected, held)
+            named = self._level(name, distance, price, day_range)
+            configured = self._configured(name, sign, direction, price, day_range, expected, held)
             candidates: list[Level | None] = []
             for level, is_checked in ((named, True), (configured, held is None)):
                 if isinstance(level, str):
@@ -305,8 +306,8 @@ class Planner:
             direction * (level.at(price, direction) - price)
             for name in ("stop", "trailing")
             for level in (
-                self._level(name, getattr(signal, name), day_range),
-                self._configured(name, -direction, direction, day_range, expected),
+                self._level(name, getattr(signal, name), price, day_range),
+                self._configured(name, -direction, direction, price, day_range, expected),
             )
             if isinstance(level, Level)
         ]
@@ -317,6 +318,7 @@ class Planner:
         name: str,
         sign: int,
         direction: int,
+        price: int,
         day_range: MeanRange,
         expected: ExpectedReturn | None,
         held: HeldPosition | None = None,
@@ -330,9 +332,9 @@ class Planner:
             if before is not None and before.reason == distance.reason:
                 return before
         if distance.unit == "%":
-            return self._level(name, Percent(distance.number), day_range, distance.reason)
+            return self._level(name, Percent(distance.number), price, day_range, distance.reason)
         if distance.unit == "atr":
-            return self._level(name, Volatility(distance.number), day_range, distance.reason)
+            return self._level(name, Volatility(distance.number), price, day_range, distance.reason)
         share = nan if expected is None else distance.share(sign, direction, expected)
         if not isfinite(share):
             return f"no forecast from which to place {distance.key}"
@@ -341,9 +343,14 @@ class Planner:
         return Level(rate, is_price=False, is_share=True, reason=distance.reason)
 
     def _level(
-        self, name: str, distance: Distance | None, day_range: MeanRange, reason: str = ""
+        self,
+        name: str,
+        distance: Distance | None,
+        price: int,
+        day_range: MeanRange,
+        reason: str = "",
     ) -> Level | str | None:
-        """Return the level at *distance*, or why there is none.
+        """Return the level at *distance* with the close at *price*, or why there is none.
 
         *reason* is the reason of an order by [exits]; a level of the signal gets its own. A reason
         holds no price, since reports count orders by reason.
@@ -363,8 +370,13 @@ class Planner:
             reason = reason or f"{label} {number:g} x ATR(1d)"
             units = round(_clamped(number * mean, 2.0 * _PRICE_MOST))
             return Level(units, is_price=False, is_share=False, reason=reason)
+        is_price, close = name != "trailing", price / 10**self._decimals
         units = round(_clamped(number * 10**self._decimals, 2.0 * _PRICE_MOST))
-        is_price = name != "trailing"
+        fault = number_fault(number, close, is_distance=not is_price)
+        if fault is None and units < self._tick:
+            fault = "less than a tick"
+        if fault is not None:
+            return f"{label} is {fault}; Percent(2) is 2 % of the entry price"
         units = self.to_tick(units) if is_price else units
         return Level(units, is_price=is_price, is_share=False, reason=label)
 

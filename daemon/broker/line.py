@@ -656,7 +656,7 @@ class Line:
         if len(listed) >= RESTING_MOST:
             return order, f"{RESTING_MOST} orders by list rest already"
         price = order.price or order.trigger or context.price
-        refusal = filters.stop_refusal(order, context.price)
+        refusal = filters.price_refusal(order, context.price)
         refusal = refusal or filters.refusal(order, price, reduces=reduce_only)
         if refusal is None and not reduce_only:
             signed = order.quantity if order.side is Side.BUY else -order.quantity

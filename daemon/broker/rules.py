@@ -279,6 +279,20 @@ _NEAR: Final = Decimal("1e-6")
 """The tolerated rounding error in ticks or steps: 0.1 + 0.2 counts as 0.3, 0.31 does not."""
 
 
+def number_fault(number: float, close: float, *, is_distance: bool = False) -> str | None:
+    """Return why *number* cannot be meant as a price, or as a distance of one, beside *close*.
+
+    Nearly always it is a share, such as .02 for 2 %.
+    """
+    if number <= 0:
+        return "not above zero"
+    if is_distance:
+        return "a distance of more than half of the close" if 2 * number > close else None
+    if 10 * number < close:
+        return "a price of less than a tenth of the close"
+    return "a price of more than ten times the close" if number > 10 * close else None
+
+
 def below_step(item: Instrument) -> str:
     """Return the reason of a target that is less than a step and so has no order."""
     return f"size below the step {unscaled(item.quantity_step, item.quantity_decimals)}"
@@ -424,8 +438,14 @@ class Filters:
             return notional
         return notional + self._costs.fee(quantity, item.quantity_decimals, notional, is_first=True)
 
-    def stop_refusal(self, order: Order, price: int) -> str | None:
-        """Return why the stop *order* would trigger at once with the market at *price*, or None."""
+    def price_refusal(self, order: Order, price: int) -> str | None:
+        """Return why no order has such prices with the market at *price*, or None.
+
+        A stop would trigger at once, or a price is far from all that are traded.
+        """
+        for name, named in (("limit", order.price), ("trigger", order.trigger)):
+            if named is not None and (fault := number_fault(named, price)):
+                return f"{name} is {fault}; write one such as 0.98 * context.close"
         if order.trigger is None:
             return None
         if order.side is Side.BUY and order.trigger <= price:

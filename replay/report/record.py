@@ -21,6 +21,7 @@ from tracepaper.replay.report.states import (
     LastingState,
     below_zero,
     lasting_states,
+    odd_levels,
     rejections,
     without_fills,
     without_value,
@@ -141,6 +142,7 @@ class RunRecord:
     without_fills: str = ""  # why nothing filled, in sentences; empty if an order filled
     without_value: str = ""  # a sentence on bars that were decided without a value, if it has fills
     rejections: str = ""  # a sentence on rejected orders, if it has fills
+    odd_levels: str = ""  # a sentence on exits at distances that are probably mistakes
 
     @cached_property
     def warm_from(self) -> dict[str, int]:
@@ -179,7 +181,14 @@ class RunRecord:
         """Sentences before all figures: an account without money, lasting states, no fill."""
         gone = below_zero(self.times_ms, self.account.equity[1:])
         states = (state.sentence for state in self.states)
-        parts = (gone, *states, self.without_fills, self.without_value, self.rejections)
+        parts = (
+            gone,
+            *states,
+            self.without_fills,
+            self.without_value,
+            self.rejections,
+            self.odd_levels,
+        )
         return tuple(filter(None, parts))
 
     @property
@@ -263,6 +272,7 @@ def read_record(reader: Reader, database: Path, run_id: str) -> RunRecord:
             without_fills=without_fills(columns),
             without_value=without_value(columns),
             rejections=rejections(columns),
+            odd_levels=odd_levels(columns),
             fitted=fitted_spans(views.card(run["model_sha256"])) if run["model_id"] else (),
         )
 

@@ -6,6 +6,7 @@ The rule is docs/decisions.md, G22.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,7 +25,7 @@ from tracepaper.strategies.gates.declared import (
     risk_halt,
     warm,
 )
-from tracepaper.strategies.types.decisions import Action, OrderStatus
+from tracepaper.strategies.types.decisions import Action, OrderRole, OrderStatus
 from tracepaper.strategies.types.market import (
     Command,
     CommandKind,
@@ -32,7 +33,7 @@ from tracepaper.strategies.types.market import (
     GapWord,
     gap_word,
 )
-from tracepaper.strategies.units import DAY_MS, HOUR_MS, MINUTE_MS, count_of, minute_text
+from tracepaper.strategies.units import DAY_MS, HOUR_MS, MINUTE_MS, count_of, minute_text, percent
 from tracepaper.strategies.without_fills import DecisionCounts
 from tracepaper.strategies.without_value import lacked_value
 
@@ -156,6 +157,34 @@ def rejections(columns: RunColumns) -> str:
         return ""  # without fills the reasons are in :func:`without_fills`
     named = f"{rejected:,} of {count_of(orders, 'order')} were rejected"
     return f"{named}, as the exchange would reject them. Most often: {counts[0][0]}."
+
+
+_SHARE_OF: Final = re.compile(r"(?:stop|target|trailing stop) (\S+) %")
+"""The reason of a protective order whose distance the strategy gave as ``Percent``."""
+_FAR, _NEAR_PERCENT = 0.5, 0.1
+
+
+def odd_levels(columns: RunColumns) -> str:
+    """Return a sentence on the last stop and target that are probably shares of the price.
+
+    ``stop=0.02`` is a price, and ``Percent(0.02)`` is .02 %; for 2 % both are mistakes.
+    """
+    views, said = columns.views, []
+    for role in (OrderRole.STOP, OrderRole.TARGET, OrderRole.TRAILING):
+        for order in views.rows("v_orders", newest=1, role=role.value):
+            share = _SHARE_OF.fullmatch(order["reason"])
+            if share and float(share[1]) < _NEAR_PERCENT:
+                said.append(f"{order['reason']} is {share[1]} in a hundred")
+            if order["reason"] != role.value.lower() or role is OrderRole.TRAILING:
+                continue
+            (bar,) = views.rows("v_bars", sequence=order["decision_sequence"])
+            price, close = order["trigger_price"] or order["limit_price"], bar["close"]
+            if abs(price - close) > _FAR * close:
+                away = percent(price / close - 1, signed=True)
+                said.append(f"{order['reason']} {price:g} is {away} from the close {close:g}")
+    if not said:
+        return ""
+    return f"Look at the exits: {'; '.join(said)}. A number is a price, and Percent(2) is 2 %."
 
 
 def below_zero(times_ms: Ints, equity: Floats) -> str:

@@ -33,6 +33,7 @@ from tracepaper.replay.report.report import Report
 from tracepaper.replay.report.states import (
     below_zero,
     lasting_states,
+    odd_levels,
     rejections,
     without_fills,
     without_value,
@@ -218,7 +219,7 @@ def _cautions(columns: RunColumns, views: RunViews) -> Iterator[str]:
         closes_ms = columns.times.closes_of(account["open_time_ms"].astype(np.int64))
         yield below_zero(closes_ms, account["equity"])
     yield from (state.sentence for state in lasting_states(columns))
-    for about in (without_fills, without_value, rejections):
+    for about in (without_fills, without_value, rejections, odd_levels):
         if sentences := about(columns):
             yield sentences
     yield from (f"Warning: {text}." for text in json.loads(views.run()["warnings"] or "[]"))

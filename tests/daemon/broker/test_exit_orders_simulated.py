@@ -399,7 +399,7 @@ def _as_of_a_long(honest: Any) -> Any:
 
 
 def _set_anew(honest: Any) -> Any:
-    return lambda *given: honest(*given[:6])
+    return lambda *given: honest(*given[:7])
 
 
 def _farthest(_honest: Any) -> Any:

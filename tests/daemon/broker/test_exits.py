@@ -19,6 +19,7 @@ from exit_cases import (
     steps_of,
 )
 from fakes import FixedForecaster
+from msgspec import structs
 from programs import ROOT
 
 import tracepaper
@@ -60,6 +61,31 @@ def test_a_start_knows_the_day_of_bars_in_whose_ranges_exits_count() -> None:
     assert machine({}, exits={"trailing": "2 atr"}).bars_before == 1_441
     of_hours = load(None, {"market": {"interval": "60"}, "exits": {"take_profit": "2 atr"}})
     assert warmup_bars({}, of_hours) == 25
+
+
+@pytest.mark.parametrize("side", [1, -1])
+@pytest.mark.parametrize(
+    ("level", "number", "fault"),
+    [
+        ("stop", -0.02, "not above zero"),
+        ("target", 0.0, "not above zero"),
+        ("stop", 9.99, "a price of less than a tenth of the close"),
+        ("target", 1_000.1, "a price of more than ten times the close"),
+        ("trailing", -20.0, "not above zero"),
+        ("trailing", 0.02, "less than a tick"),
+        ("trailing", 50.1, "a distance of more than half of the close"),
+        ("trailing", 49.9, ""),
+        ("trailing", 0.1, ""),
+    ],
+)
+def test_a_share_that_stands_for_a_price_is_refused_with_percent_written_out(
+    level: str, number: float, fault: str, side: int
+) -> None:
+    signal = structs.replace(long() if side > 0 else short(), **{level: number})
+    plan = Planner(instrument()).plan(signal, 10_000, 10_000, 0, MeanRange.of_day(MINUTE))
+    assert isinstance(plan, str) is bool(fault)
+    if isinstance(plan, str):
+        assert plan.endswith(f" is {fault}; Percent(2) is 2 % of the entry price")
 
 
 @pytest.mark.parametrize("side", [1, -1])

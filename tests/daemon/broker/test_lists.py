@@ -28,6 +28,7 @@ from tracepaper.strategies.types.market import Bar, Category, Instrument, Side
 
 COSTS = ExecutionCosts(taker_fee=5_500_000, maker_fee=2_000_000)
 CLOSE = 10_000  # 100.00
+WRITE_ONE = "write one such as 0.98 * context.close"
 
 
 class Desk:
@@ -115,6 +116,9 @@ def reasons(orders: tuple[Order, ...]) -> list[tuple[OrderStatus, str]]:
         (buy(0.0015), "quantity is no multiple of the step 0.001; to_step rounds it"),
         (buy(1, limit=99.93), "price is no multiple of the tick 0.1; to_tick rounds it"),
         (sell(1, stop=0), "trigger 0 is not a positive number"),
+        (buy(1, limit=9.9), f"limit is a price of less than a tenth of the close; {WRITE_ONE}"),
+        (sell(1, limit=1_000.1), f"limit is a price of more than ten times the close; {WRITE_ONE}"),
+        (sell(1, stop=9.9), f"trigger is a price of less than a tenth of the close; {WRITE_ONE}"),
         (buy(1, stop=100), "a buy stop must be above the market"),
         (sell(1, stop=101), "a sell stop must be below the market"),
         (sell(1, reduce_only=True), "it is reduce-only, and there is no position for it to close"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from builders import instrument
@@ -13,7 +13,7 @@ from programs import ROOT
 from rich.console import Console
 
 import tracepaper
-from tracepaper import Action, BarContext, Model, Orders, Signal, Strategy, buy
+from tracepaper import Action, BarContext, Model, Orders, Percent, Signal, Strategy, buy
 from tracepaper.daemon.broker.exit_orders import waits_after
 from tracepaper.daemon.broker.rules import NO_CASH, below_step
 from tracepaper.replay.document.terminal import show_document
@@ -105,6 +105,38 @@ def test_a_run_that_looks_idle_names_its_largest_cause(tmp_path: Path) -> None:
         show_document(console, summary_document(database, run.run_id), blank_lines=False)
         assert isinstance(console.file, io.StringIO)
         assert f"M{idle[1:]}." in console.file.getvalue().splitlines()
+
+
+class Held(Strategy):
+    """Holds with the exits of ``terms``."""
+
+    warmup = 1
+    terms: ClassVar[dict[str, Any]] = {}
+
+    def decide(self, context: BarContext) -> Signal:
+        return Signal(Action.LONG, "always", **self.terms)
+
+
+@pytest.mark.parametrize(
+    ("terms", "said"),
+    [
+        ({"stop": 40_000.0}, "stop 40000 is -63."),
+        ({"target": 300_000.0}, "target 300000 is +1"),
+        ({"stop": Percent(0.02)}, "stop 0.02 % is 0.02 in a hundred"),
+        ({"trailing": Percent(0.02)}, "trailing stop 0.02 % is 0.02 in a hundred"),
+        ({"stop": 60_000.0, "target": Percent(2), "trailing": Percent(0.1)}, ""),
+    ],
+)
+def test_exits_at_distances_that_are_probably_mistakes_are_said_once(
+    terms: dict[str, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Held, "terms", terms)
+    database = tmp_path / "run.db"
+    with tracepaper.backtest(Held, CANDLES, db=database, end="2025-05-26T08:32:00") as run:
+        assert str(run).count("Look at the exits") == bool(said)
+        assert said in str(run)
+        of_command = summary_document(database, run.run_id).parts
+        assert any("Look at the" in getattr(part, "text", "") for part in of_command) is bool(said)
 
 
 class Slopeless(Model):
