@@ -168,9 +168,7 @@ def _lacking(module_name: str) -> str:
         and not name.startswith("_")
         and getattr(value, "__module__", "") == module_name
     ]
-    if not defined:
-        return f"{module_name} defines no class; correct the name before the colon"
-    return f"{module_name} has {', '.join(defined)}; correct the name after the colon"
+    return f"{module_name} has {', '.join(defined) or 'no class'}; correct the name after the colon"
 
 
 def make_custom(

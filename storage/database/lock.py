@@ -306,21 +306,6 @@ class InstanceLock:
             os.pwrite(self._descriptor, content, 0)
             os.truncate(self._descriptor, len(content))
 
-    def keep(self) -> None:
-        """Write the file again if it was deleted or replaced, so that others find the holder."""
-        if identity(self._file) == _identity_of(self._descriptor):
-            return
-        try:
-            descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError:
-            return  # others do not see the holder, but they cannot write either
-        if _lock(descriptor):
-            os.close(self._descriptor)
-            self._descriptor = descriptor
-            self._write(self._holder)
-        else:
-            os.close(descriptor)
-
     def release(self, *, is_whole: bool = True) -> None:
         """Release the lock; safe to call twice.
 

@@ -68,8 +68,6 @@ class Writer(NamedTuple):
 
     def problem(self) -> str:
         """Return the damage to the file since the last commit, with a remedy; "" if none."""
-        if self.lock is not None:
-            self.lock.keep()
         return "" if self.file is None else self.file.problem(self.driver)
 
     def settle(self, run_id: str, steps: int) -> None:

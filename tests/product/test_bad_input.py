@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from tracepaper import Action, BarContext, Cancel, Orders, Percent, Signal, Stra
 from tracepaper.replay.run import Run
 from tracepaper.storage.chain.integrity import audit
 from tracepaper.storage.database.reader import Reader
-from tracepaper.strategies.errors import DataInvalid, StrategyFailed
+from tracepaper.strategies.errors import DataInvalid
 
 MINUTE = 60_000
 CONFIG: dict[str, Any] = {
@@ -54,25 +53,6 @@ def is_whole(path: Path) -> bool:
     """Return whether the chain of the newest run in *path* holds."""
     with Reader.open(path) as reader:
         return audit(reader.connection, reader.find("last")).passes
-
-
-@pytest.mark.parametrize(
-    ("answer", "message"),
-    [
-        (lambda _: Signal(Action.LONG, "x", stop=10**400), "gave the stop 1000"),
-        (lambda _: Signal(Action.LONG, "x", stop=Percent(10**400)), "gave the stop Percent"),
-        (lambda _: Signal(Action.LONG, "x", 10**400), "gave the strength 1000"),
-        (lambda _: Signal(Action.LONG, "x", band=Decimal("NaN")), "gave the band Decimal"),  # type: ignore[arg-type]
-        (lambda _: Signal(Action.LONG, "x", until=10**30), "gave until 1000"),
-        (lambda _: Orders((buy(Decimal("sNaN")),), "x"), "ordered OrderRequest"),
-    ],
-)
-def test_a_number_that_nothing_can_hold_is_one_sentence(
-    answer: Callable[[BarContext], object], message: str
-) -> None:
-    with pytest.raises(StrategyFailed, match=message) as raised:
-        answered(answer)
-    assert "\n" not in str(raised.value)
 
 
 def test_a_time_before_all_time_refuses_the_entry() -> None:

@@ -53,17 +53,6 @@ async def test_status_shows_health_account_and_gates(
         assert words in output
 
 
-async def test_status_says_which_host_does_not_answer(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monitor = Monitor(run=run(), clock=ManualClock(START_MS + MINUTE))
-    monitor.observe(step(bar(), decided=decision(), prediction=forecast()))
-    monitor.outage = lambda: "no answer from api.example.com for 12 s; next try in 2 s"
-    async with serving(tmp_path / "run.db", monitor) as operated:
-        assert await called("status", "--db", operated.database) == 0
-    assert "no answer from api.example.com for 12 s; next try in 2 s" in capsys.readouterr().out
-
-
 async def test_a_program_reads_whole_lines(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -167,13 +156,6 @@ async def test_a_command_without_the_token_is_refused_in_one_sentence(
             os.seteuid(0)
     assert daemon.commands == []
     assert await called("status", "--db", daemon.database) == 0  # looking needs none
-
-
-async def test_a_proxy_of_the_environment_is_not_asked(
-    daemon: OperatedDaemon, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
-    assert await called("status", "--db", daemon.database) == 0
 
 
 @pytest.mark.parametrize(

@@ -177,22 +177,6 @@ async def test_a_lost_feed_is_noticed_without_any_step(sending: Sending) -> None
     assert "feed lost: no data for 2" in sending.sent[0].body
 
 
-async def test_an_address_that_takes_too_long_holds_up_the_next_for_its_limit(
-    sending: Sending,
-) -> None:
-    addresses = ("env:HOOK_A", "env:HOOK_B")
-    section = NotifySection(addresses=addresses, timeout_s=3)
-
-    async def send(address: str, message: Message) -> str:
-        sending.hangs = address.endswith("A")
-        return await sending(address, message)
-
-    delivered = await deliver(send, section, HELLO)
-    assert [each.address for each in delivered] == [*addresses]
-    assert [each.error for each in delivered] == ["it took longer than notify.timeout_s, 3 s", ""]
-    assert len(sending.sent) == 2
-
-
 # ---------------------------------------------------------------- failures
 
 
@@ -271,22 +255,6 @@ async def test_a_send_without_end_fails_and_so_does_each_behind_it(
         "an earlier send has not ended",
         "an earlier send has not ended",
     ]
-
-
-@pytest.mark.sockets
-async def test_a_server_that_never_answers_delays_neither_step_nor_stop(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(messenger_module, "END_S", 0.2)
-    async with receivers("hangs") as servers, ScriptedServer() as server:
-        named = referred(monkeypatch, servers.address["hook", "hangs"] + "?rto=3600")
-        section = {"addresses": named, "timeout_s": 600}
-        async with daemon(server, tmp_path / "run.db", notify=section) as running:
-            await running.close_bars(12)
-            await running.until(lambda: servers.connections)
-            await running.close_bars(8)  # each decision is awaited
-        assert running.task.result() is None
-    check_record(tmp_path / "run.db", bars=20)
 
 
 HANGING = """

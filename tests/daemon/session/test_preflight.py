@@ -70,6 +70,7 @@ REFUSED = {
         f'[strategy]\nname = "{__name__}:Nobody"\n',
         r"has .*; correct the name after the colon",
     ),
+    "a module without a class": ('[strategy]\nname = "unmade:Class"\n', "has no class; correct"),
     "a class that is no strategy": ('[strategy]\nname = "decimal:Decimal"\n', "derive from"),
     "options that it refuses": (OWN + "[strategy.options]\nslow = 3\n", "it knows fast alone"),
     "a warm-up of nothing": (OWN + "[strategy.options]\nfast = 0\n", r"warmup is 0"),
@@ -90,6 +91,7 @@ def place(here: Path) -> Path:
     content = bytearray(weights.read_bytes())
     content[-5] ^= 1
     weights.write_bytes(content)
+    (here / "unmade.py").write_text("")
     (here / "words.db").write_text("these are words and no database at all\n")
     return here
 

@@ -410,22 +410,6 @@ def test_a_second_writer_is_refused_under_any_name(tmp_path: Path, way: str) -> 
     assert stored(path) == STEPS[:2]
 
 
-def test_a_lock_file_that_was_deleted_comes_back_with_the_next_step(tmp_path: Path) -> None:
-    path = tmp_path / "a.db"
-    log = log_of(path)
-    log.lock.publish("http://127.0.0.1:8787")
-    lock_file(path).unlink()
-    assert holder_of(path) is None
-    log.append_now(STEPS[0])
-    assert holder_of(path) == Holder(os.getpid(), "http://127.0.0.1:8787", "r-1", 1)
-    lock_file(path).unlink()
-    lock_file(path).write_text("another's")
-    log.append_now(STEPS[1])
-    assert holder_of(path) == Holder(os.getpid(), "http://127.0.0.1:8787", "r-1", 2)
-    log.close()
-    assert holder_of(path) is None
-
-
 def test_a_count_that_lost_power_wrote_in_part_counts_nothing(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     log = log_of(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -40,26 +39,6 @@ def test_one_probability_completes_the_others() -> None:
     assert forecast.p_down == pytest.approx((0.3, 0.0))
     both = present(parsed({"p_up": 0.6, "p_down": 0.3}, "probabilities"))
     assert both.p_flat == pytest.approx((0.1,))
-
-
-@pytest.mark.parametrize("answer", [{"p_up": 0.7, "p_down": 0.7}, {"p_up": 1.2}, {"p_up": -0.1}])
-def test_probabilities_that_cannot_be_are_refused_by_the_gate(answer: dict[str, float]) -> None:
-    forecast = present(parsed(answer, "probabilities"))
-    assert not is_finite_forecast(forecast)
-
-
-@pytest.mark.parametrize(
-    "name", ["mean_return", "stdev_return", "volatility", "confidence_entropy"]
-)
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_what_is_not_finite_is_a_value_for_the_gate(name: str, value: float) -> None:
-    forecast = present(parsed({name: value}, name))
-    assert not is_finite_forecast(forecast)
-
-
-def test_a_deviation_of_nothing_is_out_of_range() -> None:
-    forecast = present(parsed({"stdev_return": 0.0}, "stdev_return"))
-    assert not is_finite_forecast(forecast)
 
 
 @pytest.mark.parametrize(

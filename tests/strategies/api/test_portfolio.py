@@ -15,7 +15,7 @@ from tracepaper.daemon.session.build import make_strategies
 from tracepaper.daemon.session.user_class import user_portfolio
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import PortfolioMember, PortfolioStrategy
-from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
+from tracepaper.strategies.errors import StrategyFailed
 from tracepaper.strategies.types.decisions import Action, Step
 from tracepaper.strategies.types.market import Bar, CloseStart
 
@@ -165,9 +165,3 @@ def test_all_symbols_share_one_object_which_knows_them() -> None:
     assert len({id(member.portfolio) for member in members}) == 1
     assert members[0].portfolio.symbols == SYMBOLS
     assert members[0].warmup == 2
-
-
-def test_what_it_declares_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Spread, "warmup", 0)
-    with pytest.raises(ConfigInvalid, match=r"Spread\.warmup is 0"):
-        make_strategies(load(None, sections()), None)
