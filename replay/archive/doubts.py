@@ -15,9 +15,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from tracepaper.replay.archive.columns import ZONELESS, Decimals, IntArray
+from tracepaper.replay.archive.columns import ZONELESS, Decimals, IntArray, texts_of
 from tracepaper.replay.archive.names import PRICES, TIME, interval_of
-from tracepaper.replay.archive.tables import FRAME, INVERSE_HELD, FileTable
+from tracepaper.replay.archive.tables import INVERSE_HELD, FileTable
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.sessions import month_calendar
@@ -35,6 +35,8 @@ SCALE_WRONG: Final = 10.0
 """A larger median ratio of high to low is that of a volume in the place of a price."""
 MOST_WRONG: Final = 0.01
 """Above this share of wrong rows, a column is not what its name says."""
+IN_MOST: Final = 0.5
+"""From this share of impossible rows, the file is wrong and not its rows."""
 REGULAR_STEPS: Final = 20
 """So many consecutive equal steps are an interval; holes of rare trading vary."""
 JUMP_LEAST: Final = 1.45
@@ -88,7 +90,7 @@ def reject_contracts(table: FileTable, *, is_named: bool) -> None:
     A dated contract may be traded if the user named it (*is_named*). BitMEX counts in contracts:
     its turnover ÷ volume is a price all the same.
     """
-    if "homenotional" in table.columns:
+    if {"homenotional", *PRICES} <= {*table.columns}:
         raise table.refuse(
             "has the buckets of BitMEX, whose volume and turnover count contracts and whose times "
             "are those of closes",
@@ -112,12 +114,31 @@ def reject_contracts(table: FileTable, *, is_named: bool) -> None:
         )
 
 
-def with_zone(table: FileTable, name: str) -> str:
-    """Return what gives the local times of the column *name* their zone in pandas."""
+def reject_scaled(table: FileTable) -> None:
+    """Raise ``DataInvalid`` if the prices are whole numbers of 10⁻⁹, as Databento writes them."""
+    if not {"publisherid", *PRICES} <= {*table.columns}:
+        return
+    texts = [text for name in PRICES for text in texts_of(table.columns[name])]
+    if all(map(str.isdecimal, texts)):
+        prices = f"{{name: frame[name].astype(float) / 1e9 for name in {[*PRICES]}}}"
+        raise table.refuse(
+            "has the prices of Databento, which are whole numbers of a billionth",
+            change=f"frame.assign(**{prices})",
+        )
+
+
+def of_zone(table: FileTable, name: str, what: str, zone: str) -> DataInvalid:
+    """Return the refusal of local times in the column *name*: *what* they are, and their *zone*.
+
+    The lines of pandas take New York's where none is known by its name.
+    """
+    if "/" not in zone:
+        zone = "America/New_York"
+        what += f" (write your zone for {zone})"
     column = table.written.get(name, name)
     times = f"pandas.to_datetime(frame[{column!r}])"
-    zone = ".dt.tz_localize('America/New_York', ambiguous='infer')"
-    return f"frame.assign(**{{{column!r}: {times}{zone}}})"
+    zoned = f"{times}.dt.tz_localize({zone!r}, ambiguous='infer')"
+    return table.refuse(what, change=f"frame.assign(**{{{column!r}: {zoned}}})")
 
 
 # ---------------------------------------------------------------- rows
@@ -135,11 +156,18 @@ def reject_impossible(rows: Rows) -> None:
     with np.errstate(divide="ignore", invalid="ignore"):
         is_volume = bool(np.median(high / low) > SCALE_WRONG)  # an outlier is none
     wrong["low is far below high, as in most rows"] = np.full(high.size, is_volume)
-    for name, column in rows.columns.items():
-        wrong[f"{name} is negative"] = column.mantissa < 0
+    remedies = {what: (rows.table.set_names, {"close": "NAME"}) for what in wrong}
+    for name in [each for each in ("volume", "turnover") if each in rows.fields]:
+        what = f"{name} is negative"  # -1 where there is none
+        wrong[what] = rows.columns[name].mantissa < 0
+        zero = ".assign(volume=0)" * (name == "volume")
+        without = f"frame.drop(columns={rows.table.written[rows.fields[name]]!r}){zero}"
+        remedies[what] = without, {name: ""}
     for what, bad in wrong.items():
         if bad.any():
-            raise rows.table.refuse(what, row=int(bad.argmax()), close="NAME")
+            row, is_row = int(bad.argmax()), bool(bad.mean() < IN_MOST)
+            change, choice = ("", {}) if is_row else remedies[what]
+            raise rows.table.refuse(what, row=row, is_row=is_row, change=change, choice=choice)
 
 
 def in_order(rows: Rows) -> Rows:
@@ -161,11 +189,11 @@ def in_order(rows: Rows) -> Rows:
         before, now = rows.times[row - 1 : row + 1].tolist()
         night = f"{datetime.fromtimestamp(now / 1000, UTC):%w %H}" in NIGHT
         if ZONELESS in rows.table.notes and night and before - now <= HOUR_MS:
-            raise rows.table.refuse(
+            twice = (
                 f"has {iso(now)}, which comes twice, as on local clocks in the night when summer "
-                "time ends",
-                change=with_zone(rows.table, rows.fields[TIME]),
+                "time ends"
             )
+            raise of_zone(rows.table, rows.fields[TIME], twice, "")
         if before == now:
             raise DataInvalid(
                 f"{rows.table.place(row)}: contradicts {rows.table.unit} "
@@ -175,7 +203,7 @@ def in_order(rows: Rows) -> Rows:
         raise rows.table.refuse(
             f"the time goes back from {iso(before)} to {iso(now)}, so sort the rows",
             row=row,
-            change="" if rows.table.path == FRAME else f"frame.sort_values({clock!r})",
+            change=f"frame.sort_values({clock!r})",
         )
     if not again.size:
         return rows
@@ -277,11 +305,13 @@ def reject_units(rows: Rows) -> None:
     wrong = outside(rows, turnover)
     if wrong.sum() <= MOST_WRONG * wrong.size:
         return
+    volume, paid = (table.written[rows.fields[name]] for name in ("volume", "turnover"))
+    change = f"frame.assign(**{{{volume!r}: frame['NAME']}}).drop(columns={paid!r})"
     raise table.refuse(
         f"turnover ÷ volume lies outside low to high in {int(wrong.sum()):,} of {wrong.size:,} "
         "rows, so one of them counts something else (trades, contracts, coins)",
-        volume="NAME",
-        turnover="",
+        change="" if table.bare else change,
+        choice={"volume": "NAME", "turnover": ""},
     )
 
 
@@ -289,8 +319,12 @@ def reject_closes(rows: Rows, interval_ms: int) -> None:
     """Raise ``DataInvalid`` if the times are those of closes."""
     left = interval_ms - rows.times % interval_ms
     if interval_ms >= MINUTE_MS and (left <= 1_000).mean() > 1 - MOST_WRONG:
+        column = rows.table.written[rows.fields[TIME]]
+        opens = f"{rows.table.clock(rows.fields[TIME])}.dt.floor('{interval_ms}ms')"
         raise rows.table.refuse(
-            f"its times, such as {iso(int(rows.times[0]))}, are those of closes", open_time="NAME"
+            f"its times, such as {iso(int(rows.times[0]))}, are those of closes",
+            change=f"frame.assign(**{{{column!r}: {opens}}})",
+            choice={TIME: "NAME"},
         )
 
 

@@ -23,14 +23,15 @@ NAMES: Final = {
     TIME: (  # first those of numbers, which need no zone
         *("opentime", "opentimems", "start", "starttime", "unix", "timestampms", "ts", "t"),
         *("timestamp", "time", "datetime", "date", "gmttime", "timeutc", "utc", "opentimeutc"),
-        *("datetimeutc", "dateutc", "timestamputc", "windowstart", "localtime"),
+        *("datetimeutc", "dateutc", "timestamputc", "windowstart", "timeperiodstart", "tsevent"),
+        "localtime",
         *("index", "indexlevel0", "unnamed0"),  # an index without a name
     ),
-    "open": ("open", "openprice", "o"),
-    "high": ("high", "highprice", "h"),
-    "low": ("low", "lowprice", "l"),
-    "close": ("close", "closeprice", "c", "price", "last"),
-    "volume": ("volume", "vol", "basevolume", "v", "volumebase", "volumefrom"),
+    "open": ("open", "openprice", "o", "priceopen"),
+    "high": ("high", "highprice", "h", "pricehigh"),
+    "low": ("low", "lowprice", "l", "pricelow"),
+    "close": ("close", "closeprice", "c", "priceclose", "price", "last"),
+    "volume": ("volume", "vol", "basevolume", "v", "volumebase", "volumefrom", "volumetraded"),
     "turnover": (
         *("turnover", "quotevolume", "quoteassetvolume", "assetvolume", "volumequote"),
         *("quotevol", "volquote", "volccyquote", "volumeto", "sum", "amount"),
@@ -45,20 +46,30 @@ NAMES: Final = {
 """
 
 
+CLOCK: Final = re.compile(r"\d\d?:\d\d(:\d\d)?")
+"""The time of a day."""
+
+
 def plain_name(name: str) -> str:
     """Return *name* in the notation of ``NAMES``: letters and digits; ``<OPEN>`` is ``open``."""
     return re.sub(r"[\W_]+", "", name.lower())
 
 
-def bare_names(width: int) -> Sequence[str]:
-    """Return the names of so many columns without a header: of candles, else numbers."""
-    layouts = {
+def bare_names(first: Sequence[str]) -> list[str]:
+    """Return the names of columns without a header, whose *first* row this is.
+
+    They are those of candles, else numbers. MetaTrader 4 writes the clock into a column of its own,
+    and counts ticks or coins in the last.
+    """
+    layouts: dict[int, Sequence[str]] = {
         2: ("opentime", "fundingrate"),
         6: REQUIRED,  # ccxt, freqtrade
         7: FIELDS,  # Bybit
         12: (*REQUIRED, "close_time", "quote_volume", "trades", "buy", "buy_quote", "unused"),
     }  # Binance
-    return layouts.get(width, [f"column_{at}" for at in range(width)])
+    if len(first) == 7 and CLOCK.fullmatch(first[1]):
+        return ["date", "time", *PRICES, "ticks_or_coins"]
+    return [*layouts.get(len(first), [f"column_{at}" for at in range(len(first))])]
 
 
 # ---------------------------------------------------------------- files and symbols

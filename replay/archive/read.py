@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
@@ -22,9 +23,7 @@ from tracepaper.replay.archive.columns import (
     EPOCH,
     FLOAT_DIGITS,
     LONGEST,
-    UNITS,
     ZONELESS,
-    CellInvalidError,
     Column,
     Decimals,
     IntArray,
@@ -34,6 +33,7 @@ from tracepaper.replay.archive.columns import (
 )
 from tracepaper.replay.archive.doubts import Rows
 from tracepaper.replay.archive.names import (
+    CLOCK,
     FIELDS,
     KNOWN_SYMBOL,
     NAMES,
@@ -65,7 +65,9 @@ SYMBOLS_SHOWN: Final = 8
 BLANK_CELLS: Final = np.array([b"", b"nan", b"null", b"none", b"na", b"n/a", b"-"])
 """Cells that vendors write for a minute without a trade."""
 UTC_NAMES: Final = ("", "UTC", "GMT")
-SIZES: Final = ("quantity", "qty", "amount", "size", "volume")
+ZONE_NAMED: Final = re.compile(r"\d (?!(?:AM|PM|UTC|GMT)$)([A-Z][\w/]+)$")
+"""A time with the name of its zone, as Interactive Brokers writes it."""
+SIZES: Final = ("homenotional", "quantity", "qty", "amount", "size", "volume")
 """The names of a trade's size."""
 
 
@@ -88,7 +90,7 @@ def is_frame(value: object) -> bool:
             for column in value.values()
         )
     if isinstance(value, np.ndarray):
-        return value.dtype.names is not None
+        return value.dtype.names is not None or value.ndim == 2
     if isinstance(value, list):
         return bool(value) and is_row(value[0])
     return hasattr(value, "columns") and hasattr(value, "__getitem__")
@@ -133,6 +135,7 @@ def read_candles(
         table = read_table(file)
     table, symbol = of_one_symbol(table, named, given)
     doubts.reject_contracts(table, is_named=named is not None)
+    doubts.reject_scaled(table)
     fields = _fields(table, symbol, chosen)
     held = Category(category or category_of(table.path))
     candles = _candles(_rows(table, fields), symbol, held)
@@ -263,35 +266,34 @@ def _reject_missing(table: FileTable, missing: Sequence[str]) -> None:
         return
     if "price" in table.columns and {*PRICES[:3]} <= {*missing}:
         raise _trades_refusal(table)
-    if table.bare:
-        what = f"has {len(table.columns)} columns without names, which is no known layout"
-        raise table.refuse(what, row=None, **{missing[0]: "NAME"})
     if missing == ["volume"]:
         zero = 'columns={"volume": None}' if table.path == FRAME else "--columns volume="
-        raise table.refuse(f"has no volume, which {zero} takes as zero", volume="NAME")
+        raise table.refuse(
+            f"has no volume, which {zero} takes as zero",
+            change="frame.rename(columns={'NAME': 'volume'})",
+            choice={"volume": "NAME"},
+        )
+    if table.bare:
+        what = f"has {len(table.columns)} columns without names, which is no known layout"
+        raise table.refuse(what, choice={missing[0]: "NAME"})
     what = f"has no column {', '.join(missing)}"
-    raise table.refuse(what, row=None, **{missing[0]: "NAME"})
+    raise table.refuse(what, choice={missing[0]: "NAME"})
 
 
 def _trades_refusal(table: FileTable) -> DataInvalid:
     """Return the refusal of trades, with lines of pandas that make candles of them."""
-    clock = table.find({TIME: (*NAMES[TIME], "transacttime")}).get(TIME, "NAME")
+    name = table.find({TIME: (*NAMES[TIME], "transacttime")}).get(TIME)
+    clock = table.clock(name) if name else "pandas.to_datetime(frame['NAME'])"
     size = next((name for name in SIZES if name in table.columns), "NAME")
-    time, price, paid = (table.written.get(name, name) for name in (clock, "price", size))
-    first = texts_of(table.columns[clock][:1])[0] if clock in table.columns else ""
-    how = ""
-    if first.isdecimal():
-        units = ["s", "ms", "us", "ns"]
-        unit = units[int(np.searchsorted([*UNITS.values()], int(first), side="right")) - 1]
-        how = f".astype('int64'), unit={unit!r}"
+    price, paid = (table.written.get(name, name) for name in ("price", size))
     made = (
-        f"frame.index = pandas.to_datetime(frame[{time!r}]{how}); frame = "
-        f"frame[{price!r}].astype(float).resample('1min').ohlc().assign(volume="
-        f"frame[{paid!r}].astype(float).resample('1min').sum()).dropna()"
+        f"frame.index = {clock}; frame = frame[{price!r}].astype(float).resample('1min').ohlc()"
+        f".assign(volume=frame[{paid!r}].astype(float).resample('1min').sum()).dropna()"
     )
+    if table.opened != "frame":
+        made = f"frame = {table.opened}; {made}"
     if table.path != FRAME:
-        written = f"frame.to_csv({anew(table.path)!r}, index_label='time')"
-        made = f"frame = {table.opened}; {made}; {written}"
+        made += f"; frame.to_csv({anew(table.path)!r}, index_label='time')"
     return DataInvalid(f"{table.path} holds trades and no candles: make these by pandas: {made}.")
 
 
@@ -343,32 +345,25 @@ def _is_blank(column: Column) -> npt.NDArray[np.bool_]:
 
 
 def parsed_times(
-    table: FileTable, name: str, title: str, **choice: str
+    table: FileTable, name: str, title: str, choice: Mapping[str, str] = MappingProxyType({})
 ) -> tuple[IntArray, tuple[str, ...]]:
     """Return the times in ms of the column *name*, and notes on how they are read.
 
     The refusal of other times begins with *title*; it prints lines of pandas, and the *choice* of
     :meth:`FileTable.refuse`.
     """
-    try:
-        return epoch_ms(table.columns[name])
-    except CellInvalidError as error:
-        change = _pandas(table, name)
-        what = f"{title} {error.what}"
-        raise table.refuse(what, row=error.row, change=change, **choice) from None
+    return table.checked(name, title, epoch_ms, partial(_pandas, table, name), choice)
 
 
 def _times(table: FileTable, name: str) -> IntArray:
     """Return the open times in ms, of the column *name*."""
-    times, notes = parsed_times(table, name, "the open time", open_time="NAME")
+    times, notes = parsed_times(table, name, "the open time", {TIME: "NAME"})
     is_local = "local" in name
     zones = [zone for zone in table.texts("timezone") if zone.upper() not in UTC_NAMES]
     zones += ["local time"] * is_local
     if zones and (ZONELESS in notes or (is_local and table.columns[name].dtype.kind == "M")):
-        raise table.refuse(
-            f"has times without an offset, and names a zone ({zones[0]})",
-            change=doubts.with_zone(table, name),
-        )
+        what = f"has times without an offset, and names a zone, {zones[0]}"
+        raise doubts.of_zone(table, name, what, zones[0])
     table.notes.extend(notes)
     return times
 
@@ -385,7 +380,10 @@ def _pandas(table: FileTable, name: str) -> str:
         how = f"format={'%Y%m%d%H%M%S'[: len(texts[0]) - 2]!r}"
     elif texts[0].endswith(("-AM", "-PM")):  # of CryptoDataDownload
         how = "format='%Y-%m-%d %I-%p', utc=True"
-    elif EPOCH.fullmatch(texts[0]):
+    elif zone := ZONE_NAMED.search(texts[0]):
+        cells = f"{cells}.str.rsplit(n=1).str[0]).dt.tz_localize({zone[1]!r}"
+        how = "ambiguous='infer'"
+    elif EPOCH.fullmatch(texts[0]) or CLOCK.fullmatch(texts[0]):
         return ""
     elif dates := [*filter(None, [re.match(r"(\d\d?)[/.](\d\d?)[/.]\d{4}", t) for t in texts])]:
         is_first = "." in dates[0][0] or any(int(date[1]) > 12 for date in dates)
@@ -401,10 +399,7 @@ def _numbers(
 
     If these make a number larger than *limit*, all are rounded to *digits*, with a note.
     """
-    columns = [
-        table.checked(name, partial(parse, table.columns[fields[name]]), **{name: "NAME"})
-        for name in names
-    ]
+    columns = [table.checked(fields[name], name, parse, choice={name: "NAME"}) for name in names]
     places = max(column.places for column in columns)
     largest = max(float(np.abs(column.floats).max()) for column in columns)
     if any(each.is_rounded for each in columns) or largest * 10.0**places > limit:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -244,19 +243,16 @@ def read_funding(path: str | Path) -> FundingRates:
         if field not in fields:
             names = ", ".join(table.written.values())
             raise DataInvalid(f"{file} has no column {field} (it has {names}): name one so.")
-    cells = {field: table.columns[name] for field, name in fields.items()}
     times, _ = parsed_times(table, fields[TIME], "the time")
-    rates = table.checked("funding_rate", partial(parse, cells["funding_rate"]))
+    rates = table.checked(fields["funding_rate"], "funding_rate", parse)
     if np.median(np.abs(rates.mantissa)) >= PERCENT_FROM * 10**rates.places:
         raise DataInvalid(
             f"{file} has funding rates of percent, where 0.0001 is wanted for 0.01 %: divide "
             "them by 100, or give more days where they are none."
         )
     for row in np.flatnonzero(np.abs(rates.mantissa) >= 10**rates.places).tolist():
-        raise table.refuse("funding_rate is 100 % or more, so it is no rate", row=row)
-    hours = (
-        table.checked("the interval", partial(parse, cells["hours"])) if "hours" in cells else None
-    )
+        raise table.refuse("funding_rate is 100 % or more, so it is no rate", row=row, is_row=True)
+    hours = table.checked(fields["hours"], "the interval", parse) if "hours" in fields else None
     order = np.argsort(times, kind="stable")
     times, mantissa = times[order], rates.mantissa[order]
     is_again = np.append(False, np.diff(times) == 0)

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tracepaper.replay.archive.columns import (
+    EPOCH,
     UNITS,
     CellInvalidError,
     Column,
@@ -33,7 +35,8 @@ from tracepaper.strategies.extras import missing_sentence
 TEXTS: Final = (".csv", ".txt", ".tsv")
 ARROWS: Final = (".parquet", ".pq", ".feather", ".arrow", ".ipc")
 SUFFIXES: Final = (*TEXTS, *ARROWS)
-BOOKS: Final = (".xlsx", ".xls")
+BOOKS: Final = (".xlsx", ".xls", ".xlsm", ".xlsb", ".ods")
+LINES: Final = (".jsonl", ".ndjson")
 DELIMITERS: Final = (";", "\t", "|", ",")
 """Of equal counts the first: commas may be decimal."""
 CELL_WIDTH_MAX: Final = 256
@@ -124,23 +127,31 @@ class FileTable:
 
     def by_pandas(self, change: str) -> str:
         """Return two lines of pandas that read the file, *change* the frame and write it anew."""
-        if self.path == FRAME:
-            return f"frame = {change}"
         is_unnamed = self.bare and "set_axis" not in change
         named = f".set_axis({[*self.written.values()]}, axis=1)" if is_unnamed else ""
+        opened = f"frame = {self.opened}{named}; " * (self.opened + named != "frame")
+        if self.path == FRAME:
+            return f"{opened}frame = {change}"
         options = "index=False" + f", sep={self.separator!r}" * (self.separator != ",")
-        return f"frame = {self.opened}{named}; {change}.to_csv({anew(self.path)!r}, {options})"
+        return f"{opened}{change}.to_csv({anew(self.path)!r}, {options})"
 
     def refuse(
-        self, what: str, *, row: int | None = None, change: str = "", **choice: str
+        self,
+        what: str,
+        *,
+        row: int | None = None,
+        is_row: bool = False,
+        change: str = "",
+        choice: Mapping[str, str] = MappingProxyType({}),
     ) -> DataInvalid:
         """Return the one sentence about a table that is not read: *what* is wrong, and remedies.
 
-        These are *choice*, field → column (an empty one is left out), by ``--columns`` or by
-        renaming, and two lines of pandas that *change* the frame.
+        These are to correct the *row*, if *is_row* wrong and not the file, *choice*, field → column
+        (an empty one is left out), by ``--columns`` or by renaming, and lines of pandas that
+        *change* the frame.
         """
         place = f"{self.path} " if row is None else f"{self.place(row)}: "
-        remedies = [] if row is None else ["correct or remove the row"]
+        remedies = ["correct or remove the row"] if is_row else []
         if choice:
             given = [
                 f"--columns {of}={shlex.quote(name) if name else ''}" for of, name in choice.items()
@@ -150,23 +161,58 @@ class FileTable:
                 given = [f"columns={given[0]}"]
             remedies.append(f"choose columns by {' '.join(given)}")
             fields = {self.written.get(name, name): of for of, name in choice.items() if name}
-            every = ["NAME"] * len(self.written)
-            named = f"set_axis({every}, axis=1)" if self.bare else f"rename(columns={fields})"
-            change = change or f"frame.{named}"
+            named = self.set_names if self.bare else f"frame.rename(columns={fields})"
+            change = change or named
         if change:
             remedies.append(f"convert it by pandas: {self.by_pandas(change)}")
         found = "read as" if self.bare else "found"
         found = f" ({found} {', '.join(self.written.values())})" if change else ""
+        remedies = remedies or ["correct the file"]
         return DataInvalid(f"{place}{what}{found}: {', or '.join(remedies)}.")
 
-    def checked(self, name: str, read: Callable[[], Result], **choice: str) -> Result:
-        """Return what *read* returns; a ``CellInvalidError`` refuses the column *name*."""
+    @property
+    def set_names(self) -> str:
+        """What names all columns in pandas."""
+        return f"frame.set_axis({['NAME'] * len(self.written)}, axis=1)"
+
+    def clock(self, name: str) -> str:
+        """Return pandas' expression of the times in the column *name*, which are readable."""
+        first, how = texts_of(self.columns[name][:1])[0], ""
+        if EPOCH.fullmatch(first):
+            place = np.searchsorted([*UNITS.values()], float(first), side="right") - 1
+            kind = "float" if "." in first else "int64"
+            how = f".astype({kind!r}), unit={['s', 'ms', 'us', 'ns'][place]!r}"
+        return f"pandas.to_datetime(frame[{self.written[name]!r}]{how})"
+
+    def checked(
+        self,
+        name: str,
+        title: str,
+        read: Callable[[Column], Result],
+        change: Callable[[], str] | None = None,
+        choice: Mapping[str, str] = MappingProxyType({}),
+    ) -> Result:
+        """Return what *read* makes of the column *name*.
+
+        A ``CellInvalidError`` refuses the row, or the file if its last row fails as well. *change*
+        gives the lines of pandas, by default those of plain numbers.
+        """
+        column = self.columns[name]
         try:
-            return read()
+            return read(column)
         except CellInvalidError as error:
-            change = self.plain_numbers.removesuffix("frame")
-            what = f"{name} {error.what}"
-            raise self.refuse(what, row=error.row, change=change, **choice) from None
+            row, what = error.row, f"{title} {error.what}"
+        try:
+            read(column[-1:])
+            is_row = True
+        except CellInvalidError:
+            is_row = False
+        if change is None:
+            lines = self.plain_numbers.removesuffix("frame")
+        else:
+            lines = "" if is_row else change()
+        choice = {} if is_row else choice
+        raise self.refuse(what, row=row, is_row=is_row, change=lines, choice=choice)
 
     def place(self, row: int) -> str:
         """Return the place of row *row* for a message: ``prices.csv: line 17``."""
@@ -188,14 +234,18 @@ def _table(
     names: Sequence[str],
     cells: Sequence[Column | None],
     lines: IntArray,
+    *,
+    bare: bool = False,
     **more: Any,  # noqa: ANN401 - fields of the table
 ) -> FileTable:
     """Return the table of *cells*, of which those of one plain name are numbered.
 
-    A column without a name is called as pandas calls it.
+    A column without a name is called as pandas calls it, those of a *bare* table by their number.
     """
     if not lines.size:
         raise DataInvalid(f"{path} has a header and no rows: give one with rows.")
+    if bare:
+        names = bare_names([texts_of(each[:1])[0] if each is not None else "" for each in cells])
     names = [name.strip() or f"Unnamed: {at}" for at, name in enumerate(names)]
     plains = [plain_name(name) for name in names]
     twice = frozenset(name for name in plains if plains.count(name) > 1)
@@ -204,7 +254,7 @@ def _table(
         if cell is not None:
             plain = f"{name}_{at}" if name in twice else name
             columns[plain], written[plain] = cell, names[at]
-    return FileTable(path, columns, lines, written=written, twice=twice, **more)
+    return FileTable(path, columns, lines, written=written, twice=twice, bare=bare, **more)
 
 
 # ---------------------------------------------------------------- bytes
@@ -224,7 +274,7 @@ def read_table(path: Path, names: Names = NAMES) -> FileTable:
             f"{path} is a workbook of a spreadsheet: convert it by pandas: frame = "
             f"pandas.read_excel({str(path)!r}); frame.to_csv({anew(path)!r}, index=False)."
         )
-    if name.endswith(".json"):
+    if name.endswith((".json", *LINES)):
         raise _json_refusal(path, raw)
     if not name.endswith(SUFFIXES):
         raise DataInvalid(
@@ -301,37 +351,56 @@ def _read_text(path: Path, text: str, accepted: set[str]) -> FileTable:
         body, mark = "\n".join(CELL_MARK.join(r).replace("\n", " ") for _, r in rows), CELL_MARK
     names, second, *_ = [line.split(mark) for line in [*body[:TOP_CHARACTERS].split("\n"), ""]]
     height, bare = 1, not re.search("[A-Za-z]", "".join(names)) or names[0].strip()[:1].isdigit()
+    # pandas numbers columns without names, and rows in a first column whose name is empty.
+    is_numbered = names[:2] == ["", "0"]
+    is_counted = names[is_numbered:] == [*map(str, range(len(names) - is_numbered))]
     if bare:
-        names, height = [*bare_names(len(names))], 0
+        height = int(is_counted)
     elif second[0] == "Ticker" and len({*second[1:]}) == 1:
         # yfinance: a row of fields, a row of one ticker, and a row that names the time.
         names, height = ["time", *names[1:]], 3
-    cells = _cut_rows(path, body, mark, lines, len(names), height)
-    if not bare and re.search("time[ _-]?zone", "".join(tops[:top]), re.IGNORECASE):
-        names, cells = [*names, "timezone"], [*cells, np.full(lines[height:].size, b"a comment")]
-    options = f", sep={separator!r}" * (separator != ",") + f", skiprows={top}" * (top > 0)
-    opened = f"pandas.read_csv({str(path)!r}, dtype=str{options}{', header=None' * bare})"
+    options = f", sep={separator!r}" * (separator != ",")
+    opened = f"pandas.read_csv({str(path)!r}, dtype=str{options}"
+    below = f"{opened}, header=None, skiprows={top + 1}"
+    cells = _cut_rows(path, body, mark, lines, len(names), height, f"{below})")
+    zone = re.search(r"time[ _-]?zone[: ]*([\w/]*)", "\n".join(tops[:top]), re.IGNORECASE)
+    if zone and not bare:
+        zones = np.full(lines[height:].size, (zone[1] or "in a comment").encode())
+        names, cells = [*names, "timezone"], [*cells, zones]
+    if is_counted:
+        opened = below + ", index_col=0" * is_numbered
+        names, cells = names[is_numbered:], cells[is_numbered:]
+    else:
+        opened += ", header=None" * bare + f", skiprows={top}" * (top > 0)
     return _table(
         path, names, cells, lines[height:], unit="line", bare=bare, separator=separator,
-        opened=opened,
+        opened=f"{opened})",
     )  # fmt: skip
 
 
 def _cut_rows(
-    path: Path, text: str, mark: str, lines: IntArray, width: int, height: int
+    path: Path, text: str, mark: str, lines: IntArray, width: int, height: int, below: str
 ) -> list[Column | None]:
     """Cut *text* into columns at each *mark* and line end; *lines* number its rows.
 
-    The first *height* rows are left out. A column is None if a cell is too long for a number.
+    The first *height* rows are left out; *below* is pandas' expression of what is below the first.
+    A column is None if a cell is too long for a number.
     """
     raw = np.frombuffer(text.encode("utf-8", "replace") + b"\n" + bytes(CELL_WIDTH_MAX), np.uint8)
     ends = np.flatnonzero((raw == ord(mark)) | (raw == ord("\n")))
     rows = np.flatnonzero(raw[ends] == ord("\n"))
     widths = np.diff(rows, prepend=-1)[height:]
+    usual = int(np.median(widths)) if widths.size else width
+    if usual != width and height:
+        named = f"frame = {below}; frame.set_axis({['NAME'] * usual}, axis=1)"
+        raise DataInvalid(
+            f"{path} has rows of {usual} columns below {width} names: name them by pandas: {named}"
+            f".to_csv({anew(path)!r}, index=False)."
+        )
     for row in np.flatnonzero(widths != width).tolist():
         raise DataInvalid(
             f"{path}: line {lines[height + row]} has {widths[row]} columns where the first has "
-            f"{width}: correct or remove the row; if most rows are so, name as many in the header."
+            f"{width}: correct or remove the row."
         )
     starts = np.concatenate(([0], ends[:-1] + 1))
     first = rows[height - 1] + 1 if height else 0
@@ -352,28 +421,58 @@ def _cut_rows(
 
 
 def _json_refusal(path: Path, raw: bytes) -> DataInvalid:
-    """Return the refusal of JSON, with lines of pandas that write its only list of rows."""
+    """Return the refusal of JSON, with lines of pandas that write its only table."""
     if re.search(rb'"category": ?"inverse"', raw):
         return DataInvalid(f"{path} {INVERSE_HELD}.")
+    read = f"pandas.read_json({str(path)!r}, dtype=False, precise_float=True"
+    written = "index=False"
     try:
-        lists = [*_lists((), msgspec.json.decode(raw))]
+        try:
+            document = msgspec.json.decode(raw)
+        except msgspec.DecodeError:
+            document, read = msgspec.json.Decoder().decode_lines(raw), f"{read}, lines=True"
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         return DataInvalid(f"{path} is not JSON ({error}): check the file.")
-    tables = [(keys, each[0]) for keys, each in lists if isinstance(each[0], dict | list)]
-    if len(tables) != 1:
-        return DataInvalid(f"{path} is JSON with {len(tables)} lists of rows: give one as a frame.")
-    keys, row = tables[0]
-    # Names may stand beside the rows, as pandas and databases write them.
-    names = [each for _, each in lists if len(each) == len(row) and {*map(type, each)} == {str}]
-    rows = f"pandas.read_json({str(path)!r}, dtype=False, convert_dates=False"
-    inside = "".join(f"[{key!r}]" for key in keys)
-    rows = f"pandas.DataFrame({rows}, typ='series'){inside})" if keys else f"{rows})"
-    rows += f".set_axis({names[0]}, axis=1)" if names else ""
-    header = "" if names or isinstance(row, dict) else ", header=False"
+    lists = [*_lists((), document)]
+    flat = [(keys, each[0]) for keys, each in lists if _is_flat(each[0])]
+    tables = [each for each in flat if is_row(each[1])] or flat
+    if names := _names_by_row(document):
+        # Rows by their index, as pandas writes a frame, or by their column.
+        orient = "" if names[0] in document else ", orient='index'"
+        rows = f"{read}{orient})"
+        has_time = {*NAMES[TIME]}.intersection(map(plain_name, names))
+        written = written if has_time else "index_label='time'"
+    elif len(tables) == 1:
+        keys, row = tables[0]
+        # Names may stand beside the rows, as pandas and databases write them.
+        heads = [each for _, each in lists if len(each) == len(row) and {*map(type, each)} == {str}]
+        inside = "".join(f"[{key!r}]" for key in keys)
+        rows = f"pandas.DataFrame({read}, typ='series'){inside})" if keys else f"{read})"
+        rows += f".set_axis({heads[0]}, axis=1)" if heads else ""
+        written += "" if heads or isinstance(row, dict) else ", header=False"
+    else:
+        return DataInvalid(
+            f"{path} is JSON with {len(tables)} tables where one is wanted: give the rows of one "
+            "in Python as a list or a frame."
+        )
     return DataInvalid(
         f"{path} is JSON, and candles are read from tables: convert it by pandas: frame = {rows}; "
-        f"frame.to_csv({anew(path)!r}, index=False{header})."
+        f"frame.to_csv({anew(path)!r}, {written})."
     )
+
+
+def _is_flat(row: object) -> bool:
+    """Return whether *row* is one of single values."""
+    cells = [*row.values()] if isinstance(row, dict) else row
+    return isinstance(cells, list) and not any(isinstance(cell, dict | list) for cell in cells)
+
+
+def _names_by_row(document: object) -> list[str]:
+    """Return the names of columns in a dictionary of rows or columns by an index, else none."""
+    if not isinstance(document, dict) or not all(map(_is_flat, document.values())):
+        return []
+    rows = [document, *document.values()][:2]
+    return next(([*row] for row in rows if isinstance(row, dict) and is_row(row)), [])
 
 
 def _lists(keys: tuple[str, ...], value: object) -> Iterator[tuple[tuple[str, ...], list[Any]]]:
@@ -418,44 +517,53 @@ def table_of_frame(frame: Any) -> FileTable:  # noqa: ANN401 - of any library
     Columns without names are those of ``bare_names``. Of columns of two levels, as yfinance gives
     them, one names the prices; the other has one symbol.
     """
+    index: Any = getattr(frame, "index", None)
+    if getattr(index, "nlevels", 1) > 1:  # a symbol and a time
+        return replace(table_of_frame(frame.reset_index()), opened="frame.reset_index()")
+    opened = "pandas.DataFrame(frame)"
     if isinstance(frame, Sequence):
         names = [*frame[0]] if isinstance(frame[0], dict) else range(len(frame[0]))
         if any(not is_row(row) or len(row) != len(names) for row in frame):
             raise DataInvalid(f"{FRAME} has rows of different lengths: give rows alone.")
         named = {name: [row[name] for row in frame] for name in names}
     elif isinstance(frame, np.ndarray):
-        named = {name: frame[name] for name in frame.dtype.names or ()}
+        names = frame.dtype.names
+        named = {name: frame[name] for name in names} if names else dict(enumerate(frame.T))
     else:
         named = {name: frame[name] for name in getattr(frame, "columns", frame)}
+        if not isinstance(frame, Mapping):
+            opened = "frame.to_pandas()" if hasattr(frame, "to_pandas") else "frame"
     if named and all(isinstance(name, tuple) for name in named):
-        named = _of_one_level(named)
-    if bare := [*named] == [*range(len(named))]:
-        named = dict(zip(bare_names(len(named)), named.values(), strict=True))
-    index: Any = getattr(frame, "index", None)
+        level, named = _of_one_level(named)
+        opened += f".droplevel({1 - level}, axis=1)"
+    bare = [*named] == [*range(len(named))]
     kind = getattr(getattr(index, "dtype", None), "kind", "")
     is_counter = kind == "i" and not (index[:1] >= UNITS["seconds"]).any()
-    if kind == "M":
-        named = {"time": index, **named}
-    elif kind and not is_counter and not {plain_name(str(name)) for name in named} & {*NAMES[TIME]}:
-        named = {index.name or "index": index, **named}
-    return replace(_columns(FRAME, named), bare=bare)
+    has_time = {plain_name(str(name)) for name in named} & {*NAMES[TIME]}
+    if kind == "M" or (kind and not is_counter and not has_time):
+        name = "time" if kind == "M" else index.name or "index"
+        named, opened = {name: index, **named}, f"{opened}.reset_index(names={name!r})"
+    return replace(_columns(FRAME, named, bare=bare), opened=opened)
 
 
-def _of_one_level(named: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Return columns of two levels by the one that names prices; the other has one symbol."""
+def _of_one_level(named: Mapping[Any, Any]) -> tuple[int, dict[Any, Any]]:
+    """Return columns of two levels by the one that names prices, and which; the other is a symbol.
+
+    The symbol is empty where the times were an index.
+    """
     levels = [*zip(*named, strict=True)]
     level = int({*map(plain_name, map(str, levels[0]))}.isdisjoint(PRICES))
-    others = {name[1 - level] for name in named}
+    others = {name[1 - level] for name in named} - {""}
     if len(others) == 1 and len(levels) == 2:
-        return {name[level]: cells for name, cells in named.items()}
+        return level, {name[level]: cells for name, cells in named.items()}
     raise DataInvalid(
         f"{FRAME} has columns of several symbols: give one symbol's, such as "
         f"frame.xs({next(iter(others))!r}, axis=1, level={1 - level})."
     )
 
 
-def _columns(path: Path, named: Mapping[Any, Any]) -> FileTable:
-    """Return columns of any library, by name, as a table."""
+def _columns(path: Path, named: Mapping[Any, Any], *, bare: bool = False) -> FileTable:
+    """Return columns of any library, by name unless they are *bare*, as a table."""
     cells = [column_of(values) for values in named.values()]
     shapes = {cell.shape for cell in cells}
     if len(shapes) != 1 or len(shape := shapes.pop()) != 1:
@@ -464,4 +572,5 @@ def _columns(path: Path, named: Mapping[Any, Any]) -> FileTable:
         )
     if not shape[0]:
         raise DataInvalid(f"{path} is empty: give one with candles.")
-    return _table(path, [str(name) for name in named], cells, 1 + np.arange(shape[0]))
+    names = [str(name) for name in named]
+    return _table(path, names, cells, 1 + np.arange(shape[0]), bare=bare)

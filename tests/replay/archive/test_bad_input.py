@@ -59,6 +59,8 @@ def test_a_bad_cell_is_named_by_file_and_line(tmp_path: Path, bad: str) -> None:
     sentence = refusal(path)
     assert sentence.startswith(f"{path}: line 4")
     assert BAD_ROWS[bad] in sentence
+    assert "correct or remove the row" in sentence
+    assert "--columns" not in sentence
 
 
 def repeated(rest: str, header: str = HEADER) -> list[str]:
@@ -91,8 +93,8 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     ),
     "a column of other words": (repeated("10,12,9,x,1"), "--columns close=NAME"),
     "a cell that is too wide": ([f"{HEADER},symbol", *(f"{good},7" for good in GOOD[:5]), "1"], ""),
-    "wide rows": ([HEADER, *(f"{good},7" for good in GOOD)], "name as many in the header"),
-    "wide quoted rows": ([HEADER, *(f'{good},"7"' for good in GOOD)], "name as many"),
+    "wide rows": ([HEADER, *(f"{good},7" for good in GOOD)], "rows of 7 columns below 6 names"),
+    "wide quoted rows": ([HEADER, *(f'{good},"7"' for good in GOOD)], "rows of 7 columns"),
     "nothing": ([""], "is empty"),
     "a header alone": ([HEADER], "no rows"),
     "a comment alone": (["# nothing"], "is empty"),
@@ -106,7 +108,9 @@ REFUSED: dict[str, tuple[list[str], str]] = {
 @pytest.mark.parametrize("what", REFUSED)
 def test_what_cannot_be_candles_is_refused(tmp_path: Path, what: str) -> None:
     lines, words = REFUSED[what]
-    assert any(word in refusal(file(tmp_path, lines)) for word in words.split("|"))
+    sentence = refusal(file(tmp_path, lines))
+    assert any(word in sentence for word in words.split("|"))
+    assert "--columns" not in sentence or "correct or remove the row" not in sentence
 
 
 def test_equal_repetitions_are_dropped_and_said(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
+from remedies import followed
 
 from tracepaper.replay.archive import Candles, read_candles, read_funding
 from tracepaper.replay.archive.read import NamedFrame
@@ -67,6 +68,8 @@ class Case:
     note: str = ""
     holds: dict[str, object] = field(default_factory=dict)
     """What else the candles have: attributes, or the first value of a column."""
+    lead: dict[str, str] | None = None
+    """The columns that the printed lines ask for, with which they lead to the candles."""
 
 
 def steps(*lengths: int) -> list[int]:
@@ -78,13 +81,16 @@ CASES = {
     "names against prices": Case(
         text([[row[0], row[3], row[1], row[2], row[4]] for row in CANDLES]),
         "high is below low.*--columns close=NAME",
+        lead={"order": "open_time open close high low volume"},
     ),
     "KuCoin without names": Case(
         text([[row[0], row[3], row[1], row[2], row[4]] for row in CANDLES], ""),
         r"set_axis\(\['NAME', 'NAME', 'NAME', 'NAME', 'NAME', 'NAME'\]",
+        lead={"order": "open_time open close high low volume"},
     ),
     "a volume among the prices": Case(
-        text([[row[0], row[1], row[4], row[3], row[2]] for row in CANDLES]), "low is far below"
+        text([[row[0], row[1], row[4], row[3], row[2]] for row in CANDLES]), "low is far below",
+        lead={"order": "open_time open high volume close low"},
     ),
     "trades of Binance": Case(
         "\n".join(f"{at},10,0.5,5,{START},True,True" for at in range(9)), "time is 0.*set_axis"
@@ -95,16 +101,52 @@ CASES = {
     ),
     "trades with names": Case("id,price,quantity,time\n1,10,2,1704067200000", "trades and no"),
     "Kraken's count": Case(
-        wider(lambda at: 7 + at, header=""), "counts something else.*set_axis"
+        wider(lambda at: 7 + at, header=""), "counts something else.*set_axis",
+        lead={"order": "open_time open high low close volume trades"},
+    ),
+    "trades of Bybit": Case(
+        "timestamp,symbol,side,size,price,homeNotional\n"
+        + "".join(f"{START / 1000 + at},BTCUSDT,Buy,2.5,100,2.5\n" for at in (1.5, 61.5, 122)),
+        "trades and no",
+        lead={},
+    ),
+    "a header of numbers, as pandas writes it": Case(
+        text(header="0,1,2,3,4,5").replace("\n", "\n7,")[:-2].replace("0,1,", ",0,1,", 1)
+    ),
+    "an order behind a header of numbers": Case(
+        text([[row[0], row[3], row[1], row[2], row[4]] for row in CANDLES], "0,1,2,3,4,5"),
+        "high is below low.*set_axis",
+        lead={"order": "open_time open close high low volume"},
+    ),
+    "rows of more columns than names": Case(
+        text(header="open,high,low,close,volume"),
+        "rows of 6 columns below 5 names",
+        lead={"order": "open_time open high low close volume"},
     ),
     # ---- units of volume and turnover
+    "no volume of Interactive Brokers": Case(
+        text([[*row[:4], -1] for row in CANDLES]),
+        "line 2: volume is negative.*--columns volume=,",
+        holds={"volume": 0},
+        lead={},
+    ),
+    "prices of Databento": Case(
+        text(
+            [[1, *(int(price * 10**9) for price in row[:4]), 25] for row in CANDLES],
+            "ts_event,publisher_id,open,high,low,close,volume",
+        ),
+        "whole numbers of a billionth",
+        lead={},
+    ),
     "a turnover": Case(wider(paid, header="turnover"), holds={"turnover": 25_125}),
     "a count named turnover": Case(
-        wider(lambda at: 7 + at, header="turnover"), "30 of 30 rows.*--columns turnover="
+        wider(lambda at: 7 + at, header="turnover"), "30 of 30 rows.*--columns turnover=",
+        lead={"volume": "volume"},
     ),
     "turnover and volume exchanged": Case(
         text([[*row[:4], paid(at), 2.5] for at, row in enumerate(CANDLES)], f"{HEADER},turnover"),
         "30 of 30 rows.*--columns volume=NAME --columns turnover=,",
+        lead={"volume": "turnover"},
     ),
     "contracts beside coins": Case(
         text(
@@ -112,6 +154,7 @@ CASES = {
             "open_time,open,high,low,close,vol,volCcy,volCcyQuote",
         ),
         "counts something else.*--columns volume=NAME",
+        lead={"volume": "volCcy"},
     ),
     "coins chosen": Case(
         text(
@@ -189,29 +232,38 @@ CASES = {
         name="BTCUSD.json",
     ),
     # ---- times
-    "closes, a millisecond before": Case(text(off=MINUTE - 1), "are those of closes"),
-    "closes, a second before": Case(text(off=MINUTE - 1_000), "are those of closes"),
+    "closes, a millisecond before": Case(text(off=MINUTE - 1), "are those of closes", lead={}),
+    "closes, a second before": Case(text(off=MINUTE - 1_000), "are those of closes", lead={}),
     "an index that counts": Case(
         ",Datum,open,high,low,close,volume\n" + "0,2024-01-01,1,1,1,1,1\n" * 3,
         "the open time is 0.*Datum.*--columns open_time=NAME",
     ),
     "two columns that differ in case": Case(
-        text([[*row, 1] for row in CANDLES], f"{HEADER.upper()},Volume"), "two columns volume"
+        text([[*row, 1] for row in CANDLES], f"{HEADER.upper()},Volume"), "two columns volume",
+        lead={"again": "Volume"},
     ),
     "an hour that comes twice": Case(
-        local(["00", "01", "01", "02", "03"]), "comes twice, as on local clocks"
+        local(["00", "01", "01", "02", "03"]), "comes twice, as on local clocks",
+        lead={},
     ),
     "a zone beside the rows": Case(
-        "# Timezone: America/New_York\n" + local(["00", "01"]), "America/New_York"
+        "# Timezone: Europe/Berlin\n" + dated([f"2024-01-01 01:{at:02}" for at in range(10, 19)]),
+        "a zone, Europe/Berlin.*tz_localize..Europe/Berlin",
+        holds={"open_time_ms": START + 10 * MINUTE},
+        lead={},
     ),
     "a zone in a column": Case(
-        "\n".join(line + ",America/New_York" for line in local(["00", "01"]).split("\n")[1:-1])
-        .join([f"{HEADER},timezone\n", "\n"]),
-        "America/New_York",
+        "\n".join(
+            f"2024-01-01 01:{at:02},100,103,98,101,2.5,Europe/Berlin" for at in range(9)
+        ).join([f"{HEADER},timezone\n", "\n"]),
+        "a zone, Europe/Berlin.*tz_localize..Europe/Berlin",
+        holds={"open_time_ms": START},
+        lead={},
     ),
     "local time": Case(
         dated(["2025-02-01 00:00", "2025-02-01 00:01"], HEADER.replace("open_time", "Local time")),
         "local time",
+        lead={},
     ),
     "local dates beside seconds": Case(
         text(
@@ -220,15 +272,33 @@ CASES = {
         ),
     ),
     "digits of a date and a clock": Case(
-        dated([f"2024010100{at:02}" for at in range(30)]), "digits alone.*format='%Y%m%d%H%M'"
+        dated([f"2024010100{at:02}" for at in range(30)]), "digits alone.*format='%Y%m%d%H%M'",
+        lead={},
     ),
     "a day or a month": Case(
-        dated([f"02/01/2024 05:{at:02}" for at in range(9)]), "dayfirst=DAYFIRST"
+        dated([f"02/01/2024 05:{at:02}" for at in range(9)]), "dayfirst=DAYFIRST",
+        lead={},
     ),
-    "days of a spreadsheet": Case(dated(range(45_292, 45_300)), "unit='D', origin='1899-12-30'"),
+    "days of a spreadsheet": Case(
+        dated(range(45_292, 45_300)),
+        "unit='D', origin='1899-12-30'",
+        holds={"open_time_ms": START},
+        lead={},
+    ),
     "a date and a clock joined by a plus": Case(dated(["2025-01-01+01:00"] * 2), "open_time=NAME"),
     "a month in words": Case(dated(["01-Jan-2024"] * 2), "to_datetime"),
-    "a clock alone": Case(dated(["05:00:00", "05:01:00"]), "open_time=NAME"),
+    "a clock alone": Case(dated(["05:00:00", "05:01:00"]), "rename.*'NAME': 'open_time'"),
+    "a date and a clock of MetaTrader 4, and ticks": Case(
+        "\n".join(f"2024.01.01,00:{at:02},100,103,98,101,25" for at in range(9)),
+        "has no volume.*ticks_or_coins",
+        lead={"volume": "ticks_or_coins"},
+    ),
+    "a zone behind the clock": Case(
+        dated([f"20231231 19:00:{at:02} US/Eastern" for at in range(9)]),
+        "tz_localize",
+        holds={"open_time_ms": START},
+        lead={},
+    ),
     "rows above a header": Case(text(CANDLES[:2], "") + text(), "line 3: the open time"),
     # ---- the interval
     "a name that the steps contradict": Case(text(step=HOUR), "rename it", name="BTCUSDT_1m.csv"),
@@ -310,6 +380,7 @@ CASES = {
     "two columns of symbols": Case(
         wider("BTCUSDT", lambda at: ["BTCUSDT", "ETHUSDT"][at % 2], header="ticker,ticker"),
         "two columns ticker",
+        lead={"again": "ticker.1"},
     ),
     "a name against its content": Case(
         wider("ETHUSDT", header="symbol"), "holds BTCUSDT, ETHUSDT: choose one"
@@ -318,12 +389,23 @@ CASES = {
 }  # fmt: skip
 
 
-def read(case: Case, folder: Path) -> Candles:
-    symbol, equals, name = case.name.rpartition("=")
-    path = folder / name
+def written(case: Case, folder: Path) -> Path:
+    path = folder / case.name.rpartition("=")[2]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(case.content, encoding="utf-8")
-    return read_candles(f"{symbol}{equals}{path}", columns=case.columns)
+    return path
+
+
+def read(case: Case, folder: Path) -> Candles:
+    symbol, equals, _ = case.name.rpartition("=")
+    return read_candles(f"{symbol}{equals}{written(case, folder)}", columns=case.columns)
+
+
+def check(candles: Candles, case: Case) -> None:
+    holds = {"open": 10**candles.price_decimals * 100, "volume": 25} | case.holds
+    for attribute, value in holds.items():
+        held = getattr(candles, attribute)
+        assert (held if isinstance(held, (int, str)) else int(held[0])) == value
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -335,11 +417,16 @@ def test_a_file_is_read_rightly_or_rejected(name: str, tmp_path: Path) -> None:
         assert str(caught.value).endswith(".")
         return
     candles = read(case, tmp_path)
-    holds = {"open": 10**candles.price_decimals * 100, "volume": 25} | case.holds
-    for attribute, value in holds.items():
-        held = getattr(candles, attribute)
-        assert (held if isinstance(held, (int, str)) else int(held[0])) == value
+    check(candles, case)
     assert case.note in " ".join(candles.notes)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.lead is not None])
+def test_the_printed_lines_lead_to_the_candles(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    lead = {**(case.lead or {})}
+    order = lead.pop("order", "").split()
+    check(followed(written(case, tmp_path), lead, order), case)
 
 
 def test_numbers_of_a_random_walk_in_a_frame_are_rounded_with_a_note() -> None:

@@ -81,7 +81,9 @@ NUMBERS: dict[str, Callable[[str], str]] = {
     "comma": lambda cell: f"{Decimal(cell):f}".replace(".", ","),
     "thousands": lambda cell: f"{Decimal(cell):,.3f}",
 }
-PACKINGS = ("csv", "csv.gz", "zip", "lists", "objects", "wrapped", "split", "parquet", "feather")
+TEXTS = ("csv", "csv.gz", "zip")
+JSON = ("lists", "objects", "wrapped", "split", "lines", "columns", "rows", "whole columns")
+PACKINGS = (*TEXTS, *JSON, "parquet", "feather")
 
 
 def packed(kind: str, names: Row, rows: Sequence[Row], separator: str, bare: bool) -> bytes:
@@ -107,7 +109,12 @@ def packed(kind: str, names: Row, rows: Sequence[Row], separator: str, bare: boo
         "objects": objects,
         "wrapped": {"code": 0, "result": {"category": "linear", "list": objects}},
         "split": {"columns": names, "data": rows},
+        "columns": {name: dict(enumerate(cells)) for name, cells in table.items()},
+        "rows": dict(enumerate(objects)),
+        "whole columns": table,
     }
+    if kind == "lines":
+        return "\n".join(map(json.dumps, objects)).encode()
     return json.dumps(documents[kind]).encode() if kind in documents else buffer.getvalue() or plain
 
 
@@ -116,13 +123,13 @@ def test_candles_in_any_style_are_read_to_the_same_integers(seed: int, tmp_path:
     """Or refused, with lines of pandas that convert them to these integers."""
     draw = random.Random(seed)
     kind, moment = draw.choice(PACKINGS), CLOCKS[draw.choice([*CLOCKS])]
-    separator = draw.choice([",", ";", "\t", "|"]) if kind in {"csv", "csv.gz", "zip"} else ","
+    separator = draw.choice([",", ";", "\t", "|"]) if kind in TEXTS else ","
     styles = ["point", "exponent", "thousands"] if separator == "," else [*NUMBERS][:3]
     number = NUMBERS[draw.choice(styles)]
     rows = [[moment(int(row[0])), *map(number, row[1:])] for row in real_rows()]
     names = [draw.choice(NAMES[field][:5]) for field in (TIME, *FIELDS)]
     names = [draw.choice([name, name.upper(), name.title()]) for name in names]
-    bare = kind == "lists" or (kind in {"csv", "csv.gz", "zip"} and draw.random() < 0.4)
+    bare = kind == "lists" or (kind in TEXTS and draw.random() < 0.4)
     if not bare:
         order = draw.sample(range(6), 6)
         names, *rows = [[row[at] for at in order] for row in (names, *rows)]
@@ -135,6 +142,15 @@ def test_candles_in_any_style_are_read_to_the_same_integers(seed: int, tmp_path:
     assert (candles.instrument, candles.interval_ms) == ("linear:BTCUSDT", 60_000)
     assert (candles.price_decimals, candles.volume_decimals) == (1, 3)
     assert exact(candles) == WANTED
+
+
+def test_numbers_of_json_keep_their_digits(tmp_path: Path) -> None:
+    """As pandas reads JSON, 6.91422772 is the next double below it."""
+    path = tmp_path / "BTCUSDT_1m.json"
+    path.write_text(
+        json.dumps([[int(row[0]), *[435.47072] * 4, 6.91422772] for row in real_rows()])
+    )
+    assert exact(followed(path))[0][1:] == [*[Decimal("435.47072")] * 4, Decimal("6.91422772")]
 
 
 def test_the_printed_lines_name_an_index_without_a_name_as_pandas_does(tmp_path: Path) -> None:
@@ -169,6 +185,7 @@ def frames() -> dict[str, Any]:
         "records of numpy": pd.DataFrame(rows, columns=names).to_records(index=False),
         "yfinance": pd.concat(two, axis=1).swaplevel(axis=1),
         "yfinance, by ticker": pd.concat(two, axis=1),
+        "yfinance, without its index": pd.concat(two, axis=1).swaplevel(axis=1).reset_index(),
         "polars": pl.DataFrame(rows, schema=names, orient="row"),
     }
 
@@ -177,6 +194,42 @@ def frames() -> dict[str, Any]:
 def test_data_in_memory_are_the_same_candles(name: str) -> None:
     (given,) = inputs_of({"BTCUSDT": frames()[name]}, "data")
     assert exact(read_candles(given)) == WANTED
+
+
+def unread() -> dict[str, Any]:
+    """Return frames that are not read as they are."""
+    rows = [[clock("%d.%m.%Y %H:%M")(int(ms)), *map(float, cells)] for ms, *cells in real_rows()]
+    texts = pd.DataFrame(rows, columns=["time", *FIELDS])
+    plain = frames()["polars"].to_pandas()
+    negative = pl.DataFrame(plain.assign(turnover=-1))
+    return {
+        "texts": texts,
+        "texts in an index": texts.set_index("time"),
+        "texts in an index of another name": texts.set_index("time").rename_axis("Zeit"),
+        "texts without names": texts.set_axis(range(6), axis=1),
+        "a dictionary": texts.to_dict("list"),
+        "records": texts.to_dict("records"),
+        "polars": negative,
+        "another order": plain.sample(frac=1, random_state=1),
+        "an index in another order": frames()["yfinance"].sample(frac=1, random_state=1),
+    }
+
+
+@pytest.mark.parametrize("name", unread())
+def test_the_printed_lines_make_a_frame_that_is_read(name: str) -> None:
+    given = unread()[name]
+    with pytest.raises(DataInvalid):
+        read_candles(NamedFrame("BTCUSDT", given))
+    assert exact(followed(given, {TIME: "Zeit"})) == WANTED
+
+
+def test_rows_of_a_symbol_and_a_time_are_read() -> None:
+    frame = frames()["yfinance, by ticker"]["BTC-USD"].assign(symbol="BTC/USD")
+    for names in (["symbol", None], [None, "symbol"]):
+        levels = {name: frame["symbol"] if name else frame.index for name in names}
+        index = pd.MultiIndex.from_arrays([*levels.values()], names=[n or "time" for n in names])
+        rows = frame[[*FIELDS]].set_axis(index)
+        assert exact(read_candles(NamedFrame(None, rows))) == WANTED
 
 
 def test_two_symbols_side_by_side_are_chosen_from_as_the_refusal_says() -> None:
