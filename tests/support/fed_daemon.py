@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-from account_laws import check_account
 from builders import START_MS, instrument
 
 from tracepaper.daemon.config.loading import Config
@@ -98,11 +97,3 @@ class Process:
         self.live(given)
         self.stop()
         return self
-
-
-class CheckedProcess(Process):
-    """A process whose engine is asked at every step whether its sums hold."""
-
-    def feed(self, event: Event) -> None:
-        super().feed(event)
-        check_account(self.opened.engine.broker.account)

@@ -156,13 +156,6 @@ def _holed() -> list[Candles]:
     return [first, second[np.delete(np.arange(SHORT), [70, 71])]]
 
 
-def _choosing() -> list[Candles]:
-    """Return three symbols, of which another one is traded most from the middle on."""
-    candles = _walk(SHORT, *THREE)()
-    volume = candles[0].volume * np.where(np.arange(SHORT) < 40, 1, 9)
-    return [replace(candles[0], volume=volume), *candles[1:]]
-
-
 def _funded() -> dict[str, Any]:
     times = _walk()()[0].open_time_ms[8:40:8]
     rates = np.array([1_000_000, -2_000_000, 500_000, 300_000])

@@ -271,7 +271,7 @@ class Twice:
         self.marked: set[str] = set()
         self.items = {item.id: item for item in items()}
         self.at_limit = 0  # changes of tiers that put a position at exactly the limit of one
-        self.liquidations = self.ruins = self.reductions = 0
+        self.liquidations = self.reductions = 0
 
     def note(self, orders: tuple[Order, ...]) -> None:
         for order in orders:
@@ -318,7 +318,6 @@ class Twice:
         assert any(fill.signed * held < 0 for fill in closing)
         mark, self.reference.marks[key] = self.reference.marks[key], Fraction(price, 100)
         assert self.reference.balance() < abs(self.reference.value(key, held)) / 500, "and it could"
-        self.ruins += 1
         done = self.held_to(self.reference.liquidate(is_ruin=True), filled, done)
         self.reference.marks[key] = mark
         return done

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from tracepaper.daemon.broker.account import PaperAccount
 from tracepaper.daemon.broker.execution import ExecutionCosts
-from tracepaper.daemon.broker.exit_orders import cancel_protection, place_protection
+from tracepaper.daemon.broker.exit_orders import place_protection
 from tracepaper.daemon.broker.line import RESTING_MOST, Line
 from tracepaper.daemon.broker.orders import OrderContext, matters_from
 from tracepaper.daemon.broker.settings import BrokerSettings, Latency
@@ -74,10 +74,6 @@ class Desk:
 
     def arm(self, role: OrderRole, **given: Any) -> Any:
         place_protection(self.line, role, START_MS, "why", **given)
-        return self.account.ledger.take().orders
-
-    def disarm(self, reason: str, *roles: Any) -> Any:
-        cancel_protection(self.line, reason, *roles)
         return self.account.ledger.take().orders
 
     def quote(self, bid: int, ask: int, *, size: int = 10_000, after_ms: int = 100) -> Any:

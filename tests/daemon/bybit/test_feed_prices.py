@@ -19,7 +19,7 @@ from tracepaper.strategies.api.context import BarContext, Percent, Signal
 from tracepaper.strategies.api.strategy import CORE_GATES, Strategy
 from tracepaper.strategies.types.decisions import Action, Fill, FillModel
 from tracepaper.strategies.types.market import Bar, Event, Mark, Quote, Source
-from tracepaper.strategies.units import DAY_MS, HOUR_MS
+from tracepaper.strategies.units import DAY_MS
 
 DAYS = 20
 TODAY_MS = 19_676 * DAY_MS
@@ -198,9 +198,6 @@ async def test_a_false_price_that_goes_elsewhere_is_an_event_at_once() -> None:
             await stream.send(tenths, mark(price))
         assert prices(run) == [(Mark, 0), (Mark, 2)]
         assert fills == []
-
-
-EIGHT_MS = TODAY_MS + 8 * HOUR_MS
 
 
 @pytest.mark.parametrize("together", [True, False])

@@ -27,10 +27,8 @@ from tracepaper.daemon.feed import warming
 from tracepaper.daemon.http.client import ask
 from tracepaper.daemon.session.run_row import in_stages
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
-from tracepaper.strategies.api.context import BarContext, Signal
-from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.other_symbol import RunOtherBars
-from tracepaper.strategies.types.decisions import Action, FillModel, Step
+from tracepaper.strategies.types.decisions import FillModel, Step
 from tracepaper.strategies.types.market import Bar, Gap, ModelChange
 
 NAMES = ["AAAUSDT", "BBBUSDT", "CCCUSDT", "DDDUSDT"]
@@ -227,16 +225,3 @@ def test_a_model_that_reads_another_symbol_waits_for_the_bars_of_all() -> None:
     engine = engine_of(config, [instrument(name) for name in SIXTY], execution=FillModel.QUOTE)
     assert in_stages(engine, FixedForecaster(lambda _bars: None))
     assert not in_stages(engine, Reads(lambda _bars: None))
-
-
-class Idle(Strategy):
-    """Looks back on 150 bars and never trades."""
-
-    warmup = 150
-
-    def __init__(self, options: dict[str, object]) -> None:
-        self._options = options
-
-    def decide(self, context: BarContext) -> Signal:
-        del context
-        return Signal(Action.FLAT, "as ever")

@@ -26,7 +26,6 @@ WHOLE_RUN = re.compile(
     r"\(run_key=\?(?: AND sequence>\?)?\)"
 )
 """A walk over all of a run, which only the rows in their order may take: LIMIT ends it."""
-SORTED = "USE TEMP B-TREE FOR ORDER BY"
 COSTLY = re.compile(r"SCAN|TEMP B-TREE|MATERIALIZE|CO-ROUTINE|AUTOMATIC")
 
 
