@@ -20,9 +20,8 @@ from typing import Final
 from msgspec import Struct
 
 from tracepaper.daemon.config.loading import Config
-from tracepaper.daemon.http.access import tokens_of
 from tracepaper.daemon.version import version
-from tracepaper.strategies.errors import ConfigInvalid, FeedLost, TracepaperError
+from tracepaper.strategies.errors import FeedLost, TracepaperError
 
 DISK_LOW_BYTES: Final = 100 * 1024**2
 DISK_SCARCE_BYTES: Final = 1024**3
@@ -70,17 +69,11 @@ def diagnose(config: Config, database: Path) -> Iterator[Diagnosis]:
             ("attention", lambda: _attention(config)),
             ("checkpoint", lambda: _checkpoint(config)),
         ]
-    if config.http.tokens or config.http.page:
-        checks.append(("tokens", lambda: _tokens(config)))
-    if config.notify.addresses:
-        checks.append(("notify", lambda: _notify(config)))
     for name, check in checks:
         try:
             yield Diagnosis(name, *check())
         except TracepaperError as error:
-            # The service may have credentials that this shell lacks.
-            may_pass = name in {"tokens", "notify"} and isinstance(error, ConfigInvalid)
-            yield Diagnosis(name, Verdict.WARN if may_pass else Verdict.FAIL, str(error))
+            yield Diagnosis(name, Verdict.FAIL, str(error))
 
 
 def _python() -> Finding:
@@ -115,18 +108,6 @@ def _configuration(config: Config) -> Finding:
         f"{config.strategy.name} on {', '.join(market.symbols)} ({market.category}, interval "
         f"{market.interval}), hash {config.sha256()[:12]}"
     )
-
-
-def _tokens(config: Config) -> Finding:
-    return Verdict.OK, f"of {', '.join(sorted(tokens_of(config.http)))}"
-
-
-def _notify(config: Config) -> Finding:
-    from tracepaper.daemon.session.messenger import services_of
-
-    services_of(config.notify)
-    addresses = ", ".join(config.notify.addresses)
-    return Verdict.OK, f"{addresses}; `tracepaper notify test` sends one message"
 
 
 def _database(database: Path) -> Finding:

@@ -35,25 +35,6 @@ def findings(cli: Cli, *arguments: str | Path) -> dict[str, tuple[str, str]]:
     return {row["check"]: (row["verdict"], row["detail"]) for row in rows}
 
 
-def test_a_secret_that_a_shell_cannot_read_is_a_warning(
-    tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    text = '[notify]\naddresses = ["env:NOTIFY_A"]\n[http]\ntokens = {anna = "env:ANNA"}\n'
-    config = configured(tmp_path, text)
-    db = tmp_path / "run.db"
-    verdict, detail = findings(cli, "-c", config, "--db", db)["tokens"]
-    assert verdict == "warn"
-    assert detail.startswith("[http] tokens, anna: env:ANNA names an environment variable")
-    monkeypatch.setenv("ANNA", "a" * 32)
-    verdict, detail = findings(cli, "-c", config, "--db", db)["notify"]
-    assert verdict == "warn"
-    assert cli("config", "check", "-c", config).code == 2
-    assert detail.startswith("[notify] addresses: env:NOTIFY_A names an environment variable")
-    monkeypatch.setenv("NOTIFY_A", "json://127.0.0.1/hunter2")
-    finding = findings(cli, "-c", config, "--db", db)["notify"]
-    assert finding == ("ok", "env:NOTIFY_A; `tracepaper notify test` sends one message")
-
-
 def configured(folder: Path, text: str) -> Path:
     path = folder / "paper.toml"
     path.write_text(text)
