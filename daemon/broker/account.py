@@ -199,10 +199,6 @@ class PaperAccount:
 
     # ------------------------------------------------------------ a step
 
-    def match_mark(self, instrument: str, mark: int, at_ms: int) -> None:
-        """Liquidate the position in *instrument*, or the account, if *mark* requires it."""
-        self.policy.match_mark(self.lines[instrument], mark, at_ms)
-
     def report(
         self, instrument: str | None
     ) -> tuple[Position | None, Account, tuple[LedgerEntry, ...]]:

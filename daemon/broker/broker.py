@@ -276,7 +276,7 @@ class Broker:
     def _liquidate(self, instrument: str, mark: int, at_ms: int) -> None:
         """Liquidate the positions of all accounts whose liquidation price *mark* has reached."""
         for account in self._accounts:
-            account.match_mark(instrument, mark, at_ms)
+            account.policy.match_mark(account.lines[instrument], mark, at_ms)
 
     # ------------------------------------------------------------ intents
 
@@ -296,7 +296,9 @@ class Broker:
         account = self.account if shadow is None else self.shadows[shadow]
         line, policy = account.lines[bar.instrument], account.policy
         if isinstance(intent, Orders):
-            policy.send(line, intent, bar, at_ms)
+            cash = policy.spendable(line, is_reversal=False)
+            context = OrderContext(at_ms, bar.open_time_ms, bar.close, cash)
+            line.send(intent.requests, intent.reason, context)
             return None
         action, target, reason = intent.action, intent.target, intent.reason
         if intent.ends_lists:
@@ -411,8 +413,6 @@ class Broker:
 
     def liquidates(self, mark: Mark) -> bool:
         """Return whether *mark* liquidates a position of the run's or a shadow account."""
-        if not self._is_on_margin:
-            return False
         prices = {mark.instrument: mark.price}
         if self.is_cross:
             self._newest.update(prices)

@@ -16,7 +16,7 @@ The rules are docs/protection.md, E11 to E22.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Final
 
 from msgspec.structs import replace
@@ -28,7 +28,6 @@ from tracepaper.strategies.api.context import Signal
 from tracepaper.strategies.types.decisions import (
     Action,
     Liquidity,
-    Order,
     OrderKind,
     OrderRole,
     OrderStatus,
@@ -78,13 +77,11 @@ def due_from_ms(line: Line, quote: Quote) -> int | None:
 # ------------------------------------------------------------ entries after an exit
 
 
-def on_signal(line: Line, action: Action) -> bool:
-    """End the wait after an exit if *action* is another signal; return whether it ended."""
+def on_signal(line: Line, action: Action) -> None:
+    """End the wait after an exit if *action* is another signal."""
     closed = line.protection.closed
-    if not closed or (action is not Action.FLAT and _sign(action) * closed >= 0):
-        return False
-    line.protect_by(replace(line.protection, closed=0, closed_by=None))
-    return True
+    if closed and (action is Action.FLAT or _sign(action) * closed < 0):
+        line.protect_by(replace(line.protection, closed=0, closed_by=None))
 
 
 def entry_refusal(line: Line, signal: Signal) -> str | None:
@@ -204,18 +201,23 @@ def _is_nearer(line: Line, named: Level | None, before: Level | None) -> bool:
     )
 
 
-def on_fills(line: Line, filled: Sequence[Order], market: int, at_ms: int) -> None:
-    """Update plan and exit orders after the orders *filled*, with the price at *market*."""
-    state = line.protection
-    plan = state.plan
+def protect_fills(line: Line, first: int) -> None:
+    """Update plan and exit orders of *line* after the fills of a pass.
+
+    *first* is the number of the account's fills before the pass.
+    """
+    ledger, state, plan = line.ledger, line.protection, line.protection.plan
     if plan is None:
         return
+    fills = [entry.fill for entry in ledger.fills[first:] if entry.fill.instrument == line.key]
+    if not fills:
+        return
+    filled = [ledger.orders[fill.order_id] for fill in fills]
     closing = next((order for order in filled if order.role in PROTECTIVE), None)
     if closing is not None and state.next_plan is None:
         line.protect_by(replace(state, closed=plan.sign, closed_by=closing.role))
     is_by_signal = any(order.role is OrderRole.SIGNAL for order in filled)
-    is_held = _protects(line, plan)
-    if not is_held and (state.next_plan is not None or not is_by_signal):
+    if not _protects(line, plan) and (state.next_plan is not None or not is_by_signal):
         # The fill that closed the position has already canceled its exit orders.
         plan = state.next_plan
         if plan is not None and (
@@ -226,7 +228,10 @@ def on_fills(line: Line, filled: Sequence[Order], market: int, at_ms: int) -> No
     elif not is_by_signal:
         return
     if plan is not None:
-        _place(line, plan, market, at_ms)
+        # The market stands at a taker's price; a resting limit was only passed on the way.
+        takers = (fill.reference_price for fill in fills if fill.liquidity is Liquidity.TAKER)
+        market = next(takers, fills[-1].reference_price)
+        _place(line, plan, market, fills[-1].filled_ms)
 
 
 def leave(line: Line, reason: str) -> None:
@@ -310,8 +315,7 @@ def _place(
         trigger = None if armed is None else armed.trigger
         if trigger is None or is_nearer:
             distance = line.planner.to_tick(plan.trailing.distance(entry))
-            if line.protection.trail != distance:
-                line.protect_by(replace(line.protection, trail=distance))
+            line.protect_by(replace(line.protection, trail=distance))
             basis = entry if is_nearer is None else market
             tightest = max if plan.sign > 0 else min
             new = line.planner.to_tick(basis - plan.sign * distance)
@@ -332,23 +336,3 @@ def _sign(action: Action) -> int:
     if action is Action.LONG:
         return 1
     return -1 if action is Action.SHORT else 0
-
-
-# ---------------------------------------------------------------- fills
-
-
-def protect_fills(line: Line, first: int) -> None:
-    """Update the exit orders of *line* after the fills of a pass.
-
-    *first* is the number of the account's fills before the pass.
-    """
-    ledger = line.ledger
-    if line.protection.plan is None:
-        return
-    fills = [entry.fill for entry in ledger.fills[first:] if entry.fill.instrument == line.key]
-    if fills:
-        # The market stands at a taker's price; a resting limit was only passed on the way.
-        takers = (fill.reference_price for fill in fills if fill.liquidity is Liquidity.TAKER)
-        market = next(takers, fills[-1].reference_price)
-        filled = [ledger.orders[fill.order_id] for fill in fills]
-        on_fills(line, filled, market, fills[-1].filled_ms)

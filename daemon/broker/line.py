@@ -134,7 +134,7 @@ class Line:
         """Use the exchange's new filters and risk tiers for new orders and prices from now on."""
         self.item, settings = item, self.settings
         costs = settings.costs_for(self.key)
-        if settings.leverage is not None and item.category is Category.LINEAR:
+        if settings.leverage is not None:
             self.margin_rules = MarginRules(
                 item, settings.leverage, costs.taker_fee, is_cross=settings.is_cross
             )
@@ -160,10 +160,8 @@ class Line:
 
     @property
     def entry_price(self) -> int:
-        """The average entry price of the holding, half-even; 0 without one."""
+        """The average entry price of the holding, half-even; there must be one."""
         held = self.holding
-        if not held.quantity:
-            return 0
         unit = abs(held.quantity) * self.notional.multiplier
         return divide_half_even(abs(held.entry_notional) * self.notional.divisor, unit)
 
@@ -646,36 +644,33 @@ class Line:
             until_ms=request.until,
             tag=request.tag,
         )
-        if terms.refusal is not None:
-            return order, terms.refusal
-        if reduce_only and not closing:
-            return order, "it is reduce-only, and there is no position for it to close"
-        if request.until is not None and request.until <= context.at_ms:
-            return order, "its time is over already"
-        listed = [other for other in self._listed() if not request.tag or other.tag != request.tag]
-        if len(listed) >= RESTING_MOST:
-            return order, f"{RESTING_MOST} orders by list rest already"
         price = order.price or order.trigger or context.price
-        refusal = filters.price_refusal(order, context.price)
-        refusal = refusal or filters.refusal(order, price, reduces=reduce_only)
-        if refusal is None and not reduce_only:
-            signed = order.quantity if order.side is Side.BUY else -order.quantity
-            refusal = filters.tier_refusal(held, held + signed, price)
-            bound = sum(
-                filters.bound(
-                    other.quantity - other.filled,
-                    other.price or other.trigger or context.price,
-                    other.side,
-                )
-                for other in listed
-                if not other.reduce_only and other.side is order.side
+        signed = order.quantity if order.side is Side.BUY else -order.quantity
+        listed = [other for other in self._listed() if not request.tag or other.tag != request.tag]
+        bound = sum(
+            filters.bound(
+                other.quantity - other.filled,
+                other.price or other.trigger or context.price,
+                other.side,
             )
-            funds = context.cash - bound
-            if refusal is None and not filters.covers(
-                order.side, order.quantity, held, price, funds
-            ):
-                refusal = filters.no_funds
-        return order, refusal
+            for other in listed
+            if not other.reduce_only and other.side is order.side
+        )
+        funds = context.cash - bound
+        is_paid = reduce_only or filters.covers(order.side, order.quantity, held, price, funds)
+        nothing = "it is reduce-only, and there is no position for it to close"
+        is_over = request.until is not None and request.until <= context.at_ms
+        refusals = (
+            (True, terms.refusal),
+            (reduce_only and not closing, nothing),
+            (is_over, "its time is over already"),
+            (len(listed) >= RESTING_MOST, f"{RESTING_MOST} orders by list rest already"),
+            (True, filters.price_refusal(order, context.price)),
+            (True, filters.refusal(order, price, reduces=reduce_only)),
+            (not reduce_only, filters.tier_refusal(held, held + signed, price)),
+            (not is_paid, filters.no_funds),
+        )
+        return order, next((why for is_so, why in refusals if is_so and why), None)
 
     def reach(self, requests: Sequence[OrderRequest | Cancel]) -> tuple[int, bool]:
         """Return the largest position (unsigned) that *requests* and resting orders could lead to.

@@ -19,9 +19,8 @@ from msgspec.structs import replace
 from tracepaper.daemon.broker.exit_orders import protect_fills
 from tracepaper.daemon.broker.ledger import Ledger
 from tracepaper.daemon.broker.line import Line, signed_quantity
-from tracepaper.daemon.broker.orders import OrderContext, OrderEvent, after, touched
+from tracepaper.daemon.broker.orders import OrderEvent, after, touched
 from tracepaper.daemon.broker.rules import MarginRules, excess_quantity, largest_multiple
-from tracepaper.strategies.api.context import Orders
 from tracepaper.strategies.holding import Holding
 from tracepaper.strategies.types.decisions import Fill, FillModel, Order, OrderRole
 from tracepaper.strategies.types.market import Bar, Side
@@ -149,16 +148,6 @@ class MarginPolicy:
         """
         self._ledger, self._lines, self._marked = ledger, lines, marked
 
-    # ------------------------------------------------------------ orders of a line
-
-    def send(self, line: Line, orders: Orders, bar: Bar, at_ms: int) -> None:
-        """Send the list of *orders* of *line*, which were decided at the close of *bar*."""
-        cash = self.spendable(line, is_reversal=False)
-        context = OrderContext(at_ms, bar.open_time_ms, bar.close, cash)
-        line.send(orders.requests, orders.reason, context)
-
-    # ------------------------------------------------------------ what a policy decides
-
     def spendable(self, line: Line, *, is_reversal: bool) -> int:  # noqa: ARG002
         """Return the cash for an order of *line*: on margin only what no position binds."""
         return self._ledger.cash
@@ -180,8 +169,6 @@ class IsolatedMargin(MarginPolicy):
 
     def spendable(self, line: Line, *, is_reversal: bool) -> int:
         """Return the cash that no position binds; a reversal frees that of its position too."""
-        if line.isolated_rules is None:
-            return self._ledger.cash
         available = self._ledger.available
         if is_reversal:
             available += line.position.margin + line.position.unrealized_pnl
@@ -189,8 +176,6 @@ class IsolatedMargin(MarginPolicy):
 
     def refusal(self, line: Line, fill: Fill) -> str | None:
         """Return why the available balance cannot pay for *fill*, or None."""
-        if line.isolated_rules is None:
-            return None
         held, sign = line.held, 1 if fill.side is Side.BUY else -1
         closed = min(abs(held), fill.quantity) if held * sign < 0 else 0
         opened = fill.quantity - closed
@@ -201,6 +186,7 @@ class IsolatedMargin(MarginPolicy):
         if closed:
             proceeds = -sign * (fill.notional - share)
             available += line.holding.margin + proceeds - line.holding.entry_notional
+        assert line.isolated_rules is not None
         margin = line.isolated_rules.required(sign * share)
         if margin > available:
             return NOT_COVERED
@@ -234,9 +220,9 @@ def liquidate(line: Line, order: Order, mark: int, at_ms: int) -> None:
 
     *order* is its liquidation order.
     """
-    holding, rules, reduction = line.holding, line.isolated_rules, None
-    if rules is not None and holding.quantity:
-        reduction = rules.reduction(holding.entry_notional, holding.quantity, holding.margin, mark)
+    holding, rules = line.holding, line.isolated_rules
+    assert rules is not None
+    reduction = rules.reduction(holding.entry_notional, holding.quantity, holding.margin, mark)
     if reduction is not None:
         quantity, tier = reduction
         reduced = replace(order, reason=f"{order.reason}: reduced to risk tier {tier}")

@@ -16,7 +16,6 @@ from msgspec.structs import replace
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types.decisions import Order, OrderKind, OrderRole, OrderStatus
 from tracepaper.strategies.types.market import Bar, CommandKind, Quote, Side
-from tracepaper.strategies.units import MONEY_LIMIT
 
 FLATTEN: Final = CommandKind.FLATTEN.value
 """The reason on an order by the operator's command, which never expires unfilled."""
@@ -109,13 +108,13 @@ class OrderContext(NamedTuple):
     at_ms: int  # market time
     opened_ms: int  # open time of the deciding bar
     price: int  # the newest close, from which the notional is computed
-    cash: int = MONEY_LIMIT  # available for the order
+    cash: int  # available for the order
 
 
-def tighter(order: Order, other: Order) -> int | None:
-    """Return the trigger that is met first, of *order* and *other*, two states of an order."""
-    if order.trigger is None or other.trigger is None:
-        return other.trigger
+def tighter(order: Order, other: Order) -> int:
+    """Return the trigger that is met first, of *order* and *other*, two states of a stop."""
+    assert order.trigger is not None
+    assert other.trigger is not None
     tightest = max if order.side is Side.SELL else min
     return tightest(order.trigger, other.trigger)
 
@@ -149,8 +148,7 @@ def is_waiting_stop(order: Order) -> bool:
 
 def crosses(order: Order, far: int) -> bool:
     """Return whether the limit *order* could take with the far side at *far*."""
-    if order.price is None or is_waiting_stop(order):
-        return False
+    assert order.price is not None
     return order.price >= far if order.side is Side.BUY else order.price <= far
 
 

@@ -2,7 +2,7 @@
 
 One descent: the broker matches the event, the instrument observes it, the strategy and its gates
 decide, the broker takes the intent, and the step records all of it. An order is filled at the
-earliest by the event after the one that caused it. ``state.Restart`` restores an engine.
+earliest by the event after the one that caused it. ``restart.Restart`` restores an engine.
 
 The rules are docs/time.md, T2, and docs/decisions.md, G13 to G18.
 """
@@ -95,8 +95,8 @@ _NO, _LATER, _NOW = Save.NO, Save.LATER, Save.NOW
 OF_PORTFOLIO: Final = ""
 """The key of the declared state of a portfolio strategy; no instrument has it."""
 
-_ALWAYS_STORED: Final = 8
-"""The number of state fields before ``declared``; later ones are omitted if empty."""
+_ALWAYS_STORED: Final = 5
+"""The number of state fields without a default; later ones are omitted if empty."""
 
 
 class BarOutcome(Struct, frozen=True, gc=False):
@@ -932,7 +932,7 @@ class Engine:
     def encoded_state(self) -> bytes:
         """Return the state as a step stores it."""
         fields = list(astuple(self.state()))
-        while len(fields) > _ALWAYS_STORED and fields[-1] in ({}, None):
+        while len(fields) > _ALWAYS_STORED and not fields[-1]:
             fields.pop()
         return msgspec.msgpack.encode(fields)
 

@@ -19,9 +19,7 @@ from tracepaper.strategies.api.timeframes import (
     open_frames_ms,
 )
 from tracepaper.strategies.gates.declared import plausible
-from tracepaper.strategies.gates.evaluator import (
-    Plausibility,
-)
+from tracepaper.strategies.gates.evaluator import Plausibility
 from tracepaper.strategies.order_book import OrderBookHistory
 from tracepaper.strategies.types.decisions import (
     Explanation,
@@ -128,16 +126,12 @@ class InstrumentState(KnownBars):
 
     def observe(self, bar: Bar) -> None:
         """Add the next closed bar."""
-        self._take_bar(bar)
-        self.day_range.push(bar)
-
-    def _take_bar(self, bar: Bar) -> None:
         last = self.last_bar
         self.missing_bars = 0
         if last is not None:
             self.missing_bars = self.bars_between(last.open_time_ms, bar) - 1
         if self.plausibility is not None:
-            self._judge(bar, self.plausibility)
+            self.plausible = self.plausibility.add(bar, self.instrument.tick_size)
         if self._writes_record:
             self.record.append(bar)
         if self.frames:
@@ -148,6 +142,7 @@ class InstrumentState(KnownBars):
         self.last_bar = bar
         if self.bars < self.needed:
             self.bars += 1
+        self.day_range.push(bar)
 
     def _keepers(self) -> list[Callable[[Bar], None]]:
         """Return the functions that record a bar, except for its plausibility."""
@@ -201,9 +196,6 @@ class InstrumentState(KnownBars):
                 keep(bar)
         self.last_bar = bars[-1]
         self.bars = min(self.bars + len(bars), self.needed)
-
-    def _judge(self, bar: Bar, plausibility: Plausibility) -> None:
-        self.plausible = plausibility.add(bar, self.instrument.tick_size)
 
     def bars_between(self, open_ms: int, bar: Bar) -> int:
         """Return the number of bars from the one that opened at *open_ms* to *bar*."""

@@ -15,9 +15,7 @@ from tracepaper.strategies.gates.evaluator import GateEvaluator, RegimeBounds
 from tracepaper.strategies.gates.gate import GateKind, gate_order
 from tracepaper.strategies.sessions import Calendar
 from tracepaper.strategies.types.calibration import FittedConfidence, MeasuredTails, RegimeCells
-from tracepaper.strategies.types.decisions import (
-    Regime,
-)
+from tracepaper.strategies.types.decisions import Regime
 
 INTEGRITY: Final = frozenset(gate_order(GateKind.INTEGRITY))
 JUDGEMENT: Final = frozenset(gate_order(GateKind.JUDGEMENT))

@@ -37,9 +37,7 @@ from tracepaper.strategies.types.decisions import (
     ShadowStep,
     Step,
 )
-from tracepaper.strategies.types.market import (
-    Bar,
-)
+from tracepaper.strategies.types.market import Bar
 
 
 class Shadows:
@@ -75,11 +73,9 @@ class Shadows:
     ) -> Intent | Orders | None:
         """Return the intent of *account*, the shadow account *name*, at a *decision*.
 
-        Integrity gates apply to all. Judgement gates and limits apply only to the accounts that
-        differ from the run in one thing.
+        No integrity gate may have refused the decision: these apply to all. Judgement gates and
+        limits apply only to the accounts that differ from the run in one thing.
         """
-        if decision.refused_by in INTEGRITY:
-            return None
         key, signal = bar.instrument, decider.signal
         forecast = prediction if isinstance(prediction, Forecast) else None
         passes = name != RANDOM_GATE or self.bases[key].passes(

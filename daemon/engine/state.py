@@ -29,9 +29,7 @@ from tracepaper.strategies.types.decisions import (
     Order,
     Regime,
 )
-from tracepaper.strategies.types.market import (
-    Funding,
-)
+from tracepaper.strategies.types.market import Funding
 
 UNGATED: Final = "ungated"
 RANDOM_GATE: Final = "random_gate"

@@ -20,12 +20,8 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
 )
-from sqlalchemy import (
-    Column as SqlColumn,
-)
-from sqlalchemy import (
-    text as text_clause,
-)
+from sqlalchemy import Column as SqlColumn
+from sqlalchemy import text as text_clause
 
 from tracepaper.storage.record.columns import TABLES
 from tracepaper.storage.record.rows import INDEXED_KINDS

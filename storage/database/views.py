@@ -366,19 +366,6 @@ V_NOTES: Final = View(
     key=("sequence", "name"),
 )
 
-_OF_ACCOUNT: Final = (
-    "(SELECT w.threshold FROM outcomes p JOIN gate_sets w ON w.run_key = r.run_key "
-    f"AND w.gate_set = p.gate_set AND w.gate = g.gate WHERE {shared_row('p', 's.outcome')} "
-    "AND p.book = 0)"
-)
-# A measure that differs from the account's.
-_OF_STRATEGY: Final = "m.measures, '$.\"' || g.gate || '\"'"
-_GATES: Final = (
-    f"(SELECT json_group_object(g.gate, json_array(CASE WHEN json_type({_OF_STRATEGY}) IS NULL "
-    f"THEN {measured(_OF_ACCOUNT)} ELSE json_extract({_OF_STRATEGY}) END, g.threshold, "
-    "o.passed >> g.ordinal & 1)) FROM gate_sets g "
-    "WHERE g.run_key = r.run_key AND g.gate_set = o.gate_set)"
-)
 _UNREALIZED: Final = {
     "s": "coalesce(s.account_unrealized_pnl, s.unrealized_pnl)",
     "m": f"coalesce(m.account_unrealized_pnl, {UNREALIZED.format('m')})",

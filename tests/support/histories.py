@@ -192,9 +192,8 @@ class Streams(dict[str, random.Random]):
         return self[name]
 
 
-def drawn_delay(given: Mapping[str, Any]) -> dict[str, int]:
-    """Draw by how many bars orders are late, mostly none, from *given* and no other stream."""
-    rng = random.Random(repr(given))
+def drawn_delay(rng: random.Random) -> dict[str, int]:
+    """Draw by how many bars orders are late, mostly none."""
     return {"delay_bars": rng.choice((1, 2))} if rng.random() < 0.15 else {}
 
 
@@ -207,10 +206,6 @@ def drawn_case(streams: Streams, name: str) -> Case:
     by_quotes = is_focused or rng.random() < 0.4
     symbols = ["BTCUSDT", "ETHUSDT"][: rng.randint(1, 2)]
     lists = rng.random() < 0.6
-
-    def options(seed: int, **named: Any) -> dict[str, Any]:
-        quiet = rng.choice((0.2, 0.4, 0.8))
-        return {"seed": seed, "lists": lists, "quiet": quiet, **named}
 
     account: dict[str, Any] = {"cash": rng.choice(("3000", "20000", "100000")), "margin": margin}
     fractions = ["0.6"] if margin == "none" else ["1", "3", "6"]
@@ -237,7 +232,12 @@ def drawn_case(streams: Streams, name: str) -> Case:
     given["strategy"] = {
         "name": rng.choice(drawn),
         "shadows": shadows,
-        "options": options(rng.randint(0, 99), horizon=horizon),
+        "options": {
+            "seed": rng.randint(0, 99),
+            "lists": lists,
+            "quiet": rng.choice((0.2, 0.4, 0.8)),
+            "horizon": horizon,
+        },
     }
     if rng.random() < 0.4:
         given["exits"] = rng.choice(
@@ -256,7 +256,7 @@ def drawn_case(streams: Streams, name: str) -> Case:
     given["execution"] |= streams["impact"].choice(
         ({}, {}, {"beyond_best": "impact"}, {"beyond_best": "square_root", "impact_bp": "20"})
     )
-    given["execution"] |= drawn_delay(given)
+    given["execution"] |= drawn_delay(streams["delay"])
     tiers = TIERS if category == "linear" else ()
     items = [
         replace(

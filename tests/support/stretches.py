@@ -264,7 +264,7 @@ def drawn_settings(rng: random.Random, symbols: list[str], category: Category) -
     if drawn.random() < 0.4:
         rule = drawn.choice(("impact", "square_root"))
         given.setdefault("execution", {}).update(beyond_best=rule, impact_bp="40")
-    given["execution"] = {**given.get("execution", {}), **drawn_delay(given)}
+    given["execution"] = {**given.get("execution", {}), **drawn_delay(random.Random(repr(given)))}
     if drawn.random() < 0.3:
         given["execution"]["spread_slippage"] = "0.5"
     return given

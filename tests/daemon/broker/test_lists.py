@@ -15,7 +15,7 @@ from tracepaper.daemon.broker.exit_orders import place_protection
 from tracepaper.daemon.broker.line import RESTING_MOST, Line
 from tracepaper.daemon.broker.orders import OrderContext, matters_from
 from tracepaper.daemon.broker.settings import BrokerSettings, Latency
-from tracepaper.strategies.api.context import Cancel, OrderRequest, Orders, buy, sell
+from tracepaper.strategies.api.context import Cancel, OrderRequest, buy, sell
 from tracepaper.strategies.types.decisions import (
     FillModel,
     Liquidity,
@@ -25,6 +25,7 @@ from tracepaper.strategies.types.decisions import (
     OrderStatus,
 )
 from tracepaper.strategies.types.market import Bar, Category, Instrument, Side
+from tracepaper.strategies.units import MONEY_LIMIT
 
 COSTS = ExecutionCosts(taker_fee=5_500_000, maker_fee=2_000_000)
 CLOSE = 10_000  # 100.00
@@ -56,7 +57,7 @@ class Desk:
 
     def aim(self, target: int, at_ms: int) -> tuple[Order, ...]:
         """Submit *target* as a signal does."""
-        now = OrderContext(at_ms, 0, CLOSE)
+        now = OrderContext(at_ms, 0, CLOSE, MONEY_LIMIT)
         self.line.submit(target, "why", now)
         return self.account.ledger.take().orders
 
@@ -68,8 +69,9 @@ class Desk:
         self.account.ledger.take()
         self.account.ledger.step.number += 1
         candle = bar(close, instrument_id=self.item.id)
-        orders = Orders(requests, "listed")
-        self.account.policy.send(self.line, orders, candle, candle.close_time_ms)
+        cash = self.account.policy.spendable(self.line, is_reversal=False)
+        now = OrderContext(candle.close_time_ms, candle.open_time_ms, close, cash)
+        self.line.send(requests, "listed", now)
         return self.account.ledger.take().orders
 
     def arm(self, role: OrderRole, **given: Any) -> Any:

@@ -234,10 +234,10 @@ def ordered(account: PaperAccount, key: str, target: int) -> str | None:
 
 def test_a_mark_price_liquidates_a_position_that_was_taken_over() -> None:
     account = taken_over(item())
-    account.match_mark(KEY, 90_501, START_MS)
+    account.policy.match_mark(account.lines[KEY], 90_501, START_MS)
     assert account.ledger.take().fills == ()
     account = taken_over(item())
-    account.match_mark(KEY, 90_400, START_MS)
+    account.policy.match_mark(account.lines[KEY], 90_400, START_MS)
     (fill,) = account.ledger.take().fills
     assert (fill.price, account.lines[KEY].held) == (90_000, 0)
 

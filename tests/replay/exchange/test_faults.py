@@ -22,9 +22,7 @@ from exchange_client import (
 )
 
 from tracepaper.daemon.bybit.wire import ClosedCandles, Wire
-from tracepaper.replay.exchange.fault_kinds import (
-    FAULTS,
-)
+from tracepaper.replay.exchange.fault_kinds import FAULTS
 from tracepaper.replay.exchange.faults import FaultPlan, fault_from, read_plan
 from tracepaper.replay.exchange.server import EmbeddedExchange
 from tracepaper.strategies.errors import ConfigInvalid, MessageMalformed
