@@ -100,15 +100,6 @@ def test_the_units_environment_is_a_configuration_that_can_be_used(
     assert str(config.storage.path.parent) == unit["Service"]["WorkingDirectory"]
 
 
-def test_the_image_has_no_root_user_and_a_healthcheck(dockerfile: str) -> None:
-    final = dockerfile.rsplit("\nFROM ", maxsplit=1)[-1]
-    assert re.search(r"^USER 10001:10001$", final, re.MULTILINE)
-    check = r"^HEALTHCHECK (.|\\\n)*CMD \[\"tracepaper\", \"status\", \"--ready\"\]$"
-    assert re.search(check, final, re.MULTILINE)
-    assert 'ENTRYPOINT ["tracepaper"]' in final
-    assert final.startswith("python:${PYTHON}-slim")
-
-
 def test_the_image_copies_every_room_and_nothing_that_is_missing(dockerfile: str) -> None:
     copied = {
         name

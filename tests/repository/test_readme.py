@@ -21,7 +21,6 @@ from readme import (
     commands,
     file_name,
     pages,
-    shortened,
 )
 from wheels import InstalledWheel
 
@@ -140,13 +139,6 @@ def test_a_page_makes_the_databases_that_it_asks(page: Path) -> None:
     assert made_elsewhere(TEXTS[page]) == set()
     planted = "```sh\ntracepaper verify last --db run.db\n```\n"
     assert made_elsewhere(planted) == {"run.db"}
-
-
-@pytest.mark.parametrize("target", ["demo", "test"])
-def test_the_makefile_has_what_the_readme_names(target: str) -> None:
-    assert f"make {target}" in TEXTS[README]
-    assert shortened(target)
-    assert shortened("demo") == "tracepaper demo --days 1 --seconds 5"  # lower sizes alone
 
 
 GROUPS = {"audit", "bench", "config", "data", "db", "models", "notify"}
