@@ -160,17 +160,6 @@ def test_spot_takes_its_own_names_of_the_same_limits() -> None:
     assert spot.funding_interval_minutes == 0
 
 
-@pytest.mark.parametrize(("path", "value"), [("tickSize", ""), ("tickSize", "0"), ("step", "x")])
-def test_a_filter_that_is_no_number_is_refused(path: str, value: str) -> None:
-    raw = json.loads(json.dumps(SPOT_BTC))
-    if path == "step":
-        raw["lotSizeFilter"]["basePrecision"] = value
-    else:
-        raw["priceFilter"]["tickSize"] = value
-    with pytest.raises(MessageMalformed):
-        instrument_from(msgspec.convert(raw, InstrumentInfo), Category.SPOT)
-
-
 def test_one_odd_listing_does_not_hide_the_others() -> None:
     body = {"list": [{"symbol": "ODD"}, SPOT_BTC], "category": "spot"}
     read_instrument, _ = read_instruments(json.dumps(body).encode(), Category.SPOT)

@@ -209,16 +209,6 @@ LOOKAHEAD: dict[str, Planted] = {
     "a class that fails on changed bars alone": Planted(
         PASSES, "", {"decide": "return by(1 / bar.close > 0 and bar.close < 5_000_000 or 1 / 0)"}
     ),
-    "a declared column that looks ahead": Planted(
-        DIFFERS,
-        CUT,
-        {
-            "top": "import numpy as np",
-            "columns": "later = np.append(history.close[1:], history.close[-1])\n"
-            "return {'now': history.close, 'later': later}",
-            "decide": "return by(now.columns['now'][-1] > 0)",
-        },
-    ),
 }
 BY_COUNT = "return by({} % 7 < 3)"
 MEMORY = "from msgspec import Struct\nclass Memory(Struct):\n    count: int = 0"
@@ -273,16 +263,6 @@ RECURSIVE: dict[str, Planted] = {
             "observe": "self.count += 1",
             "decide": "return Signal(Action.LONG, 'so', note={'count': self.count})",
         },
-    ),
-    "a counter of two symbols": Planted(
-        DIFFERS,
-        NOT_WARM,
-        {
-            "init": "self.count = 0",
-            "observe": "self.count += 1",
-            "decide": BY_COUNT.format("self.count"),
-        },
-        2,
     ),
     "declared state": Planted(
         PASSES,
