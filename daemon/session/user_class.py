@@ -240,25 +240,12 @@ def make_guarded(name: str, make: Callable[[], _Instance], options: str, form: s
         ) from error
 
 
-def reject_coroutines(cls: type, *hooks: str) -> None:
-    """Reject a class whose *hooks* are coroutines or generators: the engine awaits nothing."""
-    for name in hooks:
-        hook = getattr(cls, name, None)
-        kinds = (inspect.isgeneratorfunction, inspect.isasyncgenfunction)
-        if any(is_kind(hook) for is_kind in (inspect.iscoroutinefunction, *kinds)):
-            raise ConfigInvalid(
-                f"{cls.__name__}.{name} is a coroutine or a generator; write it as def {name}, and "
-                "return its answer."
-            )
-
-
 def _check_decide(cls: CustomClass) -> None:
     """Reject a class without a ``decide`` that can be called with a bar's context."""
     if inspect.isabstract(cls):
         raise ConfigInvalid(
             f"{cls.__name__}{class_line(cls)} has no decide; give it def decide(self, context)."
         )
-    reject_coroutines(cls, "decide", "observe", "columns")
     try:
         signature = inspect.signature(cls.decide)
     except ValueError:  # compiled code has none

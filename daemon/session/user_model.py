@@ -29,7 +29,6 @@ from tracepaper.daemon.session.user_class import (
     imported,
     is_integer,
     make_guarded,
-    reject_coroutines,
 )
 from tracepaper.daemon.session.user_code import (
     ADVICE,
@@ -140,7 +139,6 @@ def model_class(name: str) -> type[Model]:
     cls = imported(name, key="model.class")
     if not (isinstance(cls, type) and issubclass(cls, Model)):
         raise ConfigInvalid(f"model.class '{name}' is no tracepaper.Model; derive from it.")
-    reject_coroutines(cls, "predict", "predict_rows")
     return cls
 
 
