@@ -29,25 +29,6 @@ def test_a_setting_wins_over_file_and_environment_and_loses_to_an_override(
     assert origins["strategy", "slow"] == str(file)
 
 
-def test_settings_are_read_as_an_environment_variable_is() -> None:
-    texts = [
-        "market.symbols=btcusdt,ETHUSDT",
-        "strategy.name=mine:Class",
-        'strategy.options={"how": "a=b"}',
-        "account.cash=1000.50",
-    ]
-    config = load(with_settings(None, texts))
-    assert config.market.symbols == ("BTCUSDT", "ETHUSDT")
-    assert config.strategy.options == {"how": "a=b"}
-    assert str(config.account.cash) == "1000.50"
-
-
-def test_the_default_file_lies_under_the_settings(here: Path) -> None:
-    Path("tracepaper.toml").write_text("[strategy]\nfast = 3\n", encoding="utf-8")
-    config = load(with_settings(None, ["strategy.slow=9", "strategy.name=sma_cross"]))
-    assert (config.strategy.fast, config.strategy.slow) == (3, 9)
-
-
 @pytest.mark.parametrize(
     ("texts", "sentence"),
     [

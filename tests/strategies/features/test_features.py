@@ -162,13 +162,6 @@ def test_a_window_of_four_hours_is_so_many_bars(text: str, bars: int) -> None:
     assert feature_schema.names.index("yesterday_4h") == schema("v2-1m").names.index("yesterday_4h")
 
 
-def test_sigma_is_half_of_four_hours_and_half_of_a_day() -> None:
-    _, walked, block = computed("v2-15m")
-    moves = np.diff(np.log(np.array([bar.close for bar in walked], dtype=float)))
-    expected = np.sqrt(0.5 * np.mean(moves[-16:] ** 2) + 0.5 * np.mean(moves[-96:] ** 2))
-    assert block.sigma[-1] == pytest.approx(expected)
-
-
 def test_shares_of_variance_mean_what_they_are_called() -> None:
     _, walked, _ = computed("v2-15m")
     row = row_of("v2-15m")
