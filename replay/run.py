@@ -618,6 +618,7 @@ class Run(Generic[Frame]):
                 record.instruments.values(),
                 lambda reason: decided.instrument[decided.unfilled == reason].tolist(),
                 noted,
+                lambda reason: int(decided.open_time_ms[decided.unfilled == reason][0]),
             ),
         )
         yield from (f"Warning: {text}." for text in noted)

@@ -15,7 +15,13 @@ from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.broker.rules import below_step
 from tracepaper.daemon.engine.history import InstrumentState
 from tracepaper.daemon.engine.risk import RiskWatch
-from tracepaper.daemon.engine.settings import INTEGRITY, JUDGEMENT, EngineTerms
+from tracepaper.daemon.engine.settings import (
+    BLOCKING,
+    EXITS_PASS,
+    INTEGRITY,
+    JUDGEMENT,
+    EngineTerms,
+)
 from tracepaper.daemon.engine.state import RANDOM_GATE
 from tracepaper.strategies.api.context import (
     AccountView,
@@ -183,7 +189,7 @@ class Decider:
         """Return the decision on *signal* for *account*, after the gates.
 
         If a gate refuses a list, its requests that can only reduce still pass, except when the gate
-        is one of integrity.
+        is one of ``BLOCKING``.
         """
         inputs, evaluator = self.inputs, self.evaluator
         before, self.signal = self.signal, signal
@@ -234,7 +240,7 @@ class Decider:
             return closing
         if refused is None:
             return orders
-        kept = () if refused in INTEGRITY else tuple(filter(self._reduces, orders.requests))
+        kept = () if refused in BLOCKING else tuple(filter(self._reduces, orders.requests))
         is_flat = self._flat_on_refusal and refused in JUDGEMENT
         if is_flat or not kept:
             return self.follow(Signal(Action.HOLD, ""), bar, None, account, refused)
@@ -243,9 +249,9 @@ class Decider:
     def closing(self, refused: str | None) -> Intent | None:
         """Return the intent that closes everything after a breach, or None.
 
-        *refused* is the first failed gate; a gate of integrity leaves everything unchanged.
+        *refused* is the first failed gate; one of ``BLOCKING`` leaves everything unchanged.
         """
-        reason = "" if refused in INTEGRITY else self.risk.closing
+        reason = "" if refused in BLOCKING else self.risk.closing
         return Intent(Action.FLAT, 0, reason, ends_lists=True) if reason else None
 
     def follow(
@@ -260,20 +266,22 @@ class Decider:
     ) -> Intent:
         """Return the intent of *account* for *signal*; *refused* is the first failed gate, if any.
 
-        A refusal by an integrity gate leaves everything unchanged. A refusal by judgement does what
-        is configured, but an exit that does not come from the model passes. A position that has
-        outlived its horizon is closed unless an integrity gate refuses.
+        A refusal by an integrity gate leaves everything unchanged, but those of ``EXITS_PASS`` let
+        an exit pass. A refusal by judgement does what is configured, but an exit that does not come
+        from the model passes. A position that has outlived its horizon is closed unless a gate of
+        ``BLOCKING`` refuses.
         """
         line = account.lines[bar.instrument]
         action, reason = signal.action, signal.reason
         if refused is not None:
             is_judged = refused in JUDGEMENT or refused == RANDOM_GATE
-            if is_judged and action is Action.FLAT and self.strategy.exits_freely:
+            passes = refused in EXITS_PASS or (is_judged and self.strategy.exits_freely)
+            if passes and action is Action.FLAT:
                 return Intent(action, 0, reason)
             is_flat = self._flat_on_refusal and is_judged
             action, reason = Action.FLAT if is_flat else Action.HOLD, refusal(refused)
         if action is Action.HOLD:
-            if refused not in INTEGRITY and self._expired(bar, line):
+            if refused not in BLOCKING and self._expired(bar, line):
                 return Intent(Action.FLAT, 0, HORIZON)
             return Intent(action, line.target, reason)
         if action is Action.FLAT:
@@ -287,6 +295,14 @@ class Decider:
             no_size = self._sizer.refusal(signal, target, line.target)
         expected = None if self._exits is None else self._expected(forecast)
         return Intent(action, target, reason, signal, self._wants_protection, no_size, expected)
+
+    def stands_still(self, refused: str | None) -> bool:
+        """Return whether the gate *refused* leaves every account as it is at the newest signal."""
+        signal = self.signal
+        may_exit = isinstance(signal, Orders) or (
+            signal is not None and signal.action is Action.FLAT
+        )
+        return refused in (BLOCKING if may_exit else INTEGRITY)
 
     def hold(self, bar: Bar, account: PaperAccount, exposure: float) -> Intent:
         """Return the intent of a shadow account that holds *exposure* times its first cash.

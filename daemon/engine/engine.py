@@ -27,7 +27,7 @@ from tracepaper.daemon.engine.decider import Decider, checked_prediction
 from tracepaper.daemon.engine.history import InstrumentState
 from tracepaper.daemon.engine.price_checks import Price
 from tracepaper.daemon.engine.risk import BookShortfall, RiskWatch
-from tracepaper.daemon.engine.settings import INTEGRITY, EngineTerms
+from tracepaper.daemon.engine.settings import EngineTerms
 from tracepaper.daemon.engine.shadow_course import JudgedBar, ShadowCourse, enters, is_kept
 from tracepaper.daemon.engine.shadows import Shadows
 from tracepaper.daemon.engine.state import EngineState
@@ -730,7 +730,7 @@ class Engine:
             broker.on_signal(key, decider.signal)
         if (intent := decider.intent) is not None:
             decision = decider.unfilled(decision, broker.route(intent, bar, at_ms))
-        if broker.shadows and decision.refused_by not in INTEGRITY:
+        if broker.shadows and not decider.stands_still(decision.refused_by):
             self._follow_shadows(bar, prediction, decider, decision, at_ms)
         routed = broker.take()
         if routed.orders and self.risk.active:

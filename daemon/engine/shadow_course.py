@@ -12,7 +12,6 @@ from tracepaper.daemon.broker.account import ENTRIES, Intent
 from tracepaper.daemon.broker.broker import Broker, Save
 from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.engine.decider import Decider
-from tracepaper.daemon.engine.settings import INTEGRITY
 from tracepaper.daemon.engine.shadows import Shadows
 from tracepaper.daemon.engine.state import FOLLOWING
 from tracepaper.strategies.api.context import Orders, Signal
@@ -80,7 +79,7 @@ class ShadowCourse:
         for place, (followers, (bar, decision, prediction)) in enumerate(
             zip(self._followers, judged, strict=True)
         ):
-            if decision.refused_by in INTEGRITY:
+            if followers.decider.stands_still(decision.refused_by):
                 pass
             elif followers.decider.signal == followers.followed:
                 for line in followers.lines:

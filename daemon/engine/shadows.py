@@ -73,9 +73,12 @@ class Shadows:
     ) -> Intent | Orders | None:
         """Return the intent of *account*, the shadow account *name*, at a *decision*.
 
-        No integrity gate may have refused the decision: these apply to all. Judgement gates and
-        limits apply only to the accounts that differ from the run in one thing.
+        The run does not stand still at *decision*. Judgement gates and limits apply only to the
+        accounts that differ from the run in one thing.
         """
+        refused_by = decision.refused_by
+        if name == HELD and refused_by in INTEGRITY:
+            return None
         key, signal = bar.instrument, decider.signal
         forecast = prediction if isinstance(prediction, Forecast) else None
         passes = name != RANDOM_GATE or self.bases[key].passes(
@@ -91,6 +94,8 @@ class Shadows:
                 decider, bar, forecast, account, refused, is_full=name == FULL_SIZE
             )
         if isinstance(signal, Orders):
+            if refused_by in INTEGRITY:
+                return decider.reducing_part(signal, bar, account, refused_by)
             return signal if passes else None
         assert signal is not None  # the bar was decided
         refused = None if passes else RANDOM_GATE

@@ -252,7 +252,10 @@ def _summary_parts(reader: Reader, views: RunViews) -> Iterator[Part]:
     instruments = reader.stored_run(run_id).run.instruments
     went_without = partial(_went_without, views)
     warnings = json.loads(views.run()["warnings"] or "[]")
-    for cause in largest_causes(decisions, refusals, unfilled, instruments, went_without, warnings):
+    first_ms = partial(_first_without, RunColumns(reader, run_id))
+    for cause in largest_causes(
+        decisions, refusals, unfilled, instruments, went_without, warnings, first_ms
+    ):
         if cause.remedy:  # the tables name causes without a remedy
             yield Paragraph(f"M{str(cause)[1:]}.")
 
@@ -261,6 +264,13 @@ def _went_without(views: RunViews, reason: str) -> list[str]:
     """Return the instruments on which *reason* left a target without an order."""
     counts = views.counts("v_decisions", "instrument", unfilled_reason=reason)
     return [instrument for instrument, _ in counts]
+
+
+def _first_without(columns: RunColumns, reason: str) -> int:
+    """Return the open of the first bar that *reason* left without an order."""
+    # An outcome's key is its first sequence.
+    keys = [each.key for each in columns.rows.outcomes if each.unfilled_reason == reason]
+    return columns.rows.open_ms(min(keys))
 
 
 def _with_held(views: RunViews, fills: Sequence[Row]) -> Iterator[Row]:

@@ -30,7 +30,7 @@ from tracepaper.strategies.gates.declared import warm
 from tracepaper.strategies.gates.gate import GATES, ThresholdKey
 from tracepaper.strategies.types.decisions import FillModel, Liquidity
 from tracepaper.strategies.types.market import Instrument, Side
-from tracepaper.strategies.units import DAY_MS, RATE_SCALE, count_of, percent
+from tracepaper.strategies.units import DAY_MS, RATE_SCALE, count_of, minute_text, percent
 
 _LARGER: Final = "make the position larger by [sizing]"
 _BY_ANOTHER: Final = "choose another mode of [sizing], since the slope of the model's card is 0"
@@ -69,6 +69,7 @@ class LargestCause(NamedTuple):
     decisions: int
     remedy: str  # empty if none is known
     symbols: tuple[str, ...] = ()  # of a run of several: whose bars these were
+    first_ms: int | None = None  # the open of the first such bar, if it is known
 
     def __str__(self) -> str:
         """Return one line that begins with the count."""
@@ -77,6 +78,8 @@ class LargestCause(NamedTuple):
         )
         shown, more = self.symbols[:_SYMBOLS_SHOWN], len(self.symbols) - _SYMBOLS_SHOWN
         named = f" ({', '.join(shown)}{f' and {more} more' * (more > 0)})" if shown else ""
+        if self.first_ms is not None:
+            named = f"{named}, first at {minute_text(self.first_ms)}"
         remedy = f": {self.remedy}" * bool(self.remedy)
         return f"most {self.kind}: {share}, {self.name}{named}{remedy}"
 
@@ -88,12 +91,14 @@ def largest_causes(
     instruments: Collection[Instrument] = (),
     went_without: Callable[[str], Iterable[str]] = lambda _reason: (),
     warnings: Collection[str] = (),
+    first_ms: Callable[[str], int | None] = lambda _reason: None,
 ) -> Iterator[LargestCause]:
     """Yield the gate that refused most *decisions*, and the reason that left most unfilled.
 
     *refused* has counts by gate, *unfilled* by reason; *instruments* give the reasons their
     remedies. *went_without* maps such a reason to the ids of the instruments that it left without
-    an order, and *warnings* are those of the run. Rare causes are left out, and so is the warm-up,
+    an order, *first_ms* to the open of the first bar left so, and *warnings* are those of the run.
+    Rare causes are left out, and so is the warm-up,
     which has no signals.
     """
     judged = [(name, count) for name, count in refused if name != warm.name]
@@ -104,10 +109,11 @@ def largest_causes(
             if kind == "refused" and isinstance(key := GATES[name].threshold, ThresholdKey):
                 remedy = f"its threshold is [{GATES[name].section}] {key.name}"
             symbols: tuple[str, ...] = ()
+            since_ms = first_ms(name) if kind == "unfilled" else None
             if kind == "unfilled" and len(instruments) > 1:
                 left = set(went_without(name))
                 symbols = tuple(sorted(item.symbol for item in instruments if item.id in left))
-            yield LargestCause(kind, name, count, decisions, remedy, symbols)
+            yield LargestCause(kind, name, count, decisions, remedy, symbols, since_ms)
 
 
 @dataclass(frozen=True)

@@ -227,6 +227,11 @@ class BarContext(Struct, frozen=True, gc=False):
         return self.exact.closed_ms
 
     @property
+    def open_time(self) -> int:
+        """The time at which the bar opened, UTC milliseconds: the index of a table of candles."""
+        return self.exact.open_time_ms
+
+    @property
     def open(self) -> float:
         """Opening price."""
         return self.exact.open / self._shared.price_unit

@@ -222,3 +222,25 @@ def test_only_quotes_that_can_change_a_resting_limit_or_stop_are_events() -> Non
     assert matters(9_800, 9_900)  # the bid touches the stop
     assert not matters(9_810, 9_900)
     assert matters(9_990, 10_000, after_ms=2 * MINUTE)  # the stop's time is over
+
+
+@pytest.mark.parametrize(
+    "exit_", [Signal(Action.FLAT, "out"), Orders((sell(1, reduce_only=True),), "out")]
+)
+@pytest.mark.parametrize(
+    ("index", "close", "gate", "passes"),
+    [(15, 10_000, "gap", True), (13, 100, "plausible", True), (13, 10_000, "late", False)],
+)
+def test_a_hole_or_a_crash_holds_up_no_exit(
+    exit_: Signal | Orders, index: int, close: int, gate: str, *, passes: bool
+) -> None:
+    """The run and its shadow account leave at the next bar; what would turn them waits."""
+    turns = Signal(Action.SHORT, "down")
+    for answer, left in ((exit_, passes), (turns, False)):
+        machine = engine(*[Signal(Action.LONG, "up")] * 13, answer)
+        for before in range(13):
+            held = present(step(machine, before, 10_000 + before % 3).position).quantity
+        judged = step(machine, index, close, late_ms=60_001 * (gate == "late"))
+        assert (held > 0, present(judged.decision).refused_by) == (True, gate)
+        after = step(machine, index + 1, close)
+        assert (len(after.fills), len(after.shadows[0].fills)) == (left, left)

@@ -268,11 +268,14 @@ def test_a_backtest_in_which_nothing_is_known_before_its_first_bar_says_when_to_
 async def test_later_starts_take_the_symbols_of_the_first_until_market_is_another(
     tmp_path: Path,
 ) -> None:
-    """The third symbol trades most until the first run begins, and least after it."""
-    grown = np.where(np.arange(120) < 25, 1, 1_000)
+    """The third symbol trades most until the first run begins, and least after it.
+
+    The exchange has all bars of the warm-up: a hole before them is asked for again in real time.
+    """
+    grown = np.where(np.arange(120) < 70, 1, 1_000)
     first, second, third = (walk(seed, name, 120) for seed, name in enumerate(NAMES))
     data = times(first, grown), times(second, grown * 2), times(third, 50)
-    served = ExchangeSettings(candles=data, manual=True, start=20, speed=SPEED)
+    served = ExchangeSettings(candles=data, manual=True, start=65, speed=SPEED)
     path, names = tmp_path / "run.db", tmp_path / "list.txt"
     names.write_text("AAAUSDT\nCCCUSDT\n")
     rule = {"top": 1, "file": str(names)}

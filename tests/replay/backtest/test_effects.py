@@ -171,6 +171,6 @@ def undated(step: Step) -> Step:
 
 
 def test_the_fee_of_one_symbol_is_judged_alone(tmp_path: Path) -> None:
-    unused, used = "regime.hysteresis=0.3", 'execution.fees={"BTCUSDT": {"taker": "0.002"}}'
+    unused, used = "execution.latency_ms=700", 'execution.fees={"BTCUSDT": {"taker": "0.002"}}'
     warnings, _ = of(CANDLES, tmp_path, unused, used, bars=5)
     assert named(warnings) == sentence_on(keys(unused))

@@ -99,7 +99,8 @@ def test_a_run_that_looks_idle_names_its_largest_cause(tmp_path: Path) -> None:
     with tracepaper.backtest(Once, CANDLES, db=database, end="2025-05-26T12:00:00") as run:
         printed = str(run)
         (idle,) = (line for line in printed.splitlines() if line.startswith("most unfilled"))
-        assert "closed by its stop; it enters again after another signal: signal FLAT" in idle
+        assert "closed by its stop; it enters again after another signal, first at 20" in idle
+        assert "Z: signal FLAT" in idle
         assert "set reenter in the signal or in [exits] (docs/protection.md, E15)" in idle
         console = Console(file=io.StringIO(), width=300)
         show_document(console, summary_document(database, run.run_id), blank_lines=False)
