@@ -30,12 +30,7 @@ from tracepaper.strategies.types.decisions import (
     Position,
 )
 from tracepaper.strategies.types.market import Instrument
-from tracepaper.strategies.units import (
-    MONEY_DECIMALS,
-    MONEY_LIMIT,
-    MONEY_MAX,
-    unscaled,
-)
+from tracepaper.strategies.units import MONEY_DECIMALS, MONEY_LIMIT, MONEY_MAX, unscaled
 
 ENTRIES: Final = (Action.LONG, Action.SHORT)
 """The actions that request a position, and so confirm one for another horizon."""

@@ -14,13 +14,7 @@ from typing import Final, Self
 from msgspec import Struct
 
 from tracepaper.strategies.types.decisions import Fill, FillModel, Liquidity, Order
-from tracepaper.strategies.types.market import (
-    Bar,
-    Category,
-    Instrument,
-    Quote,
-    Side,
-)
+from tracepaper.strategies.types.market import Bar, Category, Instrument, Quote, Side
 from tracepaper.strategies.units import (
     DAY_MS,
     RATE_DECIMALS,

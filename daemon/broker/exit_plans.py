@@ -23,12 +23,7 @@ from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import Action, OrderRole
 from tracepaper.strategies.types.market import Instrument
-from tracepaper.strategies.units import (
-    RATE_SCALE,
-    divide_half_even,
-    interval_text,
-    time_of,
-)
+from tracepaper.strategies.units import RATE_SCALE, divide_half_even, interval_text, time_of
 
 NO_VOLATILITY: Final = "no volatility yet"
 _PRICE_MOST: Final = 2**53

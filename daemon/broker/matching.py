@@ -23,12 +23,7 @@ from typing import Final, Self
 from tracepaper.daemon.broker.execution import Executor
 from tracepaper.daemon.broker.exit_orders import act_if_due, is_timed, protect_fills
 from tracepaper.daemon.broker.line import Line
-from tracepaper.daemon.broker.margin import (
-    CrossMargin,
-    MarginPolicy,
-    liquidate,
-    take_over,
-)
+from tracepaper.daemon.broker.margin import CrossMargin, MarginPolicy, liquidate, take_over
 from tracepaper.daemon.broker.orders import (
     DECIDED,
     OrderEvent,

@@ -48,13 +48,7 @@ from tracepaper.strategies.types.decisions import (
     Regime,
     Repeat,
 )
-from tracepaper.strategies.types.market import (
-    Bar,
-    Category,
-    Instrument,
-    Quote,
-    Side,
-)
+from tracepaper.strategies.types.market import Bar, Category, Instrument, Quote, Side
 
 HORIZON: Final = "horizon"
 _COLD: Final = Signal(Action.HOLD, "fewer bars than the warm-up")
@@ -169,7 +163,7 @@ class Decider:
             self.ahead = self.decided = None
             return decision
         market, inputs = self.market, self.inputs
-        inputs.running, inputs.bars = is_running, market.warm_bars
+        inputs.running, inputs.bars = is_running, self._warm_bars
         inputs.missing_bars, inputs.plausible = market.missing_bars, market.plausible
         inputs.late_ms = max(bar.seen_ms - bar.open_time_ms - bar.interval_ms, 0)
         if self._by_quotes:
@@ -391,7 +385,7 @@ class Decider:
             return None
         # Later bars of this kind have the same measures except for ``plausible``.
         inputs = self.inputs
-        inputs.running, inputs.bars = True, self.market.warm_bars
+        inputs.running, inputs.bars = True, self._warm_bars
         inputs.missing_bars = inputs.late_ms = 0
         inputs.plausible = 0.0
         measures, passed = self.evaluator.judge(inputs)
@@ -523,6 +517,17 @@ class Decider:
         self.newest = Decision(outcome, held, ())
 
     # ------------------------------------------------------------ parts of a decision
+
+    @property
+    def _warm_bars(self) -> int:
+        """The number of known bars for the gate ``warm``.
+
+        While a timeframe lacks candles, at least one bar counts as missing.
+        """
+        market = self.market
+        if market.frame_bars and not market.is_warm:
+            return min(market.bars, market.needed - 1)
+        return market.bars
 
     def _outcome(
         self, action: Action, reason: str, refused: str | None, passed: int, factor: float | None

@@ -21,18 +21,8 @@ from tracepaper.strategies.api.timeframes import (
 from tracepaper.strategies.gates.declared import plausible
 from tracepaper.strategies.gates.evaluator import Plausibility
 from tracepaper.strategies.order_book import OrderBookHistory
-from tracepaper.strategies.types.decisions import (
-    Explanation,
-    Regime,
-)
-from tracepaper.strategies.types.market import (
-    Bar,
-    BarColumns,
-    Depths,
-    FrameBar,
-    Instrument,
-    Quote,
-)
+from tracepaper.strategies.types.decisions import Explanation, Regime
+from tracepaper.strategies.types.market import Bar, BarColumns, Depths, FrameBar, Instrument, Quote
 from tracepaper.strategies.units import DAY_MS, interval_start
 
 DAY_FRAME: Final = "D"
@@ -238,16 +228,6 @@ class InstrumentState(KnownBars):
         return not self.frame_bars or all(
             self.frames[name].reaches(count) for name, count in self.frame_bars.items()
         )
-
-    @property
-    def warm_bars(self) -> int:
-        """The number of known bars for the gate ``warm``.
-
-        While a timeframe lacks candles, at least one bar counts as missing.
-        """
-        if self.frame_bars and not self.is_warm:
-            return min(self.bars, self.needed - 1)
-        return self.bars
 
     def warm_at(self, now_ms: int) -> int | None:
         """Return when it will be warm, as estimated at *now_ms*; None if it is.

@@ -26,13 +26,7 @@ from tracepaper.strategies.types.market import (
     Quote,
     Trade,
 )
-from tracepaper.strategies.units import (
-    MINUTE_MS,
-    RATE_DECIMALS,
-    RATE_SCALE,
-    percent,
-    unscaled,
-)
+from tracepaper.strategies.units import MINUTE_MS, RATE_DECIMALS, RATE_SCALE, percent, unscaled
 
 USUAL_RANGES: Final = 30.0
 """``execution.plausible``: 62 of 1.5 million minutes of eight perpetuals went further."""

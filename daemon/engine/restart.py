@@ -8,11 +8,7 @@ from typing import Any
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.price_checks import Price
 from tracepaper.daemon.engine.state import EngineState
-from tracepaper.strategies.types.decisions import (
-    Confirmation,
-    LastDecision,
-    Regime,
-)
+from tracepaper.strategies.types.decisions import Confirmation, LastDecision, Regime
 from tracepaper.strategies.types.market import (
     Bar,
     Depths,

@@ -47,20 +47,15 @@ class Shadows:
         """Take the names of *shadows*, and the card's share of *passing* bars, by instrument."""
         self.names = {name for names in shadows.values() for name in names}
         self.passing = passing
-        self.bases: dict[str, ShadowBasis] = {}
-        if not BASED_ON_RUN.isdisjoint(self.names):
-            self.bases = {key: ShadowBasis() for key in shadows}
+        self.counts = not BASED_ON_RUN.isdisjoint(self.names)
+        """Whether a shadow account depends on the run's bars: see :meth:`count`."""
+        self.bases = {key: ShadowBasis() for key in shadows} if self.counts else {}
         self._random = [key for key, names in shadows.items() if RANDOM_GATE in names]
 
     @property
     def random_shares(self) -> list[float]:
         """The card's shares of passing bars by which ``random_gate`` draws."""
         return [self.passing[key] for key in self._random if key in self.passing]
-
-    @property
-    def counts(self) -> bool:
-        """Whether a shadow account depends on the run's bars: see :meth:`count`."""
-        return bool(self.bases)
 
     def intent(
         self,

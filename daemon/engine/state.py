@@ -24,11 +24,7 @@ from tracepaper.daemon.broker.account import AccountState
 from tracepaper.daemon.engine.risk import RiskState
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.gates.gate import gates_left_out
-from tracepaper.strategies.types.decisions import (
-    DecisionOutcome,
-    Order,
-    Regime,
-)
+from tracepaper.strategies.types.decisions import DecisionOutcome, Order, Regime
 from tracepaper.strategies.types.market import Funding
 
 UNGATED: Final = "ungated"

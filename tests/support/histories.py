@@ -37,13 +37,7 @@ from tracepaper.strategies.api.context import (
     sell,
 )
 from tracepaper.strategies.api.strategy import PortfolioStrategy, Strategy
-from tracepaper.strategies.types.decisions import (
-    Action,
-    Fill,
-    FillModel,
-    LastDecision,
-    Step,
-)
+from tracepaper.strategies.types.decisions import Action, Fill, FillModel, LastDecision, Step
 from tracepaper.strategies.types.market import (
     Bar,
     Category,

@@ -27,20 +27,8 @@ from msgspec.structs import replace
 from tracepaper.daemon.broker.execution import MeanRange
 from tracepaper.daemon.engine.restart import Restart
 from tracepaper.daemon.engine.state import decode_state
-from tracepaper.strategies.types.decisions import (
-    FillModel,
-    OrderRole,
-    OrderStatus,
-    Step,
-)
-from tracepaper.strategies.types.market import (
-    Bar,
-    Command,
-    CommandKind,
-    Event,
-    Gap,
-    GapCause,
-)
+from tracepaper.strategies.types.decisions import FillModel, OrderRole, OrderStatus, Step
+from tracepaper.strategies.types.market import Bar, Command, CommandKind, Event, Gap, GapCause
 
 # ---------------------------------------------------------------- the average true range
 

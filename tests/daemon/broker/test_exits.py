@@ -7,29 +7,14 @@ from typing import Any
 
 import pytest
 from builders import MINUTE, instrument
-from exit_cases import (
-    entered,
-    fills,
-    flat_bars,
-    held,
-    long,
-    machine,
-    path,
-    short,
-    steps_of,
-)
+from exit_cases import entered, fills, flat_bars, held, long, machine, path, short, steps_of
 from fakes import FixedForecaster
 from msgspec import structs
 from programs import ROOT
 
 import tracepaper
 from tracepaper.daemon.broker.execution import MeanRange
-from tracepaper.daemon.broker.exit_plans import (
-    Exits,
-    ExpectedReturn,
-    Plan,
-    Planner,
-)
+from tracepaper.daemon.broker.exit_plans import Exits, ExpectedReturn, Plan, Planner
 from tracepaper.daemon.config.loading import load, restore
 from tracepaper.daemon.engine.restart import Restart
 from tracepaper.daemon.session.build import warmup_bars

@@ -19,13 +19,7 @@ from tracepaper.daemon.engine.engine import Engine
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import SmaCross
 from tracepaper.strategies.types.calibration import Calibration
-from tracepaper.strategies.types.decisions import (
-    Action,
-    FillModel,
-    PredictionTimeout,
-    Regime,
-    Step,
-)
+from tracepaper.strategies.types.decisions import Action, FillModel, PredictionTimeout, Regime, Step
 from tracepaper.strategies.types.market import (
     Command,
     CommandKind,

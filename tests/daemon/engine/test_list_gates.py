@@ -9,14 +9,7 @@ from msgspec.structs import replace
 
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.restart import Restart
-from tracepaper.strategies.api.context import (
-    Cancel,
-    OrderRequest,
-    Orders,
-    Signal,
-    buy,
-    sell,
-)
+from tracepaper.strategies.api.context import Cancel, OrderRequest, Orders, Signal, buy, sell
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.types.decisions import Action, FillModel, OrderRole, OrderStatus, Step
 from tracepaper.strategies.types.market import Command, CommandKind

@@ -24,13 +24,7 @@ from tracepaper.daemon.session.build import build_engine, coverage_warnings
 from tracepaper.strategies.api.context import Signal
 from tracepaper.strategies.gates.gate import HEAD_MEASURES, MEASURES
 from tracepaper.strategies.types.calibration import Calibration, GateCoverage
-from tracepaper.strategies.types.decisions import (
-    Action,
-    FillModel,
-    Forecast,
-    HeadForecasts,
-    Step,
-)
+from tracepaper.strategies.types.decisions import Action, FillModel, Forecast, HeadForecasts, Step
 from tracepaper.strategies.types.market import Bar, Category, Command, CommandKind
 
 CALIBRATION = Calibration(
