@@ -154,15 +154,6 @@ def test_no_grid_point_has_more_of_what_mean_variance_wants(seed: int, cost: flo
     assert loss(values) <= least(3, loss, 40, whole=False) + 1e-6
 
 
-def test_dear_turnover_keeps_what_is_held() -> None:
-    risk, held = covariance(drawn(60, 3, 5)), np.array([0.2, 0.3, 0.1])
-    expected = np.array([0.001, -0.001, 0.002])
-    values = allocate(WeightRule.MEAN_VARIANCE, risk, expected=expected, held=held, cost=1.0)
-    assert values == pytest.approx(held, abs=2e-6)
-    free = allocate(WeightRule.MEAN_VARIANCE, risk, expected=expected, held=held)
-    assert np.abs(free - held).sum() > 0.1
-
-
 def test_the_simple_rules_are_what_they_say() -> None:
     risk = np.diag([0.04, 0.01, 0.0])
     assert allocate(WeightRule.EQUAL, risk).tolist() == [0.333333] * 3

@@ -63,16 +63,6 @@ def test_bars_are_those_that_a_slow_reading_finds(sessions: Sessions, minutes: i
 
 
 @settings(max_examples=25)
-@given(drawn(), st.data())
-def test_places_are_counted_in_any_order(sessions: Sessions, data: st.DataObject) -> None:
-    calendar = Calendar(sessions, HOUR_MS)
-    opens = calendar.opens.tolist()
-    for at in data.draw(st.lists(st.integers(0, len(opens) - 1), max_size=20)):
-        assert calendar.place(opens[at]) == at
-        assert calendar.place(opens[at] + 1) == at
-
-
-@settings(max_examples=25)
 @given(st.lists(drawn(), min_size=1, max_size=4))
 def test_stored_sessions_come_back(each: list[Sessions]) -> None:
     assert unpacked(packed([*each, each[0]]), len(each) + 1) == (*each, each[0])

@@ -288,15 +288,6 @@ def test_a_short_is_the_other_side_and_the_entry_decides() -> None:
     assert turned == pytest.approx(-10 * size, rel=0.01)
 
 
-def test_a_cap_bounds_what_a_near_stop_asks_for() -> None:
-    account = rich(10_000)._replace(stop=1)
-    signal = Signal(Action.LONG, "up", stop=1.0)
-    free = risking().target(signal, bar(), None, account=account)
-    capped = risking(max_position=1_000 * MONEY_SCALE).target(signal, bar(), None, account=account)
-    assert 0 < Notional.of(ITEM)(bar().close, capped) <= 1_000 * MONEY_SCALE
-    assert capped < free
-
-
 def test_a_signal_without_a_stop_keeps_what_stands_and_is_refused() -> None:
     assert risking().target(LONG, bar(), None, standing=3, account=rich(10_000)) == 3
     assert "this signal gives none" in str(risking().refusal(LONG, 0, 0))
