@@ -15,6 +15,7 @@ import linecache
 import os
 import re
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import CodeType, FunctionType, TracebackType
@@ -31,6 +32,10 @@ Code = type | FunctionType
 
 SUFFIXES: Final = (".py", ".so", ".pyd", ".pyc")
 """Suffixes of files with code, in the order in which Python tries them at an import."""
+
+_PARSING: Final = threading.Lock()
+"""Python 3.11 counts the depth of syntax trees for all threads together, and fails where a
+callback of its garbage collector lets another thread parse in between."""
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
 PACKAGE_FOLDERS: Final = tuple(
@@ -138,13 +143,15 @@ def _module_files(root: Path, name: tuple[str, ...]) -> Iterator[Path]:
 
 def parsed(path: Path) -> ast.Module:
     """Return the syntax tree of the file *path*; raise ``SyntaxError`` or ``ValueError``."""
-    return ast.parse(path.read_bytes())
+    with _PARSING:
+        return ast.parse(path.read_bytes())
 
 
 def _source(code: Code) -> str:
     """Return the source of *code*; raise ``OSError`` or ``TypeError`` if Python has none."""
     try:
-        return inspect.getsource(code)
+        with _PARSING:
+            return inspect.getsource(code)
     except (OSError, TypeError):
         if isinstance(code, type) and (source := _cell_source(code)):
             return source
@@ -155,7 +162,8 @@ def class_line(cls: type) -> str:
     """Return `` at FILE:LINE`` where *cls* begins, or an empty text if Python has no source."""
     try:
         file = inspect.getfile(cls)
-        return f" at {file}:{inspect.getsourcelines(cls)[1]}"
+        with _PARSING:
+            return f" at {file}:{inspect.getsourcelines(cls)[1]}"
     except (OSError, TypeError):
         return ""
 
@@ -172,7 +180,8 @@ def _cell_source(cls: type) -> str:
         code = method.__code__
         lines = linecache.getlines(code.co_filename)
         try:
-            tree = ast.parse("".join(lines))
+            with _PARSING:
+                tree = ast.parse("".join(lines))
         except (SyntaxError, ValueError):
             continue
         for node in ast.walk(tree):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
+import inspect
 import math
 import sys
 from asyncio import CancelledError
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -23,6 +26,7 @@ from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.session.run_row import strategy_sha256
 from tracepaper.daemon.session.user_class import REASON_LONGEST, user_strategy
 from tracepaper.daemon.session.user_code import class_sha256
+from tracepaper.daemon.session.user_code import parsed as parsed_file
 from tracepaper.strategies.api.context import (
     BarContext,
     Cancel,
@@ -431,3 +435,23 @@ def test_a_decide_that_takes_no_context_is_refused() -> None:
 def test_what_was_not_asked_for_is_named(made_of: type[Strategy], message: str) -> None:
     with pytest.raises(StrategyFailed, match=message):
         user_strategy(made_of, {}).decide(OUTLOOK)
+
+
+def test_sources_are_parsed_in_two_threads() -> None:
+    """Python 3.11 fails where a callback of its garbage collector lets the other thread go on."""
+
+    def switches(*_: object) -> None:
+        sum(range(99))
+
+    thresholds, interval = gc.get_threshold(), sys.getswitchinterval()
+    gc.callbacks.append(switches)
+    try:
+        gc.set_threshold(500)
+        sys.setswitchinterval(1e-6)
+        with ThreadPoolExecutor(2) as pool:
+            trees = [*pool.map(parsed_file, [Path(inspect.__file__)] * 6)]
+    finally:
+        gc.set_threshold(*thresholds)
+        sys.setswitchinterval(interval)
+        gc.callbacks.remove(switches)
+    assert len(trees) == 6
