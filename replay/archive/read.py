@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -49,6 +49,8 @@ from tracepaper.replay.archive.names import (
 )
 from tracepaper.replay.archive.tables import (
     FRAME,
+    PACKED,
+    SUFFIXES,
     FileTable,
     anew,
     is_row,
@@ -85,10 +87,7 @@ CandleInput: TypeAlias = str | Path | Candles | NamedFrame
 def is_frame(value: object) -> bool:
     """Return whether *value* has named columns, or is a list of rows as exchanges answer."""
     if isinstance(value, Mapping):
-        return bool(value) and not any(
-            isinstance(column, (str, Path, Mapping, Candles)) or is_frame(column)
-            for column in value.values()
-        )
+        return bool(value) and not any(map(_is_input, value.values()))
     if isinstance(value, np.ndarray):
         return value.dtype.names is not None or value.ndim == 2
     if isinstance(value, list):
@@ -96,24 +95,64 @@ def is_frame(value: object) -> bool:
     return hasattr(value, "columns") and hasattr(value, "__getitem__")
 
 
+def _is_input(value: object) -> bool:
+    """Return whether *value* is a file, candles or a frame, or a list of them, and no column."""
+    if isinstance(value, list | tuple) and value and not is_frame(value):
+        value = value[0]
+        is_file = isinstance(value, str) and value.lower().endswith((*SUFFIXES, *PACKED))
+    else:
+        is_file = isinstance(value, str)
+    return is_file or isinstance(value, (Path, Mapping, Candles)) or is_frame(value)
+
+
+def each_input(value: Any, symbol: str | None = None) -> Iterator[CandleInput]:  # noqa: ANN401
+    """Yield the files and frames in *value*, one, a list, or a dictionary by symbol.
+
+    Raises ``ConfigInvalid`` for others.
+    """
+    if isinstance(value, (str, Path)):
+        yield str(value) if symbol is None else f"{symbol}={value}"
+    elif isinstance(value, Candles | NamedFrame):
+        yield value
+    elif is_frame(value):
+        yield NamedFrame(symbol, value)
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from each_input(item, str(name))
+    elif isinstance(value, Sequence):
+        for item in value:
+            yield from each_input(item, symbol)
+    else:
+        raise ConfigInvalid(
+            f"data is {shown(value)}; give a path, a frame, a dictionary of columns, a list of "
+            "rows, or several."
+        )
+
+
 def read_candles(
-    path: CandleInput,
+    data: Any,  # noqa: ANN401 - as ``backtest`` takes it
     *,
     category: Category | str | None = None,
     columns: Sequence[str] = (),
+    unnamed: str = "",
 ) -> Candles:
     """Return the exact candles of one file or frame, oldest first, each open time once.
 
-    *path* may be ``SYMBOL=PATH``, a frame, or candles, which are returned. The symbol comes from
-    that, else from the file's name or its content; the category from the argument, else from the
-    path; the interval from the times; the format from the name. Candles of a share have sessions
-    (``Candles.in_sessions``). *columns* choose a field's column (``close=Price``) or leave it out
-    (``turnover=``). ``Candles.notes`` tell conversions, sorting and dropped rows.
+    *data* may be ``SYMBOL=PATH``, a frame, one of these by symbol, or candles, which are returned.
+    The symbol comes from that, else from the file's name or its content, else it is *unnamed*; the
+    category from the argument, else from the path; the interval from the times; the format from the
+    name. Candles of a share have sessions (``Candles.in_sessions``). *columns* choose a field's
+    column (``close=Price``) or leave it out (``turnover=``). ``Candles.notes`` tell conversions,
+    sorting and dropped rows.
 
     Raises ``DataInvalid``, with file and line, for an implausible file, and ``ConfigInvalid`` if no
     symbol is known.
     """
     chosen = chosen_columns(columns)
+    inputs = [*each_input(data)]
+    if len(inputs) != 1:
+        raise ConfigInvalid(f"{shown(data)} holds {len(inputs)} files or frames; give one.")
+    path = inputs[0]
     if isinstance(path, Candles):
         if columns:
             raise ConfigInvalid(f"{path.path} is read already; leave columns out.")
@@ -121,19 +160,16 @@ def read_candles(
             return replace(path, category=Category.STOCK).in_sessions()
         return path
     named = given = None
-    if isinstance(path, NamedFrame) or is_frame(path):
-        frame = path if isinstance(path, NamedFrame) else NamedFrame(None, path)
-        table = table_of_frame(frame.frame)
-        given = symbol_name(frame.symbol) if frame.symbol else None
+    if isinstance(path, NamedFrame):
+        table = table_of_frame(path.frame)
+        given = symbol_name(path.symbol) if path.symbol else symbol_text(table.symbol)
         category = category or Category.LINEAR
-    elif not isinstance(path, (str, Path)):
-        raise ConfigInvalid(f"{shown(path)} is neither a path nor a frame; give candles as one.")
     else:
         if category is not None and category not in tuple(Category):
             raise ConfigInvalid(f"The category is {category!r}; write linear, spot or stock.")
         named, file = split_argument(path)
         table = read_table(file)
-    table, symbol = of_one_symbol(table, named, given)
+    table, symbol = of_one_symbol(table, named, given, unnamed)
     doubts.reject_contracts(table, is_named=named is not None)
     doubts.reject_scaled(table)
     fields = _fields(table, symbol, chosen)
@@ -173,13 +209,13 @@ def _candles(rows: Rows, symbol: str, category: Category) -> Candles:
 
 
 def of_one_symbol(
-    table: FileTable, named: str | None, given: str | None = None
+    table: FileTable, named: str | None, given: str | None = None, unnamed: str = ""
 ) -> tuple[FileTable, str]:
     """Return the rows of one symbol, and it: *named* before the path, or the table's own.
 
     A frame has the symbol *given* with it. Raises ``ConfigInvalid`` unless name and content agree
     on one symbol of a known form; only ``SYMBOL=PATH`` may rename it, which is noted, or choose
-    one of several.
+    one of several. If nothing tells a symbol it is *unnamed*.
     """
     held = {symbol_text(text) for text in table.texts("symbol")} - {""}
     own = symbol_of(table.path.name) or given or ""
@@ -196,6 +232,8 @@ def of_one_symbol(
             renamed = f"the file names {listed}; it is read as {named} because of SYMBOL=PATH"
             table.notes.append(renamed)
         return table, named
+    if unnamed and not names:
+        return table, unnamed
     remedy = 'data={"BTCUSDT": frame}' if table.path == FRAME else f"SYMBOL={table.path}"
     if not names:
         raise ConfigInvalid(f"{table.path} does not name its symbol: write {remedy}.")

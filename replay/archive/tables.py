@@ -35,6 +35,7 @@ from tracepaper.strategies.extras import missing_sentence
 TEXTS: Final = (".csv", ".txt", ".tsv")
 ARROWS: Final = (".parquet", ".pq", ".feather", ".arrow", ".ipc")
 SUFFIXES: Final = (*TEXTS, *ARROWS)
+PACKED: Final = (".gz", ".zip")
 BOOKS: Final = (".xlsx", ".xls", ".xlsm", ".xlsb", ".ods")
 LINES: Final = (".jsonl", ".ndjson")
 DELIMITERS: Final = (";", "\t", "|", ",")
@@ -74,8 +75,8 @@ class FileTable:
 
     ``lines`` has the number of each row in the file, from 1, in ``unit``: lines of text, or rows.
     ``written``: plain name → the one in the file. ``twice``: plain names of several columns.
-    ``bare``: the columns have no names. ``opened``: pandas' expression of the file. ``notes``:
-    sentences about conversions.
+    ``bare``: the columns have no names. ``symbol``: that of yfinance's columns. ``opened``: pandas'
+    expression of the file. ``notes``: sentences about conversions.
     """
 
     path: Path
@@ -85,6 +86,7 @@ class FileTable:
     written: Mapping[str, str] = field(default_factory=dict)
     twice: frozenset[str] = frozenset()
     bare: bool = False
+    symbol: str = ""
     separator: str = ","
     opened: str = "frame"
     notes: list[str] = field(default_factory=list)
@@ -471,7 +473,7 @@ def _names_by_row(document: object) -> list[str]:
     """Return the names of columns in a dictionary of rows or columns by an index, else none."""
     if not isinstance(document, dict) or not all(map(_is_flat, document.values())):
         return []
-    rows = [document, *document.values()][:2]
+    rows = [dict.fromkeys(document), *document.values()][:2]
     return next(([*row] for row in rows if isinstance(row, dict) and is_row(row)), [])
 
 
@@ -504,7 +506,9 @@ def _read_arrow(path: Path, raw: bytes, kind: str) -> FileTable:
 def is_row(value: object) -> bool:
     """Return whether *value* is a row of a list of candles, as exchanges answer."""
     if isinstance(value, dict):
-        return any(plain_name(str(name)) in NAMES["close"] for name in value)
+        return any(
+            plain_name(str(n)) in NAMES["close"] and np.ndim(c) == 0 for n, c in value.items()
+        )
     return (
         isinstance(value, list | tuple) and len(value) > len(PRICES) and str(value[0])[:1].isdigit()
     )
@@ -520,7 +524,7 @@ def table_of_frame(frame: Any) -> FileTable:  # noqa: ANN401 - of any library
     index: Any = getattr(frame, "index", None)
     if getattr(index, "nlevels", 1) > 1:  # a symbol and a time
         return replace(table_of_frame(frame.reset_index()), opened="frame.reset_index()")
-    opened = "pandas.DataFrame(frame)"
+    opened, symbol = "pandas.DataFrame(frame)", ""
     if isinstance(frame, Sequence):
         names = [*frame[0]] if isinstance(frame[0], dict) else range(len(frame[0]))
         if any(not is_row(row) or len(row) != len(names) for row in frame):
@@ -534,7 +538,7 @@ def table_of_frame(frame: Any) -> FileTable:  # noqa: ANN401 - of any library
         if not isinstance(frame, Mapping):
             opened = "frame.to_pandas()" if hasattr(frame, "to_pandas") else "frame"
     if named and all(isinstance(name, tuple) for name in named):
-        level, named = _of_one_level(named)
+        level, symbol, named = _of_one_level(named)
         opened += f".droplevel({1 - level}, axis=1)"
     bare = [*named] == [*range(len(named))]
     kind = getattr(getattr(index, "dtype", None), "kind", "")
@@ -543,19 +547,20 @@ def table_of_frame(frame: Any) -> FileTable:  # noqa: ANN401 - of any library
     if kind == "M" or (kind and not is_counter and not has_time):
         name = "time" if kind == "M" else index.name or "index"
         named, opened = {name: index, **named}, f"{opened}.reset_index(names={name!r})"
-    return replace(_columns(FRAME, named, bare=bare), opened=opened)
+    return replace(_columns(FRAME, named, bare=bare), opened=opened, symbol=symbol)
 
 
-def _of_one_level(named: Mapping[Any, Any]) -> tuple[int, dict[Any, Any]]:
-    """Return columns of two levels by the one that names prices, and which; the other is a symbol.
+def _of_one_level(named: Mapping[Any, Any]) -> tuple[int, str, dict[Any, Any]]:
+    """Return the level of two that names prices, the symbol in the other, and the columns by name.
 
-    The symbol is empty where the times were an index.
+    The symbol of a column is empty where the times were an index.
     """
     levels = [*zip(*named, strict=True)]
     level = int({*map(plain_name, map(str, levels[0]))}.isdisjoint(PRICES))
     others = {name[1 - level] for name in named} - {""}
     if len(others) == 1 and len(levels) == 2:
-        return level, {name[level]: cells for name, cells in named.items()}
+        symbol = str(next(iter(others)))
+        return level, symbol, {name[level]: cells for name, cells in named.items()}
     raise DataInvalid(
         f"{FRAME} has columns of several symbols: give one symbol's, such as "
         f"frame.xs({next(iter(others))!r}, axis=1, level={1 - level})."

@@ -65,7 +65,9 @@ def paths_of(value: object, name: str) -> tuple[Path, ...]:
 
 def inputs_of(value: object, name: str) -> tuple[CandleInput, ...]:
     """Return the argument *name*, the data of ``backtest``; raise ``ConfigInvalid`` for others."""
-    inputs = () if value is None else tuple(_flat(value, None))
+    from tracepaper.replay.archive.read import each_input
+
+    inputs = () if value is None else tuple(each_input(value))
     if not inputs and name == "data":
         raise ConfigInvalid("There are no data; give a path, a frame, or several.")
     for item in inputs:
@@ -75,29 +77,6 @@ def inputs_of(value: object, name: str) -> tuple[CandleInput, ...]:
                 f"--data {item}`."
             )
     return inputs
-
-
-def _flat(value: Any, symbol: str | None) -> Iterator[CandleInput]:  # noqa: ANN401 - a user's
-    from tracepaper.replay.archive import Candles
-    from tracepaper.replay.archive.read import NamedFrame, is_frame
-
-    if isinstance(value, (str, Path)):
-        yield str(value) if symbol is None else f"{symbol}={value}"
-    elif isinstance(value, Candles):
-        yield value
-    elif is_frame(value):
-        yield NamedFrame(symbol, value)
-    elif isinstance(value, Mapping):
-        for name, item in value.items():
-            yield from _flat(item, str(name))
-    elif isinstance(value, Sequence):
-        for item in value:
-            yield from _flat(item, symbol)
-    else:
-        raise ConfigInvalid(
-            f"data is {shown(value)}; give a path, a frame, a dictionary of columns, a list of "
-            "rows, or several."
-        )
 
 
 def columns_of(value: object, _name: str) -> tuple[str, ...]:

@@ -199,8 +199,8 @@ def test_a_frame_with_a_wrong_index_says_what_to_give(frame: pd.DataFrame, messa
 
 
 def test_a_number_given_as_a_file_and_a_file_given_as_an_address() -> None:
-    with pytest.raises(ConfigInvalid, match=r"^5 is neither a path nor a frame; give candles as"):
-        read_candles(5)  # type: ignore[arg-type]
+    with pytest.raises(ConfigInvalid, match=r"^data is 5; give a path, a frame, a dictionary"):
+        read_candles(5)
     config = {"storage": {"url": "x.db"}}
     with pytest.raises(ConfigInvalid, match=r'write "sqlite:///x\.db": the record is'):
         tracepaper.backtest("sma_cross", {"BTCUSDT": candles()}, config=config)

@@ -233,7 +233,7 @@ def plain(sentence: str, folder: Path) -> str:
     """Return *sentence* about a file as one about a frame."""
     sentence = sentence.rstrip("\n").replace(str(folder / "bad.csv"), "the frame")
     of_file = r"pandas\.read_csv\('the frame', dtype=str\); (frame\.\w+\(.*?\))\.to_csv\(.*?\)"
-    sentence = re.sub(of_file, r"\1", sentence)
+    sentence = re.sub(of_file, r"frame.to_pandas(); frame = \1", sentence)
     sentence = re.sub(r"--columns (\w+)=(?=\W)", r'columns={"\1": None}', sentence)
     return re.sub(r"--columns (\w+)=(\w+)", r'columns={"\1": "\2"}', sentence)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tracepaper.replay.archive.candles import Candles
 from tracepaper.replay.archive.columns import instant
-from tracepaper.replay.archive.read import CandleInput, NamedFrame, is_frame, read_candles
+from tracepaper.replay.archive.read import read_candles
 from tracepaper.replay.learning.dataset import Dataset, joined_to
 from tracepaper.replay.learning.estimators.tabular import row_fields
 from tracepaper.replay.learning.fitted import FittedModel, Mix
@@ -374,11 +374,11 @@ class StoredNetwork:
             )
         return joined_to(plain, joined)
 
-    def _candles(self, data: Sequence[CandleInput], columns: Sequence[str] = ()) -> list[Candles]:
+    def _candles(self, data: Sequence[FileOrFrame], columns: Sequence[str] = ()) -> list[Candles]:
         """Return the candles of *data* at the network's interval; by default bundled ones."""
         series = []
         for path in data or map(str, (DEMO_CANDLES, *MONTH_CANDLES)):
-            candles = read_candles(path, category=self.asset, columns=columns)
+            candles = read_candles(path, category=self.asset, columns=columns, unnamed="BARS")
             interval_ms = candles.interval_ms
             if self.interval_ms and self.interval_ms != interval_ms:
                 if self.interval_ms % interval_ms:
@@ -434,10 +434,9 @@ class StoredNetwork:
                 "that attends."
             )
         until_ms = None if at is None else instant(str(at))
-        candles = NamedFrame("BARS", bars) if is_frame(bars) else bars
         segments = [
             (segment, len(segment) if until_ms is None else int(end))
-            for segment in self._segments(self._candles([candles]))
+            for segment in self._segments(self._candles([bars]))
             for end in (np.searchsorted(segment.open_time_ms, until_ms or 0, "right"),)
         ]
         long_enough = [(each, end) for each, end in segments if end - each.first >= self.rows]

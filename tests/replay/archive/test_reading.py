@@ -26,7 +26,7 @@ from tracepaper.replay.archive import Candles, read_candles
 from tracepaper.replay.archive.names import NAMES, TIME, category_of, symbol_of
 from tracepaper.replay.archive.read import NamedFrame
 from tracepaper.replay.backtest.run_spec import inputs_of
-from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.types.market import Category
 
 SAMPLES = Path(__file__).parents[2] / "data" / "candles"
@@ -192,8 +192,27 @@ def frames() -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", frames())
 def test_data_in_memory_are_the_same_candles(name: str) -> None:
-    (given,) = inputs_of({"BTCUSDT": frames()[name]}, "data")
-    assert exact(read_candles(given)) == WANTED
+    frame = frames()[name]
+    for given in ({"BTCUSDT": frame}, {"BTCUSDT": [frame]}, [{"BTCUSDT": frame}]):
+        (one,) = inputs_of(given, "data")
+        assert exact(read_candles(one)) == exact(read_candles(given)) == WANTED
+    if "yfinance" in name:
+        assert read_candles(frame).symbol == read_candles([frame]).symbol == "BTCUSD"
+    else:
+        assert read_candles(frame, unnamed="ANY").symbol == "ANY"
+        with pytest.raises(ConfigInvalid, match="does not name its symbol"):
+            read_candles([frame])
+
+
+def test_months_as_files_are_those_of_a_symbol(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{month}.csv" for month in ("may", "june")]
+    for path in paths:
+        path.write_text("\n".join(map(",".join, real_rows())))
+    wanted = tuple(f"BTCUSDT={path}" for path in paths)
+    for given in (paths, [*map(str, paths)]):
+        assert inputs_of({"BTCUSDT": given}, "data") == wanted
+    with pytest.raises(ConfigInvalid, match="holds 2 files or frames; give one"):
+        read_candles({"BTCUSDT": paths})
 
 
 def unread() -> dict[str, Any]:
