@@ -275,7 +275,7 @@ def test_what_cannot_be_trained_is_refused_in_the_sentence_of_the_command(
     ("features", "frame", "options", "part"),
     [
         ({"schema_id": "v9-1m"}, FRAME, {}, "No feature schema is called 'v9-1m'"),
-        ({}, FRAME.drop("volume"), {}, "the frame has no column volume"),
+        ({}, FRAME.drop("volume"), {}, "the frame has no volume, which"),
         ({}, FRAME.head(20), {}, "No candles have 480 bars"),
         ({}, FRAME, {"holdout": "A=2023-11-23"}, "--holdout is 'A=2023-11-23'"),
         ({}, FRAME, {"start": "2023-11-15"}, "begins before 2023-11-23"),
