@@ -24,7 +24,7 @@ from tracepaper.strategies.types.decisions import (
     OrderRole,
     OrderStatus,
 )
-from tracepaper.strategies.types.market import Bar, Category, Instrument, Side
+from tracepaper.strategies.types.market import Bar, Category, Instrument, RiskTier, Side
 from tracepaper.strategies.units import MONEY_LIMIT
 
 COSTS = ExecutionCosts(taker_fee=5_500_000, maker_fee=2_000_000)
@@ -41,10 +41,12 @@ class Desk:
         *,
         cash: int = 10**6,
         fills: FillModel = FillModel.NEXT_OPEN,
+        leverage: int | None = None,
+        tiers: tuple[RiskTier, ...] = (),
         **of_instrument: Any,
     ) -> None:
-        self.item: Instrument = instrument(**of_instrument)
-        settings = BrokerSettings(fills, costs, cash * 10**8, Latency(100))
+        self.item: Instrument = replace(instrument(**of_instrument), risk_tiers=tiers)
+        settings = BrokerSettings(fills, costs, cash * 10**8, Latency(100), leverage=leverage)
         self.account = PaperAccount([self.item], settings)
 
     @property
@@ -153,6 +155,15 @@ def test_the_filters_hold_for_orders_by_list(
 ) -> None:
     (order,) = Desk(**filters).send(request_)
     assert (order.status, order.reason) == (OrderStatus.REJECTED, reason)
+
+
+def test_no_order_by_list_leads_beyond_the_last_risk_tier() -> None:
+    desk = Desk(leverage=1_000, tiers=(RiskTier(50 * 10**8, 50_000_000, 10_000, 0),))
+    (order,) = desk.send(buy(0.501))
+    assert order.status is OrderStatus.REJECTED
+    assert order.reason == "position above 50, the last risk tier"
+    (order,) = desk.send(buy(0.5))
+    assert order.status is OrderStatus.NEW
 
 
 def test_floats_that_are_nearly_a_tick_are_taken_for_it() -> None:
