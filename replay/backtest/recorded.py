@@ -45,7 +45,7 @@ from tracepaper.storage.chain.starting_point import StartingPoint, StartingPoint
 from tracepaper.storage.database.reader import Fed, Reader
 from tracepaper.strategies.api.model import OF_MEASURE, answer_of
 from tracepaper.strategies.api.strategy import Forecaster
-from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, InvariantBroken
+from tracepaper.strategies.errors import DataInvalid, InvariantBroken
 from tracepaper.strategies.gates.card import calibration_of, section_of
 from tracepaper.strategies.gates.gate import HEAD_MEASURES
 from tracepaper.strategies.types.decisions import (
@@ -101,8 +101,6 @@ def open_recorded(
     stored = reader.stored_run(run_id)
     run = stored.run
     config = restore(run.config)
-    if config.execution.model == "auto":
-        raise ConfigInvalid(f"Run {run_id} does not say how its orders were filled.")
     forecaster = _forecaster(config, database, run) if needs_forecaster(config) else None
     engine = engine_of(run, config, forecaster, run.instruments)
     context = 0 if forecaster is None else forecaster.context

@@ -59,7 +59,8 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
     "exact": Parameter(bool, default=False, meaning="whether money has all its decimals"),
     "limit": Parameter(Annotated[int, Meta(ge=1, le=records.ROWS_MAX)], records.ROWS,
         "maximum number of rows"),
-    "after": Parameter(str | None, None, "`after` or `before` of the previous answer"),
+    "after": Parameter(Annotated[int, Meta(ge=0, le=2**53)], 0,
+        "`after` or `before` of the previous answer"),
 }  # fmt: skip
 MEANINGS: Final[Mapping[str, str]] = {
     "run": "the run's full id, from `/runs`",

@@ -20,6 +20,7 @@ collect  # prometheus_client asks for the metrics
 model_config  # pydantic
 writeable  # an attribute that numpy reads
 representation, interpretable_model  # captum asks for them
+open_time  # of a decision's context, for users' classes
 
 # Read and derived from by classes of users' own, and classes for them to copy from.
 BoostedTree, FadingAttention, Trend, Grid, RsiReversion, LightGBM

@@ -238,7 +238,7 @@ def test_rows_are_filtered_sorted_and_paged(run: OpenRun) -> None:
     refused = [row["sequence"] for row in run.views.rows("v_decisions", allowed=0)]
     assert pages.total == len(refused)
     assert pages.before is None
-    more, after = page_of(run, "decisions", {"allowed": "0"}, limit=10, after=pages.after)
+    more, after = page_of(run, "decisions", {"allowed": "0"}, limit=10, after=int(pages.after or 0))
     assert [row[0] for row in (*first.rows, *more.rows)] == refused[:20]
     assert after.before == "0"
     _, whole = page_of(run, "fills", {}, limit=1_000)
