@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 Condition = str | int | Sequence[str] | Sequence[int]
 """The value that a column must equal, or several of which it must equal one."""
-ANY: Final[Mapping[str, Condition]] = MappingProxyType({})
 BATCH_ROWS: Final = 512
 """Too few to start Python's garbage collection, which slows reading thousands at once by half."""
 _COLUMNS: Final = {view.name: tuple(column.name for column in view.columns) for view in VIEWS}
@@ -90,7 +88,6 @@ class RunViews:
         *,
         first: int | None = None,
         last: int | None = None,
-        equal: Mapping[str, Condition] = ANY,
     ) -> Iterator[list[tuple[Any, ...]]]:
         """Yield columns *names* of *view* (default: all), ``BATCH_ROWS`` rows at a time, in order.
 
@@ -98,7 +95,7 @@ class RunViews:
         per column: all rows of a long run would take ten times the memory of arrays.
         """
         self._check(view, names)
-        where, values = self._where(view, equal)
+        where, values = self._where(view, {})
         for bound, sign in ((first, ">="), (last, "<=")):
             if bound is not None:
                 where, values = f"{where} AND sequence {sign} ?", (*values, bound)

@@ -166,13 +166,12 @@ def digest(name: str, sql: str, doc: str) -> ViewColumn:
     return ViewColumn(name, f"CASE WHEN {sql} IS NOT NULL THEN lower(hex({sql})) END", doc)
 
 
-def source_name(code: str) -> str:
-    """Return the SQL of the name of a bar's source."""
-    cases = " ".join(
-        f"WHEN {code} IS {'NULL' if number is None else number} THEN '{name}'"
-        for name, number in SOURCE_CODES.items()
-    )
-    return f"CASE {cases} END"
+_CASES: Final = " ".join(
+    f"WHEN s.source IS {'NULL' if number is None else number} THEN '{name}'"
+    for name, number in SOURCE_CODES.items()
+)
+SOURCE_NAME: Final = f"CASE {_CASES} END"
+"""The SQL of the name of a bar's source."""
 
 
 def at_step(alias: str, step: str = "s") -> str:

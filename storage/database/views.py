@@ -11,6 +11,7 @@ from tracepaper.storage.database.view_columns import (
     BAR_SEEN_MS,
     INSTRUMENT,
     MARKET_MS,
+    SOURCE_NAME,
     UNIT,
     UNREALIZED,
     View,
@@ -29,7 +30,6 @@ from tracepaper.storage.database.view_columns import (
     real,
     shared_row,
     shown,
-    source_name,
     text,
 )
 from tracepaper.storage.record.columns import (
@@ -99,7 +99,7 @@ V_BARS: Final = View(
             INSTRUMENT,
             *moment("open_time_ms", "s.open_time_ms", "first millisecond of the bar"),
             *shown("s", "steps", "open", "high", "low", "close", "volume", "turnover"),
-            ViewColumn("source", source_name("s.source"), any_of(Source)),
+            ViewColumn("source", SOURCE_NAME, any_of(Source)),
             *moment("market_ms", BAR_MARKET_MS, "market time at which the bar was final"),
             *moment("seen_ms", BAR_SEEN_MS, "market time at which the engine saw it"),
             ViewColumn(
@@ -180,7 +180,7 @@ V_COMMANDS: Final = View(
 _BAR_CONTENT: Final = (
     "json_object('open_time_ms', s.open_time_ms, 'open', s.open, 'high', s.high, 'low', s.low, "
     "'close', s.close, 'volume', s.volume, 'turnover', s.turnover, "
-    f"'source', {source_name('s.source')})"
+    f"'source', {SOURCE_NAME})"
 )
 _CLOSE_CONTENT: Final = (
     "json_object('open_time_ms', s.open_time_ms, 'bars', (SELECT count(*) FROM instruments "
