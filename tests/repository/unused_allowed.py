@@ -24,6 +24,7 @@ open_time  # of a decision's context, for users' classes
 
 # Read and derived from by classes of users' own, and classes for them to copy from.
 BoostedTree, FadingAttention, Trend, Grid, RsiReversion, LightGBM
+open_time  # of a context
 
 # Keys of [exits], read by their names.
 minimal_roi
