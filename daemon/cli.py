@@ -25,6 +25,7 @@ from typer.core import TyperGroup
 
 from tracepaper.daemon.session.shutdown import exit_without_waiting, interrupt_on_signals
 from tracepaper.daemon.version import version as own_version
+from tracepaper.storage.paths import at_home
 from tracepaper.strategies.errors import ConfigInvalid, TracepaperError
 from tracepaper.strategies.units import visible
 
@@ -164,7 +165,9 @@ def _run(arguments: Sequence[str]) -> int:
     group = typer.main.get_command(_application(commands))
     assert isinstance(group, TyperGroup)
     group.commands = {each: group.commands[each] for each in commands}
-    result = group.main(list(arguments) or ["--help"], "tracepaper", standalone_mode=False)
+    result = group.main(
+        [*map(at_home, arguments)] or ["--help"], "tracepaper", standalone_mode=False
+    )
     return result if isinstance(result, int) else DONE
 
 

@@ -53,6 +53,7 @@ from tracepaper.replay.learning.training import (
 from tracepaper.replay.page.export import write_document_page
 from tracepaper.replay.sweep.places import each_on
 from tracepaper.storage.checkpoints import Checkpoint
+from tracepaper.storage.paths import path_of
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.extras import require
@@ -113,6 +114,7 @@ def train(  # noqa: PLR0913 - the options of the command
     Raises ``ConfigInvalid`` or ``DataInvalid``, with the sentence of the command.
     """
     given = configured(recipe, "recipe") or {}
+    folder = None if out is None else path_of(out)
     content = read_recipe(given) if isinstance(given, Path) else tables_of(given)
     document = with_settings(as_recipe(content), _texts(settings))
     if seeds is None and (jobs or on):
@@ -123,7 +125,7 @@ def train(  # noqa: PLR0913 - the options of the command
     _require_extras(chosen, given, files)
     request = DataRequest(inputs_of(data, "data"), files.read(), columns_of(columns, "columns"))
     library = frames_for(data, frames)
-    if out is None:
+    if folder is None:
         tables = described(read_dataset(chosen, request))
         rows = {each.key: each.documents() for each in tables}
         return Findings(Found(tables, rows, tables), library)
@@ -132,10 +134,10 @@ def train(  # noqa: PLR0913 - the options of the command
         recipe_of(over(document, {"training": {"seed": first + nth}})) for nth in range(seeds or 0)
     ]
     if not resume:
-        check_replaceable(seed_folders(recipes or [chosen], Path(out)), overwrite=overwrite)
+        check_replaceable(seed_folders(recipes or [chosen], folder), overwrite=overwrite)
     notes: list[str] = []
     with _shown(chosen, notes, progress=progress) as (observe, say):
-        run = FitRun(Path(out), "", SystemClock().wall_ms(), observe, say, resume)
+        run = FitRun(folder, "", SystemClock().wall_ms(), observe, say, resume)
         checkpoints = train_seeds(recipes or [chosen], request, run, each=each)
         by_folder = {str(folder): checkpoint.card for folder, checkpoint in checkpoints}
         study: list[Table] = []
@@ -229,7 +231,7 @@ def evaluate(  # noqa: PLR0913 - the options of the command
             spans, bars = _counted(holdouts, advance), options.explained_bars
             found = found_of(judge_named(reader, name, spans, inspections, bars, rivals=rivals))
     if html is not None and found.page is not None:
-        write_document_page(found.page(), Path(html))
+        write_document_page(found.page(), path_of(html))
     return Findings(found, frames_for(data, frames), notes)
 
 

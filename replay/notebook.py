@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from tracepaper.daemon.clock import SystemClock
+from tracepaper.storage.paths import path_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,7 +39,7 @@ class Picture:
 
     def save(self, path: str | Path) -> None:
         """Write the picture to *path*; its ending chooses the format."""
-        self.figure.savefig(path, dpi=DPI)
+        self.figure.savefig(path_of(path), dpi=DPI)
 
     def __repr__(self) -> str:
         return self._text
@@ -59,7 +60,7 @@ class RunPage:
 
     def save(self, path: str | Path) -> None:
         """Write the page to *path*; raise ``ConfigInvalid`` if that fails."""
-        self._write(self.html, Path(path))
+        self._write(self.html, path_of(path))
 
     def __repr__(self) -> str:
         return self._text

@@ -57,6 +57,7 @@ from tracepaper.replay.report.trades import ClosedTrade, closed_trades, largest_
 from tracepaper.storage.database.reader import Reader, resolve
 from tracepaper.storage.database.run_views import RunViews
 from tracepaper.storage.database.views import VIEWS
+from tracepaper.storage.paths import at_home, path_of
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, shown
 from tracepaper.strategies.extras import require
 from tracepaper.strategies.units import NOTHING, count_of, iso
@@ -353,7 +354,7 @@ class Run(Generic[Frame]):
         self._require_open()
         name = picture_named(picture)
         if chart is not None:
-            check(Path(chart), last, "chart")
+            check(path_of(chart), last, "chart")
         built = build_report(self.database, self.run_id)
         if html is not None:
             from tracepaper.replay.page.contents import run_page
@@ -361,9 +362,9 @@ class Run(Generic[Frame]):
             from tracepaper.replay.report.document import report_document
 
             document = report_document(built)
-            write_page(run_page(self.database, self.run_id, document=document), Path(html))
+            write_page(run_page(self.database, self.run_id, document=document), path_of(html))
         if chart is not None:
-            write_picture(chart_named(built, name, last=last), Path(chart))
+            write_picture(chart_named(built, name, last=last), path_of(chart))
         return Text(lambda console: show_report(console, built), as_document(built))
 
     def risk(self, *, period: Literal["day", "hour"] = "day") -> Text:
@@ -685,14 +686,14 @@ def open_run(
     ``DataInvalid`` if there is no such run, and ``ConfigInvalid`` if the library is missing.
     """
     library = frames_for(None, frames)
-    run = str(run)
+    run = at_home(str(run))
     if database is None and run.endswith(".db"):
         run = f"{run}#last"
     if database is None and "#" not in run:
         from tracepaper.daemon.config.loading import load
 
         database = load().storage.path
-    located = resolve(None if database is None else Path(database), run)
+    located = resolve(None if database is None else path_of(database), run)
     with Reader.open(located.path) as reader:
         if damage := reader.damage(located.run_id):
             warnings.warn(damage, stacklevel=2)

@@ -28,6 +28,7 @@ import msgspec
 from numpy.typing import NDArray
 
 from tracepaper.storage.covariates import sync_names
+from tracepaper.storage.paths import path_of
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 
 if TYPE_CHECKING:
@@ -274,7 +275,7 @@ def bundled() -> dict[str, Path]:
 
 def locate(name: str) -> Path:
     """Return the folder of *name*: ``default``, another bundled checkpoint, or a path."""
-    return DEFAULT_CHECKPOINT if name == DEFAULT else bundled().get(name, Path(name))
+    return DEFAULT_CHECKPOINT if name == DEFAULT else bundled().get(name, path_of(name))
 
 
 def is_checkpoint(folder: Path) -> bool:

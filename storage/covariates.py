@@ -29,6 +29,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tracepaper.storage.paths import path_of
 from tracepaper.strategies.covariates import (
     AGE,
     ALL_SYMBOLS,
@@ -90,7 +91,7 @@ def read_covariates(given: Any) -> CovariateFile:  # noqa: ANN401 - a path or an
     zone, times that do not ascend, and a number that is not finite.
     """
     is_file = isinstance(given, (str, Path))
-    path = Path(given) if is_file else FRAME
+    path = path_of(given) if is_file else FRAME
     content = file_bytes(path) if is_file else given
     if is_text(path):
         table = text_table(path, content)

@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple, Self
 
 from tracepaper.storage.database.connection import is_busy_error
 from tracepaper.storage.database.remedies import primary_code, refusal, remedy_of
+from tracepaper.storage.paths import path_of
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
 REGISTRY_VARIABLE: Final = "TRACEPAPER_TRIALS"
@@ -218,7 +219,7 @@ def user_folder(variable: str, below_home: str) -> Path:
     Raises ``ConfigInvalid`` if neither is known, such as for a user id without an account.
     """
     if named := os.environ.get(variable):
-        return Path(named) / "tracepaper"
+        return path_of(named) / "tracepaper"
     try:
         return Path.home() / below_home / "tracepaper"
     except RuntimeError:
@@ -230,7 +231,7 @@ def user_folder(variable: str, below_home: str) -> Path:
 def registry_path() -> Path:
     """Return the file of this user's registry (docs/python.md, Y17)."""
     if named := os.environ.get(REGISTRY_VARIABLE):
-        return Path(named)
+        return path_of(named)
     return user_folder("XDG_STATE_HOME", ".local/state") / "trials.db"
 
 

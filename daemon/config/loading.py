@@ -60,6 +60,7 @@ from tracepaper.daemon.config.values import (
     table_of,
 )
 from tracepaper.storage import checkpoints
+from tracepaper.storage.paths import with_homes
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.units import DAY_MS, INTERVALS, bars_in, time_of
 
@@ -244,6 +245,7 @@ def load_with_origins(
     if given is not None and not isinstance(given, Path):
         sources.append((GIVEN, given))
     sources += [(SET, settings), (caller, overrides)]
+    sources = [(origin, with_homes(tables)) for origin, tables in sources]
     config, origins = _merge([(DATA, data), *sources], file=sources[0][0])
     _reject_unread(sources, config, origins)
     named_by = origins.get(("market", "symbols"), DATA)

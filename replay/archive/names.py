@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from tracepaper.daemon.config.values import QUOTES, symbol_name
+from tracepaper.storage.paths import at_home
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.types.market import Category
@@ -113,7 +114,7 @@ def split_argument(argument: str | Path) -> tuple[str | None, Path]:
     first ``=`` is the symbol of the file after it. Raises ``ConfigInvalid`` if it is none, or the
     file does not exist.
     """
-    text = str(argument)
+    text = at_home(str(argument))
     symbol, equals, path = text.partition("=")
     if not equals or Path(text).exists():
         return None, Path(text)

@@ -24,6 +24,7 @@ from tracepaper.daemon.commands.options import (
     SetOption,
     ToOption,
 )
+from tracepaper.storage.paths import path_of
 from tracepaper.strategies.errors import ConfigInvalid, shown
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ ALL: Final = RUNS | CHECKS | PYTHON
 def paths_of(value: object, name: str) -> tuple[Path, ...]:
     """Return the argument *name*, a path or a list of them; raise ``ConfigInvalid`` for others."""
     values: Sequence[object] = value if isinstance(value, (list, tuple)) else [value]
-    paths = tuple(Path(path) for path in values if isinstance(path, (str, Path)))
+    paths = tuple(path_of(path) for path in values if isinstance(path, (str, Path)))
     if len(paths) < len(values):
         raise ConfigInvalid(
             f"{name} is {shown(value)}; give the path of a file, or a list of them."
@@ -116,7 +117,7 @@ def _with_named_classes(keys: object) -> Any:  # noqa: ANN401 - a section, or wh
 def configured(value: object, name: str) -> Path | Sections | None:
     """Return the argument *name*, a file or sections; raise ``ConfigInvalid`` for others."""
     if isinstance(value, str):
-        return Path(value)
+        return path_of(value)
     if isinstance(value, Mapping):
         return {section: _with_named_classes(keys) for section, keys in value.items()}
     if value is None or isinstance(value, Path):
@@ -219,7 +220,7 @@ class RunSpec(MarketSpec):
             ),
         ],
         Consumer.REPLAY | Consumer.RESUME | Consumer.RECORDED | Consumer.BACKTEST,
-        lambda value, _name: None if value is None else Path(str(value)),
+        lambda value, _name: None if value is None else path_of(str(value)),
         argument="db",
     )
     overrides: Sections = field(default_factory=dict)

@@ -25,6 +25,7 @@ from tracepaper.replay.document.charts import (
     cells_of,
     numbers,
 )
+from tracepaper.storage.paths import path_of
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.extras import require
 from tracepaper.strategies.units import DAY_MS
@@ -121,7 +122,7 @@ def write_matrix(matrix: ArrayLike, path: str | Path, times_ms: Sequence[float] 
     end at the quantile of 99.5 %. Raises ``ConfigInvalid`` like ``check_picture_file`` and
     ``write_picture``, ``DataInvalid`` without finite numbers [row, column] and a time per column.
     """
-    check_picture_file(file := Path(path), "write_matrix")
+    check_picture_file(file := path_of(path), "write_matrix")
     cells = np.asarray(matrix, dtype=np.float64)
     is_matrix = cells.ndim == 2 and bool(cells.size) and bool(np.isfinite(cells).all())
     if not is_matrix or len(times_ms) not in (0, cells.shape[1]):

@@ -55,6 +55,7 @@ from tracepaper.replay.sweep.trial import (
     overrides_of,
     spec_at,
 )
+from tracepaper.storage.paths import path_of
 from tracepaper.storage.sweeps import Trials
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.extras import require
@@ -182,7 +183,7 @@ class Sweep:
             spec = replace(
                 work.spec,
                 overrides=overrides_of(work, best.point),
-                database=None if db is None else Path(db),
+                database=None if db is None else path_of(db),
                 warnings=process_warnings(classes),
             )
             return run_of_spec(spec, classes, library=self.request.library)
@@ -398,7 +399,7 @@ class Sweep:
         """Write the sweep as one page that works offline."""
         from tracepaper.replay.page.export import write_document_page
 
-        write_document_page(sweep_document(self), Path(html))
+        write_document_page(sweep_document(self), path_of(html))
 
     def document(self) -> dict[str, Any]:
         """Return the sweep as plain values, as ``tracepaper sweep --json`` prints it."""

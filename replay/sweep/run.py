@@ -43,6 +43,7 @@ from tracepaper.replay.sweep.trial import (
     read_request,
     record_path,
 )
+from tracepaper.storage.paths import path_of
 from tracepaper.storage.sweeps import SweepFile, TrialRegistry
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed, TracepaperError, shown
 
@@ -116,7 +117,7 @@ def sweep(  # noqa: PLR0913 - the options of a sweep
             replace(request, library=frames_for(data, frames)),
             open_executor,
             jobs=jobs,
-            state=None if state is None else Path(state),
+            state=None if state is None else path_of(state),
             progress=callback or (lambda done, total, _best: advance(done, total)),
         )
 

@@ -31,6 +31,7 @@ from tracepaper.replay.learning.splits import Part, Segment, segments_of
 from tracepaper.replay.learning.windows import first_position, judged_rows, no_context, predict
 from tracepaper.replay.samples import DEMO_CANDLES, MONTH_CANDLES
 from tracepaper.storage import checkpoints
+from tracepaper.storage.paths import path_of
 from tracepaper.strategies import book_features
 from tracepaper.strategies.covariates import FixedCovariates, takes_vectors
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
@@ -542,4 +543,4 @@ def open_checkpoint(
     *covariates* is a file or a frame of those that it was trained with. *depth* are files of order
     books, for a network that reads them. Raises like ``StoredNetwork.open``.
     """
-    return StoredNetwork.open(name, SideFiles(covariates, [*map(Path, depth)]).read())
+    return StoredNetwork.open(name, SideFiles(covariates, [*map(path_of, depth)]).read())
