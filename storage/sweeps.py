@@ -36,14 +36,24 @@ CREATE TABLE document (id INTEGER PRIMARY KEY CHECK (id = 1), content TEXT NOT N
 """
 _TRIALS: Final = """
 CREATE TABLE trials (
-  data_sha256 TEXT NOT NULL, trial_sha256 TEXT NOT NULL, strategy TEXT NOT NULL,
+  trial_sha256 TEXT NOT NULL, symbol TEXT NOT NULL, interval_ms INTEGER NOT NULL,
+  from_ms INTEGER NOT NULL, until_ms INTEGER NOT NULL, strategy TEXT NOT NULL,
   sharpe_day REAL, days REAL, at_ms INTEGER NOT NULL,
-  PRIMARY KEY (data_sha256, trial_sha256)
+  PRIMARY KEY (trial_sha256, symbol, interval_ms, from_ms, until_ms)
 ) STRICT;
 """
 
 CellKey = tuple[int, str, int]
 """A run of a sweep: its span, the span's part (whole, train or test), and its number."""
+
+
+class TriedData(NamedTuple):
+    """What trials are made on; two share data if they share time of a symbol at one interval."""
+
+    symbols: tuple[str, ...]
+    interval_ms: int
+    from_ms: int
+    until_ms: int
 
 
 class Trials(NamedTuple):
@@ -190,7 +200,7 @@ class TrialRegistry:
 
     def add(
         self,
-        data_sha256: str,
+        data: TriedData,
         trial_sha256: str,
         *,
         strategy: str,
@@ -199,18 +209,25 @@ class TrialRegistry:
         at_ms: int,
     ) -> None:
         """Count one trial, unless it was counted before."""
-        row = (data_sha256, trial_sha256, strategy, sharpe_day, days, at_ms)
+        symbols, *span = data
+        rows = [
+            (trial_sha256, symbol, *span, strategy, sharpe_day, days, at_ms) for symbol in symbols
+        ]
         with _explaining_errors(self.path):
-            self._db.execute("INSERT OR IGNORE INTO trials VALUES (?, ?, ?, ?, ?, ?)", row)
+            self._db.executemany(
+                "INSERT OR IGNORE INTO trials VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows
+            )
             self._db.commit()
 
-    def trials(self, data_sha256: str) -> Trials:
-        """Return the trials on the data of this hash."""
+    def trials(self, data: TriedData) -> Trials:
+        """Return the trials on data that share time of a symbol with *data*, each once."""
+        marks = ", ".join("?" * len(data.symbols))
         rows = self._db.execute(
-            "SELECT sharpe_day FROM trials WHERE data_sha256 = ? ORDER BY trial_sha256",
-            (data_sha256,),
+            "SELECT sharpe_day, max(at_ms) FROM trials WHERE interval_ms = ? AND from_ms < ? "
+            f"AND until_ms > ? AND symbol IN ({marks}) GROUP BY trial_sha256 ORDER BY trial_sha256",
+            (data.interval_ms, data.until_ms, data.from_ms, *data.symbols),
         ).fetchall()
-        return Trials(len(rows), tuple(value for (value,) in rows if value is not None))
+        return Trials(len(rows), tuple(value for value, _ in rows if value is not None))
 
 
 def user_folder(variable: str, below_home: str) -> Path:

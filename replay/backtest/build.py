@@ -34,6 +34,7 @@ from tracepaper.daemon.session.build import (
 from tracepaper.daemon.session.models import card_of, load_forecaster
 from tracepaper.daemon.session.run_row import new_run, reject_size
 from tracepaper.daemon.session.user_model import user_model
+from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.candles import on_joint_sessions
 from tracepaper.replay.archive.series import archive_instrument
 from tracepaper.replay.backtest.feed import ArchiveFeed
@@ -52,9 +53,11 @@ from tracepaper.strategies.units import (
     DAY_MS,
     INTERVAL_NAMES,
     MINUTE_MS,
+    count_of,
     duration,
     interval_text,
     iso,
+    minute_text,
     time_of,
 )
 
@@ -274,6 +277,7 @@ def build(
             *(part.torn.rstrip(".") for part in data.depth if part.torn),
             *fitted,
             *read_as,
+            *filter(None, map(holes_in, feed.candles)),
             *(
                 ()
                 if forecaster is None
@@ -287,6 +291,16 @@ def build(
         sessions=feed.sessions,
     )
     return Replay(run, feed, engine, forecaster, instruments, config)
+
+
+def holes_in(candles: Candles) -> str:
+    """Return a sentence on the bars that *candles* lack; empty if they lack none."""
+    if not (holes := candles.gaps):
+        return ""
+    from_ms, until_ms = max(holes, key=lambda hole: hole[1] - hole[0])
+    lacking = count_of(candles.missing, "bar")
+    longest = f"{duration(until_ms - from_ms)} from {minute_text(from_ms)}"
+    return f"{candles.symbol} lacks {lacking}: the longest hole is of {longest}"
 
 
 def fitted_on(card: Mapping[str, Any], data: MarketData, from_ms: int) -> tuple[str, ...]:

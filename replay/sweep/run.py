@@ -164,7 +164,7 @@ def carry_out_sweep(
         sweep = Sweep(
             request=request,
             cells=tuple(cells),
-            trials=registry.trials(request.data_sha256),
+            trials=registry.trials(request.tried),
             registry=registry.path,
             state=state,
             new_runs=runner.count,
@@ -298,7 +298,7 @@ class _Runner:
         if not result.config_sha256:
             return
         self._registry.add(
-            self._request.data_sha256,
+            self._request.tried,
             result.trial_sha256,
             strategy=self._request.work.strategy,
             sharpe_day=metrics.sharpe(result.daily, 1.0),

@@ -48,7 +48,7 @@ from tracepaper.storage.checkpoints import files_of, hold, is_checkpoint, locate
 from tracepaper.storage.covariates import file_bytes
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.memory_log import IN_MEMORY
-from tracepaper.storage.sweeps import CellKey
+from tracepaper.storage.sweeps import CellKey, TriedData
 from tracepaper.strategies.errors import ConfigInvalid, TracepaperError, shown
 from tracepaper.strategies.units import DAY_MS
 
@@ -267,7 +267,8 @@ class SweepRequest:
     spans: tuple[Span, ...]
     days: float
     sources: Mapping[str, str]  # the hash of each source of data
-    data_sha256: str  # of the candles and the covariates: the registry's key of trials
+    data_sha256: str  # of the candles and the covariates
+    tried: TriedData  # by which the registry counts trials
     warnings: tuple[str, ...] = ()  # those of every run
     library: Library | None = None  # of the frames of the result
 
@@ -334,6 +335,7 @@ def read_request(
             f"{'a window trains on' if search.windows is not None else 'the data have'} "
             f"{days:.1f}: choose return or mean_day as the objective."
         )
+    symbols = tuple(dict.fromkeys(part.symbol for part in data.candles))
     sources = data.sha256()
     data_sha256 = hashlib.sha256(_covariates(given) + sources.pop("candles").encode()).hexdigest()
     return SweepRequest(
@@ -350,7 +352,7 @@ def read_request(
             ),
         ),
         spec=spec,
-        symbols=tuple(dict.fromkeys(part.symbol for part in data.candles)),
+        symbols=symbols,
         axes=axes,
         objective=objective,
         maximize=maximize,
@@ -359,6 +361,7 @@ def read_request(
         days=days,
         sources=sources,
         data_sha256=data_sha256,
+        tried=TriedData(symbols, data.candles[0].interval_ms, first, last),
         warnings=_warnings(
             spec,
             strategy,

@@ -163,7 +163,15 @@ def test_the_deflated_ratio_counts_every_trial(days: Path) -> None:
     ratios = [np.mean(cell.daily) / np.std(cell.daily, ddof=1)
               for cell in (*earlier.cells, *swept.cells)]  # fmt: skip
     with TrialRegistry() as counted:
-        trials = counted.trials(swept.request.data_sha256)
+        trials = counted.trials(swept.request.tried)
+        data = swept.request.tried
+        for other, number in (
+            (data._replace(until_ms=data.until_ms - 1, from_ms=data.from_ms + 1), 8),
+            (data._replace(symbols=("ETHUSDT",)), 0),
+            (data._replace(interval_ms=1), 0),
+            (data._replace(from_ms=data.until_ms, until_ms=data.until_ms + 1), 0),
+        ):
+            assert counted.trials(other).number == number
     assert trials.number == 8
     assert sorted(trials.sharpe_day) == pytest.approx(sorted(ratios))
     wanted = metrics.deflated_sharpe(daily, trials=8, variance=float(np.var(ratios, ddof=1)))
