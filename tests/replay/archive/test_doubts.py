@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -427,6 +428,24 @@ def test_the_printed_lines_lead_to_the_candles(name: str, tmp_path: Path) -> Non
     lead = {**(case.lead or {})}
     order = lead.pop("order", "").split()
     check(followed(written(case, tmp_path), lead, order), case)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("a count named turnover", "turnover and volume exchanged", "contracts beside coins"),
+        *("no volume of Interactive Brokers", "two symbols"),
+    ],
+)
+def test_the_printed_options_lead_to_the_candles(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    with pytest.raises(TracepaperError) as caught:
+        read(case, tmp_path)
+    printed = re.findall(r"--columns (\w+)=(NAME)?", str(caught.value))
+    columns = [f"{of}={(case.lead or {})[of] if asked else ''}" for of, asked in printed]
+    chosen = re.search(r"SYMBOL=\S+(?=,)", str(caught.value))
+    path = chosen[0].replace("SYMBOL", "BTCUSDT") if chosen else tmp_path / case.name
+    check(read_candles(path, columns=columns), case)
 
 
 def test_numbers_of_a_random_walk_in_a_frame_are_rounded_with_a_note() -> None:
