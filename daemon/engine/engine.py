@@ -44,8 +44,8 @@ from tracepaper.strategies.api.timeframes import FrameRange
 from tracepaper.strategies.sessions import joint
 from tracepaper.strategies.types.decisions import (
     Account,
+    AccountMarks,
     Answer,
-    BookMarks,
     Decision,
     ForecastColumns,
     GateSet,
@@ -942,7 +942,7 @@ def _marked(
     positions: Sequence[Position],
     lines: Sequence[Line],
     closes: Sequence[Sequence[int]],
-) -> BookMarks:
+) -> AccountMarks:
     """Return the marks of *account* with *positions* in the instruments of *lines* at *closes*."""
     columns = [
         line.profits_at(prices, position)
@@ -952,7 +952,7 @@ def _marked(
     if len(columns) > 1:
         totals = [*map(sum, zip(*columns, strict=True))]
         profits = [*chain.from_iterable(zip(*columns, strict=True))]
-    return BookMarks(account, profits, totals)
+    return AccountMarks(account, profits, totals)
 
 
 def _follows(bars: Sequence[Bar], keys: Sequence[str], due_ms: int, interval_ms: int) -> bool:

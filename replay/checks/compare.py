@@ -301,7 +301,7 @@ class RowCheck:
         if core[STEP.shadows] != sequence and "shadow_steps" in rows.sparse:
             yield "shadow_steps.sequence", sequence, None
         yield from self._outcome(core[STEP.outcome], sequence, rows, sparse["outcomes"])
-        holdings = {shadow[SHADOW_STEP.book]: shadow[SHADOW_STEP.holding] for shadow in shadows}
+        holdings = {shadow[SHADOW_STEP.account]: shadow[SHADOW_STEP.holding] for shadow in shadows}
         holdings[0] = core[STEP.holding]
         yield from self._holdings(holdings, sequence, rows, sparse["holdings"])
 
@@ -325,20 +325,20 @@ class RowCheck:
         rows: StoredRows,
         derived: Sequence[Sequence[Any]],
     ) -> Iterator[Unequal]:
-        """Compare the holdings of each book, and check that each row of the step is in use.
+        """Compare the holdings of each account, and check that each row of the step is in use.
 
-        *named* maps each book to the sequence of the step that holds its row.
+        *named* maps each account to the sequence of the step that holds its row.
         """
-        derived_rows = {row[HOLDING.book]: row for row in derived}
-        for book, at in named.items():
-            if book not in derived_rows:
+        derived_rows = {row[HOLDING.account]: row for row in derived}
+        for account, at in named.items():
+            if account not in derived_rows:
                 yield "holdings.sequence", at, None
                 continue
             self._check_place("holdings", at, sequence)
-            row = self._interned.holding(at, book)
-            yield from _row("holdings", row, derived_rows[book], {HOLDING.sequence})
+            row = self._interned.holding(at, account)
+            yield from _row("holdings", row, derived_rows[account], {HOLDING.sequence})
         for row in rows.sparse.get("holdings", ()):
-            if named.get(row[HOLDING.book]) != sequence:
+            if named.get(row[HOLDING.account]) != sequence:
                 yield "holdings.sequence", row[HOLDING.sequence], None
 
     @staticmethod

@@ -44,7 +44,7 @@ _OF_RUN: Final = "run_key = (SELECT run_key FROM runs WHERE run_id = ?)"
 _MOVED: Final = (
     f"SELECT sequence, amount, balance FROM ledger WHERE {_OF_RUN} ORDER BY sequence, ordinal"
 )
-_CASH: Final = f"SELECT sequence, cash FROM holdings WHERE {_OF_RUN} AND book = 0"
+_CASH: Final = f"SELECT sequence, cash FROM holdings WHERE {_OF_RUN} AND account = 0"
 
 _STEP_OF_ROW: Final = (
     "(SELECT 1 FROM steps s WHERE s.run_key = a.run_key AND s.sequence = a.sequence)"

@@ -60,7 +60,7 @@ _ACCOUNT_CONFIRMED: Final = (
 _SHADOWS_CONFIRMED: Final = (
     "SELECT h.shadow, s.instrument, max(s.open_time_ms) FROM steps s "
     "JOIN shadow_steps t ON t.run_key = s.run_key AND t.sequence = s.shadows "
-    "JOIN holdings h ON h.run_key = t.run_key AND h.sequence = t.holding AND h.book = t.book "
+    "JOIN holdings h ON h.run_key = t.run_key AND h.sequence = t.holding AND h.account = t.account "
     "WHERE s.run_key = ? AND s.sequence BETWEEN ? AND ? AND s.instrument IS NOT NULL "
     "AND t.confirmed GROUP BY 1, 2"
 )
@@ -78,7 +78,7 @@ RANGES: Final = {table: select(table, WITHIN) for table in CHAINED_TABLES}
 """By table that a commit covers: the query for its rows of a ``Span``."""
 _SEQUENCE: Final = At("steps").sequence
 _OUTCOME: Final = select("outcomes", "run_key = ? AND sequence = ?")
-_HOLDING: Final = select("holdings", "run_key = ? AND sequence = ? AND book = ?")
+_HOLDING: Final = select("holdings", "run_key = ? AND sequence = ? AND account = ?")
 _SHADOWS: Final = select("shadow_steps", "run_key = ? AND sequence = ?")
 _GATE: Final = At("gate_sets")
 _GATE_SETS: Final = select("gate_sets", "run_key = ?")
@@ -227,8 +227,8 @@ def interned(connection: sqlite3.Connection, run_key: int) -> InternedRows:
         return _require(row, "outcomes", sequence)
 
     @lru_cache(maxsize=CACHED_ROWS)
-    def holding(sequence: int, book: int) -> StoredRow:
-        row = connection.execute(_HOLDING, (run_key, sequence, book)).fetchone()
+    def holding(sequence: int, account: int) -> StoredRow:
+        row = connection.execute(_HOLDING, (run_key, sequence, account)).fetchone()
         return _require(row, "holdings", sequence)
 
     @lru_cache(maxsize=CACHED_ROWS)

@@ -580,7 +580,7 @@ class Reader:
     def fills(self, run_id: str, *, after: int = -1, until: int | None = None) -> Iterator[Fill]:
         """Yield the fills of the run's account after step *after* up to *until*, in order."""
         stored, decoder = self._decoding(run_id)
-        query = select("fills", f"{WITHIN} AND book = 0")
+        query = select("fills", f"{WITHIN} AND account = 0")
         span = (stored.run_key, after + 1, run_span(stored.run_key, until)[-1])
         for row in self.connection.execute(query, span):
             yield decoder.fill(row)

@@ -51,19 +51,19 @@ DECIDED: Final = ("sequence", "open_time_ms", "instrument", "target_quantity")
 NOT_STORED: Final = -(2**63)
 """Stands for null, such as the target of a decision that requests a list of orders."""
 _AFTER: Final = (
-    "SELECT s.sequence, s.open_time_ms, s.instrument, s.close, {book}, {of}.holding, "
+    "SELECT s.sequence, s.open_time_ms, s.instrument, s.close, {account}, {of}.holding, "
     "coalesce({of}.account_unrealized_pnl, {profit}, 0), "
     f"coalesce({{of}}.equity, {NOT_STORED}) "
     "FROM steps s {joined} WHERE s.run_key = ? AND s.sequence BETWEEN ? AND ? "
     "AND s.instrument IS NOT NULL AND s.outcome IS NOT NULL ORDER BY s.sequence"
 )
-_RUN_ACCOUNT: Final = _AFTER.format(of="s", book=0, profit="s.unrealized_pnl", joined="")
+_RUN_ACCOUNT: Final = _AFTER.format(of="s", account=0, profit="s.unrealized_pnl", joined="")
 _SHADOWS: Final = _AFTER.format(
     of="m",
-    book="m.book",
+    account="m.account",
     profit=UNREALIZED.format("m"),
     joined=f"CROSS JOIN shadow_steps m ON {shared_row('m', 's.shadows')} "
-    f"CROSS JOIN holdings h ON {shared_row('h', 'm.holding')} AND h.book = m.book "
+    f"CROSS JOIN holdings h ON {shared_row('h', 'm.holding')} AND h.account = m.account "
     "CROSS JOIN instruments i ON i.run_key = s.run_key AND i.instrument = s.instrument",
 )
 _DECIDED: Final = (
@@ -72,10 +72,10 @@ _DECIDED: Final = (
     f"coalesce(equity, {NOT_STORED}) FROM steps "
     "WHERE run_key = ? AND instrument IS NOT NULL AND outcome IS NOT NULL ORDER BY sequence"
 )
-_BOOK_BITS: Final = 64 - SEQUENCE_LIMIT.bit_length()
+_ACCOUNT_BITS: Final = 64 - SEQUENCE_LIMIT.bit_length()
 _HOLDINGS: Final = (
-    "SELECT sequence, book, coalesce(quantity, 0), cash, coalesce(shadow, '') FROM holdings "
-    f"WHERE {WITHIN} ORDER BY sequence, book"
+    "SELECT sequence, account, coalesce(quantity, 0), cash, coalesce(shadow, '') FROM holdings "
+    f"WHERE {WITHIN} ORDER BY sequence, account"
 )
 _OUTCOMES: Final = (
     "SELECT sequence, action, allowed, refused_by, reason, unfilled_reason, regime, gate_set, "
@@ -164,12 +164,12 @@ class RunRows:
         rows = self._connection.execute(_OUTCOMES, (self._run_key, after, WHOLE[1])).fetchall()
         self.outcomes += [Outcome(*row) for row in rows]
         self._outcome_keys = np.append(self._outcome_keys, np.array([row[0] for row in rows], int))
-        after = (int(self._held_keys[-1]) >> _BOOK_BITS) + 1 if self._held_keys.size else 0
+        after = (int(self._held_keys[-1]) >> _ACCOUNT_BITS) + 1 if self._held_keys.size else 0
         held = self._connection.execute(_HOLDINGS, (self._run_key, after, WHOLE[1])).fetchall()
         if held:
             *numbers, shadows = zip(*held, strict=True)
-            sequence, book, quantity, cash = np.array(numbers, dtype=np.int64)
-            self._held_keys = np.append(self._held_keys, sequence << _BOOK_BITS | book)
+            sequence, account, quantity, cash = np.array(numbers, dtype=np.int64)
+            self._held_keys = np.append(self._held_keys, sequence << _ACCOUNT_BITS | account)
             self._quantity = np.append(self._quantity, quantity)
             self._cash = np.append(self._cash, cash)
             self._shadows = np.append(self._shadows, np.array(shadows, dtype=np.str_))
@@ -219,8 +219,10 @@ class RunRows:
         """
         accounts: dict[str, Columns] = {}
         for query in (_RUN_ACCOUNT, _SHADOWS):
-            *bar, book, holding, profit, stored = self._integers(query, (self._run_key, *span), 8)
-            at = self._held(holding, book)
+            *bar, account, holding, profit, stored = self._integers(
+                query, (self._run_key, *span), 8
+            )
+            at = self._held(holding, account)
             equity = np.where(stored == NOT_STORED, self._cash[at] + profit, stored)
             shadows = self._shadows[at]
             for name in np.unique(shadows).tolist():
@@ -426,7 +428,7 @@ class RunRows:
         """Return (instrument, quantity) of every position after step *last*."""
         query = (
             f"SELECT instrument, quantity, max(sequence) FROM holdings WHERE {WITHIN} "
-            "AND book = 0 AND instrument IS NOT NULL GROUP BY instrument"
+            "AND account = 0 AND instrument IS NOT NULL GROUP BY instrument"
         )
         rows = self._connection.execute(query, (self._run_key, 0, last))
         return [(place, quantity) for place, quantity, _ in rows]
@@ -435,7 +437,7 @@ class RunRows:
 
     def filled(self, span: Span) -> list[int]:
         """Return the sequence of each fill, the newest first."""
-        query = f"SELECT sequence FROM fills WHERE {WITHIN} AND book = 0 ORDER BY sequence DESC"
+        query = f"SELECT sequence FROM fills WHERE {WITHIN} AND account = 0 ORDER BY sequence DESC"
         values = (self._run_key, *span)
         return [sequence for (sequence,) in self._connection.execute(query, values)]
 
@@ -443,7 +445,7 @@ class RunRows:
         """Return the steps with a liquidation, or an order with the *reason*."""
         within = "run_key = ?1 AND sequence BETWEEN ?2 AND ?3"
         query = (
-            f"SELECT sequence FROM fills WHERE {within} AND book = 0 AND model = 'liquidation' "
+            f"SELECT sequence FROM fills WHERE {within} AND account = 0 AND model = 'liquidation' "
             f"UNION SELECT sequence FROM orders WHERE {within} AND reason = ?4 "
             "ORDER BY 1"
         )
@@ -482,9 +484,9 @@ class RunRows:
 
     # ------------------------------------------------------------ reading
 
-    def _held(self, holding: Ints, book: Ints | int) -> npt.NDArray[np.intp]:
-        """Return the indices of the holdings with these sequences and books."""
-        return np.searchsorted(self._held_keys, holding << _BOOK_BITS | book)
+    def _held(self, holding: Ints, account: Ints | int) -> npt.NDArray[np.intp]:
+        """Return the indices of the holdings with these sequences and accounts."""
+        return np.searchsorted(self._held_keys, holding << _ACCOUNT_BITS | account)
 
     def _integers(self, query: str, values: Sequence[int], columns: int) -> list[Ints]:
         cursor = self._connection.execute(query, values)

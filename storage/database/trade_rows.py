@@ -20,7 +20,7 @@ _FILLS: Final = select("fills", WITHIN)
 _HOLDINGS: Final = select("holdings", WITHIN)
 _SEQUENCE: Final = itemgetter(At("fills").sequence)  # the same index as in ``holdings``
 _KEY: Final = itemgetter(slice(4))
-_BOOK: Final = itemgetter(At("fills").sequence, At("fills").book)
+_ACCOUNT: Final = itemgetter(At("fills").sequence, At("fills").account)
 
 
 def trades_until(
@@ -31,7 +31,7 @@ def trades_until(
     fills = connection.execute(_FILLS, span).fetchall()
     held = connection.execute(_HOLDINGS, span).fetchall()
     early, late = list[Any](), list[Any]()
-    for _, group in groupby(fills, key=_BOOK):
+    for _, group in groupby(fills, key=_ACCOUNT):
         rows = list(group)
         count = books.before_settling(rows)
         early += rows[:count]
@@ -41,7 +41,7 @@ def trades_until(
     changes: list[tuple[int, Any, Any]] = [
         (_SEQUENCE(row), take, row) for take, rows in takes for row in rows
     ]
-    # The sort is stable: within a step the order of each book is that of the encoder.
+    # The sort is stable: within a step the order of each account is that of the encoder.
     changes.sort(key=itemgetter(0))
     closed = [row for _, take, change in changes if (row := take(change)) is not None]
     return books, sorted(closed, key=_KEY)

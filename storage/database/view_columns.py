@@ -219,7 +219,7 @@ def caused(alias: str, table: str) -> ViewColumn:
         f"AND y.run_key = {run} AND y.sequence = {born}) "
         f"AND NOT EXISTS (SELECT 1 FROM events x WHERE x.run_key = {run} AND x.sequence = {born}) "
         f"AND NOT EXISTS (SELECT 1 FROM fills z WHERE z.run_key = {run} AND z.sequence = {born} "
-        "AND z.book = 0 AND z.model = 'quote') LIMIT 1)",
+        "AND z.account = 0 AND z.model = 'quote') LIMIT 1)",
         "the decision that caused the order; null if a command (FLATTEN), a fill between bars or "
         "an earlier run caused it",
         "INTEGER",

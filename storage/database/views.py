@@ -373,7 +373,7 @@ _UNREALIZED: Final = {
 _SHADOW: Final = (
     "AND EXISTS (SELECT 1 FROM shadow_steps) "
     f"CROSS JOIN shadow_steps m ON {shared_row('m', 's.shadows')} "
-    f"JOIN holdings h ON {shared_row('h', 'm.holding')} AND h.book = m.book "
+    f"JOIN holdings h ON {shared_row('h', 'm.holding')} AND h.account = m.account "
 )
 
 # ---------------------------------------------------------------- orders, fills, positions, equity
@@ -449,7 +449,7 @@ def _holding_columns(whose: str, unrealized: str, marks: str = "s") -> tuple[Vie
 
 _OWN: Final = (
     "FROM runs r JOIN steps s ON s.run_key = r.run_key "
-    f"JOIN holdings h ON {shared_row('h', 's.holding')} AND h.book = 0 "
+    f"JOIN holdings h ON {shared_row('h', 's.holding')} AND h.account = 0 "
 ) + _STEP_TABLES
 
 V_POSITIONS: Final = View(
@@ -497,7 +497,7 @@ _FILL_COLUMNS: Final = (
     *shown("f", "fills", "fee_base", "liquidity", "model", "reason", "filled_ms"),
 )
 _FILLED: Final = (
-    "FROM runs r JOIN fills f ON f.run_key = r.run_key AND f.book {} 0 "
+    "FROM runs r JOIN fills f ON f.run_key = r.run_key AND f.account {} 0 "
     "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = f.instrument"
 )
 
@@ -550,10 +550,10 @@ def _mean_price(way: str) -> str:
 
 
 _TRADES: Final = (
-    "FROM runs r JOIN trades t ON t.run_key = r.run_key AND t.book {} 0 "
-    f"JOIN fills f ON {at_step('f', 't')} AND f.book = t.book AND f.ordinal = t.ordinal "
+    "FROM runs r JOIN trades t ON t.run_key = r.run_key AND t.account {} 0 "
+    f"JOIN fills f ON {at_step('f', 't')} AND f.account = t.account AND f.ordinal = t.ordinal "
     "JOIN fills e ON e.run_key = t.run_key AND e.sequence = t.opened_sequence "
-    "AND e.book = t.book AND e.ordinal = t.opened_ordinal "
+    "AND e.account = t.account AND e.ordinal = t.opened_ordinal "
     "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = f.instrument "
     # Of an order that was taken over from another run the birth is that run's.
     "LEFT JOIN answers d ON d.run_key = e.run_key AND d.sequence = e.birth AND EXISTS "
@@ -630,7 +630,7 @@ def _of_fills(sql: str) -> str:
 
     The plus makes SQLite use the index by order instead of reading all fills of the run.
     """
-    of_order = "f.order_id = o.order_id AND +f.run_key = o.run_key AND +f.book = 0"
+    of_order = "f.order_id = o.order_id AND +f.run_key = o.run_key AND +f.account = 0"
     return f"(SELECT {sql} FROM fills f WHERE {of_order})"
 
 

@@ -406,7 +406,7 @@ EXPLANATION_COLUMNS: Final = (
     "buckets",
 )
 
-_BOOK: Final = _key("book")  # 0: the run's account; i: shadow i of the step
+_ACCOUNT: Final = _key("account")  # 0: the run's account; i: shadow i of the step
 
 _OUTCOMES = (
     *_STEP,
@@ -432,7 +432,7 @@ _OUTCOMES = (
 
 _HOLDINGS = (
     *_STEP,
-    _BOOK,
+    _ACCOUNT,
     _text("shadow", "its name, such as `ungated`", null=True),
     _whole("instrument", null=True),
     _whole("quantity", "the instrument's position, signed", QUANTITY, null=True),
@@ -502,7 +502,7 @@ _ORDERS = (
 
 _FILLS = (
     *_STEP,
-    _BOOK,
+    _ACCOUNT,
     _key("ordinal"),
     _text("order_id", "the order: sequence and ordinal of its creation"),
     _whole("instrument"),
@@ -524,10 +524,10 @@ _FILLS = (
 )
 
 _TRADES = (
-    *_STEP,  # step, book and ordinal are those of the fill that closed it
-    _BOOK,
+    *_STEP,  # step, account and ordinal are those of the fill that closed it
+    _ACCOUNT,
     _key("ordinal"),
-    _whole("opened_sequence"),  # the fill that opened it, in the same book
+    _whole("opened_sequence"),  # the fill that opened it, of the same account
     _whole("opened_ordinal"),
     _whole("quantity", "largest quantity held, not negative", QUANTITY),
     _whole("entry_quantity", scale=QUANTITY),
@@ -566,10 +566,10 @@ _HALTS = (
 
 _SHADOW_STEPS = (
     *_STEP,
-    _BOOK,
-    _whole("holding"),  # sequence of its row in ``holdings``, same book
+    _ACCOUNT,
+    _whole("holding"),  # sequence of its row in ``holdings``, same account
     _whole("confirmed"),  # 1 if the step's bar confirmed the position for another horizon
-    # Null if the book's worth is its position at the step's close. Only rows with these nulls
+    # Null if the account's worth is its position at the step's close. Only rows with these nulls
     # can be shared with later steps.
     _whole("unrealized_pnl", null=True),
     _whole("account_unrealized_pnl", null=True),

@@ -124,7 +124,7 @@ class InternedRows(NamedTuple):
     """Look-ups of the rows that steps share."""
 
     outcome: Callable[[int], Sequence[Any]]  # by sequence
-    holding: Callable[[int, int], Sequence[Any]]  # by sequence and book
+    holding: Callable[[int, int], Sequence[Any]]  # by sequence and account
     shadows: Callable[[int], Sequence[Sequence[Any]]]  # rows of ``shadow_steps`` by sequence
     gate_set: Callable[[int], GateSet]
 
@@ -202,7 +202,7 @@ class StepDecoder:
             raise LookupError("its event is missing")
         else:
             event = self.event(event_row)
-        position, account = self._book(0, core, STEP, core)
+        position, account = self._account(0, core, STEP, core)
         fills = rows.sparse.get("fills", ())
         return Step(
             sequence=core[STEP.sequence],
@@ -320,8 +320,8 @@ class StepDecoder:
         """Return the movement of cash of a ``ledger`` row."""
         return LedgerEntry(**self._named(_ENTRY, row))
 
-    def _fills(self, rows: Sequence[Sequence[Any]], book: int) -> tuple[Fill, ...]:
-        return tuple(self.fill(row) for row in rows if row[FILL.book] == book)
+    def _fills(self, rows: Sequence[Sequence[Any]], number: int) -> tuple[Fill, ...]:
+        return tuple(self.fill(row) for row in rows if row[FILL.account] == number)
 
     def _named(self, fields: Sequence[_Field], row: Sequence[Any]) -> dict[str, Any]:
         """Return the fields of a row by name, without nulls, which stand for the default."""
@@ -367,14 +367,14 @@ class StepDecoder:
         named["gate_set"] = self._interned.gate_set(named["gate_set"])
         return DecisionOutcome(**{"refused_by": None, **named})
 
-    def _book(
-        self, book: int, marks: Sequence[Any], at: At, core: Sequence[Any]
+    def _account(
+        self, number: int, marks: Sequence[Any], at: At, core: Sequence[Any]
     ) -> tuple[Position | None, Account]:
-        """Return position and account of a book, valued by the row *marks*.
+        """Return position and account of the account *number*, valued by the row *marks*.
 
         Marks that are null are computed from the close of the step, its row *core* of ``steps``.
         """
-        row = self._interned.holding(marks[at.holding], book)
+        row = self._interned.holding(marks[at.holding], number)
         unrealized, account_unrealized = marks[at.unrealized_pnl], marks[at.account_unrealized_pnl]
         equity = marks[at.equity]
         if unrealized is None and marks is not core:
@@ -405,12 +405,12 @@ class StepDecoder:
     def _shadow(
         self, row: Sequence[Any], core: Sequence[Any], fills: Sequence[Sequence[Any]]
     ) -> ShadowStep:
-        book = row[SHADOW_STEP.book]
-        position, account = self._book(book, row, SHADOW_STEP, core)
+        number = row[SHADOW_STEP.account]
+        position, account = self._account(number, row, SHADOW_STEP, core)
         return ShadowStep(
-            self._interned.holding(row[SHADOW_STEP.holding], book)[HOLDING.shadow],
+            self._interned.holding(row[SHADOW_STEP.holding], number)[HOLDING.shadow],
             position or Position(),
             account,
-            self._fills(fills, book),
+            self._fills(fills, number),
             bool(row[SHADOW_STEP.confirmed]),
         )

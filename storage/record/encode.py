@@ -79,8 +79,8 @@ if TYPE_CHECKING:
     from tracepaper.storage.record.rows import Previous
     from tracepaper.strategies.types.decisions import (
         Account,
+        AccountMarks,
         Answer,
-        BookMarks,
         Decision,
         ForecastColumns,
         GateSet,
@@ -112,7 +112,7 @@ _UNREALIZED, _ACCOUNT, _EQUITY, _SHADOWS = map(
     _STEP_COLUMNS.index, ("unrealized_pnl", "account_unrealized_pnl", "equity", "shadows")
 )
 _FOLLOWS: Final[Row] = (None,) * 3
-"""The stored marks of a book whose worth can be computed from the close."""
+"""The stored marks of an account whose worth can be computed from the close."""
 _INTEGER_LIMIT: Final = 2**63
 """Larger integers do not fit SQLite's 64 bits, in which views compute."""
 _CODE_OF: Final = {id(source): code for source, code in SOURCE_CODES.items()}
@@ -156,7 +156,7 @@ class StepEncoder:
         self._scales = {instrument.id: scales(instrument) for instrument in run.instruments}
         self._factors: dict[int | None, int] = dict(enumerate(map(money_factor, run.instruments)))
         self._holdings = HeldRows()
-        # By instrument: the books' last content, and the sequence of its rows if these are shared.
+        # By instrument: the shadow accounts' last rows, and their sequence if they are shared.
         self._shadows: dict[int | None, tuple[Sequence[Row], int | None]] = {}
         self._trades = TradeBooks(run) if trades is None else trades
         self._rows: Rows = {table: [] for table in CHAINED_TABLES}
@@ -427,7 +427,7 @@ class StepEncoder:
             at = slice(place, None, count)
             closes = [bar.close for bar in bars[at]]
             factor = self._factors[place]
-            of_books = [
+            marks_of = [
                 _follow_each(shadow.position, factor, closes, [column[at] for column in columns])
                 for shadow, columns in zip(shadows, marked, strict=True)
             ]
@@ -443,7 +443,7 @@ class StepEncoder:
             contents = [shown[flags] for flags in confirmed]
             names[at] = [
                 self._name_shadows(place, rows, marks, (self._run_key, sequence))
-                for sequence, rows, *marks in zip(sequences[at], contents, *of_books, strict=True)
+                for sequence, rows, *marks in zip(sequences[at], contents, *marks_of, strict=True)
             ]
         return names
 
@@ -601,17 +601,16 @@ class StepEncoder:
     ) -> int | None:
         """Add the rows of *shadows* at a bar's *close*; return the sequence that the step names."""
         rows, content, marks = self._rows, [], []
-        for book, shadow in enumerate(shadows, start=1):
-            position, account = shadow.position, shadow.account
-            book_place = (book, place)
-            holding = self._holdings.hold(key, book_place, shadow.shadow, position, account, rows)
-            content.append((book, holding, int(shadow.confirmed)))
+        for number, shadow in enumerate(shadows, start=1):
+            position, account, at = shadow.position, shadow.account, (number, place)
+            holding = self._holdings.hold(key, at, shadow.shadow, position, account, rows)
+            content.append((number, holding, int(shadow.confirmed)))
             unrealized = position.unrealized_pnl
             factor = position.quantity * self._factors.get(place, 0)
             of_account = _marks(account, unrealized)
             marks.append(_follow(factor, position.entry_notional, close, unrealized, *of_account))
             if shadow.fills or holding == key[1]:
-                self._add_fills(shadow.fills, (*key, book), shadow.shadow, place, position)
+                self._add_fills(shadow.fills, (*key, number), shadow.shadow, place, position)
         if self._trades.is_taken_over:
             for row in takewhile(lambda row: row[:2] == key, reversed(rows["holdings"])):
                 self._trades.hold(row)
@@ -620,7 +619,7 @@ class StepEncoder:
     def _name_shadows(
         self, place: int | None, content: Sequence[Row], marks: Sequence[Row], key: tuple[int, int]
     ) -> int:
-        """Return the sequence of the rows with *content* and *marks* per book; add new rows."""
+        """Return the sequence of the rows with *content* and *marks* per account; add new rows."""
         last, named = self._shadows.get(place, (None, None))
         if last != content:
             named = None
@@ -640,7 +639,7 @@ class StepEncoder:
         place: int | None,
         held: Position | None,
     ) -> None:
-        """Add the rows of a book's *fills* and of the trades that they close.
+        """Add the rows of an account's *fills* and of the trades that they close.
 
         *held* is its position after them, in the instrument at *place*, with the funding paid.
         """
@@ -660,7 +659,7 @@ class StepEncoder:
 def _marks(account: Account, unrealized: int | None) -> tuple[int | None, int | None]:
     """Return the stored profit and equity of *account*: null if they follow from other columns.
 
-    *unrealized* is the profit of the book's position.
+    *unrealized* is the profit of the account's position.
     """
     of_account = account.unrealized_pnl
     return (
@@ -677,7 +676,7 @@ def _follow(
     of_account: int | None,
     equity: int | None,
 ) -> Row:
-    """Return the last three arguments, a book's marks, or nulls if they follow from *close*.
+    """Return the last three arguments, an account's marks, or nulls if they follow from *close*.
 
     *worth* is the position's value at a price of 1, *entry* its cost.
     """
@@ -737,7 +736,7 @@ def _follow_each(
     return [*map(partial(_follow, worth, entry), closes, *marks)]
 
 
-def _mark_columns(marks: BookMarks, count: int) -> tuple[list[int | None], ...]:
+def _mark_columns(marks: AccountMarks, count: int) -> tuple[list[int | None], ...]:
     """Return profit and equity of every unit of *count* bars after the first, as columns.
 
     They are ``unrealized_pnl`` and the two values that :func:`_marks` returns.

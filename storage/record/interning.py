@@ -174,16 +174,16 @@ class Outcomes:
 
 
 class HeldRows:
-    """Interns the holdings of a book between two fills: position and cash without their marks."""
+    """Interns the holdings of an account between two fills: position and cash, without marks."""
 
     def __init__(self) -> None:
-        # By book and instrument: position, account, the columns of both, the row's sequence.
+        # By account and instrument: position, account, the columns of both, the row's sequence.
         self._last: dict[
             tuple[int, int | None], tuple[Position | None, Account, tuple[Row, Row], int]
         ] = {}
 
     def forget(self) -> None:
-        """Forget what every book holds."""
+        """Forget what every account holds."""
         self._last.clear()
 
     def hold(
@@ -197,7 +197,7 @@ class HeldRows:
     ) -> int:
         """Return the sequence of the row with *position* and *account*; append it if it is new.
 
-        *key* is run and sequence of the present step, *place* the book and the instrument.
+        *key* is run and sequence of the present step, *place* the account and the instrument.
         """
         last = self._last.get(place)
         if last is not None and last[0] is position and last[1] is account:

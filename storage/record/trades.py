@@ -1,4 +1,4 @@
-"""The closed trades of a run's books, computed from rows of fills and holdings; pure.
+"""The closed trades of a run's accounts, computed from rows of fills and holdings; pure.
 
 A trade goes from flat to flat. Its key is that of the fill that closed it; it also stores the key
 of the fill that opened it.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tracepaper.strategies.types.market import Instrument
 
 
-_BOOK_OF_FILL: Final = gather("fills", "shadow", "instrument")
+_POSITION_OF_FILL: Final = gather("fills", "shadow", "instrument")
 _FILLED: Final = gather(
     "fills",
     *("sequence", "ordinal", "side", "quantity", "reference_price", "notional", "fee", "fee_base"),
@@ -105,7 +105,7 @@ class TradeBook:
 
 
 class TradeBooks:
-    """The trades of every book of a *run*: of its account and of its shadow accounts.
+    """The trades of a *run*: of its account and of its shadow accounts.
 
     If the run took over an account, the position is known from the first row of ``holdings`` on;
     fills before it belong to no trade.
@@ -122,7 +122,7 @@ class TradeBooks:
 
     def fill(self, row: Sequence[Any]) -> Row | None:
         """Apply a row of ``fills``; return the row of ``trades`` if it closes a trade."""
-        key = _, instrument = _BOOK_OF_FILL(row)
+        key = _, instrument = _POSITION_OF_FILL(row)
         if (book := self._books.get(key)) is None:
             if self.is_taken_over:  # it waits for ``hold``
                 return None
@@ -131,7 +131,7 @@ class TradeBooks:
         return None if closed is None else (*row[:4], *closed)
 
     def before_settling(self, rows: Sequence[Sequence[Any]]) -> int:
-        """Return how many of *rows*, the fills of one book in one step, precede its settlement.
+        """Return how many of *rows*, the fills of one account in one step, precede its settlement.
 
         A settlement inside a bar follows the fills at the bar's open; any other precedes all fills.
         """

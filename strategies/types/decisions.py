@@ -553,7 +553,7 @@ class Answer(Struct, frozen=True, gc=False):
     confirmed: tuple[bool, ...]  # by shadow account: the bar extended its position by a horizon
 
 
-class BookMarks(Struct, frozen=True, gc=False):
+class AccountMarks(Struct, frozen=True, gc=False):
     """The unrealised profits of an account during a quiet stretch; in money.
 
     ``unrealized`` has one number per bar, in the order of the steps. ``account_unrealized`` has one
@@ -582,7 +582,7 @@ class ShadowSpan(Struct, frozen=True, gc=False):
 
     first: int  # the unit with which it begins
     steps: Mapping[str, tuple[ShadowStep, ...]]  # by instrument: after the fills of that unit
-    marks: Sequence[BookMarks]  # by account, over the units of the span
+    marks: Sequence[AccountMarks]  # by account, over the units of the span
 
 
 class QuietStretch(Struct, frozen=True, gc=False):
@@ -598,7 +598,7 @@ class QuietStretch(Struct, frozen=True, gc=False):
     closes: Sequence[CloseStart]  # one per unit; empty if bars are processed one by one
     plausible: Sequence[float]  # [bar], the measure of the gate ``plausible``
     repeats: Mapping[str, Repeat]  # by instrument
-    marks: BookMarks  # of the account
+    marks: AccountMarks  # of the account
     shadows: Sequence[ShadowSpan]  # of the other accounts; the first begins with unit 0
     answers: Sequence[Answer] = ()  # [bar], in a run with a model
     states: Mapping[int, bytes] = {}  # by unit, as its last step stores it

@@ -82,12 +82,12 @@ sum(t.funding) OVER (PARTITION BY f.shadow, f.instrument
 ORDER BY t.sequence, t.ordinal), (SELECT h.funding_paid FROM holdings h
 WHERE h.shadow IS f.shadow AND h.instrument = f.instrument
 AND h.sequence <= t.sequence ORDER BY h.sequence DESC LIMIT 1)
-FROM trades t JOIN fills f USING (sequence, book, ordinal)"""
+FROM trades t JOIN fills f USING (sequence, account, ordinal)"""
 ENTERED = """SELECT coalesce(sum(entry_notional), 0) FROM v_positions p
 WHERE instrument NOT LIKE 'stock:%' AND sequence =
 (SELECT max(sequence) FROM v_positions n WHERE n.instrument = p.instrument)"""
 OF_ACCOUNT = """SELECT t.sequence, f.side, t.funding FROM trades t
-JOIN fills f USING (sequence, book, ordinal) WHERE f.shadow IS ? ORDER BY 1, 2"""
+JOIN fills f USING (sequence, account, ordinal) WHERE f.shadow IS ? ORDER BY 1, 2"""
 
 
 def check(path: Path, least: int) -> None:

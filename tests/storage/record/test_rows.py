@@ -32,8 +32,8 @@ from tracepaper.storage.record.interning import GateSetPlan
 from tracepaper.storage.record.rows import EVENT_TYPES, SCHEMA, layout_number
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
 from tracepaper.strategies.types.decisions import (
+    AccountMarks,
     Answer,
-    BookMarks,
     Explanation,
     Forecast,
     Position,
@@ -135,7 +135,7 @@ def test_the_answers_of_a_stretch_are_stored_as_those_of_its_steps(
         Answer(prediction, cases.model_decision(number, prediction), ())
         for number, prediction in enumerate([*usual, *others])
     ]
-    marks = BookMarks(cases.ACCOUNT, [0] * len(answers), [0] * len(answers))
+    marks = AccountMarks(cases.ACCOUNT, [0] * len(answers), [0] * len(answers))
     repeats = {cases.BTC.id: Repeat(answers[0].decision, None, Position(), {})}
     measures = [0.0] * len(answers)
     forecasts = [other for other in [*others, *usual] if other is None or type(other) is Forecast]
@@ -247,5 +247,5 @@ def test_rows_that_are_written_otherwise_have_another_number() -> None:
     for step in (*cases.rich_steps(), *SHADOWED, *CLOSES):
         encoder.add(step)
     assert {SCHEMA: encoder.seal().digest.hex()} == {
-        658313772: "9d3035656e7491e9824ff07b166bcd295247005d1dc7e97452da1b548a3e8c9c"
+        957031550: "fc270761dc137ebcf2009cd366ae1010b6b756a1d7fde0ac68f240fc8952487a"
     }

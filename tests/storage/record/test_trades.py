@@ -33,7 +33,7 @@ def closed(
     trades = []
     for place, (quantity, notional, fee, *base) in enumerate(moves):
         fill = row(
-            "fills", run_key=1, sequence=place, book=0, ordinal=0, instrument=0,
+            "fills", run_key=1, sequence=place, account=0, ordinal=0, instrument=0,
             side="BUY" if quantity > 0 else "SELL", quantity=abs(quantity), reference_price=0,
             notional=notional, fee=fee, fee_base=sum(base), shadow=shadow,
         )  # fmt: skip
