@@ -87,7 +87,9 @@ CandleInput: TypeAlias = str | Path | Candles | NamedFrame
 def is_frame(value: object) -> bool:
     """Return whether *value* has named columns, or is a list of rows as exchanges answer."""
     if isinstance(value, Mapping):
-        return bool(value) and not any(map(_is_input, value.values()))
+        columns = value.values()
+        has_columns = len(value) > 1 and all(hasattr(column, "__len__") for column in columns)
+        return has_columns and not any(map(_is_input, columns))
     if isinstance(value, np.ndarray):
         return value.dtype.names is not None or value.ndim == 2
     if isinstance(value, list):

@@ -9,7 +9,7 @@ import re
 import shlex
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, KeysView, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -526,15 +526,16 @@ def table_of_frame(frame: Any) -> FileTable:  # noqa: ANN401 - of any library
         return replace(table_of_frame(frame.reset_index()), opened="frame.reset_index()")
     opened, symbol = "pandas.DataFrame(frame)", ""
     if isinstance(frame, Sequence):
-        names = [*frame[0]] if isinstance(frame[0], dict) else range(len(frame[0]))
-        if any(not is_row(row) or len(row) != len(names) for row in frame):
-            raise DataInvalid(f"{FRAME} has rows of different lengths: give rows alone.")
+        names = _places(frame[0])
+        if any(not is_row(row) or _places(row) != names for row in frame):
+            raise DataInvalid(f"{FRAME} has rows of different columns: give rows alone.")
         named = {name: [row[name] for row in frame] for name in names}
     elif isinstance(frame, np.ndarray):
         names = frame.dtype.names
         named = {name: frame[name] for name in names} if names else dict(enumerate(frame.T))
     else:
-        named = {name: frame[name] for name in getattr(frame, "columns", frame)}
+        columns = getattr(frame, "columns", frame)
+        named = {name: frame[name] for name in getattr(frame, "column_names", columns)}
         if not isinstance(frame, Mapping):
             opened = "frame.to_pandas()" if hasattr(frame, "to_pandas") else "frame"
     if named and all(isinstance(name, tuple) for name in named):
@@ -548,6 +549,11 @@ def table_of_frame(frame: Any) -> FileTable:  # noqa: ANN401 - of any library
         name = "time" if kind == "M" else index.name or "index"
         named, opened = {name: index, **named}, f"{opened}.reset_index(names={name!r})"
     return replace(_columns(FRAME, named, bare=bare), opened=opened, symbol=symbol)
+
+
+def _places(row: Any) -> KeysView[Any]:  # noqa: ANN401 - a row of any library
+    """Return what finds the cells of *row*: names or numbers."""
+    return (row if isinstance(row, dict) else dict.fromkeys(range(len(row)))).keys()
 
 
 def _of_one_level(named: Mapping[Any, Any]) -> tuple[int, str, dict[Any, Any]]:

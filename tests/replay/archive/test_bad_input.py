@@ -8,6 +8,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from remedies import written_anew
 
@@ -158,6 +159,8 @@ CONTENTS = {
     "BTCUSDT_u.json": json.dumps([[T0, 1, 2, 1, None, 3]]).encode(),
     "BTCUSDT_v.json": b"[[1,",
     "BTCUSDT_w.json": b"[" * 100_000,
+    "BTCUSDT_y.dat": PLAIN,
+    "BTCUSDT_z.csv": b'open_time,open\n"' + b"1" * 200_000 + b'",1\n',
     "BTCUSDT_x.json": json.dumps({"a": [[T0, 1, 2, 1, 2, 3]], "b": [[T0, 1, 2, 1, 2, 3]]}).encode(),
 }
 
@@ -167,6 +170,38 @@ def test_a_content_that_is_not_as_named_is_refused_by_the_name(name: str, tmp_pa
     path = tmp_path / name
     path.write_bytes(CONTENTS[name])
     assert refusal(path).startswith(str(path))
+
+
+RECORD = dict(zip(HEADER.split(","), (T0, 10, 12, 9, 11, 1), strict=True))
+COLUMNS = {name: [value, value] for name, value in RECORD.items()} | {
+    "open_time": [T0, T0 + 60_000]
+}
+FRAMES = {
+    "rows of different lengths": ([[T0, 1, 1, 1, 1, 1], [T0, 1, 1, 1, 1]], "different columns"),
+    "rows of different names": ([RECORD, {**RECORD, "v": 1}], "different columns"),
+    "rows and records": ([RECORD, [T0, 1, 1, 1, 1, 1]], "different columns"),
+    "records of other names": ([RECORD, {**dict.fromkeys("abcde"), "close": 1}], "different col"),
+    "columns of different lengths": ({**COLUMNS, "low": [9]}, "different lengths"),
+    "no rows": ({name: [] for name in COLUMNS}, "is empty"),
+    "a time that is missing": (
+        {**COLUMNS, "open_time": np.array([T0, "NaT"], "datetime64[ms]")},
+        "row 2: the open time is empty",
+    ),
+    "a number that is too large": (
+        {**COLUMNS, "volume": [1.0, 1e30]},
+        "row 2: volume has more dig",
+    ),
+    "three dimensions": ({"BTCUSDT": np.zeros((2, 6, 2))}, "data is .*give a path, a frame"),
+    "one column": ({"BTCUSDT": np.zeros(6)}, "data is .*give a path, a frame"),
+    "nothing": ({"BTCUSDT": None}, "data is None; give a path, a frame"),
+}
+
+
+@pytest.mark.parametrize("what", FRAMES)
+def test_data_in_memory_that_are_no_candles_are_refused(what: str) -> None:
+    given, words = FRAMES[what]
+    with pytest.raises(TracepaperError, match=words):
+        read_candles(given, unnamed="BTCUSDT")
 
 
 def test_a_zip_of_two_files_is_refused(tmp_path: Path) -> None:

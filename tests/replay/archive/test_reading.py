@@ -187,6 +187,7 @@ def frames() -> dict[str, Any]:
         "yfinance, by ticker": pd.concat(two, axis=1),
         "yfinance, without its index": pd.concat(two, axis=1).swaplevel(axis=1).reset_index(),
         "polars": pl.DataFrame(rows, schema=names, orient="row"),
+        "pyarrow": pl.DataFrame(rows, schema=names, orient="row").to_arrow(),
     }
 
 
