@@ -58,7 +58,7 @@ ELSEWHERE: Final = {
     "webserver": "tracepaper ui",
     "download": "tracepaper data fetch",
     "download-data": "tracepaper data fetch",
-    "convert-data": "tracepaper data check; CSV, JSON and Parquet are read as they are",
+    "convert-data": "tracepaper data check, which prints the lines that convert a file",
     "init": "tracepaper config init",
     "new-config": "tracepaper config init",
     "lookahead-analysis": "tracepaper lookahead",
