@@ -177,9 +177,15 @@ def vendored() -> Iterable[dict[str, object]]:
     for line in (ROOT / VENDORED / "THIRD_PARTY.md").read_text("utf-8").splitlines():
         if line.startswith("| `"):
             cells = [cell.strip() for cell in line.strip("|").split("|")]
-            file, package, version, *_, sha256 = (cell.strip("`") for cell in cells)
+            file, package, inner, version, *_, sha256 = (cell.strip("`") for cell in cells)
             hashes = [{"alg": "SHA-256", "content": sha256}]
-            fields = {"description": f"{VENDORED}/{file}: {package}", "hashes": hashes}
+            fields: dict[str, object] = {
+                "description": f"{VENDORED}/{file}: {package}",
+                "hashes": hashes,
+            }
+            if inner:  # its package does not say in which version
+                url = f"pkg:npm/{inner}"
+                fields["components"] = [{"type": "library", "name": inner, "purl": url}]
             yield component("npm", package.partition(",")[0], version, **fields)
 
 

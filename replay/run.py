@@ -571,9 +571,12 @@ class Run(Generic[Frame]):
             return
         record, figures = read.record, read.summary
         yield from record.cautions
+        words = record.config.strategy.chosen_warmup
         yield (
             f"{record.run['strategy']} on {record.run['instruments']}, "
             f"{iso(int(record.decisions.open_time_ms.min()))} to {iso(int(record.times_ms[-1]))}"
+            + f"; {words}"
+            * bool(words)
         )
         yield (
             f"{count_of(int(figures['bars'] or 0), 'bar')}, {written(figures['days'], 'days')} "

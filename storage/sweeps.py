@@ -27,15 +27,19 @@ _ID_AT: Final = 68
 _TRIALS_ID: Final = 0x7470544C
 
 _SWEEP: Final = """
-CREATE TABLE sweep (id INTEGER PRIMARY KEY CHECK (id = 1), content TEXT NOT NULL) STRICT;
-CREATE TABLE cells (
+CREATE TABLE IF NOT EXISTS sweep (
+  id INTEGER PRIMARY KEY CHECK (id = 1), content TEXT NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS cells (
   span INTEGER NOT NULL, part TEXT NOT NULL, number INTEGER NOT NULL, content TEXT NOT NULL,
   PRIMARY KEY (span, part, number)
 ) STRICT;
-CREATE TABLE document (id INTEGER PRIMARY KEY CHECK (id = 1), content TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS document (
+  id INTEGER PRIMARY KEY CHECK (id = 1), content TEXT NOT NULL
+) STRICT;
 """
 _TRIALS: Final = """
-CREATE TABLE trials (
+CREATE TABLE IF NOT EXISTS tried (
   trial_sha256 TEXT NOT NULL, symbol TEXT NOT NULL, interval_ms INTEGER NOT NULL,
   from_ms INTEGER NOT NULL, until_ms INTEGER NOT NULL, strategy TEXT NOT NULL,
   sharpe_day REAL, days REAL, at_ms INTEGER NOT NULL,
@@ -215,7 +219,7 @@ class TrialRegistry:
         ]
         with _explaining_errors(self.path):
             self._db.executemany(
-                "INSERT OR IGNORE INTO trials VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows
+                "INSERT OR IGNORE INTO tried VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows
             )
             self._db.commit()
 
@@ -223,7 +227,7 @@ class TrialRegistry:
         """Return the trials on data that share time of a symbol with *data*, each once."""
         marks = ", ".join("?" * len(data.symbols))
         rows = self._db.execute(
-            "SELECT sharpe_day, max(at_ms) FROM trials WHERE interval_ms = ? AND from_ms < ? "
+            "SELECT sharpe_day, max(at_ms) FROM tried WHERE interval_ms = ? AND from_ms < ? "
             f"AND until_ms > ? AND symbol IN ({marks}) GROUP BY trial_sha256 ORDER BY trial_sha256",
             (data.interval_ms, data.until_ms, data.from_ms, *data.symbols),
         ).fetchall()
@@ -262,10 +266,11 @@ def _open(path: Path | None, application: int, noun: str, tables: str) -> sqlite
             (application_id,) = db.execute("PRAGMA application_id").fetchone()
             (table_count,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
             if not table_count and not application_id:
-                for statement in tables.split(";\n"):
-                    db.execute(statement)
                 db.execute(f"PRAGMA application_id = {application}")
                 application_id = application
+            if application_id == application:
+                for statement in tables.split(";\n"):
+                    db.execute(statement)
             db.commit()
     except BaseException:
         db.close()

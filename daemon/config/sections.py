@@ -143,6 +143,11 @@ class StrategySection(Section):
     options: Options = Field(default_factory=dict)
     """Passed to your own class unchanged. crossasset and portfolio: every, long_only, rule, shrink,
     bound, aversion and cost; orderbook: checkpoint (a folder), horizon (books) and stale_ms."""
+    warmup: int | None = Field(default=None, ge=1, le=100_000, examples=[256])
+    """Bars of the history of your own class if it names no warmup. If absent, 1 for a class that
+    reads no past bars; else 256, in a replay at most a quarter of its bars."""
+    frames_warmup: dict[str, int] = Field(default_factory=dict)
+    """Bars of each of its timeframes then, {D = 64} for example; if absent, 64, or a quarter."""
     shadows: Annotated[tuple[ShadowName, ...], BeforeValidator(several)] = ()
     """Shadow accounts in addition to those of the strategy: ungated, random_gate, held,
     fixed_band, sized_by_forecast, full_size, uncorrelated, and no_GATE, which leaves that gate out:
@@ -153,6 +158,15 @@ class StrategySection(Section):
     def windows(self) -> tuple[str, ...]:
         """The windows of trend, shortest first."""
         return self.trend_windows or TREND_WINDOWS
+
+    @property
+    def chosen_warmup(self) -> str:
+        """The history that a run gave to a class without a warm-up, in words; else empty."""
+        if self.warmup is None:
+            return ""
+        frames = "".join(f", {bars} of {name}" for name, bars in self.frames_warmup.items())
+        bars = f"{self.warmup} bar{'s' * (self.warmup > 1)}"
+        return f"history of {bars}{frames}, since the class names no warmup"
 
     @field_validator("trend_windows")
     @classmethod
@@ -391,6 +405,8 @@ STRATEGIES_OF: Final[Mapping[str, tuple[str, ...]]] = {
     "trend_sized_by": (TREND,),
     "trend_risk_aversion": (TREND,),
     "options": (*PORTFOLIO_STRATEGIES, ORDERBOOK, CUSTOM),
+    "warmup": (CUSTOM,),
+    "frames_warmup": (CUSTOM,),
 }
 """Keys of [strategy] that only some strategies read."""
 CHOSEN_BY: Final = {"sizing": ("mode", MODES_OF), "strategy": ("name", STRATEGIES_OF)}

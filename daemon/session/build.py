@@ -20,6 +20,7 @@ from tracepaper.daemon.engine.history import DAY_FRAME
 from tracepaper.daemon.engine.settings import EngineSettings, EngineTerms, ModelTerms
 from tracepaper.daemon.engine.state import SIZED_BY_FORECAST
 from tracepaper.daemon.session.combinations import Trait, reject_combination, traits_of
+from tracepaper.daemon.session.default_warmup import Warmup, default_warmup
 from tracepaper.daemon.session.models import (
     make_orderbook,
     make_together,
@@ -153,7 +154,10 @@ def _strategies_of(config: Config, forecaster: Forecaster | None) -> dict[str, S
             }
         case name:
             strategies = _network_strategies(config, forecaster) or make_custom(
-                name, dict(chosen.options), symbols
+                name,
+                dict(chosen.options),
+                symbols,
+                None if chosen.warmup is None else Warmup(chosen.warmup, chosen.frames_warmup),
             )
     if len(symbols) > 1 and not config.market.closes_together and portfolio_of(strategies.values()):
         raise ConfigInvalid(
@@ -625,11 +629,28 @@ def gate_warnings(config: Config, engine: Engine) -> tuple[str, ...]:
     )
 
 
-def resolved(config: Config, execution: FillModel) -> Config:
-    """Return *config* with the fill model *execution* and the windows of a trend filled in."""
+def resolved(config: Config, execution: FillModel, *, span_ms: int | None = None) -> Config:
+    """Return *config* with what a run fills in.
+
+    These are the fill model *execution*, the windows of a trend, and the warm-up of a class that
+    names none. *span_ms* is the length of a replay's data.
+    """
     section = config.execution.model_copy(update={"model": execution.value})
     strategy = config.strategy.model_copy(update={"trend_windows": config.strategy.windows})
-    return config.model_copy(update={"execution": section, "strategy": strategy})
+    config = config.model_copy(update={"execution": section, "strategy": strategy})
+    return with_usual_warmup(config, span_ms)
+
+
+def with_usual_warmup(config: Config, span_ms: int | None) -> Config:
+    """Return *config* with the warm-up of a class that names none; *span_ms* as above."""
+    chosen = config.strategy
+    if ":" not in chosen.name or chosen.warmup is not None:
+        return config
+    usual = default_warmup(user_class(chosen.name), config.market.interval_ms, span_ms)
+    if usual is None:
+        return config
+    update = {"warmup": usual.bars, "frames_warmup": usual.frames | chosen.frames_warmup}
+    return config.model_copy(update={"strategy": chosen.model_copy(update=update)})
 
 
 def book_days(config: Config) -> int:

@@ -51,12 +51,13 @@ def asked_over_bundled_bars(config: Config) -> str:
         return ""
     if needs_forecaster(config):
         return "It was not tried on bundled bars: it needs a model's forecasts."
+    config = resolved(config, FillModel.NEXT_OPEN)  # no gate then waits for quotes
     strategies = make_strategies(config, None)
     if any(strategy.books for strategy in strategies.values()):
         return "It was not tried on bundled bars: it needs order books."
     wanted = max(2 * warmup_bars(strategies, config), BARS_LEAST)
     engine = build_engine(
-        resolved(config, FillModel.NEXT_OPEN),  # no gate then waits for quotes
+        config,
         [stand_in(config, symbol) for symbol in config.market.symbols],
         execution=FillModel.NEXT_OPEN,
         period_start_ms=0,

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.daemon.clock import Clock, SystemClock
-from tracepaper.daemon.config.loading import Config
+from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.config.notify import NotifySection
 from tracepaper.daemon.config.secrets import FILE_LABEL
 from tracepaper.daemon.engine.engine import Engine
@@ -120,7 +120,8 @@ class Daemon:
         sender: Callable[[NotifySection], Send] = AppriseSender,
     ) -> None:
         reject_combination(traits_of(config, live=True))
-        self._config = resolved(config, live_execution(config))
+        with usage_errors():
+            self._config = resolved(config, live_execution(config))
         self._database = database
         self._kind = kind
         self._opened = opened
@@ -432,9 +433,11 @@ def _log_opened(opened: OpenedRun) -> None:
     run, engine, forecaster = opened.run, opened.engine, opened.forecaster
     for warning in run.warnings:
         log.warning(warning)
-    model = {}
+    more = {}
     if forecaster is not None:
-        model = {"model_id": forecaster.model_id, "backend": forecaster.backend}
+        more = {"model_id": forecaster.model_id, "backend": forecaster.backend}
+    if words := restore(run.config).strategy.chosen_warmup:
+        more["warmup"] = words
     log.info(
         "run resumed" if opened.resumed else "run opened",
         run_id=run.run_id,
@@ -442,7 +445,7 @@ def _log_opened(opened: OpenedRun) -> None:
         strategy=run.strategy,
         instruments=[item.id for item in run.instruments],
         sequence=engine.sequence,
-        **model,
+        **more,
     )
 
 

@@ -23,6 +23,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from tracepaper.daemon.engine.state import SHADOWS
+from tracepaper.daemon.session.default_warmup import USUAL_FRAME_BARS, Warmup, names_one
 from tracepaper.daemon.session.user_code import (
     ForeignCode,
     class_line,
@@ -172,41 +173,45 @@ def _lacking(module_name: str) -> str:
 
 
 def make_custom(
-    name: str, options: dict[str, object], symbols: Sequence[str]
+    name: str, options: dict[str, object], symbols: Sequence[str], warmup: Warmup | None
 ) -> dict[str, Strategy]:
     """Return guarded objects of the user's class *name*, by symbol.
 
-    A portfolio strategy has one object, of which each symbol gets a member.
+    A portfolio strategy has one object, of which each symbol gets a member. *warmup* is that of a
+    class that names none.
     """
     cls = user_class(name)
     if issubclass(cls, PortfolioStrategy):
-        portfolio = user_portfolio(cls, options, symbols)
+        portfolio = user_portfolio(cls, options, symbols, warmup)
         return {symbol: PortfolioMember(portfolio) for symbol in symbols}
-    return {symbol: user_strategy(cls, dict(options)) for symbol in symbols}
+    return {symbol: user_strategy(cls, dict(options), warmup) for symbol in symbols}
 
 
-def user_strategy(cls: type[Strategy], options: dict[str, object]) -> Strategy:
+def user_strategy(
+    cls: type[Strategy], options: dict[str, object], warmup: Warmup | None = None
+) -> Strategy:
     """Return a guarded instance of the user's class, made with *options*.
 
     The name of its first parameter decides how it gets them (docs/strategies.md, U1). Raises
     ``ConfigInvalid`` if it rejects them or a declaration is invalid, and ``StrategyFailed`` if it
     fails in another way.
     """
-    return _GuardedStrategy(_instance(cls, options))
+    return _GuardedStrategy(_instance(cls, options, warmup))
 
 
 def user_portfolio(
     cls: type[PortfolioStrategy],
     options: dict[str, object],
     symbols: Sequence[str],
+    warmup: Warmup | None,
 ) -> PortfolioStrategy:
     """Return the guarded instance of the user's portfolio class over *symbols*, as above."""
-    portfolio = _instance(cls, options)
+    portfolio = _instance(cls, options, warmup)
     portfolio.symbols = tuple(symbols)
     return _GuardedPortfolio(portfolio)
 
 
-def _instance(cls: type[Custom], options: dict[str, object]) -> Custom:
+def _instance(cls: type[Custom], options: dict[str, object], warmup: Warmup | None) -> Custom:
     declared_files(cls).require(cls.__name__)
     with ForeignCode(cls.__name__, "when its State was made"):
         check_declared(cls.__name__, cls.State)
@@ -217,6 +222,10 @@ def _instance(cls: type[Custom], options: dict[str, object]) -> Custom:
         "[strategy.options]",
         "take them as one dictionary, or by their names",
     )
+    if warmup is not None and not names_one(instance):
+        instance.warmup = warmup.bars
+        frames = {name: warmup.frames.get(name, USUAL_FRAME_BARS) for name in instance.frames}
+        instance.frames_warmup = {**frames, **instance.frames_warmup}
     check_declarations(instance, _declarations(instance))
     return instance
 

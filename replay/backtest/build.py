@@ -239,7 +239,10 @@ def build(
     fitted: tuple[str, ...] = ()
     if not data.frames:
         config, fitted = fit_windows(config, data.span_ms)
-    config = resolved(config, FillModel.NEXT_OPEN)
+    span_ms = data.span_ms
+    if until_ms is not None:
+        span_ms = min(span_ms, max(until_ms - int(data.opens_ms[0]), 0))
+    config = resolved(config, FillModel.NEXT_OPEN, span_ms=span_ms)
     files = (*data.candles, *data.frames)
     read_as = [f"{Path(part.path).name}: {note}" for part in files for note in part.notes]
     data = _traded(data, config)

@@ -45,9 +45,14 @@ def strategy_keys(name: str, params: Mapping[str, Any] | None, config: Given) ->
     options = plain_values(dict(params or {}), "params")
     if not has_options(name):
         return {**options, "name": name}
-    configured = load(config).strategy
-    if configured.name == name:
-        options = {**configured.options, **options}
+    if isinstance(config, Mapping):  # without a name its keys are of the one that is called
+        section = dict(config.get("strategy", {}))
+        configured, before = section.get("name", name), section.get("options", {})
+    else:
+        strategy = load(config).strategy
+        configured, before = strategy.name, strategy.options
+    if configured == name:
+        options = {**before, **options}
     return {"name": name, "options": options}
 
 

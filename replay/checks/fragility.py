@@ -249,7 +249,8 @@ def changes_of(config: Config) -> Iterator[Change]:
     numbers: list[tuple[str, str, Mapping[str, Any]]] = [
         ("strategy", "", {
             key: value for key, value in tables["strategy"].items()
-            if key in STRATEGIES_OF and is_read(STRATEGIES_OF, key, (name,)) and key != "options"
+            if key in STRATEGIES_OF and is_read(STRATEGIES_OF, key, (name,))
+            and key not in ("options", "warmup", "frames_warmup")  # the last two are no parameters
         }),
         ("strategy", "options", config.strategy.options),
         ("exits", "", tables["exits"]),

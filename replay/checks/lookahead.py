@@ -19,6 +19,7 @@ import numpy as np
 
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.loading import Config, custom_classes
+from tracepaper.daemon.session.build import with_usual_warmup
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.build import fit_windows
 from tracepaper.replay.backtest.market_data import MarketData
@@ -91,8 +92,9 @@ def lookahead(
     *allow* names files, folders, addresses, programs or variables that the class may read. Raises
     ``ConfigInvalid`` where the candles are too few for a decision.
     """
+    # Both are chosen now, so that a cut future does not change them.
+    config = with_usual_warmup(config, data.span_ms)
     if not data.frames:
-        # Fit them now, so that a cut future does not change them.
         config, shortened = fit_windows(config, data.span_ms)
         for sentence in shortened:
             report(f"Warning: {sentence}.")

@@ -391,12 +391,13 @@ def _preloaded(config: Config) -> list[str]:
 
 def _read(spec: RunSpec) -> tuple[Config, MarketData]:
     """Return the configuration of *spec*, and its data resampled to the configured interval."""
+    from tracepaper.daemon.session.build import with_usual_warmup
     from tracepaper.replay.backtest.build import configuration
     from tracepaper.replay.backtest.market_data import MarketData
     from tracepaper.replay.backtest.tracks import with_depth
 
     data = MarketData.read(spec)
-    config = configuration(spec.given, data)
+    config = with_usual_warmup(configuration(spec.given, data), data.span_ms)
     candles = [part.resampled(config.market.interval_ms) for part in data.candles]
     market = with_depth(config.market, data.depth)
     return config.model_copy(update={"market": market}), replace(data, candles=candles)

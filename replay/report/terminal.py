@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from rich.console import Console
 
+from tracepaper.daemon.config.loading import restore
 from tracepaper.replay.document.terminal import SIDE_BY_SIDE, head, show
 from tracepaper.replay.document.values import (
     Paragraph,
@@ -231,7 +232,9 @@ def _summary_parts(reader: Reader, views: RunViews) -> Iterator[Part]:
     decisions, filled = views.count("v_decisions"), views.count("v_fills")
     allowed = views.count("v_decisions", allowed=1)
     counted = f"{count_of(decisions, 'bar')} decided, {allowed:,} allowed"
-    yield Paragraph(f"{counted}, {count_of(filled, 'fill')}\n{' to '.join(bounds)}", "lead")
+    words = restore(views.run()["config"]).strategy.chosen_warmup
+    lead = f"{counted}, {count_of(filled, 'fill')}\n{' to '.join(bounds)}"
+    yield Paragraph(lead + f"\n{words}" * bool(words), "lead")
     for caution in _cautions(RunColumns(reader, run_id), views):
         yield Paragraph(caution, "warning")
     yield table("accounts", "Accounts", ACCOUNTS, _accounts(views))

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.loading import Given, load
 from tracepaper.daemon.config.values import merged, nested
-from tracepaper.daemon.session.build import needs_forecaster
+from tracepaper.daemon.session.build import needs_forecaster, with_usual_warmup
 from tracepaper.daemon.session.covariates import covariates_path
 from tracepaper.daemon.session.models import card_of
 from tracepaper.daemon.session.run_row import code_version, sources_of
@@ -49,7 +49,7 @@ from tracepaper.storage.covariates import file_bytes
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.memory_log import IN_MEMORY
 from tracepaper.storage.sweeps import CellKey, TriedData
-from tracepaper.strategies.errors import ConfigInvalid, TracepaperError, shown
+from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed, TracepaperError, shown
 from tracepaper.strategies.units import DAY_MS
 
 WORKER: Final = "tracepaper.replay.sweep.trial"
@@ -68,6 +68,7 @@ class Work(UnitWork):
     strategy: str
     params: Mapping[str, Any]
     spec: RunSpec  # of every run, with the content of its files
+    usual: Mapping[str, Any] = field(default_factory=dict)  # the warm-up of a class without one
     local_class: type | None = None  # a class that other processes cannot import
     record_folder: Path | None = None  # folder of the records that an objective function reads
     tried_checkpoints: tuple[str, ...] = ()  # those that an axis names
@@ -185,6 +186,7 @@ def overrides_of(work: Work, point: Point) -> dict[str, dict[str, Any]]:
             params[bare] = plain
     sections["strategy"] = {
         **strategy_keys(strategy, params, work.spec.given),
+        **(work.usual if strategy == work.strategy else {}),
         **sections.get("strategy", {}),
     }
     return sections
@@ -342,6 +344,7 @@ def read_request(
         work=Work(
             strategy=strategy,
             params=plain_values(dict(params or {}), "params"),
+            usual=_usual_warmup(given, data, strategy, local_class, days),
             spec=data.within(replace(spec, caller=CALLER)),
             local_class=local_class,
             tried_checkpoints=tuple(
@@ -389,6 +392,19 @@ def _warnings(
     except ConfigInvalid:  # a point may set the missing key; else each cell reports the error
         return ()
     return (*shortened, *fitted_on(card_of(config, None), data, first_ms))
+
+
+def _usual_warmup(
+    given: Given, data: MarketData, strategy: str, local_class: type | None, days: float
+) -> dict[str, Any]:
+    """Return the keys of the warm-up that all runs share; *days* are those of the shortest one."""
+    try:
+        with known_class(local_class):
+            config = configuration(given, data, {"strategy": {"name": strategy}})
+            chosen = with_usual_warmup(config, int(days * DAY_MS)).strategy
+    except (ConfigInvalid, StrategyFailed):  # each cell reports the error
+        return {}
+    return chosen.model_dump(include={"warmup", "frames_warmup"}, exclude_defaults=True)
 
 
 def _covariates(given: Given) -> bytes:

@@ -1,4 +1,4 @@
-"""A newcomer's first own strategy: a crossover copied from Pine, which lacks its warm-up.
+"""A newcomer's first own strategy: a crossover copied from Pine, without and with a warm-up.
 
 The facts in the sentences that the user sees are compared with the record by SQL.
 """
@@ -39,11 +39,17 @@ def test_a_copied_crossover_is_told_what_it_lacks_and_then_judged(
     say: TerminalInProcess, tmp_path: Path
 ) -> None:
     say("data samples")
-    (tmp_path / "copied.py").write_text(COPIED)
-    corrected = COPIED.replace("    def decide", "    warmup = 21\n\n    def decide")
-    (tmp_path / "corrected.py").write_text(corrected)
+    (tmp_path / "unnamed.py").write_text(COPIED)
+    for name, bars in (("copied", 1), ("corrected", 21)):
+        named = COPIED.replace("    def decide", f"    warmup = {bars}\n\n    def decide")
+        (tmp_path / f"{name}.py").write_text(named)
 
-    # It trades nothing, and every surface says why.
+    # As it was copied it gets a quarter of the bars, and trades.
+    answer = say(f"replay --set strategy.name=unnamed:Cross {DATA} --db unnamed.db")
+    assert f"history of {BARS // 4} bars, since the class names no warmup" in answer
+    assert account_of(tmp_path / "unnamed.db").fills > 0
+
+    # With too few it trades nothing, and every surface says why.
     copied = f"--set strategy.name=copied:Cross {DATA}"
     never = f"The strategy asked for no position on {BARS} of {BARS} bars. Its reason on {BARS}: "
     assert f"{never}fast below slow; {ADVICE}." in say(f"replay {copied} --db copied.db")

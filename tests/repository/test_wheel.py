@@ -136,6 +136,8 @@ def test_the_bill_of_materials_names_the_pinned_dependencies_and_the_vendored_co
         if "scope" in each:
             assert each["version"] == metadata.version(each["name"]).partition("+")[0]
     assert scopes["vendored"] == {"htm", "lightweight-charts"}
+    inner = [each["name"] for held in bill["components"] for each in held.get("components", ())]
+    assert inner == ["preact"]
     direct: dict[bool, set[str]] = {False: set(), True: set()}
     for requirement in map(Requirement, metadata.requires("tracepaper") or ()):
         is_extra = "extra" in str(requirement.marker)

@@ -319,6 +319,8 @@ class FailsAtTenth(Strategy):
 class ShortOfNothing(Strategy):
     """Is short where its average has no value, which is everywhere."""
 
+    warmup = 1
+
     def decide(self, context: BarContext) -> Signal:
         is_above = context.close > sma(context.history.close, 50)[-1]
         return Signal(Action.LONG if is_above else Action.SHORT, "by the average")

@@ -48,6 +48,7 @@ from tracepaper.strategies.types.decisions import Action
 
 
 class Once(Strategy):
+    warmup = 1
     horizon = 8
 
     def __init__(self, options):
