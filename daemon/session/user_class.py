@@ -173,7 +173,7 @@ def _lacking(module_name: str) -> str:
 
 
 def make_custom(
-    name: str, options: dict[str, object], symbols: Sequence[str], warmup: Warmup | None
+    name: str, options: dict[str, object], symbols: Sequence[str], warmup: Warmup | None = None
 ) -> dict[str, Strategy]:
     """Return guarded objects of the user's class *name*, by symbol.
 
@@ -203,7 +203,7 @@ def user_portfolio(
     cls: type[PortfolioStrategy],
     options: dict[str, object],
     symbols: Sequence[str],
-    warmup: Warmup | None,
+    warmup: Warmup | None = None,
 ) -> PortfolioStrategy:
     """Return the guarded instance of the user's portfolio class over *symbols*, as above."""
     portfolio = _instance(cls, options, warmup)

@@ -285,6 +285,7 @@ async def test_a_daemon_killed_at_any_step_goes_on_with_nothing_lost(tmp_path: P
 class LongUnderStop(Strategy):
     """Long under a stop."""
 
+    warmup = 1
     closes: ClassVar[list[int]] = []
 
     def observe(self, bar: Bar) -> None:

@@ -13,6 +13,7 @@ from builders import present
 from forging import verified
 from test_recovery import Process, configured, events
 
+from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.session.user_class import make_custom, user_portfolio, user_strategy
 from tracepaper.strategies.api.strategy import (
     DeclaredState,
@@ -69,7 +70,8 @@ def counts(
     sys.modules.pop("counts", None)
 
 
-CONFIG = configured("counts:Counts", FillModel.QUOTE)
+def config() -> Config:
+    return configured("counts:Counts", FillModel.QUOTE)
 
 
 def declared(process: Process) -> Any:
@@ -78,7 +80,7 @@ def declared(process: Process) -> Any:
 
 
 def test_it_is_stored_in_the_step_in_which_it_changed(counts: Path) -> None:
-    process = Process(counts.with_name("run.db"), CONFIG, FillModel.QUOTE).through(
+    process = Process(counts.with_name("run.db"), config(), FillModel.QUOTE).through(
         events(30, quotes=True)
     )
     for step in process.steps:
@@ -89,7 +91,7 @@ def test_it_is_stored_in_the_step_in_which_it_changed(counts: Path) -> None:
 
 def test_a_new_run_of_the_same_class_takes_it_over_and_of_another_begins_anew(counts: Path) -> None:
     path = counts.with_name("run.db")
-    first = Process(path, CONFIG, FillModel.QUOTE).through(events(30, quotes=True))
+    first = Process(path, config(), FillModel.QUOTE).through(events(30, quotes=True))
     other = configured("counts:Counts", FillModel.QUOTE, gate={"late_ms": 30_000})
     second = Process(path, other, FillModel.QUOTE)
     assert not second.opened.resumed
@@ -99,7 +101,7 @@ def test_a_new_run_of_the_same_class_takes_it_over_and_of_another_begins_anew(co
     assert verified(path).differences == []
     counts.write_text(counts.read_text().replace("% 9", "% 8"))
     sys.modules.pop("counts")
-    third = Process(path, CONFIG, FillModel.QUOTE)
+    third = Process(path, config(), FillModel.QUOTE)
     third.stop()
     assert third.opened.run.parent_run_id == second.opened.run.run_id
     assert declared(third) == {"held": 0, "seen": 0, "closes": []}

@@ -31,8 +31,10 @@ def _cross(context: BarContext, below: Action) -> Signal:
     return Signal(below, "fast not above slow")
 
 
-class NoWarmup(Strategy):
+class OneBar(Strategy):
     """A crossover copied from Pine."""
+
+    warmup = 1
 
     def decide(self, context: BarContext) -> Signal:
         return _cross(context, Action.HOLD)
@@ -76,7 +78,9 @@ class HigherFrame(Strategy):
         return Signal(Action.LONG if slow.size and context.close > slow[-1] else Action.HOLD, "low")
 
 
-class NoWarmupOfAll(PortfolioStrategy):
+class OneBarOfAll(PortfolioStrategy):
+    warmup = 1
+
     def decide(self, contexts: dict[str, BarContext]) -> dict[str, Signal]:  # type: ignore[override]
         return {name: _cross(context, Action.HOLD) for name, context in contexts.items()}
 
@@ -103,9 +107,9 @@ class TooLongWarmup(Strategy):
 
 ASKED_NONE = "The strategy asked for no position on 60 of 60 bars. Its reason on 60: "
 CAUSES = {
-    NoWarmup: f"{ASKED_NONE}fast not above slow; ema(…, 21) has no value with 1 bar of history: "
+    OneBar: f"{ASKED_NONE}fast not above slow; ema(…, 21) has no value with 1 bar of history: "
     "set warmup = 21 or more.",
-    NoWarmupOfAll: f"{ASKED_NONE}fast not above slow; ema(…, 21) has no value with 1 bar of "
+    OneBarOfAll: f"{ASKED_NONE}fast not above slow; ema(…, 21) has no value with 1 bar of "
     "history: set warmup = 21 or more.",
     ShortWarmup: "The strategy asked for no position on 31 of 60 bars. Its reason on 31: above "
     "the mean; sma(…, 50) has no value with 30 bars of history: set warmup = 50 or more.",
@@ -189,6 +193,7 @@ def test_a_sweep_names_the_cause(cli: Cli, tmp_path: Path, monkeypatch: pytest.M
         "import tracepaper as tp\n"
         "from tracepaper.strategies.indicators import ema\n\n\n"
         "class Cross(tp.Strategy):\n"
+        "    warmup = 1\n\n"
         "    def __init__(self, slow=21):\n"
         "        self.slow = slow\n\n"
         "    def decide(self, context):\n"
