@@ -582,6 +582,8 @@ class Run(Generic[Frame]):
             f"{count_of(int(figures['bars'] or 0), 'bar')}, {written(figures['days'], 'days')} "
             f"days, {count_of(int(figures['trades'] or 0), 'closed trade')}"
         )
+        if record.open_positions:
+            yield record.open_positions
         yield (
             f"return {written(figures['return'], 'gain percent')}, a day "
             f"{_daily(figures['mean_day'], figures['mean_day_error'])}, worst drawdown "

@@ -141,8 +141,24 @@ STOCK_MARKETS: Final = (
 """Markets before a share, as in ``NASDAQ:TSLA``."""
 
 
+FIAT: Final = ("USD", "EUR", "KRW", "BRL", "TRY", "JPY", "GBP", "AUD", "IDR", "THB")
+"""Currencies that no coin prices: ``KRW-BTC`` names the other coin of a pair first."""
+_COINS: Final = "|".join(quote for quote in QUOTES if quote != "PERP")
+DASHED: Final = re.compile(
+    rf"(?!(?:{'|'.join(FIAT)})[-_](?:BTC|ETH))"
+    rf"(?P<base>[^\W_]{{1,15}})[-_/](?P<quote>{_COINS})"
+    r"([-_](SWAP|SPOT|PERP|PERPETUAL|USDT|USDC|USD))?"
+)
+"""A pair as other exchanges write it: ``BTC-USDT``, ``BTC_USDT``, ``BTC-USDT-SWAP``."""
+VENUE_ENDING: Final = re.compile(r"(\.([D-Z]|[A-Z]{2})|=[A-Z])$")
+"""The suffix of a venue or market, as in ``AAPL.US``, ``EURUSD=X`` and ``BTCUSDT.P``; ``.A`` to
+``.C`` are classes of shares."""
+
+
 def symbol_name(text: str) -> str:
     """Return the exchange's name of a symbol: ``btcusdt`` and ``BTC/USDT`` become BTCUSDT.
+
+    So do ``BTC-USDT``, ``BTC_USDT``, ``BTC-USDT-SWAP`` and ``BTCUSDT.P``.
 
     A colon separates a pair and its settlement coin (``BTC/USDT:USDT``), which the category
     implies, or a market and what it trades (``BINANCE:BTCUSDT``, ``NASDAQ:TSLA``). Other texts with
@@ -154,6 +170,9 @@ def symbol_name(text: str) -> str:
         plain = head
     elif head in STOCK_MARKETS or ("/" not in head and _is_pair(tail)):
         plain = tail
+    plain = VENUE_ENDING.sub("", plain)
+    if pair := DASHED.fullmatch(plain):
+        return pair["base"] + pair["quote"]
     return plain.replace("/", "")
 
 

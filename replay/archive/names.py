@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from tracepaper.daemon.config.values import QUOTES, symbol_name
+from tracepaper.daemon.bybit.instruments import recorded_instruments
+from tracepaper.daemon.config.values import FIAT, QUOTES, symbol_name
 from tracepaper.storage.paths import at_home
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.months import MONTH_MS
@@ -83,12 +84,13 @@ NO_BASES: Final = (
     *("SPOT", "LINEAR", "FUTURES", "DATA", "PRICE", "PRICES", "HISTORY", "CANDLES", "OHLCV", "IN"),
 )
 """Words before a coin in file names, such as ``Binance_BTC_1h``, which make no pair with it."""
-PAIR: Final = re.compile(
-    rf"(?<![^\W_a-z])(?!(?:{'|'.join(NO_BASES)})[-_/])"
+PAIR: Final = re.compile(  # a look ahead, so that pairs may overlap
+    rf"(?=(?<![^\W_a-z])(?!(?:{'|'.join(NO_BASES)})[-_/])"
     r"(?P<base>[^\W_a-z]{1,15})[-_/](?P<quote>USDT|USDC|USD|EUR|BTC|ETH|PERP)"
-    r"(?P<settle>[-_:](USDT|USDC|USD|BTC))?(?=$|[^A-Z0-9])"
+    r"(?P<settle>[-_:](USDT|USDC|USD|BTC))?(?=$|[^A-Z0-9]))"
 )
 ONE_WORD: Final = re.compile(
+    rf"(?<![^\W_a-z])(?!(?:{'|'.join(NO_BASES)})(?:USD|EUR|BTC|ETH))"
     r"(?P<base>[^\W_a-z]{1,15}?)(?P<quote>USDT|USDC|FDUSD|BUSD|USD|PERP|EUR|BTC|ETH|BRL|TRY)"
     r"(?=$|[^A-Za-z]|_)"
 )
@@ -99,9 +101,6 @@ SHARE_FILE: Final = re.compile(
     r"stock[-_](?P<symbol>[\^\w.=-]{1,20})[-_]\d{1,3}(m|min|h|d|w|mo)\.", re.IGNORECASE
 )
 """Names of files of shares, such as ``stock_AAPL_1d.csv``."""
-VENUE_ENDING: Final = re.compile(r"(\.([D-Z]|[A-Z]{2})|=[A-Z]|[-_](SWAP|SPOT))$")
-"""The suffix of a venue or market after a symbol, as in ``AAPL.US``, ``EURUSD=X`` and
-``BTC-USDT-SWAP``; ``.A`` to ``.C`` are classes of shares."""
 KNOWN_SYMBOL: Final = re.compile(r"[^\W_]{1,20}(\.[A-C]|-PERP)?")
 """What ``symbol_text`` makes of a symbol in a known form."""
 LINEAR_WORDS: Final = frozenset({"linear", "um", "futures", "swap", "perp", "perpetual", "usdm"})
@@ -118,7 +117,7 @@ def split_argument(argument: str | Path) -> tuple[str | None, Path]:
     symbol, equals, path = text.partition("=")
     if not equals or Path(text).exists():
         return None, Path(text)
-    is_symbol = SYMBOL.fullmatch(symbol) and ":" not in symbol_name(symbol)
+    is_symbol = SYMBOL.fullmatch(symbol_name(symbol)) and ":" not in symbol_name(symbol)
     if not is_symbol or not path or not Path(path).exists():
         raise ConfigInvalid(
             f"Neither a file {text} exists, nor a file {path or 'after ='} for a symbol "
@@ -133,12 +132,24 @@ def symbol_of(name: str) -> str | None:
         return symbol_text(share["symbol"])
     stem = name.split(".", 1)[0]
     for text in (stem, stem.upper()):
-        if pair := PAIR.search(text):
+        if pair := _pair_in(text):
             base, quote = pair["base"], pair["quote"]
             return f"{base}-PERP" if quote == "PERP" else base + quote
         if word := ONE_WORD.search(text):
             return word["base"] + word["quote"]
     return None
+
+
+def _pair_in(text: str) -> re.Match[str] | None:
+    """Return the pair that *text* names, or None.
+
+    A word before a coin (``my_btc``, ``bithumb_BTC``) makes no pair with it: only a coin that the
+    exchange lists is priced in BTC or ETH.
+    """
+    pairs = [*PAIR.finditer(text)]
+    in_money = [pair for pair in pairs if pair["quote"] not in ("BTC", "ETH")]
+    listed = [pair for pair in pairs if f"{pair['base']}USDT" in recorded_instruments()]
+    return next(iter((*in_money, *listed)), None)
 
 
 def symbol_text(text: str) -> str:
@@ -147,7 +158,9 @@ def symbol_text(text: str) -> str:
     ``BTC/USDT:USDT``, ``BTC-USD``, ``AAPL.US`` and ``EURUSD=X`` are BTCUSDT, BTCUSD, AAPL, EURUSD.
     A text of no known form does not match ``KNOWN_SYMBOL``.
     """
-    plain = VENUE_ENDING.sub("", symbol_name(text)).removeprefix("^")
+    plain = symbol_name(text).removeprefix("^")
+    if plain.partition("-")[0] in FIAT:
+        return plain  # ``KRW-BTC`` is in no known form: which coin prices the other?
     base, perpetual, _ = plain.partition("-PERP")
     return re.sub("[-_]", "", base) + perpetual
 
@@ -176,10 +189,10 @@ def category_of(path: Path) -> Category:
             return Category.SPOT
         if names & LINEAR_WORDS:
             return Category.LINEAR
-    pair = PAIR.search(stem)
-    if pair and "_" in pair[0] and pair["settle"] is None and pair["quote"] != "PERP":
-        return Category.SPOT
-    return Category.LINEAR
+    pair = _pair_in(stem)
+    if pair is None or pair["settle"] is not None or pair["quote"] == "PERP":
+        return Category.LINEAR
+    return Category.SPOT if stem[pair.end("base")] == "_" else Category.LINEAR
 
 
 def interval_of(name: str, likely_ms: int | None = None) -> int | None:

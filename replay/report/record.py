@@ -22,6 +22,7 @@ from tracepaper.replay.report.states import (
     below_zero,
     lasting_states,
     odd_levels,
+    open_positions,
     rejections,
     without_fills,
     without_value,
@@ -142,6 +143,7 @@ class RunRecord:
     without_fills: str = ""  # why nothing filled, in sentences; empty if an order filled
     without_value: str = ""  # a sentence on bars that were decided without a value, if it has fills
     rejections: str = ""  # a sentence on rejected orders, if it has fills
+    open_positions: str = ""  # those at the end, in words
     odd_levels: str = ""  # a sentence on exits at distances that are probably mistakes
 
     @cached_property
@@ -273,6 +275,7 @@ def read_record(reader: Reader, database: Path, run_id: str) -> RunRecord:
             without_value=without_value(columns),
             rejections=rejections(columns),
             odd_levels=odd_levels(columns),
+            open_positions=open_positions(columns),
             fitted=fitted_spans(views.card(run["model_sha256"])) if run["model_id"] else (),
         )
 

@@ -33,7 +33,15 @@ from tracepaper.strategies.types.market import (
     GapWord,
     gap_word,
 )
-from tracepaper.strategies.units import DAY_MS, HOUR_MS, MINUTE_MS, count_of, minute_text, percent
+from tracepaper.strategies.units import (
+    DAY_MS,
+    HOUR_MS,
+    MINUTE_MS,
+    count_of,
+    minute_text,
+    percent,
+    without_zeros,
+)
 from tracepaper.strategies.without_fills import DecisionCounts
 from tracepaper.strategies.without_value import lacked_value
 
@@ -185,6 +193,26 @@ def odd_levels(columns: RunColumns) -> str:
     if not said:
         return ""
     return f"Look at the exits: {'; '.join(said)}. A number is a price, and Percent(2) is 2 %."
+
+
+_OPEN_SHOWN: Final = 5
+
+
+def open_positions(columns: RunColumns) -> str:
+    """Return the positions that a run still has, with their value; empty if it has none."""
+    held = []
+    for name, item in columns.instruments.items():
+        for row in columns.views.rows("v_positions", newest=1, instrument=name):
+            if row["quantity"]:
+                quantity = without_zeros(row["quantity_text"].lstrip("-"))
+                gain = row["unrealized_pnl"]
+                worth = f"{abs(row['entry_notional'] + gain):,.2f} ({gain:+,.2f})"
+                held.append(f"{row['side'].lower()} {quantity} {item.symbol} worth {worth}")
+    if not held:
+        return ""
+    more = len(held) - _OPEN_SHOWN
+    named = ", ".join(held[:_OPEN_SHOWN]) + f" and {more} more" * (more > 0)
+    return f"still open, in the result and in no closed trade: {named}"
 
 
 def below_zero(times_ms: Ints, equity: Floats) -> str:

@@ -35,6 +35,7 @@ from tracepaper.replay.report.states import (
     below_zero,
     lasting_states,
     odd_levels,
+    open_positions,
     rejections,
     without_fills,
     without_value,
@@ -238,6 +239,8 @@ def _summary_parts(reader: Reader, views: RunViews) -> Iterator[Part]:
     for caution in _cautions(RunColumns(reader, run_id), views):
         yield Paragraph(caution, "warning")
     yield table("accounts", "Accounts", ACCOUNTS, _accounts(views))
+    if held := open_positions(RunColumns(reader, run_id)):
+        yield Paragraph(f"{held[0].upper()}{held[1:]}.")
     if fills := list(_with_held(views, views.rows("v_fills", newest=FILLS_SHOWN))):
         several = len({fill["instrument"] for fill in fills}) > 1
         figures = [figure for figure in FILLS if several or figure.key != "instrument"]

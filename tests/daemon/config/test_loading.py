@@ -158,7 +158,7 @@ def test_a_table_within_a_section_is_read_whole_and_decides_the_run(
         ('[execution]\ntaker_fee = "0.2"', "less than or equal to 0.1."),
         ('[http]\nhost = "0.0.0.0"', "write a loopback address"),
         ('[market]\ninterval = "7"', "'1', '3', '5', '15'"),
-        ('[market]\nsymbols = ["BTC_USDT"]', "in the exchange's capitals instead of 'BTC_USDT'"),
+        ('[market]\nsymbols = ["BTC USDT"]', "in the exchange's capitals instead of 'BTC USDT'"),
         ("[strategy]\nfast = 100", "fast = 100 must be below slow = 100"),
         ('[strategy]\nname = "magic"', "or a class of your own as module:Class"),
         ('[gate]\nedge = "q2"', "a quantile between 0 and 1"),

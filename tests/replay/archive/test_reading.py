@@ -310,6 +310,11 @@ def test_a_real_file_equals_its_text_decimal_by_decimal(path: Path) -> None:
         ("spot/futures/um/BTCUSDT-1m.csv", "BTCUSDT", Category.LINEAR),
         ("Binance_BTC_1h.csv", None, Category.LINEAR),
         ("prices_in_usd.csv", None, Category.LINEAR),
+        ("my_btc_1m.csv", None, Category.LINEAR),
+        ("bithumb_BTC_KRW_1m.csv", None, Category.LINEAR),
+        ("bitcoincharts_bitstampUSD.csv", None, Category.LINEAR),
+        ("the_eth_usdt_5m.csv", "ETHUSDT", Category.LINEAR),
+        ("eth_btc_1h.csv", "ETHBTC", Category.LINEAR),
     ],
 )
 def test_symbol_and_category_are_read_from_the_name(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import polars as pl
 import pytest
 
+from tracepaper.daemon.config.values import symbol_names
 from tracepaper.replay.archive import read_candles
 from tracepaper.replay.archive.names import split_argument
 from tracepaper.replay.archive.read import NamedFrame
@@ -74,7 +76,17 @@ def test_a_symbol_in_a_known_form_is_believed(text: str, name: str, tmp_path: Pa
     assert read_candles(path).symbol == FORMS[text]
 
 
-@pytest.mark.parametrize("text", ["BTCUSDT:BINANCE", "BTC:USDT", "BTC USDT", "BTC/USDT:USDT-27"])
+@pytest.mark.parametrize("text", sorted(FORMS.keys() - {"^GSPC"}))
+def test_a_form_means_the_same_as_key_argument_and_configuration(text: str, tmp_path: Path) -> None:
+    path = plain(tmp_path, "prices.csv")
+    assert split_argument(f"{text}={path}") == (FORMS[text], path)
+    assert read_candles(NamedFrame(text, pl.read_csv(path))).symbol == FORMS[text]
+    assert symbol_names([text]) == [FORMS[text]]
+
+
+@pytest.mark.parametrize(
+    "text", ["BTCUSDT:BINANCE", "BTC:USDT", "BTC USDT", "BTC/USDT:USDT-27", "KRW-BTC"]
+)
 def test_a_symbol_in_no_known_form_is_asked_for(text: str, tmp_path: Path) -> None:
     rows = [f"{text},{T0 + 60 * place},10,12,9,11,5" for place in range(4)]
     path = file(tmp_path, "\n".join([f"symbol,{HEADER}", *rows]) + "\n", "prices.csv")

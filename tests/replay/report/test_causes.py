@@ -135,6 +135,10 @@ def test_exits_at_distances_that_are_probably_mistakes_are_said_once(
     database = tmp_path / "run.db"
     with tracepaper.backtest(Held, CANDLES, db=database, end="2025-05-26T08:32:00") as run:
         assert str(run).count("Look at the exits") == bool(said)
+        quantity, worth = run.positions["quantity"][-1], float(run.bars["close"][-1])
+        held = f"still open, in the result and in no closed trade: long {quantity:g} BTCUSDT worth "
+        assert (held + f"{quantity * worth:,.2f} (" in str(run)) is (quantity > 0)
+        assert ("still open" in str(run)) is (quantity > 0)
         assert said in str(run)
         of_command = summary_document(database, run.run_id).parts
         assert any("Look at the" in getattr(part, "text", "") for part in of_command) is bool(said)
