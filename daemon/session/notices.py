@@ -70,6 +70,9 @@ class Notices:
         self._late: set[str] = set()  # instruments whose newest decision was late
         self._is_lost = False
         self._held: dict[str, Position] = {}  # by instrument
+        self._opened: dict[
+            str, int
+        ] = {}  # net profit of earlier trades, of a position seen to open
         self._refusals = _Period(time_of(section.refusals_every) or DAY_MS, 0)
         self._daily = _Period(DAY_MS, time_of_day_ms(section.daily_at))
 
@@ -120,9 +123,15 @@ class Notices:
             key = fill.instrument
             before, after, profit = self._held.get(key, Position()), positions.get(key), ""
             is_closing = before.quantity * signed_quantity(fill) < 0
+            if after is not None and after.quantity and not before.quantity:
+                self._opened[key] = _net(before)
             if is_closing and after is not None and last[key] is fill:
-                realized = _money(after.realized_pnl - before.realized_pnl, signed=True)
-                profit = f", profit {realized} before fees"
+                opened = None if after.quantity else self._opened.pop(key, None)
+                if opened is None:  # a part of a trade, or one that began before this process
+                    realized = _money(after.realized_pnl - before.realized_pnl, signed=True)
+                    profit = f", profit {realized} before fees"
+                else:
+                    profit = f", profit {_money(_net(after) - opened, signed=True)}"
             yield self._fill(fill, after, profit, step)
 
     def _fill(self, fill: Fill, held: Position | None, profit: str, step: Step) -> Notice:
@@ -258,6 +267,11 @@ def _summary(period: _Period, step: Step) -> Notice:
         ),
         without_fills=f". {_shortened(why)}" if why else "",
     )
+
+
+def _net(position: Position) -> int:
+    """Return the net profit of all trades so far, as ``v_trades`` has it."""
+    return position.realized_pnl - position.fees_paid - position.funding_paid
 
 
 def _position(step: Step) -> dict[str, Position]:

@@ -38,5 +38,5 @@ def test_notices_and_status_say_what_protects_a_position_and_what_its_end_brough
     assert held[5] == "flat"
     assert texts == [
         f"BTCUSDT bought 1 at 100 (up); {entered}; equity 1,000,000.00",
-        f"{CLOSED}, profit +0.10 before fees; flat; equity 1,000,000.08",
+        f"{CLOSED}, profit +0.08; flat; equity 1,000,000.08",
     ]

@@ -25,8 +25,7 @@ from tracepaper.daemon.http.client import ask
 pytestmark = pytest.mark.sockets
 
 CLOSINGS = """
-SELECT price, amount FROM v_fills JOIN v_ledger USING (run_id, sequence, order_id)
-WHERE v_fills.reason LIKE 'exits%' AND v_ledger.kind = 'realized'
+SELECT exit_price, net FROM v_trades WHERE exit_reason LIKE 'exits%'
 """
 
 
@@ -90,5 +89,5 @@ async def test_the_five_lines_send_what_they_name(
         closings = record.execute(CLOSINGS).fetchall()
     assert closings
     for price, profit in closings:
-        line = f"BTCUSDT: exits.minimal_roi 1 % at {price:g}, profit {profit:+,.2f} before fees"
+        line = f"BTCUSDT: exits.minimal_roi 1 % at {price:g}, profit {profit:+,.2f}"
         assert line in bots.text()
