@@ -23,7 +23,11 @@ from typing import Annotated, Final
 import typer
 from typer.core import TyperGroup
 
-from tracepaper.daemon.session.shutdown import exit_without_waiting, interrupt_on_signals
+from tracepaper.daemon.session.shutdown import (
+    exit_without_waiting,
+    exit_zero_on_signals,
+    interrupt_on_signals,
+)
 from tracepaper.daemon.version import version as own_version
 from tracepaper.storage.paths import at_home
 from tracepaper.strategies.errors import ConfigInvalid, TracepaperError
@@ -91,6 +95,8 @@ def main() -> None:
     # A collection visits every imported object, half a million with a model.
     gc.set_threshold(NEW_OBJECTS)
     interrupt_on_signals()
+    if sys.argv[1:2] == ["run"]:  # O1, also while its modules are imported
+        exit_zero_on_signals()
     _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a character without an encoding raises nothing

@@ -34,11 +34,9 @@ def run(
     ] = None,
 ) -> None:
     """Trade the exchange's public streams on paper until Ctrl-C or SIGTERM."""
-    from tracepaper.daemon.session.shutdown import exit_zero_on_signals, run_loop
-
-    exit_zero_on_signals()
     from tracepaper.daemon.config.loading import load, with_settings
     from tracepaper.daemon.session.daemon import Daemon
+    from tracepaper.daemon.session.shutdown import run_loop
     from tracepaper.daemon.terminal import console
     from tracepaper.daemon.terminal.watcher import watched
 
