@@ -42,14 +42,17 @@ def ask_within(
 
     is_over = Event()
 
-    def answer(reader: Reader) -> QueryAnswer:
-        reader.connection.set_progress_handler(is_over.is_set, 10_000)
-        return ask(reader.connection, sql, parameters, rows_most=rows_most)
+    def answer() -> QueryAnswer:
+        # The thread has its own connection: after a Ctrl-C while it starts nobody waits for it, and
+        # a connection that is closed while it is in use crashes the process.
+        with Reader.open(path) as reader:
+            reader.connection.set_progress_handler(is_over.is_set, 10_000)
+            return ask(reader.connection, sql, parameters, rows_most=rows_most)
 
     # In a thread, so that Ctrl-C and the end of the time find this one waiting.
-    with Reader.open(path) as reader, ThreadPoolExecutor(1) as thread:
+    with ThreadPoolExecutor(1) as thread:
         try:
-            return thread.submit(answer, reader).result(timeout=seconds)
+            return thread.submit(answer).result(timeout=seconds)
         except TimeoutError:
             raise DataInvalid(
                 "The query took too long and was stopped; ask for less, or allow more time."

@@ -213,6 +213,32 @@ def test_a_question_ends_with_ctrl_c(path: Path) -> None:
     assert process.returncode == 130
 
 
+INTERRUPTED = """
+import sys, threading
+from pathlib import Path
+from tracepaper.storage.database.queries import ask_within
+
+start = threading.Thread.start
+
+def interrupted(self):
+    start(self)
+    raise KeyboardInterrupt
+
+threading.Thread.start = interrupted
+try:
+    ask_within(Path(sys.argv[1]), sys.argv[2], {}, rows_most=5, seconds=60)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_a_ctrl_c_while_the_thread_of_a_question_starts_crashes_nothing(path: Path) -> None:
+    """Nobody waits for such a thread, which still uses its connection."""
+    words = [sys.executable, "-c", INTERRUPTED, str(path), ENDLESS + "count(*) FROM n"]
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=deadline_s(), check=False)
+    assert (ended.returncode, ended.stdout) == (0, "interrupted\n")
+
+
 def test_a_name_that_is_not_there_is_answered_with_those_that_are(path: Path, cli: Cli) -> None:
     code, _, err = cli("audit", "sql", "SELECT d.confidense FROM v_decisions d", "--db", path)
     assert code == 2
