@@ -185,11 +185,15 @@ def odd_levels(columns: RunColumns) -> str:
                 said.append(f"{order['reason']} is {share[1]} in a hundred")
             if order["reason"] != role.value.lower() or role is OrderRole.TRAILING:
                 continue
-            (bar,) = views.rows("v_bars", sequence=order["decision_sequence"])
-            price, close = order["trigger_price"] or order["limit_price"], bar["close"]
-            if abs(price - close) > _FAR * close:
-                away = percent(price / close - 1, signed=True)
-                said.append(f"{order['reason']} {price:g} is {away} from the close {close:g}")
+            # It is placed in the step that fills the entry, which may be that of a quote.
+            step = int(order["order_id"].partition("-")[0])
+            for held in views.rows("v_positions", sequence=step, instrument=order["instrument"]):
+                price, entry = order["trigger_price"] or order["limit_price"], held["average_price"]
+                if entry and abs(price - entry) > _FAR * entry:
+                    away = percent(price / entry - 1, signed=True)
+                    said.append(
+                        f"{order['reason']} {price:g} is {away} from the entry at {entry:g}"
+                    )
     if not said:
         return ""
     return f"Look at the exits: {'; '.join(said)}. A number is a price, and Percent(2) is 2 %."

@@ -24,6 +24,7 @@ from records import rows
 from waiting import deadline_s
 from world.loop import VirtualLoop
 
+import tracepaper
 from tracepaper.daemon.config.loading import load, render
 from tracepaper.daemon.http.client import ask, token_file
 from tracepaper.daemon.session.daemon import Daemon
@@ -280,6 +281,31 @@ async def test_a_daemon_killed_at_any_step_goes_on_with_nothing_lost(tmp_path: P
     with closing(sqlite3.connect(database)) as db:
         assert db.execute("SELECT count(*) FROM v_runs").fetchone() == (1,)
         assert db.execute("SELECT count(*) FROM v_fills").fetchone()[0] >= 1
+
+
+class LongUnderFarStop(Strategy):
+    """Long under a stop whose price is probably a mistake."""
+
+    warmup = 1
+
+    def decide(self, context: BarContext) -> Signal:
+        return Signal(Action.LONG, "up", stop=40.0)
+
+
+async def test_an_exit_that_a_quote_placed_is_told_as_far_as_it_is(tmp_path: Path) -> None:
+    """The quote that fills the entry is no bar of a decision."""
+    database = tmp_path / "run.db"
+    strategy = {"name": f"{__name__}:LongUnderFarStop"}
+    async with ScriptedServer() as server, daemon(server, database, strategy=strategy) as running:
+        await running.until(lambda: server.sockets and server.subscribed())
+        running.pass_bars(1)
+        end = START_MS + MINUTE
+        await server.send(book(end - 500, "107.9", "108.0"), kline(START_MS, "108.0"))
+        await running.until(lambda: running.decided() >= 1)
+        await server.send(book(end + 500, "107.9", "108.0"))
+        await running.until(lambda: any(step.fills for step in running.steps))
+    with tracepaper.open_run("last", database) as run:
+        assert "stop 40 is -62.96 % from the entry at 108" in str(run)
 
 
 class LongUnderStop(Strategy):

@@ -109,12 +109,13 @@ def test_a_run_that_looks_idle_names_its_largest_cause(tmp_path: Path) -> None:
 
 
 class Held(Strategy):
-    """Holds with the exits of ``terms``."""
+    """Holds with the exits of ``terms``; a table of candles is indexed by their opens."""
 
     warmup = 1
     terms: ClassVar[dict[str, Any]] = {}
 
     def decide(self, context: BarContext) -> Signal:
+        assert context.open_time == context.time - 60_000
         return Signal(Action.LONG, "always", **self.terms)
 
 
