@@ -33,6 +33,26 @@ LIMITS_S: Final = {"slow": (ROW_S, 1.0), "long": (0.5, 10.0)}
 KEPT: Final = ("tests/repository/test_readme.py", "tests/world/")
 """They are never slow: what a page costs follows from whether it was changed, and histories stand
 for the tests that are."""
+PROMISES: Final = (
+    "tests/daemon/engine/test_limits.py::test_a_breach_ends_new_exposure",
+    "tests/daemon/feed/test_feed_holes.py::test_a_settlement_that_nobody_answers",
+    "tests/daemon/feed/test_feed_holes.py::test_what_waits_behind_a_hole",
+    "tests/daemon/session/test_daily_parity.py::test_a_day_is_checked_once",
+    "tests/daemon/session/test_resume.py::test_a_halt_is_seen",
+    "tests/daemon/session/test_supervisor.py::test_a_strategy_that_fails_in_the_step_of_a_stop",
+    "tests/daemon/session/test_warming.py::test_a_listing_without_a_past",
+    "tests/product/test_bad_days.py::test_a_restart_waits_for_an_exchange",
+    "tests/product/test_bad_days.py::test_a_stop_drops_what_waits",
+    "tests/product/test_bad_days.py::test_the_token_of_a_command",
+    "tests/product/test_restore.py::test_a_copy_has_the_models",
+    "tests/product/test_scenarios.py::test_killed_at_a_step_and_resumed",
+    "tests/replay/report/test_states.py::test_a_halt_lasts",
+    "tests/replay/test_damage.py::test_a_checkpoint_that_is_not_kept",
+    "tests/storage/database/test_lock.py::test_a_second_writer_is_refused",
+    "tests/storage/database/test_lock.py::test_no_step_is_acknowledged",
+    "tests/storage/test_audit.py::test_a_full_disk_stops_the_log",
+)
+"""Each alone holds a promise of a page about running: under a second it is never slow either."""
 _SHORT_ID: Final = re.compile(r"[\w./:+=,-]{1,40}")
 
 
@@ -92,7 +112,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in sorted(items, key=lambda item: table.cost_s(keys[item])):
         cheapest.setdefault(item.path, item)
     for item, key in keys.items():
-        cost = 0.0 if key.startswith(KEPT) else table.cost_s(key)
+        cost = table.cost_s(key)
+        if key.startswith(KEPT) or (cost < 1 and key.startswith(PROMISES)):
+            cost = 0.0
         for mark, limits_s in LIMITS_S.items():
             if cost > limits_s[cheapest[item.path] is item]:
                 item.add_marker(mark)

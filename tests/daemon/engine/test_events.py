@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from builders import MINUTE, START_MS, bar, bars, explanation, forecast, instrument
+from builders import (
+    MINUTE,
+    START_MS,
+    bar,
+    bars,
+    explanation,
+    forecast,
+    instrument,
+    present,
+)
 from engines import engine_of
 from exit_cases import KEY, flat_bars, held, long, machine, steps_of
 from fakes import FixedForecaster
@@ -135,3 +144,20 @@ def test_a_breach_closes_nothing_over_the_operator_s_halt() -> None:
     assert engine.risk.breach == "risk.drawdown"
     assert decision is not None
     assert (decision.action, decision.refused_by) == (Action.HOLD, "operator")
+
+
+@pytest.mark.parametrize("kind", [CommandKind.HALT, CommandKind.FLATTEN])
+def test_the_operators_halt_outlasts_a_restart_until_resume(kind: CommandKind) -> None:
+    signals = {index: long() for index in range(2, 6)}
+    before, after = machine(signals), machine(signals)
+    steps_of(before, flat_bars(2))
+    stored = before.step(Command(kind, "", AT, AT), None).state
+    assert stored is not None, "the step of the command stores what the next start reads"
+    Restart(after).restore(decode_state(stored), next_sequence=before.sequence)
+    *refused, word, resumed = steps_of(
+        after,
+        [*flat_bars(4)[2:], Command(CommandKind.RESUME, "", AT, AT), bar(10_000, index=4)],
+    )
+    outcomes = [present(step.decision).refused_by for step in (*refused, resumed)]
+    assert outcomes == ["operator", "operator", None]
+    assert present(word.state) != stored

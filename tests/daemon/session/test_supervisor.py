@@ -121,7 +121,8 @@ return by(True)
 
 
 async def test_a_strategy_that_fails_in_the_step_of_a_stop_is_said(tmp_path: Path) -> None:
-    (tmp_path / "fails_at_stop.py").write_text(source(top="import os, signal", decide=FAILS))
+    text = source(top="import os, signal", head="warmup = 1", decide=FAILS)
+    (tmp_path / "fails_at_stop.py").write_text(text)
     chosen = {"name": "fails_at_stop:Mine"}
     with importable(tmp_path):
         async with (
