@@ -272,7 +272,7 @@ def _file_problem(error: OSError) -> tuple[str, int]:
     if not error.filename:  # of a connection, say
         return f"{error.strerror or error}; correct that and try again.", FAILED
     path = Path(str(error.filename)).absolute()
-    return unusable(str(path), error), remedy_of(error).exit_code
+    return unusable(path, error), remedy_of(error).exit_code
 
 
 _UNKNOWN: Final = re.compile(r"^No such (?:command|option:) '?([\w-]+)")

@@ -408,7 +408,9 @@ class SqlAuditLog:
         except sqlite3.Error as error:
             self._roll_back()
             then = ", then start again: the run resumes at its last committed step"
-            refused = refusal("The audit log", error, then)
+            watched = self._writer.file
+            file = None if watched is None else watched.path
+            refused = refusal("The audit log", error, then, file=file)
             self._refusal = str(refused)
             raise refused from error
         except OverflowError as error:

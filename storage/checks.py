@@ -70,7 +70,7 @@ def store_check(database: Path, checked: StoredRun, check: StoredCheck) -> str:
             writer.connection.execute(delete(metadata.tables["checks"]).filter_by(**same))
             insert_rows(writer.driver, {"checks": [values]})
     except sqlite3.Error as error:
-        return unusable(str(database), error)
+        return unusable(database, error)
     finally:
         writer.close()
     return ""

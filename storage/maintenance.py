@@ -43,7 +43,7 @@ def whole_file(target: Path) -> Iterator[Path]:
     try:
         partial.write_bytes(b"")
     except OSError as error:
-        raise refusal(str(target), error) from None
+        raise refusal(target, error) from None
     try:
         yield partial
         # Otherwise the rename could reach the disk before the content.
@@ -53,7 +53,7 @@ def whole_file(target: Path) -> Iterator[Path]:
         partial.rename(target)
         sync_names(target.parent)
     except (sqlite3.Error, OSError) as error:
-        raise refusal(str(target), error) from error
+        raise refusal(target, error) from error
     finally:
         for suffix in ("", "-journal", "-wal", "-shm", ".lock"):
             partial.with_name(partial.name + suffix).unlink(missing_ok=True)

@@ -292,8 +292,8 @@ def _explaining_errors(path: Path | None) -> Iterator[None]:
                 f"{path} is in use by another sweep; wait for it, or name another file."
             ) from None
         if remedy_of(error).may_heal:
-            raise refusal(str(path), error) from None
+            raise refusal(path or "The sweep", error) from None
         raise ConfigInvalid(f"{path} cannot be used ({error}); name another file.") from None
     except OSError as error:
         then = f", or for the registry of trials set {REGISTRY_VARIABLE}"
-        raise refusal(str(path), error, then) from None
+        raise refusal(path or "The sweep", error, then) from None

@@ -106,7 +106,7 @@ def write_token(database: Path, entropy: Callable[[int], bytes] = secrets.token_
             os.close(descriptor)
         partial.rename(file)
     except OSError as error:
-        raise refusal(str(file), error) from None
+        raise refusal(file, error) from None
     return token
 
 

@@ -107,7 +107,7 @@ def connect_read_only(path: Path) -> sqlite3.Connection:
     try:
         connection = _connected(path, "mode=ro&immutable=1", ImmutableConnection)
     except (sqlite3.Error, UnicodeDecodeError) as error:
-        raise DataInvalid(unusable(str(path), error)) from error
+        raise DataInvalid(unusable(path, error)) from error
     connection.path, connection.state = path.absolute(), state
     return connection
 
@@ -208,7 +208,7 @@ def check_log(path: Path, connection: sqlite3.Connection) -> None:
         if not _is_sound(connection):
             _reject_left_files(path)
     except sqlite3.Error as error:
-        raise DataInvalid(unusable(str(path), error)) from error
+        raise DataInvalid(unusable(path, error)) from error
 
 
 def _is_written(path: Path) -> bool:
@@ -278,7 +278,7 @@ def _unreadable(path: Path, error: BaseException) -> str:
     is_damaged = code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
     if is_damaged or (code == sqlite3.SQLITE_READONLY and has_journal):
         _reject_left_files(path)
-    return unusable(str(path), error)
+    return unusable(path, error)
 
 
 def schema_of(connection: sqlite3.Connection) -> int | None:

@@ -58,7 +58,7 @@ class FileWatch:
     _held: ClassVar[set[Identity]] = set()  # the files that this process has locked
 
     def __init__(self, path: Path, descriptor: int) -> None:
-        self._path = path
+        self.path = path
         self._descriptor = descriptor
         self._identity = _identity_of(descriptor)
         self._size = 0
@@ -81,7 +81,7 @@ class FileWatch:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            raise refusal(str(path), error) from error
+            raise refusal(path, error) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -98,7 +98,7 @@ class FileWatch:
         """Begin to watch, once *connection* has the file, its -wal and its -shm open."""
         (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
         self._frame_bytes = _FRAME_HEADER + int(page_bytes)
-        path = self._path.resolve()
+        path = self.path.resolve()
         for ending in ("-wal", "-shm"):
             file = path.with_name(path.name + ending)
             self._log[file] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
@@ -118,16 +118,16 @@ class FileWatch:
         Empty if there is none. Steps in a deleted -wal can still be read through its open
         descriptor: they are saved here.
         """
-        if identity(self._path) != self._identity:
+        if identity(self.path) != self._identity:
             return (
-                f"{self._path} was deleted, moved or replaced while it was written; put it back "
+                f"{self.path} was deleted, moved or replaced while it was written; put it back "
                 "with its -wal file, or start again with a new one."
             )
         size = os.fstat(self._descriptor).st_size
         if size < self._size:
             self._is_suspect = True
             return (
-                f"{self._path} was cut from {self._size} to {size} bytes while it was written; "
+                f"{self.path} was cut from {self._size} to {size} bytes while it was written; "
                 "restore a backup, then start again."
             )
         if not self._log:
@@ -137,20 +137,18 @@ class FileWatch:
         ):
             self._is_suspect = True
             remedy = (
-                f"every stored step was saved into {self._path}: start again."
+                f"every stored step was saved into {self.path}: start again."
                 if self._save(connection)
                 else _LAST_STEPS
             )
-            return (
-                f"{self._path}-wal or -shm was deleted or replaced while it was written; {remedy}"
-            )
+            return f"{self.path}-wal or -shm was deleted or replaced while it was written; {remedy}"
         frames, moved = self._counted()
         if frames > moved and (self._lacks(frames) or self._has_hole(min(frames, self._frames))):
             if sys.version_info >= (3, 12):
                 # The close must not copy pieces of a broken log into the database.
                 connection.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE)
             self._is_suspect = True
-            return f"{self._path}-wal was cut while it was written; {_LAST_STEPS}"
+            return f"{self.path}-wal was cut while it was written; {_LAST_STEPS}"
         return ""
 
     @property
@@ -279,7 +277,7 @@ class InstanceLock:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             except OSError as error:
-                raise refusal(str(file), error) from error
+                raise refusal(file, error) from error
             if not _lock(descriptor):
                 holder = _read_holder(descriptor)
                 os.close(descriptor)
@@ -329,7 +327,7 @@ def holder_of(path: Path) -> Holder | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise refusal(str(lock_file(path)), error) from error
+        raise refusal(lock_file(path), error) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

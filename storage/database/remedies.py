@@ -8,7 +8,9 @@ docs/operations.md, O1, prints the table.
 from __future__ import annotations
 
 import errno
+import os
 import sqlite3
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid, DataInvalid, Fatal
@@ -56,7 +58,7 @@ REMEDIES: Final = (
         "raise LimitNOFILE or MemoryMax",
         may_heal=True,
     ),
-    # SQLite reports a full disk and too many open files by this code too.
+    # SQLite reports too many open files by this code too.
     Remedy(
         ("SQLITE_CANTOPEN",),
         "cannot be opened where it lies",
@@ -121,14 +123,44 @@ def remedy_of(error: BaseException) -> Remedy:
     return _BY_ERROR.get((sqlite3, primary_code(error)), _SQLITE_UNKNOWN)
 
 
-def unusable(name: str, error: BaseException, then: str = "") -> str:
-    """Return a sentence: why *name* cannot be used, and what to do; *then* continues the advice."""
+_MAY_BE_FULL: Final = frozenset({sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN})
+"""What SQLite also reports where a full disk refuses the index of the log (-shm) or a new file."""
+_NEEDED_BYTES: Final = 65_536
+"""The index of the log grows by half of this at once."""
+
+
+def _free_bytes_if_full(error: BaseException, file: Path | None) -> int | None:
+    """Return the free bytes of the file system of *file* if it is full and *error* may say so."""
+    if file is None or primary_code(error) not in _MAY_BE_FULL:
+        return None
+    try:
+        found = os.statvfs(file.absolute().parent)
+    except OSError:
+        return None
+    if found.f_flag & os.ST_RDONLY:  # a medium that is written once has no byte left either
+        return None
+    free = found.f_bavail * found.f_frsize
+    return free if free < _NEEDED_BYTES else None
+
+
+def unusable(
+    name: str | Path, error: BaseException, then: str = "", *, file: Path | None = None
+) -> str:
+    """Return a sentence: why *name* cannot be used, and what to do; *then* continues the advice.
+
+    The disk of *name*, or of *file*, is asked whether it is full.
+    """
     remedy = remedy_of(error)
     reason = (error.strerror if isinstance(error, OSError) else None) or error
+    free = _free_bytes_if_full(error, name if isinstance(name, Path) else file)
+    if free is not None:
+        remedy, reason = REMEDIES[0], f"{reason}; {free:,} bytes are free"
     return f"{name} {remedy.problem} ({reason}); {remedy.advice}{then}."
 
 
-def refusal(name: str, error: BaseException, then: str = "") -> Fatal:
+def refusal(
+    name: str | Path, error: BaseException, then: str = "", *, file: Path | None = None
+) -> Fatal:
     """Return the exception whose exit code and sentence the table gives for *error*.
 
     Damage is ``DataInvalid``: a start ends with 2 by it, another command with 1.
@@ -136,4 +168,4 @@ def refusal(name: str, error: BaseException, then: str = "") -> Fatal:
     kind: type[Fatal] = AuditUnwritable if remedy_of(error).may_heal else ConfigInvalid
     if primary_code(error) in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
         kind = DataInvalid
-    return kind(unusable(name, error, then))
+    return kind(unusable(name, error, then, file=file))

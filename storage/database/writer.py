@@ -167,7 +167,7 @@ def open_writer(
                 create(connection)
             file.begin(driver)
         except (sqlite3.Error, OSError) as error:
-            raise refusal(str(path), error) from error
+            raise refusal(path, error) from error
         undo.pop_all()
         return Writer(driver, connection, lock, file)
 
