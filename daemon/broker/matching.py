@@ -308,11 +308,13 @@ class Market:
     def _is_younger(self, order: Order, bar: Bar) -> bool:
         """Return whether *order* began to rest inside *bar*, by a quote's fill or a command.
 
-        An order by a decision belongs to the close before, even if that bar was observed late. If
-        orders are delayed by bars, it begins to rest when it reaches the exchange.
+        An order by a decision belongs to the close before, unless that bar was observed so late
+        that *bar* had closed as well. If orders are delayed by bars, it begins to rest when it
+        reaches the exchange.
         """
         if order.role in DECIDED:
-            return self._delayed and order.eligible_ms > bar.open_time_ms
+            is_past = order.created_ms >= bar.close_time_ms
+            return is_past or (self._delayed and order.eligible_ms > bar.open_time_ms)
         return order.created_ms > bar.open_time_ms
 
     def _arrive(self, bar: Bar) -> None:

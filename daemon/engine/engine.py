@@ -267,7 +267,7 @@ class Engine:
                 filled = self._observe(event)
                 if self._portfolio is not None:
                     self._ask(self._portfolio, [event], [filled], [prediction])
-                return self._decide(event, filled, prediction, event.market_ms)
+                return self._decide(event, filled, prediction, _sent_ms(event))
             case Quote() | Mark() | Trade():
                 return self._step_of_price(event)
             case Funding():
@@ -312,7 +312,7 @@ class Engine:
         if self._portfolio is not None:
             self._ask(self._portfolio, bars, observed, predictions)
         for bar, filled, prediction in zip(bars, observed, predictions, strict=True):
-            at_ms = max(bar.market_ms, closed.market_ms)
+            at_ms = max(_sent_ms(bar), closed.market_ms)
             is_last = len(steps) == len(bars)
             steps.append(self._decide(bar, filled, prediction, at_ms, saves=is_last))
         self._observed.clear()
@@ -935,6 +935,15 @@ class Engine:
         while len(fields) > _ALWAYS_STORED and not fields[-1]:
             fields.pop()
         return msgspec.msgpack.encode(fields)
+
+
+def _sent_ms(bar: Bar) -> int:
+    """Return when the orders of *bar* are sent: when it was seen, if the next had closed by then.
+
+    Otherwise they could be filled in a past that only a backlog makes known.
+    """
+    is_late = bar.seen_ms - bar.close_time_ms > bar.interval_ms
+    return bar.seen_ms if is_late else bar.market_ms
 
 
 def _marked(

@@ -11,7 +11,7 @@ from tracepaper.daemon.broker.settings import BrokerSettings
 from tracepaper.daemon.engine.price_checks import AGREE_WITHIN_MS, USUAL_RANGES
 from tracepaper.strategies.api.sizing import Sizer
 from tracepaper.strategies.api.strategy import Strategy
-from tracepaper.strategies.gates.declared import gap, plausible, stale
+from tracepaper.strategies.gates.declared import gap, late, plausible, stale
 from tracepaper.strategies.gates.evaluator import GateEvaluator, RegimeBounds
 from tracepaper.strategies.gates.gate import GateKind, gate_order
 from tracepaper.strategies.sessions import Calendar
@@ -19,8 +19,9 @@ from tracepaper.strategies.types.calibration import FittedConfidence, MeasuredTa
 from tracepaper.strategies.types.decisions import Regime
 
 INTEGRITY: Final = frozenset(gate_order(GateKind.INTEGRITY))
-EXITS_PASS: Final = frozenset({gap.name, plausible.name, stale.name})
-"""Gates of integrity that refuse no exit: in a crash an exit cannot wait for a calmer bar."""
+EXITS_PASS: Final = frozenset({late.name, gap.name, plausible.name, stale.name})
+"""Gates of integrity that refuse no exit: in a crash, or after an outage, an exit cannot wait for a
+calmer bar, or for one in time; a strategy may ask for it at one bar alone."""
 BLOCKING: Final = INTEGRITY - EXITS_PASS
 JUDGEMENT: Final = frozenset(gate_order(GateKind.JUDGEMENT))
 LIMITS: Final = frozenset(gate_order(GateKind.RISK))

@@ -14,7 +14,7 @@ from tracepaper.daemon.broker.line import signed_quantity
 from tracepaper.daemon.config.notify import NoticeKind, NotifySection
 from tracepaper.strategies.gates.declared import deadline, late, risk_daily_loss, risk_drawdown
 from tracepaper.strategies.position_text import stored_position_text
-from tracepaper.strategies.types.decisions import Fill, OrderRole, Position, RunRow, Step
+from tracepaper.strategies.types.decisions import Action, Fill, OrderRole, Position, RunRow, Step
 from tracepaper.strategies.types.market import Bar, Command, Gap, GapCause, ParityCheck, Side
 from tracepaper.strategies.units import (
     DAY_MS,
@@ -187,7 +187,10 @@ class Notices:
             self._late.discard(bar.instrument)
         if bool(self._late) is not before:
             state = "late" if is_late else "in time again"
-            words = f"{symbol} is held: {_shortened(step.decision.reason)}" if is_late else symbol
+            words = symbol
+            if is_late:  # an exit passes (docs/decisions.md, G13)
+                what = "is held" if step.decision.action is Action.HOLD else "enters nothing"
+                words = f"{symbol} {what}: {_shortened(step.decision.reason)}"
             yield _notice("late", step, state=state, words=words, symbol=symbol)
 
     def _hole(self, gap: Gap, step: Step) -> Notice:

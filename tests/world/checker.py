@@ -603,7 +603,7 @@ class _Books:
             for order in self.news.get(sequence, []):
                 self._check_grid(order)
             for row in decisions.get(sequence, []):
-                # What is late orders nothing; it may come before the filters are read again.
+                # What is late may come before the filters are read again, and its exits pass.
                 if row["refused_by"] != "late":
                     self._check_known(row["instrument"], bars[sequence][0]["seen_ms"])
                 self._check_order(row)

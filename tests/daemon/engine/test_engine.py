@@ -250,16 +250,6 @@ def test_bars_before_the_strategy_is_warm_are_held_and_refused_by_warm() -> None
     assert verdicts[6][1] is None
 
 
-def test_a_late_bar_is_held_and_refused_by_late() -> None:
-    history = bars(10)
-    late = bar(history[9].close, index=9, late_ms=60_001)
-    step = steps_of(engine(), [*history[:9], late])[-1]
-    assert (present(step.decision).action, present(step.decision).refused_by) == (
-        Action.HOLD,
-        "late",
-    )
-
-
 def test_the_bar_after_a_hole_is_refused_by_gap() -> None:
     history = bars(12)
     got = steps_of(engine(), [*history[:9], *history[10:]])

@@ -12,7 +12,7 @@ from tracepaper.daemon.engine.restart import Restart
 from tracepaper.strategies.api.context import Cancel, OrderRequest, Orders, Signal, buy, sell
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.types.decisions import Action, FillModel, OrderRole, OrderStatus, Step
-from tracepaper.strategies.types.market import Command, CommandKind
+from tracepaper.strategies.types.market import Command, CommandKind, Gap, GapCause
 
 DAY = 1440
 KEY = "linear:BTCUSDT"
@@ -221,19 +221,39 @@ def test_only_quotes_that_can_change_a_resting_limit_or_stop_are_events() -> Non
     "exit_", [Signal(Action.FLAT, "out"), Orders((sell(1, reduce_only=True),), "out")]
 )
 @pytest.mark.parametrize(
-    ("index", "close", "gate", "passes"),
-    [(15, 10_000, "gap", True), (13, 100, "plausible", True), (13, 10_000, "late", False)],
+    ("index", "close", "gate", "open_"),
+    [(15, 10_000, "gap", 16), (13, 100, "plausible", 14), (13, 10_000, "late", 15)],
 )
-def test_a_hole_or_a_crash_holds_up_no_exit(
-    exit_: Signal | Orders, index: int, close: int, gate: str, *, passes: bool
+def test_a_hole_a_crash_or_lateness_holds_up_no_exit(
+    exit_: Signal | Orders, index: int, close: int, gate: str, open_: int
 ) -> None:
-    """The run and its shadow account leave at the next bar; what would turn them waits."""
+    """The run and its shadow account leave at the next open that is no past one; turns wait."""
     turns = Signal(Action.SHORT, "down")
-    for answer, left in ((exit_, passes), (turns, False)):
+    for answer, leaves in ((exit_, True), (turns, False)):
         machine = engine(*[Signal(Action.LONG, "up")] * 13, answer)
         for before in range(13):
             held = present(step(machine, before, 10_000 + before % 3).position).quantity
         judged = step(machine, index, close, late_ms=60_001 * (gate == "late"))
         assert (held > 0, present(judged.decision).refused_by) == (True, gate)
-        after = step(machine, index + 1, close)
-        assert (len(after.fills), len(after.shadows[0].fills)) == (left, left)
+        for after in (index + 1, index + 2):
+            met, is_met = step(machine, after, close), leaves and after == open_
+            assert (len(met.fills), len(met.shadows[0].fills)) == (is_met, is_met)
+
+
+def test_a_late_exit_waits_for_a_quote_and_no_bar_of_the_backlog_fills_it() -> None:
+    leaves = Orders((sell(1, reduce_only=True), sell(1, limit=99, reduce_only=True)), "out")
+    machine = engine(Signal(Action.LONG, "up"), leaves, execution=FillModel.QUOTE, shadows=())
+    seen = bar(index=60).close_time_ms
+    machine.step(quote(9_990, 10_000, at_ms=bar().close_time_ms - 1), None)
+    step(machine, 0)
+    entered = machine.step(quote(9_990, 10_000, at_ms=bar().close_time_ms + 1_000), None)
+    assert present(entered.position).quantity > 0
+    until = bar(index=60).open_time_ms
+    machine.step(
+        Gap(KEY, bar(index=1).open_time_ms, until, GapCause.DOWN, "rest", seen, seen), None
+    )
+    for index in range(1, 60):
+        backlog = step(machine, index, late_ms=seen - bar(index=index).close_time_ms)
+        assert backlog.fills == ()
+    met = machine.step(quote(9_990, 10_000, at_ms=seen + 1_000), None)
+    assert {fill.order_id.partition("-")[0] for fill in met.fills} == {"4"}

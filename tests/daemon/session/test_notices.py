@@ -173,6 +173,10 @@ def test_a_gap_is_told_only_where_its_bars_never_come() -> None:
 
 def test_late_decisions_are_told_when_they_begin_and_end() -> None:
     notifier = notices(kinds=("late",))
+    leaves = builders.altered(LATE, action=Action.FLAT, reason="out")
+    assert told_of(notices(kinds=("late",)), closed(START_MS, leaves)) == [
+        ("late", "decisions late: BTCUSDT enters nothing: out")
+    ]
     pattern = [(LATE, "BTCUSDT"), (LATE, "ETHUSDT"), (LATE, "BTCUSDT"), (WELL, "BTCUSDT")]
     steps = [closed(START_MS, decided, symbol) for decided, symbol in pattern]
     assert told_of(notifier, *steps) == [("late", "decisions late: BTCUSDT is held: late by 4 s")]
