@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from tracepaper.daemon.clock import jump_clocks
@@ -25,7 +26,7 @@ from tracepaper.replay.backtest.make import resumed_replay
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.predictors import near_measure, predictions_agree
 from tracepaper.replay.backtest.run import Tally, predictor_over, run_replay
-from tracepaper.replay.checks import external_inputs
+from tracepaper.replay.checks import cut_files, external_inputs
 from tracepaper.replay.checks.compare import Difference, shown
 from tracepaper.replay.checks.external_inputs import ExternalInput
 from tracepaper.storage.memory_log import MemoryLog
@@ -63,6 +64,7 @@ class DerivedRun:
     opened: Sequence[ExternalInput] = ()  # and not declared
     declared: Sequence[str] = ()  # paths, without those of [model] files
     native: Sequence[str] = ()  # packages whose files are not observed
+    ended: Sequence[str] = ()  # files of which it read a copy that ends with the last bar
 
     def add(self, engine: Engine, events: Iterable[Event], predictor: KnownPredictor) -> None:
         """Run *events* through *engine*, and add what the strategies decide."""
@@ -163,13 +165,29 @@ def send_run(
     times: int = 1,
     one_by_one: bool = False,
     kept: Collection[str] | None = None,
+    files: Collection[str] = (),
 ) -> None:
     """Send the run over *data*, the last of *times* equal ones in this process.
 
     With *one_by_one* declared columns are computed bar by bar, as live, and not in blocks. With
     *kept* variables, this process has no others, works in another folder unless it keeps some, and
-    its clocks jump.
+    its clocks jump. Of the candle *files* it can read only what the last bar of *data* knows.
     """
+    with TemporaryDirectory() as folder:
+        if files:
+            cut_files.end_files(files, data.close_of(int(data.opens_ms[-1])), Path(folder))
+        connection.send(_run_of(config, data, mode, times, one_by_one, kept))
+
+
+def _run_of(
+    config: Config,
+    data: MarketData,
+    mode: str,
+    times: int,
+    one_by_one: bool,  # noqa: FBT001 - as ``send_run`` takes it
+    kept: Collection[str] | None,
+) -> DerivedRun:
+    """Return the run that ``send_run`` sends."""
     external_inputs.listen(custom_classes(config))
     if kept is not None:
         _go_elsewhere(config, kept)
@@ -188,8 +206,8 @@ def send_run(
             os.chdir("/")
         run.add(engine, predictions.events(replay), predictions.predictor)
     run.opened = external_inputs.opened([*run.declared, *of_model])
-    run.native = external_inputs.native_readers()
-    connection.send(run)
+    run.native, run.ended = external_inputs.native_readers(), cut_files.served()
+    return run
 
 
 def _go_elsewhere(config: Config, kept: Collection[str]) -> None:

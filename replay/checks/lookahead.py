@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,6 +25,7 @@ from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.build import fit_windows
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.checks.compare import LOOKAHEAD, RECURSIVE, CheckFinding
+from tracepaper.replay.checks.cut_files import is_candle_file
 from tracepaper.replay.checks.decisions import (
     EVERYTHING,
     NOTE,
@@ -51,6 +53,10 @@ CUT: Final = "it differs when later bars are cut off"
 NOT_WARM: Final = (
     "it differs after a later start: its warm-up bars do not suffice, or its State does not "
     "declare all that it keeps"
+)
+FILES_END: Final = (
+    "it differs when the candles that it reads from files end with this bar, too: look one up by "
+    "its open time, once it has closed (context.open_time is that of this bar)"
 )
 BARS_AFTER: Final = 512
 """Changed bars after a probe: a batched pass of a model processes them with the bars before."""
@@ -160,6 +166,8 @@ class _Check:
         self._fresh, self._mode, self._report = fresh, mode, report
         self._allow = frozenset(filter(None, allow))
         self._is_custom = bool(custom_classes(config))
+        self._files: Sequence[tuple[Sequence[str], str]] = ()
+        self._ended: set[str] = set()
         self._clock = SystemClock()
         self._until_s = self._clock.network_s() + limits.seconds
         given = sum(map(len, data.candles))
@@ -181,6 +189,7 @@ class _Check:
         except Overdue:
             finding.unfinished = rest
             finding.unproved.append(f"{', '.join(rest)}: the time was over")
+        self._note_files()
         return finding
 
     def _begin(self, whole: DerivedRun) -> None:
@@ -203,14 +212,23 @@ class _Check:
             return
         for item in whole.opened:
             (finding.allowed if self._is_allowed(item) else finding.opened).append(item)
-        allowed = [item.name for item in finding.allowed]
-        for names, sentence in (
-            (allowed, "whether what it was allowed to open tells the future: {}"),
+        if whole.native:
+            names = ", ".join(whole.native)
+            finding.unproved.append(
+                f"which files {names} opened, since native code is not observed"
+            )
+
+        self._files = (
+            ([item.name for item in finding.allowed],
+             "whether what it was allowed to open tells the future: {}"),
             (whole.declared, "whether its declared files tell the future: {}"),
-            (whole.native, "which files {} opened, since native code is not observed"),
-        ):
-            if names:
-                finding.unproved.append(sentence.format(", ".join(names)))
+        )  # fmt: skip
+
+    def _note_files(self) -> None:
+        """Note the files that the class read whole in every run."""
+        for names, sentence in self._files:
+            if left := [name for name in names if os.path.realpath(name) not in self._ended]:
+                self.finding.unproved.append(sentence.format(", ".join(left)))
 
     def _is_allowed(self, item: ExternalInput) -> bool:
         folders = [Path(name).resolve() for name in self._allow]
@@ -224,6 +242,7 @@ class _Check:
         other = self._derived(trial.data(), **trial.how)
         if other.error is not None and not isinstance(other.error, StrategyFailed):
             raise other.error
+        self._ended.update(other.ended)
         difference, compared = first_difference(base, other, trial.depth, **trial.where)
         finding.compared += compared
         finding.probes += _is_probe(trial)
@@ -288,13 +307,16 @@ class _Check:
             raise DataInvalid(
                 f"With {count_of(times.size, 'bar')} there is no future to change; give more data."
             )
-        rng, warmup = np.random.default_rng(limits.seed), self.whole.warmup
+        rng, whole = np.random.default_rng(limits.seed), self.whole
+        warmup = whole.warmup
         edges = np.linspace(min(warmup, times.size // 4), times.size - 1, limits.probes + 1)
         pairs = itertools.pairwise(edges.astype(int).tolist())
         places = {int(rng.integers(low, max(low + 1, high))) for low, high in pairs}
         back = max(2_000, 2 * warmup)
         if times.size <= 4 * back:
             back = times.size  # few bars: derive all from the first one
+        names = [item.name for item in self.finding.allowed if item.what == "file"]
+        files = [*filter(is_candle_file, [*names, *whole.declared])]
         # In random order: a check that runs out of time has then probed all parts of the data.
         for turn, place in enumerate(rng.permutation(sorted(places)).tolist()):
             at_ms, is_cut = int(times[place]), turn % 2 == 1
@@ -307,6 +329,15 @@ class _Check:
                 where={"until_ms": at_ms},
                 base=None if place <= back else partial(data.opening, *span),
             )
+            if files:
+                yield ProbeRun(
+                    f"files until future {turn + 1}",
+                    FILES_END,
+                    partial(_future, data, at_ms, span, is_cut=True),
+                    {"files": files},
+                    where={"until_ms": at_ms},
+                    base=None if place <= back else partial(data.opening, *span),
+                )
 
 
 def _is_probe(trial: ProbeRun) -> bool:

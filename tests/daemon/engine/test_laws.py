@@ -10,9 +10,9 @@ from engine_laws import WORLDS, Laws, World, examine
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker import matching, orders
-from tracepaper.daemon.broker.account import PaperAccount
 from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.daemon.broker.line import Line
+from tracepaper.daemon.broker.margin import IsolatedMargin
 from tracepaper.daemon.broker.matching import Market
 from tracepaper.daemon.broker.orders import OrdersState
 from tracepaper.daemon.broker.rules import Filters
@@ -108,7 +108,7 @@ PLANTED: list[tuple[World, Any, str, Callable[..., Any]]] = [
     (SPOT_BY_BARS, Market, "_refusal", _never),
     (SPOT_BY_BARS, Filters, "refusal", _never),
     (SPOT_BY_QUOTES, matching, "is_through", _never),
-    (TWO_BY_QUOTES, PaperAccount, "match_mark", _never),
+    (TWO_BY_QUOTES, IsolatedMargin, "match_mark", _never),
     (TWO_BY_QUOTES, Engine, "clear_transient", _never),
     (MARGIN_BY_QUOTES, Line, "expire", _nothing),
     (SPOT_BY_BARS, Decider, "unfilled", _says_nothing),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 import socket
@@ -34,6 +35,7 @@ from tracepaper.replay.checks.lookahead import (
     CHANGED,
     CUT,
     ELSEWHERE,
+    FILES_END,
     MODEL,
     NOT_WARM,
     Limits,
@@ -157,13 +159,15 @@ JOINED = {
     "top": "import csv, pathlib",
     "init": "with pathlib.Path({}).open() as file:\n"
     "    self.hours = {int(r['open_time']): int(r['close']) for r in csv.DictReader(file)}",
-    "decide": "hour = bar.open_time_ms // 3_600_000 * 3_600_000\n"
+    "decide": "hour = (bar.open_time_ms // 3_600_000 - 0) * 3_600_000\n"
     "return by(self.hours.get(hour, 0) > bar.close)",
 }
 
 
-def joined(path: str, head: str = "pass") -> dict[str, str]:
-    return {**JOINED, "head": head, "init": JOINED["init"].replace("{}", path, 1)}
+def joined(path: str, head: str = "pass", back: int = 0) -> dict[str, str]:
+    decide = JOINED["decide"].replace("- 0", f"- {back}")
+    init = JOINED["init"].replace("{}", path, 1)
+    return {**JOINED, "head": head, "init": init, "decide": decide}
 
 
 OPENS = {
@@ -187,9 +191,25 @@ LOOKAHEAD: dict[str, Planted] = {
     **{name: Planted(PASSES, "", bodies) for name, bodies in FAIR.items()},
     **{name: Planted(DIFFERS, cause, bodies) for name, (cause, bodies) in LEAKS.items()},
     **{name: Planted(READ, "", bodies) for name, bodies in OPENS.items()},
-    "an allowed file": Planted(PASSES, "", joined("'{here}/hourly.csv'"), 1, "{here}"),
+    "an allowed file": Planted(DIFFERS, FILES_END, joined("'{here}/hourly.csv'"), 1, "{here}"),
     "a declared file": Planted(
-        PASSES, "", joined("self.files['hourly.csv']", "files = ('hourly.csv',)")
+        DIFFERS, FILES_END, joined("self.files['hourly.csv']", "files = ('hourly.csv',)")
+    ),
+    "closed hours of a declared file": Planted(
+        PASSES, "", joined("self.files['hourly.csv']", "files = ('hourly.csv',)", 1)
+    ),
+    "a frame by opens, looked up by the close": Planted(
+        DIFFERS,
+        FILES_END,
+        {
+            "top": "import pandas",
+            "head": "files = ('minutes.csv.gz',)",
+            "init": "table = pandas.read_csv(self.files['minutes.csv.gz'])\n"
+            "table.index = pandas.to_datetime(table['open_time'], unit='ms')\n"
+            "self.table = table['close']",
+            "decide": "at = pandas.Timestamp(bar.close_time_ms, unit='ms')\n"
+            "return by(self.table.asof(at) > bar.close)",
+        },
     ),
     "an allowed variable": Planted(
         PASSES, "", {"top": "import os\nos.environ['OWN_FUTURE']"}, 1, "OWN_FUTURE"
@@ -343,6 +363,9 @@ def checks(tmp_path: Path, fresh: FreshProcesses) -> Checks:
     hours = zip(part.open_time_ms[::60].tolist(), part.close[59::60].tolist(), strict=False)
     lines = ["open_time,close", *(f"{at},{close}" for at, close in hours)]
     (tmp_path / "hourly.csv").write_text("\n".join(lines))
+    minutes = zip(part.open_time_ms.tolist(), part.close.tolist(), strict=True)
+    lines = ["open_time,close", *(f"{at},{close}" for at, close in minutes)]
+    (tmp_path / "minutes.csv.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
     (tmp_path / "own_helper.py").write_text("def rises(bar):\n    return bar.close > bar.open")
     np.save(tmp_path / "mine.npy", part.close)
     return Checks(tmp_path, fresh)
@@ -366,7 +389,8 @@ def test_lookahead_judges_a_planted_class(checks: Checks, name: str) -> None:
     assert finding.passes is (planted.verdict == PASSES)
     assert bool(finding.opened) is (planted.verdict == READ)
     if finding.passes:
-        assert (finding.probes, finding.without_later) == (4, 160 * planted.symbols)
+        probes = 4 * (1 + ("files" in planted.bodies.get("head", "")))  # files are cut apart
+        assert (finding.probes, finding.without_later) == (probes, 160 * planted.symbols)
 
 
 @pytest.mark.parametrize("name", RECURSIVE)
