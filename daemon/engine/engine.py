@@ -209,6 +209,10 @@ class Engine:
         """
         return self.markets[instrument].warm_at(now_ms)
 
+    def warming(self, instrument: str) -> str:
+        """Return what *instrument* holds of the warm-up it lacks, in words; empty if it is warm."""
+        return self.markets[instrument].warming()
+
     @property
     def bars_before(self) -> int:
         """The number of bars of each instrument that a new run needs before its first decision."""

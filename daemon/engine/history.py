@@ -23,10 +23,11 @@ from tracepaper.strategies.gates.evaluator import Plausibility
 from tracepaper.strategies.order_book import OrderBookHistory
 from tracepaper.strategies.types.decisions import Explanation, Regime
 from tracepaper.strategies.types.market import Bar, BarColumns, Depths, FrameBar, Instrument, Quote
-from tracepaper.strategies.units import DAY_MS, interval_start
+from tracepaper.strategies.units import DAY_MS, HOUR_MS, MINUTE_MS, interval_start, interval_text
 
 DAY_FRAME: Final = "D"
 """The timeframe of a day."""
+_UNITS: Final = {MINUTE_MS: "minutes", HOUR_MS: "hours", DAY_MS: "days"}
 
 
 class InstrumentState(KnownBars):
@@ -245,6 +246,25 @@ class InstrumentState(KnownBars):
             if not frame.is_warm and name in self.frame_bars
         )
         return max([bars_ms, *frames])
+
+    def warming(self) -> str:
+        """Return what it holds of what comes last, such as ``120 of 1,536 hours``; "" if warm."""
+        if self.is_full and self.is_warm:
+            return ""
+        now_ms = 0 if self.last_bar is None else self.last_bar.close_time_ms
+        lacking = [
+            frame
+            for name, frame in self.frames.items()
+            if not frame.is_warm and name in self.frame_bars
+        ]
+        last = max(lacking, key=lambda frame: frame.warm_at(now_ms), default=None)
+        if (
+            last is None
+            or last.warm_at(now_ms) < now_ms + (self.needed - self.bars) * self._base_ms
+        ):
+            return f"{self.bars:,} of {self.needed:,} bars"
+        unit = _UNITS.get(last.length_ms, f"bars of {interval_text(last.length_ms)}")
+        return f"{last.known:,} of {last.wanted:,} {unit}"
 
     # ------------------------------------------------------------ bars that a start feeds again
 

@@ -140,6 +140,7 @@ class Monitor:
         self._newest = newest  # None before anything was received
         self._obstacles = obstacles
         self.warm_at: Callable[[str], int | None] = lambda _instrument: None
+        self.warming: Callable[[str], str] = lambda _instrument: ""
         self.resting_orders: Callable[[str], Sequence[Order]] = lambda _instrument: ()
         self.copied_s: Callable[[], float | None] = lambda: None
         self.outage: Callable[[], str | None] = lambda: None
@@ -262,7 +263,8 @@ class Monitor:
             ) is None or decision.refused_by == warm.name:
                 at_ms = self.warm_at(instrument)
                 until = "" if at_ms is None else f" until {minute_text(at_ms)}"
-                reasons.append(f"{instrument} is warming up{until}")
+                holds = f"; it has {held}" if (held := self.warming(instrument)) else ""
+                reasons.append(f"{instrument} is warming up{until}{holds}")
         return reasons
 
     def summary(self) -> Document:
@@ -312,6 +314,7 @@ class Monitor:
                     "bar_s": self.bar_age_s(key),
                     "quote_s": self.quote_age_s(key),
                     "warm_at_ms": self.warm_at(key),
+                    "warming": self.warming(key) or None,
                 }
                 for key in self._instruments
             ],

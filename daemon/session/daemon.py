@@ -285,7 +285,7 @@ class Daemon:
             companions = [*self._companions(opened, feed, monitor)]
             monitor.companions = {each.key: each.status for each in companions if each.key}
             warm_at = partial(self._warm_at, engine, feed)
-            monitor.warm_at = warm_at
+            monitor.warm_at, monitor.warming = warm_at, engine.warming
             monitor.resting_orders = engine.broker.resting_orders
             monitor.copied_s = partial(copied_at_s, self._database)
             monitor.outage = self.outage

@@ -19,7 +19,7 @@ from tracepaper.daemon.config.values import MODEL_INPUTS
 from tracepaper.replay.explain.liquidations import Liquidation, liquidations_of
 from tracepaper.replay.explain.place import no_such_decision
 from tracepaper.replay.explain.position import orders_after, row_text
-from tracepaper.replay.explain.warming import warm_at_ms, warming_sentence
+from tracepaper.replay.explain.warming import Warming, warming_of, warming_sentence
 from tracepaper.replay.report.honesty import entropy_sentence
 from tracepaper.replay.report.listed_orders import of_decision
 from tracepaper.replay.report.states import LastingState, lasting_states
@@ -63,7 +63,7 @@ class StoredDecision:
     card: Mapping[str, Any] = field(default_factory=dict)
     """Stored card of the model that decided, if it attended or the entropy gate judged."""
     states: tuple[LastingState, ...] = ()  # the halts that held the run at this decision
-    warm_at_ms: int | None = None  # by the run's daemon, if the gate warm refused
+    warming: Warming | None = None  # by the run's daemon, if the gate warm refused
     position: str = FLAT  # in the decision's instrument after its step, with what protects it
 
     @property
@@ -285,7 +285,7 @@ def stored_decision(reader: Reader, columns: RunColumns, sequence: int) -> Store
             reader.newest_of(run_id, Command, until=sequence) if is_halted else None,
             views.card(model),
             tuple(each for each in lasting_states(columns, until=sequence) if each.is_halt),
-            warm_at_ms(reader, run_id, decisions[0]["instrument"]) if is_cold else None,
+            warming_of(reader, run_id, decisions[0]["instrument"]) if is_cold else None,
             row_text(columns, held[0], orders_after(reader, run_id, sequence)) if held else FLAT,
         )
 
@@ -423,8 +423,11 @@ def margin_text(gate: str, margin: float) -> str:
 
 
 def missed_text(gate: str, margin: float | None) -> str:
-    """Return by how much a gate failed, ``short by .0096``; empty for a switch."""
-    if margin is None or GATES[gate].is_switch:
+    """Return by how much a gate failed, ``short by .0096``; empty for a switch.
+
+    It is empty also for a warm-up that lacks one bar: so it counts while a timeframe lacks candles.
+    """
+    if margin is None or GATES[gate].is_switch or (gate == warm.name and margin == -1):
         return ""
     return f"{'short' if GATES[gate].at_least else 'over'} by {margin_text(gate, margin)}"
 
@@ -441,9 +444,7 @@ def _allowed_sentence(near: GateMargin | None, failed: Sequence[GateMargin]) -> 
 def _refused_sentence(stored: StoredDecision, failed: Sequence[GateMargin]) -> str:
     cold = next((failure for failure in failed if failure.gate == warm.name), None)
     if cold is not None and cold.margin:
-        lacking, interval_ms = round(-cold.margin), stored.run["interval_ms"]
-        bars_ms = stored.decision["open_time_ms"] + (lacking + 1) * interval_ms
-        return warming_sentence(lacking, bars_ms, stored.warm_at_ms)
+        return warming_sentence(round(-cold.margin), stored.warming)
     if len(failed) > 1:
         names = ", ".join(failure.gate for failure in failed)
         return f"All of {names} would have had to pass."

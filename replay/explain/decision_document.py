@@ -201,7 +201,7 @@ def _title(
             return f"{traded}, from {_signed(before, base)} to {_signed(after, base)}"
         return f"{traded}: {filled[0]['reason']}"
     if (refused_by := stored.decision["refused_by"]) is not None:
-        return _refused(refused_by, counterfactuals)
+        return _refused(stored, refused_by, counterfactuals)
     if sent:
         order = sent[0]
         verb = "buy" if order["side"] == Side.BUY else "sell"
@@ -221,10 +221,11 @@ def _liquidated(fill: Row) -> str:
     return f"{side} {without_zeros(fill['quantity_text'])} {symbol} at {fill['price_text']}"
 
 
-def _refused(name: str, counterfactuals: Counterfactuals) -> str:
+def _refused(stored: StoredDecision, name: str, counterfactuals: Counterfactuals) -> str:
     gate = next(flip for flip in counterfactuals.gates if flip.gate == name)
     if name == warm.name and gate.measure is not None:
-        return f"Warming up: {gate.measure:,.0f} of {gate.threshold:,.0f} bars"
+        bars = f"{gate.measure:,.0f} of {gate.threshold:,.0f} bars"
+        return f"Warming up: {bars if stored.warming is None else stored.warming.warming}"
     return ", ".join(filter(None, (f"Refused by {name}", missed_text(name, gate.margin))))
 
 

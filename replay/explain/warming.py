@@ -13,18 +13,21 @@ from tracepaper.strategies.errors import TracepaperError
 from tracepaper.strategies.units import minute_text
 
 
-class _Feed(Struct):
+class Warming(Struct):
+    """When an instrument will be warm, and what it holds of what it lacks, by its daemon."""
+
     instrument: str
     warm_at_ms: int | None
+    warming: str | None
 
 
 class _Status(Struct):
     run_id: str
-    feeds: list[_Feed]
+    feeds: list[Warming]
 
 
-def warm_at_ms(reader: Reader, run_id: str, instrument: str) -> int | None:
-    """Return when *instrument* will be warm by the daemon of the run; None without an answer.
+def warming_of(reader: Reader, run_id: str, instrument: str) -> Warming | None:
+    """Return what *instrument* lacks by the daemon of the run; None without an answer.
 
     The record does not say which candles of higher timeframes the strategy wants; the daemon knows.
     """
@@ -37,17 +40,15 @@ def warm_at_ms(reader: Reader, run_id: str, instrument: str) -> int | None:
         return None
     if status.run_id != run_id:
         return None
-    return next((feed.warm_at_ms for feed in status.feeds if feed.instrument == instrument), None)
+    waits = (feed for feed in status.feeds if feed.instrument == instrument and feed.warming)
+    return next(waits, None)
 
 
-def warming_sentence(lacking: int, bars_ms: int, at_ms: int | None) -> str:
-    """Return what a warm-up lacks: *lacking* bars, the last of which closes at *bars_ms*.
-
-    *at_ms* is when it will be warm; None if only the bars are known.
-    """
-    # The count stops one short if candles of a timeframe are missing.
-    bars = "one more bar" if lacking == 1 else f"{lacking:,} more bars"
-    if at_ms is None:
-        return f"It needs {bars}{', or candles of a higher timeframe' if lacking == 1 else ''}."
-    others = " and candles of a higher timeframe" if at_ms > bars_ms else ""
-    return f"It may trade from {minute_text(at_ms)}, if no bar is missing: it needs {bars}{others}."
+def warming_sentence(lacking: int, warming: Warming | None) -> str:
+    """Return what a warm-up lacks: *lacking* bars, or what the daemon says as *warming*."""
+    if warming is None or warming.warm_at_ms is None:
+        # The count stops one short if candles of a timeframe are missing.
+        bars = "one more bar, or candles of a higher timeframe"
+        return f"It needs {bars if lacking == 1 else f'{lacking:,} more bars'}."
+    at = minute_text(warming.warm_at_ms)
+    return f"It may trade from {at}, if no bar is missing."

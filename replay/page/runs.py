@@ -20,6 +20,7 @@ from tracepaper.replay.document.values import Paragraph, TitledParts
 from tracepaper.replay.explain.decision import missed_text, stored_decision
 from tracepaper.replay.explain.decision_document import decision_document
 from tracepaper.replay.explain.position import orders_after, row_text
+from tracepaper.replay.explain.warming import warming_of
 from tracepaper.replay.page import answers
 from tracepaper.replay.page.databases import Databases, OpenRun, as_number, from_row
 from tracepaper.replay.page.rollups import (
@@ -42,6 +43,7 @@ from tracepaper.storage.checks import newest_check
 from tracepaper.storage.database.run_views import Row, RunViews
 from tracepaper.storage.sweeps import read_sweep
 from tracepaper.strategies.errors import DataInvalid, TracepaperError
+from tracepaper.strategies.gates.declared import warm
 from tracepaper.strategies.gates.evaluator import is_movable, threshold_key
 from tracepaper.strategies.gates.gate import GATES, ThresholdForm
 from tracepaper.strategies.position_text import FLAT
@@ -297,12 +299,16 @@ def _last_refusal(shown: OpenRun) -> answers.LastRefusal | None:
     gate = decision["refused_by"]
     (judged,) = shown.views.rows("v_gates", sequence=sequence, gate=gate)
     measure = judged["measure"]
+    missed = missed_text(gate, None if measure is None else measure - judged["threshold"])
+    if gate == warm.name and not missed:
+        lacks = warming_of(shown.reader, shown.columns.run.run_id, decision["instrument"])
+        missed = "" if lacks is None else f"{lacks.warming} held"
     return answers.LastRefusal(
         sequence=sequence,
         instrument=decision["instrument"],
         open_time_ms=decision["open_time_ms"],
         gate=gate,
-        missed=missed_text(gate, None if measure is None else measure - judged["threshold"]),
+        missed=missed,
     )
 
 

@@ -310,8 +310,13 @@ class TimeframeAggregator:
 
     def reaches(self, count: int) -> bool:
         """Return whether the known bars cover the last *count* intervals."""
+        return self.known >= count
+
+    @property
+    def known(self) -> int:
+        """How many of the last closed intervals the known bars cover without a hole."""
         end, start = self._end, self._known_from
-        return end is not None and start is not None and end - start >= count
+        return 0 if end is None or start is None else max(end - start, 0)
 
     def last(self, count: int) -> TimeframeBars:
         """Return the bars of the last *count* closed intervals (at most ``wanted``)."""

@@ -185,7 +185,9 @@ async def test_a_foreign_write_lock_stops_decisions_until_it_is_given_back(
             shell.execute("ROLLBACK")
         await closing_bar
         status = await asyncio.to_thread(ask, database, "/status")
-        assert status["not_ready"] == ["linear:BTCUSDT is warming up until 2023-11-14T22:21Z"]
+        assert status["not_ready"] == [
+            "linear:BTCUSDT is warming up until 2023-11-14T22:21Z; it has 4 of 7 bars"
+        ]
     check_record(database, bars=4)
     assert capfd.readouterr().err.count("another process holds the database's write lock") == 1
 

@@ -29,7 +29,8 @@ async def test_a_listing_without_a_past_is_held_until_a_time_that_is_said(
         refused = {step.decision.refused_by for step in running.decisions() if step.decision}
     # The current hour is incomplete, so the 64 days begin with the next one.
     until = minute_text(START_MS // HOUR * HOUR + (1 + 64 * 24) * HOUR)
-    assert status["not_ready"] == [f"linear:BTCUSDT is warming up until {until}"]
+    holds = "it has 0 of 1,536 hours"
+    assert status["not_ready"] == [f"linear:BTCUSDT is warming up until {until}; {holds}"]
     assert refused == {"warm"}
     [line] = [
         line for line in capfd.readouterr().err.splitlines() if '"event": "warming up"' in line

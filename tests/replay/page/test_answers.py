@@ -486,4 +486,4 @@ def test_a_refusal_by_warm_is_the_last_refusal_of_a_run_that_was_refused_by_noth
     (last,) = run.reader.connection.execute(query).fetchone()
     refused = runs.run(run).last_refusal
     assert refused is not None
-    assert (refused.sequence, refused.gate, refused.missed) == (last, "warm", "short by 1 bar")
+    assert (refused.sequence, refused.gate, refused.missed) == (last, "warm", "")

@@ -62,7 +62,7 @@ def test_banner_card_explain_status_and_log_give_one_answer_when_it_may_trade(
         }.items()
     }
     assert answers == {name: [logged[1]] for name in answers}
-    assert re.search(r"Warming up: 1\d\d of 7,201 bars", banner)
+    assert re.search(r"Warming up: \d of 1,536 hours\.", banner)
     assert re.search(r"last refused \d\d:\d\d by warm, short by [67],\d\d\d bars", sentence)
 
 
