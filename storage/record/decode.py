@@ -140,7 +140,7 @@ def buckets_of(text: str | None) -> bytes:
 
 
 def _explanation(row: Sequence[Any]) -> Explanation:
-    fields = (*_EXPLANATION(row), buckets_of(row[ANSWER.buckets]))
+    fields = [*_EXPLANATION(row), buckets_of(row[ANSWER.buckets])]
     return Explanation(*fields)
 
 
@@ -160,7 +160,7 @@ def _layout_of(given: int, size: int) -> tuple[int, Callable[[bytes], tuple[Any,
     return count, struct.Struct(layout.replace("B", "x")).unpack
 
 
-_NOT_FINITE: Final = Forecast((1,), *((nan,),) * 6)
+_NOT_FINITE: Final = Forecast((1,), (nan,), (nan,), (nan,), (nan,), (nan,), (nan,))
 _IMPOSSIBLE: Final = (
     *(ValueError, LookupError, TypeError, AttributeError),
     *(struct.error, msgspec.MsgspecError),
@@ -382,6 +382,8 @@ class StepDecoder:
             unrealized = worth - row[HOLDING.entry_notional]
         position = None
         if row[HOLDING.quantity] is not None:
+            if unrealized is None:
+                raise ValueError("a position without its profit")
             position = Position(
                 row[HOLDING.quantity],
                 row[HOLDING.entry_notional],
@@ -392,6 +394,8 @@ class StepDecoder:
                 row[HOLDING.margin] or 0,
             )
         marked = unrealized if account_unrealized is None else account_unrealized
+        if marked is None:
+            raise ValueError("an account without its profit")
         cash = row[HOLDING.cash]
         return position, Account(
             cash,

@@ -39,14 +39,17 @@ def candles(count: int = 8) -> dict[str, Any]:
     }
 
 
-def answered(answer: Callable[[BarContext], object], db: Path | None = None) -> Run[Any]:
+def answered(
+    answer: Callable[[BarContext], object], db: Path | None = None, category: str = "linear"
+) -> Run[Any]:
     """Return the run of a class that answers so."""
 
     class Odd(Strategy):
         def decide(self, context: BarContext) -> Any:
             return answer(context)
 
-    return tracepaper.backtest(Odd, candles(), config=CONFIG, db=db)
+    market = CONFIG["market"] | {"category": category}
+    return tracepaper.backtest(Odd, candles(), config=CONFIG | {"market": market}, db=db)
 
 
 def is_whole(path: Path) -> bool:
@@ -87,10 +90,10 @@ def without(path: Path, table: str, step: int) -> Path:
     return forged(path, path.with_name("without.db"), statement, hide=False)
 
 
-@pytest.mark.parametrize("column", ["open", "high", "low", "close", "volume"])
-def test_a_bar_without_a_number_is_one_sentence_of_verify(tmp_path: Path, column: str) -> None:
+@pytest.mark.parametrize("column", ["open", "high", "low", "close", "volume", "unrealized_pnl"])
+def test_a_step_without_a_number_is_one_sentence_of_verify(tmp_path: Path, column: str) -> None:
     path = tmp_path / "bar.db"
-    run = answered(lambda _: Signal(Action.LONG, "x", stop=Percent(0.1)), path)
+    run = answered(lambda _: Signal(Action.LONG, "x", stop=Percent(5)), path, "spot")
     last = "(SELECT max(sequence) FROM steps WHERE open > 0)"
     tamper(path, f"UPDATE steps SET {column} = NULL WHERE sequence = {last}")
     rechain(path)
