@@ -97,8 +97,9 @@ def unfit(error: Exception, made_of: object) -> str:
     from msgspec import inspect
 
     text, kind = str(error), inspect.type_info(made_of)
-    if (field := re.search(r" - at `\$\.(\w+)`$", text)) and hasattr(kind, "fields"):
-        kind = next(each.type for each in kind.fields if each.encode_name == field[1])
+    fields = getattr(kind, "fields", ())
+    if fields and (field := re.search(r" - at `\$\.(\w+)`$", text)):
+        kind = next(each.type for each in fields if each.encode_name == field[1])
     values = _choices(kind)
     return f"{text}; choose one of {', '.join(map(str, values))}" if values else text
 

@@ -80,7 +80,7 @@ def unpacked(stored: bytes, count: int) -> tuple[Sessions, ...]:
         kinds = []
         for a_year, steps, *lengths in columns:
             days = np.cumsum(steps, dtype=np.int64)
-            times = np.cumsum([days * (DAY_MS // MINUTE_MS), *lengths], axis=0)[1:]
+            times = np.cumsum(np.vstack((days * (DAY_MS // MINUTE_MS), *lengths)), axis=0)[1:]
             kinds.append(Sessions(a_year, *(tuple(each.tolist()) for each in (days, *times))))
         if len(which) != count:
             raise ValueError(f"{len(which)} for {count} instruments")  # noqa: TRY301 - one remedy

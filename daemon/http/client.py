@@ -10,7 +10,7 @@ from contextlib import closing
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import msgspec
@@ -22,7 +22,7 @@ from tracepaper.strategies.types.market import CommandKind, CommandOrigin
 
 ANSWER_WITHIN_S: Final = 10.0
 
-Document = dict[str, object]
+Document = dict[str, Any]
 
 
 def ask(database: Path, path: str, body: Document | None = None) -> Document:

@@ -59,7 +59,7 @@ class RunCovariates:
     later. Another thread may call ``at`` during ``see``.
     """
 
-    name: Final = AS_EVENTS
+    name = AS_EVENTS
 
     def __init__(self, columns: Sequence[str]) -> None:
         self.columns = tuple(columns)

@@ -119,14 +119,14 @@ def _of_floats(values: npt.NDArray[np.float64]) -> Decimals:
     if largest > INT64_MAX:
         row = int(np.abs(values).argmax())
         raise CellInvalidError(row, f"has more digits than 64 bits hold in {values[row]!r}")
-    for places in range(16):
-        mantissa = np.rint(values * 10.0**places)
-        # A quotient of two exact doubles is rounded once, so equality proves the round trip.
-        if np.array_equal(mantissa / 10.0**places, values):
-            return Decimals(mantissa.astype(np.int64), places)
-        if largest * 10.0 ** (places + 1) >= 10.0**FLOAT_DIGITS:
+    places, mantissa = 0, np.rint(values)
+    # A quotient of two exact doubles is rounded once, so equality proves the round trip.
+    while not (is_exact := np.array_equal(mantissa / 10.0**places, values)):
+        if places == 15 or largest * 10.0 ** (places + 1) >= 10.0**FLOAT_DIGITS:
             break
-    return Decimals(mantissa.astype(np.int64), places, is_rounded=True)
+        places += 1
+        mantissa = np.rint(values * 10.0**places)
+    return Decimals(mantissa.astype(np.int64), places, is_rounded=not is_exact)
 
 
 def _of_plain(cells: npt.NDArray[np.bytes_]) -> Decimals | None:

@@ -26,7 +26,7 @@ def fetch_shares(
     written anew. A candle that is not closed at *until_ms* is left out: of days, the UTC day.
     Raises ``FeedLost`` without an answer.
     """
-    import yfinance
+    import yfinance  # pyright: ignore[reportMissingImports] - only users install it
 
     name, is_daily = INTERVALS[interval_ms], interval_ms == DAY_MS
     until = datetime.fromtimestamp(until_ms / 1000, UTC)

@@ -299,7 +299,7 @@ class RecordedForecaster:
         declared = card.get("measures", {}).get("given")
         self.measures = frozenset(declared or set().union(*map(_measures_of, forecasts)))
 
-    def _reject(self, *_arguments: object) -> NoReturn:
+    def _reject(self, *_arguments: object, **_named: object) -> NoReturn:
         raise InvariantBroken("a model that is not loaded was asked for a forecast")
 
     warm = step = predict_many = scan = _reject

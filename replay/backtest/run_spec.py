@@ -357,7 +357,7 @@ def command(consumer: Consumer) -> Callable[[Callable[..., None]], Callable[...,
         fields = RunSpec.__dataclass_fields__
 
         def run(files: Sequence[str] | None = None, **given: Any) -> None:  # noqa: ANN401 - options
-            values = {name: given.pop(name) for name in names}
+            values: dict[str, Any] = {name: given.pop(name) for name in names}
             values = {
                 name: tuple(value or ()) if fields[name].default == () else value
                 for name, value in values.items()

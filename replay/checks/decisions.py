@@ -191,7 +191,7 @@ def _run_of(
     external_inputs.listen(custom_classes(config))
     if kept is not None:
         _go_elsewhere(config, kept)
-    for _ in range(times):
+    while True:
         run, replay = DerivedRun(), build(config, data, started_at_ms=0, mode=mode)
         engine, predictions = replay.engine, predictor_over(replay, in_blocks=not one_by_one)
         # Bars of higher timeframes from files need none of the instrument's own bars.
@@ -205,6 +205,9 @@ def _run_of(
             sys.path[:] = [str(Path(entry).absolute()) for entry in sys.path]
             os.chdir("/")
         run.add(engine, predictions.events(replay), predictions.predictor)
+        times -= 1
+        if times < 1:
+            break
     run.opened = external_inputs.opened([*run.declared, *of_model])
     run.native, run.ended = external_inputs.native_readers(), cut_files.served()
     return run

@@ -101,9 +101,9 @@ class Child:
         Where nothing comes *within_s* seconds, kills the child and raises ``Overdue``.
         """
         try:
-            self._pid = self._pid or self._connection.recv()
+            self._pid = pid = self._pid or self._connection.recv()
             if within_s is not None and not self._connection.poll(within_s):
-                os.kill(self._pid, signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
                 raise Overdue
             value = self._connection.recv()
         except (EOFError, ConnectionResetError) as error:

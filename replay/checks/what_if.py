@@ -221,7 +221,7 @@ def _changes(
         target, target_after = (None if math.isinf(target) else target for target in targets)
         yield {
             "open_time_ms": int(stored.rows["open_time_ms"][row]),
-            "instrument": items[stored.rows["instrument"][row]].id,
+            "instrument": items[int(stored.rows["instrument"][row])].id,
             "sequence": int(stored.rows["sequence"][row]),
             "beside": int(derived.rows["place"][row]),
             "before": _verdict_text(verdicts[0]),

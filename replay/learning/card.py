@@ -255,8 +255,8 @@ def _figures_of(card: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Any]]:
             is_compared = _of_model(parts) is not None
             for key, pair in parts.items():
                 if isinstance(pair, Sequence):
-                    named = (name, key) if is_compared else (f"{name}_{key}".rstrip("_"), "model")
-                    yield horizon, *named, (pair[0], pair[1])
+                    named = name if is_compared else f"{name}_{key}".rstrip("_")
+                    yield horizon, named, key if is_compared else "model", (pair[0], pair[1])
 
 
 def _of_seeds(cards: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, list[float]]]:

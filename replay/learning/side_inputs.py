@@ -248,9 +248,10 @@ class BookInputs(SideInputs):
     def read(cls, paths: Sequence[Path]) -> Self:
         """Read *paths* with ``read_stored``."""
         files: dict[str, list[RecordedDepth]] = {}
-        for _, file in read_stored(paths):
+        stored = [file for _, file in read_stored(paths)]
+        for file in stored:
             files.setdefault(file.header.instrument.symbol, []).append(file)
-        reading = BookReading(file.header.levels, file.header.every_ms)
+        reading = BookReading(stored[0].header.levels, stored[0].header.every_ms)
         return cls(tuple(paths), files, reading, DepthRows(files, reading))
 
     def of_card(self, card: Mapping[str, Any]) -> Self:

@@ -384,7 +384,7 @@ def _feed(status: Mapping[str, Any] | None) -> Iterator[Part]:
     ]
     note = "A quantile is the upper bound of its class."
     yield table_of("latencies", "Latency since this start", forms, latencies, [note])
-    counters = {_COUNTED.get(name, name): count for name, count in status["counters"].items()}
+    counters = {_COUNTED.get(name) or name: count for name, count in status["counters"].items()}
     counters |= {f"notices {name}": count for name, count in (status["notices"] or {}).items()}
     pairs = [(name.replace("_", " "), f"{count:,}") for name, count in counters.items()]
     yield replace(table_of("counters", "Counters since this start", PAIR, pairs), look="pairs")

@@ -230,11 +230,11 @@ class Call:
         values: dict[str, Any] = {"databases": databases, "report": report, "filters": self.filters}
         values |= {"query": self.query, "served": databases.served, **self.query, **self.names}
         if (run := self.names.get("run")) is not None:
-            values["shown"] = shown = databases.find(run)
+            values["shown"] = databases.find(run)
             values["status"] = databases.status if run == databases.served else None
             values["verified"] = msgspec.convert(databases.verified, answers.ParityState | None)
             if "instrument" in self.query:
-                values["instrument"] = _instrument(shown, self.query["instrument"])
+                values["instrument"] = _instrument(values["shown"], self.query["instrument"])
         if "sequence" in self.names:
             values["sequence"] = _sequence(self.names["sequence"])
         names = signature(self.route.respond).parameters
@@ -242,7 +242,7 @@ class Call:
         if not isinstance(answer, TitledParts):
             return answer
         if self.names.keys() == {"run"} and not self.route.is_within:
-            answer = runs.with_warnings(shown, answer)
+            answer = runs.with_warnings(values["shown"], answer)
         return answers.Document(**as_document(answer))
 
 

@@ -392,7 +392,7 @@ def _accounts(shown: OpenRun) -> Iterator[answers.AccountFigures]:
         for row in views.rows(f"v_{kind}equity", newest=1, **shadow) if start else ():
             yield answers.AccountFigures(
                 name=name,
-                title=_TITLES.get(name, name.replace("_", " ")),
+                title=_TITLES.get(name) or name.replace("_", " "),
                 source=source,
                 start=start,
                 equity=float(row["equity"]),

@@ -141,7 +141,7 @@ def _columns(record: RunRecord) -> tuple[Ints, dict[str, Ints]]:
             nth = np.cumsum(np.isfinite(decisions.confidence_entropy[rows]))  # counts from 1
             size = max(1, -(-int(nth[-1]) // COLUMNS_MAX))
             column_of[rows] = first + (nth - 1).clip(min=0) // size
-            spans[name] = np.arange(first, column_of[rows[-1]] + 1)
+            spans[name] = np.arange(first, int(column_of[rows[-1]]) + 1)
             first += spans[name].size
     return column_of, spans
 

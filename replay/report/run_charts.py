@@ -131,7 +131,8 @@ def events_chart(report: Report) -> Chart | None:
     events = report.timeline.events
     if not events:
         return None
-    kinds = [kind for kind in LABELS if any(event.kind == kind for event in events)]
+    sent = {event.kind for event in events}
+    kinds = {kind: label for kind, label in LABELS.items() if kind in sent}
     marks = []
     for place, kind in enumerate(kinds):
         of_kind = [event for event in events if event.kind == kind]
@@ -148,7 +149,7 @@ def events_chart(report: Report) -> Chart | None:
     equity, calendar = report.curves[0].equity, report.record.bar_times.calendar
     at, (change,) = broken(report.marks_ms, 100 * (equity / equity[0] - 1), calendar=calendar)
     line = LineLayer("", at, rounded(change))
-    rows = category_axis([LABELS[kind] for kind in kinds], is_reversed=True)
+    rows = category_axis([*kinds.values()], is_reversed=True)
     panels = [
         ChartPanel([line], time_axis(), percent_axis("return, %"), 150),
         ChartPanel(marks, time_axis(), rows, 10 + ROW * len(kinds)),

@@ -168,7 +168,8 @@ class Workers(Executor, ABC, Generic[W]):
             self.work = fn
             self.open(fn)
         assert fn is self.work, "an executor serves a single work"
-        return self._threads.submit(self.carry_out, *args, **kwargs)
+        (unit,) = args
+        return self._threads.submit(self.carry_out, unit, **kwargs)
 
     def carry_out(self, unit: object) -> Any:  # noqa: ANN401 - the type depends on the work
         """Return a worker's result of *unit*, or raise its error."""

@@ -520,7 +520,7 @@ def _parts(sweep: Sweep) -> Iterator[Part]:
 
 def _every_run(sweep: Sweep, *, is_walk: bool) -> Table:
     """Return one row per run, by window; in each the best comes first, failed runs last."""
-    compared = {key: form for key, form in COMPARED.items() if key != sweep.objective}
+    compared = [key for key in COMPARED if key != sweep.objective]
     sign = -1.0 if sweep.maximize else 1.0
 
     def rank(cell: CellResult) -> tuple[int, bool, bool, float]:
@@ -531,7 +531,7 @@ def _every_run(sweep: Sweep, *, is_walk: bool) -> Table:
             *([str(cell.span + 1), cell.part] if is_walk else []),
             *_point(sweep, cell),
             objective_text(cell.value, sweep.objective),
-            *(written(cell.figures.get(key), form) for key, form in compared.items()),
+            *(written(cell.figures.get(key), COMPARED[key]) for key in compared),
             cell.error,
         ]
         for cell in sorted(sweep.cells, key=rank)

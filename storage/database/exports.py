@@ -11,7 +11,7 @@ import filecmp
 import os
 import re
 from itertools import groupby, islice
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, get_args
 from urllib.parse import quote
 
 from tracepaper.storage.database.views import VIEWS
@@ -53,14 +53,15 @@ None of them changes, so a row stays in its day. Other views use the open time o
 """
 _ENDING: Final = re.compile(r"^.*(?=_[a-z]+$)")
 """Matches a column's name without its ending; it does not match ``text``."""
-OUTCOMES: Final = ("new", "replaced", "unchanged")
+FileOutcome = Literal["new", "replaced", "unchanged"]
+OUTCOMES: Final[tuple[FileOutcome, ...]] = get_args(FileOutcome)
 
 
 class ExportResult(NamedTuple):
     """The rows and files of an export."""
 
     rows: dict[str, int]  # by view
-    files: dict[str, int]  # by outcome
+    files: dict[FileOutcome, int]
 
 
 def views_of(names: str) -> tuple[View, ...]:
@@ -169,9 +170,9 @@ def _table(view: View, schema: pa.Schema, rows: Sequence[tuple[Any, ...]]) -> pa
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def _settle(part: Path, target: Path) -> str:
+def _settle(part: Path, target: Path) -> FileOutcome:
     """Move the complete *part* to *target* if it differs; return what became of the file."""
-    outcome = "replaced" if target.exists() else "new"
+    outcome: FileOutcome = "replaced" if target.exists() else "new"
     if outcome == "replaced" and filecmp.cmp(part, target, shallow=False):
         return "unchanged"
     with part.open("rb") as file:

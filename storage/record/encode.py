@@ -736,7 +736,7 @@ def _follow_each(
     return [*map(partial(_follow, worth, entry), closes, *marks)]
 
 
-def _mark_columns(marks: AccountMarks, count: int) -> tuple[list[int | None], ...]:
+def _mark_columns(marks: AccountMarks, count: int) -> tuple[Sequence[int | None], ...]:
     """Return profit and equity of every unit of *count* bars after the first, as columns.
 
     They are ``unrealized_pnl`` and the two values that :func:`_marks` returns.

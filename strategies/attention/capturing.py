@@ -21,6 +21,7 @@ from typing import Any, Final, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_batchedtensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend
 
@@ -395,12 +396,12 @@ class capture:  # noqa: N801 - it is called as a function is
             return attend(query, key, value, attn_mask, dropout_p, is_causal, **options)
         for name, tensor in {"query": query, "key": key, "value": value}.items():
             check_tensor(name, tensor)
-            if torch._C._functorch.is_batchedtensor(tensor):
+            if is_batchedtensor(tensor):
                 raise AttentionInvalid("torch.vmap hides a batch; call the model on all of it.")
         _require_no_dropout(dropout_p)
         mask = _mask_of(query, key, attn_mask, is_causal=is_causal)
         logsumexp: Tensor | None = None
-        kernel = torch._fused_sdp_choice(
+        kernel = torch._fused_sdp_choice(  # pyright: ignore[reportPrivateImportUsage] - its own
             query, key, value, attn_mask, 0.0, is_causal=is_causal, **options
         )
         # The kernel divides by the size of an axis, which torch's function checks before.

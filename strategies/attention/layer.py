@@ -177,7 +177,8 @@ class Layer(Read):
         """What the mask adds to each row's scores: the largest |number|, and their spread."""
         dense = self._shown.dense
         if dense is None or not dense.is_floating_point():
-            return (torch.zeros(1, device="cpu"),) * 2  # a GPU is not synchronised for it
+            nothing = torch.zeros(1, device="cpu")  # a GPU is not synchronised for it
+            return nothing, nothing
         hides = torch.isinf(dense)
         spread = dense.amax(dim=-1) - dense.masked_fill(hides, torch.inf).amin(dim=-1)
         return dense.abs().masked_fill(hides, 0.0).amax(dim=-1), spread.clamp_min(0.0)

@@ -271,7 +271,7 @@ class MatrixRead(Read):
         """Raise ``AttentionInvalid`` for tensors of other axes or types."""
         check_axes({"matrices": (self.matrices, "batch head query key")})
         if self.shown is not None:
-            sizes = dict(zip(("query", "key"), self.shape[2:], strict=True))
+            sizes = {"query": self.shape[2], "key": self.shape[3]}
             check_axes({"shown": (self.shown, "query key")}, sizes, kinds=(torch.bool,))
 
     @property

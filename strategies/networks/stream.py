@@ -13,7 +13,7 @@ The rules are docs/attention.md, A14 and A15.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -512,7 +512,8 @@ def called_directly(module: _Module) -> _Module:
     ``nn.Module`` looks both up in Python, which is a fifteenth of a live step.
     """
     kind, held = type(module), vars(module)
-    direct: _Module = object.__new__(type(kind.__name__, (kind,), {"__call__": kind.forward}))
+    called = cast("type[_Module]", type(kind.__name__, (kind,), {"__call__": kind.forward}))
+    direct = object.__new__(called)
     parts = {
         name: None if part is None else called_directly(part)
         for name, part in held["_modules"].items()

@@ -180,7 +180,7 @@ async def test_a_foreign_write_lock_stops_decisions_until_it_is_given_back(
             reasons: list[object] = []
             while not reasons:
                 status = await asyncio.to_thread(ask, database, "/status")
-                reasons = [r for r in status["not_ready"] if "write lock" in str(r)]  # type: ignore[attr-defined]
+                reasons = [r for r in status["not_ready"] if "write lock" in str(r)]
             assert running.decided() == 3
             shell.execute("ROLLBACK")
         await closing_bar

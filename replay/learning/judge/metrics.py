@@ -197,7 +197,8 @@ def christoffersen(breached: NDArray[np.bool_], adjacent: NDArray[np.bool_]) -> 
         return None
     if not counts[:, 0].any():
         return 1.0  # every row is a breach, so breaches do not cluster
-    return float(stats.chi2_contingency(counts, correction=False, lambda_="log-likelihood").pvalue)
+    given = stats.chi2_contingency(counts, correction=False, lambda_="log-likelihood")
+    return float(given.pvalue)  # pyright: ignore[reportAttributeAccessIssue] - SciPy has no types
 
 
 # --- every metric
