@@ -441,7 +441,7 @@ def _below_zero_of_bars(shown: OpenRun) -> str:
     lowest = block.get(f"low:{OWN}", np.empty(0))
     is_known = ~np.isnan(lowest)
     closes_ms = shown.columns.times.closes_of(block[TIME][is_known].astype(np.int64))
-    return below_zero(closes_ms, lowest[is_known])
+    return below_zero(closes_ms, lowest[is_known], _start(shown))
 
 
 def _start(shown: OpenRun, shadow: str = "") -> float:

@@ -31,8 +31,10 @@ def judgement(record: RunRecord, closed: Sequence[ClosedTrade]) -> str:
     mean exposure, since a run that holds less is expected to win and to lose less.
     """
     account, times_ms, bars = record.account, record.times_ms, record.bar_times
-    if (account.equity <= 0).any():
-        return "Was it any good? No: at some time nothing of its equity was left."
+    if metrics.is_used_up(account.equity, account.equity[0]).any():
+        left = "nothing" if (account.equity <= 0).any() else f"less than {metrics.LEFT_LEAST:.0%}"
+        left = left.replace("%", " %")
+        return f"Was it any good? No: at some time {left} of its equity was left."
     if not account.fills:
         return "Was it any good? It never traded, so there is nothing to judge."
     shadow, benchmarks = record.held_shadow, buy_and_hold_at_equal_exposure(record)

@@ -28,9 +28,12 @@ YEAR_DAYS: Final = 365
 DAYS_TO_ANNUALISE: Final = 30
 """Fewest days for annual figures; with fewer they would mostly show luck."""
 BLOCK_DAYS: Final = 5
-"""Errors treat blocks of at least so many days as independent; near days are not."""
+"""Errors treat blocks of at least so many days as independent; near days are not. Blocks of a mean
+are longer where its days stay alike for longer."""
 BLOCKS_LEAST: Final = 6
 """With fewer blocks, of equal size, nothing is told from chance: there are too few days."""
+LEFT_LEAST: Final = 0.01
+"""Of an account that had no larger share of its first equity left, a mean day says nothing."""
 CREDIBLE_ERRORS: Final = 2.0
 """Chance makes a value of more errors than this in one of twenty cases."""
 CSCV_GROUPS: Final = 16
@@ -62,7 +65,7 @@ class Performance:
     max_drawdown: float | None  # share lost from a peak, not negative
     drawdown_bars: int | None  # longest time under an earlier peak
     calmar: float | None  # cagr / max_drawdown
-    below_zero_ms: int | None  # when nothing of the equity was left for the first time
+    below_zero_ms: int | None  # when next to nothing of the equity was left for the first time
     lowest: float | None  # the lowest equity, if nothing was left
 
 
@@ -113,28 +116,58 @@ def _days_a_bar(interval_ms: int, calendar: Calendar | None) -> float:
     return max(1.0, len(set(calendar.sessions.days)) / len(calendar))
 
 
-def blocks_of(days: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def blocks_of(days: npt.NDArray[np.int64], least_days: int = BLOCK_DAYS) -> npt.NDArray[np.int64]:
     """Return the number of the block of each of *days* [row], from 0 without holes.
 
     Blocks are equal stretches of the calendar from the first day to the last, of at least
-    ``BLOCK_DAYS``; fewer than ten days are one block.
+    *least_days*; fewer than twice as many are one block.
     """
     if not days.size:
         return days
     span = int(days.max() - days.min()) + 1
-    place = (days - days.min()) * max(1, span // BLOCK_DAYS) // span
+    place = (days - days.min()) * max(1, span // least_days) // span
     return np.unique(place, return_inverse=True)[1].reshape(days.shape).astype(np.int64)
 
 
-def standard_error(values: Floats, days: npt.NDArray[np.int64]) -> float | None:
-    """Return the standard error of the mean of *values* [row], by blocks of *days* [row].
+def _alike_blocks(values: Floats, days: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return the blocks of *days* [row] by which the mean of *values* [row] has its error.
+
+    Their length doubles as long as the sums of neighbouring blocks are alike, by a correlation
+    above zero, and ``BLOCKS_LEAST`` blocks are left: so regimes of weeks do not pass for skill.
+    """
+    blocks, length = blocks_of(days), BLOCK_DAYS
+    while True:
+        length *= 2
+        longer = blocks_of(days, length)
+        if not longer.size or longer.max() + 1 < BLOCKS_LEAST:
+            return blocks
+        summed = _deviations(values, blocks)
+        # The correlation of values around their own mean is low by one over their number.
+        alike = float(summed[1:] @ summed[:-1]) + float(summed @ summed) / summed.size
+        if alike <= 0:
+            return blocks
+        blocks = longer
+
+
+def _deviations(values: Floats, blocks: npt.NDArray[np.int64]) -> Floats:
+    """Return by how much each of *blocks* moves the mean of *values*."""
+    parts: Floats = (values - values.mean()) / values.size
+    return np.bincount(blocks, parts).astype(np.float64)
+
+
+def standard_error(
+    values: Floats,
+    days: npt.NDArray[np.int64],
+    blocks: npt.NDArray[np.int64] | None = None,
+) -> float | None:
+    """Return the standard error of the mean of *values* [row], by *blocks*, or those of *days*.
 
     None for a single block. It is the error of a ratio of sums, with one degree of freedom less.
     A claim uses ``mean_error``, which allows for few blocks.
     """
     if not values.size:
         return None
-    summed = np.bincount(blocks_of(days), (values - values.mean()) / values.size)
+    summed = _deviations(values, blocks_of(days) if blocks is None else blocks)
     if summed.size < 2:
         return None
     return math.sqrt(summed.size / (summed.size - 1) * float((summed**2).sum()))
@@ -175,9 +208,13 @@ def _t_quantile(freedom: float) -> float:
 def mean_error(values: Floats, days: npt.NDArray[np.int64]) -> float | None:
     """Return the error of the mean of *values* [row], by blocks of *days* [row].
 
-    It is the standard error, ``widened`` by its blocks; None if the days are too few.
+    It is the standard error, ``widened`` by its blocks, which are as long as days stay alike; None
+    if the days are too few.
     """
-    return widened(standard_error(values, days), np.bincount(blocks_of(days)))
+    if not values.size:
+        return None
+    blocks = _alike_blocks(values, days)
+    return widened(standard_error(values, days, blocks), np.bincount(blocks))
 
 
 def jackknife_error(without: Floats, days: npt.NDArray[np.int64]) -> Floats | None:
@@ -246,13 +283,19 @@ def days_of(times_ms: Numbers, interval_ms: int, calendar: Calendar | None = Non
 def daily_returns(times_ms: Numbers, equity: Numbers, calendar: Calendar | None = None) -> Floats:
     """Return the simple return of each day; *equity* has its initial value before all times.
 
-    Empty if the equity ever reached 0, after which returns are not defined.
+    Empty if the equity ever reached ``LEFT_LEAST`` of its initial value: returns of next to nothing
+    are as large as one likes, and below 0 there are none.
     """
     values = np.asarray(equity, dtype=np.float64)
-    if (values <= 0).any():
+    if is_used_up(values, values[:1]).any():
         return np.empty(0)
     ends = np.concatenate((values[:1], values[1:][day_ends(times_ms, calendar)]))
     return ends[1:] / ends[:-1] - 1.0
+
+
+def is_used_up(equity: Floats, first: Floats | float) -> npt.NDArray[np.bool_]:
+    """Return where next to nothing is left of an *equity* that was *first* at the start."""
+    return np.asarray(equity <= LEFT_LEAST * np.maximum(first, 0))
 
 
 def return_days(times_ms: Numbers, calendar: Calendar | None = None) -> npt.NDArray[np.int64]:
@@ -483,7 +526,8 @@ def performance(
     """Return the figures of an equity curve: a value before any trade, then one at each time.
 
     *times_ms* are closes. A day is a UTC day, or a session of *calendar*. *risk_free* is an annual
-    rate. If nothing of the equity was left at any time, there are no figures a day or a year.
+    rate. If next to nothing of the equity was left at any time, there are no figures a day or a
+    year.
     """
     values = np.asarray(equity, dtype=np.float64)
     days = days_of(times_ms, interval_ms, calendar)
@@ -493,7 +537,7 @@ def performance(
     a_year = days_in_year(interval_ms, calendar)
     annual = returns if is_annual(days) else np.empty(0)
     earned = total_return(values)
-    gone = np.flatnonzero(values[1:] <= 0)
+    gone = np.flatnonzero(is_used_up(values[1:], values[:1]))
     is_defined = is_annual(days) and not gone.size
     growth = cagr(1.0 + earned, days, year_days(calendar)) if is_defined else None
     worst = float(drawdowns(values).max(initial=0.0))

@@ -181,7 +181,7 @@ class RunRecord:
     @cached_property
     def cautions(self) -> tuple[str, ...]:
         """Sentences before all figures: an account without money, lasting states, no fill."""
-        gone = below_zero(self.times_ms, self.account.equity[1:])
+        gone = below_zero(self.times_ms, self.account.equity[1:], float(self.account.equity[0]))
         states = (state.sentence for state in self.states)
         parts = (
             gone,

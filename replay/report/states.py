@@ -16,6 +16,7 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
+from tracepaper.replay.report.metrics import LEFT_LEAST, is_used_up
 from tracepaper.replay.run_columns import Floats, Ints, RunColumns
 from tracepaper.storage.database.run_views import Row
 from tracepaper.strategies.gates.declared import (
@@ -219,17 +220,25 @@ def open_positions(columns: RunColumns) -> str:
     return f"still open, in the result and in no closed trade: {named}"
 
 
-def below_zero(times_ms: Ints, equity: Floats) -> str:
-    """Return a sentence on an account that had nothing left at one of *times_ms*, else nothing.
+def below_zero(times_ms: Ints, equity: Floats, first: float) -> str:
+    """Return a sentence on an account with next to nothing left at one of *times_ms*, or nothing.
 
-    *equity* has a value at each time.
+    *equity* has a value at each time; it was *first* at the start.
     """
-    gone = np.flatnonzero(equity <= 0)
-    if not gone.size:
-        return ""
+    gone = np.flatnonzero(is_used_up(equity, first))
+    return used_up(int(times_ms[gone[0]]), float(equity.min())) if gone.size else ""
+
+
+def used_up(from_ms: int, lowest: float) -> str:
+    """Return the sentence on an account that had next to nothing left from *from_ms* on."""
+    when = f"from {time_text(from_ms)}; its lowest equity was {lowest:,.2f}."
+    if lowest > 0:
+        return (
+            f"The account had lost {1 - LEFT_LEAST:.0%} or more {when} A mean day of what was left "
+            "is none, so there are no figures a day or a year."
+        ).replace("%", " %")
     return (
-        f"The account was at or below zero from {time_text(int(times_ms[gone[0]]))}; its lowest "
-        f"equity was {float(equity.min()):,.2f}. What it made later needed money that it had not, "
+        f"The account was at or below zero {when} What it made later needed money that it had not, "
         "so there are no figures a day or a year."
     )
 

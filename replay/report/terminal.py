@@ -30,6 +30,7 @@ from tracepaper.replay.document.values import (
 from tracepaper.replay.report.charts import equity_chart
 from tracepaper.replay.report.figures import tables
 from tracepaper.replay.report.judgement import judgement
+from tracepaper.replay.report.metrics import is_used_up
 from tracepaper.replay.report.report import Report
 from tracepaper.replay.report.states import (
     below_zero,
@@ -215,11 +216,12 @@ def summary_document(database: Path, run_id: str) -> TitledParts:
 
 def _cautions(columns: RunColumns, views: RunViews) -> Iterator[str]:
     """Yield sentences on an account without money, lasting states, no fill, and the warnings."""
-    lowest, _ = views.bounds("v_equity", "equity")
-    if lowest is not None and lowest <= 0:  # only such a run has its columns read
+    lowest, highest = views.bounds("v_equity", "equity")
+    if lowest is not None and is_used_up(lowest, highest):  # only such a run has its columns read
         account = columns.accounts(columns.span)[""]
         closes_ms = columns.times.closes_of(account["open_time_ms"].astype(np.int64))
-        yield below_zero(closes_ms, account["equity"])
+        if gone := below_zero(closes_ms, account["equity"], float(account["equity"][0])):
+            yield gone
     yield from (state.sentence for state in lasting_states(columns))
     for about in (without_fills, without_value, rejections, odd_levels):
         if sentences := about(columns):

@@ -44,7 +44,7 @@ from tracepaper.replay.document.values import (
 from tracepaper.replay.notebook import Picture, text_of
 from tracepaper.replay.report import metrics
 from tracepaper.replay.report.metrics import DAYS_TO_ANNUALISE, is_annual, mean_error
-from tracepaper.replay.report.states import below_zero
+from tracepaper.replay.report.states import used_up
 from tracepaper.replay.run import Run
 from tracepaper.replay.sweep.space import FIGURES, Axis, Point, objective_text
 from tracepaper.replay.sweep.trial import (
@@ -682,7 +682,7 @@ def luck(sweep: Sweep) -> Iterator[str]:
         yield f"It earns a day {earned}, before one counts how many were tried."
     since_ms, lowest = best.figures["below_zero_ms"], best.figures["lowest_equity"]
     if since_ms is not None and lowest is not None:
-        yield below_zero(np.array([since_ms]), np.array([lowest]))
+        yield used_up(int(since_ms), float(lowest))
     beaten = best.figures["random_beaten"]
     if beaten is not None:
         count = len(values)

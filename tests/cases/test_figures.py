@@ -127,6 +127,14 @@ def test_an_account_below_zero_is_named() -> None:
     assert run.summary["cagr"] is None
 
 
+def test_a_mean_day_of_what_a_loss_of_nearly_all_leaves_is_none() -> None:
+    prices = [100.0, 100.0, 199.8, *[199.7, 199.9] * 30, *[150.0] * 5]
+    run = play(always(Action.SHORT), columns(prices, DAY), HUNDRED)
+    for text in (str(run), str(run.report())):
+        assert "had lost 99 % or more from 2024-01-04 00:00 UTC" in " ".join(text.split())
+    assert (run.summary["mean_day"], run.summary["mean_day_error"]) == (None, None)
+
+
 def test_prices_of_one_value_a_day_are_plausible() -> None:
     """Case 20: portfolio-backtester#11, epymetheus#102, bt#53. A fund moves by a percent."""
     draw, price, closes = random.Random(1), 423.14, []
