@@ -224,8 +224,9 @@ def instant(text: str) -> int:
     try:
         times, _ = epoch_ms(np.array([text.strip().encode()], dtype=np.bytes_))
     except CellInvalidError as error:
+        what = error.what.partition(" but ")[0]
         raise ConfigInvalid(
-            f"The time {text!r} {error.what}: write it as 2025-01-31T12:00 (UTC)."
+            f"The time {text!r} {what}: write it as 2025-01-31T12:00 (UTC)."
         ) from None
     return int(times[0])
 
@@ -256,7 +257,7 @@ def _from_texts(texts: list[str]) -> tuple[IntArray, IntArray, tuple[str, ...]]:
         try:
             moment = _iso(text)
         except ValueError:
-            what = f"is not a time but {text[:40]!r}" if text else "is empty"
+            what = f"is not a time of ISO 8601 but {text[:40]!r}" if text else "is empty"
             raise CellInvalidError(row, what) from None
         is_zoned = moment.tzinfo is not None
         if zone is not None and zone != is_zoned:

@@ -53,8 +53,12 @@ CLOCK: Final = re.compile(r"\d\d?:\d\d(:\d\d)?")
 
 
 def plain_name(name: str) -> str:
-    """Return *name* in the notation of ``NAMES``: letters and digits; ``<OPEN>`` is ``open``."""
-    return re.sub(r"[\W_]+", "", name.lower())
+    """Return *name* in the notation of ``NAMES``: letters and digits; ``<OPEN>`` is ``open``.
+
+    ``Close (USDT)`` is ``close``; a volume keeps its unit, which tells coins from money.
+    """
+    name = re.sub(r"^\s*(open|high|low|close)\s*[(\[][^)\]]*[)\]]\s*$", r"\1", name.lower())
+    return re.sub(r"[\W_]+", "", name)
 
 
 def bare_names(first: Sequence[str]) -> list[str]:

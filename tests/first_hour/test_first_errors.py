@@ -189,7 +189,7 @@ def test_a_frame_may_have_its_times_as_index(name: str | None) -> None:
         (candles().drop(columns="volume"), 'which columns={"volume": None} takes as zero'),
         (
             candles().drop(columns="time").set_index(pd.Index([f"r{i}" for i in range(BARS)])),
-            "row 1: the open time is not a time but 'r0'",
+            "row 1: the open time is not a time of ISO 8601 but 'r0'",
         ),
     ],
 )

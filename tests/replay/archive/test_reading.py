@@ -186,6 +186,9 @@ def frames() -> dict[str, Any]:
         "yfinance": pd.concat(two, axis=1).swaplevel(axis=1),
         "yfinance, by ticker": pd.concat(two, axis=1),
         "yfinance, without its index": pd.concat(two, axis=1).swaplevel(axis=1).reset_index(),
+        "units": pd.DataFrame(
+            rows, columns=["Date", *(f"{n.title()} (USDT)" for n in FIELDS[:4]), "Volume"]
+        ),
         "polars": pl.DataFrame(rows, schema=names, orient="row"),
         "pyarrow": pl.DataFrame(rows, schema=names, orient="row").to_arrow(),
     }

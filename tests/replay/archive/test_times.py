@@ -49,8 +49,8 @@ def test_a_column_has_one_style_of_clock(other: str) -> None:
     [
         ("60000", "is 60000, which is before 1973 in every unit"),
         ("1735689600000500", "is not a whole millisecond"),
-        ("2025-13-01 00:00:00", "is not a time but '2025-13-01 00:00:00'"),
-        ("yesterday", "is not a time but 'yesterday'"),
+        ("2025-13-01 00:00:00", "is not a time of ISO 8601 but '2025-13-01 00:00:00'"),
+        ("yesterday", "is not a time of ISO 8601 but 'yesterday'"),
         ("2025-01-01 00:00:00.0001", "is not a whole millisecond"),
         ("1735689600.5", "is not a whole millisecond"),
     ],
@@ -95,7 +95,10 @@ def test_a_time_on_the_command_line_is_text_or_a_number(text: str) -> None:
 
 
 def test_a_time_on_the_command_line_that_is_none_is_refused_with_the_form() -> None:
-    with pytest.raises(ConfigInvalid, match=r"'soon' is not a time.*write it as 2025-01-31T12:00"):
+    with pytest.raises(
+        ConfigInvalid,
+        match=r"^The time 'soon' is not a time of ISO 8601: write it as 2025-01-31T12:00",
+    ):
         instant("soon")
     with pytest.raises(ConfigInvalid, match="is empty"):
         instant("")
