@@ -73,19 +73,20 @@ class PaperAccount:
         instruments: Iterable[Instrument],
         settings: BrokerSettings,
         *,
+        name: str = "",
         step: StepNumber | None = None,
         ranges: Mapping[str, MeanRange] | None = None,
         marked: Mapping[str, int] | None = None,
         keeps_ledger: bool = False,
         reports_fills: Iterable[str] = (),
     ) -> None:
-        """Open an account with a line for each instrument.
+        """Open an account with a line for each instrument; a shadow account has a *name*.
 
         New orders get the number of *step*. The caller feeds bars to *ranges*, by instrument.
         *marked* has the newest mark price of the instruments for which one arrived since their
         last bar.
         """
-        self.settings = settings
+        self.settings, self.name = settings, name
         self.ledger = Ledger(
             settings.cash,
             step or StepNumber(),
@@ -105,7 +106,7 @@ class PaperAccount:
         if settings.leverage is not None:
             policy = CrossMargin if settings.is_cross else IsolatedMargin
         self.policy = policy(self.ledger, self.lines, {} if marked is None else marked)
-        self.markets = {key: Market(line, self.policy) for key, line in self.lines.items()}
+        self.markets = {key: Market(line, self.policy, name) for key, line in self.lines.items()}
         """How events meet the orders of each line."""
 
     # ------------------------------------------------------------ questions of a decision

@@ -9,7 +9,8 @@ The rules are docs/money.md, M6 to M21, and docs/decisions.md, G18.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import IntEnum
 from functools import partial
 from typing import Final
@@ -29,6 +30,7 @@ from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.broker.matching import Market
 from tracepaper.daemon.broker.orders import FLATTEN, OrderContext, matters_from
 from tracepaper.daemon.broker.settings import BrokerSettings
+from tracepaper.daemon.broker.settlements import STAMPED_LATE_MS, Moment, Note, Settlements
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.types.decisions import (
     Action,
@@ -57,9 +59,6 @@ class Save(IntEnum):
     LATER = 1  # periodically: the steps in between hold the changes
     NOW = 2  # with this step; within a close, with its last one
 
-
-STAMPED_LATE_MS: Final = 1_000
-"""Exchanges date settlements some milliseconds late: until then they belong to the bar before."""
 
 _LATER: Final = Save.LATER  # looking up an enum member is slow, and entries do it at each bar
 
@@ -109,7 +108,7 @@ class Broker:
             marked=self._marked,
         )
         self.account = opens(settings, keeps_ledger=True, reports_fills=reports_fills)
-        self.shadows = {name: opens(settings) for name in sorted(shadows)}
+        self.shadows = {name: opens(settings, name=name) for name in sorted(shadows)}
         self._day_ranges = day_ranges
         self._confirms = frozenset(confirms)
         self._accounts = (self.account, *self.shadows.values())
@@ -119,8 +118,9 @@ class Broker:
             for item in instruments
         }
         self._missed_until_ms: dict[str, int] = {}  # earlier bars arrived without their quotes
-        # By instrument: settlements that wait for the bar that fills orders at their time.
-        self.unsettled: dict[str, list[Funding]] = {}
+        self.settlements = Settlements()
+        for item in instruments if self._by_quotes else ():
+            self.settlements.change(item)
         self.save = Save.NOW
 
     def positions(self, instrument: str) -> dict[str | None, Position]:
@@ -160,12 +160,16 @@ class Broker:
         that *is_last* of its close liquidates, after all of them have valued their positions.
         """
         key = bar.instrument
-        settlements = self._settlements_inside(bar) if self.unsettled else ()
+        self.settlements.begin(key, bar.open_time_ms)
+        is_due = self.settlements.may_be_due(bar.close_time_ms + STAMPED_LATE_MS)
+        moments = self._moments_inside(bar) if is_due else ()
         if self._by_quotes:
-            self._on_bar_of_quotes(bar, settlements)
+            self._on_bar_of_quotes(bar, moments)
         else:
             for account in self._accounts:
-                account.markets[key].match_bar(bar, settlements)
+                account.markets[key].match_bar(bar, moments)
+        for moment in moments:
+            self._note(key, moment)
         mark = self._marked.pop(key, None)
         if mark is None:
             self._newest.pop(key, None)
@@ -175,13 +179,16 @@ class Broker:
         if self._is_on_margin and (is_last or not self.is_cross):
             # Dated as what the bar's path fills, and so before a settlement at the close.
             self._liquidate(key, mark, bar.close_time_ms - 1)
-        if self.unsettled:
+        if is_due:
             self._settle(key, bar.close_time_ms + STAMPED_LATE_MS)
+        if self._by_quotes:
+            line = self.account.lines[key]
+            self.settlements.close(key, bar.close_time_ms, line.mark, self._held(key))
         if self._ranges:
             self._ranges[key].push(bar)
         return self.take()
 
-    def _on_bar_of_quotes(self, bar: Bar, settlements: Sequence[Funding]) -> None:
+    def _on_bar_of_quotes(self, bar: Bar, moments: Sequence[Moment]) -> None:
         """Match *bar* if its quotes were missed; in any case cancel expired orders."""
         key = bar.instrument
         self.expire(key, bar.market_ms)
@@ -191,9 +198,11 @@ class Broker:
         if bar.open_time_ms >= self._missed_until_ms.get(key, 0):
             for line in moved:
                 line.before_quotes = ()
+            for account in self._accounts:
+                account.markets[key].settle(moments)
             return
         for account in self._accounts:
-            account.markets[key].match_bar(bar, settlements, is_missed=True)
+            account.markets[key].match_bar(bar, moments, is_missed=True)
             account.ledger.mark_while_down()
 
     def meet(self, bar: Bar) -> None:
@@ -205,51 +214,87 @@ class Broker:
     def on_quote(self, quote: Quote) -> None:
         """Match the resting orders against *quote*, if quotes fill orders."""
         if self._by_quotes:
-            for account in self._accounts:
-                account.markets[quote.instrument].match_quote(quote)
+            self.settlements.begin(quote.instrument, quote.market_ms)
+            with self._noting(quote.market_ms):
+                for account in self._accounts:
+                    account.markets[quote.instrument].match_quote(quote)
 
     def on_mark(self, mark: Mark) -> None:
         """Value the positions at *mark*, and liquidate those whose liquidation price it reached."""
-        self.mark(mark)
-        self._liquidate(mark.instrument, mark.price, mark.market_ms)
+        with self._noting(mark.market_ms):
+            self.mark(mark)
+            self._liquidate(mark.instrument, mark.price, mark.market_ms)
+
+    # ------------------------------------------------------------ settlements
 
     def on_funding(self, funding: Funding, closed_ms: int) -> None:
-        """Settle *funding*, or keep it for the coming bar if that fills orders before its time.
+        """Settle *funding* on what was held at its time, or keep it until that has come.
 
         *closed_ms* is the close of the instrument's newest bar.
         """
-        key, at_ms = funding.instrument, funding.market_ms
         self.save = Save.NOW
-        self.unsettled.setdefault(key, []).append(funding)
-        waits = not self._by_quotes or at_ms <= self._missed_until_ms.get(key, 0)
-        if not waits or at_ms < closed_ms + STAMPED_LATE_MS:
-            self._settle(key, at_ms + 1)
+        key, at_ms = funding.instrument, funding.market_ms
+        noted = self.settlements.arrive(funding, closed_ms)
+        if noted is not None:
+            moment = Moment(at_ms, noted.mark, funding.rate, noted.held)
+        elif at_ms < closed_ms + STAMPED_LATE_MS:
+            moment = Moment(at_ms, self.account.lines[key].mark, funding.rate, self._held(key))
+        else:
+            return
+        self._book(key, moment, funding.seen_ms)
 
     def on_hole(self, gap: Gap) -> None:
         """Settle what waits for bars that *gap* says will never arrive."""
         if not gap.repaired_by and gap.cause is not GapCause.FUNDING:
             self._settle(gap.instrument, gap.until_ms + STAMPED_LATE_MS)
 
-    def _settlements_inside(self, bar: Bar) -> list[Funding]:
-        """Settle what was due by the open of *bar*; return the settlements inside the bar."""
-        self._settle(bar.instrument, bar.open_time_ms + STAMPED_LATE_MS)
-        return self._due(bar.instrument, bar.close_time_ms)
+    def _held(self, instrument: str) -> dict[str, int]:
+        """Return the quantity that each account holds of *instrument*, as in ``Note``."""
+        lines = zip(self._accounts, self._lines[instrument], strict=True)
+        return {account.name: line.held for account, line in lines if line.held}
 
-    def _due(self, instrument: str, until_ms: int) -> list[Funding]:
-        """Take the settlements before *until_ms* from those that wait."""
-        waiting = self.unsettled.pop(instrument, [])
-        if later := [funding for funding in waiting if funding.market_ms >= until_ms]:
-            self.unsettled[instrument] = later
-        due = [funding for funding in waiting if funding.market_ms < until_ms]
-        if due:
+    def _moments_inside(self, bar: Bar) -> Sequence[Moment]:
+        """Settle what was due by the open of *bar*; return the moments inside the bar."""
+        self._settle(bar.instrument, bar.open_time_ms + STAMPED_LATE_MS)
+        return self._take(bar.instrument, bar.close_time_ms)
+
+    def _take(self, instrument: str, until_ms: int) -> Sequence[Moment]:
+        """Take the moments before *until_ms*."""
+        mark = self.account.lines[instrument].mark
+        moments = self.settlements.take(instrument, until_ms, mark)
+        if any(moment.rate is not None for moment in moments):
             self.save = Save.NOW
-        return due
+        return moments
 
     def _settle(self, instrument: str, until_ms: int) -> None:
-        """Settle what waits and was due before *until_ms*."""
-        for funding in self._due(instrument, until_ms):
-            for account in self._accounts:
-                account.markets[instrument].settle(funding)
+        """Settle or note what is due before *until_ms* on what is held."""
+        moments = self._take(instrument, until_ms)
+        for account in self._accounts if moments else ():
+            account.markets[instrument].settle(moments)
+        for moment in moments:
+            self._note(instrument, moment)
+
+    def _note(self, instrument: str, moment: Moment) -> None:
+        """Keep what was held at *moment*, if its rate has not come."""
+        if moment.rate is None and self.settlements.note(instrument, moment):
+            self.save = Save.NOW
+
+    def _book(self, instrument: str, moment: Moment, at_ms: int) -> None:
+        """Settle *moment* at *at_ms*, after what was held then may have changed."""
+        for account in self._accounts if moment.rate is not None else ():
+            account.markets[instrument].pay(moment, at_ms)
+        self._note(instrument, moment)
+
+    @contextmanager
+    def _noting(self, at_ms: int) -> Iterator[None]:
+        """Settle or note what was held before, if the block, an event of *at_ms*, changes it."""
+        due = self.settlements.due_by(at_ms)
+        before = [(key, self.account.lines[key].mark, self._held(key)) for key in due]
+        yield
+        for key, mark, held in before:
+            if held != self._held(key):
+                for moment in self.settlements.take(key, at_ms + 1, mark):
+                    self._book(key, moment._replace(held=held), at_ms)
 
     def on_gap(self, gap: Gap) -> None:
         """Note which bars arrive late by REST, so perhaps without their quotes."""
@@ -272,6 +317,7 @@ class Broker:
         """Use the exchange's new filters from now on."""
         for line in self._lines[instrument.id]:
             line.change(instrument)
+        self.settlements.change(instrument)
 
     def _liquidate(self, instrument: str, mark: int, at_ms: int) -> None:
         """Liquidate the positions of all accounts whose liquidation price *mark* has reached."""
@@ -446,9 +492,9 @@ class Broker:
         That needs accounts in which nothing can be liquidated. The caller has to check that each
         bar passes the positions of :meth:`resting`.
         """
-        if self.save is Save.NOW or self._marked or self.unsettled or self.account.ledger.entries:
+        if self.save is Save.NOW or self._marked or self.account.ledger.entries:
             return False
-        if self._by_quotes:
+        if self._by_quotes or self.settlements.waiting or self.settlements.takes_notes:
             return False
         for lines in self._lines.values():
             for line in lines:
@@ -497,10 +543,33 @@ class Broker:
         """Forget what a restart loses: mark prices, and which quotes were missed."""
         self._marked.clear()
         self._missed_until_ms.clear()
+        self.settlements.forget()
 
     def is_engaged(self, instrument: str) -> bool:
         """Return whether any account has a position, a target or orders in *instrument*."""
         return any(line.held or line.target or line.rests for line in self._lines[instrument])
+
+    def restore_settlements(
+        self, waiting: Mapping[str, Iterable[Funding]], notes: Mapping[str, Iterable[Note]]
+    ) -> None:
+        """Restore what waits for its moment, and the notes that wait for their rate."""
+        self.settlements.restore(
+            {key: kept for key, kept in waiting.items() if key in self._lines},
+            {key: kept for key, kept in notes.items() if key in self._lines},
+        )
+
+    def notes(self) -> dict[str, list[Note]]:
+        """Return the notes to store, by instrument.
+
+        A note of nothing held matters only while something is held, and the fill that opened that
+        stored it: hours without a position store no state.
+        """
+        kept = {
+            key: [note for note in self.settlements.notes.get(key, ()) if note.held or held]
+            for key in self._lines
+            for held in (self._held(key),)
+        }
+        return {key: notes for key, notes in kept.items() if notes}
 
     def state(self) -> tuple[AccountState, dict[str, AccountState]]:
         """Return the state to store: of the run's account, and of the shadow accounts by name."""

@@ -257,16 +257,16 @@ class Line:
             unseen.append(fill)
         self.post_holding()
 
-    def pay_funding(self, rate: int) -> None:
-        """Settle funding of *rate* (10⁻¹⁰ of the value at the mark).
+    def pay_funding(self, rate: int, held: int, mark: int) -> None:
+        """Settle funding of *rate*, 10⁻¹⁰ of the value of the signed quantity *held* at *mark*.
 
         An isolated position pays from the available balance first, then from its margin. It never
         pays more than both.
         """
         holding = self.holding
-        if not holding.quantity or self.is_cash:
+        if not held or self.is_cash:
             return
-        paid = divide_half_even(self.value(holding.quantity) * rate, RATE_SCALE)
+        paid = divide_half_even(self.notional(mark, held) * rate, RATE_SCALE)
         if self.isolated_rules is not None:
             available = max(self.ledger.available, 0)
             paid = min(paid, available + holding.margin)

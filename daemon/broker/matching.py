@@ -38,6 +38,7 @@ from tracepaper.daemon.broker.orders import (
     waits_for_next_bar,
 )
 from tracepaper.daemon.broker.rules import NO_CASH, largest_multiple
+from tracepaper.daemon.broker.settlements import Moment
 from tracepaper.strategies.types.decisions import (
     Fill,
     FillModel,
@@ -46,7 +47,7 @@ from tracepaper.strategies.types.decisions import (
     OrderRole,
     OrderStatus,
 )
-from tracepaper.strategies.types.market import Bar, Funding, Quote, Side
+from tracepaper.strategies.types.market import Bar, Quote, Side
 from tracepaper.strategies.units import MONEY_LIMIT
 
 WOULD_TAKE: Final = "post-only, and it would have taken"
@@ -56,9 +57,10 @@ LIQUIDATED_FIRST: Final = "the position was liquidated first"
 class Market:
     """How events meet the orders of a line."""
 
-    def __init__(self, line: Line, policy: MarginPolicy) -> None:
-        """Match the orders of *line*, whose account has the margin *policy*."""
+    def __init__(self, line: Line, policy: MarginPolicy, account: str = "") -> None:
+        """Match the orders of *line*, whose *account* has the margin *policy*."""
         self.line, self.ledger, self.policy = line, line.ledger, policy
+        self._account = account
         self.cross = policy if isinstance(policy, CrossMargin) else None
         self.trial: TrialFills | None = None  # the trial that is in progress
         self.taken = {Side.BUY: 0, Side.SELL: 0}  # quantity by takers within the bar
@@ -161,7 +163,7 @@ class Market:
     # ------------------------------------------------------------ bars
 
     def match_bar(
-        self, bar: Bar, settlements: Sequence[Funding] = (), *, is_missed: bool = False
+        self, bar: Bar, settlements: Sequence[Moment] = (), *, is_missed: bool = False
     ) -> None:
         """Match market orders at the open of *bar*, all others along the path with less equity.
 
@@ -176,12 +178,11 @@ class Market:
         if self.waits and not self.is_passed_by(bar):
             self._match_path(bar, settlements, is_missed=is_missed)
         else:
-            for funding in settlements:
-                self.settle(funding)
+            self.settle(settlements)
         if newer:  # quotes after the bar had moved these
             line.resume(newer, bar.open_time_ms)
 
-    def _match_path(self, bar: Bar, settlements: Sequence[Funding], *, is_missed: bool) -> None:
+    def _match_path(self, bar: Bar, settlements: Sequence[Moment], *, is_missed: bool) -> None:
         """Match the open of *bar*, then its *settlements*, then its path."""
         self._is_quote, self._younger = False, set()
         self._volume, self.taken = bar.volume, {Side.BUY: 0, Side.SELL: 0}
@@ -194,19 +195,26 @@ class Market:
             return  # the open filled every order
         first = len(self.ledger.fills)
         self._arrive(bar)
-        for funding in settlements:
-            self.settle(funding)
+        self.settle(settlements)
         if (path := self._worse_path(bar)) is not None:
             self._walk(bar, path)
         self._end_pass(first, bar.close_time_ms)
 
-    def settle(self, funding: Funding) -> None:
-        """Settle *funding*, and liquidate an account on cross margin that it ruins."""
+    def settle(self, moments: Sequence[Moment]) -> None:
+        """Add what is held to *moments*, which are now, and pay those whose rate is known."""
+        for moment in moments:
+            moment.held[self._account] = self.line.held
+            if moment.rate is not None:
+                self.pay(moment, moment.at_ms)
+
+    def pay(self, moment: Moment, at_ms: int) -> None:
+        """Pay *moment* at *at_ms*, and liquidate an account on cross margin that it ruins."""
         line = self.line
-        line.pay_funding(funding.rate)
-        line.set_liquidation_price(funding.market_ms)
+        assert moment.rate is not None
+        line.pay_funding(moment.rate, moment.held.get(self._account, 0), moment.mark)
+        line.set_liquidation_price(at_ms)
         if self.cross is not None:
-            self.cross.match_mark(line, line.mark, funding.market_ms)
+            self.cross.match_mark(line, line.mark, at_ms)
 
     def is_passed_by(self, bar: Bar) -> bool:
         """Return whether *bar* changes no resting order and liquidates nothing."""

@@ -9,7 +9,7 @@ The rules are docs/time.md, T2, and docs/decisions.md, G13 to G18.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from math import inf
 from types import MappingProxyType
@@ -23,6 +23,7 @@ from tracepaper.daemon.broker.account import ENTRIES
 from tracepaper.daemon.broker.broker import NOTHING_FILLED, Broker, Save
 from tracepaper.daemon.broker.ledger import FilledEvent
 from tracepaper.daemon.broker.line import Line
+from tracepaper.daemon.broker.settlements import NOTES_MOST
 from tracepaper.daemon.engine.decider import Decider, checked_prediction
 from tracepaper.daemon.engine.history import InstrumentState
 from tracepaper.daemon.engine.price_checks import Price
@@ -82,6 +83,7 @@ from tracepaper.strategies.types.market import (
     Trade,
     Unit,
 )
+from tracepaper.strategies.units import iso
 
 STATE_EVERY_STEPS: Final = 1_024
 """How often the state is stored if positions are only confirmed."""
@@ -781,7 +783,7 @@ class Engine:
             self.broker.on_mark(price)
 
     def _step_of_funding(self, funding: Funding) -> Step:
-        """Settle *funding* once.
+        """Settle *funding* once, on what was held at its time.
 
         A settlement that is not newer than the last, or whose rate is not believed, is only
         recorded.
@@ -878,6 +880,8 @@ class Engine:
             )
         sequence = self.sequence
         state: bytes | None = None
+        if broker.settlements.given_up:
+            price_verdict = "; ".join(filter(None, (price_verdict, *self._given_up())))
         if self.declared and type(event) is Bar and self._has_declared(event.instrument):
             broker.save = Save.NOW
         if broker.save:
@@ -894,6 +898,17 @@ class Engine:
             _newest_states(filled.orders, orders) if orders else filled.orders,
             filled.fills, position, account, shadows, state, entries, price_verdict, halted,
         )  # fmt: skip
+
+    def _given_up(self) -> Iterator[str]:
+        """Yield a sentence for each settlement that is given up; its rate is only recorded."""
+        for key, at_ms in self.broker.settlements.given_up:
+            prices = self.accepted_prices[key]
+            prices.settled_ms = max(prices.settled_ms, at_ms)
+            yield (
+                f"the settlement of {key} at {iso(at_ms)} is given up: {NOTES_MOST} later ones "
+                "wait for their rates"
+            )
+        self.broker.settlements.given_up.clear()
 
     def _has_declared(self, instrument: str) -> bool:
         """Return whether a declared state on *instrument* has changed."""
@@ -922,11 +937,12 @@ class Engine:
             {key: tracker.cell for key, tracker in regimes.items() if tracker.cell is not None},
             # In the order of the instruments, as after a restart, whichever was settled first.
             {
-                key: waits
+                key: list(waits)
                 for key in self.accepted_prices
-                if (waits := self.broker.unsettled.get(key))
+                if (waits := self.broker.settlements.waiting.get(key))
             },
             {key: at for key, at in self.first_ms.items() if at != self._period_start_ms},
+            self.broker.notes(),
         )
 
     def _stored_state(self) -> bytes | None:

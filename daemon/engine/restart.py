@@ -67,11 +67,10 @@ class Restart:
             fills=fills,
             taken_over=taken_over,
         )
-        waiting: dict[str, Any] = state.unsettled
-        engine.broker.unsettled = {
-            key: list(waiting[key]) for key in engine.markets if key in waiting
-        }
         # Pyright sees this module under two names, and takes their structs for different types.
+        waiting: dict[str, Any] = state.unsettled
+        notes: dict[str, Any] = state.notes
+        engine.broker.restore_settlements(waiting, notes)
         bases: dict[str, Any] = {} if taken_over else state.bases
         if engine.shadows.counts:
             engine.shadows.bases.update(bases)

@@ -21,6 +21,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker.account import AccountState
+from tracepaper.daemon.broker.settlements import Note
 from tracepaper.daemon.engine.risk import RiskState
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.gates.gate import gates_left_out
@@ -105,8 +106,9 @@ class EngineState(Struct, frozen=True, array_like=True):
     bases: dict[str, ShadowBasis] = {}  # by instrument, if a shadow account depends on it
     declared: dict[str, bytes] = {}  # ``State`` of strategies, by instrument; "": a portfolio's
     cells: dict[str, int] = {}  # by instrument: its cell among the card's learned regimes
-    unsettled: dict[str, list[Funding]] = {}  # by instrument: settlements that wait for their bar
+    unsettled: dict[str, list[Funding]] = {}  # by instrument: settlements that wait for their time
     first_ms: dict[str, int] = {}  # by instrument: its first bar, where the period begins later
+    notes: dict[str, list[Note]] = {}  # by instrument: what was held, until the rate is known
 
     def after(self, verdicts: Mapping[str, DecisionOutcome]) -> EngineState:
         """Return this state with the regimes of later *verdicts*, by instrument."""

@@ -310,6 +310,8 @@ def engine_after(
     changes = reader.of_type(run.run_id, InstrumentChange, until=after)
     filters = {item.id: item for item in (*run.instruments, *(of.instrument for of in changes))}
     engine = engine_of(run, config, forecaster, tuple(filters.values()))
+    for change in changes:
+        engine.broker.settlements.change(change.instrument)
     restore_at(engine, reader, run, after)
     return engine
 

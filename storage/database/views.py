@@ -231,7 +231,7 @@ V_EVENTS: Final = View(
         ViewColumn(
             "price_verdict",
             "NULL",
-            "why a price or rate that jumped was accepted or not; null if none jumped",
+            "why a price or rate that jumped was accepted or not, or which settlement was given up",
         ),
     ),
     "FROM runs r JOIN halts l ON l.run_key = r.run_key "

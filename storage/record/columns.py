@@ -322,7 +322,7 @@ _EVENTS = (
     _blob("books", null=True),  # packed books of a ``depth`` event
     _text(
         "price_verdict",
-        "why a price or rate that jumped was accepted or not; null if none jumped",
+        "why a price or rate that jumped was accepted or not, or which settlement was given up",
         null=True,
     ),
 )

@@ -388,10 +388,9 @@ class History:
         self.counted: Counter[str] = Counter()
         self._items = {item.id: item for item in self.case.items}
         self._bars = list[Bar]()
-        self._held: dict[tuple[str, str], int] = Counter()  # by fills, of each account
+        self._held: Counter[tuple[str, str]] = Counter()  # by fills, of each account
         self._dated = list[tuple[str, Fill]]()  # every fill, with the name of its account
         self._unsettled = list[Funding]()
-        self._missed_until_ms: dict[str, int] = {}  # bars that arrive without their quotes
         self.engine = self._opened()
         self._cash = self.engine.broker.account.ledger.cash
         # Of each account what its fills and settlements left of the first cash, and its funding.
@@ -414,7 +413,7 @@ class History:
         return engine_of(config, list(self._items.values()), execution=self.case.model)  # fmt: skip
 
     def _take(self, event: Any) -> None:
-        engine, marks = self.engine, self._marks()
+        engine, marks, held = self.engine, self._marks(), Counter(self._held)
         bars = tuple(of for of in events_of(event) if isinstance(of, Bar))
         steps = played(engine, event)
         self._bars += bars
@@ -427,9 +426,7 @@ class History:
             check_account(account, self._cash)
         if isinstance(event, Funding) and steps[0].accepted:
             self._unsettled.append(event)
-        elif isinstance(event, Gap) and self.case.by_quotes:
-            self._missed_until_ms[event.instrument] = event.until_ms
-        self._check_funding(bars, marks)
+        self._check_funding(event, marks, held)
         self._check_held()
 
     def _add(self, step: Step) -> None:
@@ -493,51 +490,53 @@ class History:
         account = self.engine.broker.account
         return {key: account.lines[key].mark for key in self._items}
 
-    def _check_funding(self, bars: Sequence[Bar], marks: Mapping[str, int]) -> None:
-        """Assert that what was due by the end of *bars* was paid by what fills left at its time.
+    def _check_funding(self, event: Any, marks: Mapping[str, int], held: Counter[Any]) -> None:
+        """Assert that *event* paid what was due, by what fills left at its time.
 
-        The *marks* are those before the event. Where candles fill, a settlement waits for the bar
-        that ends after it; one within a second of a bar's open is due at the open.
+        *marks* and what is *held* are those before the event. A settlement waits for the bar that
+        ends after it, or for a price that is not older and changes the position. One within a
+        second of a bar's open is due at the open.
         """
-        by_candles = self.case.model is FillModel.NEXT_OPEN
+        bars = [of for of in events_of(event) if isinstance(of, Bar)]
         newest = {candle.instrument: candle for candle in self._bars}
-        due, left = list[tuple[Funding, int]](), list[Funding]()
+        due, left = list[tuple[Funding, int, Counter[Any] | None]](), list[Funding]()
         for funding in self._unsettled:
-            last = newest.get(funding.instrument)
-            closed_ms = -1 if last is None else last.close_time_ms
-            waits = by_candles or funding.market_ms <= self._missed_until_ms.get(
-                funding.instrument, 0
+            key, at_ms = funding.instrument, funding.market_ms
+            last, of_price = newest.get(key), isinstance(event, Quote | Mark)
+            is_changed = any(
+                self._held[name, key] != held[name, key] for name, _ in self._accounts()
             )
-            if waits and funding.market_ms >= closed_ms + 1_000:
+            if of_price and event.market_ms >= at_ms and is_changed:
+                due.append((funding, marks[key], held))
+            elif at_ms >= (-1 if last is None else last.close_time_ms) + 1_000:
                 left.append(funding)
             else:
-                is_inside = any(
-                    candle.instrument == funding.instrument
-                    and funding.market_ms < candle.close_time_ms
-                    for candle in bars
-                )
-                at_mark = marks if is_inside else self._marks()
-                due.append((funding, at_mark[funding.instrument]))
+                of_key = (candle for candle in bars if candle.instrument == key)
+                is_inside = any(at_ms < candle.close_time_ms for candle in of_key)
+                at_mark = (marks if is_inside else self._marks())[key]
+                # Of an interval that is not known: what is held once the bar is there.
+                due.append((funding, at_mark, held if event is funding else None))
         self._unsettled = left
         for name, account in self._accounts():
             if isinstance(account.policy, CrossMargin) and len(self._items) > 1:
                 continue  # a bar of the other symbol may have closed the position before
             paid = account.balance().funding_paid - self._money[name][1]
-            owed = sum(self._owed(name, *settlement, by_date=by_candles) for settlement in due)
+            owed = sum(self._owed(name, *settlement) for settlement in due)
             if isinstance(account.policy, IsolatedMargin):
                 # It never pays more than it has, and a mark may close it before the bar (M19).
                 assert min(owed, 0) <= paid <= max(owed, 0), (name, due)
             else:
                 assert paid == owed, (name, due)
             self.counted["settled inside a bar"] += bool(bars and paid)
+            self.counted["settled at a price"] += bool(paid and isinstance(event, Quote | Mark))
 
-    def _owed(self, name: str, funding: Funding, mark: int, *, by_date: bool) -> int:
-        """Return what account *name* pays for the positions that its fills had left."""
+    def _owed(self, name: str, funding: Funding, mark: int, before: Counter[Any] | None) -> int:
+        """Return what account *name* pays for what it held: *before*, or by the dates of fills."""
         key, at_ms = funding.instrument, funding.market_ms
         at_ms -= at_ms % MINUTE if at_ms % MINUTE < 1_000 else 0
-        held = 0
-        for of, fill in self._dated:
-            if (of, fill.instrument) == (name, key) and (fill.filled_ms < at_ms or not by_date):
+        held = 0 if before is None else before[name, key]
+        for of, fill in self._dated if before is None else ():
+            if (of, fill.instrument) == (name, key) and fill.filled_ms < at_ms:
                 held += fill.quantity if fill.side is Side.BUY else -fill.quantity
         return divide_half_even(held * mark * self._unit(key) * funding.rate, RATE_SCALE)
 

@@ -40,8 +40,6 @@ LATE_BARS: Final = 12
 """Bars that a settlement of a live run may wait for."""
 ASLEEP_BARS: Final = 40
 """Bars for which a machine sleeps at most: filters may come before a frame has told the time."""
-NEAR_MS: Final = 120_000
-"""A fill so near to a settlement may have met it or not, unless candles fill orders."""
 AT_THE_OPEN_MS: Final = 1_000
 """A settlement so soon after an open counts as of the open (M19)."""
 
@@ -499,9 +497,10 @@ class _Books:
         self.positions: dict[str, Position] = defaultdict(Position)
         self.cash = Decimal(0)
         self.closes: dict[str, Decimal] = {}
-        self.history: dict[str, list[Decimal]] = defaultdict(list)  # of closes
+        # Of closes and of marks: their times and prices.
+        self.history: dict[str, list[tuple[int, Decimal]]] = defaultdict(list)
         self.opened: dict[str, int] = {}  # the newest bar
-        self.marks: dict[str, list[Decimal]] = defaultdict(list)
+        self.marks: dict[str, list[tuple[int, Decimal]]] = defaultdict(list)
         self.unrealized: dict[str, Decimal] = {}
         self.opening = Decimal(str(self.config["account"]["cash"]))
         if before is not None:
@@ -630,10 +629,12 @@ class _Books:
                 self._change_tick(event)
             elif event["kind"] == "funding" and event["price_verdict"] is None:
                 is_ignored = event["sequence"] in self.ignored
-                self.settlements.add(event, self.positions, is_ignored=is_ignored)
+                self.settlements.add(event, is_ignored=is_ignored)
         for bar in bars:
             if bar["accepted"]:
-                self.history[bar["instrument"]].append(Decimal(bar["close_text"]))
+                key = bar["instrument"]
+                closed_ms = bar["open_time_ms"] + self.judge.truth.instruments[key].interval_ms
+                self.history[key].append((closed_ms, Decimal(bar["close_text"])))
 
     def _change_tick(self, event: sqlite3.Row) -> None:
         """Take the tick that *event* says, which has to be the exchange's of that time."""
@@ -714,12 +715,14 @@ class _Books:
         instrument = event["instrument"]
         fields = of_json(event["content"])
         decimals = -self.rules[instrument].tick.as_tuple().exponent  # type: ignore[operator]
-        self.marks[instrument].append(Decimal(fields["price"]).scaleb(-decimals))
+        price = Decimal(fields["price"]).scaleb(-decimals)
+        self.marks[instrument].append((event["market_ms"], price))
 
     def _candidates(self, instrument: str) -> list[Decimal]:
         """Return what *instrument* may be valued at: its close, or one of the last marks (M20)."""
         close = self.closes.get(instrument)
-        return [*([] if close is None else [close]), *self.marks[instrument][-2:]]
+        marks = [price for _, price in self.marks[instrument][-2:]]
+        return [*([] if close is None else [close]), *marks]
 
     def _value_at_closes(self, row: sqlite3.Row) -> None:
         """Value positions at the newest closes where the step does: a start may."""
@@ -844,12 +847,14 @@ class _Books:
             bound = sum((each.margin for each in self.positions.values()), Decimal(0))
             free = max(self.cash - bound, Decimal(0))
 
-        marks = self._candidates(key)
-        if self.market is None:  # it may have waited for bars that came late
-            marks += self.history[key][-LATE_BARS:] + self.marks[key][-LATE_BARS:]
+        within_ms = LATE_BARS * self.judge.truth.instruments[key].interval_ms
 
-        def paid(rate: Decimal) -> set[Decimal]:
-            amounts = {money(position.worth(mark) * rate) for mark in marks}
+        def paid(at: int, rate: Decimal, held: Decimal) -> set[Decimal]:
+            marks = self._candidates(key)
+            if self.market is None:  # the rate may come long after its time
+                known = (*self.history[key], *self.marks[key])
+                marks = [price for at_ms, price in known if abs(at_ms - at) <= within_ms] or marks
+            amounts = {money(money(held * mark) * rate) for mark in marks}
             if free is None:
                 return amounts
             return {min(each, free + position.margin) for each in amounts}
@@ -978,34 +983,32 @@ class _Settlements:
     ) -> None:
         self.judge, self.by_candles = judge, by_candles
         self.due: dict[str, list[tuple[int, Decimal]]] = defaultdict(list)
-        self.met: dict[tuple[str, int], Decimal] = {}
         self.places: Counter[str] = Counter()
-        # A step is the number of its run and its place in there.
-        self.newest: dict[tuple[str, int], tuple[int, int]] = {}  # of the last fill of a time
-        self.arrived: dict[tuple[str, int], tuple[int, int]] = {}  # of a settlement
-        self.fills: dict[str, list[tuple[int, Decimal]]] = defaultdict(list)
+        # Times and steps: of fills with their quantity, and of what lets a settlement pass. A step
+        # is the number of its run and its place in there.
+        self.fills: dict[str, list[tuple[int, Decimal, tuple[int, int]]]] = defaultdict(list)
+        self.passed: dict[str, list[tuple[int, tuple[int, int]]]] = defaultdict(list)
         self.gaps: dict[str, list[tuple[int, int]]] = defaultdict(list)
         self.number = 0
         if before is not None:
             self.number = before.number + 1
-            for name in ("due", "met", "places", "newest", "arrived", "fills", "gaps"):
+            for name in ("due", "places", "fills", "passed", "gaps"):
                 setattr(self, name, copy.deepcopy(getattr(before, name)))
         for row in judge.rows(
             "SELECT * FROM v_fills WHERE run_id = ? ORDER BY sequence, ordinal", run_id
         ):
-            quantity = Decimal(row["quantity_text"])
+            quantity, key = Decimal(row["quantity_text"]), row["instrument"]
             signed = quantity if row["side"] == "BUY" else -quantity
+            place = self.number, row["sequence"]
+            self.fills[key].append((row["filled_ms"], signed, place))
+            self.passed[key].append((row["filled_ms"], place))
+        for row in judge.rows("SELECT * FROM v_bars WHERE run_id = ? AND accepted", run_id):
             key = row["instrument"]
-            self.fills[key].append((row["filled_ms"], signed))
-            self.newest[key, row["filled_ms"]] = self.number, row["sequence"]
+            closed_ms = row["open_time_ms"] + judge.truth.instruments[key].interval_ms
+            self.passed[key].append((closed_ms, (self.number, row["sequence"])))
 
-    def add(
-        self, event: sqlite3.Row, positions: Mapping[str, Position], *, is_ignored: bool
-    ) -> None:
-        """Take the settlement that *event* says, which has to be the exchange's or be ignored.
-
-        A live one meets the *positions* at its arrival, which fills of later times changed.
-        """
+    def add(self, event: sqlite3.Row, *, is_ignored: bool) -> None:
+        """Take the settlement that *event* says, which has to be the exchange's or be ignored."""
         key, at = event["instrument"], event["market_ms"]
         rate = Decimal(of_json(event["content"])["rate"]).scaleb(-10)
         served = self.judge.truth.instruments[key].settlements.get(at)
@@ -1016,52 +1019,50 @@ class _Settlements:
                 self.judge.breach("settlements", f"{key} settled twice at {at}")
             return
         self.due[key].append((at, rate))
-        self.arrived[key, at] = self.number, event["sequence"]
-        if not self.by_candles and key in positions:
-            self.met[key, at] = positions[key].quantity
 
-    def held(self, key: str, at: int) -> Decimal | None:
-        """Return what was held at the settlement of *at*; None if that is not known."""
-        arrived = self.arrived.get((key, at))
-        if (
-            arrived is not None
-            and not self.by_candles
-            and any(time <= at and self.newest[key, time] > arrived for time, _ in self.fills[key])
-        ):
-            return None  # a bar that came later filled at an earlier time
-        if not self.by_candles and any(time == at for time, _ in self.due[key]):
-            return self.met.get((key, at), Decimal(0))
+    def held(self, key: str, at: int) -> Decimal:
+        """Return what was held at the settlement of *at*.
+
+        It is what the older fills had left when a bar or a fill first came that is not older. A
+        quote that came after that filled too late.
+        """
         step = self.judge.truth.instruments[key].interval_ms
         since = at % step
         moment = at - since if since < AT_THE_OPEN_MS else at
-        if not self.by_candles and any(abs(time - at) <= NEAR_MS for time, _ in self.fills[key]):
-            return None
-        return sum((signed for time, signed in self.fills[key] if time < moment), Decimal(0))
+        steps = [place for time, place in self.passed[key] if time >= moment]
+        passed = min(steps, default=None)
+        return sum(
+            (
+                signed
+                for time, signed, place in self.fills[key]
+                if time < moment and (passed is None or place <= passed)
+            ),
+            Decimal(0),
+        )
 
     def book(
         self,
         key: str,
         amount: Decimal,
-        paid: Callable[[Decimal], set[Decimal]],
+        paid: Callable[[int, Decimal, Decimal], set[Decimal]],
         moved_ms: int | None,
     ) -> None:
-        """Find the settlement of a movement; *paid* says what one of a rate would cost.
+        """Find the settlement of a movement; *paid* says what one would cost.
 
-        It is one at which it is known what was held, before others; among these that of *moved_ms*,
-        the time of the step, if there is one, and else the first.
+        It is that of *moved_ms*, the time of the step, if there is one, and else the first.
         """
         due = self.due[key]
         fit = [
-            (held is None, at != moved_ms, place)
+            (at != moved_ms, place)
             for place, (at, rate) in enumerate(due[self.places[key] :], self.places[key])
-            if -amount in paid(rate) and (held := self.held(key, at)) != 0
+            if (held := self.held(key, at)) != 0 and -amount in paid(at, rate, held)
         ]
         if fit:
             *_, place = min(fit)
             self._skip(key, place)
             self.places[key] = place + 1
             return
-        wanted = sorted(paid(due[-1][1])) if due else []
+        wanted = sorted(paid(*due[-1], self.held(key, due[-1][0]))) if due else []
         self.judge.breach("settlements", f"{key} paid {-amount}, not {_texts(wanted)}")
         self.places[key] = len(due)
 

@@ -76,7 +76,7 @@ def test_a_changed_row_names_its_law(tmp_path: Path, law: str, statement: str, k
         (
             "settlements",
             "plain",
-            ("Market.settle", "line.pay_funding(funding.rate)", "line.pay_funding(-funding.rate)"),
+            ("Market.pay", "line.pay_funding(moment.rate,", "line.pay_funding(-moment.rate,"),
         ),
         (
             "fills",

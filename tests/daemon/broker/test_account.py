@@ -99,7 +99,7 @@ def test_an_account_in_rupiah_buys_bitcoins_and_pays_rates_of_ten_decimals() -> 
     assert Decimal(bought.notional).scaleb(-8) == 17_000_000_000
     assert Decimal(bought.fee).scaleb(-8) == Decimal("9350001.7")
     line.mark_to(1_800_000_000)
-    line.pay_funding(1)
+    line.pay_funding(1, line.held, line.mark)
     assert Decimal(line.holding.funding_paid).scaleb(-8) == Decimal("1.8")
     equity = Decimal(paper.balance().equity).scaleb(-8)
     assert equity == 21_000_000_000 - Decimal("9350003.5")

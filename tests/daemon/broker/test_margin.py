@@ -353,7 +353,7 @@ def test_a_balance_below_zero_counts_as_none_where_funding_is_paid(
     line = ledger.lines[KEY]
     line.mark_to(100_000)  # worth 1,000
     assert ledger.ledger.available == -2 * unit
-    line.pay_funding(rate * RATE_SCALE // 1_000)
+    line.pay_funding(rate * RATE_SCALE // 1_000, line.held, line.mark)
     assert line.holding.funding_paid == paid * unit
     assert line.holding.margin == left * unit
     assert ledger.ledger.cash == (98 - paid) * unit

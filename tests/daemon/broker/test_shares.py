@@ -146,7 +146,7 @@ def test_no_funding_is_settled_on_shares() -> None:
     paper = account(costs())
     assert order(paper, 10, 100_00, 1) is None
     paper.markets[KEY].match_bar(bar(open_=100_00, instrument_id=KEY))
-    paper.lines[KEY].pay_funding(10**8)
+    paper.lines[KEY].pay_funding(10**8, 10, 100_00)
     assert paper.lines[KEY].holding.funding_paid == 0
 
 

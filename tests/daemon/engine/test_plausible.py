@@ -465,7 +465,7 @@ def test_what_a_feed_asks_moves_no_step(frames: list[tuple[str, int, int]]) -> N
 # ---------------------------------------------------------------- funding
 
 
-def settled(engine: Engine, rate: int, at_ms: int = T0) -> Step:
+def settled(engine: Engine, rate: int, at_ms: int = HELD_MS) -> Step:
     return engine.step(Funding(KEY, rate, at_ms, at_ms), None)
 
 
