@@ -67,6 +67,23 @@ def time_of(text: str) -> int | None:
     return None if parts is None else int(parts["count"]) * UNITS_MS[parts["unit"].lower()]
 
 
+def interval_name(written: object) -> str | None:
+    """Return the name of the interval that people write as ``1h``, ``1D`` or 60; None for others.
+
+    Of the names ``1m`` and ``1M`` only the second is a month.
+    """
+    text = str(written).strip()
+    if text in INTERVALS or text.upper() in {"D", "W"}:
+        return text.upper()
+    return "M" if text == "1M" else INTERVAL_NAMES.get(time_of(text) or 0)
+
+
+def tuple_text(names: Iterable[object]) -> str:
+    """Return *names* as a tuple in Python: ``("60", "D")``."""
+    listed = [f'"{name}"' for name in names]
+    return f"({', '.join(listed)}{',' * (len(listed) == 1)})"
+
+
 def time_of_day_ms(text: str) -> int:
     """Return the milliseconds from midnight until the time of day *text*, ``HH:MM``."""
     hours, minutes = map(int, text.split(":"))

@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from tracepaper.strategies.api.arrays import BarArrays, RecentBars
 from tracepaper.strategies.api.columns import ColumnRecord
-from tracepaper.strategies.api.timeframes import TimeframeBars
+from tracepaper.strategies.api.timeframes import TimeframeBars, is_made_of
 from tracepaper.strategies.errors import StrategyFailed
 from tracepaper.strategies.order_book import OrderBookHistory
 from tracepaper.strategies.types.decisions import (
@@ -36,7 +36,7 @@ from tracepaper.strategies.types.decisions import (
     Regime,
 )
 from tracepaper.strategies.types.market import Bar, Instrument, Side
-from tracepaper.strategies.units import MONEY_SCALE
+from tracepaper.strategies.units import INTERVALS, MONEY_SCALE, interval_name, tuple_text
 
 if TYPE_CHECKING:
     from tracepaper.strategies.order_book import Books
@@ -301,10 +301,17 @@ class BarContext(Struct, frozen=True, gc=False):
         bar with a hole never appears.
         """
         if (bars := self._frames.get(name)) is None:
-            raise StrategyFailed(
-                f"context.timeframe({name!r}) was read, and frames declares "
-                f"{', '.join(map(repr, self._frames)) or 'none'}; add it there."
-            )
+            declared = f"frames declares {', '.join(map(repr, self._frames)) or 'none'}"
+            if (known := interval_name(name)) is None:
+                advice = f"there are the intervals {', '.join(INTERVALS)}"
+            elif not is_made_of(INTERVALS[known], self.exact.interval_ms):
+                advice = "context.history has the run's own bars, which cannot make it"
+            elif known in self._frames:
+                advice = f'read context.timeframe("{known}")'
+            else:
+                advice = f"declare frames = {tuple_text((*self._frames, known))}"
+                advice += f', and read context.timeframe("{known}")' * (known != name)
+            raise StrategyFailed(f"context.timeframe({name!r}) was read, and {declared}; {advice}.")
         return bars
 
 

@@ -247,9 +247,18 @@ def test_reach_covers_the_open_bar_and_all_that_are_handed_on() -> None:
     assert open_frames_ms([], START_MS) == START_MS
 
 
-def test_a_frame_that_was_not_declared_is_named() -> None:
+@pytest.mark.parametrize(
+    ("read", "advice"),
+    [
+        ("60", 'none; declare frames = ("60",).'),
+        ("1h", 'none; declare frames = ("60",), and read context.timeframe("60").'),
+        ("1m", "none; context.history has the run's own bars, which cannot make it."),
+        ("7m", "none; there are the intervals 1, 3, 5, "),
+    ],
+)
+def test_a_frame_that_was_not_declared_is_named(read: str, advice: str) -> None:
     context = BarContext.of(minutes(1), ITEM)
-    with pytest.raises(
-        StrategyFailed, match=r"context\.timeframe\('60'\) was read, and frames declares none"
-    ):
-        context.timeframe("60")
+    with pytest.raises(StrategyFailed) as error:
+        context.timeframe(read)
+    said = f"context.timeframe({read!r}) was read, and frames declares {advice}"
+    assert str(error.value).startswith(said)
