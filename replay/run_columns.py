@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tracepaper.daemon.session.run_row import sessions_of
+from tracepaper.storage.checks import StoredCheck, newest_check
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_rows import WHOLE, Columns, Span
 from tracepaper.storage.database.run_views import RunViews
@@ -104,6 +105,11 @@ class RunColumns:
         self.span = (0, end - 1)
         self.rows.refresh()
         self.gate_sets: tuple[GateSet, ...] = self._reader.gate_sets(self.run_key)
+
+    def check_of_warmup(self) -> StoredCheck | None:
+        """Return the comparison with decisions by a longer history, if it found a difference."""
+        stored, connection = self._reader.stored_run(self.run.run_id), self._reader.connection
+        return newest_check(connection, self.run_key, stored.head_digest, of_warmup=True)
 
     @property
     def gates(self) -> tuple[str, ...]:

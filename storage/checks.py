@@ -22,16 +22,18 @@ if TYPE_CHECKING:
 
 
 class StoredCheck(NamedTuple):
-    """A stored comparison of the run with its replay."""
+    """A stored comparison of the run with its replay, or with decisions by a longer history."""
 
-    kind: str  # the command: verify or parity
+    kind: str  # the command, verify or parity; or WARMUP
     checked_ms: int  # wall time at its end
     result: ParityCheck
 
 
+WARMUP: Final = "warmup"
+"""The kind of a comparison with decisions by a longer history."""
 _NEWEST: Final = (
     "SELECT kind, checked_ms, content FROM checks WHERE run_key = ? AND head = ? "
-    "ORDER BY checked_ms DESC LIMIT 1"
+    "AND (kind = ?) = ? ORDER BY checked_ms DESC LIMIT 1"
 )
 
 
@@ -76,9 +78,14 @@ def store_check(database: Path, checked: StoredRun, check: StoredCheck) -> str:
     return ""
 
 
-def newest_check(connection: sqlite3.Connection, run_key: int, head: bytes) -> StoredCheck | None:
-    """Return the newest comparison of the run with a replay whose last step had digest *head*."""
-    row = connection.execute(_NEWEST, (run_key, head)).fetchone()
+def newest_check(
+    connection: sqlite3.Connection, run_key: int, head: bytes, *, of_warmup: bool = False
+) -> StoredCheck | None:
+    """Return the newest comparison of the run with a replay whose last step had digest *head*.
+
+    With *of_warmup* it is that with decisions by a longer history.
+    """
+    row = connection.execute(_NEWEST, (run_key, head, WARMUP, of_warmup)).fetchone()
     if row is None:
         return None
     kind, checked_ms, content = row

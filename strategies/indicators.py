@@ -25,6 +25,7 @@ import numpy.typing as npt
 from tracepaper.strategies.smoothing import (
     Floats,
     checked_period,
+    from_first_known,
     line_weights,
     padded,
     ratio,
@@ -162,8 +163,9 @@ def macd(
     With *window* the second and third depend on the last 2 x window - 1 rows.
     """
     if window is None:  # both averages begin at the same row
-        quick = smoothed(values[slow - fast :], fast, 2 / (fast + 1), None)
-        line = quick - smoothed(values, slow, 2 / (slow + 1), None)
+        known = from_first_known(values)
+        quick = smoothed(known[slow - fast :], fast, 2 / (fast + 1), None)
+        line = quick - smoothed(known, slow, 2 / (slow + 1), None)
     else:
         quick = smoothed(values, fast, 2 / (fast + 1), window)
         line = quick - smoothed(values, slow, 2 / (slow + 1), window)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from itertools import accumulate
-from math import isnan
+from math import ceil, isnan, log, log1p
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +14,51 @@ import numpy.typing as npt
 from tracepaper.strategies.errors import StrategyFailed
 
 Floats = npt.NDArray[np.float64]
+WEIGHT_LEFT: Final = 0.001
+"""An infinite smoothing is settled once what is cut off, or it began with, weighs less."""
+
+_Given = Mapping[str, Any]
+
+
+def _exponential(*names: str) -> Callable[[_Given], tuple[float, ...]]:
+    return lambda given: tuple(2 / (given[name] + 1) for name in names)
+
+
+def _wilder(*names: str) -> Callable[[_Given], tuple[float, ...]]:
+    return lambda given: tuple(1 / given[name] for name in names)
+
+
+_SHARES: Final[Mapping[str, Callable[[_Given], tuple[float, ...]]]] = {
+    **dict.fromkeys(("ema", "keltner"), _exponential("period")),
+    "dema": _exponential("period", "period"),
+    **dict.fromkeys(("tema", "trix"), _exponential("period", "period", "period")),
+    "macd": _exponential("slow", "signal"),
+    **dict.fromkeys(
+        ("rma", "atr", "natr", "rsi", "stochrsi", "plus_di", "minus_di", "supertrend"),
+        _wilder("period"),
+    ),
+    "adx": _wilder("period", "period"),
+    "heikin_ashi": lambda _: (0.5,),
+}
+"""The shares of the smoothings that follow one another, by the name of an indicator."""
+
+
+def smoothing_shares(name: str, given: Mapping[str, Any]) -> tuple[float, ...]:
+    """Return the shares of the infinite smoothings of the indicator *name* with *given*."""
+    return _SHARES[name](given) if name in _SHARES else ()
+
+
+@lru_cache(maxsize=64)
+def rows_to_settle(shares: tuple[float, ...]) -> int:
+    """Return the rows after which all older ones weigh less than ``WEIGHT_LEFT``; 0 without any.
+
+    The weights of smoothings that follow one another are the convolution of theirs.
+    """
+    each = [ceil(log(WEIGHT_LEFT) / log1p(-share)) + 1 for share in shares if share < 1]
+    ages, weights = np.arange(sum(each)), np.ones(1)
+    for share in shares:
+        weights = np.convolve(weights, share * (1 - share) ** ages)[: ages.size]
+    return int(np.argmax(1 - np.cumsum(weights) < WEIGHT_LEFT)) + 1 if each else 0
 
 
 def windows(values: Floats, period: int) -> Floats:
@@ -73,9 +120,13 @@ def true_ranges(high: Floats, low: Floats, close: Floats) -> Floats:
 
 
 def smoothed(values: Floats, period: int, share: float, window: int | None) -> Floats:
-    """Return the mean of the first *period* values, then exponentially smoothed by *share*."""
+    """Return the mean of the first *period* values, then exponentially smoothed by *share*.
+
+    Without a *window* it begins after leading NaN, which another indicator's first rows are.
+    """
     if window is not None:
         return weighted_sums(values, _weights(_at_least(window, period), period, share))
+    values = from_first_known(values)
     if values.size < checked_period(period):
         return values[:0]
     rest = values[period:].tolist()
@@ -83,6 +134,14 @@ def smoothed(values: Floats, period: int, share: float, window: int | None) -> F
     return np.array(
         list(accumulate(rest, lambda mean, value: mean + share * (value - mean), initial=first))
     )
+
+
+def from_first_known(values: Floats) -> Floats:
+    """Return *values* without leading NaN."""
+    if not values.size or values[0] == values[0]:
+        return values
+    known = np.flatnonzero(~np.isnan(values))
+    return values[known[0] :] if known.size else values[:0]
 
 
 def _at_least(window: int, period: int) -> int:

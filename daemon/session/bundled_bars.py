@@ -7,18 +7,29 @@ from __future__ import annotations
 
 import csv
 import gzip
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
-from itertools import islice
 from pathlib import Path
 from typing import Final
 
 from tracepaper.daemon.config.loading import Config, custom_classes
+from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import (
+    Strategies,
     build_engine,
     make_strategies,
     needs_forecaster,
     resolved,
     warmup_bars,
+)
+from tracepaper.daemon.session.longer_history import (
+    Answers,
+    Lookback,
+    ShortHistory,
+    is_tried,
+    lengthen,
+    remedied,
+    short_history,
 )
 from tracepaper.daemon.session.run_row import (
     STAND_IN_PRICE_DECIMALS,
@@ -26,10 +37,12 @@ from tracepaper.daemon.session.run_row import (
     stand_in,
     usage_errors,
 )
-from tracepaper.strategies.types.decisions import FillModel
+from tracepaper.daemon.session.user_class import guard_of
+from tracepaper.strategies.types.decisions import FillModel, Step
 from tracepaper.strategies.types.market import Bar, CloseStart, Source
 from tracepaper.strategies.units import scaled
 from tracepaper.strategies.without_fills import DecisionCounts, most_given
+from tracepaper.strategies.without_value import says_warmup
 
 CANDLES: Final = (
     Path(__file__).resolve().parents[2]
@@ -56,6 +69,53 @@ def asked_over_bundled_bars(config: Config) -> str:
     if any(strategy.books for strategy in strategies.values()):
         return "It was not tried on bundled bars: it needs order books."
     wanted = max(2 * warmup_bars(strategies, config), BARS_LEAST)
+    rows = _rows()
+    if len(rows) < wanted:
+        return f"It was not tried on bundled bars: it needs {wanted:,}, and {len(rows):,} exist."
+    counts = DecisionCounts()
+    with usage_errors(), remedied(lambda: _short_history(config)):
+        for step, _ in _steps(config, strategies, rows[:wanted]):
+            if (decision := step.decision) is not None:
+                counts.add(decision.action, decision.refused_by, decision.reason, None)
+    more = ""
+    reasons = (*counts.asked, *counts.idle)
+    if not any(says_warmup(reason) for reason in reasons) and (found := _short_history(config)):
+        more = f" {found.sentence}."
+    if not counts.asked:
+        return f"Tried on {wanted:,} bundled bars: {counts.why_no_fill()}{more}"
+    asked = f"it asked for a position on {counts.asked.total():,}"
+    return f"Tried on {wanted:,} bundled bars, {asked}.{most_given(counts.asked)}{more}"
+
+
+def _short_history(config: Config) -> ShortHistory | None:
+    """Return the history of the class of *config*, which is resolved, if it is too short (U7)."""
+    guard = guard_of(strategies := make_strategies(config, None))
+    if guard is None or not is_tried(strategies):
+        return None
+    rows = _rows()
+
+    def decide(lookback: Lookback, bars: int) -> Answers:
+        lengthen(fresh := make_strategies(config, None), lookback)
+        answers = Answers()
+        with answers.taken(fresh):
+            for step, engine in _steps(config, fresh, rows[:bars]):
+                answers.add(step, engine)
+        return answers
+
+    interval_ms = config.market.interval_ms
+    return short_history(decide, guard, interval_ms=interval_ms, given=len(rows))
+
+
+def _rows() -> list[list[str]]:
+    """Return the rows of the bundled candles."""
+    with gzip.open(CANDLES, "rt", encoding="utf-8") as file:
+        return list(csv.reader(file))[1:]
+
+
+def _steps(
+    config: Config, strategies: Strategies, rows: Sequence[list[str]]
+) -> Iterator[tuple[Step, Engine]]:
+    """Yield the steps over *rows*, and the engine of *strategies*."""
     engine = build_engine(
         config,
         [stand_in(config, symbol) for symbol in config.market.symbols],
@@ -64,23 +124,12 @@ def asked_over_bundled_bars(config: Config) -> str:
         forecaster=None,
         strategies=strategies,
     )
-    with gzip.open(CANDLES, "rt", encoding="utf-8") as file:
-        rows = list(islice(csv.reader(file), 1, wanted + 1))
-    if len(rows) < wanted:
-        return f"It was not tried on bundled bars: it needs {wanted:,}, and {len(rows):,} exist."
-    counts = DecisionCounts()
-    with usage_errors():
-        for place, row in enumerate(rows):
-            bars = [_bar(row, place, key, config.market.interval_ms) for key in engine.markets]
-            at_ms = bars[0].close_time_ms
-            start = CloseStart(bars[0].open_time_ms, len(bars), (), at_ms, at_ms)
-            for step in engine.close(start, bars, [None] * len(bars)):
-                if (decision := step.decision) is not None:
-                    counts.add(decision.action, decision.refused_by, decision.reason, None)
-    if not counts.asked:
-        return f"Tried on {wanted:,} bundled bars: {counts.why_no_fill()}"
-    asked = f"it asked for a position on {counts.asked.total():,}"
-    return f"Tried on {wanted:,} bundled bars, {asked}.{most_given(counts.asked)}"
+    for place, row in enumerate(rows):
+        bars = [_bar(row, place, key, config.market.interval_ms) for key in engine.markets]
+        at_ms = bars[0].close_time_ms
+        start = CloseStart(bars[0].open_time_ms, len(bars), (), at_ms, at_ms)
+        for step in engine.close(start, bars, [None] * len(bars)):
+            yield step, engine
 
 
 def _bar(row: list[str], place: int, instrument: str, interval_ms: int) -> Bar:

@@ -56,7 +56,7 @@ from tracepaper.strategies.gates.declared import operator
 from tracepaper.strategies.gates.gate import GATES, gate_order
 from tracepaper.strategies.types.decisions import Action
 from tracepaper.strategies.types.market import Bar, Side
-from tracepaper.strategies.units import INTERVALS, MONEY_LIMIT
+from tracepaper.strategies.units import INTERVALS, MONEY_LIMIT, interval_name, tuple_text
 from tracepaper.strategies.without_value import NOT_FINITE, IndicatorWatch
 
 WARMUP_MOST: Final = 100_000
@@ -222,6 +222,7 @@ def _instance(cls: type[Custom], options: dict[str, object], warmup: Warmup | No
         "[strategy.options]",
         "take them as one dictionary, or by their names",
     )
+    check_declarations(instance, _declarations(instance))
     if warmup is not None and not names_one(instance):
         instance.warmup = warmup.bars
         frames = {name: warmup.frames.get(name, USUAL_FRAME_BARS) for name in instance.frames}
@@ -280,8 +281,20 @@ _DECLARED: Final = (
 )
 
 
-class _Checks(Generic[Custom]):
+_WATCHED: Final = 16
+"""Decisions of which all calls of indicators are kept, to see whether they are settled."""
+
+
+class Guard(Generic[Custom]):
     """Checks each answer of a user's object."""
+
+    State: type[Struct] | None
+    warmup: int
+    frames: tuple[str, ...]
+    frames_warmup: Mapping[str, int]
+    sees_account: bool
+    needs_forecast: bool
+    books: int
 
     def __init__(self, guarded: Custom) -> None:
         self.guarded: Custom = guarded
@@ -291,13 +304,20 @@ class _Checks(Generic[Custom]):
         inherited = (Strategy.observe, PortfolioStrategy.observe)
         self._observes = type(guarded).observe not in inherited
         self._checked_answer: Signal | None = None  # the newest answer that passed unchanged
-        self._watch = IndicatorWatch()
+        self.watch = IndicatorWatch(_WATCHED)
         for name in _DECLARED:
             setattr(self, name, getattr(guarded, name))
         self.gates, self.shadows = frozenset(guarded.gates), tuple(guarded.shadows)
 
     @property
+    def decides_by_history(self) -> bool:
+        """Whether a fresh object decides as one that has run: by past bars alone."""
+        has_more = self.sees_account or self.needs_forecast or self.books or self._observes
+        return self.State is None and not has_more
+
+    @property
     def state(self) -> Struct:
+        """The declared state of the user's object."""
         state: Struct = self.guarded.state
         return state
 
@@ -306,10 +326,11 @@ class _Checks(Generic[Custom]):
         self.guarded.state = state
 
     def observe(self, bar: Bar) -> None:
+        """Pass *bar* to the user's object, if its class observes bars."""
         if self._observes:
-            self._watch.clear()
+            self.watch.clear()
             self._observing.bars = (bar,)
-            with self._observing, self._watch:
+            with self._observing, self.watch:
                 self.guarded.observe(bar)
 
     def _fault(self, problem: str, advice: str) -> StrategyFailed:
@@ -322,10 +343,9 @@ class _Checks(Generic[Custom]):
         A strategy that compares NaN answers as if the comparison were false, and its own reason
         does not say so.
         """
-        if not self._watch.calls:
+        cause = self.watch.sentence(self.guarded.warmup, self.guarded.frames_warmup)
+        if not cause:
             return answer
-        frames = frozenset(self.guarded.frames_warmup.values())
-        cause = self._watch.sentence(self.guarded.warmup, frames)
         return replace(answer, reason=f"{answer.reason}; {cause}" if answer.reason else cause)
 
     def _checked(self, answer: object) -> Signal | Orders:
@@ -454,7 +474,14 @@ class _Checks(Generic[Custom]):
         raise self._fault(f"noted {short(value)} as {short(name)}", advice)
 
 
-class _GuardedStrategy(_Checks[Strategy], Strategy):
+def guard_of(strategies: Mapping[str, Strategy]) -> Guard[Any] | None:
+    """Return the guard of the first of *strategies*, or of their portfolio; None if built in."""
+    first = next(iter(strategies.values()))
+    guard = getattr(first, "portfolio", first)
+    return guard if isinstance(guard, Guard) else None
+
+
+class _GuardedStrategy(Guard[Strategy], Strategy):
     """Calls the user's strategy and checks each answer."""
 
     def __init__(self, strategy: Strategy) -> None:
@@ -471,14 +498,14 @@ class _GuardedStrategy(_Checks[Strategy], Strategy):
 
     def decide(self, context: BarContext) -> Signal | Orders:
         if not self._observes:
-            self._watch.clear()
+            self.watch.clear()
         self._deciding.bars = (context.exact,)
-        with self._deciding, self._watch:
+        with self._deciding, self.watch:
             signal = self.guarded.decide(context)
         return self._with_cause(self._checked(signal))
 
 
-class _GuardedPortfolio(_Checks[PortfolioStrategy], PortfolioStrategy):
+class _GuardedPortfolio(Guard[PortfolioStrategy], PortfolioStrategy):
     """Calls the user's portfolio strategy and checks the answer for each symbol."""
 
     def __init__(self, portfolio: PortfolioStrategy) -> None:
@@ -487,9 +514,9 @@ class _GuardedPortfolio(_Checks[PortfolioStrategy], PortfolioStrategy):
 
     def decide(self, contexts: Mapping[str, BarContext]) -> Mapping[str, Signal | Orders]:
         if not self._observes:
-            self._watch.clear()
+            self.watch.clear()
         self._deciding.bars = [context.exact for context in contexts.values()]
-        with self._deciding, self._watch:
+        with self._deciding, self.watch:
             answers = self.guarded.decide(contexts)
             # Reading a user's mapping runs user code too.
             by_symbol = dict(answers) if isinstance(answers, Mapping) else None
@@ -598,7 +625,9 @@ def _declarations(strategy: Strategy | PortfolioStrategy) -> list[Declaration]:
     """Return the tests of a strategy's declarations."""
     is_count, is_positive = is_integer(1, WARMUP_MOST), is_integer(1)
     bars, most = f"of bars from 1 to {WARMUP_MOST:,}", f"{WARMUP_MOST:,}"
-    intervals = f"intervals of: {', '.join(INTERVALS)}"
+    frames, frames_warmup = _frames_meant(strategy.frames, strategy.frames_warmup)
+    frames = frames or f"give a tuple of intervals of: {', '.join(INTERVALS)}"
+    frames_warmup = frames_warmup or f"map declared frames to whole numbers {bars}"
 
     def are_frames(value: object) -> bool:
         return isinstance(value, tuple) and _are_among(INTERVALS)(value)
@@ -611,14 +640,27 @@ def _declarations(strategy: Strategy | PortfolioStrategy) -> list[Declaration]:
     return [
         ("warmup", is_count, f"give a whole number {bars}"),
         ("horizon", lambda n: n is None or is_positive(n), "give a whole number of bars, or None"),
-        ("frames", are_frames, f"give a tuple of {intervals}"),
-        ("frames_warmup", are_counts, f"map declared frames to whole numbers {bars}"),
+        ("frames", are_frames, frames),
+        ("frames_warmup", are_counts, frames_warmup),
         ("books", is_integer(0, WARMUP_MOST), f"give a whole number of order books up to {most}"),
         *((flag, lambda value: type(value) is bool, "give True or False") for flag in _FLAGS),
         ("gates", _are_among(GATES), f"name gates of: {', '.join(gate_order())}"),
         ("gates", lambda names: operator.name in names, f"add {operator.name}: HALT needs it"),
         ("shadows", _are_among(SHADOWS), f"name shadow accounts of: {', '.join(SHADOWS)}"),
     ]
+
+
+def _frames_meant(frames: object, bars: object) -> tuple[str, str]:
+    """Return the lines that declare the *frames* and their *bars* which were meant, or nothing."""
+    listed = [frames] if isinstance(frames, str | int) else frames
+    if not isinstance(listed, Collection) or not all(names := [*map(interval_name, listed)]):
+        return "", ""
+    counts = bars if isinstance(bars, Mapping) else dict.fromkeys(names, bars)
+    named = {interval_name(name): count for name, count in counts.items()}
+    is_meant = named.keys() <= set(names) and all(map(is_integer(1, WARMUP_MOST), named.values()))
+    pairs = ", ".join(f'"{name}": {count}' for name, count in named.items())
+    of_bars = f"write frames_warmup = {{{pairs}}}" * is_meant
+    return f"write frames = {tuple_text(names)}", of_bars
 
 
 _FLAGS: Final = ("needs_forecast", "exits_freely", "sees_account", "reads_history")

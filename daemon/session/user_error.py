@@ -29,6 +29,9 @@ _WHEN_NONE: Final = {
 }
 """The attributes of a context that may be None, and when."""
 
+SHORT_HISTORY: Final = "; the history has as many bars as warmup says: set a longer warmup"
+"""What an index beyond the history is told."""
+
 _CALL: Final = re.compile(r"([\w.]+)\(")
 _NO_MEMBER: Final = re.compile(r"is not a valid (\w+)")
 
@@ -52,10 +55,12 @@ def advice(error: BaseException) -> str:
     """Return what the line may use instead, after a semicolon, or an empty text.
 
     That is when an attribute of the context may be None, the names of an object of tracepaper that
-    lacks one, or the parameters of what was called with others.
+    lacks one, the parameters of what was called with others, or how long the history is.
     """
     if isinstance(error, AttributeError) and error.obj is not None:
         return _names(error.obj)
+    if isinstance(error, IndexError) and _reads_history(error.__traceback__):
+        return SHORT_HISTORY
     if (step := _user_step(error.__traceback__)) is None:
         return ""
     lines = _lines(step)
@@ -71,6 +76,15 @@ def advice(error: BaseException) -> str:
         return ""
     sentences = (_names(_resolved(name, step.tb_frame), is_called=True) for name in called)
     return next(filter(None, sentences), "")
+
+
+def _reads_history(trace: TracebackType | None) -> bool:
+    """Return whether a function of *trace* names the history or a timeframe."""
+    while trace is not None:
+        if not {"history", "timeframe"}.isdisjoint(trace.tb_frame.f_code.co_names):
+            return True
+        trace = trace.tb_next
+    return False
 
 
 def _user_step(trace: TracebackType | None) -> TracebackType | None:

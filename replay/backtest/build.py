@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,13 @@ from tracepaper.daemon.engine.history import DAY_FRAME
 from tracepaper.daemon.session.build import (
     Strategies,
     book_days,
+    build_engine,
     make_strategies,
     needs_forecaster,
     resolved,
     warmup_bars,
 )
+from tracepaper.daemon.session.longer_history import Lookback, lengthen
 from tracepaper.daemon.session.models import card_of, load_forecaster
 from tracepaper.daemon.session.run_row import new_run, reject_size
 from tracepaper.daemon.session.user_model import user_model
@@ -48,7 +50,7 @@ from tracepaper.strategies.builtin import TREND, windows_within
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.types.decisions import FillModel, RunRow
-from tracepaper.strategies.types.market import Category, Instrument, RunKind
+from tracepaper.strategies.types.market import Category, Event, Instrument, RunKind
 from tracepaper.strategies.units import (
     DAY_MS,
     INTERVAL_NAMES,
@@ -294,6 +296,34 @@ def build(
         sessions=feed.sessions,
     )
     return Replay(run, feed, engine, forecaster, instruments, config)
+
+
+def rehearsal(
+    replay: Replay, data: MarketData, lookback: Lookback, bars: int
+) -> tuple[Strategies, Engine, Iterator[Event]]:
+    """Return fresh strategies of *replay* with *lookback*, their engine and its events.
+
+    These are the first *bars* of *data*, from which *replay* was built, without a model.
+    """
+    config, strategies = replay.config, make_strategies(replay.config, None)
+    lengthen(strategies, lookback)
+    data = _traded(data.first(bars), config)
+    feed = ArchiveFeed(
+        data,
+        replay.instruments,
+        closes_together=config.market.closes_together,
+        lookback=DataLookback(_frames_read(config, strategies, data)),
+    )
+    engine = build_engine(
+        config,
+        replay.instruments,
+        execution=FillModel.NEXT_OPEN,
+        period_start_ms=feed.period_start_ms,
+        forecaster=None,
+        strategies=strategies,
+        sessions=feed.sessions,
+    )
+    return strategies, engine, feed.events()
 
 
 def holes_in(candles: Candles) -> str:

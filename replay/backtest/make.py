@@ -18,6 +18,7 @@ from tracepaper.daemon.commands.options import reads_record
 from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import unread_gate_keys
+from tracepaper.daemon.session.longer_history import remedied
 from tracepaper.daemon.session.loop import KnownPredictor
 from tracepaper.daemon.session.models import card_of
 from tracepaper.daemon.session.resume import recall_events, restore_engine
@@ -28,6 +29,7 @@ from tracepaper.replay.backtest.effects import (
     keys_without_effect,
     sentence_on,
 )
+from tracepaper.replay.backtest.longer_history import LONGEST_S, Rehearsal
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.recorded import rerun_recorded
 from tracepaper.replay.backtest.run import (
@@ -92,6 +94,7 @@ def make_run(spec: RunSpec, watch: Watch | None = None) -> MadeRun:
     is_new, kept = not database.exists(), _kept(database)
     audit = SqlAuditLog.open(database, page_bytes=REPLAY_PAGE_BYTES)
     tally = Tally(stopped=watch.stopped)
+    rehearsal = None
     try:
         if recorded:
             rerun = reads_record(rerun_recorded)
@@ -106,8 +109,9 @@ def make_run(spec: RunSpec, watch: Watch | None = None) -> MadeRun:
                 spec.resume, data, audit, database, tally, until_ms=spec.until_ms
             )
         else:
-            replay = _replay_of(spec, database, clock.wall_ms())
-            with watch.progress(replay) as tally.progress:
+            data, replay = _replay_of(spec, database, clock.wall_ms())
+            rehearsal = Rehearsal(replay, data)
+            with watch.progress(replay) as tally.progress, remedied(rehearsal.short_history):
                 run_replay(replay, audit, tally)
             run_id = replay.run.run_id
         if tally.finished:
@@ -116,7 +120,10 @@ def make_run(spec: RunSpec, watch: Watch | None = None) -> MadeRun:
         audit.close()
         if not audit.is_open:  # the start failed: nothing is left behind
             _remove_failed_start(database, kept, is_new=is_new)
-    return MadeRun(database, run_id, tally, clock.network_s() - began_s)
+    took_s = clock.network_s() - began_s
+    if rehearsal is not None and tally.finished:
+        rehearsal.keep(database, run_id, seconds=took_s + LONGEST_S)
+    return MadeRun(database, run_id, tally, took_s)
 
 
 def run_in_memory(spec: RunSpec) -> MemoryLog:
@@ -125,14 +132,15 @@ def run_in_memory(spec: RunSpec) -> MemoryLog:
     Nothing is written to disk. Raises the errors of :func:`make_run`.
     """
     wall_ms = SystemClock().wall_ms
-    replay = _replay_of(spec, None, wall_ms())
+    data, replay = _replay_of(spec, None, wall_ms())
     model = None
     if replay.forecaster is not None:
         card = card_of(replay.config, replay.forecaster)
         model = identity(str(card["model"].get("weights_sha256")), card)
     log = MemoryLog(model)
     replay.engine.stores_state = False  # it is never resumed
-    run_replay(replay, log, Tally())
+    with remedied(Rehearsal(replay, data).short_history):
+        run_replay(replay, log, Tally())
     log.end(wall_ms())
     return log
 
@@ -152,17 +160,20 @@ def options_without_effect(
     )
 
 
-def _replay_of(spec: RunSpec, database: Path | None, started_at_ms: int) -> Replay:
+def _replay_of(
+    spec: RunSpec, database: Path | None, started_at_ms: int
+) -> tuple[MarketData, Replay]:
     data, config, replay = _built(spec, database, started_at_ms)
     unset = dataclasses.replace(spec, settings=())
     if not spec.settings:
-        return replay
+        return data, replay
     said = unread_gate_keys(replay.config, replay.engine)  # in the run's own warnings
     keys = [key for key in _without_effect(unset, data, config, replay) if key not in said]
     if not keys:
-        return replay
+        return data, replay
     warnings = (*replay.run.warnings, sentence_on(keys))
-    return dataclasses.replace(replay, run=msgspec.structs.replace(replay.run, warnings=warnings))
+    row = msgspec.structs.replace(replay.run, warnings=warnings)
+    return data, dataclasses.replace(replay, run=row)
 
 
 def _built(

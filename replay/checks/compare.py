@@ -149,6 +149,9 @@ class CheckFinding:
     allowed: list[ExternalInput] = field(default_factory=list)
     unproved: list[str] = field(default_factory=list)
     unfinished: list[str] = field(default_factory=list)  # runs for which the time was too short
+    changed: int = 0  # decisions that differ with twice the history
+    tried: int = 0  # decisions that were compared with those; 0 where none can be
+    short_history: str = ""  # a sentence, without a full stop
 
     @property
     def passes(self) -> bool:
@@ -158,7 +161,7 @@ class CheckFinding:
     @property
     def verdict(self) -> str:
         """``differs``, ``read`` or ``nothing differs``, with ``so far`` if not all was probed."""
-        if self.differences:
+        if self.differences or self.short_history:
             return "differs"
         if self.opened:
             return "read"
@@ -170,9 +173,13 @@ class CheckFinding:
         """Return the verdict as one sentence, with how much was probed."""
         if self.differences:
             return f"differs: {self.differences[0].sentence()}: {self.cause}."
+        if self.short_history:
+            return f"differs: {self.short_history}."
         counted = f"{self.compared:,} decisions compared, {self.verdict}"
         if self.check == RECURSIVE:
             counted = f"{self.probes} later starts over {self.bars:,} bars, {counted}"
+            if self.tried:
+                counted += f"; with twice the history {self.changed:,} of {self.tried:,} differ"
             return f"{counted}." if self.passes else f"{counted}; give more bars."
         if self.opened:
             return f"read: the strategy {self._reading()}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -332,10 +333,11 @@ def recursive(
         typer.Option(min=10, help="Bars of the data to use; by default as many as needed."),
     ] = None,
 ) -> CommandAnswer:
-    """Check the warm-up: start later; exit 1 if a decision after the warm-up differs."""
+    """Check the warm-up: start later, and look back further; exit 1 if decisions differ."""
     from tracepaper.daemon.session.build import make_strategies, needs_forecaster, warmup_bars
     from tracepaper.daemon.session.models import load_forecaster
-    from tracepaper.replay.backtest.build import fit_windows
+    from tracepaper.replay.backtest.build import build, fit_windows
+    from tracepaper.replay.backtest.longer_history import Rehearsal
     from tracepaper.replay.checks.isolation import FreshProcesses
     from tracepaper.replay.checks.lookahead import recursive as check
 
@@ -364,6 +366,12 @@ def recursive(
             mode=spec.mode,
             report=tell,
         )
+    data = data.first(bars or MOST_BARS)
+    run = Rehearsal(build(config, data, started_at_ms=0), data)
+    if not finding.differences:
+        finding.changed, finding.tried = run.doubled(MOST_BARS)
+        if (short := run.short_history(seconds=math.inf, tried=MOST_BARS)) is not None:
+            finding.short_history = short.sentence
     return _verdict(finding)
 
 

@@ -182,7 +182,7 @@ class Run(Struct, frozen=True):
     damage: str  # in a sentence; empty without damage
     halt: str  # the sentence of the report on a halt that lasts until RESUME; else empty
     below_zero: str  # since when nothing of the account was left, and its lowest equity; or empty
-    without_fills: str  # why nothing filled so far, in sentences; empty if an order filled
+    without_fills: str  # why nothing filled so far, and that a longer history decides otherwise
     absent: str  # how long no trade was possible for absent bars, and why; empty if not long
     notes: list[NoteSeries]
     bars_from_ms: int | None  # open of the first bar, those of the warm-up included

@@ -36,6 +36,7 @@ from tracepaper.replay.report.states import (
     LastingState,
     below_zero,
     lasting_states,
+    short_history,
     without_fills,
 )
 from tracepaper.replay.run_columns import Floats
@@ -214,7 +215,10 @@ def run(
         halt="" if (held := halt(shown)) is None else held.sentence,
         below_zero=_below_zero(shown),
         without_fills=shown.rollups.kept_value(
-            "without fills", lambda: without_fills(shown.columns)
+            "without fills",
+            lambda: " ".join(
+                filter(None, (without_fills(shown.columns), short_history(shown.columns)))
+            ),
         ),
         absent="".join(state.sentence for state in _states(shown) if state.kind == "absent"),
         notes=shown.rollups.kept_value("noted", lambda: _noted_names(shown)),

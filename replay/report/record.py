@@ -24,6 +24,7 @@ from tracepaper.replay.report.states import (
     odd_levels,
     open_positions,
     rejections,
+    short_history,
     without_fills,
     without_value,
 )
@@ -142,6 +143,7 @@ class RunRecord:
     fitted: tuple[FittedSpan, ...] = ()  # periods on which the run's model was fitted
     without_fills: str = ""  # why nothing filled, in sentences; empty if an order filled
     without_value: str = ""  # a sentence on bars that were decided without a value, if it has fills
+    short_history: str = ""  # a sentence on a class that answers otherwise with a longer one
     rejections: str = ""  # a sentence on rejected orders, if it has fills
     open_positions: str = ""  # those at the end, in words
     odd_levels: str = ""  # a sentence on exits at distances that are probably mistakes
@@ -188,6 +190,7 @@ class RunRecord:
             *states,
             self.without_fills,
             self.without_value,
+            self.short_history,
             self.rejections,
             self.odd_levels,
         )
@@ -273,6 +276,7 @@ def read_record(reader: Reader, database: Path, run_id: str) -> RunRecord:
             states=lasting_states(columns),
             without_fills=without_fills(columns),
             without_value=without_value(columns),
+            short_history=short_history(columns),
             rejections=rejections(columns),
             odd_levels=odd_levels(columns),
             open_positions=open_positions(columns),

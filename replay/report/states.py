@@ -44,7 +44,7 @@ from tracepaper.strategies.units import (
     without_zeros,
 )
 from tracepaper.strategies.without_fills import DecisionCounts
-from tracepaper.strategies.without_value import lacked_value
+from tracepaper.strategies.without_value import lacked_value, says_warmup
 
 LIMITS: Final = (*risk_halt.only_with, risk_halt.name)
 """The gates that refuse while a limit halts the run."""
@@ -155,6 +155,14 @@ def without_value(columns: RunColumns) -> str:
     bars = count_of(sum(counted.times for counted, _ in lacking), "bar")
     _, reason = max(lacking, key=lambda each: each[0].times)
     return f"The strategy decided {bars} without a value, first at {first}. Most often: {reason}."
+
+
+def short_history(columns: RunColumns) -> str:
+    """Return a sentence on a class that answers otherwise with a longer history (U7)."""
+    if any(says_warmup(outcome.reason) for outcome in columns.rows.outcomes):
+        return ""  # an indicator without a value says it
+    check = columns.check_of_warmup()
+    return "" if check is None else f"{check.result.reason}."
 
 
 def rejections(columns: RunColumns) -> str:

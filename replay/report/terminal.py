@@ -38,6 +38,7 @@ from tracepaper.replay.report.states import (
     odd_levels,
     open_positions,
     rejections,
+    short_history,
     without_fills,
     without_value,
 )
@@ -223,7 +224,7 @@ def _cautions(columns: RunColumns, views: RunViews) -> Iterator[str]:
         if gone := below_zero(closes_ms, account["equity"], float(account["equity"][0])):
             yield gone
     yield from (state.sentence for state in lasting_states(columns))
-    for about in (without_fills, without_value, rejections, odd_levels):
+    for about in (without_fills, without_value, short_history, rejections, odd_levels):
         if sentences := about(columns):
             yield sentences
     yield from (f"Warning: {text}." for text in json.loads(views.run()["warnings"] or "[]"))

@@ -696,12 +696,13 @@ V_LEDGER: Final = View(
 
 V_CHECKS: Final = View(
     "v_checks",
-    "the result of comparing the run with its replay; not part of the chain",
+    "the result of comparing the run with its replay, or with decisions by a longer history; not "
+    "part of the chain",
     (
         ViewColumn("run_id", "r.run_id", "the run"),
         ViewColumn("sequence", "c.sequence", "its last step when the check began", "INTEGER"),
         *moment("checked_ms", "c.checked_ms", "wall time at which the check ended"),
-        ViewColumn("kind", "c.kind", "the command: `verify` or `parity`"),
+        ViewColumn("kind", "c.kind", "the command, `verify` or `parity`; or `warmup` (U7)"),
         *shown("c", "checks", "result", "compared", "identical", "content", "head"),
         ViewColumn(
             "is_current",

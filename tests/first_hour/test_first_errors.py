@@ -155,7 +155,7 @@ def test_a_history_gives_its_columns_by_name(tmp_path: Path) -> None:
         (
             "return tp.Signal(tp.Action.LONG, 'up', ema(close, 5 if close[-1] % 7 else 9)[-1] > 0)",
             "5 bars",
-            r"ema\(…, 9\) has no value with 5 bars of history: set warmup = 9 or more",
+            r"ema\(…, 9\) has no value with 5 bars of history: set warmup = 40 or more",
         ),
     ],
 )

@@ -32,7 +32,7 @@ class Cross(tp.Strategy):
 DATA = "--data samples/binance_um_BTCUSDT_1m_2025-05-26.csv.gz --to 2025-05-26T12"
 BARS = 268
 """Minutes from 07:32 to noon."""
-ADVICE = "ema(…, 21) has no value with 1 bar of history: set warmup = 21 or more"
+ADVICE = "ema(…, 21) has no value with 1 bar of history: set warmup = 94 or more"
 
 
 def test_a_copied_crossover_is_told_what_it_lacks_and_then_judged(
@@ -40,7 +40,7 @@ def test_a_copied_crossover_is_told_what_it_lacks_and_then_judged(
 ) -> None:
     say("data samples")
     (tmp_path / "unnamed.py").write_text(COPIED)
-    for name, bars in (("copied", 1), ("corrected", 21)):
+    for name, bars in (("copied", 1), ("corrected", 94)):
         named = COPIED.replace("    def decide", f"    warmup = {bars}\n\n    def decide")
         (tmp_path / f"{name}.py").write_text(named)
 
@@ -72,7 +72,7 @@ def test_a_copied_crossover_is_told_what_it_lacks_and_then_judged(
         "SELECT count(*), sum(allowed), sum(refused_by = 'warm') FROM v_decisions",
     )
     account = account_of(tmp_path / "corrected.db")
-    assert refused == 20
+    assert refused == 93
     assert f"{decided} bars decided, {allowed} allowed, {account.fills} fills" in answer
     assert re.search(rf"warm {refused}\b", answer)
     assert "has no value" not in say("config check --set strategy.name=corrected:Cross")

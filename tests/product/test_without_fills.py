@@ -108,17 +108,17 @@ class TooLongWarmup(Strategy):
 ASKED_NONE = "The strategy asked for no position on 60 of 60 bars. Its reason on 60: "
 CAUSES = {
     OneBar: f"{ASKED_NONE}fast not above slow; ema(…, 21) has no value with 1 bar of history: "
-    "set warmup = 21 or more.",
+    "set warmup = 94 or more.",
     OneBarOfAll: f"{ASKED_NONE}fast not above slow; ema(…, 21) has no value with 1 bar of "
-    "history: set warmup = 21 or more.",
+    "history: set warmup = 94 or more.",
     ShortWarmup: "The strategy asked for no position on 31 of 60 bars. Its reason on 31: above "
     "the mean; sma(…, 50) has no value with 30 bars of history: set warmup = 50 or more.",
     OneRowShort: "The strategy asked for no position on 40 of 60 bars. Its reason on 40: no "
-    "cross; crossover(…) has no value with 21 bars of history: set warmup = 22 or more.",
+    "cross; crossover(…) has no value with 21 bars of history: set warmup = 95 or more.",
     AverageOfAverage: "The strategy asked for no position on 52 of 60 bars. Its reason on 52: "
-    "below; ema(…, 21) has no value with 9 bars of history: set warmup = 29 or more.",
+    "below; ema(…, 21) has no value with 9 bars of history: set warmup = 133 or more.",
     HigherFrame: "The strategy asked for no position on 38 of 60 bars. Its reason on 38: low; "
-    "sma(…, 7) has no value with 4 bars of history: set frames_warmup = 7 or more.",
+    'sma(…, 7) has no value with 4 bars of history: set frames_warmup = {"5": 7} or more.',
     Never: f"{ASKED_NONE}waiting for the weekend.",
     WrongSide: "The strategy asked for a position on 60 bars, and nothing filled. Most often: "
     "stop is not below the close (60, first at 2025-05-26T07:32Z).",
@@ -203,7 +203,7 @@ def test_a_sweep_names_the_cause(cli: Cli, tmp_path: Path, monkeypatch: pytest.M
     )
     given = ("--set", "strategy.name=pine_cross:Cross", "--data", CANDLES)
     bars = ("--from", HOUR["start"], "--to", HOUR["end"])
-    advice = "ema(…, 21) has no value with 1 bar of history: set warmup = 21 or more"
+    advice = "ema(…, 21) has no value with 1 bar of history: set warmup = 94 or more"
     swept = cli.out(
         "sweep", *given, *bars, "--space", "slow=21,30", "--objective", "return", "--jobs", 1
     )

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tracepaper.strategies import indicators as ind
 from tracepaper.strategies.errors import StrategyFailed
 from tracepaper.strategies.smoothing import Floats
-from tracepaper.strategies.without_value import IndicatorWatch, WithoutValue
+from tracepaper.strategies.without_value import IndicatorCall, IndicatorWatch
 
 Candles = dict[str, Floats]
 Found = Floats | tuple[Floats, ...]
@@ -190,7 +190,7 @@ def test_a_value_that_is_missing_says_how_many_rows_give_one(name: str) -> None:
     function, columns, _ = WINDOWED[name]
     table, watch = candles(200, seed=3), IndicatorWatch()
 
-    def missing(rows: int) -> list[WithoutValue]:
+    def missing(rows: int) -> list[IndicatorCall]:
         watch.clear()
         with watch:
             function(*(table[column][:rows] for column in columns))
@@ -204,10 +204,49 @@ def test_a_value_that_is_missing_says_how_many_rows_give_one(name: str) -> None:
     (short,) = missing(call.needed - 1)
     assert short == replace(call, rows=call.needed - 1)
     assert not missing(call.needed)
-    advice = f"set warmup = {call.needed} or more"
     missing(1)
-    assert watch.sentence(1) == f"{call.call} has no value with 1 bar of history: {advice}"
-    assert watch.sentence(5).endswith(f"has no value with 1 row: give it {call.needed} or more")
+    assert watch.sentence(1, {}) == (
+        f"{call.call} has no value with 1 bar of history: set warmup = {call.needed} or more"
+    )
+    assert watch.sentence(5, {"60": 1}).endswith(
+        f'set frames_warmup = {{"60": {call.needed}}} or more'
+    )
+    assert watch.sentence(5, {}).endswith(f"has no value with 1 row: give it {call.needed} or more")
+
+
+SETTLING: dict[str, tuple[Callable[..., Any], tuple[str, ...], int]] = {
+    "ema": (of(ind.ema, 21), CLOSE, 94),
+    "rma": (of(ind.rma, 14), CLOSE, 108),
+    "rsi": (of(ind.rsi, 14), CLOSE, 109),
+    "atr": (of(ind.atr, 14), HLC, 109),
+    "dema": (of(ind.dema, 20), CLOSE, 131),
+    "trix": (of(ind.trix, 10), CLOSE, 84),
+    "macd": (of(ind.macd), CLOSE, 129),
+    "adx": (of(ind.adx, 14), HLC, 153),
+    "keltner": (of(ind.keltner, 20), HLC, 91),
+    "supertrend": (of(ind.supertrend, 10), HLC, 77),
+    "stochrsi": (of(ind.stochrsi), CLOSE, 115),
+    "heikin_ashi": (of(ind.heikin_ashi), ("open", *HLC), 11),
+    "an ema of an ema": (lambda close: ind.ema(ind.ema(close, 9), 21), CLOSE, 133),
+    "a cross": (lambda close: ind.crossover(ind.ema(close, 9), ind.ema(close, 21)), CLOSE, 95),
+}
+
+
+@pytest.mark.parametrize("name", SETTLING)
+def test_a_smoothing_says_after_how_many_rows_what_is_cut_off_weighs_nothing(name: str) -> None:
+    """What came before the last *needed* rows moves the newest value by 2 % of its spread."""
+    function, columns, needed = SETTLING[name]
+    table, watch = candles(900, seed=3), IndicatorWatch(1)
+    with watch:
+        whole = function(*(table[column] for column in columns))
+    assert watch.calls[-1].needed == needed
+    moved = [column.copy() for column in (table[name] for name in columns)]
+    for column in moved:
+        column[: 900 - needed] *= 1.02
+    last = [part[-1] for part in parts(function(*moved))]
+    spreads = [float(np.nanmax(part * 1.0) - np.nanmin(part)) for part in parts(whole)]
+    for value, part, spread in zip(last, parts(whole), spreads, strict=True):
+        assert abs(value * 1.0 - part[-1]) <= 0.02 * spread
 
 
 @given(st.integers(0, 10_000), st.integers(20, 200), st.integers(2, 19))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import gc
 import importlib
 import inspect
@@ -23,6 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.session.default_warmup import Warmup
 from tracepaper.daemon.session.run_row import strategy_sha256
 from tracepaper.daemon.session.user_class import REASON_LONGEST, user_strategy
 from tracepaper.daemon.session.user_code import class_sha256
@@ -273,6 +275,28 @@ def test_what_it_declares_must_be_possible(field: str, value: object) -> None:
     declared = type("Declared", (Answers,), {field: value})
     with pytest.raises(ConfigInvalid, match=rf"^Declared\.{field} "):
         user_strategy(declared, {})
+
+
+@pytest.mark.parametrize(
+    ("declared", "field", "meant"),
+    [
+        ({"frames": ("1h", "1D", "1M")}, "frames", ("60", "D", "M")),
+        ({"frames": ["60"]}, "frames", ("60",)),
+        ({"frames": "4h"}, "frames", ("240",)),
+        ({"frames": (60,)}, "frames", ("60",)),
+        ({"frames": ("60",), "frames_warmup": {"1h": 20}}, "frames_warmup", {"60": 20}),
+        ({"frames": ("60", "D"), "frames_warmup": 20}, "frames_warmup", {"60": 20, "D": 20}),
+    ],
+)
+def test_the_line_that_a_wrong_frame_is_told_is_accepted(
+    declared: dict[str, object], field: str, meant: object
+) -> None:
+    with pytest.raises(ConfigInvalid) as error:
+        user_strategy(type("Declared", (Answers,), declared), {}, Warmup(9, {}))
+    line = str(error.value).removesuffix(".").partition(f"write {field} = ")[2]
+    assert ast.literal_eval(line) == meant
+    corrected = type("Declared", (Answers,), declared | {field: ast.literal_eval(line)})
+    assert user_strategy(corrected, {}, Warmup(9, {})).frames
 
 
 # The id of a user's class covers its sources and nothing else.
