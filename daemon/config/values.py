@@ -7,6 +7,7 @@ import inspect
 import json
 import re
 import sys
+import threading
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -73,6 +74,12 @@ CASH_MAX: Final = MONEY_MAX // 2
 NOTIONAL_MAX: Final = MONEY_MAX // 4
 """Most notional of one order, which leaves room for rising prices."""
 DIGITS_MAX: Final = 40
+PARSING: Final = threading.Lock()
+"""Held while Python makes a syntax tree, as it may for a class's source or signature.
+
+Python 3.11 counts the depth of syntax trees for all threads together, and fails where a callback of
+its garbage collector lets another thread parse in between.
+"""
 QUANTILE: Final = re.compile(r"^q(0(\.\d+)?|1(\.0+)?)$")
 SYMBOLS_MAX: Final = 200
 _EXIT_DISTANCE: Final = re.compile(
@@ -451,7 +458,8 @@ def description(model: type[BaseModel], key: str) -> str:
 
 @cache
 def _texts(model: type) -> dict[str, str]:
-    (definition,) = ast.parse(dedent(inspect.getsource(model))).body
+    with PARSING:
+        (definition,) = ast.parse(dedent(inspect.getsource(model))).body
     assert isinstance(definition, ast.ClassDef)
     return {
         ast.unparse(field.target): inspect.cleandoc(text.value.value)

@@ -22,6 +22,7 @@ from typing import Any, Final, Generic, TypeVar, cast
 from msgspec import Struct
 from msgspec.structs import replace
 
+from tracepaper.daemon.config.values import PARSING
 from tracepaper.daemon.engine.state import SHADOWS
 from tracepaper.daemon.session.default_warmup import USUAL_FRAME_BARS, Warmup, names_one
 from tracepaper.daemon.session.user_code import (
@@ -271,7 +272,8 @@ def _check_decide(cls: CustomClass) -> None:
 def _construct(cls: type[Custom], options: dict[str, object]) -> Custom:
     """Call the constructor: by one dictionary if its first parameter is ``options``."""
     make = cast("Callable[..., Custom]", cls)
-    is_one = next(iter(inspect.signature(cls).parameters), "") == "options"
+    with PARSING:
+        is_one = next(iter(inspect.signature(cls).parameters), "") == "options"
     return make(options) if is_one else make(**options)
 
 
@@ -672,7 +674,8 @@ def network_class(name: str) -> ImportedClass:
     if not isinstance(cls, type):
         raise ConfigInvalid(f"architecture.mechanism '{name}' is no class; name one.")
     if cls.__module__.startswith("tracepaper."):  # its file also has code that is irrelevant here
-        sha256 = hashlib.sha256(inspect.getsource(cls).encode()).hexdigest()
+        with PARSING:
+            sha256 = hashlib.sha256(inspect.getsource(cls).encode()).hexdigest()
     else:
         sha256 = class_sha256(cls)
     return ImportedClass(cls, sha256, lambda: ForeignCode(name, "in forward", may_exit=False))

@@ -15,12 +15,12 @@ import linecache
 import os
 import re
 import sys
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import CodeType, FunctionType, TracebackType
 from typing import Final
 
+from tracepaper.daemon.config.values import PARSING
 from tracepaper.daemon.session.user_error import INSTALLED, advice, place
 from tracepaper.strategies.api.files import DeclaredFiles, module_file
 from tracepaper.strategies.errors import StrategyFailed, TracepaperError
@@ -32,10 +32,6 @@ Code = type | FunctionType
 
 SUFFIXES: Final = (".py", ".so", ".pyd", ".pyc")
 """Suffixes of files with code, in the order in which Python tries them at an import."""
-
-_PARSING: Final = threading.Lock()
-"""Python 3.11 counts the depth of syntax trees for all threads together, and fails where a
-callback of its garbage collector lets another thread parse in between."""
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
 PACKAGE_FOLDERS: Final = tuple(
@@ -143,14 +139,14 @@ def _module_files(root: Path, name: tuple[str, ...]) -> Iterator[Path]:
 
 def parsed(path: Path) -> ast.Module:
     """Return the syntax tree of the file *path*; raise ``SyntaxError`` or ``ValueError``."""
-    with _PARSING:
+    with PARSING:
         return ast.parse(path.read_bytes())
 
 
 def _source(code: Code) -> str:
     """Return the source of *code*; raise ``OSError`` or ``TypeError`` if Python has none."""
     try:
-        with _PARSING:
+        with PARSING:
             return inspect.getsource(code)
     except (OSError, TypeError):
         if isinstance(code, type) and (source := _cell_source(code)):
@@ -162,7 +158,7 @@ def class_line(cls: type) -> str:
     """Return `` at FILE:LINE`` where *cls* begins, or an empty text if Python has no source."""
     try:
         file = inspect.getfile(cls)
-        with _PARSING:
+        with PARSING:
             return f" at {file}:{inspect.getsourcelines(cls)[1]}"
     except (OSError, TypeError):
         return ""
@@ -180,7 +176,7 @@ def _cell_source(cls: type) -> str:
         code = method.__code__
         lines = linecache.getlines(code.co_filename)
         try:
-            with _PARSING:
+            with PARSING:
                 tree = ast.parse("".join(lines))
         except (SyntaxError, ValueError):
             continue

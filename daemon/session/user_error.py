@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Final
 
+from tracepaper.daemon.config.values import PARSING
 from tracepaper.strategies.types.decisions import Action
 
 INSTALLED: Final = frozenset({"site-packages", "dist-packages"})
@@ -137,7 +138,8 @@ def _names(value: object, *, is_called: bool = False) -> str:
         return f"; {value.__name__} has {', '.join(members)}"
     if is_called:
         try:
-            parameters = inspect.signature(value).parameters  # type: ignore[arg-type]
+            with PARSING:
+                parameters = inspect.signature(value).parameters  # type: ignore[arg-type]
         except (TypeError, ValueError):
             return ""
         return f"; {kind.__name__} takes {', '.join(parameters)}"
