@@ -66,7 +66,11 @@ def place(tmp_path: Path, books: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "BTCUSDT-1m.csv").write_text("\n".join(lines) + "\n")
     shutil.copy(books, tmp_path / "btc.depth")
     (tmp_path / "by_books.py").write_text(
-        users.source(head="books = 100", init="self.share = options.get('share', 1)", decide=DECIDE)
+        users.source(
+            head="books = 100\n    warmup = 1",
+            init="self.share = options.get('share', 1)",
+            decide=DECIDE,
+        )
     )
     (tmp_path / "run.toml").write_text(
         '[strategy]\nname = "by_books:Mine"\n[sizing]\nmode = "fixed"\nquantity = "0.1"\n'
