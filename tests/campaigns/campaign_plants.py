@@ -12,6 +12,7 @@ import asyncio
 import fcntl
 import itertools
 import logging
+import os
 import socket
 import subprocess
 import sys
@@ -33,7 +34,11 @@ from world.history import history, prepare  # noqa: E402 - after their folder
 from world.processes import in_child  # noqa: E402 - likewise
 from world.spec import BETWEEN, BURST, HOST_FAULTS, RATED, drawn, having, without  # noqa: E402
 
+from tracepaper.daemon.broker import matching as matching_module  # noqa: E402
+from tracepaper.daemon.broker.broker import Broker  # noqa: E402
+from tracepaper.daemon.broker.execution import Executor  # noqa: E402
 from tracepaper.daemon.broker.line import Line  # noqa: E402
+from tracepaper.daemon.broker.matching import Market  # noqa: E402
 from tracepaper.daemon.bybit import client as client_module  # noqa: E402
 from tracepaper.daemon.bybit import websocket as websocket_module  # noqa: E402
 from tracepaper.daemon.bybit.websocket import PublicStream  # noqa: E402
@@ -53,8 +58,15 @@ from tracepaper.storage.audit import SqlAuditLog  # noqa: E402
 from tracepaper.storage.database import writer as writer_module  # noqa: E402
 from tracepaper.storage.database.reader import Reader  # noqa: E402
 from tracepaper.strategies.api.strategy import SmaCross  # noqa: E402
-from tracepaper.strategies.types.decisions import Fill, RunRow, Step  # noqa: E402
-from tracepaper.strategies.types.market import Bar  # noqa: E402
+from tracepaper.strategies.gates.gate import GATES  # noqa: E402
+from tracepaper.strategies.types.decisions import Fill, Order, RunRow, Step  # noqa: E402
+from tracepaper.strategies.types.market import (  # noqa: E402
+    Bar,
+    Command,
+    CommandKind,
+    Quote,
+    Side,
+)
 
 CENT: Final = 1_000_000
 """Units of money in a hundredth."""
@@ -229,12 +241,12 @@ def a_file_at_each_step() -> None:
     _replace(Monitor, "observe", opening)
 
 
-def a_file_that_stays_open() -> None:
-    """Close no file."""
-    observe, files = Monitor.observe, []
+def a_descriptor_that_stays_open() -> None:
+    """Open again and again what is open, and close nothing."""
+    observe = Monitor.observe
 
     def opening(self: Monitor, step: Step) -> None:
-        files.append(Path(__file__).open("rb"))  # noqa: SIM115 - what the world must find
+        os.dup(0)
         observe(self, step)
 
     _replace(Monitor, "observe", opening)
@@ -331,16 +343,104 @@ def a_new_run_that_begins_now() -> None:
     setattr(resume_module, "_first_ms", from_now)  # noqa: B010 - what is broken is private
 
 
+def a_halt_that_is_forgotten() -> None:
+    """Trade on after HALT."""
+    step = Engine._step_of_command  # noqa: SLF001 - what is broken is private
+
+    def forgetful(self: Engine, command: Command) -> Step:
+        done = step(self, command)
+        self.halted = command.kind is CommandKind.FLATTEN
+        return done
+
+    _replace(Engine, "_step_of_command", forgetful)
+
+
+def a_flatten_that_closes_nothing() -> None:
+    """Halt, and keep every position."""
+    _replace(Broker, "flatten", lambda *_: None)
+
+
+def buys_at_the_bid() -> None:
+    """Buy where others buy."""
+    at_quote = Executor.at_quote
+
+    def cheap(self: Executor, order: Order, quote: Quote, available: int) -> Fill | None:
+        return at_quote(self, order, msgspec.structs.replace(quote, ask=quote.bid), available)
+
+    _replace(Executor, "at_quote", cheap)
+
+
+def fills_beyond_the_size_shown() -> None:
+    """Fill whole orders."""
+    at_quote = Executor.at_quote
+
+    def whole(self: Executor, order: Order, quote: Quote, available: int) -> Fill | None:
+        return at_quote(self, order, quote, max(available, order.quantity))
+
+    _replace(Executor, "at_quote", whole)
+
+
+def a_stop_thirty_units_late() -> None:
+    """Trigger a stop beyond its price."""
+    touched = matching_module.touched
+
+    def late(order: Order, far: int) -> bool:
+        return touched(order, far - 30 if order.side is Side.BUY else far + 30)
+
+    setattr(matching_module, "touched", late)  # noqa: B010 - a module's function
+
+
+def a_stop_that_is_ignored_at_first() -> None:
+    """Let no quote of its first quarter of an hour trigger a stop."""
+    meet = Market._meet_quote  # noqa: SLF001 - likewise
+
+    def patient(self: Market, order: Order, quote: Quote, left: dict[Side, int]) -> None:
+        if order.trigger is None or quote.market_ms - order.created_ms > 900_000:
+            meet(self, order, quote, left)
+
+    _replace(Market, "_meet_quote", patient)
+
+
+def limits_that_are_never_filled() -> None:
+    """Let no price go through a limit."""
+    setattr(matching_module, "is_through", lambda *_: False)  # noqa: B010 - a module's function
+
+
+def no_liquidation() -> None:
+    """Keep a position whose margin is lost."""
+    _replace(Broker, "_liquidate", lambda *_: None)
+
+
+def a_late_bar_that_decides() -> None:
+    """Trade on every bar, however late."""
+    object.__setattr__(GATES["late"], "measure", lambda _inputs: 0.0)
+
+
+def an_order_that_meets_the_quote_before() -> None:
+    """Fill by the quote before the newest."""
+    on_quote = Broker.on_quote
+    newest: dict[str, Quote] = {}
+
+    def behind(self: Broker, quote: Quote) -> None:
+        before = newest.get(quote.instrument, quote)
+        newest[quote.instrument] = quote
+        at = {"market_ms": quote.market_ms, "seen_ms": quote.seen_ms}
+        on_quote(self, msgspec.structs.replace(before, **at))
+
+    _replace(Broker, "on_quote", behind)
+
+
 class Plant(NamedTuple):
     """A fault, the law that must find it, and what the histories have beside kills and bursts.
 
-    *first* is the history, counted from 0, that finds it first.
+    *first* is the history, counted from 0, that finds it first, and *kind* its configuration.
     """
 
     fault: Callable[[], None]
     law: str
     has: tuple[str, ...] = ()
     first: int = 0
+    kind: str = ""
 
 
 PLANTS: Final = (
@@ -359,7 +459,7 @@ PLANTS: Final = (
     Plant(a_full_queue_that_raises, "end"),
     Plant(a_hang_that_is_an_error, "end", ("hanging",), first=4),
     Plant(a_file_at_each_step, "end", ("leaking",), first=2),
-    Plant(a_file_that_stays_open, "left"),
+    Plant(a_descriptor_that_stays_open, "left"),
     Plant(a_lock_that_locks_nothing, "second", ("second",)),
     Plant(another_version_goes_on, "versions", ("versions",)),
     Plant(any_schema_is_read, "newer", ("newer",)),
@@ -372,6 +472,16 @@ PLANTS: Final = (
     Plant(a_decision_that_no_record_explains, "parity", ("parity",), first=2),
     Plant(a_notice_told_twice, "notices", ("notices",), first=7),
     Plant(a_new_run_that_begins_now, "decisions", ("edit",)),
+    Plant(a_halt_that_is_forgotten, "halt", kind="plain"),
+    Plant(a_flatten_that_closes_nothing, "halt", kind="plain"),
+    Plant(buys_at_the_bid, "fills", kind="plain"),
+    Plant(fills_beyond_the_size_shown, "fills", kind="plain"),
+    Plant(a_stop_thirty_units_late, "stops", kind="exits"),
+    Plant(a_stop_that_is_ignored_at_first, "stops", kind="exits"),
+    Plant(limits_that_are_never_filled, "limits", kind="limits"),
+    Plant(no_liquidation, "liquidations", kind="margin"),
+    Plant(a_late_bar_that_decides, "late", kind="plain"),
+    Plant(an_order_that_meets_the_quote_before, "fills", kind="plain"),
 )
 
 
@@ -380,7 +490,7 @@ def find(plant: Plant, base: Path, seeds: Sequence[int], bars: int) -> str:
     plant.fault()
     kind = dict.fromkeys(("parity", "hanging", "leaking"), "plain")
     kind |= {"filters": "limits", "gone": "two"}
-    chosen = next((kind[name] for name in plant.has if name in kind), "")
+    chosen = plant.kind or next((kind[name] for name in plant.has if name in kind), "")
     for number, seed in enumerate((plant.first + seed for seed in seeds), start=1):
         # Many commands, kills and bursts: a fault shows where one meets the other.
         days_have_to_end = {"parity", "filters"}.intersection(plant.has)

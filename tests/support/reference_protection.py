@@ -554,8 +554,11 @@ class ReferenceProtection:
             case Volatility(multiple=multiple):
                 return Level(name, distance=round(Fraction(multiple) * self._mean_range()))
             case number:
-                units = round(Fraction(number) * UNITS)
+                units, close = round(Fraction(number) * UNITS), self.bars[-1].close
                 is_trail = name == "trailing"
+                most = close / 2 if is_trail else 10 * close
+                if number <= 0 or units > most or (not is_trail and 10 * units < close):
+                    raise NoPlan  # E8
                 return Level(name, distance=units) if is_trail else Level(name, price=tick(units))
 
     def _mean_range(self) -> int:

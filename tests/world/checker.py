@@ -19,6 +19,8 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context, Decima
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from world.live import Before, LiveLaws, Scale
+
 MOST_OF_A_LAW: Final = 20
 """Sentences that a law may say: the first ones say enough."""
 UNIT: Final = Decimal("1e-8")
@@ -536,11 +538,19 @@ class _Books:
         self.filled: dict[str, Decimal] = defaultdict(Decimal)
         self.market = every_order if by_candles else None
         self.missed = None if by_candles else every_order
+        self.live: LiveLaws | None = None
+        if self.missed is not None and run["kind"] == "live":
+            interval_ms = min(each.interval_ms for each in judge.truth.instruments.values())
+            late_ms = config.get("gate", {}).get("late_ms", interval_ms)
+            worse = every_order._worse
+            self.live = LiveLaws(judge.breach, _law_of, worse, late_ms)
         if before is not None:
             self.filled.update({f"0-{name}": filled for name, filled in before.filled.items()})
             self.opened = dict(before.opened)
             if self.missed is not None and before.missed is not None:
                 self.missed.take_over(before.missed)
+            if self.live is not None and before.live is not None:
+                self.live.take_over(before.live)
         account = self.config.get("account", {})
         self.leverage: Decimal | None = None  # of cross margin, in one symbol and tier
         if account.get("margin") == "cross" and by_candles:
@@ -597,8 +607,17 @@ class _Books:
         equity, decisions = self._of("v_equity"), self._of("v_decisions")
         for sequence in sorted(events):
             self._take(events[sequence], bars.get(sequence, []))
+            stood = self._stood()
             self._book(sequence, fills.get(sequence, []), ledger.get(sequence, []))
             self._check_bars(sequence, bars.get(sequence, []), fills.get(sequence, []))
+            if self.missed is not None:
+                for event in events[sequence]:
+                    self.missed.step(event["sequence"])
+            if self.live is not None and self.missed is not None:
+                heard = [each for each in events[sequence] if each["sequence"] not in self.ignored]
+                scales = {key: Scale(rules.tick, rules.step) for key, rules in self.rules.items()}
+                self.live.step(heard, fills.get(sequence, []), stood, self.missed.orders, scales)
+                self._check_late(bars.get(sequence, []), decisions.get(sequence, []), stood)
             for order in self.news.get(sequence, []):
                 self._check_grid(order)
             for row in decisions.get(sequence, []):
@@ -619,6 +638,27 @@ class _Books:
             if order.filled != filled or is_done != (order.status == "FILLED"):
                 got = f"{order.status} with {order.filled} of {order.quantity}"
                 self.judge.breach("orders", f"{order.order_id} is {got}, and {filled} were filled")
+
+    def _stood(self) -> Before:
+        """Return the account as a step meets it."""
+        ruin = {
+            key: self.rules[key].liquidation(own)[0]
+            for key, own in self.positions.items()
+            if own.quantity and self.rules[key].leverage and self.rules[key].maintenance >= 0
+        }
+        held = {key: own.quantity for key, own in self.positions.items()}
+        return Before(dict(self.missed.orders) if self.missed else {}, held, ruin)
+
+    def _check_late(
+        self, bars: Sequence[sqlite3.Row], decisions: Sequence[sqlite3.Row], stood: Before
+    ) -> None:
+        assert self.live is not None
+        by_sequence = {bar["sequence"]: bar for bar in bars}
+        for row in decisions:
+            key, new = row["instrument"], self.news.get(row["sequence"], [])
+            interval_ms = self.judge.truth.instruments[key].interval_ms
+            held = stood.held.get(key, Decimal(0))
+            self.live.decided(row, by_sequence[row["sequence"]], interval_ms, new, held)
 
     def _take(self, events: Sequence[sqlite3.Row], bars: Sequence[sqlite3.Row]) -> None:
         """Take prices and settlements before the fills of the step."""
@@ -680,7 +720,6 @@ class _Books:
             for bar in accepted:
                 if bar["source"] == "rest" and bar["open_time_ms"] >= self.first[bar["instrument"]]:
                     self.missed.caught_up(bar, fills)
-            self.missed.step(sequence)
         if self.market is None:
             return
         if not accepted:
@@ -1118,6 +1157,7 @@ class Order(NamedTuple):
     price: Decimal | None
     trigger: Decimal | None
     until_ms: int | None
+    eligible_ms: int
     is_triggered: bool
     reduces: bool
 
@@ -1513,6 +1553,7 @@ def _order_of(row: sqlite3.Row) -> Order:
         price(row["price"]),
         price(row["trigger"]),
         row["until_ms"],
+        row["eligible_ms"] or 0,
         bool(row["triggered"]),
         bool(row["reduce_only"]),
     )

@@ -688,7 +688,7 @@ class Life:
             # wait for a model's answer (exit_without_waiting).
             if not timer.startswith(("Transport.", "Bomb.", "a thread of model")):
                 yield f"timer {timer}"
-        for file in sorted(_open_files() - self._files):
+        for file in sorted((_open_files() - self._files).elements()):
             if not file.endswith("leaking_drawn.py"):  # a class that closes nothing
                 yield f"file {file}"
 
@@ -832,10 +832,10 @@ def _unmasked(body: bytes) -> bytes:
     return b"\x81" + length + body
 
 
-def _open_files() -> set[str]:
-    """Return what this process has open, by name."""
-    names = set()
+def _open_files() -> Counter[str]:
+    """Count the open descriptors of this process by the name of what they have open."""
+    names = Counter[str]()
     for descriptor in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):
-            names.add(str(descriptor.readlink()))
+            names[str(descriptor.readlink())] += 1
     return names
