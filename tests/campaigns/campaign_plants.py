@@ -32,7 +32,7 @@ sys.path[:0] = [str(TESTS), str(TESTS / "campaigns")]
 
 from world.history import history, prepare  # noqa: E402 - after their folder
 from world.processes import in_child  # noqa: E402 - likewise
-from world.spec import BETWEEN, BURST, HOST_FAULTS, RATED, drawn, having, without  # noqa: E402
+from world.spec import BETWEEN, BURST, HOST_FAULTS, RATED, WORLD_FAULTS, drawn, having, without  # noqa: E402
 
 from tracepaper.daemon.broker import matching as matching_module  # noqa: E402
 from tracepaper.daemon.broker.broker import Broker  # noqa: E402
@@ -380,23 +380,26 @@ def fills_beyond_the_size_shown() -> None:
     _replace(Executor, "at_quote", whole)
 
 
-def a_stop_thirty_units_late() -> None:
-    """Trigger a stop beyond its price."""
+def a_stop_that_is_late() -> None:
+    """Trigger a stop thirty of the quote currency beyond its price."""
     touched = matching_module.touched
 
     def late(order: Order, far: int) -> bool:
-        return touched(order, far - 30 if order.side is Side.BUY else far + 30)
+        return touched(order, far - 3_000 if order.side is Side.BUY else far + 3_000)
 
     setattr(matching_module, "touched", late)  # noqa: B010 - a module's function
 
 
 def a_stop_that_is_ignored_at_first() -> None:
-    """Let no quote of its first quarter of an hour trigger a stop."""
-    meet = Market._meet_quote  # noqa: SLF001 - likewise
+    """Trigger a stop a quarter of an hour after it was met."""
+    meet, first = Market._meet_quote, dict[tuple[str, int], int]()  # noqa: SLF001 - likewise
 
     def patient(self: Market, order: Order, quote: Quote, left: dict[Side, int]) -> None:
-        if order.trigger is None or quote.market_ms - order.created_ms > 900_000:
-            meet(self, order, quote, left)
+        far = quote.ask if order.side is Side.BUY else quote.bid
+        if order.trigger is None or order.triggered or not matching_module.touched(order, far):
+            return meet(self, order, quote, left)
+        met_ms = first.setdefault((order.order_id, order.created_ms), quote.market_ms)
+        return meet(self, order, quote, left) if quote.market_ms > met_ms + 900_000 else None
 
     _replace(Market, "_meet_quote", patient)
 
@@ -412,8 +415,9 @@ def no_liquidation() -> None:
 
 
 def a_late_bar_that_decides() -> None:
-    """Trade on every bar, however late."""
-    object.__setattr__(GATES["late"], "measure", lambda _inputs: 0.0)
+    """Trade on every bar, however late it and the quotes are."""
+    for name in ("late", "stale"):
+        msgspec.structs.force_setattr(GATES[name], "measure", lambda _inputs: 0.0)
 
 
 def an_order_that_meets_the_quote_before() -> None:
@@ -476,13 +480,20 @@ PLANTS: Final = (
     Plant(a_flatten_that_closes_nothing, "halt", kind="plain"),
     Plant(buys_at_the_bid, "fills", kind="plain"),
     Plant(fills_beyond_the_size_shown, "fills", kind="plain"),
-    Plant(a_stop_thirty_units_late, "stops", kind="exits"),
+    Plant(a_stop_that_is_late, "stops", kind="exits"),
     Plant(a_stop_that_is_ignored_at_first, "stops", kind="exits"),
     Plant(limits_that_are_never_filled, "limits", kind="limits"),
     Plant(no_liquidation, "liquidations", kind="margin"),
-    Plant(a_late_bar_that_decides, "late", kind="plain"),
+    Plant(a_late_bar_that_decides, "late", ("stopped", "suspended"), kind="plain"),
     Plant(an_order_that_meets_the_quote_before, "fills", kind="plain"),
 )
+
+
+OF_TRADING: Final = ("fills", "stops", "limits", "liquidations", "late")
+"""Laws that need positions, and prices that move from quote to quote."""
+
+
+FAULTS: Final = (*RATED, *WORLD_FAULTS)
 
 
 def find(plant: Plant, base: Path, seeds: Sequence[int], bars: int) -> str:
@@ -494,14 +505,15 @@ def find(plant: Plant, base: Path, seeds: Sequence[int], bars: int) -> str:
     for number, seed in enumerate((plant.first + seed for seed in seeds), start=1):
         # Many commands, kills and bursts: a fault shows where one meets the other.
         days_have_to_end = {"parity", "filters"}.intersection(plant.has)
-        minutes = 240 if days_have_to_end else 0
+        minutes = 240 if days_have_to_end else 60 if plant.law in OF_TRADING else 0
         spec = drawn(seed, bars=bars, kind=chosen, minutes=minutes)
-        rates = spec.rates | {BURST: 3.0} | {name: 3.0 for name in plant.has if name in RATED}
+        rates = spec.rates | {BURST: 3.0} | {name: 3.0 for name in plant.has if name in FAULTS}
         spec = msgspec.structs.replace(
             having(without(spec, ("listed", "gone")), plant.has),
             host=HOST_FAULTS,
             gone_bar=bars // 4 if "gone" in plant.has else 0,
-            command_bars=15.0 if plant.law == "filters" else 0.5,  # what is halted orders nothing
+            # What is halted orders nothing.
+            command_bars=15.0 if plant.law in {"filters", *OF_TRADING} else 0.5,
             rates=rates,
             between=tuple(name for name in plant.has if name in BETWEEN),
         )

@@ -504,6 +504,7 @@ class _Books:
         self.opened: dict[str, int] = {}  # the newest bar
         self.marks: dict[str, list[tuple[int, Decimal]]] = defaultdict(list)
         self.unrealized: dict[str, Decimal] = {}
+        self.ruin: dict[str, Decimal] = {}  # the newest liquidation prices
         self.opening = Decimal(str(self.config["account"]["cash"]))
         if before is not None:
             self.positions, self.opening = copy.deepcopy(before.positions), before.cash
@@ -641,21 +642,18 @@ class _Books:
 
     def _stood(self) -> Before:
         """Return the account as a step meets it."""
-        ruin = {
-            key: self.rules[key].liquidation(own)[0]
-            for key, own in self.positions.items()
-            if own.quantity and self.rules[key].leverage and self.rules[key].maintenance >= 0
-        }
         held = {key: own.quantity for key, own in self.positions.items()}
-        return Before(dict(self.missed.orders) if self.missed else {}, held, ruin)
+        return Before(dict(self.missed.orders) if self.missed else {}, held, dict(self.ruin))
 
     def _check_late(
         self, bars: Sequence[sqlite3.Row], decisions: Sequence[sqlite3.Row], stood: Before
     ) -> None:
         assert self.live is not None
+        assert self.missed is not None
+        new = [order for name, order in self.missed.orders.items() if name not in stood.orders]
         by_sequence = {bar["sequence"]: bar for bar in bars}
         for row in decisions:
-            key, new = row["instrument"], self.news.get(row["sequence"], [])
+            key = row["instrument"]
             interval_ms = self.judge.truth.instruments[key].interval_ms
             held = stood.held.get(key, Decimal(0))
             self.live.decided(row, by_sequence[row["sequence"]], interval_ms, new, held)
@@ -974,7 +972,11 @@ class _Books:
         if Decimal(row["margin_text"]) != own.margin:
             text = row["margin_text"]
             self.judge.breach("margin", f"at {sequence} margin is {text}, not {own.margin}")
-        if row["liquidation_price_text"] is None or rules.maintenance < 0 or not own.quantity:
+        self.ruin.pop(row["instrument"], None)
+        if row["liquidation_price_text"] is None:
+            return
+        self.ruin[row["instrument"]] = Decimal(row["liquidation_price_text"])
+        if rules.maintenance < 0 or not own.quantity:
             return
         wanted, _ = rules.liquidation(own)
         if Decimal(row["liquidation_price_text"]) != wanted:
