@@ -39,6 +39,7 @@ from tracepaper.daemon.broker.broker import Broker  # noqa: E402
 from tracepaper.daemon.broker.execution import Executor  # noqa: E402
 from tracepaper.daemon.broker.line import Line  # noqa: E402
 from tracepaper.daemon.broker.matching import Market  # noqa: E402
+from tracepaper.daemon.broker.orders import touched  # noqa: E402
 from tracepaper.daemon.bybit import client as client_module  # noqa: E402
 from tracepaper.daemon.bybit import websocket as websocket_module  # noqa: E402
 from tracepaper.daemon.bybit.websocket import PublicStream  # noqa: E402
@@ -382,8 +383,6 @@ def fills_beyond_the_size_shown() -> None:
 
 def a_stop_that_is_late() -> None:
     """Trigger a stop thirty of the quote currency beyond its price."""
-    touched = matching_module.touched
-
     def late(order: Order, far: int) -> bool:
         return touched(order, far - 3_000 if order.side is Side.BUY else far + 3_000)
 
@@ -396,7 +395,7 @@ def a_stop_that_is_ignored_at_first() -> None:
 
     def patient(self: Market, order: Order, quote: Quote, left: dict[Side, int]) -> None:
         far = quote.ask if order.side is Side.BUY else quote.bid
-        if order.trigger is None or order.triggered or not matching_module.touched(order, far):
+        if order.trigger is None or order.triggered or not touched(order, far):
             return meet(self, order, quote, left)
         met_ms = first.setdefault((order.order_id, order.created_ms), quote.market_ms)
         return meet(self, order, quote, left) if quote.market_ms > met_ms + 900_000 else None

@@ -19,7 +19,7 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context, Decima
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from world.live import Before, LiveLaws, Scale
+from world.live import Before, LiveLaws, Order, Scale
 
 MOST_OF_A_LAW: Final = 20
 """Sentences that a law may say: the first ones say enough."""
@@ -1141,46 +1141,6 @@ class _Settlements:
 
 
 # ---------------------------------------------------------------- orders and candles
-
-
-class Order(NamedTuple):
-    """The state of an order after a step."""
-
-    order_id: str
-    key: str
-    is_buy: bool
-    quantity: Decimal
-    filled: Decimal
-    status: str
-    reason: str
-    created_ms: int
-    kind: str
-    role: str
-    price: Decimal | None
-    trigger: Decimal | None
-    until_ms: int | None
-    eligible_ms: int
-    is_triggered: bool
-    reduces: bool
-
-    @property
-    def rests(self) -> bool:
-        """Whether it may still be filled."""
-        return self.status in {"NEW", "ACCEPTED", "PARTIALLY_FILLED"}
-
-    @property
-    def waits(self) -> bool:
-        """Whether it is a stop that has not triggered."""
-        return self.trigger is not None and not self.is_triggered
-
-    def is_met(self, low: Decimal, high: Decimal) -> bool:
-        """Return whether prices from *low* to *high* touch its trigger or go through its price."""
-        if self.waits:
-            assert self.trigger is not None
-            return high >= self.trigger if self.is_buy else low <= self.trigger
-        if self.price is None:
-            return False
-        return low < self.price if self.is_buy else high > self.price
 
 
 class _Market:

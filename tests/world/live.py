@@ -10,34 +10,50 @@ import json
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 OF_STRATEGY: Final = frozenset({"SIGNAL", "LIST"})
 """The roles of orders that a decision sends."""
 
 
-class LiveOrder(Protocol):
-    """What these laws read of an order."""
+class Order(NamedTuple):
+    """The state of an order after a step."""
 
     order_id: str
     key: str
     is_buy: bool
-    filled: Decimal
     quantity: Decimal
+    filled: Decimal
     status: str
+    reason: str
+    created_ms: int
     kind: str
     role: str
     price: Decimal | None
     trigger: Decimal | None
     until_ms: int | None
     eligible_ms: int
+    is_triggered: bool
     reduces: bool
 
     @property
-    def rests(self) -> bool: ...
+    def rests(self) -> bool:
+        """Whether it may still be filled."""
+        return self.status in {"NEW", "ACCEPTED", "PARTIALLY_FILLED"}
 
     @property
-    def waits(self) -> bool: ...
+    def waits(self) -> bool:
+        """Whether it is a stop that has not triggered."""
+        return self.trigger is not None and not self.is_triggered
+
+    def is_met(self, low: Decimal, high: Decimal) -> bool:
+        """Return whether prices from *low* to *high* touch its trigger or go through its price."""
+        if self.waits:
+            assert self.trigger is not None
+            return high >= self.trigger if self.is_buy else low <= self.trigger
+        if self.price is None:
+            return False
+        return low < self.price if self.is_buy else high > self.price
 
 
 class Quote(NamedTuple):
@@ -49,7 +65,7 @@ class Quote(NamedTuple):
     ask: Decimal
     ask_size: Decimal
 
-    def far(self, order: LiveOrder) -> tuple[Decimal, Decimal]:
+    def far(self, order: Order) -> tuple[Decimal, Decimal]:
         """Return price and size of the side that fills *order*."""
         return (self.ask, self.ask_size) if order.is_buy else (self.bid, self.bid_size)
 
@@ -74,13 +90,13 @@ class Scale(NamedTuple):
 class Before(NamedTuple):
     """The account before a step."""
 
-    orders: Mapping[str, LiveOrder]
+    orders: Mapping[str, Order]
     held: Mapping[str, Decimal]
     ruin: Mapping[str, Decimal]
     """Price at which each isolated position is liquidated."""
 
 
-def _passes(order: LiveOrder, price: Decimal, level: Decimal) -> bool:
+def _passes(order: Order, price: Decimal, level: Decimal) -> bool:
     """Return whether *price* is strictly better for the maker *order* than *level*."""
     return price < level if order.is_buy else price > level
 
@@ -91,8 +107,8 @@ class LiveLaws:
     def __init__(
         self,
         breach: Callable[[str, str], None],
-        law_of: Callable[[LiveOrder], str],
-        worse: Callable[[LiveOrder, Decimal], Decimal],
+        law_of: Callable[[Order], str],
+        worse: Callable[[Order, Decimal], Decimal],
         late_ms: int,
     ) -> None:
         self.breach, self.law_of, self.worse, self.late_ms = breach, law_of, worse, late_ms
@@ -110,7 +126,7 @@ class LiveLaws:
         events: Sequence[sqlite3.Row],
         fills: Sequence[sqlite3.Row],
         before: Before,
-        orders: Mapping[str, LiveOrder],
+        orders: Mapping[str, Order],
         scales: Mapping[str, Scale],
     ) -> None:
         """Check a step from the account *before* it to the *orders* after it."""
@@ -142,7 +158,7 @@ class LiveLaws:
         decision: sqlite3.Row,
         bar: sqlite3.Row,
         interval_ms: int,
-        new: Sequence[LiveOrder],
+        new: Sequence[Order],
         held: Decimal,
     ) -> None:
         """Check that a *decision* on a bar that came late opened nothing (G4)."""
@@ -157,7 +173,7 @@ class LiveLaws:
 
     # ------------------------------------------------------------ commands
 
-    def _command(self, event: sqlite3.Row, before: Before, orders: Mapping[str, LiveOrder]) -> None:
+    def _command(self, event: sqlite3.Row, before: Before, orders: Mapping[str, Order]) -> None:
         kind = json.loads(event["content"])["kind"]
         if not self.halted:
             signals = (each for each in before.orders.values() if each.role == "SIGNAL")
@@ -179,7 +195,7 @@ class LiveLaws:
         self,
         fills: Sequence[sqlite3.Row],
         before: Before,
-        orders: Mapping[str, LiveOrder],
+        orders: Mapping[str, Order],
         command: str,
     ) -> None:
         for fill in fills:
@@ -201,7 +217,7 @@ class LiveLaws:
         fill: sqlite3.Row,
         quote: Quote | None,
         before: Before,
-        orders: Mapping[str, LiveOrder],
+        orders: Mapping[str, Order],
     ) -> None:
         after = orders[fill["order_id"]]
         order = before.orders.get(fill["order_id"], after)
@@ -222,7 +238,7 @@ class LiveLaws:
             self.breach(law, f"{place} was not triggered by {far}")
 
     @staticmethod
-    def _is_triggered(order: LiveOrder, far: Decimal) -> bool:
+    def _is_triggered(order: Order, far: Decimal) -> bool:
         assert order.trigger is not None
         return far >= order.trigger if order.is_buy else far <= order.trigger
 
@@ -232,8 +248,8 @@ class LiveLaws:
             if fill["model"] == "quote":
                 side = fill["instrument"], fill["side"]
                 taken[side] = taken.get(side, Decimal(0)) + Decimal(fill["quantity_text"])
-        for (key, side), quantity in taken.items():
-            shown = met[key].ask_size if side == "BUY" else met[key].bid_size
+        for (key, of_side), quantity in taken.items():
+            shown = met[key].ask_size if of_side == "BUY" else met[key].bid_size
             if quantity > shown:
                 place = f"at {fills[0]['sequence']} {key}"
                 self.breach("fills", f"{place}: {quantity} was filled, and {shown} was shown")
@@ -244,7 +260,7 @@ class LiveLaws:
         key: str,
         fills: Sequence[sqlite3.Row],
         before: Before,
-        orders: Mapping[str, LiveOrder],
+        orders: Mapping[str, Order],
     ) -> None:
         """Check that *quote* filled what it met, as far as its size reaches."""
         for name, order in before.orders.items():
@@ -264,7 +280,7 @@ class LiveLaws:
             if quote.at_ms >= order.eligible_ms and self._is_met(order, far):
                 self.breach(self.law_of(order), f"{name} met {far} at {quote.at_ms} and rests")
 
-    def _is_met(self, order: LiveOrder, far: Decimal) -> bool:
+    def _is_met(self, order: Order, far: Decimal) -> bool:
         """Return whether the far side's price *far* has to fill or trigger *order*."""
         if order.role == "LIQUIDATION":  # by a mark
             return False
@@ -285,7 +301,7 @@ class LiveLaws:
             self.breach("liquidations", f"{held} {key} stands at {mark}, beyond {limit}")
 
 
-def _enlarges(order: LiveOrder, held: Decimal) -> bool:
+def _enlarges(order: Order, held: Decimal) -> bool:
     """Return whether *order* may make the position *held* larger or turn it."""
     if order.reduces or order.role == "LIQUIDATION":
         return False
