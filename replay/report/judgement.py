@@ -18,7 +18,7 @@ from tracepaper.replay.report.report import (
     buy_and_hold_at_equal_exposure,
 )
 from tracepaper.replay.report.trades import ClosedTrade
-from tracepaper.strategies.units import count_of
+from tracepaper.strategies.units import count_of, percent
 
 TRADES_TO_JUDGE: Final = 30
 """Fewest closed trades for a judgement; with fewer one of them may make the whole result."""
@@ -32,8 +32,8 @@ def judgement(record: RunRecord, closed: Sequence[ClosedTrade]) -> str:
     """
     account, times_ms, bars = record.account, record.times_ms, record.bar_times
     if metrics.is_used_up(account.equity, account.equity[0]).any():
-        left = "nothing" if (account.equity <= 0).any() else f"less than {metrics.LEFT_LEAST:.0%}"
-        left = left.replace("%", " %")
+        least = f"less than {percent(metrics.LEFT_LEAST, 0)}"
+        left = "nothing" if (account.equity <= 0).any() else least
         return f"Was it any good? No: at some time {left} of its equity was left."
     if not account.fills:
         return "Was it any good? It never traded, so there is nothing to judge."

@@ -242,9 +242,9 @@ def used_up(from_ms: int, lowest: float) -> str:
     when = f"from {time_text(from_ms)}; its lowest equity was {lowest:,.2f}."
     if lowest > 0:
         return (
-            f"The account had lost {1 - LEFT_LEAST:.0%} or more {when} A mean day of what was left "
-            "is none, so there are no figures a day or a year."
-        ).replace("%", " %")
+            f"The account had lost {percent(1 - LEFT_LEAST, 0)} or more {when} A mean day of what "
+            "was left is none, so there are no figures a day or a year."
+        )
     return (
         f"The account was at or below zero {when} What it made later needed money that it had not, "
         "so there are no figures a day or a year."
