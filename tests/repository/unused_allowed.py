@@ -45,7 +45,7 @@ period_correlation
 
 # Answers of the HTTP interface, read by the page and by other people's tools.
 ended_ms, average_price_text, decision_sequence, quantity_text
-last_refusal, last_fill, first_sequence, last_sequence, bars_from_ms, warming
+last_refusal, last_fill, first_sequence, last_sequence, bars_from_ms
 
 # What libraries read: the command's name.
 ui
