@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
 
@@ -52,6 +53,7 @@ def backtest(  # noqa: PLR0913 - the options of a replay
     *,
     params: Mapping[str, Any] | None = None,
     config: str | Path | Sections | None = None,
+    cash: str | float | Decimal | None = None,
     db: str | Path | None = None,
     start: str | float | date | None = None,
     end: str | float | date | None = None,
@@ -69,15 +71,15 @@ def backtest(  # noqa: PLR0913 - the options of a replay
     dictionary of any of these by symbol, or a list of them. *params* are keys of ``[strategy]`` for
     a built-in name, and the options of a class. *config* is a TOML file or a dictionary of
     sections, ``{"sizing": {"mode": "fixed", "quantity": "0.1"}}``; without it ``tracepaper.toml``
-    of the working folder is used, as on the command line. *db* is the database that stores the run;
-    with None the run is removed with the result. *start* (included) and *end* (excluded) bound the
-    period: ISO text, UTC milliseconds, or a date. *funding* are files of settled rates,
-    *frame_data* candles of higher timeframes that begin before the data. *columns* name a field's
-    column, ``{"close": "Price"}``, or leave it out, ``{"turnover": None}``, in *data* and
-    *frame_data*. *depth* are files of order books that ``tracepaper data record`` wrote. *frames*
-    is ``polars``, ``pandas`` or ``numpy``: the library of the run's frames; by default that of
-    *data*, else polars if it is
-    installed. A notebook shows a progress bar unless *progress* is False.
+    of the working folder is used, as on the command line. *cash* is its ``account.cash``. *db* is
+    the database that stores the run; with None the run is removed with the result. *start*
+    (included) and *end* (excluded) bound the period: ISO text, UTC milliseconds, or a date.
+    *funding* are files of settled rates, *frame_data* candles of higher timeframes that begin
+    before the data. *columns* name a field's column, ``{"close": "Price"}``, or leave it out,
+    ``{"turnover": None}``, in *data* and *frame_data*. *depth* are files of order books that
+    ``tracepaper data record`` wrote. *frames* is ``polars``, ``pandas`` or ``numpy``: the library
+    of the run's frames; by default that of *data*, else polars if it is installed. A notebook shows
+    a progress bar unless *progress* is False.
 
     Raises ``ConfigInvalid``, ``DataInvalid`` or ``StrategyFailed``, each in one sentence.
     """
@@ -89,9 +91,11 @@ def backtest(  # noqa: PLR0913 - the options of a replay
             classes = (strategy,)
             strategy = stack.enter_context(known_class(strategy))
         chosen = strategy_name(strategy)
-        overrides = (
+        overrides: dict[str, Any] = (
             {} if chosen is None else {"strategy": strategy_keys(chosen, params, spec.given)}
         )
+        if cash is not None:
+            overrides["account"] = {"cash": str(cash)}
         if chosen is None and params:
             raise ConfigInvalid("params are options of a strategy; name it as the first argument.")
         with notebook.progress("bars", wanted=progress) as advance:

@@ -331,6 +331,18 @@ class Run(Generic[Frame]):
         with self._reader() as reader:
             return RecordFigures(read_record(reader, self.database, self.run_id))
 
+    def save(self, path: str | Path) -> None:
+        """Write the report as a self-contained page to *path*, which ends in ``.html``.
+
+        Raises ``ConfigInvalid`` for another file: ``backtest(db=…)`` keeps the record.
+        """
+        if path_of(path).suffix != ".html":
+            raise ConfigInvalid(
+                f"{path} is no page: name one that ends in .html; backtest(…, db='run.db') keeps "
+                "the record."
+            )
+        self.report(html=path)
+
     def report(
         self,
         *,

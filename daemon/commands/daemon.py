@@ -12,8 +12,10 @@ from tracepaper.daemon.commands.options import (
     ConfigOption,
     DatabaseOption,
     SetOption,
+    StrategyOption,
     answers,
     database_path,
+    settings_with,
 )
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.market import CommandKind, RunKind
@@ -25,9 +27,7 @@ if TYPE_CHECKING:
 def run(
     config: ConfigOption = None,
     settings: SetOption = None,
-    strategy: Annotated[
-        str | None, typer.Option(help="A name or module:Class, as --set strategy.name=NAME.")
-    ] = None,
+    strategy: StrategyOption = None,
     db: DatabaseOption = None,
     bars: Annotated[
         int | None, typer.Option(min=1, help="End after this many decided bars that were not late.")
@@ -40,8 +40,7 @@ def run(
     from tracepaper.daemon.terminal import console
     from tracepaper.daemon.terminal.watcher import watched
 
-    named = [] if strategy is None else [f"strategy.name={strategy}"]
-    loaded = load(with_settings(config, [*(settings or ()), *named]))
+    loaded = load(with_settings(config, settings_with(settings, strategy)))
     console.configure(level=loaded.log.level, output=loaded.log.format)
     database = db or loaded.storage.path
     with watched(limit=bars, database=database) as watcher:
@@ -172,6 +171,7 @@ def check(
     *,
     config: ConfigOption = None,
     settings: SetOption = None,
+    strategy: StrategyOption = None,
 ) -> CommandAnswer:
     """Build every part of a run, without the network, and say whether it can start."""
     from tracepaper.daemon.config.loading import load, with_settings
@@ -180,7 +180,7 @@ def check(
     from tracepaper.daemon.session.messenger import services_of
     from tracepaper.daemon.session.run_row import preflight
 
-    loaded = load(with_settings(file or config, settings))
+    loaded = load(with_settings(file or config, settings_with(settings, strategy)))
     tokens_of(loaded.http)
     services_of(loaded.notify)
     warnings = preflight(loaded, loaded.storage.path)
@@ -207,11 +207,12 @@ def show(
     *,
     config: ConfigOption = None,
     settings: SetOption = None,
+    strategy: StrategyOption = None,
 ) -> CommandAnswer:
     """Print the effective configuration, including defaults and environment."""
     from tracepaper.daemon.config.loading import load, render, with_settings
 
-    loaded = load(with_settings(file or config, settings))
+    loaded = load(with_settings(file or config, settings_with(settings, strategy)))
     document = {**loaded.settings(), "config_sha256": loaded.sha256()}
     return CommandAnswer(document, render(loaded).rstrip("\n"))
 
@@ -220,6 +221,8 @@ def show(
 def doctor(
     *,
     config: ConfigOption = None,
+    settings: SetOption = None,
+    strategy: StrategyOption = None,
     db: DatabaseOption = None,
     online: Annotated[
         bool,
@@ -227,11 +230,11 @@ def doctor(
     ] = False,
 ) -> CommandAnswer:
     """Check Python, packages, SQLite, disk, checkpoint and, with --online, the exchange."""
-    from tracepaper.daemon.config.loading import load
+    from tracepaper.daemon.config.loading import load, with_settings
     from tracepaper.daemon.session.diagnostics import Verdict, ask_exchange, diagnose
     from tracepaper.daemon.session.shutdown import run_loop
 
-    loaded = load(config)
+    loaded = load(with_settings(config, settings_with(settings, strategy)))
     database = db or loaded.storage.path
     findings = list(diagnose(loaded, database))
     if online:

@@ -7,7 +7,7 @@ import json
 import sqlite3
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -44,6 +44,14 @@ SetOption = Annotated[
         "--set",
         metavar="KEY=VALUE",
         help="A section.key of the configuration, over file and environment; repeat.",
+    ),
+]
+StrategyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--strategy",
+        metavar="NAME",
+        help="A name or module:Class, as --set strategy.name=NAME.",
     ),
 ]
 RunArgument = Annotated[
@@ -199,6 +207,11 @@ def _is_changed(arguments: Iterable[object], options: Mapping[str, Any]) -> bool
         return True
 
 
+def database_of(run: str, db: Path | None, config: Path | None) -> Path | None:
+    """Return where to look for *run*: None where it is FILE#RUN, which names its file itself."""
+    return None if "#" in run else database_path(db, config)
+
+
 def database_path(db: Path | None, config: Path | None = None) -> Path:
     """Return *db*, or the database that the configuration file *config* names."""
     if db is not None:
@@ -206,6 +219,11 @@ def database_path(db: Path | None, config: Path | None = None) -> Path:
     from tracepaper.daemon.config.loading import load
 
     return load(config).storage.path
+
+
+def settings_with(settings: Sequence[str] | None, strategy: str | None) -> list[str]:
+    """Return the *settings* of ``--set`` with the one that ``--strategy`` stands for."""
+    return [*(settings or ()), *([] if strategy is None else [f"strategy.name={strategy}"])]
 
 
 def say(text: str, *, err: bool = False) -> None:
@@ -258,7 +276,7 @@ def located(run: str, db: Path | None, config: Path | None = None) -> RunLocatio
     """
     from tracepaper.storage.database.reader import Reader, resolve
 
-    place = resolve(None if "#" in run else database_path(db, config), run)
+    place = resolve(database_of(run, db, config), run)
     with Reader.open(place.path) as reader:
         if damage := reader.damage(place.run_id):
             say(f"Warning: {damage}", err=True)

@@ -57,6 +57,7 @@ from tracepaper.daemon.config.values import (
     limits,
     merged,
     nested,
+    parsed_table,
     table_of,
 )
 from tracepaper.storage import checkpoints
@@ -188,9 +189,9 @@ def settings_of(texts: Sequence[str] | None) -> Tables:
 
 
 def _option(text: str) -> object:
-    """Return the JSON value of *text*, or *text* itself if it is no JSON."""
+    """Return the value of *text* in JSON, or its table in TOML; *text* itself if it is neither."""
     try:
-        return json.loads(text)
+        return parsed_table(text) if text.lstrip().startswith("{") else json.loads(text)
     except ValueError:
         return text
 

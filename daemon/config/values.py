@@ -8,6 +8,7 @@ import json
 import re
 import sys
 import threading
+import tomllib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -216,20 +217,28 @@ def several(value: object) -> object:
     return value
 
 
+def parsed_table(text: str) -> object:
+    """Return the table in *text*, of JSON or of TOML; raise ``ValueError`` for other text."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return tomllib.loads(f"table = {text}")["table"]
+
+
 def json_object(value: object) -> object:
-    """Parse a table given as a JSON object in an environment variable; pass tables through."""
+    """Parse a table given as text in a setting or an environment variable; pass tables through."""
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
-    except json.JSONDecodeError:
-        raise ValueError('write a JSON object such as {"fast": 3}') from None
+        return parsed_table(value)
+    except ValueError:
+        raise ValueError('write a table such as {"fast" = 3} or {"fast": 3}') from None
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Return the table *below* with the keys of *above*; a table changes the keys that it names.
 
-    Both may hold tables as JSON objects. Options belong to the ``name`` beside them: under another
+    Both may hold tables as text. Options belong to the ``name`` beside them: under another
     name those of *below* are left out.
     """
     result = dict(below)
@@ -248,10 +257,10 @@ def nested(path: Sequence[str], value: object) -> dict[str, Any]:
 
 
 def _table(value: object) -> Mapping[str, Any] | None:
-    """Return *value* if it is a table, also as a JSON object; None for any other value."""
+    """Return *value* if it is a table, also as text; None for any other value."""
     if isinstance(value, str) and value.lstrip().startswith("{"):
         with suppress(ValueError):
-            value = json.loads(value)
+            value = parsed_table(value)
     return value if isinstance(value, Mapping) else None
 
 

@@ -28,8 +28,8 @@ from tracepaper.daemon.session.models import (
     reject_by_confidence,
     reject_limits,
 )
-from tracepaper.daemon.session.user_class import make_custom, user_class
-from tracepaper.daemon.session.user_model import user_model
+from tracepaper.daemon.session.user_class import is_integer, make_custom, user_class
+from tracepaper.daemon.session.user_model import horizons_of, model_class, user_model
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.api.sizing import NoTradeBand, Sizer, Sizing, SizingMode, VolatilityKind
 from tracepaper.strategies.api.strategy import (
@@ -642,7 +642,11 @@ def resolved(config: Config, execution: FillModel, *, span_ms: int | None = None
 
 
 def with_usual_warmup(config: Config, span_ms: int | None) -> Config:
-    """Return *config* with the warm-up of a class that names none; *span_ms* as above."""
+    """Return *config* with the warm-up of a class that names none, and a model's only horizon.
+
+    *span_ms* is as above.
+    """
+    config = _with_only_horizon(config)
     chosen = config.strategy
     if ":" not in chosen.name or chosen.warmup is not None:
         return config
@@ -651,6 +655,19 @@ def with_usual_warmup(config: Config, span_ms: int | None) -> Config:
         return config
     update = {"warmup": usual.bars, "frames_warmup": usual.frames | chosen.frames_warmup}
     return config.model_copy(update={"strategy": chosen.model_copy(update=update)})
+
+
+def _with_only_horizon(config: Config) -> Config:
+    """Return *config* with the horizon of a model's class that declares one, if none is set."""
+    name, gate = config.model.custom_class, config.gate
+    if not name or "horizon" in gate.model_fields_set:
+        return config
+    cls = model_class(name)
+    declared = horizons_of(cls) if hasattr(cls, "horizons") else ()
+    if len(declared) != 1 or not is_integer(1)(declared[0]):
+        return config
+    only = gate.model_copy(update={"horizon": declared[0]})
+    return config.model_copy(update={"gate": only})
 
 
 def book_days(config: Config) -> int:

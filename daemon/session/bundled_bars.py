@@ -38,9 +38,10 @@ from tracepaper.daemon.session.run_row import (
     usage_errors,
 )
 from tracepaper.daemon.session.user_class import guard_of
+from tracepaper.strategies.errors import StrategyFailed
 from tracepaper.strategies.types.decisions import FillModel, Step
 from tracepaper.strategies.types.market import Bar, CloseStart, Source
-from tracepaper.strategies.units import scaled
+from tracepaper.strategies.units import minute_text, scaled
 from tracepaper.strategies.without_fills import DecisionCounts, most_given
 from tracepaper.strategies.without_value import says_warmup
 
@@ -128,8 +129,18 @@ def _steps(
         bars = [_bar(row, place, key, config.market.interval_ms) for key in engine.markets]
         at_ms = bars[0].close_time_ms
         start = CloseStart(bars[0].open_time_ms, len(bars), (), at_ms, at_ms)
-        for step in engine.close(start, bars, [None] * len(bars)):
+        for step in _tried(engine, place, start, bars):
             yield step, engine
+
+
+def _tried(engine: Engine, place: int, start: CloseStart, bars: Sequence[Bar]) -> list[Step]:
+    """Return the steps of a close; the failure of a class names the bar by its number."""
+    try:
+        return engine.close(start, bars, [None] * len(bars))
+    except StrategyFailed as error:  # the times of these bars are none
+        dated = f"the bar {minute_text(bars[0].open_time_ms)}"
+        error.args = (str(error).replace(dated, f"bundled bar {place + 1:,}"),)
+        raise
 
 
 def _bar(row: list[str], place: int, instrument: str, interval_ms: int) -> Bar:

@@ -33,6 +33,10 @@ _WHEN_NONE: Final = {
 SHORT_HISTORY: Final = "; the history has as many bars as warmup says: set a longer warmup"
 """What an index beyond the history is told."""
 
+_ONE_ROW: Final = (
+    "; columns and indicators have a row a bar: compare the newest, [-1], also of each of several "
+    "lines, as in upper, middle, lower = bbands(close)"
+)
 _CALL: Final = re.compile(r"([\w.]+)\(")
 _NO_MEMBER: Final = re.compile(r"is not a valid (\w+)")
 
@@ -60,8 +64,8 @@ def advice(error: BaseException) -> str:
     """
     if isinstance(error, AttributeError) and error.obj is not None:
         return _names(error.obj)
-    if isinstance(error, IndexError) and _reads_history(error.__traceback__):
-        return SHORT_HISTORY
+    if of_rows := _advice_on_rows(error):
+        return of_rows
     if (step := _user_step(error.__traceback__)) is None:
         return ""
     lines = _lines(step)
@@ -86,6 +90,14 @@ def _reads_history(trace: TracebackType | None) -> bool:
             return True
         trace = trace.tb_next
     return False
+
+
+def _advice_on_rows(error: BaseException) -> str:
+    """Return what is said of a read beyond the history, and of an array where one value is due."""
+    if isinstance(error, IndexError) and _reads_history(error.__traceback__):
+        return SHORT_HISTORY
+    is_array = isinstance(error, ValueError) and "truth value of an array" in str(error)
+    return _ONE_ROW if is_array else ""
 
 
 def _user_step(trace: TracebackType | None) -> TracebackType | None:

@@ -10,7 +10,7 @@ import inspect
 import json
 import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
@@ -211,10 +211,16 @@ _DECLARATIONS: Final[tuple[Declaration, ...]] = (
 )  # fmt: skip
 
 
+def horizons_of(model: Model | type[Model]) -> tuple[int, ...]:
+    """Return the horizons that *model* declares, where one alone may be a plain number."""
+    declared: object = model.horizons
+    return tuple(declared) if isinstance(declared, Iterable) else (declared,)  # type: ignore[return-value]
+
+
 def _check(model: Model) -> None:
     """Raise ``ConfigInvalid`` for invalid or contradictory declarations."""
     name = type(model).__name__
-    model.horizons = tuple(model.horizons)
+    model.horizons = horizons_of(model)
     check_declarations(model, _DECLARATIONS)
     if "attended" in model.measures:
         model.measures = {*model.measures, *OF_ATTENDED}

@@ -22,7 +22,9 @@ from tracepaper.daemon.commands.options import (
     DepthOption,
     FromOption,
     SetOption,
+    StrategyOption,
     ToOption,
+    settings_with,
 )
 from tracepaper.storage.paths import path_of
 from tracepaper.strategies.errors import ConfigInvalid, shown
@@ -197,7 +199,7 @@ class RunSpec(MarketSpec):
     )
     settings: tuple[str, ...] = option(SetOption, (ALL & ~Consumer.RESUME) & ~PYTHON)
     strategy: str | None = option(
-        _text("--strategy", None, "A name or module:Class, as --set strategy.name=NAME."),
+        StrategyOption,
         Consumer.REPLAY | Consumer.SWEEP | CHECKS,
     )
     resume: str | None = option(
@@ -232,8 +234,7 @@ class RunSpec(MarketSpec):
         """The configuration file with ``--set`` and ``--strategy`` applied."""
         from tracepaper.daemon.config.loading import with_settings
 
-        named = () if self.strategy is None else (f"strategy.name={self.strategy}",)
-        return with_settings(self.config, (*self.settings, *named))
+        return with_settings(self.config, settings_with(self.settings, self.strategy))
 
     @property
     def sections(self) -> Sections:

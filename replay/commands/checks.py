@@ -12,12 +12,13 @@ import typer
 
 from tracepaper.daemon.commands.options import (
     CommandAnswer,
+    ConfigOption,
     DatabaseOption,
     FromOption,
     RunArgument,
     ServiceOption,
     answers,
-    database_path,
+    database_of,
     located,
     reads_record,
     tell,
@@ -58,6 +59,7 @@ def verify(
         ),
     ] = None,
     db: DatabaseOption = None,
+    config: ConfigOption = None,
 ) -> CommandAnswer:
     """Derive a run again from its stored events; exit 1 with the first difference, if any."""
     from tracepaper.replay.archive import read_funding
@@ -66,7 +68,7 @@ def verify(
     from tracepaper.replay.checks.verify import verify_run
     from tracepaper.storage.database.reader import Reader, resolve
 
-    place = resolve(None if "#" in run else database_path(db), run)
+    place = resolve(database_of(run, db, config), run)
     with Reader.open(place.path) as reader:
         checked = reader.stored_run(place.run_id)
         histories = [read_funding(path) for path in funding or ()]
@@ -181,6 +183,7 @@ def parity(
     ] = None,
     service: ServiceOption = False,
     db: DatabaseOption = None,
+    config: ConfigOption = None,
 ) -> CommandAnswer | None:
     """Compare two runs, or a day of a run with its replay; exit 1 with the first difference.
 
@@ -200,8 +203,9 @@ def parity(
     from tracepaper.storage.database.reader import Reader
 
     if second is None:
-        return _replay_day(locate(first, db), day, service=service)
-    first_place, second_place = locate(first, db), located(second, db)
+        return _replay_day(locate(first, database_of(first, db, config)), day, service=service)
+    first_place = locate(first, database_of(first, db, config))
+    second_place = located(second, db, config)
     with Reader.open(first_place.path) as a, Reader.open(second_place.path) as b:
         open_ms = None
         if first_place.sequence is not None:

@@ -21,11 +21,14 @@ from tracepaper.daemon.commands.options import (
     PageOption,
     RunArgument,
     SetOption,
+    StrategyOption,
     answers,
+    database_of,
     located,
     print_json,
     reads_record,
     reject_without_effect,
+    settings_with,
     tell,
 )
 from tracepaper.replay.commands.documents import answer_of
@@ -400,6 +403,7 @@ def explain(
         ),
     ] = None,
     db: DatabaseOption = None,
+    config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:
     """Explain a decision: the margin of each gate, what would have changed it, attribution.
@@ -438,8 +442,8 @@ def explain(
         write_page = partial(write_document_page, path=page)
     request = ModelRequest(full, typed, ComparedWith(other, compare))
     explain_decision(
-        decision, db, request, png=png, write_page=write_page, as_json=json,
-        find_nearest=nearest_changes,
+        decision, database_of(decision, db, config), request, png=png, write_page=write_page,
+        as_json=json, find_nearest=nearest_changes,
     )  # fmt: skip
     if page is not None:
         typer.echo(f"The page is {page}.", err=True)
@@ -499,7 +503,9 @@ def whatif(
         typer.Option("--drop-gate", metavar="NAME", help="Leave this gate out; repeat."),
     ] = None,
     from_: FromOption = None,
+    strategy: StrategyOption = None,
     db: DatabaseOption = None,
+    config: ConfigOption = None,
 ) -> CommandAnswer:
     """Run a recorded run again with other keys, without a gate or from later; compare decisions.
 
@@ -512,13 +518,13 @@ def whatif(
     from tracepaper.replay.explain.place import locate
     from tracepaper.storage.database.reader import Reader
 
-    place = locate(run, db)
+    place = locate(run, database_of(run, db, config))
     with Reader.open(place.path) as reader:
         changed = changed_run(
             reader,
             place.path,
             place.run_id,
-            changes=settings_of(settings),
+            changes=settings_of(settings_with(settings, strategy)),
             drop_gates=drop_gate or (),
             from_ms=RunSpec(start=from_).from_ms,
         )

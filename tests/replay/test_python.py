@@ -33,6 +33,7 @@ from tracepaper import (
     Strategy,
     StrategyFailed,
 )
+from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.session.user_class import known_class, user_class
 from tracepaper.replay import dataframes
 from tracepaper.replay.api import backtest
@@ -442,6 +443,18 @@ def test_it_runs_inside_a_running_event_loop(candles: Path, sma_run: Run[Any]) -
     assert asyncio.run(cell()) == identities(sma_run.database)
 
 
+@pytest.mark.parametrize("words", [
+    ("verify", "--sample", "5"), ("parity",), ("explain",), ("whatif", "--strategy", "persistence"),
+])  # fmt: skip
+def test_a_command_finds_its_run_where_a_configuration_keeps_it(
+    sma_run: Run[Any], tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    config = tmp_path / "own.toml"
+    config.write_text(f'[storage]\nurl = "sqlite:///{sma_run.database}"\n')
+    command, *more = words
+    assert invoke([command, "last", "-c", str(config), *more]) == 0
+
+
 def test_its_file_lives_with_the_result(candles: Path) -> None:
     kept = backtest("persistence", candles, config=SIZED)
     folder = kept.database.parent
@@ -449,7 +462,10 @@ def test_its_file_lives_with_the_result(candles: Path) -> None:
     del kept
     gc.collect()
     assert not folder.exists()
-    with backtest("persistence", candles, config=SIZED) as closed:
+    with backtest("persistence", candles, config=SIZED, cash=5_000) as closed:
+        assert closed.equity["equity"][0] == pytest.approx(5_000, rel=0.05)
+        with pytest.raises(ConfigInvalid, match=r"name one that ends in \.html"):
+            closed.save("run.db")
         folder = closed.database.parent
         assert closed.fills.height
     assert not folder.exists()

@@ -81,7 +81,7 @@ def test_a_table_changes_the_keys_that_it_names_and_a_list_replaces(
 ) -> None:
     path = written(tmp_path, OWN)
     monkeypatch.setenv("TRACEPAPER_STRATEGY__OPTIONS", '{"high": 8}')
-    settings = ['strategy.options={"names": ["c"]}', "strategy.options.low=5"]
+    settings = ['strategy.options={names = ["c"]}', "strategy.options.low=5"]
     changed = load(with_settings(path, settings)).strategy
     stored = restore(load(path).canonical_json(), settings_of(settings)).strategy
     assert changed.options == {"low": 5, "high": 8, "names": ["c"]}

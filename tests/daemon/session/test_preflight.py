@@ -339,6 +339,7 @@ def test_a_class_is_tried_on_bundled_bars() -> None:
         "average; sma(…, 50) has no value with 1 bar of history: set warmup = 50 or more."
     )
     assert tried(NeedsModel).startswith("It was not tried on bundled bars: it needs a model's")
-    with pytest.raises(ConfigInvalid, match=r"ZeroDivisionError: .*test_preflight\.py:\d+"):
+    failed = r"ZeroDivisionError: .*test_preflight\.py:\d+ for bundled bar 10 of BTCUSDT"
+    with pytest.raises(ConfigInvalid, match=failed):
         tried(FailsAtTenth)
     assert not asked_over_bundled_bars(load(None, {}))

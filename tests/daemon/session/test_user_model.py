@@ -16,6 +16,7 @@ from engines import engine_of
 from msgspec.structs import replace
 
 from tracepaper.daemon.config.loading import Config, load, restore
+from tracepaper.daemon.session.build import with_usual_warmup
 from tracepaper.daemon.session.models import load_forecaster
 from tracepaper.daemon.session.user_model import UserForecaster, load_model
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken, StrategyFailed
@@ -132,6 +133,15 @@ def test_prices_are_prices_and_the_past_is_its_own_to_keep(folder: Path) -> None
     assert [x.mean_return[0] for x in forecasts if x] == prices[3:]
     kept: list[Any] = model.model.kept  # type: ignore[attr-defined]
     assert [array.tolist() for array in kept] == [prices[at : at + 4] for at in range(6)]
+
+
+@pytest.mark.parametrize("declared", ["8", "(8,)", "[8]"])
+def test_a_models_only_horizon_is_the_horizon(folder: Path, declared: str) -> None:
+    config = configured(written(folder, f"    horizons = {declared}\n" + PLAIN), folder)
+    assert with_usual_warmup(config, None).gate.horizon == 8
+    named = config.gate.model_copy(update={"horizon": 30})
+    named_config = config.model_copy(update={"gate": named})
+    assert with_usual_warmup(named_config, None).gate.horizon == 30, "it is set"
 
 
 @pytest.mark.parametrize(

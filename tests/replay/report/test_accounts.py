@@ -141,7 +141,7 @@ def test_an_account_below_zero_names_the_day_and_its_lowest_equity_everywhere(
         assert run.summary["lowest_equity"] == pytest.approx(-20_055)
         yearly = ("mean_day", "cagr", "volatility", "sharpe", "sortino", "calmar")
         assert all(run.summary[key] is None for key in yearly)
-        run.report(html=page)
+        run.save(page)
         sentence, *_ = repr(run).splitlines()
     assert "below zero from 2024-02-01 00:00 UTC; its lowest equity was -20,055.00" in sentence
     shown = shown_of(database)
