@@ -177,31 +177,36 @@ class Executor:
         model: FillModel,
         filled_ms: int,
         *,
-        of_bar: tuple[int, int] = (0, 1),
+        quantity: int | None = None,
+        of_bar: tuple[int, int] | None = None,
     ) -> Fill:
-        """Fill all that is left of *order* at *price*, worsened by spread, slippage and impact.
+        """Fill *order* at *price*, worsened by spread, slippage and impact: all, or a *quantity*.
 
-        The impact is that of a quantity which takers take from a candle of some volume, *of_bar*.
+        The impact is that of what takers take from a candle: *of_bar* has what others took before,
+        and its volume. Without it there is none.
         On Bybit a candle's open is the previous close, not a traded price; on other venues it is
         the first trade. In both cases the order was decided before it.
         """
-        remaining, (taken, volume) = order.quantity - order.filled, of_bar
-        impact = self.costs.impact_rate(
-            taken * 10**self._volume_decimals, volume * 10**self._decimals
-        )
-        rate = self.costs.half_spread + impact
-        return self.take(order, remaining, price, price, model, filled_ms, rate)
+        quantity, rate = quantity or order.quantity - order.filled, self.costs.half_spread
+        if of_bar is not None:
+            before, volume = of_bar
+            rate += self.costs.impact_rate(
+                (before + quantity) * 10**self._volume_decimals, volume * 10**self._decimals
+            )
+        return self.take(order, quantity, price, price, model, filled_ms, rate)
 
     def far_side(self, price: int, side: Side) -> int:
         """Return the price at which an order of *side* takes, with the bar's price at *price*."""
         return self._worse(price, side, self.costs.half_spread)
 
-    def at_quote(self, order: Order, quote: Quote, available: int) -> Fill | None:
-        """Fill *order* at the far side of *quote*, of whose size *available* is left.
+    def at_quote(
+        self, order: Order, quote: Quote, available: int, wanted: int | None = None
+    ) -> Fill | None:
+        """Fill *order*, or what is *wanted* of it, at the far side of *quote*.
 
-        None if nothing is left.
+        Of the quote's size *available* is left. None if nothing is.
         """
-        wanted = order.quantity - order.filled
+        wanted = wanted or order.quantity - order.filled
         quantity, rate = min(wanted, available), 0
         if quantity <= 0:
             return None
@@ -229,13 +234,6 @@ class Executor:
         if price is None:
             return self.taken(order, mark, FillModel.LIQUIDATION, filled_ms)
         return self._fill(order, remaining, price, mark, FillModel.LIQUIDATION, filled_ms)
-
-    def part(self, order: Order, fill: Fill, quantity: int) -> Fill:
-        """Return *fill* of *order* with another *quantity*, at the same price."""
-        return self._fill(
-            order, quantity, fill.price, fill.reference_price, fill.model, fill.filled_ms,
-            fill.liquidity,
-        )  # fmt: skip
 
     # ------------------------------------------------------------ prices and fees
 

@@ -89,7 +89,7 @@ class Line:
         "_is_spot", "_orders_of_step", "before_quotes", "confirmed_ms", "executor", "exits",
         "filters", "holding", "is_cash", "is_cross", "is_guarded", "isolated_rules", "item", "key",
         "ledger", "margin_rules", "mark", "mean_range", "notional", "order", "others", "planner",
-        "position", "protection", "reason", "settings", "shortfall", "target",
+        "position", "postponed_ms", "protection", "reason", "settings", "shortfall", "target",
     )  # fmt: skip
     executor: Executor
     filters: Filters
@@ -123,6 +123,8 @@ class Line:
         self.target = 0  # the last decided target, whether or not it could be reached
         self.reason = ""  # of the target
         self.shortfall = ""  # why less than the target was ordered or filled
+        # When the order to the target reaches the exchange, if it waits for the one on its way.
+        self.postponed_ms = 0
         self.confirmed_ms = 0  # open time of the bar whose decision was last allowed
         self._orders_of_step = (-1, 0)  # the current step, and the number of orders it created here
         self.exits = settings.exits
@@ -485,10 +487,13 @@ class Line:
         """
         held = self.held
         is_ordered = self.order is not None and target == self.target
+        if is_postponed := self._is_postponed(target):
+            self.postponed_ms = self._eligible_ms(context)
         if target != self.target:
             self.target, self.reason, self.shortfall = target, reason, ""
+            self.postponed_ms *= is_postponed
             self.ledger.has_changes = True
-        if is_ordered:
+        if is_ordered or is_postponed:
             return None
         if self.shortfall and target * held > 0 and not self.is_reached(target):
             return self.shortfall
@@ -526,11 +531,27 @@ class Line:
         placed = replace(placed, quantity=covered)
         return placed, filters.refusal(placed, price, reduces=closes), filters.no_funds
 
+    def _is_postponed(self, target: int) -> bool:
+        """Return whether the order to *target* waits for the delayed one that leaves the position.
+
+        The order on its way would take the entry on the other side along, which has a delay of its
+        own; and without it the exit would be later.
+        """
+        order, held = self.order, self.held
+        if order is None or not self.settings.latency.bars or target == self.target:
+            return False
+        return target * held < 0 <= self.target * held and order.side is _side(target - held)
+
     def _in_place_of(self, order: Order | None, placed: Order) -> Order:
         """Return *placed*; one that only changes the size of the delayed *order* is not later.
 
         Otherwise a target that changes at every bar would never be reached.
         """
+        if self.postponed_ms:
+            due_ms, self.postponed_ms = self.postponed_ms, 0
+            return replace(
+                placed, eligible_ms=max(min(placed.eligible_ms, due_ms), placed.created_ms)
+            )
         if order is None or order.side is not placed.side or not self.settings.latency.bars:
             return placed
         return replace(placed, eligible_ms=min(placed.eligible_ms, order.eligible_ms))
@@ -575,13 +596,15 @@ class Line:
     ) -> Order:
         """Return a new order of a decision; it reaches the exchange after the latency."""
         order_id = self.next_id()
-        eligible_ms = self.settings.latency.eligible_ms(
-            context.at_ms, self.key, context.opened_ms, self._orders_of_step[1] - 1
-        )
         return Order(
             order_id, self.key, side, quantity, 0, OrderStatus.NEW, reason, context.at_ms,
-            eligible_ms, **terms,
+            self._eligible_ms(context, self._orders_of_step[1] - 1), **terms,
         )  # fmt: skip
+
+    def _eligible_ms(self, context: OrderContext, ordinal: int = 0) -> int:
+        """Return when the order of a decision reaches the exchange."""
+        latency = self.settings.latency
+        return latency.eligible_ms(context.at_ms, self.key, context.opened_ms, ordinal)
 
     # ------------------------------------------------------------ by list
 

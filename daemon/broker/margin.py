@@ -230,7 +230,9 @@ def liquidate(line: Line, order: Order, mark: int, at_ms: int) -> None:
         assert order.price is not None
         if fill.price >= order.price if order.side is Side.SELL else fill.price <= order.price:
             reduced = line.note(after(reduced, OrderEvent.TRIGGER, triggered=True))
-            line.apply(line.executor.part(reduced, fill, quantity))
+            line.apply(
+                line.executor.taken(reduced, mark, FillModel.LIQUIDATION, at_ms, quantity=quantity)
+            )
             return
     take_over(line, order, mark, at_ms)
 

@@ -13,7 +13,7 @@ The rules are docs/money.md, M11 to M14, and docs/orders.md, B2 to B4.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from functools import partial
 from itertools import pairwise
@@ -111,15 +111,23 @@ class Market:
         if (admitted := self._admitted(order, far, far)) is None:
             return
         order, may_take = admitted
+        available = left[order.side]
+        part: Callable[[int], Fill | None]
         if order.price is None or (may_take and crosses(order, far)):
-            fill = self._executor.at_quote(order, quote, left[order.side])
+            part = partial(self._executor.at_quote, order, quote, available)
+            fill = part(order.quantity - order.filled)
         else:
-            quantity = min(order.quantity - order.filled, left[order.side])
+            quantity = min(order.quantity - order.filled, available)
             if may_take or quantity <= 0 or not is_through(order, far):
                 return
-            fill = self._executor.fill_resting(order, quantity, FillModel.QUOTE, quote.market_ms)
-        if fill is not None and self._apply_fill(order, fill):
-            left[order.side] = max(left[order.side] - fill.quantity, 0)
+            part = partial(self._made, order, FillModel.QUOTE, quote.market_ms)
+            fill = part(quantity)
+        if fill is not None:
+            left[order.side] = max(available - self._apply_fill(order, fill, part), 0)
+
+    def _made(self, order: Order, model: FillModel, at_ms: int, quantity: int) -> Fill:
+        """Return the fill of a *quantity* of a resting limit as maker."""
+        return self._executor.fill_resting(order, quantity, model, at_ms)
 
     def _admitted(self, order: Order, far: int, price: int) -> tuple[Order, bool] | None:
         """Accept *order* with the market at *price*, or trigger its stop; it would take at *far*.
@@ -388,16 +396,20 @@ class Market:
 
         Orders of one direction share the bar's volume.
         """
-        taken = self.taken[order.side] + order.quantity - order.filled
-        fill = self._executor.taken(order, price, model, at_ms, of_bar=(taken, self._volume))
-        if self._apply_fill(order, fill):
-            self.taken[order.side] = taken
+        before = self.taken[order.side]
+
+        def part(quantity: int | None = None) -> Fill:
+            of_bar = before, self._volume
+            return self._executor.taken(
+                order, price, model, at_ms, quantity=quantity, of_bar=of_bar
+            )
+
+        self.taken[order.side] = before + self._apply_fill(order, part(), part)
 
     def _make(self, order: Order, at_ms: int) -> None:
         """Fill a resting limit as maker."""
-        quantity = order.quantity - order.filled
-        fill = self._executor.fill_resting(order, quantity, FillModel.BAR_PATH, at_ms)
-        self._apply_fill(order, fill)
+        part = partial(self._made, order, FillModel.BAR_PATH, at_ms)
+        self._apply_fill(order, part(order.quantity - order.filled), part)
 
     # ------------------------------------------------------------ quotes and bars
 
@@ -425,31 +437,34 @@ class Market:
         """
         return self.line.move(order, moved) if self._is_quote else self.line.note(moved)
 
-    def _apply_fill(self, order: Order, fill: Fill) -> bool:
-        """Book *fill* of *order*, cut to what the account can pay; return whether it booked any."""
+    def _apply_fill(self, order: Order, fill: Fill, part: Callable[[int], Fill | None]) -> int:
+        """Book *fill* of *order*, cut to what the account can pay; return the quantity booked.
+
+        *part* returns the fill of a smaller quantity, with the impact of that.
+        """
         line = self.line
         if _liquidates_instead(line, order, fill):
             if (left := line.find(order.order_id)) is not None:
                 line.end(left, LIQUIDATED_FIRST)
-            return False
+            return 0
         if (refusal := self._refusal(fill)) is not None:
             affordable = None
             if order.role is not OrderRole.LIST:
-                affordable = self._affordable(order, fill)
+                affordable = self._affordable(fill, part)
             if affordable is None:
                 _end_short(line, order, refusal)
-                return False
+                return 0
             fill = affordable
         cross = self.cross
         if cross is not None and self.trial is None and cross.is_ruined_by(line, fill):
             self._liquidate_all(cross, fill.reference_price, fill.filled_ms, is_ruined=True)
             if (left := line.find(order.order_id)) is not None:
                 line.end(left, LIQUIDATED_FIRST)
-            return False
+            return 0
         filled = line.apply(fill)
         if refusal is not None:
             _end_short(line, filled, refusal)
-        return True
+        return fill.quantity
 
     def _refusal(self, fill: Fill) -> str | None:
         """Return why the account cannot pay for *fill*, or None; a trial checks no margin."""
@@ -458,14 +473,14 @@ class Market:
             return None if is_paid else NO_CASH
         return None if self.trial is not None else self.policy.refusal(self.line, fill)
 
-    def _affordable(self, order: Order, fill: Fill) -> Fill | None:
-        """Return the largest part of *fill* that the account can pay, in whole steps; or None."""
-        part = partial(self._executor.part, order, fill)
-        most = largest_multiple(
-            fill.quantity,
-            self._executor.step,
-            lambda quantity: self._refusal(part(quantity)) is None,
-        )
+    def _affordable(self, fill: Fill, part: Callable[[int], Fill | None]) -> Fill | None:
+        """Return the largest *part* of *fill* that the account can pay, in whole steps; or None."""
+
+        def is_paid(quantity: int) -> bool:
+            smaller = part(quantity)
+            return smaller is not None and self._refusal(smaller) is None
+
+        most = largest_multiple(fill.quantity, self._executor.step, is_paid)
         return part(most) if most else None
 
 

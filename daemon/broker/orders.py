@@ -91,6 +91,7 @@ class OrdersState(Struct, frozen=True, array_like=True):
     others: tuple[Order, ...] = ()
     before_quotes: tuple[Order, ...] = ()
     shortfall: str = ""
+    postponed_ms: int = 0
 
     def taken_over(self) -> OrdersState:
         """Return the orders for a run that continues another one."""

@@ -74,6 +74,7 @@ from tracepaper.strategies.types.market import (
     GapCause,
     InstrumentChange,
     Mark,
+    ModelChange,
     Quote,
     RiskTier,
     RunKind,
@@ -268,6 +269,9 @@ class Book:
         self.halted = False
         self.settled: dict[str, int] = {}
         self.marks: dict[str, int] = {}
+        self.unsettled: dict[str, list[Funding]] = {}  # rates whose time has not come
+        self.newest: dict[str, int] = {}  # close
+        self.closed: dict[str, tuple[Decimal, int]] = {}  # what was held once it came, and its mark
         execution = lives.config.execution
         self.delay_ms = execution.delay_bars * MINUTE
         is_root = execution.beyond_best == "square_root"
@@ -291,8 +295,7 @@ class Book:
             self.missed_until[event.instrument] = event.until_ms
         if isinstance(event, Command):
             self.halted = event.kind is not CommandKind.RESUME
-        if isinstance(event, Funding):
-            self._settle(step, event)
+        held = {key: self.reference.of(key).quantity for key in self.items}
         self.met[type(event).__name__] += 1
         quote = self._believed(step)
         ids = [order.order_id for order in step.orders]
@@ -300,7 +303,10 @@ class Book:
         now = {order.order_id: order for order in step.orders}
         self.taken.clear()
         for fill in step.fills:
+            if isinstance(event, Bar):
+                self._settle_until(fill.instrument, fill.filled_ms)
             self._fill(fill, now[fill.order_id], before.get(fill.order_id), quote or event)
+        self._settle(step, held)
         for order in step.orders:
             self._order(order, before.get(order.order_id), step)
         if isinstance(quote, Quote):
@@ -336,14 +342,60 @@ class Book:
             return replace(waited, market_ms=max(waited.market_ms, event.market_ms))  # M37
         return event
 
-    def _settle(self, step: Step, event: Funding) -> None:
+    def _settle(self, step: Step, held: Mapping[str, Decimal]) -> None:
+        """Book what is due with *step*, before which its fills found what was *held*."""
+        event = step.event
+        if isinstance(event, Funding):
+            self._take_rate(step, event)
+        elif isinstance(event, ModelChange):
+            self.closed.clear()
+        elif isinstance(event, Bar) and step.accepted:
+            self._settle_until(event.instrument, event.close_time_ms - 1)
+        elif isinstance(event, Gap) and not event.repaired_by:
+            self._settle_until(event.instrument, event.until_ms + 999)
+        elif isinstance(event, Quote | Mark):
+            for key in {fill.instrument for fill in step.fills}:
+                self._settle_until(key, event.market_ms, held[key])
+
+    def _take_rate(self, step: Step, event: Funding) -> None:
         newest = self.settled.get(event.instrument, -1)
         assert step.accepted is (event.market_ms > newest), "a settlement is booked once"
         if step.accepted:
-            self.settled[event.instrument] = event.market_ms
-            mark = Decimal(self.marks.get(event.instrument, 0)).scaleb(-2)
-            if self.world.category is Category.LINEAR:
-                self.reference.funding(event.instrument, mark, Decimal(event.rate).scaleb(-10))
+            key, at_ms = event.instrument, event.market_ms
+            self.settled[key] = at_ms
+            self.unsettled.setdefault(key, []).append(event)
+            if at_ms < self.newest.get(key, -1) + 1_000:
+                self._settle_until(key, at_ms, *self.closed.get(key, (None, None)))
+
+    def _settle_until(
+        self, key: str, until_ms: int, held: Decimal | None = None, mark: int | None = None
+    ) -> None:
+        """Book what was due by *until_ms*, on what is *held* at the *mark*: else on what is now.
+
+        What is dated within a second of a bar's open is due at the open (M19).
+        """
+        every = self.unsettled.pop(key, [])
+        of_open = [rate.market_ms % MINUTE for rate in every]
+        dues = [
+            rate.market_ms - late * (late < 1_000)
+            for rate, late in zip(every, of_open, strict=True)
+        ]
+        for rate, due_ms in zip(every, dues, strict=True):
+            if due_ms > until_ms:
+                self.unsettled.setdefault(key, []).append(rate)
+            elif self.world.category is Category.LINEAR:
+                price = Decimal(self.marks.get(key, 0) if mark is None else mark).scaleb(-2)
+                self.reference.funding(key, price, Decimal(rate.rate).scaleb(-10), held)
+                self.met["a settlement waited"] += until_ms != rate.market_ms
+
+    def close(self, step: Step) -> None:
+        """Note what is held once a bar is there, and its mark."""
+        event = step.event
+        if isinstance(event, Bar) and step.accepted:
+            key = event.instrument
+            self.newest[key] = event.close_time_ms
+            if self.world.model is FillModel.QUOTE:
+                self.closed[key] = self.reference.of(key).quantity, self.marks[key]
 
     # ------------------------------------------------------------ fills
 
@@ -797,6 +849,7 @@ class Laws(RuleBasedStateMachine):
                 self.decisions.append(step.decision)
             self.book.learn(step)
             self._mark(step)
+            self.book.close(step)
         self.book.settle_up(self.lives.engine, both[0][-1].event)
         self.is_whole = True
 

@@ -102,12 +102,15 @@ class ReferenceLedger:
         self._move("sold", notional)
         self._move("fee", -fee)
 
-    def funding(self, symbol: str, mark: Decimal, rate: Decimal) -> None:
-        """Book a settlement at *rate* of the position's value at *mark*."""
+    def funding(
+        self, symbol: str, mark: Decimal, rate: Decimal, quantity: Decimal | None = None
+    ) -> None:
+        """Book a settlement at *rate* of the value at *mark* of *quantity*, or of all."""
         held = self.of(symbol)
-        if not held.quantity:
+        quantity = held.quantity if quantity is None else quantity
+        if not quantity:
             return
-        paid = money(money(held.quantity * mark) * rate)
+        paid = money(money(quantity * mark) * rate)
         if self.leverage is not None:
             free = max(self.available, Decimal(0))
             paid = min(paid, free + held.margin)

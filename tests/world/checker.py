@@ -890,7 +890,9 @@ class _Books:
             marks = self._candidates(key)
             if self.market is None:  # the rate may come long after its time
                 known = (*self.history[key], *self.marks[key])
-                marks = [price for at_ms, price in known if abs(at_ms - at) <= within_ms] or marks
+                marks += [price for at_ms, price in known if abs(at_ms - at) <= within_ms]
+                for prices in (self.history[key], self.marks[key]):  # or after a long silence
+                    marks += [price for at_ms, price in prices if at_ms <= at][-2:]
             amounts = {money(money(held * mark) * rate) for mark in marks}
             if free is None:
                 return amounts
@@ -1231,7 +1233,7 @@ class _Market:
 
     # ------------------------------------------------------------ what was filled
 
-    def _moved(self, fill: sqlite3.Row, order: Order, candle: Candle) -> Decimal:
+    def _moved(self, fill: sqlite3.Row, candle: Candle) -> Decimal:
         """Return the impact of a taker's *fill*, which shares the volume with those before it."""
         if self.beyond == "wait":
             return Decimal(0)
@@ -1243,7 +1245,7 @@ class _Market:
             and each["ordinal"] < fill["ordinal"]
         )
         volume = candle[4]
-        share = (sum(before, order.quantity) / volume) if volume else Decimal(100)
+        share = (sum(before, Decimal(fill["quantity_text"])) / volume) if volume else Decimal(100)
         share = min(share, Decimal(100))
         moved = self.impact * (share.sqrt() if self.beyond == "square_root" else share)
         return min(moved, Decimal(1)).quantize(Decimal("1e-10"), ROUND_FLOOR)
@@ -1311,7 +1313,7 @@ class _Market:
         place = f"{fill['order_id']} at {price} in {at}"
         if Decimal(fill["reference_price_text"]) != opened or fill["filled_ms"] != at:
             self.judge.breach("fills", f"{place} is not of the open {opened}")
-        worse = self._worse(order, opened, self._moved(fill, order, candle))
+        worse = self._worse(order, opened, self._moved(fill, candle))
         if not self.ranges and price != worse:
             self.judge.breach("fills", f"{place} should be at {worse}")
         if order.role not in {"UNTIL", "TARGET"} and order.order_id not in self.before:
@@ -1336,7 +1338,7 @@ class _Market:
                 self.judge.breach(law, f"{place} had rested, and was filled as a taker")
         if reference not in wanted:
             self.judge.breach(law, f"{place} refers to {reference}, not {_texts([*wanted])}")
-        price = self._worse(order, reference, self._moved(fill, order, candle))
+        price = self._worse(order, reference, self._moved(fill, candle))
         if not self.ranges and Decimal(fill["price_text"]) != price:
             self.judge.breach(law, f"{place} should be at {price}")
 

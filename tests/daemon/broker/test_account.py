@@ -3,7 +3,9 @@
 from decimal import Decimal
 
 import pytest
-from builders import bar, instrument
+from builders import bar, instrument, present
+from hypothesis import given
+from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker.account import AccountState, PaperAccount
@@ -103,3 +105,35 @@ def test_an_account_in_rupiah_buys_bitcoins_and_pays_rates_of_ten_decimals() -> 
     assert Decimal(line.holding.funding_paid).scaleb(-8) == Decimal("1.8")
     equity = Decimal(paper.balance().equity).scaleb(-8)
     assert equity == 21_000_000_000 - Decimal("9350003.5")
+
+
+@pytest.mark.parametrize("is_root", [False, True])
+@given(cash=st.integers(2_000, 300_000), volume=st.integers(500, 10**9))
+def test_an_order_cut_by_cash_pays_the_impact_of_what_it_buys_and_spends_what_there_is(
+    cash: int, volume: int, *, is_root: bool
+) -> None:
+    item = instrument(category=Category.SPOT)
+    costs = ExecutionCosts(taker_fee=10**7, impact=10**9, is_root=is_root)
+    settings = BrokerSettings(FillModel.NEXT_OPEN, costs, cash * 10**6, Latency(0))
+    paper = PaperAccount([item], settings)
+    line, market = paper.lines[item.id], paper.markets[item.id]
+    line.submit(10**9, "why", OrderContext(0, 0, 10_000, paper.ledger.cash))
+    order = present(line.order)
+    candle = bar(10_000, instrument_id=item.id, volume=volume)
+    market.match_bar(candle)
+    taken = market.taken[Side.BUY]
+    fills = paper.ledger.take().fills
+    bought = sum(fill.quantity for fill in fills)
+    assert taken == bought
+
+    def cost(quantity: int) -> int:
+        of_bar = 0, volume
+        executor = line.executor
+        return executor.taken(
+            order, 10_000, FillModel.NEXT_OPEN, 0, quantity=quantity, of_bar=of_bar
+        ).notional
+
+    assert sum(fill.notional for fill in fills) == (cost(bought) if bought else 0)
+    assert paper.ledger.cash >= 0
+    if bought < order.quantity:
+        assert cost(bought + item.quantity_step) > cash * 10**6

@@ -15,13 +15,14 @@ from builders import (
     instrument,
     present,
 )
-from engines import engine_of
+from engines import Says, engine_of
 from exit_cases import KEY, flat_bars, held, long, machine, steps_of
 from fakes import FixedForecaster
 
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.restart import Restart
 from tracepaper.daemon.engine.state import decode_state
+from tracepaper.strategies.api.context import Signal
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.gates.gate import MEASURES
 from tracepaper.strategies.types.calibration import Calibration, RegimeCells
@@ -34,6 +35,7 @@ from tracepaper.strategies.types.market import (
     InstrumentChange,
     Mark,
     ModelChange,
+    Side,
 )
 
 AT = START_MS + 3 * MINUTE
@@ -161,3 +163,25 @@ def test_the_operators_halt_outlasts_a_restart_until_resume(kind: CommandKind) -
     outcomes = [present(step.decision).refused_by for step in (*refused, resumed)]
     assert outcomes == ["operator", "operator", None]
     assert present(word.state) != stored
+
+
+@pytest.mark.parametrize("said", [
+    "SHORT HOLD HOLD FLAT LONG",
+    "SHORT HOLD HOLD FLAT HOLD LONG",
+    "LONG HOLD HOLD SHORT HOLD HOLD FLAT LONG",
+    "LONG HOLD HOLD FLAT SHORT HOLD HOLD LONG",
+])  # fmt: skip
+@pytest.mark.parametrize("late", [1, 2])
+def test_every_change_of_side_is_filled_as_many_bars_late_as_orders_are(
+    said: str, late: int
+) -> None:
+    def fills(delay: int) -> list[tuple[int, Side, int]]:
+        given = {"strategy": {"name": "sma_cross"}, "execution": {"delay_bars": delay}}
+        given |= {"sizing": {"mode": "fixed", "quantity": "1"}, "account": {"cash": "1000000"}}
+        engine = engine_of(given, strategy=Says(*[Signal(Action(of), of) for of in said.split()]))
+        steps = [engine.step(bar(10_000, index=at), None) for at in range(14)]
+        return [(of.filled_ms, of.side, of.quantity) for step in steps for of in step.fills]
+
+    punctual = fills(0)
+    assert len(punctual) >= 3
+    assert fills(late) == [(at_ms + late * MINUTE, *of) for at_ms, *of in punctual]
