@@ -156,20 +156,24 @@ class IndicatorWatch:
         if call.rows == warmup:
             had, advice = (
                 f"{count_of(call.rows, 'bar')} of history",
-                f"set {warmup_of(call.needed)}",
+                f"set {warmup_of(call.needed, '', {})}",
             )
         elif call.rows in frames_warmup.values():
             name = next(name for name, bars in frames_warmup.items() if bars == call.rows)
             had = f"{count_of(call.rows, 'bar')} of history"
-            advice = f"set {warmup_of(call.needed, name)}"
+            advice = f"set {warmup_of(call.needed, name, frames_warmup)}"
         else:
             had, advice = count_of(call.rows, "row"), f"give it {call.needed:,}"
         return f"{call.call}{_NO_VALUE}with {had}: {advice} or more"
 
 
-def warmup_of(bars: int, frame: str = "") -> str:
-    """Return the line of a class that declares *bars* of history, or those of a *frame*."""
-    return f'frames_warmup = {{"{frame}": {bars}}}' if frame else f"warmup = {bars}"
+def warmup_of(bars: int, frame: str, frames_warmup: Mapping[str, int]) -> str:
+    """Return the line of a class that declares *bars* of history, or of *frame* beside others."""
+    if not frame:
+        return f"warmup = {bars}"
+    counts = {**frames_warmup, frame: bars}
+    listed = ", ".join(f'"{name}": {count}' for name, count in counts.items())
+    return f"frames_warmup = {{{listed}}}"
 
 
 _watching: Final[ContextVar[IndicatorWatch | None]] = ContextVar("_watching", default=None)

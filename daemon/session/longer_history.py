@@ -112,8 +112,8 @@ Decide = Callable[[Lookback, int], Answers]
 class ShortHistory(NamedTuple):
     """A history that is too short, and one with which no decision changes any more."""
 
+    lookback: Lookback  # the class's own
     frame: str  # empty for ``warmup``
-    own: int
     settled: int  # bars
     changed: int  # decisions
     compared: int
@@ -123,8 +123,9 @@ class ShortHistory(NamedTuple):
     @property
     def remedy(self) -> str:
         """What the class had, and what to set, without a full stop."""
-        had = f"{count_of(self.own, 'bar')} of {f'frame {self.frame}' if self.frame else 'history'}"
-        return f"it had {had}; set {warmup_of(self.settled, self.frame)} or more"
+        own, frames = self.lookback.of(self.frame), dict(self.lookback.frames)
+        had = f"{count_of(own, 'bar')} of {f'frame {self.frame}' if self.frame else 'history'}"
+        return f"it had {had}; set {warmup_of(self.settled, self.frame, frames)} or more"
 
     @property
     def sentence(self) -> str:
@@ -169,7 +170,7 @@ def may_be_short(strategies: Mapping[str, Strategy], *, asks: bool) -> bool:
     has_columns = "columns" in vars(type(guard.guarded))
     offsets = {0, *code.offsets}
     if code.negates or not asks or not code.names.isdisjoint(_WINDOWS):
-        offsets.add(_largest_number(guard))
+        offsets.add(max(_numbers(guard)))
     return (
         any(call.is_short and call.rows in lengths for call in guard.watch.kept.values())
         or (has_columns and not code.names.isdisjoint(indicators.__all__))
@@ -200,14 +201,15 @@ def short_history(
     None if longer ones decide alike, or the decisions depend on all of any. *given* is the number
     of bars of *interval_ms* that can be decided.
     """
-    own, most = lookback_of(guard), _PER_NUMBER * _largest_number(guard)
+    own, numbers = lookback_of(guard), _numbers(guard)
+    most = _PER_NUMBER * max(numbers)
     for frame in ("", *(name for name, _ in own.frames)):
         longest = max(4 * own.of(frame), min(max(most, _SHORTEST), _LONGEST))
         while 3 * own.changed(frame, longest).reach(interval_ms) > 2 * given and longest > 1:
             longest = longest * 3 // 4
         bars = min(given, own.changed(frame, longest).reach(interval_ms) + tried)
         of_frame = _Histories(decide, own, frame, longest, bars)
-        if (found := of_frame.too_short()) is not None:
+        if (found := of_frame.too_short(numbers)) is not None:
             return found
     return None
 
@@ -226,15 +228,19 @@ class _Histories:
     """What a class decides over the same bars with the lengths of one history."""
 
     def __init__(self, decide: Decide, own: Lookback, frame: str, longest: int, bars: int) -> None:
-        self._frame, self._own, self._longest = frame, own.of(frame), longest
+        self._lookback, self._frame = own, frame
+        self._own, self._longest = own.of(frame), longest
 
         def decided(rows: int) -> Answers:
             return decide(own.changed(frame, rows), bars)
 
         self._decided, self._at = decided, lru_cache(maxsize=None)(decided)
 
-    def too_short(self) -> ShortHistory | None:
-        """Return the own history with the shortest that decides as the longest, if it does not."""
+    def too_short(self, numbers: set[int]) -> ShortHistory | None:
+        """Return the own history with the shortest that decides as the longest, if it does not.
+
+        A number of the code that is a little larger is probably the one that is meant.
+        """
         first, last = self._at(self._own), self._at(self._longest)
         changed, compared = _differing(first, last)
         has_failed, half = first.error is not None, self._longest // 2
@@ -259,7 +265,11 @@ class _Histories:
             settled, call = slowest.needed, slowest.call
         else:
             settled, call = self._shortest(half, left), ""
-        return ShortHistory(self._frame, self._own, settled, changed, compared, call, has_failed)
+            near = range(settled, min(settled + settled // 20 + 2, half + 1))
+            settled = min(numbers & {*near}, default=settled)
+        return ShortHistory(
+            self._lookback, self._frame, settled, changed, compared, call, has_failed
+        )
 
     def _left(self, rows: int) -> float:
         """Return how many decisions differ between *rows* and the longest history."""
@@ -281,7 +291,7 @@ def _differing(first: Answers, second: Answers) -> tuple[int, int]:
     return sum(first.actions[key] != second.actions[key] for key in common), len(common)
 
 
-def _largest_number(guard: Guard[Any]) -> int:
-    """Return the largest whole number in the code of a class or the attributes of its object."""
-    held = (abs(value) for value in vars(guard.guarded).values() if type(value) is int)
-    return max([1, *CodeOf(type(guard.guarded)).numbers, *held])
+def _numbers(guard: Guard[Any]) -> set[int]:
+    """Return the whole numbers in the code of a class and in the attributes of its object."""
+    held = {abs(value) for value in vars(guard.guarded).values() if type(value) is int}
+    return {1, *CodeOf(type(guard.guarded)).numbers, *held}

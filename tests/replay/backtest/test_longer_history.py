@@ -65,14 +65,16 @@ class Before(Strategy):
 class Unnamed(Strategy):
     """Reads more than a class gets that names no warm-up."""
 
+    bars = 300
+
     def decide(self, context: Any) -> Signal:
-        return side(context.close > context.history.close[-280])
+        return side(context.close > context.history.close[-self.bars :].mean())
 
 
 class Framed(Strategy):
     warmup = 2
-    frames = ("5",)
-    frames_warmup = {"5": 4}  # noqa: RUF012 - as a user writes it
+    frames = ("5", "15")
+    frames_warmup = {"5": 4, "15": 3}  # noqa: RUF012 - as a user writes it
 
     def decide(self, context: Any) -> Signal:
         return side(context.close > sma(context.timeframe("5").close, 12)[-1])
@@ -106,8 +108,8 @@ REMEDY = re.compile(r"set (?:frames_)?warmup = (\d+|\{.*?\}) or more")
         (Rolling, 25),
         (Index, 30),
         (Before, 21),
-        (Unnamed, 280),
-        (Framed, {"5": 12}),
+        (Unnamed, 300),
+        (Framed, {"5": 12, "15": 3}),
         (Several, 20),
         (Cross, 94),
     ],
