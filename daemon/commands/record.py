@@ -54,6 +54,7 @@ def verify(
 ) -> CommandAnswer:
     """Check the file and every link of a run's chain; exit 1 with the first that is wrong."""
     from tracepaper.storage.chain.integrity import audit_runs
+    from tracepaper.storage.database.connection import is_at_rest
     from tracepaper.storage.database.reader import Reader, resolve
     from tracepaper.storage.database.run_views import RunViews
 
@@ -66,6 +67,13 @@ def verify(
         if digest is not None and run.rpartition("#")[2] == "last":
             query = "SELECT run_id FROM v_commits WHERE digest = ?"
             (run_id,) = reader.connection.execute(query, (digest.hex(),)).fetchone() or (run_id,)
+        if reader.ended_at_ms(run_id) is None and is_at_rest(path):
+            say(
+                f"warning: run {run_id} has not ended: if this file was copied without its -wal "
+                "while a daemon wrote it, newer steps may be missing; `tracepaper db backup` "
+                "copies all.",
+                err=True,
+            )
         stored = reader.run_ids()
         ids = stored if every else [run_id]
         audits = audit_runs(reader.connection, ids, head=digest)

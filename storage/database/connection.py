@@ -211,6 +211,11 @@ def check_log(path: Path, connection: sqlite3.Connection) -> None:
         raise DataInvalid(unusable(path, error)) from error
 
 
+def is_at_rest(path: Path) -> bool:
+    """Return whether no process writes *path*, and no -wal beside it holds newer steps."""
+    return not _has_bytes(beside(path, "-wal")) and not _is_written(path)
+
+
 def _is_written(path: Path) -> bool:
     try:
         return holder_of(path) is not None
