@@ -65,7 +65,7 @@ class Before(Strategy):
 class Unnamed(Strategy):
     """Reads more than a class gets that names no warm-up."""
 
-    bars = 300
+    bars = 430
 
     def decide(self, context: Any) -> Signal:
         return side(context.close > context.history.close[-self.bars :].mean())
@@ -108,7 +108,7 @@ REMEDY = re.compile(r"set (?:frames_)?warmup = (\d+|\{.*?\}) or more")
         (Rolling, 25),
         (Index, 30),
         (Before, 21),
-        (Unnamed, 300),
+        (Unnamed, 430),
         (Framed, {"5": 12, "15": 3}),
         (Several, 20),
         (Cross, 94),
