@@ -252,7 +252,8 @@ def test_chance_makes_a_mean_of_more_than_two_errors_in_one_of_twenty_runs(
     By blocks of five days, regimes passed two errors in 17 to 20 of a hundred runs.
     """
     rng = np.random.default_rng(days)
-    draws = [rng.normal(size=days) if draw is None else draw(rng, days) for _ in range(1_500)]
+    count = min(1_500, 900_000 // days)
+    draws = [rng.normal(size=days) if draw is None else draw(rng, days) for _ in range(count)]
     errors = [metrics.mean_error(each, np.arange(days)) for each in draws]
     claimed = [
         metrics.is_credible(each.mean(), error) for each, error in zip(draws, errors, strict=True)
