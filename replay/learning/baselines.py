@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
@@ -50,8 +50,15 @@ ROLLING_LEAST: Final = 3
 ROLLING_RIDGE: Final = 0.1
 """Ridge penalty per row of a rolling HAR.
 
-Two months hold few days that share no bar. On the calibration slice of flash-15m this penalty beats
-the HAR that is fitted once at every horizon; with ``RIDGE`` it loses at a day.
+Two months hold few days that share no bar. On the calibration slice of flash-15m a fit on one
+symbol with a tenth of this penalty is worse at every horizon; a pooled one is level.
+"""
+ROLLING_STEP_MS: Final = 15 * MINUTE_MS
+"""Time between the rows of a rolling fit. Labels of closer rows share nearly all their bars."""
+HARMONICS: Final = 4
+"""Waves of a day in the hour of day: 24, 12, 8 and 6 hours.
+
+On the calibration slice of flash-15m they are better than a constant for each hour.
 """
 RIDGE: Final = 1e-3
 """Ridge penalty per row, for features with a variance of about one."""
@@ -221,6 +228,19 @@ def log_rows(variances: Array) -> Array:
     return np.log(np.maximum(variances, VARIANCE_FLOOR)).T
 
 
+def har_rows(past: Array, close_time_ms: NDArray[np.int64]) -> Array:
+    """Return [time, column]: log *past* variances [window, time] and the hour of day of the close.
+
+    The hour is ``HARMONICS`` sines and cosines with a variance of one. A model that knows the hour
+    beats a HAR without it by the hour alone.
+    """
+    angle = 2 * np.pi * (close_time_ms % DAY_MS) / DAY_MS
+    waves = [
+        np.sqrt(2) * wave(k * angle) for k in range(1, HARMONICS + 1) for wave in (np.sin, np.cos)
+    ]
+    return np.column_stack([log_rows(past), *waves])
+
+
 def seasonal_variances(segment: Segment, horizon: int) -> Array:
     """Return [2, time]: the variance at the forecast's clock time yesterday and over ``SEASONS``.
 
@@ -240,42 +260,82 @@ def seasonal_variances(segment: Segment, horizon: int) -> Array:
     return both
 
 
-def rolling_har(segment: Segment, horizon: int) -> Array:
-    """Return [time]: variances ÷ σ² by a HAR that is refitted at the start of each day.
+class _DayRows(NamedTuple):
+    """Rows of one segment whose labels ended within one day."""
 
-    A fit uses the labels of up to ``ROLLING_DAYS`` that ended before the day, and is that of
-    ``log_variance`` but for its penalty. With labels of less than ``ROLLING_LEAST`` days the
-    forecast is the EWMA's variance. A HAR that is fitted once loses to a model that drifts less.
+    inputs: Array  # [row, column]
+    logs: Array  # [row], of the labels
+
+
+def rolling_har(segments: Sequence[Segment], horizon: int) -> list[Array]:
+    """Return variances ÷ σ² [time] of each of *segments* by a HAR that is refitted for each day.
+
+    A day's fit uses the labels of all segments that ended in the ``ROLLING_DAYS`` before it, and is
+    that of ``log_variance`` but for its penalty. If these hold less than ``ROLLING_LEAST`` days of
+    one segment, the forecast is the EWMA's variance.
     """
-    past = past_variances(segment)
-    inputs = np.column_stack([np.ones(len(segment)), log_rows(past)])
-    labels = np.full(len(segment), np.nan)
-    labels[:-horizon] = realised_variance(segment.close, segment.sigma, horizon)[:-horizon]
-    usable = np.isfinite(labels) & np.isfinite(inputs).all(axis=1)
-    logs = np.log(labels, where=usable, out=np.zeros(len(segment)))
-    day_of = segment.open_time_ms // DAY_MS
-    days = np.append(np.flatnonzero(np.diff(day_of, prepend=-1)), len(segment))
-    # The last label that a day's fit may use ended with the bar before the day.
-    ends = np.maximum(days - horizon, 0)
-    blocks = [
-        (inputs[begin:end][usable[begin:end]], logs[begin:end][usable[begin:end]])
-        for begin, end in pairwise([0, *ends.tolist()])
-    ]
-    products = [(rows.T @ rows, rows.T @ values, len(rows)) for rows, values in blocks]
-    answers: Array = past[-1].copy()
-    penalty = ROLLING_RIDGE * np.diag([0.0, *np.ones(inputs.shape[1] - 1)])
-    for day, (begin, end) in enumerate(pairwise(days.tolist())):
-        used = slice(max(day + 1 - ROLLING_DAYS, 0), day + 1)
-        count = sum(size for *_, size in products[used])
-        if count < ROLLING_LEAST * segment.bars_a_day:
-            continue
-        gram, moment = (sum(each[at] for each in products[used]) for at in (0, 1))
-        weights = np.linalg.solve(gram / count + penalty, moment / count)
-        fitted = np.concatenate([rows @ weights for rows, _ in blocks[used]])
-        realised = np.concatenate([np.exp(values) for _, values in blocks[used]])
-        factor = float((realised / np.exp(fitted)).mean())
-        answers[begin:end] = np.exp(inputs[begin:end] @ weights) * factor
+    days: dict[int, list[_DayRows]] = {}
+    for segment in segments:
+        for day, content in _labelled_days(segment, horizon):
+            days.setdefault(day, []).append(content)
+    grams = {day: sum(each.inputs.T @ each.inputs for each in days[day]) for day in days}
+    moments = {day: sum(each.inputs.T @ each.logs for each in days[day]) for day in days}
+    fits: dict[tuple[int, int], tuple[Array, float] | None] = {}
+
+    def fit(day: int, least: int) -> tuple[Array, float] | None:
+        """Return the weights and the factor of *day*; None with fewer than *least* rows."""
+        used = [at for at in range(day - ROLLING_DAYS, day) if at in days]
+        parts = [part for at in used for part in days[at]]
+        count = sum(len(part.logs) for part in parts)
+        if count < least:
+            return None
+        gram, moment = (sum(sums[at] for at in used) / count for sums in (grams, moments))
+        penalty = ROLLING_RIDGE * np.diag([0.0, *np.ones(len(moment) - 1)])
+        weights = np.linalg.solve(gram + penalty, moment)
+        ratios = [np.exp(part.logs - part.inputs @ weights) for part in parts]
+        return weights, float(np.concatenate(ratios).mean())
+
+    answers = []
+    for segment in segments:
+        past = past_variances(segment)
+        rows, answer, day_of = _with_ones(past, segment), past[-1].copy(), _days(segment)
+        least = max(ROLLING_LEAST * segment.bars_a_day // _stride(segment), 1)
+        for day in np.unique(day_of).tolist():
+            if (day, least) not in fits:
+                fits[day, least] = fit(day, least)
+            if (fitted := fits[day, least]) is not None:
+                weights, factor = fitted
+                answer[day_of == day] = np.exp(rows[day_of == day] @ weights) * factor
+        answers.append(answer)
     return answers
+
+
+def _labelled_days(segment: Segment, horizon: int) -> Iterator[tuple[int, _DayRows]]:
+    """Yield each day and the rows whose labels ended in it, ``_stride`` bars apart."""
+    at = np.arange(0, len(segment) - horizon, _stride(segment))
+    labels = realised_variance(segment.close, segment.sigma, horizon)[at]
+    rows = _with_ones(past_variances(segment), segment)[at]
+    known = np.isfinite(labels) & np.isfinite(rows).all(axis=1)
+    # A label that ends at midnight is known to the day that begins there.
+    ended = (segment.close_time_ms[at + horizon] - 1) // DAY_MS
+    for day in np.unique(ended[known]).tolist():
+        chosen = known & (ended == day)
+        yield day, _DayRows(rows[chosen], np.log(np.maximum(labels[chosen], VARIANCE_FLOOR)))
+
+
+def _with_ones(past: Array, segment: Segment) -> Array:
+    """Return ``har_rows`` after a column of ones."""
+    return np.column_stack([np.ones(len(segment)), har_rows(past, segment.close_time_ms)])
+
+
+def _days(segment: Segment) -> NDArray[np.int64]:
+    """Return the day since 1970 in which each bar opened."""
+    return segment.open_time_ms // DAY_MS
+
+
+def _stride(segment: Segment) -> int:
+    """Return the bars between two rows of a rolling fit."""
+    return max(ROLLING_STEP_MS // segment.interval_ms, 1)
 
 
 # --- each baseline
@@ -289,6 +349,12 @@ class Training(NamedTuple):
     returns: NDArray[np.float32]  # [row, horizon]
     variances: NDArray[np.float32]  # [row, horizon]
     past: Array  # [window + 1, row], of ``past_variances``
+
+    @property
+    def har_rows(self) -> Array:
+        """The inputs of a HAR: [row, column]."""
+        closes = [each.segment.close_time_ms[each.start : each.stop] for each in self.samples]
+        return har_rows(self.past, np.concatenate(closes))
 
 
 Measure = Literal["mean", "variance"]
@@ -312,8 +378,8 @@ class BaselineQuestion(NamedTuple):
 
 Answer = Callable[[BaselineQuestion], Array]
 """A fitted baseline: question → forecast [row]."""
-Read = Callable[[Arrays], Answer]
-"""Fitted arrays → forecasts by them."""
+Read = Callable[[Arrays, Sequence[Segment]], Answer]
+"""Fitted arrays and all segments of the data → forecasts."""
 
 
 def nothing(_: Training) -> Arrays:
@@ -333,12 +399,12 @@ class Baseline(NamedTuple):
 # --- the mean
 
 
-def _ridge(fitted: Arrays) -> Answer:
+def _ridge(fitted: Arrays, _: Sequence[Segment]) -> Answer:
     return lambda question: Ridge(**fitted).predict(question.values)[:, question.column]
 
 
 def _past(sign: float, days: int = 0) -> Read:
-    return lambda _: (
+    return lambda _fitted, _segments: (
         lambda question: (
             sign * past_return(question.segment, question.horizon, days=days)[question.rows]
         )
@@ -348,18 +414,34 @@ def _past(sign: float, days: int = 0) -> Read:
 # --- the variance
 
 
-def _har(fitted: Arrays) -> Answer:
-    return lambda question: variances_of(fitted, log_rows(question.past))[:, question.column]
-
-
-def _har_rolling(_: Arrays) -> Answer:
+def _har(fitted: Arrays, _: Sequence[Segment]) -> Answer:
     def answer(question: BaselineQuestion) -> Array:
-        return rolling_har(question.segment, question.horizon)[question.rows]
+        rows = har_rows(question.past, question.segment.close_time_ms[question.rows])
+        return variances_of(fitted, rows)[:, question.column]
 
     return answer
 
 
-def _log_linear(fitted: Arrays) -> Answer:
+def _har_rolling(_fitted: Arrays, _segments: Sequence[Segment]) -> Answer:
+    def answer(question: BaselineQuestion) -> Array:
+        return rolling_har([question.segment], question.horizon)[0][question.rows]
+
+    return answer
+
+
+def _har_pooled(_: Arrays, segments: Sequence[Segment]) -> Answer:
+    @cache
+    def by_segment(horizon: int) -> dict[int, Array]:
+        answers = rolling_har(segments, horizon)
+        return {id(each): answer for each, answer in zip(segments, answers, strict=True)}
+
+    def answer(question: BaselineQuestion) -> Array:
+        return by_segment(question.horizon)[id(question.segment)][question.rows]
+
+    return answer
+
+
+def _log_linear(fitted: Arrays, _: Sequence[Segment]) -> Answer:
     return lambda question: variances_of(fitted, question.values)[:, question.column]
 
 
@@ -368,7 +450,7 @@ def _fit_ewma(training: Training) -> Arrays:
     return {"factor": np.nanmean(training.variances / past[:, None], axis=0)}
 
 
-def _ewma(fitted: Arrays) -> Answer:
+def _ewma(fitted: Arrays, _: Sequence[Segment]) -> Answer:
     return lambda question: question.past[-1] * fitted["factor"][question.column]
 
 
@@ -383,7 +465,7 @@ def _fit_glm(training: Training) -> Arrays:
     }
 
 
-def _gamma_glm(fitted: Arrays) -> Answer:
+def _gamma_glm(fitted: Arrays, _: Sequence[Segment]) -> Answer:
     def answer(question: BaselineQuestion) -> Array:
         at = question.column
         shifted = question.values - fitted["centre"][at]
@@ -419,7 +501,7 @@ def _fit_tree(training: Training) -> Arrays:
     return _boosted(training, lambda _: training.rows)
 
 
-def _tree(fitted: Arrays) -> Answer:
+def _tree(fitted: Arrays, _: Sequence[Segment]) -> Answer:
     return _tree_answer(fitted, lambda question: question.values)
 
 
@@ -439,7 +521,7 @@ def _fit_tree_seasonal(training: Training) -> Arrays:
     return _boosted(training, rows_of)
 
 
-def _tree_seasonal(fitted: Arrays) -> Answer:
+def _tree_seasonal(fitted: Arrays, _: Sequence[Segment]) -> Answer:
     def rows_of(question: BaselineQuestion) -> Array:
         seasonal = seasonal_variances(question.segment, question.horizon)[:, question.rows]
         return _wide(question.values, question.past, seasonal)
@@ -454,10 +536,9 @@ BASELINES: Final = {
     "persistence": Baseline("mean", _past(1.0)),
     "reversed_persistence": Baseline("mean", _past(-1.0)),
     "seasonal_naive": Baseline("mean", _past(1.0, days=1)),
-    "har": Baseline(
-        "variance", _har, lambda data: log_variance(log_rows(data.past), data.variances)
-    ),
+    "har": Baseline("variance", _har, lambda data: log_variance(data.har_rows, data.variances)),
     "har_rolling": Baseline("variance", _har_rolling),
+    "har_pooled": Baseline("variance", _har_pooled),
     "log_linear": Baseline(
         "variance", _log_linear, lambda data: log_variance(data.rows, data.variances)
     ),
@@ -508,13 +589,17 @@ def _has_lightgbm() -> bool:
     return True
 
 
-def answers(fitted: FittedBaselines) -> dict[str, Answer]:
-    """Return the *fitted* baselines as functions, in the order of the tables.
+def answers(fitted: FittedBaselines, segments: Sequence[Segment]) -> dict[str, Answer]:
+    """Return the *fitted* baselines of *segments* as functions, in the order of the tables.
 
     Those without a fit are always among them.
     """
     arrays = {**unfitted(), **fitted}
-    return {name: each.read(arrays[name]) for name, each in BASELINES.items() if name in arrays}
+    return {
+        name: each.read(arrays[name], segments)
+        for name, each in BASELINES.items()
+        if name in arrays
+    }
 
 
 def save_judged(

@@ -304,7 +304,7 @@ class Dataset:
     @cached_property
     def baselines(self) -> dict[str, Answer]:
         """The baselines as functions, by name."""
-        return answers(self.fitted)
+        return answers(self.fitted, self.segments)
 
     def horizons_at(self, interval_ms: int) -> tuple[int, ...]:
         """Return the horizons in bars of one of ``intervals``."""

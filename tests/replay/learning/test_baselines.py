@@ -50,7 +50,7 @@ def test_prices_that_stand_still_at_first_leave_the_smoothed_variance_a_finite_f
     assert (past[-1, still.first : DAY_BARS] == 0).all()
     with np.errstate(all="raise"):
         fitted = base.BASELINES["ewma"].fit(base.Training([], labels, labels, labels, past))
-        answer = base.BASELINES["ewma"].read(fitted)
+        answer = base.BASELINES["ewma"].read(fitted, [still])
         rows = np.arange(still.first, len(still))
         forecast = answer(base.BaselineQuestion(still, rows, past[:, rows], 30, 0))
     assert np.isfinite(forecast).all()
@@ -132,24 +132,52 @@ def test_har_beats_a_constant_where_volatility_lasts() -> None:
 def test_a_rolling_har_is_fitted_each_day_on_labels_that_ended_before_it(
     horizon: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Alone a segment is fitted on its own labels; pooled, on those of all segments."""
     monkeypatch.setattr(base, "ROLLING_DAYS", 4)
-    known, changed = (segment(7 * DAY_BARS) for _ in range(2))
+    monkeypatch.setattr(base, "ROLLING_STEP_MS", 60_000)
+    known, changed, second = segment(7 * DAY_BARS), segment(7 * DAY_BARS), segment(6 * DAY_BARS)
     last = 6 * DAY_BARS + 100
     changed.close[last + 1 :] *= 1.5
-    values, other = (base.rolling_har(each, horizon) for each in (known, changed))
-    np.testing.assert_array_equal(values[600 : last + 1], other[600 : last + 1])
-    assert not np.array_equal(values[last + 1 :], other[last + 1 :])
+    for pool in ([], [second]):
+        values, other = (base.rolling_har([each, *pool], horizon)[0] for each in (known, changed))
+        np.testing.assert_array_equal(values[600 : last + 1], other[600 : last + 1])
+        assert not np.array_equal(values[last + 1 :], other[last + 1 :])
 
     monkeypatch.setattr(base, "RIDGE", base.ROLLING_RIDGE)
-    past = base.past_variances(known)
-    labels = targets(alone([known])[0], (horizon,))["variance"][0].astype(float)
-    for day in (5, 6):
-        begin, used = (
-            day * DAY_BARS,
-            slice((day - 4) * DAY_BARS - horizon, day * DAY_BARS - horizon),
+    inputs, labels = (
+        [rows_of(each) for each in (known, second)]
+        for rows_of in (
+            lambda each: base.har_rows(base.past_variances(each), each.close_time_ms),
+            lambda each: targets(alone([each])[0], (horizon,))["variance"][0].astype(float),
         )
-        fitted = base.log_variance(base.log_rows(past[:, used]), labels[used])
-        expected = base.variances_of(fitted, base.log_rows(past[:, begin : begin + 50]))[:, 0]
-        np.testing.assert_allclose(values[begin : begin + 50], expected, rtol=1e-6)
+    )
+    for pool in ([known], [known, second]):
+        values = base.rolling_har(pool, horizon)[0]
+        for day in (5, 6):
+            begin = day * DAY_BARS
+            used = slice(begin - 4 * DAY_BARS - horizon, begin - horizon)
+            rows, answers = (
+                np.concatenate([each[used] for each in parts[: len(pool)]])
+                for parts in (inputs, labels)
+            )
+            fitted = base.log_variance(rows, answers)
+            expected = base.variances_of(fitted, inputs[0][begin : begin + 50])[:, 0]
+            np.testing.assert_allclose(values[begin : begin + 50], expected, rtol=1e-6)
     first = slice(600, 2 * DAY_BARS)
-    np.testing.assert_array_equal(values[first], past[-1][first])
+    past = base.past_variances(known)
+    np.testing.assert_array_equal(base.rolling_har([known], horizon)[0][first], past[-1][first])
+
+
+def test_a_har_knows_the_hour_of_day() -> None:
+    """Where the variance follows the hour alone, the forecast is that of the hours ahead."""
+    bars = learnable(30 * DAY_BARS)
+    minute = np.arange(len(bars))
+    size = 1e-4 * np.exp(np.sin(2 * np.pi * minute / DAY_BARS))
+    close = 100.0 * np.exp(np.cumsum(size * np.where(minute % 2, 1.0, -1.0)))
+    [known] = segments_of(replace(bars, open=close, high=close, low=close, close=close), SCHEMA)
+    [answer] = base.rolling_har([known], 240)
+    label = targets(alone([known])[0], (240,))["variance"][0, :, 0].astype(float)
+    day = slice(28 * DAY_BARS, 29 * DAY_BARS)
+    np.testing.assert_allclose(answer[day] / label[day], 1.0, atol=0.2)
+    last_hours = base.past_variances(known)[2, day]  # four, as the horizon
+    assert np.abs(np.log(last_hours / label[day])).max() > 2 * np.log(1.2)
