@@ -52,7 +52,7 @@ from tracepaper.replay.report import BARS_DRAWN
 from tracepaper.replay.report.figures import Headline, headline
 from tracepaper.replay.report.judgement import judgement
 from tracepaper.replay.report.record import RunRecord, read_record
-from tracepaper.replay.report.report import stretches
+from tracepaper.replay.report.report import ruined_benchmark, stretches
 from tracepaper.replay.report.trades import ClosedTrade, closed_trades, largest_causes
 from tracepaper.storage.database.reader import Reader, resolve
 from tracepaper.storage.database.run_views import RunViews
@@ -618,6 +618,8 @@ class Run(Generic[Frame]):
         if figures["held_return"] is not None:
             at_exposure = f", at its own exposure {written(figures['held_return'], 'gain percent')}"
         yield f"buy and hold {written(figures['buy_and_hold_return'], 'gain percent')}{at_exposure}"
+        if ruined := ruined_benchmark(record):
+            yield ruined
         if figures["random_beaten"] is not None:
             beaten = written(figures["random_beaten"], "share")
             yield f"beats {beaten} of {figures['random_timings']} random timings"

@@ -278,8 +278,14 @@ def rolling_har(segments: Sequence[Segment], horizon: int) -> list[Array]:
     for segment in segments:
         for day, content in _labelled_days(segment, horizon):
             days.setdefault(day, []).append(content)
-    grams = {day: sum(each.inputs.T @ each.inputs for each in days[day]) for day in days}
-    moments = {day: sum(each.inputs.T @ each.logs for each in days[day]) for day in days}
+    grams: dict[int, Array] = {
+        day: np.sum([each.inputs.T @ each.inputs for each in parts], axis=0)
+        for day, parts in days.items()
+    }
+    moments: dict[int, Array] = {
+        day: np.sum([each.inputs.T @ each.logs for each in parts], axis=0)
+        for day, parts in days.items()
+    }
     fits: dict[tuple[int, int], tuple[Array, float] | None] = {}
 
     def fit(day: int, least: int) -> tuple[Array, float] | None:
@@ -289,9 +295,11 @@ def rolling_har(segments: Sequence[Segment], horizon: int) -> list[Array]:
         count = sum(len(part.logs) for part in parts)
         if count < least:
             return None
-        gram, moment = (sum(sums[at] for at in used) / count for sums in (grams, moments))
+        gram, moment = (
+            np.sum([sums[at] for at in used], axis=0) / count for sums in (grams, moments)
+        )
         penalty = ROLLING_RIDGE * np.diag([0.0, *np.ones(len(moment) - 1)])
-        weights = np.linalg.solve(gram + penalty, moment)
+        weights: Array = np.linalg.solve(gram + penalty, moment)
         ratios = [np.exp(part.logs - part.inputs @ weights) for part in parts]
         return weights, float(np.concatenate(ratios).mean())
 

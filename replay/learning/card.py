@@ -17,7 +17,13 @@ from scipy.special import log_softmax
 
 from tracepaper.replay.document.values import Form, Table, plus_minus, table_of
 from tracepaper.replay.learning.splits import Split, TrainingFile
-from tracepaper.replay.report.honesty import compared_sentences, entropy_sentence, few_days
+from tracepaper.replay.report.honesty import (
+    MAJORITY,
+    PAIRED,
+    compared_sentences,
+    entropy_sentence,
+    few_days,
+)
 from tracepaper.storage.checkpoints import Card, CardPair
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.features.rolling import Array
@@ -158,8 +164,12 @@ def sentences(
     name: str = "network",
 ) -> list[str]:
     """Return the sentences that follow from the figures; *name* is the model's in *figures*."""
-    entropy = entropy_sentence(gates)
-    lines = [NOTICE, REGIMES if entropy else NO_ATTENTION]
+    entropy, lines = entropy_sentence(gates), [NOTICE]
+    if entropy:
+        lines.append(REGIMES)
+    elif MAJORITY in figures[PAIRED][str(horizon)].get("sign", {}):
+        # Without a move there are no figures of entropy either, and the next sentence says so.
+        lines.append(NO_ATTENTION)
     lines += compared_sentences(figures, horizon, name)
     if entropy:
         lines.append(entropy)

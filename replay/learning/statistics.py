@@ -88,10 +88,15 @@ def resampled(blocks: Array, combine: Callable[[Array], Array]) -> tuple[Array, 
     count, value = len(blocks), combine(blocks.sum(axis=0)[None])[0]
     if count < 2:
         return value, None
-    # A resample is the number of draws of each block, so one product computes all resamples.
-    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1.0 / count), RESAMPLES)
-    spread = np.nanstd(combine(drawn.astype(np.float64) @ blocks), axis=0)
+    # One product computes all resamples.
+    spread = np.nanstd(combine(redrawn_blocks(count) @ blocks), axis=0)
     return value, spread * (count / (count - 1)) ** 0.5
+
+
+def redrawn_blocks(count: int) -> Array:
+    """Return [resample, block]: how often each of *count* blocks is drawn."""
+    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1.0 / count), RESAMPLES)
+    return drawn.astype(np.float64)
 
 
 def mean(values: Array, days: NDArray[np.int64]) -> DailyEstimate:

@@ -24,6 +24,11 @@ MAJORITY: Final = "majority_sign"
 PAIRED: Final = "paired"
 """``[figures.paired]``: by horizon, loss and reference, [difference, error, p]; less is better."""
 
+YEARS: Final = "years"
+"""``[figures.years]``: by horizon, the ``rival`` and by year [difference, error, p, days]."""
+HARS: Final = ("har", "har_rolling", "har_pooled")
+"""The baselines that a forecast of volatility must beat: each is a regression of few columns."""
+
 
 def card_sentences(card: Mapping[str, Any]) -> list[str]:
     """Return the caveats of *card*; none for an empty card."""
@@ -70,12 +75,38 @@ def compared_sentences(figures: Mapping[str, Any], horizon: int, forecaster: str
             f"{signed_estimate(difference, error, '.4f', unit=' by day')}, p {p:.2g} by Holm over "
             f"{len(baselines)})."
         )
-    return sentences
+    return [*sentences, *_years_sentences(figures.get(YEARS, {}).get(str(horizon), {}), horizon)]
+
+
+def _years_sentences(years: Mapping[str, Any], horizon: int) -> list[str]:
+    """Return a sentence on the QLIKE of each year beside the best HAR's, and the last gain."""
+    by_year = {year: figures for year, figures in years.items() if year != "rival"}
+    if not by_year:
+        return []
+    each = ", ".join(
+        f"{signed_estimate(difference, error, '.4f')} in {year} ({days} days)"
+        for year, (difference, error, _, days) in by_year.items()
+    )
+    gains = [
+        year
+        for year, (difference, _, p, days) in by_year.items()
+        if verdict_of(difference, p, days) == "better than"
+    ]
+    last = f"a gain was last seen in {max(gains)}" if gains else "no year shows a gain"
+    rival = years["rival"].replace("_", " ")
+    sentence = (
+        f"Against {rival}, a HAR that knows the hour of day, its QLIKE at {horizon} bars differs "
+        f"by {each}; less is better, and {last}."
+    )
+    return [sentence]
 
 
 def verdict_of(difference: float, p: float, days: int) -> str:
-    """Return the verdict of a comparison; a negative difference is better."""
-    if days < FEW_DAYS or not p < LEVEL:
+    """Return the verdict of a comparison; a negative difference is better.
+
+    Few days prove nothing good of a model; what is bad in all of them is said.
+    """
+    if not p < LEVEL or (difference < 0 and days < FEW_DAYS):
         return "level with"
     return "better than" if difference < 0 else "worse than"
 

@@ -48,7 +48,7 @@ from tracepaper.replay.run_columns import Floats, Ints, RunColumns
 from tracepaper.storage.checkpoints import FittedSpan, kept_folder, read_card
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
-from tracepaper.strategies.units import count_of, duration, number
+from tracepaper.strategies.units import count_of, duration, iso, number, percent
 
 Card = dict[str, Any]
 MARKS_MAX: Final = 800
@@ -363,26 +363,35 @@ class HoldBenchmark(NamedTuple):
 def buy_and_hold_at_equal_exposure(record: RunRecord) -> list[HoldBenchmark]:
     """Return buy and hold at the run's mean exposure in each symbol, and with all the money.
 
-    The first is left out if a shadow account holds the run's exposure so far.
+    The first is left out if a shadow account holds the run's exposure so far, or if at some close
+    nothing of its money was left: it could not have held on.
     """
-    held = []
-    if record.held_shadow is None:
-        shares = mean_exposures(record)
-        if shares and any(shares.values()):
-            share, symbols = (
-                sum(shares.values()),
-                {record.instruments[name].symbol: each for name, each in shares.items()},
-            )
-            held.append(
-                HoldBenchmark(
-                    HELD_AT_EXPOSURE,
-                    held_source(symbols),
-                    buy_and_hold(record, shares),
-                    share,
-                )
-            )
+    held = _held_at_exposure(record)
+    with_it = [] if held is None or (held.equity <= 0).any() else [held]
     source = f"computed: all the money, {BOUGHT}"
-    return [*held, HoldBenchmark(BUY_AND_HOLD, source, buy_and_hold(record), 1.0)]
+    return [*with_it, HoldBenchmark(BUY_AND_HOLD, source, buy_and_hold(record), 1.0)]
+
+
+def _held_at_exposure(record: RunRecord) -> HoldBenchmark | None:
+    """Return buy and hold at the run's mean exposure; None if it held nothing or has a shadow."""
+    shares = None if record.held_shadow is not None else mean_exposures(record)
+    if not shares or not any(shares.values()):
+        return None
+    symbols = {record.instruments[name].symbol: each for name, each in shares.items()}
+    equity = buy_and_hold(record, shares)
+    return HoldBenchmark(HELD_AT_EXPOSURE, held_source(symbols), equity, sum(shares.values()))
+
+
+def ruined_benchmark(record: RunRecord) -> str:
+    """Return that buy and hold at the run's exposure lost all its money; empty if it did not."""
+    held = _held_at_exposure(record)
+    if held is None or not (ruined := np.flatnonzero(held.equity <= 0)).size:
+        return ""
+    at_ms = int(record.times_ms[ruined[0] - 1])
+    return (
+        f"Buy and hold at its own exposure, {percent(held.share, 0)} of the start, had nothing "
+        f"left at {iso(at_ms)}, so it is no benchmark."
+    )
 
 
 def _held_account(record: RunRecord, held: HoldBenchmark) -> AccountReport:
@@ -418,6 +427,8 @@ def _sentences(record: RunRecord, card: Card) -> tuple[str, ...]:
             f"{count_of(len(record.missing), 'funding settlement')} missing, {held:,} with an open "
             "position; their amounts are in no account."
         )
+    if ruined := ruined_benchmark(record):
+        sentences.append(ruined)
     if record.run["ended_ms"] is None:
         sentences.append("The run has not ended; the figures are those at the time of this report.")
     if record.run["kind"] != "live":

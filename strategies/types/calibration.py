@@ -126,14 +126,14 @@ def coverage_share(
 
 
 class MeasuredTails(Struct, frozen=True, forbid_unknown_fields=True):
-    """The losses of each side beyond the forecast at one horizon: (loss - mean) ÷ stdev.
+    """The losses of both sides beyond the forecast at one horizon: (loss - mean) ÷ stdev.
 
     A pair for each of ``decisions.SHARES``: the loss that the share of bars exceeds, and the mean
-    of these.
+    of these. ``errors`` are their standard errors, zero for the constants of a normal distribution.
     """
 
-    long: tuple[tuple[float, float], tuple[float, float]]
-    short: tuple[tuple[float, float], tuple[float, float]]
+    losses: tuple[tuple[float, float], tuple[float, float]]
+    errors: tuple[tuple[float, float], tuple[float, float]]
 
 
 class Calibration(Struct, frozen=True):

@@ -157,7 +157,7 @@ class Forecast(Struct, frozen=True, gc=False):
             return None
         else:
             mean = self.mean_return[at] if is_short else -self.mean_return[at]
-            (_, far), (_, near) = measured.short if is_short else measured.long
+            (_, far), (_, near) = measured.losses
             at_1, at_5 = (mean + self.stdev_return[at] * each for each in (far, near))
         loss = at_5 + _RARER_WEIGHT * (at_1 - at_5)
         return math.expm1(loss) if is_short else -math.expm1(-loss)

@@ -37,20 +37,22 @@ from tracepaper.replay.learning.statistics import (
     figure,
     inside,
     mean,
+    redrawn_blocks,
     risk_curve,
     verdict,
 )
 from tracepaper.replay.report import metrics
-from tracepaper.replay.report.honesty import FEW_DAYS, LEVEL, PAIRED
-from tracepaper.replay.report.metrics import BLOCK_DAYS
+from tracepaper.replay.report.honesty import FEW_DAYS, HARS, LEVEL, PAIRED, YEARS
+from tracepaper.replay.report.metrics import BLOCK_DAYS, blocks_of
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.types.decisions import SHARES
 
 TAILS: Final = "tails"
-"""``[calibration.tails]``: by horizon and side, a pair for each of ``SHARES``.
+"""``[calibration.tails]``: by horizon, a pair for each of ``SHARES`` and the errors of both.
 
-They are the empirical quantile of (loss - mean loss) ÷ stdev, and the mean beyond it; those of the
-normal distribution where too few independent bars were measured.
+They are the empirical quantile of (loss - mean loss) ÷ stdev over the losses of both sides, and the
+mean beyond it; those of the normal distribution, without an error, where too few independent bars
+were measured. Apart each side has half as many breaches, and its constants last no better.
 """
 SIDES: Final = {"long": -1.0, "short": 1.0}
 """The sign of the returns by which each side loses."""
@@ -95,8 +97,7 @@ def stdev_of(rows: Forecasts) -> Array:
 def measured_tails(rows: Forecasts, standardized: Mapping[str, Any]) -> Array:
     """Return value at risk and shortfall by a card's *standardized* tails, as ``student_tails``."""
     mean = np.multiply.outer(rows.value("mean"), list(SIDES.values()))[:, :, None, None]
-    levels = np.array([standardized[side] for side in SIDES])
-    return mean + stdev_of(rows)[:, None, None, None] * levels
+    return mean + stdev_of(rows)[:, None, None, None] * np.array(standardized["losses"])
 
 
 def is_normal(table: Forecasts) -> bool:
@@ -116,22 +117,47 @@ def standardized_tails(table: Forecasts) -> dict[str, Any]:
 
 
 def _standardized(rows: Forecasts, horizon: int) -> dict[str, list[list[float]]]:
-    realised, mean, stdev = losses(rows), rows.value("mean"), stdev_of(rows)
-    # Symbols move together, so bars of one time count once.
+    signs = np.array(list(SIDES.values()))
+    mean = np.multiply.outer(rows.value("mean"), signs)
+    distance = (losses(rows) - mean) / stdev_of(rows)[:, None]
+    # Symbols move together, so bars of one time count once; so do both sides of a bar.
     independent = len(np.unique(rows.keys // _SYMBOL)) / horizon
-    pairs: dict[str, list[list[float]]] = {side: [] for side in SIDES}
-    for at, (side, sign) in enumerate(SIDES.items()):
-        distance = (realised[:, at] - sign * mean) / stdev
-        for share in SHARES:
-            at_risk = float(stats.norm.isf(share))
-            shortfall = float(stats.norm.pdf(at_risk)) / share
-            if share * independent >= BREACHES_LEAST:
-                # "higher": no more than the share of rows may exceed the limit.
-                at_risk = max(float(np.quantile(distance, 1.0 - share, method="higher")), 0.0)
-                breached = distance > at_risk
-                shortfall = float(distance[breached].mean()) if breached.any() else at_risk
-            pairs[side].append([rounded(at_risk), rounded(shortfall)])
-    return pairs
+    constants: dict[str, list[list[float]]] = {"losses": [], "errors": []}
+    for share in SHARES:
+        at_risk = float(stats.norm.isf(share))
+        values, errors = [at_risk, float(stats.norm.pdf(at_risk)) / share], [0.0, 0.0]
+        if share * independent >= BREACHES_LEAST:
+            values, errors = _tail(distance, rows.day, share)
+        constants["losses"].append([rounded(each) for each in values])
+        constants["errors"].append([rounded(each) for each in errors])
+    return constants
+
+
+def _tail(
+    distance: Array, days: NDArray[np.int64], share: float
+) -> tuple[list[float], list[float]]:
+    """Return [the loss that *share* of *distance* [row, side] exceeds, the mean beyond it].
+
+    Their errors follow, from bootstraps of the blocks of *days* [row].
+    """
+    block = np.repeat(blocks_of(days), distance.shape[1])
+    order = np.argsort(-distance, axis=None)
+    sorted_losses = distance.ravel()[order]
+    drawn = redrawn_blocks(int(block.max()) + 1)
+    values = []
+    for counts in (np.ones_like(drawn[0]), *drawn):
+        weights = counts[block[order]]
+        # No more than the share may exceed the limit.
+        beyond = np.searchsorted(np.cumsum(weights), share * weights.sum(), side="right")
+        limit = max(float(sorted_losses[min(beyond, len(sorted_losses) - 1)]), 0.0)
+        breached = sorted_losses > limit
+        total = weights[breached].sum()
+        mean = float(weights[breached] @ sorted_losses[breached] / total) if total else limit
+        values.append((limit, mean))
+    # As in ``resampled``; a single block has no error.
+    count = drawn.shape[1]
+    widening = (count / (count - 1)) ** 0.5 if count > 1 else float("nan")
+    return list(values[0]), (np.std(values[1:], axis=0) * widening).tolist()
 
 
 def breach_rows(rows: Forecasts, tails: Array) -> Iterator[dict[str, Any]]:
@@ -738,8 +764,10 @@ def answered(metric: Metric, view: MetricView) -> NDArray[np.bool_]:
 def paired_figures(table: Forecasts, leave: tuple[str, ...] = ()) -> dict[str, Any]:
     """Return the model compared with every forecaster but *leave*, by horizon and loss, for a card.
 
-    Each entry is [difference, error, p], p by Holm over the others; less is better.
+    Each entry is [difference, error, p], p by Holm over the others; less is better. ``YEARS`` has
+    the QLIKE of each calendar year beside that of the best HAR, p by Holm over the years.
     """
+    horizons = table.by_horizon()
     return {
         PAIRED: {
             str(horizon): {
@@ -747,8 +775,33 @@ def paired_figures(table: Forecasts, leave: tuple[str, ...] = ()) -> dict[str, A
                 for name in ("sign", "qlike")
                 if (differences := compare(rows, LOSSES[name], leave=leave))
             }
-            for horizon, rows in table.by_horizon()
-        }
+            for horizon, rows in horizons
+        },
+        YEARS: {str(horizon): years for horizon, rows in horizons if (years := _by_year(rows))},
+    }
+
+
+def _by_year(rows: Forecasts) -> dict[str, Any]:
+    """Return the best HAR of *rows* and, by year, [difference, error, p, days] of the QLIKE."""
+    qlike = LOSSES["qlike"]
+    forecasters = views(qlike, rows, (MODEL, *HARS))
+    means = {
+        name: qlike.terms(view)[answered(qlike, view)].mean()
+        for name, view in forecasters.items()
+        if name in HARS and answered(qlike, view).any()
+    }
+    if not means or MODEL not in forecasters:
+        return {}
+    rival = min(means, key=means.__getitem__)
+    year_of = (rows.day * np.timedelta64(1, "D") + np.datetime64(0, "D")).astype("M8[Y]")
+    by_year = {}
+    for year in np.unique(year_of):
+        chosen = rows.where(year_of == year)
+        pair = _common_terms(qlike, *(MetricView(chosen, name) for name in (MODEL, rival)))
+        if pair is not None:
+            by_year[str(year)] = difference(*pair)
+    return {"rival": rival} | {
+        year: [*each.rounded(), each.days] for year, each in corrected(by_year).items()
     }
 
 

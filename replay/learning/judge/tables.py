@@ -34,6 +34,7 @@ from tracepaper.replay.document.values import (
     Value,
     documents,
     of_row,
+    plus_minus,
     table,
 )
 from tracepaper.replay.learning import statistics as figures
@@ -76,6 +77,7 @@ from tracepaper.replay.learning.statistics import (
 )
 from tracepaper.replay.report import metrics
 from tracepaper.replay.report.honesty import FEW_DAYS, LEVEL
+from tracepaper.strategies.types.decisions import SHARES
 from tracepaper.strategies.units import iso, percent
 
 if TYPE_CHECKING:
@@ -253,15 +255,33 @@ def _risk(judgement: Judgement) -> Iterable[Table]:
     breaches = [row for _, rows in horizons for row in breach_rows(rows, student_tails(rows))]
     yield table("risk", title, BREACHES, breaches, notes=[note])
     standardized = judgement.card.get("calibration", {}).get(TAILS, {})
+    constants = {
+        horizon: pairs for horizon, _ in horizons if (pairs := standardized.get(str(horizon)))
+    }
     measured = [
         row
         for horizon, rows in horizons
-        if (pairs := standardized.get(str(horizon)))
-        for row in breach_rows(rows, measured_tails(rows, pairs))
+        if horizon in constants
+        for row in breach_rows(rows, measured_tails(rows, constants[horizon]))
     ]
     if measured:
         title = f"{title}, by the tails of the calibration slice"
-        yield table("risk_calibrated", title, BREACHES, measured, notes=[note])
+        notes = [note, *(_constants(horizon, pairs) for horizon, pairs in constants.items())]
+        yield table("risk_calibrated", title, BREACHES, measured, notes=notes)
+
+
+def _constants(horizon: int, pairs: Mapping[str, Any]) -> str:
+    """Return a sentence on the constants of a card's tails at *horizon*."""
+    each = (
+        f"{percent(share, 0)} of losses pass {limit:.2f} {plus_minus(error, '.2f')}, their mean is "
+        f"{mean:.2f} {plus_minus(mean_error, '.2f')}"
+        if error
+        else f"{percent(share, 0)} of losses pass {limit:.2f}, as of a normal distribution"
+        for share, (limit, mean), (error, mean_error) in zip(
+            SHARES, pairs["losses"], pairs["errors"], strict=True
+        )
+    )
+    return f"At {horizon} bars, in standard deviations of the forecast: {'; '.join(each)}."
 
 
 def _scores(judgement: Judgement) -> Iterable[Table]:

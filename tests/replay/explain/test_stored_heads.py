@@ -254,7 +254,7 @@ def test_the_tails_of_a_card_stand_in_for_the_head(tmp_path: Path) -> None:
     tails = read_card(locate("flash-1m"))["calibration"]["tails"]["30"]
     weight = math.log(0.05 / 0.025) / math.log(0.05 / 0.01)
     for measure, mean, stdev, action, notional in judged:
-        (_, far), (_, near) = tails[action.lower()]
+        (_, far), (_, near) = tails["losses"]
         sign = 1 if action == "SHORT" else -1
         loss = sign * mean + stdev * (near + weight * (far - near))
         share = math.expm1(loss) if action == "SHORT" else -math.expm1(-loss)

@@ -92,9 +92,34 @@ def test_level_is_said_of_two_points_that_differ_by_chance() -> None:
     assert "is better than the best baseline's" in sentences_of(forecasts(better=0.6))[1]
     assert "is worse than the best baseline's" in sentences_of(forecasts(better=-0.6))[1]
     assert "is level with the best baseline's" in sentences_of(forecasts(better=0.6, days=20))[1]
+    assert "is worse than the best baseline's" in sentences_of(forecasts(better=-2.0, days=20))[1]
     sign = sentences_of(forecasts(better=0.6, rises=0.6))[0]
     # A coin is worse than always rising where six in ten rise.
     assert "worse than always predicting the more frequent sign (58.9 %; -8.8 ± " in sign
+
+
+def test_a_gain_is_told_by_the_year_in_which_it_was_seen() -> None:
+    """However good the mean is, a gain that ended with a year says so."""
+    judged = forecasts(better=0.6, days=120)
+    year_begins = int(np.datetime64("2026-01-01", "ms").astype(np.int64))
+    moved = year_begins - 60 * 86_400_000
+    judged = replace(judged, open_ms=judged.open_ms + moved, until_ms=judged.until_ms + moved)
+    noise = judged.value("variance", "tree")
+    judged = judged.with_fields("har_pooled", variance=noise)
+    judged = judged.with_fields("har", variance=2 * noise)
+    is_new = judged.open_ms >= year_begins
+    faded = np.where(is_new, judged.value("variance", "ewma"), judged.value("variance"))
+
+    def said(variance: np.ndarray) -> str:
+        return sentences_of(judged.with_fields(MODEL, variance=variance))[-1]
+
+    assert said(faded).startswith("Against har pooled, a HAR that knows the hour of day, its QLIKE")
+    assert " in 2025 (60 days), " in said(faded)
+    assert said(faded).endswith(
+        "in 2026 (60 days); less is better, and a gain was last seen in 2025."
+    )
+    assert said(judged.value("variance")).endswith("a gain was last seen in 2026.")
+    assert said(judged.value("variance", "ewma")).endswith("no year shows a gain.")
 
 
 def test_the_majority_sign_and_climatology_are_the_best_constants() -> None:

@@ -147,7 +147,9 @@ def test_where_no_untouched_price_moves_the_card_says_so_and_is_written_before_t
 
     card = trained(material, folder, say=say).card
     assert before == [([UNJUDGED], False)]
-    assert "moved within 30 bars: no sign was judged" in " ".join(card["honesty"]["sentences"])
+    said = " ".join(card["honesty"]["sentences"])
+    assert "moved within 30 bars: no sign was judged" in said
+    assert "no attention" not in said
     assert card["figures"]["30"]["sign_accuracy"]["network"] == [None, None]
     assert "sign" not in card["figures"]["paired"]["30"]
     assert _is_finished(RECIPE, folder, material)

@@ -104,12 +104,21 @@ def test_tails_that_are_too_thin_are_right_once_calibrated(dof: float) -> None:
             assert before.realised.value > before.share + 2 * before.realised.error
 
 
+def test_a_tail_of_both_sides_has_the_error_of_a_quantile() -> None:
+    constants = standardized_tails(forecasts(dof=NORMAL, seed=20))["1"]
+    for at, share in enumerate(SHARES):
+        limit = stats.norm.isf(share)
+        error = (share * (1 - share) / (2 * DAYS * A_DAY)) ** 0.5 / stats.norm.pdf(limit)
+        assert constants["errors"][at][0] == pytest.approx(error, rel=0.6)  # of twelve blocks
+        assert constants["losses"][at][0] == pytest.approx(limit, abs=3 * error)
+
+
 def test_few_losses_and_a_law_with_its_own_tails_calibrate_no_tail() -> None:
     assert standardized_tails(forecasts()) == {}
     right = forecasts(dof=NORMAL)
     few = right.where(slice(0, 99))
     normal = [[2.326348, 2.665214], [1.644854, 2.062713]]
-    as_it_was = dict.fromkeys(("long", "short"), normal)
+    as_it_was = {"losses": normal, "errors": [[0.0, 0.0], [0.0, 0.0]]}
     assert standardized_tails(few)["1"] == as_it_was
     # Bars that share their future are one loss, however many there are.
     far = standardized_tails(forecasts(horizon=len(right) // 99, dof=NORMAL))

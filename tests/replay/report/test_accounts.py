@@ -36,6 +36,8 @@ part = st.lists(st.integers(1, 3), min_size=1, max_size=4).flatmap(
     )
 )
 
+PRICES = ("open", "high", "low", "close")
+
 
 def gains(bars: Bars, held: Floats, traded: Floats, cost_rate: float) -> Floats:
     """Return the profit in each bar of positions *held* from its open, after trades of *traded*."""
@@ -126,9 +128,8 @@ def test_an_account_below_zero_names_the_day_and_its_lowest_equity_everywhere(
     """For twenty days a short position owes more than there is; at the end it has gained."""
     days = np.arange(90)
     price = np.where((days >= 30) & (days < 50), 220.0, np.where(days > 84, 90.0, 100.0))
-    names = ("open", "high", "low", "close")
     opens_ms = 1_704_067_200_000 + 86_400_000 * days
-    frame = pd.DataFrame({"open_time": opens_ms, **dict.fromkeys(names, price), "volume": 1.0})
+    frame = pd.DataFrame({"open_time": opens_ms, **dict.fromkeys(PRICES, price), "volume": 1.0})
     frame.to_csv(candles := tmp_path / "BTCUSDT.csv", index=False)
     config = {
         "sizing": {"mode": "fixed", "quantity": "1000"},
@@ -158,6 +159,30 @@ def test_an_account_below_zero_names_the_day_and_its_lowest_equity_everywhere(
     space = {"sizing.quantity": ["1000"]}
     swept = sweep(Opposed, candles, space, "return", config=config, executor=InThisProcess())
     assert sum(sentence in line for line in luck(swept)) == 1
+
+
+class Held(Strategy):
+    """Is always long."""
+
+    warmup = 1
+
+    def decide(self, _: BarContext) -> Signal:
+        """Return the same side at every bar."""
+        return Signal(Action.LONG, "always")
+
+
+def test_a_benchmark_that_lost_everything_is_none(tmp_path: Path) -> None:
+    """Three times the money in a coin that loses three quarters, then gains fivefold."""
+    path = np.interp(np.arange(1_440), [100, 120, 700, 800], [100.0, 28.0, 28.0, 148.0]).round(2)
+    opens_ms = 1_735_689_600_000 + 3_600_000 * np.arange(1_440)
+    frame = pd.DataFrame({"open_time": opens_ms, **dict.fromkeys(PRICES, path), "volume": 1e5})
+    config = {"market": {"interval": "60"}, "sizing": {"mode": "equity", "fraction": "3"}}
+    with backtest(Held, {"XYZUSDT": frame}, config=config, db=tmp_path / "run.db") as run:
+        assert run.summary["held_return"] is None
+        assert run.summary["buy_and_hold_return"] == pytest.approx(0.48, abs=0.01)
+        sentence = "had nothing left at 2025-01-05T"
+        assert sentence in repr(run)
+        assert any(sentence in each for each in build_report_of(tmp_path / "run.db").sentences)
 
 
 def test_episodes_are_the_stretches_of_one_sign() -> None:
