@@ -84,7 +84,9 @@ def _years_sentences(years: Mapping[str, Any], horizon: int) -> list[str]:
     if not by_year:
         return []
     each = ", ".join(
-        f"{signed_estimate(difference, error, '.4f')} in {year} ({days} days)"
+        f"{difference:+.4f} in {year} ({days} days, too few for an error)"
+        if error is None
+        else f"{signed_estimate(difference, error, '.4f')} in {year} ({days} days)"
         for year, (difference, error, _, days) in by_year.items()
     )
     gains = [
