@@ -383,6 +383,7 @@ def fills_beyond_the_size_shown() -> None:
 
 def a_stop_that_is_late() -> None:
     """Trigger a stop thirty of the quote currency beyond its price."""
+
     def late(order: Order, far: int) -> bool:
         return touched(order, far - 3_000 if order.side is Side.BUY else far + 3_000)
 

@@ -52,7 +52,7 @@ TAILS: Final = "tails"
 
 They are the empirical quantile of (loss - mean loss) ÷ stdev over the losses of both sides, and the
 mean beyond it; those of the normal distribution, without an error, where too few independent bars
-were measured. Apart each side has half as many breaches, and its constants last no better.
+or a single block of days were measured. Apart each side has half as many breaches, and its constants last no better.
 """
 SIDES: Final = {"long": -1.0, "short": 1.0}
 """The sign of the returns by which each side loses."""
@@ -126,7 +126,7 @@ def _standardized(rows: Forecasts, horizon: int) -> dict[str, list[list[float]]]
     for share in SHARES:
         at_risk = float(stats.norm.isf(share))
         values, errors = [at_risk, float(stats.norm.pdf(at_risk)) / share], [0.0, 0.0]
-        if share * independent >= BREACHES_LEAST:
+        if share * independent >= BREACHES_LEAST and blocks_of(rows.day).max() > 0:
             values, errors = _tail(distance, rows.day, share)
         constants["losses"].append([rounded(each) for each in values])
         constants["errors"].append([rounded(each) for each in errors])
@@ -154,9 +154,8 @@ def _tail(
         total = weights[breached].sum()
         mean = float(weights[breached] @ sorted_losses[breached] / total) if total else limit
         values.append((limit, mean))
-    # As in ``resampled``; a single block has no error.
     count = drawn.shape[1]
-    widening = (count / (count - 1)) ** 0.5 if count > 1 else float("nan")
+    widening = (count / (count - 1)) ** 0.5  # as in ``resampled``
     return list(values[0]), (np.std(values[1:], axis=0) * widening).tolist()
 
 

@@ -82,7 +82,6 @@ def test_no_bundled_card_claims_more_than_it_keeps(name: str) -> None:
             assert match is not None
             assert float(match[1]) < 0.05
     assert sum("by Holm over" in sentence for sentence in sentences) >= 1
-    assert "lstm" in stored["baselines"]["names"]
 
 
 def test_level_is_said_of_two_points_that_differ_by_chance() -> None:
