@@ -52,7 +52,8 @@ TAILS: Final = "tails"
 
 They are the empirical quantile of (loss - mean loss) ÷ stdev over the losses of both sides, and the
 mean beyond it; those of the normal distribution, without an error, where too few independent bars
-or a single block of days were measured. Apart each side has half as many breaches, and its constants last no better.
+or a single block of days were measured. Apart each side has half as many breaches, and its
+constants last no better.
 """
 SIDES: Final = {"long": -1.0, "short": 1.0}
 """The sign of the returns by which each side loses."""
