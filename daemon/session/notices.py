@@ -5,7 +5,7 @@ A notice is a kind and the fields of its template (``daemon/config/notify.py``),
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from msgspec import Struct
@@ -22,6 +22,7 @@ from tracepaper.strategies.units import (
     NOTHING,
     count_of,
     day_text,
+    divide_half_even,
     duration,
     minute_text,
     money_text,
@@ -70,9 +71,7 @@ class Notices:
         self._late: set[str] = set()  # instruments whose newest decision was late
         self._is_lost = False
         self._held: dict[str, Position] = {}  # by instrument
-        self._opened: dict[
-            str, int
-        ] = {}  # net profit of earlier trades, of a position seen to open
+        self._opened: dict[str, int] = {}  # net profit of earlier trades, of a trade seen to open
         self._refusals = _Period(time_of(section.refusals_every) or DAY_MS, 0)
         self._daily = _Period(DAY_MS, time_of_day_ms(section.daily_at))
 
@@ -122,17 +121,30 @@ class Notices:
         for fill in step.fills:
             key = fill.instrument
             before, after, profit = self._held.get(key, Position()), positions.get(key), ""
-            is_closing = before.quantity * signed_quantity(fill) < 0
-            if after is not None and after.quantity and not before.quantity:
-                self._opened[key] = _net(before)
-            if is_closing and after is not None and last[key] is fill:
-                opened = None if after.quantity else self._opened.pop(key, None)
-                if opened is None:  # a part of a trade, or one that began before this process
-                    realized = _money(after.realized_pnl - before.realized_pnl, signed=True)
-                    profit = f", profit {realized} before fees"
-                else:
-                    profit = f", profit {_money(_net(after) - opened, signed=True)}"
+            if after is not None and last[key] is fill:
+                own = [each for each in step.fills if each.instrument == key]
+                profit = self._profit(before, after, own)
             yield self._fill(fill, after, profit, step)
+
+    def _profit(self, before: Position, after: Position, fills: Sequence[Fill]) -> str:
+        """Return what *fills*, a step's of one position, brought by closing; empty if they open."""
+        key, fee = fills[0].instrument, sum(fill.fee for fill in fills)
+        moved = sum(map(signed_quantity, fills))
+        is_turn = before.quantity * after.quantity < 0
+        # Without more than was filled: at a start the position before is unknown.
+        is_new = not before.quantity and 0 < abs(after.quantity) <= abs(moved)
+        net, opened = _net(after), self._opened.get(key)
+        if is_turn:  # the fee is shared by quantity, as in ``v_trades``
+            net += fee - divide_half_even(fee * abs(before.quantity), abs(moved))
+        if is_turn or is_new:
+            self._opened[key] = net if is_turn else net + fee
+        if before.quantity * moved >= 0:
+            return ""
+        if opened is None or (after.quantity and not is_turn):
+            # It began before this process, or goes on.
+            realized = _money(after.realized_pnl - before.realized_pnl, signed=True)
+            return f", profit {realized} before fees"
+        return f", profit {_money(net - opened, signed=True)}"
 
     def _fill(self, fill: Fill, held: Position | None, profit: str, step: Step) -> Notice:
         item = self._instruments[fill.instrument]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from builders import MINUTE, START_MS, run
-from exit_cases import KEY, flat_bars, long, machine, path
+from engines import engine_of
+from exit_cases import COSTLESS, FLAT, KEY, Says, flat_bars, long, machine, path, short
 from fakes import ManualClock
 
 from tracepaper.daemon.config.notify import WORDINGS, NotifySection
@@ -40,3 +41,21 @@ def test_notices_and_status_say_what_protects_a_position_and_what_its_end_brough
         f"BTCUSDT bought 1 at 100 (up); {entered}; equity 1,000,000.00",
         f"{CLOSED}, profit +0.08; flat; equity 1,000,000.08",
     ]
+
+
+def test_each_trade_of_turns_has_its_own_profit_with_its_share_of_the_fee() -> None:
+    """Long at 100, short at 102, long at 99, out at 103, each at .1 %."""
+    given = {
+        "sizing": {"mode": "fixed", "quantity": "1"},
+        "account": {"cash": "1000000"},
+        "execution": {**COSTLESS, "model": "next_open", "taker_fee": "0.001"},
+    }
+    engine = engine_of(given, strategy=Says({0: long(), 1: short(), 2: long(), 3: FLAT}))
+    notices = Notices(NotifySection(), run(), on_breach="halt")
+    prices = (10_000, 10_000, 10_200, 9_900, 10_300)
+    said = []
+    for index, price in enumerate(prices):
+        step = engine.step(path(index, price, price, price, price), None)
+        said += [notice.fields["profit"] for notice in notices.of_step(step)]
+    # 2 - .1 - .102, 3 - .102 - .099, 4 - .099 - .103
+    assert said == ["", ", profit +1.80", ", profit +2.80", ", profit +3.80"]
