@@ -26,9 +26,12 @@ RECORDED_EVENTS: Final = 150
 
 
 def accounts(seed: int, kind: str, folder: Path) -> Counter[str]:
-    """Play a history, and its first events once more into a log."""
-    recorded = RecordedHistory(seed, folder / f"{seed}.db", kind, most=RECORDED_EVENTS)
-    return History(seed, kind).counted + recorded.counted
+    """Play a history, and its first events once more into a log; no daemon trades shares."""
+    counted = History(seed, kind).counted
+    if kind != "stock":
+        recorded = RecordedHistory(seed, folder / f"{seed}.db", kind, most=RECORDED_EVENTS)
+        counted += recorded.counted
+    return counted
 
 
 PARTS: Final[Mapping[str, Callable[[int, Path], Counter[str]]]] = {
