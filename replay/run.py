@@ -40,13 +40,7 @@ from tracepaper.replay.dataframes import (
     frames_for,
     name_in_frame,
 )
-from tracepaper.replay.document.values import (
-    TOO_FEW_DAYS,
-    Form,
-    estimate,
-    signed_estimate,
-    written,
-)
+from tracepaper.replay.document.values import TOO_FEW_DAYS, Form, estimate, signed_estimate, written
 from tracepaper.replay.notebook import Picture, RunPage, Text
 from tracepaper.replay.report import BARS_DRAWN
 from tracepaper.replay.report.figures import Headline, headline

@@ -21,12 +21,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from tracepaper.storage.checkpoints import Identity
-    from tracepaper.strategies.types.decisions import (
-        GateSet,
-        QuietStretch,
-        RunRow,
-        Step,
-    )
+    from tracepaper.strategies.types.decisions import GateSet, QuietStretch, RunRow, Step
 
 IN_MEMORY: Final = Path(":memory:")
 """Used in place of the path of a database."""

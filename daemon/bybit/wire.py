@@ -20,18 +20,8 @@ from typing import Final
 from msgspec import Struct, structs
 
 from tracepaper.daemon.bybit import messages
-from tracepaper.daemon.bybit.instruments import (
-    candle_reader,
-    exact,
-    interval_name,
-    rounded,
-)
-from tracepaper.daemon.bybit.messages import (
-    KlineCandle,
-    TickerData,
-    TickerFrame,
-    decode_kline,
-)
+from tracepaper.daemon.bybit.instruments import candle_reader, exact, interval_name, rounded
+from tracepaper.daemon.bybit.messages import KlineCandle, TickerData, TickerFrame, decode_kline
 from tracepaper.strategies.errors import FrameImpossible, MessageMalformed
 from tracepaper.strategies.types.market import (
     Bar,

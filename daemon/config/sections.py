@@ -12,13 +12,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Final, Literal, get_args
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from tracepaper.daemon.config.secrets import labelled_tokens, with_references
 from tracepaper.daemon.config.values import (

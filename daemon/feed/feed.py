@@ -30,13 +30,7 @@ from tracepaper.daemon.feed.closes import CloseGatherer
 from tracepaper.daemon.feed.funding import FundingSchedule
 from tracepaper.daemon.feed.maintenance import FeedMaintenance
 from tracepaper.daemon.feed.sequencer import BarSequencer
-from tracepaper.daemon.feed.state import (
-    BarSequence,
-    CloseFilter,
-    DepthHolder,
-    FeedState,
-    Price,
-)
+from tracepaper.daemon.feed.state import BarSequence, CloseFilter, DepthHolder, FeedState, Price
 from tracepaper.daemon.feed.warming import WarmUpTurns
 from tracepaper.daemon.log import Logger
 from tracepaper.strategies.errors import ConfigInvalid

@@ -7,11 +7,7 @@ from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Final
 
-from tracepaper.strategies.types.market import (
-    Funding,
-    Gap,
-    GapCause,
-)
+from tracepaper.strategies.types.market import Funding, Gap, GapCause
 from tracepaper.strategies.units import MINUTE_MS
 
 DOUBTED_RATES: Final = 16

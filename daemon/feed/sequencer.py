@@ -16,13 +16,7 @@ from msgspec import structs
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.feed.client import BackfillPage, MarketDataClient
 from tracepaper.daemon.feed.maintenance import FeedMaintenance
-from tracepaper.daemon.feed.state import (
-    PENDING_MAX,
-    REQUEST_WAIT_MAX_S,
-    FeedState,
-    Place,
-    Price,
-)
+from tracepaper.daemon.feed.state import PENDING_MAX, REQUEST_WAIT_MAX_S, FeedState, Place, Price
 from tracepaper.daemon.log import Logger
 from tracepaper.strategies.types.market import (
     BY_REST,

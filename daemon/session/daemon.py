@@ -32,12 +32,7 @@ from tracepaper.daemon.http.access import tokens_of
 from tracepaper.daemon.http.client import token_file, write_token
 from tracepaper.daemon.http.metrics import registry_of
 from tracepaper.daemon.http.monitor import Monitor
-from tracepaper.daemon.http.server import (
-    Caller,
-    CommandRequest,
-    HttpServer,
-    MountedPage,
-)
+from tracepaper.daemon.http.server import Caller, CommandRequest, HttpServer, MountedPage
 from tracepaper.daemon.log import Logger
 from tracepaper.daemon.session.background import Companion
 from tracepaper.daemon.session.build import margin_rules, needs_forecaster, resolved

@@ -20,12 +20,7 @@ from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.sections import ParitySection
 from tracepaper.daemon.log import Logger
 from tracepaper.daemon.session.background import Companion
-from tracepaper.daemon.session.child import (
-    ChildFailed,
-    ChildProcess,
-    StartProcess,
-    TimeLimits,
-)
+from tracepaper.daemon.session.child import ChildFailed, ChildProcess, StartProcess, TimeLimits
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.types.decisions import RunRow, Step
 from tracepaper.strategies.types.market import Bar, Event, ParityCheck, ParityOutcome

@@ -22,10 +22,7 @@ from tracepaper.daemon.engine.state import EngineState, decode_state, resting_or
 from tracepaper.daemon.feed.client import FeedStart
 from tracepaper.daemon.feed.maintenance import rescaled
 from tracepaper.daemon.log import Logger
-from tracepaper.daemon.session.build import (
-    Strategies,
-    build_engine,
-)
+from tracepaper.daemon.session.build import Strategies, build_engine
 from tracepaper.daemon.session.covariates import RunCovariates
 from tracepaper.daemon.session.loop import BarHistory
 from tracepaper.daemon.session.run_row import (

@@ -15,14 +15,7 @@ from rich.text import Text
 from tracepaper.daemon.http.monitor import counts_text
 from tracepaper.strategies.gates.gate import GATES, measured, unit_beside, verdict
 from tracepaper.strategies.types.decisions import Action
-from tracepaper.strategies.units import (
-    NOTHING,
-    count_of,
-    minute_text,
-    money_text,
-    percent,
-    visible,
-)
+from tracepaper.strategies.units import NOTHING, count_of, minute_text, money_text, percent, visible
 
 LABEL_CELLS: Final = 10
 REASONS_SHOWN: Final = 5

@@ -16,13 +16,7 @@ from tracepaper.daemon.terminal.live_view import LiveView, view_of
 from tracepaper.strategies.gates.declared import late
 from tracepaper.strategies.types.decisions import RunRow, Step
 from tracepaper.strategies.types.market import Bar, Command, Gap
-from tracepaper.strategies.units import (
-    MONEY_DECIMALS,
-    MONEY_SCALE,
-    count_of,
-    money_text,
-    unscaled,
-)
+from tracepaper.strategies.units import MONEY_DECIMALS, MONEY_SCALE, count_of, money_text, unscaled
 
 LOG_EVERY_S: Final = 1.0
 

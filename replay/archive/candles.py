@@ -31,13 +31,7 @@ from tracepaper.strategies.sessions import (
     month_calendar,
 )
 from tracepaper.strategies.types.market import Bar, BarColumns, Category, Instrument, Source
-from tracepaper.strategies.units import (
-    DAY_MS,
-    MINUTE_MS,
-    interval_phase,
-    interval_text,
-    iso,
-)
+from tracepaper.strategies.units import DAY_MS, MINUTE_MS, interval_phase, interval_text, iso
 
 COLUMNS: Final = ("open", "high", "low", "close", "volume")
 """Columns that every source has; turnover is optional."""

@@ -21,15 +21,7 @@ from tracepaper.replay.archive.tables import INVERSE_HELD, FileTable
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.sessions import month_calendar
-from tracepaper.strategies.units import (
-    DAY_MS,
-    HOUR_MS,
-    MINUTE_MS,
-    WEEK_MS,
-    count_of,
-    duration,
-    iso,
-)
+from tracepaper.strategies.units import DAY_MS, HOUR_MS, MINUTE_MS, WEEK_MS, count_of, duration, iso
 
 SCALE_WRONG: Final = 10.0
 """A larger median ratio of high to low is that of a volume in the place of a price."""

@@ -25,13 +25,7 @@ import msgspec
 from msgspec import Struct
 
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.order_book import (
-    BLOCK_BOOKS,
-    Books,
-    books_in,
-    books_of,
-    packed_books,
-)
+from tracepaper.strategies.order_book import BLOCK_BOOKS, Books, books_in, books_of, packed_books
 from tracepaper.strategies.types.market import Depth, Depths, Instrument
 from tracepaper.strategies.units import iso
 

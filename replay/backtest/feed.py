@@ -19,13 +19,7 @@ from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.tracks import BATCH_BARS, BarSpan, DataLookback, aligned
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.sessions import Sessions
-from tracepaper.strategies.types.market import (
-    Bar,
-    CloseStart,
-    Event,
-    Funding,
-    Instrument,
-)
+from tracepaper.strategies.types.market import Bar, CloseStart, Event, Funding, Instrument
 from tracepaper.strategies.units import iso
 
 _BARS_ALONE: Final = DataLookback()

@@ -24,21 +24,11 @@ from tracepaper.daemon.session.models import card_of
 from tracepaper.daemon.session.resume import recall_events, restore_engine
 from tracepaper.daemon.session.run_row import continues, sessions_of, start_event
 from tracepaper.replay.backtest.build import Replay, build, configuration
-from tracepaper.replay.backtest.effects import (
-    engine_inputs,
-    keys_without_effect,
-    sentence_on,
-)
+from tracepaper.replay.backtest.effects import engine_inputs, keys_without_effect, sentence_on
 from tracepaper.replay.backtest.longer_history import LONGEST_S, Rehearsal
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.recorded import rerun_recorded
-from tracepaper.replay.backtest.run import (
-    Tally,
-    Watch,
-    predictor_over,
-    run_events,
-    run_replay,
-)
+from tracepaper.replay.backtest.run import Tally, Watch, predictor_over, run_events, run_replay
 from tracepaper.replay.backtest.run_spec import Consumer, RunSpec, names_a_run, reject_unused
 from tracepaper.replay.backtest.universe import with_chosen
 from tracepaper.storage.audit import SqlAuditLog
@@ -51,11 +41,7 @@ from tracepaper.storage.memory_log import MemoryLog
 from tracepaper.strategies.book_features import WANTED, books_read_by
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.types.decisions import FillModel
-from tracepaper.strategies.types.market import (
-    Depths,
-    Event,
-    RunKind,
-)
+from tracepaper.strategies.types.market import Depths, Event, RunKind
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,7 @@ from numpy.typing import NDArray
 from tracepaper.daemon.config.loading import load_with_origins
 from tracepaper.daemon.config.market import MarketSection
 from tracepaper.daemon.config.values import STOCK
-from tracepaper.replay.archive import (
-    Candles,
-    FundingRates,
-    merge_candles,
-    read_funding,
-)
+from tracepaper.replay.archive import Candles, FundingRates, merge_candles, read_funding
 from tracepaper.replay.archive.books import RecordedDepth, read_depth
 from tracepaper.replay.archive.candles import Span
 from tracepaper.replay.archive.read import CandleInput, NamedFrame, read_candles

@@ -23,12 +23,7 @@ from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.restart import Restart
 from tracepaper.daemon.engine.state import decode_state
 from tracepaper.daemon.session.build import needs_forecaster
-from tracepaper.daemon.session.loop import (
-    BarHistory,
-    InlinePredictor,
-    events_of,
-    gathered,
-)
+from tracepaper.daemon.session.loop import BarHistory, InlinePredictor, events_of, gathered
 from tracepaper.daemon.session.models import forecaster_of_run
 from tracepaper.daemon.session.resume import (
     engine_after,

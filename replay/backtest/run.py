@@ -31,11 +31,7 @@ from tracepaper.strategies.types.decisions import (
     RunRow,
     Step,
 )
-from tracepaper.strategies.types.market import (
-    Bar,
-    Event,
-    Unit,
-)
+from tracepaper.strategies.types.market import Bar, Event, Unit
 
 if TYPE_CHECKING:
     from tracepaper.replay.backtest.build import Replay

@@ -44,13 +44,7 @@ from tracepaper.strategies.errors import DataInvalid, InvariantBroken
 from tracepaper.strategies.order_book import books_in
 from tracepaper.strategies.sessions import calendars_of
 from tracepaper.strategies.types.decisions import RunRow, Step
-from tracepaper.strategies.types.market import (
-    Bar,
-    Close,
-    Depths,
-    Event,
-    ModelChange,
-)
+from tracepaper.strategies.types.market import Bar, Close, Depths, Event, ModelChange
 from tracepaper.strategies.units import iso
 
 DIFFERENCES_KEPT: Final = 100

@@ -47,11 +47,7 @@ from tracepaper.replay.explain.auxiliary_heads import decided_map
 from tracepaper.replay.explain.decision import StoredDecision
 from tracepaper.replay.explain.decision_document import BASIS_POINTS, decision_title, stored_parts
 from tracepaper.replay.explain.options import ComparedWith, ModelRequest
-from tracepaper.replay.explain.picture import (
-    shares_chart,
-    shares_panels,
-    stored_chart,
-)
+from tracepaper.replay.explain.picture import shares_chart, shares_panels, stored_chart
 from tracepaper.replay.explain.place import find_decision
 from tracepaper.replay.explain.recompute import Floats, Full, explain_fully
 from tracepaper.replay.report.attention_charts import head_charts

@@ -17,12 +17,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 
 from tracepaper.replay.report.honesty import LEVEL
-from tracepaper.replay.report.metrics import (
-    BLOCK_DAYS,
-    blocks_of,
-    standard_error,
-    widened,
-)
+from tracepaper.replay.report.metrics import BLOCK_DAYS, blocks_of, standard_error, widened
 from tracepaper.strategies.features.rolling import Array
 
 K = TypeVar("K")

@@ -10,13 +10,7 @@ from msgspec.structs import replace
 
 from tracepaper.replay.checks.what_if import compare_recorded, what_if_document
 from tracepaper.replay.document.charts import FULL_HOLD_LINE, RUN_LINE, LineLayer, rounded
-from tracepaper.replay.document.values import (
-    Paragraph,
-    Part,
-    TitledParts,
-    of_field,
-    table,
-)
+from tracepaper.replay.document.values import Paragraph, Part, TitledParts, of_field, table
 from tracepaper.replay.page import answers, runs
 from tracepaper.replay.page.databases import OpenRun
 from tracepaper.replay.page.lists import run_name

@@ -23,14 +23,7 @@ from tracepaper.replay.page import news
 from tracepaper.replay.page.answers import Progress
 from tracepaper.replay.page.databases import Databases, HttpRefusal
 from tracepaper.replay.page.interface import openapi
-from tracepaper.replay.page.process import (
-    ANSWER,
-    LATER,
-    NICENESS,
-    PROGRESS,
-    ReplyFrame,
-    refused,
-)
+from tracepaper.replay.page.process import ANSWER, LATER, NICENESS, PROGRESS, ReplyFrame, refused
 from tracepaper.replay.page.rollups import RollupMissing
 from tracepaper.replay.page.routes import Report, match
 from tracepaper.storage.database.connection import is_busy_error

@@ -12,10 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from tracepaper.daemon.engine.state import HELD, SHADOWS
-from tracepaper.replay.document.charts import (
-    RUN_LINE,
-    shadow_line,
-)
+from tracepaper.replay.document.charts import RUN_LINE, shadow_line
 from tracepaper.replay.document.values import Paragraph, TitledParts
 from tracepaper.replay.explain.decision import missed_text, stored_decision
 from tracepaper.replay.explain.decision_document import decision_document
@@ -23,14 +20,7 @@ from tracepaper.replay.explain.position import orders_after, row_text
 from tracepaper.replay.explain.warming import warming_of
 from tracepaper.replay.page import answers
 from tracepaper.replay.page.databases import Databases, OpenRun, as_number, from_row
-from tracepaper.replay.page.rollups import (
-    ACCOUNTS,
-    OWN,
-    TIME,
-    RollupMissing,
-    filled,
-    numbers_of,
-)
+from tracepaper.replay.page.rollups import ACCOUNTS, OWN, TIME, RollupMissing, filled, numbers_of
 from tracepaper.replay.report.report import HELD_AT_EXPOSURE
 from tracepaper.replay.report.states import (
     LastingState,

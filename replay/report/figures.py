@@ -26,11 +26,7 @@ from tracepaper.replay.report.attention import entry_table
 from tracepaper.replay.report.benchmarks import RANDOM_TIMINGS, Refusal, random_timings
 from tracepaper.replay.report.book_risk import risk_tables
 from tracepaper.replay.report.listed_orders import listed
-from tracepaper.replay.report.metrics import (
-    DAYS_TO_ANNUALISE,
-    Drawdown,
-    year_days,
-)
+from tracepaper.replay.report.metrics import DAYS_TO_ANNUALISE, Drawdown, year_days
 from tracepaper.replay.report.participation import participation_table
 from tracepaper.replay.report.record import RunRecord
 from tracepaper.replay.report.report import (
@@ -44,12 +40,7 @@ from tracepaper.replay.report.report import (
     stretches,
 )
 from tracepaper.replay.report.risk_heads import tables_of
-from tracepaper.replay.report.trades import (
-    ClosedTrade,
-    group_row,
-    groups_of,
-    markouts,
-)
+from tracepaper.replay.report.trades import ClosedTrade, group_row, groups_of, markouts
 from tracepaper.storage.database.run_views import Row
 from tracepaper.strategies.units import count_of, percent
 

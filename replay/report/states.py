@@ -27,13 +27,7 @@ from tracepaper.strategies.gates.declared import (
     warm,
 )
 from tracepaper.strategies.types.decisions import Action, OrderRole, OrderStatus
-from tracepaper.strategies.types.market import (
-    Command,
-    CommandKind,
-    GapCause,
-    GapWord,
-    gap_word,
-)
+from tracepaper.strategies.types.market import Command, CommandKind, GapCause, GapWord, gap_word
 from tracepaper.strategies.units import (
     DAY_MS,
     HOUR_MS,

@@ -21,10 +21,7 @@ from multiprocessing.connection import Connection
 from typing import Any, Final, Generic, ParamSpec, Self, TypeVar
 
 from tracepaper.replay.checks.isolation import Child, FreshProcesses, Overdue
-from tracepaper.strategies.errors import (
-    StrategyFailed,
-    TracepaperError,
-)
+from tracepaper.strategies.errors import StrategyFailed, TracepaperError
 
 P = ParamSpec("P")
 U = TypeVar("U")

@@ -21,12 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tracepaper.daemon.session.run_row import code_version, libraries
-from tracepaper.replay.sweep.executor import (
-    UnitFailed,
-    UnitWork,
-    Workers,
-    too_long,
-)
+from tracepaper.replay.sweep.executor import UnitFailed, UnitWork, Workers, too_long
 from tracepaper.strategies.errors import ConfigInvalid, TracepaperError
 
 TRIES: Final = 3

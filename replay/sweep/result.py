@@ -22,13 +22,7 @@ from tracepaper.replay.backtest.make import options_without_effect
 from tracepaper.replay.backtest.run_spec import flags_of
 from tracepaper.replay.backtest.strategy_keys import process_warnings
 from tracepaper.replay.dataframes import Kind, frame_of, frames_for
-from tracepaper.replay.document.charts import (
-    Chart,
-    ChartPanel,
-    HeatLayer,
-    category_axis,
-    rounded,
-)
+from tracepaper.replay.document.charts import Chart, ChartPanel, HeatLayer, category_axis, rounded
 from tracepaper.replay.document.values import (
     FoldedParts,
     Form,

@@ -13,11 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import msgspec
 from msgspec import Struct
 
-from tracepaper.storage.database.chunks import (
-    WITHIN,
-    close_of,
-    find_step,
-)
+from tracepaper.storage.database.chunks import WITHIN, close_of, find_step
 
 if TYPE_CHECKING:
     import sqlite3

@@ -26,12 +26,7 @@ from tracepaper.storage.database.chunks import (
     snapshot,
 )
 from tracepaper.storage.record.columns import SEQUENCE_LIMIT, TABLES, place
-from tracepaper.storage.record.hashing import (
-    SEQUENCE_AT,
-    Commit,
-    opened_digest,
-    sealed,
-)
+from tracepaper.storage.record.hashing import SEQUENCE_AT, Commit, opened_digest, sealed
 from tracepaper.storage.record.rows import (
     CHAINED_TABLES,
     OPENED_AT,

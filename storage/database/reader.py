@@ -30,17 +30,8 @@ from tracepaper.storage.database.chunks import (
 )
 from tracepaper.storage.database.connection import open_reader
 from tracepaper.storage.record.columns import stored_columns
-from tracepaper.storage.record.decode import (
-    BAR_READ,
-    StepDecoder,
-    StoredRows,
-    buckets_of,
-)
-from tracepaper.storage.record.rows import (
-    EVENT_KINDS,
-    OPENED_AT,
-    run_of,
-)
+from tracepaper.storage.record.decode import BAR_READ, StepDecoder, StoredRows, buckets_of
+from tracepaper.storage.record.rows import EVENT_KINDS, OPENED_AT, run_of
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.decisions import (
     Confirmation,
@@ -51,13 +42,7 @@ from tracepaper.strategies.types.decisions import (
     OrderStatus,
     Step,
 )
-from tracepaper.strategies.types.market import (
-    Bar,
-    Depths,
-    FrameBar,
-    Gap,
-    ModelChange,
-)
+from tracepaper.strategies.types.market import Bar, Depths, FrameBar, Gap, ModelChange
 
 if TYPE_CHECKING:
     import sqlite3

@@ -26,13 +26,7 @@ from tracepaper.storage.database.connection import (
     schema_of,
     to_begin_anew,
 )
-from tracepaper.storage.database.lock import (
-    FileWatch,
-    Holder,
-    InstanceLock,
-    last_holder,
-    reader_of,
-)
+from tracepaper.storage.database.lock import FileWatch, Holder, InstanceLock, last_holder, reader_of
 from tracepaper.storage.database.remedies import refusal
 from tracepaper.storage.database.schema import metadata
 from tracepaper.storage.database.views import FILE_SCHEMA, VIEWS

@@ -63,13 +63,7 @@ from tracepaper.strategies.types.decisions import (
     Position,
     QuietStretch,
 )
-from tracepaper.strategies.types.market import (
-    Bar,
-    CloseStart,
-    Depths,
-    Instrument,
-    InstrumentChange,
-)
+from tracepaper.strategies.types.market import Bar, CloseStart, Depths, Instrument, InstrumentChange
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -22,12 +22,7 @@ from tracepaper.strategies.errors import InvariantBroken
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tracepaper.strategies.types.decisions import (
-        Account,
-        DecisionOutcome,
-        GateSet,
-        Position,
-    )
+    from tracepaper.strategies.types.decisions import Account, DecisionOutcome, GateSet, Position
 
 Rows = dict[str, list[Row]]
 """The rows of an unfinished commit, by table."""

@@ -34,21 +34,9 @@ from tracepaper.strategies.attention.handwritten import (
 from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask, check_tensor, shown_table
 from tracepaper.strategies.attention.methods import PLAIN, AttendedTokens, Rollout, rollout
-from tracepaper.strategies.attention.passage_shares import (
-    SOURCE,
-    TARGET,
-    Passages,
-    Span,
-    passages,
-)
+from tracepaper.strategies.attention.passage_shares import SOURCE, TARGET, Passages, Span, passages
 from tracepaper.strategies.attention.reads import MatrixRead
-from tracepaper.strategies.attention.replacing import (
-    EAGER,
-    HEADS,
-    homes_of_formulas,
-    put,
-    replaced,
-)
+from tracepaper.strategies.attention.replacing import EAGER, HEADS, homes_of_formulas, put, replaced
 from tracepaper.strategies.errors import AttentionInvalid
 
 _HELP: Final = (

@@ -24,12 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from tracepaper.strategies.attention.backends import (
-    BACKENDS,
-    ChunkedBackend,
-    Kernel,
-    kernel_for,
-)
+from tracepaper.strategies.attention.backends import BACKENDS, ChunkedBackend, Kernel, kernel_for
 from tracepaper.strategies.attention.checks import (
     check_axes,
     check_factor,

@@ -12,11 +12,7 @@ from collections import Counter
 import torch
 from torch import Tensor
 
-from tracepaper.strategies.attention.checks import (
-    check_axes,
-    explanation,
-    require_finite,
-)
+from tracepaper.strategies.attention.checks import check_axes, explanation, require_finite
 from tracepaper.strategies.attention.kernels import Attention, attend
 from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask

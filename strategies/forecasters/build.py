@@ -26,26 +26,14 @@ from tracepaper.strategies.covariates import (
     takes_vectors,
     vector_scale,
 )
-from tracepaper.strategies.errors import (
-    AttentionInvalid,
-    CheckpointMismatch,
-    ConfigInvalid,
-)
+from tracepaper.strategies.errors import AttentionInvalid, CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.features import rows as features
 from tracepaper.strategies.features.rows import FeatureSchema
 from tracepaper.strategies.forecasters.outputs import TrainedModel
-from tracepaper.strategies.forecasters.passes import (
-    DROPOUT_SPREAD,
-    DropoutPasses,
-    RelevancePasses,
-)
+from tracepaper.strategies.forecasters.passes import DROPOUT_SPREAD, DropoutPasses, RelevancePasses
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.forecasters.windowed import WindowedForecaster
-from tracepaper.strategies.gates.card import (
-    calibration_of,
-    per_horizon,
-    section_of,
-)
+from tracepaper.strategies.gates.card import calibration_of, per_horizon, section_of
 from tracepaper.strategies.networks.architecture import Network, kind_of
 from tracepaper.strategies.networks.flash import TILES, FlashConfig
 from tracepaper.strategies.networks.keys import NetworkConfig

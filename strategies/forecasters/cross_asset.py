@@ -21,10 +21,7 @@ from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.attention import kernels
 from tracepaper.strategies.attention.methods import PLAIN, Rollout
 from tracepaper.strategies.builtin import CommonBars, SymbolAnswer, symbol_of
-from tracepaper.strategies.errors import (
-    ConfigInvalid,
-    shown,
-)
+from tracepaper.strategies.errors import ConfigInvalid, shown
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.features.rows import FeatureRows, FeatureSchema
 from tracepaper.strategies.forecasters.base import (
@@ -33,12 +30,7 @@ from tracepaper.strategies.forecasters.base import (
     InstrumentMemory,
     feature_windows,
 )
-from tracepaper.strategies.forecasters.build import (
-    RunOptions,
-    filled,
-    known_kind,
-    known_schema,
-)
+from tracepaper.strategies.forecasters.build import RunOptions, filled, known_kind, known_schema
 from tracepaper.strategies.forecasters.outputs import explained_rows, forecasts
 from tracepaper.strategies.forecasters.windowed import CONTENT_FREE
 from tracepaper.strategies.gates.card import calibration_of, per_horizon, section_of

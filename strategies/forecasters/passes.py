@@ -18,11 +18,7 @@ from torch import Tensor
 
 from tracepaper.strategies.attention.propagation import relevance, relevance_rules
 from tracepaper.strategies.features.rolling import Array
-from tracepaper.strategies.forecasters.base import (
-    FeatureWindow,
-    RowPasses,
-    Rows,
-)
+from tracepaper.strategies.forecasters.base import FeatureWindow, RowPasses, Rows
 from tracepaper.strategies.forecasters.outputs import TrainedModel
 from tracepaper.strategies.networks.architecture import Network
 from tracepaper.strategies.time_buckets import buckets_of, units_of

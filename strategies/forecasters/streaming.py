@@ -28,12 +28,7 @@ from tracepaper.strategies.forecasters.outputs import TrainedModel, explanations
 from tracepaper.strategies.gates.gate import MEASURES
 from tracepaper.strategies.networks.architecture import LayerAttribution, Trace
 from tracepaper.strategies.networks.flash import TILES, FlashNetwork
-from tracepaper.strategies.networks.stream import (
-    CHUNK_BARS,
-    Advance,
-    StreamingNetwork,
-    StreamState,
-)
+from tracepaper.strategies.networks.stream import CHUNK_BARS, Advance, StreamingNetwork, StreamState
 from tracepaper.strategies.time_buckets import cells_by_age
 from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.types.market import Bar

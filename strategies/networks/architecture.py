@@ -32,16 +32,9 @@ from tracepaper.strategies.attention.methods import (
     flow,
     rollout,
 )
-from tracepaper.strategies.attention.probsparse import (
-    MapRead,
-    SparseRead,
-)
+from tracepaper.strategies.attention.probsparse import MapRead, SparseRead
 from tracepaper.strategies.attention.reads import Read
-from tracepaper.strategies.errors import (
-    AttentionInvalid,
-    ConfigInvalid,
-    shown,
-)
+from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid, shown
 from tracepaper.strategies.networks.keys import NetworkConfig
 from tracepaper.strategies.types.decisions import DRAWDOWN_LEVELS, PATH_LEVELS, PATH_STEPS
 

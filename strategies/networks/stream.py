@@ -32,13 +32,7 @@ from tracepaper.strategies.networks.architecture import Outputs
 from tracepaper.strategies.networks.encodings import ENCODINGS
 from tracepaper.strategies.networks.flash import TILES, FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.stream_fusion import StreamFusion
-from tracepaper.strategies.time_buckets import (
-    OLDER,
-    BlockColumns,
-    Ids,
-    bucket_count,
-    rows_by_age,
-)
+from tracepaper.strategies.time_buckets import OLDER, BlockColumns, Ids, bucket_count, rows_by_age
 from tracepaper.strategies.types.decisions import BLOCK_BARS
 
 TILE_BARS: Final = 64

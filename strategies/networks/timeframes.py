@@ -31,12 +31,7 @@ from tracepaper.strategies.attention.kernels import cross_attend
 from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask, closed_keys
 from tracepaper.strategies.networks import keys
-from tracepaper.strategies.networks.architecture import (
-    AttendedPart,
-    Network,
-    Trace,
-    heads_of,
-)
+from tracepaper.strategies.networks.architecture import AttendedPart, Network, Trace, heads_of
 from tracepaper.strategies.networks.encodings import (
     Phases,
     clock_code,

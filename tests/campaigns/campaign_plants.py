@@ -61,13 +61,7 @@ from tracepaper.storage.database.reader import Reader  # noqa: E402
 from tracepaper.strategies.api.strategy import SmaCross  # noqa: E402
 from tracepaper.strategies.gates.gate import GATES  # noqa: E402
 from tracepaper.strategies.types.decisions import Fill, Order, RunRow, Step  # noqa: E402
-from tracepaper.strategies.types.market import (  # noqa: E402
-    Bar,
-    Command,
-    CommandKind,
-    Quote,
-    Side,
-)
+from tracepaper.strategies.types.market import Bar, Command, CommandKind, Quote, Side  # noqa: E402
 
 CENT: Final = 1_000_000
 """Units of money in a hundredth."""

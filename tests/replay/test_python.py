@@ -24,15 +24,7 @@ from user_strategies import importable
 from waiting import deadline_s
 
 import tracepaper
-from tracepaper import (
-    Action,
-    ConfigInvalid,
-    DataInvalid,
-    Percent,
-    Signal,
-    Strategy,
-    StrategyFailed,
-)
+from tracepaper import Action, ConfigInvalid, DataInvalid, Percent, Signal, Strategy, StrategyFailed
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.session.user_class import known_class, user_class
 from tracepaper.replay import dataframes

@@ -12,11 +12,7 @@ from other_symbol_cases import LEADER, LED, candles, closes
 from tracepaper.strategies.covariates import Ids
 from tracepaper.strategies.features.rows import columns, compute, schema, with_covariates
 from tracepaper.strategies.forecasters.base import FeatureMemory, FeatureWindow
-from tracepaper.strategies.other_symbol import (
-    KnownOtherBars,
-    OtherColumns,
-    RunOtherBars,
-)
+from tracepaper.strategies.other_symbol import KnownOtherBars, OtherColumns, RunOtherBars
 from tracepaper.strategies.types.market import Bar, CloseStart, Event
 
 COUNT = 540

@@ -14,12 +14,7 @@ from torch import Tensor
 from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask
-from tracepaper.strategies.attention.methods import (
-    PLAIN,
-    Rollout,
-    rollout,
-    rollout_buckets,
-)
+from tracepaper.strategies.attention.methods import PLAIN, Rollout, rollout, rollout_buckets
 from tracepaper.strategies.attention.reads import Read
 from tracepaper.strategies.attention.tiles import FADE
 

@@ -46,10 +46,7 @@ from tracepaper.replay.learning.judge.metrics import (
 )
 from tracepaper.replay.learning.samples import Fields, Samples
 from tracepaper.replay.learning.splits import Part, Segment
-from tracepaper.replay.learning.statistics import (
-    COVERAGE,
-    estimate,
-)
+from tracepaper.replay.learning.statistics import COVERAGE, estimate
 from tracepaper.replay.learning.windows import predict
 from tracepaper.replay.report.metrics import is_credible
 from tracepaper.strategies.attention.propagation import relevance, relevance_rules

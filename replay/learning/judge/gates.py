@@ -40,13 +40,7 @@ from tracepaper.replay.learning.judge.forecasts import (
     concatenated,
     segment_rows,
 )
-from tracepaper.replay.learning.judge.metrics import (
-    MEASURES,
-    METRICS,
-    RISKS,
-    MetricView,
-    curve_of,
-)
+from tracepaper.replay.learning.judge.metrics import MEASURES, METRICS, RISKS, MetricView, curve_of
 from tracepaper.replay.learning.samples import Samples
 from tracepaper.replay.learning.splits import WHOLE, Holdout
 from tracepaper.replay.learning.statistics import (

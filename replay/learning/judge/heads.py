@@ -22,12 +22,7 @@ from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.baselines import EWMA_DECAY
 from tracepaper.replay.learning.card import rounded
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.judge.forecasts import (
-    MODEL,
-    Forecasts,
-    concatenated,
-    named_asset,
-)
+from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts, concatenated, named_asset
 from tracepaper.replay.learning.judge.metrics import (
     AVERAGE_ODDS,
     BREACHES,

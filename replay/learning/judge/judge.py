@@ -26,11 +26,7 @@ from tracepaper.replay.learning.fitted import FittedModel
 from tracepaper.replay.learning.holdouts import HoldoutUse, count_use, uses_path
 from tracepaper.replay.learning.inspection.inspections import examined
 from tracepaper.replay.learning.inspection.model import Subject
-from tracepaper.replay.learning.judge.forecasts import (
-    Forecasts,
-    SegmentFields,
-    forecasts_of,
-)
+from tracepaper.replay.learning.judge.forecasts import Forecasts, SegmentFields, forecasts_of
 from tracepaper.replay.learning.judge.gates import Judgement
 from tracepaper.replay.learning.recipe import kind_of, recipe_of
 from tracepaper.replay.learning.recipe_data import DataRequest, read_dataset

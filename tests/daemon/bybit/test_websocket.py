@@ -29,11 +29,7 @@ from tracepaper.daemon.bybit.websocket import (
 )
 from tracepaper.daemon.bybit.wire import Received, Wire
 from tracepaper.daemon.feed.client import Cooldown, MarketData, StreamRequest
-from tracepaper.strategies.errors import (
-    ConfigInvalid,
-    MessageMalformed,
-    Recoverable,
-)
+from tracepaper.strategies.errors import ConfigInvalid, MessageMalformed, Recoverable
 from tracepaper.strategies.types.market import Bar, Category, GapCause, Instrument
 from tracepaper.strategies.units import DAY_MS
 

@@ -5,16 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from builders import (
-    MINUTE,
-    START_MS,
-    bar,
-    bars,
-    explanation,
-    forecast,
-    instrument,
-    present,
-)
+from builders import MINUTE, START_MS, bar, bars, explanation, forecast, instrument, present
 from engines import Says, engine_of
 from exit_cases import KEY, flat_bars, held, long, machine, steps_of
 from fakes import FixedForecaster

@@ -16,11 +16,7 @@ from structlog.testing import capture_logs
 from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.daemon.feed.client import EventQueue
 from tracepaper.daemon.feed.funding import FundingSchedule
-from tracepaper.daemon.feed.maintenance import (
-    FeedMaintenance,
-    ServerTimeReader,
-    rescaled,
-)
+from tracepaper.daemon.feed.maintenance import FeedMaintenance, ServerTimeReader, rescaled
 from tracepaper.daemon.feed.state import BarSequence, FeedState
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.market import RiskTier

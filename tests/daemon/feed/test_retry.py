@@ -14,12 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from tracepaper.daemon.feed.client import (
-    FIRST_WAIT_S,
-    Cooldown,
-    RestartBudget,
-    is_loopback,
-)
+from tracepaper.daemon.feed.client import FIRST_WAIT_S, Cooldown, RestartBudget, is_loopback
 from tracepaper.strategies.errors import FeedLost
 
 

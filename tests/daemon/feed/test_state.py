@@ -16,12 +16,7 @@ from tracepaper.daemon.feed.state import (
     PendingBars,
     Place,
 )
-from tracepaper.strategies.types.market import (
-    Funding,
-    Gap,
-    GapCause,
-    Quote,
-)
+from tracepaper.strategies.types.market import Funding, Gap, GapCause, Quote
 
 # ---------------------------------------------------------------- bars
 

@@ -11,21 +11,10 @@ from builders import START_MS, bars, forecast
 from fakes import FixedForecaster
 from waiting import deadline, deadline_s
 
-from tracepaper.daemon.session.loop import (
-    BarHistory,
-    InlinePredictor,
-    Worker,
-    WorkerPredictor,
-)
+from tracepaper.daemon.session.loop import BarHistory, InlinePredictor, Worker, WorkerPredictor
 from tracepaper.strategies.errors import StrategyFailed
 from tracepaper.strategies.types.decisions import Forecast, PredictionTimeout
-from tracepaper.strategies.types.market import (
-    Bar,
-    Close,
-    CloseStart,
-    Event,
-    ModelChange,
-)
+from tracepaper.strategies.types.market import Bar, Close, CloseStart, Event, ModelChange
 
 pytestmark = pytest.mark.sockets
 

@@ -16,13 +16,7 @@ from hypothesis import strategies as st
 from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.replay.archive import read_candles
 from tracepaper.replay.archive.candles import Span
-from tracepaper.replay.archive.download import (
-    FetchRequest,
-    Times,
-    fetch,
-    fetch_symbols,
-    runs,
-)
+from tracepaper.replay.archive.download import FetchRequest, Times, fetch, fetch_symbols, runs
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.strategies.months import MONTH_MS, month_start
 from tracepaper.strategies.types.market import Bar, Category, Instrument

@@ -11,15 +11,7 @@ from typing import Any
 import pytest
 from aiohttp import WSServerHandshakeError
 from builders import instrument
-from exchange_client import (
-    MINUTE,
-    Client,
-    Message,
-    StreamClient,
-    candles,
-    serving,
-    walk_rows,
-)
+from exchange_client import MINUTE, Client, Message, StreamClient, candles, serving, walk_rows
 
 from tracepaper.daemon.bybit.wire import ClosedCandles, Wire
 from tracepaper.replay.exchange.fault_kinds import FAULTS

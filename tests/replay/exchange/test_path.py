@@ -7,12 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracepaper.replay.exchange.candles import (
-    FIRST_TRADE_MS,
-    Candle,
-    mix,
-    walk,
-)
+from tracepaper.replay.exchange.candles import FIRST_TRADE_MS, Candle, mix, walk
 
 
 def test_mix_is_the_published_splitmix64() -> None:

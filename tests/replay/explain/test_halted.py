@@ -14,13 +14,7 @@ from rich.console import Console
 from tracepaper.replay.document.terminal import show
 from tracepaper.replay.explain.decision_document import read_decision, stored_parts
 from tracepaper.replay.page import decisions, records, runs
-from tracepaper.strategies.types.market import (
-    Command,
-    CommandKind,
-    CommandOrigin,
-    Gap,
-    GapCause,
-)
+from tracepaper.strategies.types.market import Command, CommandKind, CommandOrigin, Gap, GapCause
 from tracepaper.strategies.units import iso
 
 REFUSED = decision(measures=(("operator", 0.0, 1.0, False), ("warm", 50.0, 9.0, True)))

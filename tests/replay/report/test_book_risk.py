@@ -25,12 +25,7 @@ from tracepaper.replay.report.book_risk import (
 from tracepaper.replay.run import open_run
 from tracepaper.replay.run_columns import RunColumns
 from tracepaper.storage.database.reader import Reader
-from tracepaper.strategies.shortfall import (
-    LEVEL,
-    common_days,
-    expected_shortfall,
-    has_shortfall,
-)
+from tracepaper.strategies.shortfall import LEVEL, common_days, expected_shortfall, has_shortfall
 from tracepaper.strategies.units import DAY_MS
 
 BOOK = "a limit of the whole book"

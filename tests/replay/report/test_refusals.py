@@ -7,13 +7,7 @@ from statistics import mean
 import numpy as np
 import pytest
 
-from tracepaper.replay.report.benchmarks import (
-    ALLOWED,
-    Mask,
-    forward_returns,
-    judge,
-    refusals,
-)
+from tracepaper.replay.report.benchmarks import ALLOWED, Mask, forward_returns, judge, refusals
 from tracepaper.replay.report.record import Bars, Decisions
 from tracepaper.replay.report.report import Report
 from tracepaper.replay.run_columns import Floats, Ints

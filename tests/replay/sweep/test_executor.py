@@ -17,11 +17,7 @@ from user_strategies import importable
 
 from tracepaper.daemon.session.run_row import code_version
 from tracepaper.replay.backtest.run_spec import RunSpec
-from tracepaper.replay.sweep.executor import (
-    InThisProcess,
-    LocalProcesses,
-    Spread,
-)
+from tracepaper.replay.sweep.executor import InThisProcess, LocalProcesses, Spread
 from tracepaper.replay.sweep.on_ray import load_work, surroundings
 from tracepaper.replay.sweep.places import executor_on
 from tracepaper.replay.sweep.trial import Cell, Work, read_request

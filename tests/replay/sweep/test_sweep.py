@@ -22,15 +22,7 @@ from programs import environment, run
 from user_strategies import importable
 from waiting import deadline_s
 
-from tracepaper import (
-    Action,
-    ConfigInvalid,
-    DataInvalid,
-    Signal,
-    Strategy,
-    backtest,
-    sweep,
-)
+from tracepaper import Action, ConfigInvalid, DataInvalid, Signal, Strategy, backtest, sweep
 from tracepaper.replay.backtest.run_spec import RunSpec
 from tracepaper.replay.document.charts import HeatLayer, cells_of
 from tracepaper.replay.report import metrics

@@ -45,12 +45,7 @@ from tracepaper.strategies.types.decisions import (
     Step,
 )
 from tracepaper.strategies.types.forecast_columns import columns_of
-from tracepaper.strategies.types.market import (
-    CloseStart,
-    CovariateRow,
-    InstrumentChange,
-    RiskTier,
-)
+from tracepaper.strategies.types.market import CloseStart, CovariateRow, InstrumentChange, RiskTier
 
 
 def through_rows(steps: list[Step]) -> list[Step]:

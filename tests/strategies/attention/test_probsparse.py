@@ -14,11 +14,7 @@ from torch import Tensor
 
 from tracepaper.strategies.attention import probsparse
 from tracepaper.strategies.attention.masks import Mask
-from tracepaper.strategies.attention.probsparse import (
-    SparseRead,
-    attend_sparsely,
-    sample_keys,
-)
+from tracepaper.strategies.attention.probsparse import SparseRead, attend_sparsely, sample_keys
 from tracepaper.strategies.attention.reads import Fuse
 from tracepaper.strategies.errors import AttentionInvalid
 

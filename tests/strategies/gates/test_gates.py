@@ -17,11 +17,7 @@ from tracepaper.strategies.gates.evaluator import (
     threshold_of,
 )
 from tracepaper.strategies.gates.gate import GATES, GateInputs, gate_order, verdict
-from tracepaper.strategies.types.calibration import (
-    Calibration,
-    FittedConfidence,
-    LinearScore,
-)
+from tracepaper.strategies.types.calibration import Calibration, FittedConfidence, LinearScore
 from tracepaper.strategies.types.decisions import Action, Forecast, HeadForecasts, Regime
 from tracepaper.strategies.types.forecast_columns import columns_of
 

@@ -16,10 +16,7 @@ from torch import Tensor
 from tracepaper.strategies.attention.layer import Layer, value_norms
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.methods import Rollout, flow
-from tracepaper.strategies.attention.probsparse import (
-    MapRead,
-    SparseRead,
-)
+from tracepaper.strategies.attention.probsparse import MapRead, SparseRead
 from tracepaper.strategies.errors import AttentionInvalid
 from tracepaper.strategies.networks.architecture import Network
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork

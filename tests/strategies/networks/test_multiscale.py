@@ -13,11 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tracepaper.strategies.attention.layer import Layer
-from tracepaper.strategies.networks.timeframes import (
-    MultiscaleConfig,
-    MultiscaleNetwork,
-    frame_of,
-)
+from tracepaper.strategies.networks.timeframes import MultiscaleConfig, MultiscaleNetwork, frame_of
 
 FEATURES = 3
 SMALL = MultiscaleConfig(
