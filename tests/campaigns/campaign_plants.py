@@ -359,8 +359,8 @@ def buys_at_the_bid() -> None:
     """Buy where others buy."""
     at_quote = Executor.at_quote
 
-    def cheap(self: Executor, order: Order, quote: Quote, available: int) -> Fill | None:
-        return at_quote(self, order, msgspec.structs.replace(quote, ask=quote.bid), available)
+    def cheap(self: Executor, order: Order, quote: Quote, *sizes: Any) -> Fill | None:
+        return at_quote(self, order, msgspec.structs.replace(quote, ask=quote.bid), *sizes)
 
     _replace(Executor, "at_quote", cheap)
 
@@ -369,8 +369,10 @@ def fills_beyond_the_size_shown() -> None:
     """Fill whole orders."""
     at_quote = Executor.at_quote
 
-    def whole(self: Executor, order: Order, quote: Quote, available: int) -> Fill | None:
-        return at_quote(self, order, quote, max(available, order.quantity))
+    def whole(
+        self: Executor, order: Order, quote: Quote, available: int, *wanted: Any
+    ) -> Fill | None:
+        return at_quote(self, order, quote, max(available, order.quantity), *wanted)
 
     _replace(Executor, "at_quote", whole)
 
