@@ -214,10 +214,10 @@ def test_headings_may_have_units(tmp_path: Path, heads: str) -> None:
     assert read_candles(path).volume.size == BARS
 
 
-class OneHorizon(tracepaper.Model):
+class TwoHorizons(tracepaper.Model):
     features = None
     context = 3
-    horizons = (5,)
+    horizons = (5, 8)
     measures = ("mean_return",)
 
     def predict(self, inputs: Any) -> dict[str, float]:
@@ -229,7 +229,7 @@ def test_a_model_without_the_default_horizon_names_its_own() -> None:
         tracepaper.backtest(
             "attention",
             {"BTCUSDT": candles()},
-            config={"model": {"class": f"{__name__}:OneHorizon"}},
+            config={"model": {"class": f"{__name__}:TwoHorizons"}},
         )
 
 
