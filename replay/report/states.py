@@ -88,16 +88,15 @@ def lasting_states(columns: RunColumns, *, until: int | None = None) -> tuple[La
     last, now_ms = newest[-1]["sequence"], newest[-1]["market_ms"]
     span = _Span(columns, last, now_ms)
     commands = [
-        (event.sequence, event.market_ms, command_of(json.loads(event.content), event.market_ms))
+        (event.sequence, command_of(json.loads(event.content), event.market_ms))
         for event in columns.rows.events("command", (0, last))
     ]
     resumed = max(
-        (at for at, _, command in commands if command.kind is CommandKind.RESUME), default=-1
+        (at for at, command in commands if command.kind is CommandKind.RESUME), default=-1
     )
     states = []
     if lasting := [command for command in commands if command[0] > resumed]:
-        (sequence, since_ms, _), (_, _, newest_command) = lasting[0], lasting[-1]
-        states.append(span.of_operator(newest_command, since_ms, sequence))
+        states.append(span.of_operator(*lasting[0], lasting[-1][1]))
     halts = columns.rows.halts((resumed + 1, last))
     if halts:
         halt = halts[-1]
@@ -269,14 +268,19 @@ class _Span:
         )
         return LastingState("limit", gate, since_ms, sequence, refused, sentence)
 
-    def of_operator(self, command: Command, since_ms: int, sequence: int) -> LastingState:
-        """Return the halt since step *sequence*; *command* is the operator's newest."""
-        refused, note = self._refused((operator.name,), sequence), f" ({command.note})"
-        sentence = (
-            f"This run is halted by the operator's {command.kind} {command.giver}"
-            f"{note if command.note else ''} since {time_text(since_ms)}; decisions refused: "
-            f"{refused:,}. Only RESUME lifts it."
+    def of_operator(self, sequence: int, first: Command, newest: Command) -> LastingState:
+        """Return the halt since the *first* command at *sequence*; a *newest* may have followed."""
+        refused = self._refused((operator.name,), sequence)
+        given = " and ".join(
+            f"{command.kind} {command.giver} at {time_text(command.market_ms)}"
+            + (f" ({command.note})" if command.note else "")
+            for command in dict.fromkeys((first, newest))
         )
+        sentence = (
+            f"This run is halted by the operator's {given}; decisions refused: {refused:,}. Only "
+            "RESUME lifts it."
+        )
+        since_ms = first.market_ms
         return LastingState("operator", operator.name, since_ms, sequence, refused, sentence)
 
     def refused_by_drawdown(self, after: int) -> LastingState | None:

@@ -14,6 +14,7 @@ from rich.console import Console
 from tracepaper.replay.document.terminal import show
 from tracepaper.replay.explain.decision_document import read_decision, stored_parts
 from tracepaper.replay.page import decisions, records, runs
+from tracepaper.replay.report.states import time_text
 from tracepaper.strategies.types.market import Command, CommandKind, CommandOrigin, Gap, GapCause
 from tracepaper.strategies.units import iso
 
@@ -28,7 +29,8 @@ def test_the_card_explain_the_banner_and_a_view_name_who_halted_whatever_came_la
     halt = Command(
         CommandKind.HALT, "news", at_ms, at_ms, CommandOrigin.PAGE, token="anna", user="root"
     )
-    flatten = Command(CommandKind.FLATTEN, "", at_ms + 1, at_ms + 1, CommandOrigin.COMMAND)
+    later_ms = at_ms + 7_200_000
+    flatten = Command(CommandKind.FLATTEN, "", later_ms, later_ms, CommandOrigin.COMMAND)
     steps[30] = cases.undecided(30, halt)
     steps[31] = msgspec.structs.replace(steps[31], decision=REFUSED)
     steps[59] = cases.undecided(59, flatten)
@@ -48,7 +50,10 @@ def test_the_card_explain_the_banner_and_a_view_name_who_halted_whatever_came_la
     show(console, stored_parts(*read_decision(path, run.run_id, 31)))
     assert sentence in " ".join(text.getvalue().split())
     banner = present(runs.halt(run))
-    assert "on the command line" in banner.sentence
+    assert (
+        f"HALT by root, on the page, with the token anna at {time_text(at_ms)} (news) and "
+        f"FLATTEN on the command line at {time_text(later_ms)};"
+    ) in banner.sentence
     texts = [text for _, kind, _, text in records.happenings(run) if kind == "command"]
     assert texts[1] == "HALT by root, on the page, with the token anna: news"
 
