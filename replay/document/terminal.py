@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from rich import table as rich_table
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.padding import Padding
 from rich.panel import Panel
 from rich.segment import Segment
@@ -14,6 +15,7 @@ from rich.text import Text
 
 from tracepaper.replay.document.charts import Chart
 from tracepaper.replay.document.values import (
+    BARS,
     TEXTS,
     FoldedParts,
     Form,
@@ -30,6 +32,8 @@ from tracepaper.strategies.units import visible
 ROWS_SHOWN: Final = 12
 SIDE_BY_SIDE: Final = 4
 """Rows of a turned table in one grid; the next ones start another grid below."""
+WIDEST: Final = 10_000
+"""Characters within which any table is measured."""
 COLOURS: Final = {"": "", "gain": "green", "loss": "red"}
 
 
@@ -80,7 +84,7 @@ def renderable(table: Table) -> RenderableType:
         aside = f", {table.aside}" if table.aside else ""
         parts.append(Text(table.title + aside + _shown_rows_text(table), style="bold"))
     if table.rows and table.look != "pairs":
-        parts += map(_UnpaddedGrid, _grids(table))
+        parts += map(_UnpaddedGrid, _grids(table)) if table.turned else [_Upright(table)]
     parts += [_paragraph(Paragraph(note, "note")) for note in table.notes]
     return Group(*parts)
 
@@ -114,10 +118,7 @@ def _rows_shown(table: Table) -> int:
 
 
 def _grids(table: Table) -> Iterator[rich_table.Table]:
-    """Yield *table* as one grid; a turned table as several that fit the width."""
-    if not table.turned:
-        yield _upright(table)
-        return
+    """Yield a turned *table* as several grids that fit the width."""
     for start in range(0, len(table.rows), SIDE_BY_SIDE):
         yield _turned(table, table.rows[start : start + SIDE_BY_SIDE])
 
@@ -137,20 +138,51 @@ class _UnpaddedGrid:
             yield Segment.line()
 
 
-def _upright(table: Table) -> rich_table.Table:
-    shown = [(place, figure) for place, figure in enumerate(table.figures) if not figure.wide]
+class _Upright:
+    """A table whose figures are columns; drawn bars go first where the width does not suffice."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        figures = self._table.figures
+        shown = [place for place, figure in enumerate(figures) if not figure.wide]
+        grid = _upright(self._table, shown)
+        unbounded = options.update(max_width=WIDEST)
+        if Measurement.get(console, unbounded, grid).maximum > options.max_width:
+            shown = [place for place in shown if figures[place].form not in BARS]
+            grid = _upright(self._table, shown)
+        yield _UnpaddedGrid(grid)
+
+
+def _upright(table: Table, shown: Sequence[int]) -> rich_table.Table:
+    """Return the figures *shown* as columns. Headings wrap, numbers do not.
+
+    In a list of the newest rows each row is one line: a text that is too long is cut.
+    """
+    count = _rows_shown(table)
+    rows = table.rows[-count:] if table.newest else table.rows[:count]
     has_head = table.look not in ("stack", "timeline")
     grid = rich_table.Table(box=None, pad_edge=False, show_header=has_head)
-    for place, figure in shown:
-        is_text = figure.form in TEXTS
+    columns = list[list[Text]]()
+    for place in shown:
+        form = table.figures[place].form
+        cells = [_cell(row[place], form) for row in rows]
+        is_text = form in TEXTS and form not in ("minute", "second")
+        widest = max(cell.cell_len for cell in cells)
+        heading = table.heading(place)
         grid.add_column(
-            table.heading(place),
-            justify="left" if is_text else "right",
-            no_wrap=not is_text or figure.form in ("minute", "second"),
+            heading,
+            justify="left" if form in TEXTS else "right",
+            min_width=None if is_text else widest,
+            no_wrap=not is_text and len(heading) <= widest,
         )
-    count = _rows_shown(table)
-    for row in table.rows[-count:] if table.newest else table.rows[:count]:
-        grid.add_row(*(_cell(row[place], figure.form) for place, figure in shown))
+        if table.newest and is_text:
+            for cell in cells:
+                cell.no_wrap, cell.overflow = True, "ellipsis"
+        columns.append(cells)
+    for row_cells in zip(*columns, strict=True):
+        grid.add_row(*row_cells)
     return grid
 
 

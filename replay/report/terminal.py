@@ -248,7 +248,7 @@ def _summary_parts(reader: Reader, views: RunViews) -> Iterator[Part]:
         several = len({fill["instrument"] for fill in fills}) > 1
         figures = [figure for figure in FILLS if several or figure.key != "instrument"]
         title = f"Fills (the last {len(fills)} of {filled})"
-        yield table("fills", title, figures, fills)
+        yield table("fills", title, figures, fills, newest=True)
     if refusals := list(views.counts("v_decisions", "refused_by")):
         title = "Refused (by the first gate that failed)"
         yield _counts_table("refused_by", "gate", title, refusals, decisions)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -158,3 +159,16 @@ def test_a_misspelt_column_of_a_view_is_an_error() -> None:
 def test_forms_of_an_explanation(value: Value, form: Form, expected: str, colour: str) -> None:
     assert written(value, form) == expected
     assert tone(value, form) == colour
+
+
+def test_a_row_of_the_newest_is_one_line_and_bars_go_before_words() -> None:
+    long = "fell too fast below the band of thirty per cent of its last hundred bars, twice"
+    forms: dict[str, Form] = {"reason": "text", "a heading of words": "count", "drawn": "bar"}
+    rows = [(long, 1_234_567, 0.5), (long, 7, 0.1)]
+    head, *lines = printed([replace(table_of("fills", "", forms, rows), newest=True)])
+    assert head.split() == ["reason", "a", "heading", "of", "words"]
+    assert [line.split()[-2:] for line in lines] == [["last…", "1,234,567"], ["last…", "7"]]
+
+    recovered = [("recovered", 7, 0.5)]
+    head, _ = printed([replace(table_of("fills", "", forms, recovered), newest=True)])
+    assert head.endswith("drawn")
