@@ -68,9 +68,10 @@ def signals_call(act: Callable[[], object]) -> Iterator[None]:
 def exit_zero_on_signals() -> None:
     """Make a signal exit with 0 until a daemon handles the signals itself.
 
-    Nothing is open yet, so nothing needs to be closed.
+    Nothing is open yet, so nothing needs to be closed. An exception would not do: Python drops one
+    that is raised while C code, such as a regular expression of an import, calls back.
     """
-    handle_signals(lambda _number: sys.exit(0))
+    handle_signals(lambda _number: os._exit(0))
 
 
 def interrupt_on_signals() -> None:

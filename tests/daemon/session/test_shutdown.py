@@ -61,3 +61,22 @@ def test_a_hang_up_is_heard_unless_it_was_ignored_at_the_start(
 def test_a_process_may_write_after_its_terminal_is_closed(tmp_path: Path) -> None:
     ended = end_of(tmp_path, signal.SIGHUP, terminal=True)
     assert ended.code == 0, ended.err
+
+
+IN_A_CALLBACK = """
+import os, signal
+from tracepaper.daemon.session.shutdown import exit_zero_on_signals
+
+class Dropped:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+exit_zero_on_signals()
+Dropped()
+raise SystemExit(7)
+"""
+
+
+def test_a_signal_is_not_lost_where_python_drops_exceptions(tmp_path: Path) -> None:
+    ended = Program([sys.executable, "-c", IN_A_CALLBACK], tmp_path, name="dropped").end()
+    assert (ended.code, ended.err) == (0, "")
