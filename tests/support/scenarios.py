@@ -298,7 +298,7 @@ SCENARIOS: dict[str, Scenario] = {
             f"UPDATE fills SET price = price + 1 {LATEST}",
             "UPDATE steps SET close = close - 1 WHERE sequence = (SELECT min(sequence) FROM fills)",
             "UPDATE events SET content = json_set(content, '$.rate', 7) WHERE kind = 'funding'",
-            "UPDATE fills SET fee = fee - 1 WHERE book > 0",
+            "UPDATE fills SET fee = fee - 1 WHERE account > 0",
         ),
     ),
     "a bar late": Scenario(
@@ -535,10 +535,10 @@ SCENARIOS: dict[str, Scenario] = {
         ),
         forged=(
             "UPDATE orders SET reduce_only = 1 WHERE role = 'LIST'",
-            "UPDATE fills SET fee = fee + 1 WHERE book = 1",
-            "UPDATE shadow_steps SET unrealized_pnl = 1 WHERE book = 2",
+            "UPDATE fills SET fee = fee + 1 WHERE account = 1",
+            "UPDATE shadow_steps SET unrealized_pnl = 1 WHERE account = 2",
             "UPDATE holdings SET realized_pnl = realized_pnl + 1 WHERE shadow = 'held'",
-            "DELETE FROM fills WHERE book = 0 AND side = 'SELL'",
+            "DELETE FROM fills WHERE account = 0 AND side = 'SELL'",
             "UPDATE holdings SET realized_pnl = realized_pnl + 1 WHERE shadow = 'ungated'",
         ),
     ),
