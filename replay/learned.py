@@ -290,7 +290,7 @@ def _lines(folder: Path, checkpoint: Checkpoint) -> Iterator[Paragraph]:
     kind = kind_of(checkpoint.card)
     use = {
         DataSource.CLOSES: f"[strategy] name = {kind.name!r} and [model] checkpoint = "
-        f"{str(folder)!r}, with [sizing] mode = 'equity'.",
+        f"{str(folder)!r}, with [sizing] mode = 'equity' and fraction = '1'.",
         DataSource.ORDER_BOOKS: f"tracepaper explain --depth FILE --checkpoint {folder}.",
         DataSource.BARS: f"model.checkpoint = {str(folder)!r}, or tracepaper models {folder}.",
     }[kind.model.source]

@@ -577,7 +577,7 @@ class Run(Generic[Frame]):
             return
         record, figures = read.record, read.summary
         yield from record.cautions
-        words = record.config.strategy.chosen_warmup
+        words = record.config.chosen
         yield (
             f"{record.run['strategy']} on {record.run['instruments']}, "
             f"{iso(int(record.decisions.open_time_ms.min()))} to {iso(int(record.times_ms[-1]))}"

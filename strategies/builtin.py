@@ -377,7 +377,7 @@ class CrossAssetOptions(Struct, frozen=True, forbid_unknown_fields=True):
 class CrossAssetStrategy(PortfolioStrategy):
     """Hold every symbol with the weight from the run's cross-asset network.
 
-    With ``[sizing] mode = "equity"`` a weight is a share of equity. *every* is the number of bars
+    A weight is a share of a full position (``[sizing]``). *every* is the number of bars
     between decisions. If the network has no answer for a close, or misses the deadline, all symbols
     hold. If a gate refuses a symbol, only that symbol holds.
     """

@@ -176,6 +176,7 @@ def check(
     """Build every part of a run, without the network, and say whether it can start."""
     from tracepaper.daemon.config.loading import load, with_settings
     from tracepaper.daemon.http.access import tokens_of
+    from tracepaper.daemon.session.build import with_usual_warmup
     from tracepaper.daemon.session.bundled_bars import asked_over_bundled_bars
     from tracepaper.daemon.session.messenger import services_of
     from tracepaper.daemon.session.run_row import preflight
@@ -184,17 +185,20 @@ def check(
     tokens_of(loaded.http)
     services_of(loaded.notify)
     warnings = preflight(loaded, loaded.storage.path)
+    chosen = with_usual_warmup(loaded, None).chosen
     market = loaded.market
     asked = asked_over_bundled_bars(loaded)
     return CommandAnswer(
         {
             "valid": True,
             "config_sha256": loaded.sha256(),
+            "chosen": chosen or None,
             "bundled_bars": asked or None,
             "warnings": warnings,
         },
         f"The configuration can be used: {loaded.strategy.name} on {', '.join(market.symbols)} "
         f"({market.category}, interval {market.interval}), hash {loaded.sha256()[:12]}."
+        + f"\nChosen: {chosen}." * bool(chosen)
         + f"\n{asked}" * bool(asked)
         + "".join(f"\nWarning: {text}." for text in warnings),
     )

@@ -111,6 +111,11 @@ class Config(BaseModel):
         """The folder of the configuration file, to which other files are relative, if needed."""
         return self._folder
 
+    @property
+    def chosen(self) -> str:
+        """What a run chose because its user did not, in words; else empty."""
+        return "; ".join(filter(None, (self.strategy.chosen_warmup, self.sizing.chosen_share)))
+
     def in_folder(self, folder: Path) -> Config:
         """Return a copy whose ``folder`` is *folder*, as if read from a file there."""
         copy = self.model_copy()

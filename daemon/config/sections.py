@@ -55,7 +55,7 @@ from tracepaper.daemon.config.values import (
 )
 from tracepaper.strategies.builtin import TREND
 from tracepaper.strategies.shortfall import DAYS_LEAST
-from tracepaper.strategies.units import BASE_FEES, DAY_MS, interval_text, time_of
+from tracepaper.strategies.units import BASE_FEES, DAY_MS, interval_text, percent, time_of
 
 Options = Annotated[
     dict[str, object], BeforeValidator(json_object), AfterValidator(with_references)
@@ -331,9 +331,9 @@ class SizingSection(Section):
     """Quote currency of a full position for notional, tanh and volatility."""
     basis: Literal["notional", "equity"] = "notional"
     """Full position of tanh and volatility: notional, or fraction of equity."""
-    fraction: Annotated[Exact, Field(gt=0, le=100)] = Decimal(1)
-    """Share of equity in a full position of mode equity; the cap of kelly and
-    expected_shortfall."""
+    fraction: Annotated[Exact, Field(gt=0, le=100)] | None = Field(default=None, examples=["1"])
+    """Share of equity in a full position of mode equity; the cap of kelly and expected_shortfall.
+    If absent, 0.1 for mode equity, else 1."""
     weights: SymbolShares = Field(default_factory=dict)
     """Weight of each symbol for allocation; equal weights if absent."""
     scale: Annotated[Exact, Field(gt=0, le=1_000)] = Decimal(1)
@@ -371,6 +371,21 @@ class SizingSection(Section):
         "than this share of it; if absent, the strategy's no-trade band decides (trend has one), "
         "else 0.25.",
     )
+
+    @property
+    def share(self) -> Decimal:
+        """``fraction``, or what it is if absent."""
+        if self.fraction is not None:
+            return self.fraction
+        return Decimal("0.1") if self.mode == "equity" else Decimal(1)
+
+    @property
+    def chosen_share(self) -> str:
+        """The share that mode equity takes without a fraction, in words; else empty."""
+        if self.mode != "equity" or self.fraction is not None:
+            return ""
+        share = percent(float(self.share), 0)
+        return f"a full position is {share} of equity, since [sizing] names no fraction"
 
 
 MODES_OF: Final[Mapping[str, tuple[str, ...]]] = {

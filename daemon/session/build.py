@@ -377,7 +377,7 @@ def _sizer(config: Config, instrument: Instrument, terms: ModelTerms) -> Sizer:
         Sizing(
             mode=SizingMode(keys.mode),
             of_equity=keys.basis == "equity",
-            fraction=float(keys.fraction),
+            fraction=float(keys.share),
             weight=_weight(config, instrument.symbol),
             kelly=float(keys.kelly),
             risk=float(keys.risk),

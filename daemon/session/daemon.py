@@ -431,8 +431,8 @@ def _log_opened(opened: OpenedRun) -> None:
     more = {}
     if forecaster is not None:
         more = {"model_id": forecaster.model_id, "backend": forecaster.backend}
-    if words := restore(run.config).strategy.chosen_warmup:
-        more["warmup"] = words
+    if words := restore(run.config).chosen:
+        more["chosen"] = words
     log.info(
         "run resumed" if opened.resumed else "run opened",
         run_id=run.run_id,

@@ -236,7 +236,7 @@ def _summary_parts(reader: Reader, views: RunViews) -> Iterator[Part]:
     decisions, filled = views.count("v_decisions"), views.count("v_fills")
     allowed = views.count("v_decisions", allowed=1)
     counted = f"{count_of(decisions, 'bar')} decided, {allowed:,} allowed"
-    words = restore(views.run()["config"]).strategy.chosen_warmup
+    words = restore(views.run()["config"]).chosen
     lead = f"{counted}, {count_of(filled, 'fill')}\n{' to '.join(bounds)}"
     yield Paragraph(lead + f"\n{words}" * bool(words), "lead")
     for caution in _cautions(RunColumns(reader, run_id), views):

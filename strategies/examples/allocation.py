@@ -41,7 +41,7 @@ _PRICES: Final = {"bound": 1.0, "volume_share": 0.0, "aversion": 5.0, "cost": 0.
 
 
 class Allocation(PortfolioStrategy):
-    """Hold each symbol by its weight; with ``[sizing] mode = "equity"`` it is a share of equity.
+    """Hold each symbol by its weight, its share of a full position (``[sizing]``).
 
     ``rule`` is equal, inverse, minimum or mean_variance; risk is the shrunk covariance of the last
     ``window`` bars, newer ones weighing more where ``half_life`` names bars. Weights are found anew

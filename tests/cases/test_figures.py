@@ -41,7 +41,9 @@ def test_a_week_is_no_day() -> None:
         (opened, max(opened, close), opened, close)
         for opened, close in zip(opens, closes, strict=True)
     ]
-    run = play(always(Action.LONG), columns(bars, 7 * DAY), {"sizing": {"mode": "equity"}})
+    run = play(
+        always(Action.LONG), columns(bars, 7 * DAY), {"sizing": {"mode": "equity", "fraction": "1"}}
+    )
     day = re.search(r"a day ([+-][\d.]+)", str(run))
     assert day is None or abs(float(day[1])) < 30
 

@@ -227,7 +227,7 @@ def test_all_of_the_cash_buys_what_it_leaves_after_the_fee() -> None:
         {"BTCUSDT": columns([100.0] * 50)},
         config={
             "market": {"category": "spot"},
-            "sizing": {"mode": "equity"},
+            "sizing": {"mode": "equity", "fraction": "1"},
             "account": {"cash": "1000"},
         },
         frames="numpy",
@@ -241,7 +241,7 @@ def test_an_entry_with_all_of_the_cash_does_not_wait_for_a_discount(tmp_path: Pa
     run = tracepaper.backtest(
         "sma_cross",
         {"BTCUSDT": samples("BTCUSDT", "15m")},
-        config={"market": {"category": "spot"}, "sizing": {"mode": "equity"}},
+        config={"market": {"category": "spot"}, "sizing": {"mode": "equity", "fraction": "1"}},
         params={"fast": 20, "slow": 100},
         db=tmp_path / "run.db",
         frames="numpy",

@@ -31,7 +31,7 @@ def recipe(say: TerminalInProcess, tmp_path: Path) -> TerminalInProcess:
 SIZES: Final[Mapping[str, Callable[[Decimal], Decimal]]] = {
     "sizing.mode=fixed --set sizing.quantity=0.015": lambda _close: Decimal("0.015"),
     "sizing.notional=500": lambda close: 500 / close,
-    "sizing.mode=equity --set sizing.fraction=0.1": lambda close: CASH / 10 / close,
+    "sizing.mode=equity": lambda close: CASH / 10 / close,
     "sizing.mode=equity --set sizing.fraction=1": lambda close: CASH / close / (1 + TAKER),
     "sizing.mode=risk --set sizing.risk=0.01": lambda close: CASH / 100 / (close / 50),
 }

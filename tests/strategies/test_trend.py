@@ -249,7 +249,7 @@ def model(volatility: float | None = 0.005, *, confidence: float = 0.2) -> Fixed
 
 def engine(forecaster: FixedForecaster | None, **sections: dict[str, Any]) -> Engine:
     config = configured(
-        sizing={"mode": "equity", **sections.pop("sizing", {})},
+        sizing={"mode": "equity", "fraction": "1", **sections.pop("sizing", {})},
         account={"cash": "1000000"},
         gate=GATES,
         regime=REGIME,

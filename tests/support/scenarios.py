@@ -263,7 +263,7 @@ def _by_portfolio() -> Sections:
         "market": {"symbols": list(models.TOGETHER)},
         "strategy": {"name": "portfolio", "shadows": ["random_gate"]},
         "model": {"checkpoint": str(checkpoint), "threads": 1},
-        "sizing": {"mode": "equity"},
+        "sizing": {"mode": "equity", "fraction": "1"},
     }
 
 
@@ -560,7 +560,7 @@ SCENARIOS: dict[str, Scenario] = {
         sections=_sections(
             {"name": "trend", "trend_windows": ["4h", "12h"], "long_only": False},
             model={"checkpoint": "none"},
-            sizing={"mode": "equity"},
+            sizing={"mode": "equity", "fraction": "1"},
         ),
         candles=_walk(),
         shows=_counts("v_fills"),

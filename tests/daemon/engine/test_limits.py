@@ -74,13 +74,13 @@ def test_a_breach_ends_new_exposure_for_the_rest_of_the_run(
 
 
 def test_the_operators_word_lifts_a_breach() -> None:
-    engine, key = _engine('[risk]\nmax_daily_loss = 5\n[sizing]\nmode = "equity"\n')
+    engine, key = _engine('[risk]\nmax_daily_loss = 5\n[sizing]\nmode = "equity"\nfraction = "1"\n')
     assert engine.risk.breach == ""
     for index, close in enumerate((10_000, 10_000, 10_100, 10_200, 9_000, 9_000)):
         engine.step(bar(close, index=index, instrument_id=key), None)
     assert engine.risk.breach == "risk.daily_loss"
     at_ms = START_MS + 7 * MINUTE
-    restored, _ = _engine('[risk]\nmax_daily_loss = 5\n[sizing]\nmode = "equity"\n')
+    restored, _ = _engine('[risk]\nmax_daily_loss = 5\n[sizing]\nmode = "equity"\nfraction = "1"\n')
     Restart(restored).restore(engine.state(), next_sequence=engine.sequence)
     assert restored.risk.breach == "risk.daily_loss", "it outlasts a restart"
     step = engine.step(Command(CommandKind.RESUME, "", at_ms, at_ms), None)

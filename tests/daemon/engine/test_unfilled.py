@@ -85,7 +85,7 @@ CATEGORIES = {
     "cross 1": ("linear", {"margin": "cross", "leverage": "1"}),
 }
 SIZES: dict[str, dict[str, Any]] = {
-    "all of equity": {"mode": "equity"},
+    "all of equity": {"mode": "equity", "fraction": "1"},
     "part of equity": {"mode": "equity", "fraction": "0.5"},
     "notional": {"mode": "notional", "notional": "1000"},
     "fixed": {"mode": "fixed", "quantity": "10"},

@@ -103,13 +103,21 @@ def test_timeframes_get_sixty_four_bars_or_a_quarter_of_theirs() -> None:
 
 def test_a_run_says_its_choice_and_every_check_uses_it(tmp_path: Path) -> None:
     path = tmp_path / "run.db"
-    with tracepaper.backtest(Reads, CANDLES, db=path, end="2025-05-26T10:32:00") as run:
+    chosen: dict[str, dict[str, Any]] = {"sizing": {"mode": "equity"}}
+    with tracepaper.backtest(
+        Reads, CANDLES, db=path, config=chosen, end="2025-05-26T10:32:00"
+    ) as run:
         (first, *_) = str(run).splitlines()
-        assert first.endswith("; history of 45 bars, since the class names no warmup")
+        assert "; history of 45 bars, since the class names no warmup; " in first
+        assert first.endswith("10 % of equity, since [sizing] names no fraction")
         assert json.loads(run.row["config"])["strategy"]["warmup"] == 45
         refused = run.decisions["refused_by"].to_list()
         assert refused[:45] == ["warm"] * 44 + [None]
         assert run.verify().exact
-    named = {"strategy": {"warmup": 20}}
+    named: dict[str, dict[str, Any]] = {
+        "strategy": {"warmup": 20},
+        "sizing": {"mode": "equity", "fraction": "0.2"},
+    }
     with tracepaper.backtest(Reads, CANDLES, config=named, end="2025-05-26T10:32:00") as run:
         assert "history of 20 bars" in str(run)
+        assert "names no fraction" not in str(run)

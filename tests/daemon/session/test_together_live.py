@@ -35,7 +35,7 @@ def sections(folder: Path, kind: str, **more: Mapping[str, Any]) -> dict[str, An
         "strategy": {"name": kind, "shadows": ("random_gate",)},
         "model": {"checkpoint": str(folder), "deadline_ms": 60_000},
         "market": {"symbols": TOGETHER, "gather_ms": 40},
-        "sizing": {"mode": "equity"},
+        "sizing": {"mode": "equity", "fraction": "1"},
         "exchange": {"certain_s": 0.1},
     }
     for name, section in more.items():

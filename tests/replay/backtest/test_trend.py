@@ -41,7 +41,7 @@ def configured(interval: str = "15", **sections: dict[str, Any]) -> Config:
         "market": {"symbols": ["BTCUSDT"], "interval": interval},
         "strategy": {"name": "trend", "trend_windows": ["4h", "12h", "1d"]},
         "model": {"checkpoint": "none"},
-        "sizing": {"mode": "equity"},
+        "sizing": {"mode": "equity", "fraction": "1"},
         "account": {"cash": "10000000"},
         **sections,
     }

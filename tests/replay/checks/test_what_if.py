@@ -306,7 +306,9 @@ def test_each_decision_is_compared_and_what_it_made_is_added_up(
 
 @pytest.mark.parametrize(("name", "shown"), [("several symbols", True), (MODEL, False)])
 def test_a_change_of_several_symbols_is_shown_with_its_symbol(name: str, shown: bool) -> None:
-    result = of(CASES[name].recorded(), changes=FEE | {"sizing": {"mode": "equity"}})
+    result = of(
+        CASES[name].recorded(), changes=FEE | {"sizing": {"mode": "equity", "fraction": "1"}}
+    )
     text = text_of(lambda console: show_document(console, what_if_document(result)))
     _, changes = text.split("Where the changes begin")
     ids = {str(each["instrument"]) for each in result.changes[:10]}

@@ -120,7 +120,7 @@ def configured(
         {
             "market": {"symbols": list(symbols)},
             "strategy": {"name": kind, "options": more, "shadows": ("random_gate",)},
-            "sizing": {"mode": "equity"},
+            "sizing": {"mode": "equity", "fraction": "1"},
             "model": {"checkpoint": str(folder), "threads": 1},
             **sections,
         },
@@ -215,7 +215,7 @@ def test_a_rule_weighs_by_the_correlations_that_are_stored(
     folder, shrink = trained("crossasset", *choose("factors=2")), 0.3
     path = tmp_path / "run.db"
     options: dict[str, Any] = {"rule": "minimum", "shrink": shrink, "cost": 0}
-    at_once = {"sizing": {"mode": "equity", "rebalance": 0}}
+    at_once = {"sizing": {"mode": "equity", "fraction": "1", "rebalance": 0}}
     config = configured(folder, "crossasset", sections=at_once, **options)
     run_id = record(path, config, data())
     checked = 0

@@ -101,7 +101,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path,
             {
                 "market": {"symbols": list(SYMBOLS)},
                 "strategy": {"name": "crossasset"},
-                "sizing": {"mode": "equity"},
+                "sizing": {"mode": "equity", "fraction": "1"},
                 "model": {"checkpoint": str(folder), "threads": 1},
             },
         )

@@ -147,7 +147,10 @@ def test_what_a_halted_run_shows_begins_with_it(tmp_path: Path, cli: Cli) -> Non
 def test_a_run_that_takes_over_a_halted_one_records_its_halt_at_once() -> None:
     def engine() -> Any:
         strategy = {**CROSS, "fast": 1, "slow": 2}
-        sections: dict[str, dict[str, Any]] = {"strategy": strategy, "sizing": {"mode": "equity"}}
+        sections: dict[str, dict[str, Any]] = {
+            "strategy": strategy,
+            "sizing": {"mode": "equity", "fraction": "1"},
+        }
         return engine_of({**sections, "risk": {"max_daily_loss": "5"}}, period_start_ms=START_MS)
 
     first, second, third = engine(), engine(), engine()
