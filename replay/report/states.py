@@ -357,7 +357,8 @@ class _Span:
     def _keys(self, gates: Collection[str]) -> list[int]:
         """Return the keys of the outcomes that one of *gates* refused.
 
-        A refused decision is stored as HOLD, so its action is of no use here.
+        A refused decision is stored as HOLD, or as the FLAT that closes all the same: its action
+        does not say what was asked for.
         """
         return [each.key for each in self._rows.outcomes if each.refused_by in gates]
 
