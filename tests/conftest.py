@@ -13,6 +13,7 @@ import pytest
 from command_line import Cli
 from hypothesis import HealthCheck, settings
 from postgres_server import postgres, postgres_url  # noqa: F401 - fixtures
+from user_strategies import forgetting
 from wheels import InstalledWheel, installed_with_all
 from world import client as world_client
 from world.loop import loop_without_delays
@@ -67,10 +68,11 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return an empty folder, in which the test runs."""
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Return an empty folder, in which the test runs and from which nothing stays imported."""
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    with forgetting(tmp_path):
+        yield tmp_path
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,9 @@ from newcomer import Shell, TerminalInProcess
 
 
 @pytest.fixture
-def say(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TerminalInProcess:
+def say(cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch) -> TerminalInProcess:
     """Return a terminal in an empty folder, from which Python imports too."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.syspath_prepend(str(here))
     monkeypatch.setenv("COLUMNS", "100")
     return TerminalInProcess(cli)
 

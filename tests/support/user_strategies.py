@@ -43,13 +43,20 @@ def _body(text: str) -> str:
 @contextmanager
 def importable(folder: Path) -> Iterator[None]:
     """Let Python import from *folder*, and forget afterwards what it did."""
-    modules, bytecode = set(sys.modules), sys.dont_write_bytecode
-    sys.path.insert(0, str(folder))
+    with forgetting(folder):
+        sys.path.insert(0, str(folder))
+        yield
+
+
+@contextmanager
+def forgetting(folder: Path) -> Iterator[None]:
+    """Forget afterwards what Python imported from *folder*: the next test may write its names."""
+    modules, path, bytecode = set(sys.modules), [*sys.path], sys.dont_write_bytecode
     sys.dont_write_bytecode = True
     try:
         yield
     finally:
-        sys.path.remove(str(folder))
+        sys.path[:] = path
         sys.dont_write_bytecode = bytecode
         for name in set(sys.modules) - modules:
             if str(folder) in str(getattr(sys.modules[name], "__file__", "")):
