@@ -181,9 +181,6 @@ class Broker:
             self._liquidate(key, mark, bar.close_time_ms - 1)
         if is_due:
             self._settle(key, bar.close_time_ms + STAMPED_LATE_MS)
-        if self._by_quotes:
-            line = self.account.lines[key]
-            self.settlements.close(key, bar.close_time_ms, line.mark, self._held(key))
         if self._ranges:
             self._ranges[key].push(bar)
         return self.take()
@@ -234,14 +231,11 @@ class Broker:
         """
         self.save = Save.NOW
         key, at_ms = funding.instrument, funding.market_ms
-        noted = self.settlements.arrive(funding, closed_ms)
+        newest = Note(at_ms, self.account.lines[key].mark, self._held(key))
+        noted = self.settlements.arrive(funding, closed_ms, newest)
         if noted is not None:
             moment = Moment(at_ms, noted.mark, funding.rate, noted.held)
-        elif at_ms < closed_ms + STAMPED_LATE_MS:
-            moment = Moment(at_ms, self.account.lines[key].mark, funding.rate, self._held(key))
-        else:
-            return
-        self._book(key, moment, funding.seen_ms)
+            self._book(key, moment, funding.seen_ms)
 
     def on_hole(self, gap: Gap) -> None:
         """Settle what waits for bars that *gap* says will never arrive."""
@@ -543,7 +537,6 @@ class Broker:
         """Forget what a restart loses: mark prices, and which quotes were missed."""
         self._marked.clear()
         self._missed_until_ms.clear()
-        self.settlements.forget()
 
     def is_engaged(self, instrument: str) -> bool:
         """Return whether any account has a position, a target or orders in *instrument*."""

@@ -52,7 +52,6 @@ class Settlements:
         """By instrument, oldest first: what waits for a rate. The last note may be of nothing held:
         no time up to it needs another note."""
         self.given_up: list[tuple[str, int]] = []  # instruments and times, since the last step
-        self._closed: dict[str, Note] = {}  # the newest close, which may be a settlement as well
         self._interval_ms: dict[str, int] = {}  # of instruments whose rates may come late
         self._next_ms: float = inf  # the earliest time of a note or of a rate that waits
 
@@ -148,40 +147,33 @@ class Settlements:
                 self.given_up.append((instrument, dropped.at_ms))
         self.notes[instrument] = kept
 
-    def close(self, instrument: str, at_ms: int, mark: int, held: dict[str, int]) -> None:
-        """Remember what is *held* at the newest close, at *at_ms*."""
-        self._closed[instrument] = Note(at_ms, mark, held)
-
     # ------------------------------------------------------------ rates
 
-    def arrive(self, funding: Funding, closed_ms: int) -> Note | None:
-        """Take in a rate; return what was held at its time, or None if that is not known.
+    def arrive(self, funding: Funding, closed_ms: int, newest: Note) -> Note | None:
+        """Take in a rate; return what was held at its time, or None if that time has not come.
 
-        *closed_ms* is the newest close of the instrument. A settlement that is later waits. Earlier
+        *closed_ms* is the newest close of the instrument: a later settlement waits. *newest* is
+        what is held now, on which an earlier one is booked if no note can be of its time. Earlier
         notes are dropped: no settlement was due there.
         """
-        key, at_ms = funding.instrument, funding.market_ms
-        notes = self.notes.get(key, [])
-        every = [*notes, *filter(None, [self._closed.get(key)])]
-        noted = next((note for note in every if 0 <= at_ms - note.at_ms < STAMPED_LATE_MS), None)
+        key, at_ms, noted = funding.instrument, funding.market_ms, None
         if key in self._interval_ms:
-            on_grid_ms = at_ms - at_ms % self._grid_ms(key)
+            notes, on_grid_ms = self.notes.get(key, []), at_ms - at_ms % self._grid_ms(key)
             is_on_grid = at_ms - on_grid_ms < STAMPED_LATE_MS
-            if noted is None and notes and is_on_grid and on_grid_ms <= notes[-1].at_ms:
-                noted = Note(on_grid_ms)  # nothing was held
+            if is_on_grid and notes and on_grid_ms <= notes[-1].at_ms:
+                held = (note for note in notes if note.at_ms == on_grid_ms)
+                noted = next(held, Note(on_grid_ms))
             self.notes[key] = [note for note in notes if note.at_ms > on_grid_ms] or [
                 Note(on_grid_ms)
             ]
         if noted is None and at_ms >= closed_ms + STAMPED_LATE_MS:
             self.waiting.setdefault(key, []).append(funding)
+        elif noted is None:
+            noted = newest
         self._find_next()
         return noted
 
     # ------------------------------------------------------------ state
-
-    def forget(self) -> None:
-        """Forget what a restart loses."""
-        self._closed.clear()
 
     def restore(
         self, waiting: Mapping[str, Iterable[Funding]], notes: Mapping[str, Iterable[Note]]

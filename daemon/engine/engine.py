@@ -23,7 +23,7 @@ from tracepaper.daemon.broker.account import ENTRIES
 from tracepaper.daemon.broker.broker import NOTHING_FILLED, Broker, Save
 from tracepaper.daemon.broker.ledger import FilledEvent
 from tracepaper.daemon.broker.line import Line
-from tracepaper.daemon.broker.settlements import NOTES_MOST
+from tracepaper.daemon.broker.settlements import NOTES_MOST, STAMPED_LATE_MS
 from tracepaper.daemon.engine.decider import Decider, checked_prediction
 from tracepaper.daemon.engine.history import InstrumentState
 from tracepaper.daemon.engine.price_checks import Price
@@ -785,11 +785,11 @@ class Engine:
     def _step_of_funding(self, funding: Funding) -> Step:
         """Settle *funding* once, on what was held at its time.
 
-        A settlement that is not newer than the last, or whose rate is not believed, is only
-        recorded.
+        One that is less than a second newer than the last, or has a rate that is not believed, is
+        only recorded.
         """
         key, prices = funding.instrument, self.accepted_prices[funding.instrument]
-        if funding.market_ms <= prices.settled_ms:
+        if funding.market_ms < prices.settled_ms + STAMPED_LATE_MS:
             return self._finish(funding, key, accepted=False)
         if (doubt := prices.doubt_of_rate(funding)) is not None:
             return self._finish(funding, key, accepted=False, price_verdict=doubt)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from math import gcd
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,6 +64,7 @@ TIERS = (
     RiskTier(0, 200_000_000, 3_000, 700 * MONEY_SCALE),
 )
 RESTARTS = 0.03  # of the steps
+LATE_MOST = 60  # events by which a rate is late
 
 
 class DrawnSignals(Strategy):
@@ -252,9 +254,13 @@ def drawn_case(streams: Streams, name: str) -> Case:
     )
     given["execution"] |= drawn_delay(streams["delay"])
     tiers = TIERS if category == "linear" else ()
+    # Only by quotes does an engine know from its start when rates may come late.
+    interval = streams["interval"].choice((0, 1, 16)) if by_quotes and tiers else 0
     items = [
         replace(
-            instrument(symbol=symbol, tick_size=1, category=Category(category)), risk_tiers=tiers
+            instrument(symbol=symbol, tick_size=1, category=Category(category)),
+            risk_tiers=tiers,
+            funding_interval_minutes=interval,
         )
         for symbol in symbols
     ]
@@ -308,9 +314,21 @@ def drawn_events(streams: Streams, case: Case, *, is_focused: bool) -> list[Any]
                 rate = rates.randint(-9, 9) * 10**6
                 events.append(Funding(key, rate, candle.close_time_ms, candle.close_time_ms))
         events += _changes(streams, case, candle.closed_ms)
+    if case.items[0].funding_interval_minutes:
+        events = _late(streams["late"], events)
     if len(case.items) == 2 and not case.by_quotes and streams["closes"].random() < 0.5:
         return list(_by_close(events))
     return events
+
+
+def _late(rng: random.Random, events: Sequence[Any]) -> list[Any]:
+    """Return *events* with half of the rates later, in their order."""
+    places, last = list[tuple[int, int]](), 0
+    for place, event in enumerate(events):
+        by = rng.randint(0, LATE_MOST) * (rng.random() < 0.5) if isinstance(event, Funding) else 0
+        last = max(last, place + by) if isinstance(event, Funding) else last
+        places.append((last if isinstance(event, Funding) else place, place))
+    return [events[place] for _, place in sorted(places)]
 
 
 def _inside(rng: random.Random, case: Case, candle: Bar) -> Iterator[Funding]:
@@ -391,11 +409,15 @@ class History:
         self._held: Counter[tuple[str, str]] = Counter()  # by fills, of each account
         self._dated = list[tuple[str, Fill]]()  # every fill, with the name of its account
         self._unsettled = list[Funding]()
+        # The mark at the time of each settlement, and what was held; None: by the dates of fills.
+        self._moments = dict[tuple[str, int], tuple[int, Counter[Any] | None]]()
         self.engine = self._opened()
         self._cash = self.engine.broker.account.ledger.cash
         # Of each account what its fills and settlements left of the first cash, and its funding.
         self._money = {name: (of.ledger.cash, 0) for name, of in self._accounts()}
         events = drawn_events(streams, self.case, is_focused=KINDS[kind].is_focused)
+        settled = (of for of in events if isinstance(of, Funding) and self._is_noted(of))
+        self._ahead = list(dict.fromkeys((of.instrument, of.market_ms) for of in settled))
         self._begin()
         for event in events[:most]:
             self._take(event)
@@ -426,6 +448,8 @@ class History:
             check_account(account, self._cash)
         if isinstance(event, Funding) and steps[0].accepted:
             self._unsettled.append(event)
+            if not self._is_noted(event):
+                self._ahead.append((event.instrument, event.market_ms))
         self._check_funding(event, marks, held)
         self._check_held()
 
@@ -490,32 +514,48 @@ class History:
         account = self.engine.broker.account
         return {key: account.lines[key].mark for key in self._items}
 
-    def _check_funding(self, event: Any, marks: Mapping[str, int], held: Counter[Any]) -> None:
-        """Assert that *event* paid what was due, by what fills left at its time.
+    def _is_noted(self, funding: Funding) -> bool:
+        """Return whether an engine keeps what was held at its time until its rate comes."""
+        minutes = self._items[funding.instrument].funding_interval_minutes
+        return minutes > 0 and funding.market_ms % (gcd(60, minutes) * MINUTE) < 1_000
+
+    def _pass_moments(self, event: Any, marks: Mapping[str, int], held: Counter[Any]) -> None:
+        """Keep the marks and holdings of the settlements whose time has come with *event*.
 
         *marks* and what is *held* are those before the event. A settlement waits for the bar that
         ends after it, or for a price that is not older and changes the position. One within a
-        second of a bar's open is due at the open.
+        second of a bar's open is due at the open. If its time is not noted, it is due once its rate
+        is there as well.
         """
-        bars = [of for of in events_of(event) if isinstance(of, Bar)]
+        bars = {of.instrument: of for of in events_of(event) if isinstance(of, Bar)}
         newest = {candle.instrument: candle for candle in self._bars}
-        due, left = list[tuple[Funding, int, Counter[Any] | None]](), list[Funding]()
-        for funding in self._unsettled:
-            key, at_ms = funding.instrument, funding.market_ms
-            last, of_price = newest.get(key), isinstance(event, Quote | Mark)
+        ahead, self._ahead = self._ahead, []
+        for key, at_ms in ahead:
+            closed_ms = newest[key].close_time_ms if key in newest else -1
             is_changed = any(
                 self._held[name, key] != held[name, key] for name, _ in self._accounts()
             )
-            if of_price and event.market_ms >= at_ms and is_changed:
-                due.append((funding, marks[key], held))
-            elif at_ms >= (-1 if last is None else last.close_time_ms) + 1_000:
+            if isinstance(event, Quote | Mark) and event.market_ms >= at_ms and is_changed:
+                self._moments[key, at_ms] = marks[key], held
+            elif at_ms < closed_ms + 1_000:
+                is_inside = key in bars and at_ms < closed_ms
+                at_mark = (marks if is_inside else self._marks())[key]
+                self._moments[key, at_ms] = at_mark, None if key in bars else held
+            else:
+                self._ahead.append((key, at_ms))
+
+    def _check_funding(self, event: Any, marks: Mapping[str, int], held: Counter[Any]) -> None:
+        """Assert that *event* paid what was due, by what fills left at its time."""
+        bars = [of for of in events_of(event) if isinstance(of, Bar)]
+        self._pass_moments(event, marks, held)
+        due, left = list[tuple[Funding, int, Counter[Any] | None]](), list[Funding]()
+        for funding in self._unsettled:
+            moment = self._moments.get((funding.instrument, funding.market_ms))
+            if moment is None:
                 left.append(funding)
             else:
-                of_key = (candle for candle in bars if candle.instrument == key)
-                is_inside = any(at_ms < candle.close_time_ms for candle in of_key)
-                at_mark = (marks if is_inside else self._marks())[key]
-                # Of an interval that is not known: what is held once the bar is there.
-                due.append((funding, at_mark, held if event is funding else None))
+                due.append((funding, *moment))
+                self.counted["settled late"] += funding is event and self._is_noted(funding)
         self._unsettled = left
         for name, account in self._accounts():
             if isinstance(account.policy, CrossMargin) and len(self._items) > 1:
