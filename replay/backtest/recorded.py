@@ -149,18 +149,10 @@ def _restore_parent(reader: Reader, run: RunRow, engine: Engine) -> None:
 
 
 class RecordedPredictor:
-    """Yields recorded events in order, and answers each as the model did.
-
-    With *asks* false, every answer is the recorded one.
-    """
+    """Yields recorded events in order, and answers each as the model did."""
 
     def __init__(
-        self,
-        recorded: RecordedRun,
-        prober: Forecaster | None,
-        *,
-        probes: bool = True,
-        asks: bool = True,
+        self, recorded: RecordedRun, prober: Forecaster | None, *, probes: bool = True
     ) -> None:
         run, forecaster = recorded.run, recorded.forecaster
         self._run, self._prober = recorded, prober
@@ -171,7 +163,7 @@ class RecordedPredictor:
         self._inline: InlinePredictor | None = None
         self._scan: ScanPredictor | None = None
         self.taken = 0  # answers taken from the record
-        self._is_outside = forecaster is not None and (forecaster.is_outside or not asks)
+        self._is_outside = forecaster is not None and forecaster.is_outside
         self.is_silent = forecaster is None
         if forecaster is None or self._is_outside:
             return

@@ -19,6 +19,7 @@ __annotations__  # typer reads them
 collect  # prometheus_client asks for the metrics
 model_config  # pydantic
 writeable  # an attribute that numpy reads
+no_wrap, overflow  # attributes that rich reads
 representation, interpretable_model  # captum asks for them
 open_time  # of a decision's context, for users' classes
 

@@ -1,6 +1,6 @@
 """Measures how often a day or an hour loses more than the value at risk that was stated before it.
 
-    python tests/benchmarks/coverage.py FOLDER [PERIODS]
+    python tests/benchmarks/shortfalls.py FOLDER [PERIODS]
 
 Each candle file of FOLDER (csv.gz, of days or hours) is a book of one long position. At each
 period the value at risk of the last PERIODS (250 by default) is stated, by history and by forecast
