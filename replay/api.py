@@ -36,6 +36,7 @@ from tracepaper.replay.backtest.run import Watch
 from tracepaper.replay.backtest.run_spec import Consumer, RunSpec, spec_of
 from tracepaper.replay.backtest.strategy_keys import (
     NO_SOURCE,
+    check_current,
     process_warnings,
     strategy_keys,
     strategy_name,
@@ -88,6 +89,7 @@ def backtest(  # noqa: PLR0913 - the options of a replay
     with ExitStack() as stack:
         classes: tuple[type, ...] = ()
         if isinstance(strategy, type):
+            check_current(strategy)
             classes = (strategy,)
             strategy = stack.enter_context(known_class(strategy))
         chosen = strategy_name(strategy)

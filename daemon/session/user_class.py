@@ -17,6 +17,7 @@ from contextvars import ContextVar
 from decimal import Decimal
 from numbers import Integral, Real
 from pathlib import Path
+from types import FunctionType
 from typing import Any, Final, Generic, TypeVar, cast
 
 from msgspec import Struct
@@ -30,6 +31,7 @@ from tracepaper.daemon.session.user_code import (
     class_line,
     class_sha256,
     declared_files,
+    remember,
     short,
 )
 from tracepaper.daemon.session.user_error import definition, place
@@ -90,6 +92,7 @@ def known_class(cls: type | None) -> Iterator[str]:
     if cls is None:
         yield ""
         return
+    remember(cls)
     name = f"{cls.__module__}:{cls.__name__}"
     before = _passed.set({**_passed.get(), name: cls})
     try:
@@ -153,6 +156,8 @@ def imported(name: str, *, key: str) -> object:
             f"{key} '{name}' cannot be imported ({error.__cause__}{where}); "
             f"{'correct that line, or install what it imports' if where else remedy}."
         ) from error
+    if isinstance(named, (type, FunctionType)):
+        remember(named)
     return named
 
 

@@ -10,15 +10,18 @@ import glob
 import hashlib
 import importlib
 import importlib.metadata
+import importlib.util
 import inspect
 import linecache
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import CodeType, FunctionType, TracebackType
-from typing import Final
+from typing import Final, NamedTuple
+from weakref import WeakKeyDictionary
 
 from tracepaper.daemon.config.values import PARSING
 from tracepaper.daemon.session.user_error import INSTALLED, advice, place
@@ -62,6 +65,58 @@ def class_sha256(code: Code, files: DeclaredFiles | None = None) -> str:
     for name, path in sorted(declared.items()):
         digest.update(f"\0{name}\0{file_sha256(path)}".encode())
     return digest.hexdigest()
+
+
+class _Imported(NamedTuple):
+    """What a class or function was made of when it was first seen."""
+
+    compiled: tuple[CodeType, ...]  # a reloading notebook replaces it in place
+    files: Mapping[Path, str]  # SHA-256 of each
+
+
+_imported: Final[WeakKeyDictionary[Code, _Imported]] = WeakKeyDictionary()
+
+
+def remember(code: Code) -> None:
+    """Note the source files of *code*, which Python has just imported, for ``is_outdated``."""
+    if code in _imported or code.__module__ == "__main__":
+        return
+    source, root = module_file(code), custom_folder(code)
+    if source is not None and root is not None:
+        files = {path: file_sha256(path) for path in custom_sources(source, root)}
+        _imported[code] = _Imported(_compiled(code), files)
+
+
+def is_outdated(code: Code) -> bool:
+    """Return whether a source file of *code* changed after Python imported it."""
+    if (known := _imported.get(code)) is None:
+        return False
+    if [*map(id, _compiled(code))] != [*map(id, known.compiled)]:  # reloaded in place
+        del _imported[code]
+        remember(code)
+        return False
+    return any(path.is_file() and file_sha256(path) != was for path, was in known.files.items())
+
+
+def forget_outdated() -> None:
+    """Let the next import read the files that changed: a notebook lives on while they do."""
+    for code in [*_imported]:
+        module = sys.modules.get(code.__module__)
+        if getattr(module, code.__name__, None) is not code or not is_outdated(code):
+            continue
+        files = _imported[code].files
+        for name, each in [*sys.modules.items()]:
+            file = getattr(each, "__file__", None)
+            if file is not None and Path(file).resolve() in files:
+                del sys.modules[name]
+        for path in files:  # Python knows its bytecode by the second and the size of the source
+            with suppress(OSError, NotImplementedError):
+                Path(importlib.util.cache_from_source(path)).unlink()
+
+
+def _compiled(code: Code) -> tuple[CodeType, ...]:
+    values = vars(code).values() if isinstance(code, type) else (code,)
+    return tuple(value.__code__ for value in values if isinstance(value, FunctionType))
 
 
 def declared_files(code: Code) -> DeclaredFiles:

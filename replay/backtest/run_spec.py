@@ -26,6 +26,7 @@ from tracepaper.daemon.commands.options import (
     ToOption,
     settings_with,
 )
+from tracepaper.daemon.session.user_code import forget_outdated
 from tracepaper.storage.paths import path_of
 from tracepaper.strategies.errors import ConfigInvalid, shown
 
@@ -293,6 +294,7 @@ def spec_of(consumer: Consumer, given: Mapping[str, object]) -> RunSpec:
 
     Raises ``ConfigInvalid`` that names an invalid argument.
     """
+    forget_outdated()
     taken = python_arguments(consumer)
     return RunSpec(
         **{

@@ -9,7 +9,7 @@ from typing import Any, Final
 from tracepaper.daemon.config.loading import Given, load
 from tracepaper.daemon.config.values import MODEL_INPUTS
 from tracepaper.daemon.session.user_class import is_importable
-from tracepaper.daemon.session.user_code import has_source
+from tracepaper.daemon.session.user_code import has_source, is_outdated
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.errors import ConfigInvalid, shown
 
@@ -31,6 +31,15 @@ def strategy_name(strategy: object) -> str | None:
         f"strategy is {shown(strategy)}; give a name, module:Class, or the class itself, and its "
         "options as params."
     )
+
+
+def check_current(cls: type) -> None:
+    """Raise ``ConfigInvalid`` if the file of *cls* changed after Python imported *cls* from it."""
+    if is_outdated(cls):
+        raise ConfigInvalid(
+            f"The file of {cls.__name__}, or one that it imports, changed after its import; "
+            f"import it again: from {cls.__module__} import {cls.__name__}."
+        )
 
 
 def has_options(name: str) -> bool:

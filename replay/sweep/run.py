@@ -21,7 +21,7 @@ from tracepaper.daemon.session.user_class import is_importable, known_class
 from tracepaper.daemon.session.user_code import ForeignCode
 from tracepaper.replay import notebook
 from tracepaper.replay.backtest.run_spec import Consumer, spec_of
-from tracepaper.replay.backtest.strategy_keys import strategy_name
+from tracepaper.replay.backtest.strategy_keys import check_current, strategy_name
 from tracepaper.replay.dataframes import Library, frames_for
 from tracepaper.replay.document.values import as_document
 from tracepaper.replay.report import metrics
@@ -100,6 +100,8 @@ def sweep(  # noqa: PLR0913 - the options of a sweep
     """
     spec = spec_of(Consumer.PYTHON_SWEEP, locals())
     local_class = strategy if isinstance(strategy, type) else None
+    if local_class is not None:
+        check_current(local_class)
     with known_class(local_class) as name:
         request = read_request(
             spec,

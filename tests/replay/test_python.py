@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -353,6 +354,34 @@ def test_a_class_of_a_module_is_verified_by_another_process(candles: Path, tmp_p
     checked = run(("verify", "last", "--db", "mine.db"), tmp_path)
     assert checked.code == 0, checked
     assert "28 of 28 decisions follow" in checked.out
+
+
+def test_a_file_that_was_edited_is_imported_again(candles: Path, tmp_path: Path) -> None:
+    def write(reason: str) -> None:
+        """Write the class within the second, and in the size, that Python's bytecode knows."""
+        (tmp_path / "edited.py").write_text(
+            "from tracepaper import Action, Signal, Strategy\nfrom told import REASON\n\n\n"
+            "class Edited(Strategy):\n    def decide(self, now):\n"
+            "        return Signal(Action.LONG, REASON)\n"
+        )
+        (tmp_path / "told.py").write_text(f"REASON = {reason!r}\n")
+        os.utime(tmp_path / "told.py", (1_750_000_000, 1_750_000_000))
+
+    def decided(strategy: Any) -> set[str]:
+        with backtest(strategy, candles, config=SIZED, end="2025-05-26T08:00") as made:
+            return set(made.decisions["reason"])
+
+    write("one")
+    with importable(tmp_path):
+        sys.dont_write_bytecode = False
+        held = import_module("edited").Edited
+        assert decided(held) == {"one"}
+        write("two")
+        with pytest.raises(ConfigInvalid, match="import it again: from edited import Edited"):
+            decided(held)
+        with pytest.raises(ConfigInvalid, match="import it again"):
+            tracepaper.sweep(held, candles, {"sizing.quantity": ["0.1", "0.2"]}, "return")
+        assert decided("edited:Edited") == {"two"}
 
 
 TYPED = """
