@@ -73,9 +73,8 @@ def test_buy_and_hold_at_equal_exposure_is_one_number() -> None:
         page = Path("run.html")
         with_it.report(html=page)
         assert "buy and hold at its own exposure so far" in said_in(page)
-        query = "SELECT equity FROM v_shadow_equity ORDER BY sequence DESC LIMIT 1"
-        ((last,),) = rows(with_it.database, query)
-        assert held["end"] == pytest.approx(last)
+        assert held["end"] == pytest.approx(with_it.shadow_equity["equity"][-1])
+        assert set(with_it.shadow_fills["shadow"]) == {"held"}
     with backtest("sma_cross", SOL, params=params, end=end) as without:
         names = [row["account"] for row in without.report()["accounts"]]
         assert len(names) == 3
