@@ -280,6 +280,11 @@ def _unreadable(path: Path, error: BaseException) -> str:
     code, has_journal = primary_code(error), _has_bytes(beside(path, "-journal"))
     if code == sqlite3.SQLITE_READONLY and has_journal and is_first_page(path):
         return f"{path} has no run: its first start was killed; start it again."
+    if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_READONLY_DIRECTORY:
+        return (
+            f"{path} cannot be read, since SQLite cannot write in its folder; give this user the "
+            "right to write there, or copy the file to another folder."
+        )
     is_damaged = code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
     if is_damaged or (code == sqlite3.SQLITE_READONLY and has_journal):
         _reject_left_files(path)

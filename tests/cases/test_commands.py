@@ -9,13 +9,15 @@ import resource
 import shutil
 import sqlite3
 import subprocess
+import sys
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import pytest
 from command_line import Cli
-from programs import BIN, ProgramResult, environment, run
+from programs import BIN, Program, ProgramResult, environment, run
 from public_cases import DAY, FILES, MINUTE, START, columns, play
 from waiting import deadline_s
 
@@ -193,6 +195,104 @@ def test_a_locked_database_is_named_and_later_read(tmp_path: Path, cli: Cli) -> 
         holder.execute("ROLLBACK")
     holder.close()
     cli.out(*replay, "--set", "strategy.fast=9")
+
+
+def test_writers_of_one_file_at_once_are_whole_or_told(tmp_path: Path, cli: Cli) -> None:
+    """Public reports: yape#21, freqtrade#6353, BookHeaven.Server#11, Krypto-trading-bot#658."""
+    database = tmp_path / "run.db"
+    cli.out(*REPLAY[:-1], database)
+    writers = [Program([TRACEPAPER, *REPLAY], tmp_path, name=f"writer_{at}") for at in range(2)]
+    reader = cli("report", "last", "--db", database)
+    ends = [writer.end() for writer in writers]
+    assert reader.code == 0, reader.err
+    assert all(end.code == 0 or "in use" in end.err for end in ends), ends
+    whole = 1 + sum(end.code == 0 for end in ends)
+    assert whole > 1
+    with closing(sqlite3.connect(database)) as db:
+        counted = db.execute("SELECT count(*), count(ended_ms) FROM v_runs").fetchone()
+    assert counted == (whole, whole)
+    cli.out("audit", "verify", "--all", "--db", database)
+
+
+@pytest.fixture
+def of_another(tmp_path: Path) -> Path:
+    """Return a folder of another user with records of theirs, beside a record of this user."""
+    if os.geteuid() or shutil.which("setpriv") is None:
+        pytest.skip("this user cannot give rights away.")
+    folder = tmp_path / "another"
+    folder.mkdir()
+    play("sma_cross", columns([9.0] * 60), db=tmp_path / "own.db").close()
+    for name in ("run.db", "closed.db"):
+        shutil.copy(tmp_path / "own.db", folder / name)
+    (folder / "closed.db").chmod(0o600)
+    for path in (folder, *folder.iterdir()):
+        os.chown(path, 65_534, 65_534)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        ("report last --db another/run.db", "run.db cannot be read, since SQLite cannot write in"),
+        ("report last --db another/closed.db", "closed.db' is not readable"),
+        (
+            "report last --db own.db --html another/page.html",
+            "cannot be written to another/page.html",
+        ),
+        ("run --db another/new.db", "another/new.db"),
+        ("data samples another/samples", "another/samples"),
+    ],
+)
+def test_a_place_of_another_user_is_named_with_the_right_that_lacks(
+    command: str, sentence: str, of_another: Path
+) -> None:
+    """Public reports: 2FAuth#210 and #240, moby#13122, matrix-dimension#265, Trilium#3987."""
+    taken = "-dac_override,-dac_read_search,-fowner,-chown"
+    done = subprocess.run(
+        ["setpriv", "--bounding-set", taken, TRACEPAPER, *command.split()],
+        cwd=of_another.parent,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=deadline_s(),
+    )
+    (told,) = done.stderr.strip().splitlines()
+    assert (sentence in told, done.returncode in {1, 2}) == (True, True), told
+    assert "restore a backup" not in told
+
+
+SCRIPT: Final = """
+import math
+import tracepaper as tp
+
+closes = [round(100 + 3 * math.sin(place / 7), 2) for place in range(200)]
+times = [1_704_067_200_000 + place * 60_000 for place in range(200)]
+prices = dict.fromkeys(("open", "high", "low", "close"), closes)
+data = {"BTCUSDT": {"open_time": times, **prices, "volume": [1.0] * 200}}
+
+
+class Mine(tp.Strategy):
+    def __init__(self, bars=5):
+        self.bars, self.warmup = bars, bars + 1
+
+    def decide(self, context):
+        is_up = context.close > context.history.close[-self.bars :].mean()
+        return tp.Signal(tp.Action.LONG if is_up else tp.Action.FLAT, "x")
+
+
+for strategy, space in (("sma_cross", {"fast": [2, 3], "slow": [9]}), (Mine, {"bars": [3, 5]})):
+    print(len(tp.sweep(strategy, data, space, "return", jobs=2, progress=False).trials))
+"""
+
+
+def test_a_script_without_a_guard_sweeps_what_it_holds(tmp_path: Path) -> None:
+    """Public reports: backtesting.py#1242, #1260 and #5, pandas-ta#206, nautilus_trader#532."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    trials = {"TRACEPAPER_TRIALS": str(tmp_path / "trials.db")}
+    done = Program([sys.executable, "script.py"], tmp_path, name="script", extra=trials).end()
+    assert (done.code, done.out.split()) == (0, ["2", "2"]), done.err
+    assert "Traceback" not in done.err
 
 
 def test_a_file_name_may_be_any_bytes(tmp_path: Path) -> None:
