@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any, Final
 
 import numpy as np
+import pandas as pd
 import pytest
 from command_line import Cli
 from public_cases import DAY, FILES, HOUR, MINUTE, START, columns, play, records
 from remedies import followed, written_anew
 
+import tracepaper
 from tracepaper import Action, Signal
 from tracepaper.replay.archive import Candles, read_candles
 from tracepaper.strategies.errors import ConfigInvalid, TracepaperError
@@ -217,6 +221,11 @@ FIRST_OPENS = {
     "BTC_USD Bitfinex Historical Data.csv": START + 12 * DAY,
     "BTCUSDT-1m-2024-12.csv": START + 366 * DAY - 2 * MINUTE,
 }
+ROWS: Final = {
+    "tardis_bybit_trades_BTCUSDT.csv": [42_000, 42_002, 42_000, 42_002, 1.5],
+    "BTCUSD_M1_202401010000_202401010003.csv": [42_000, 42_010, 41_990, 42_005, 0],
+}
+"""Candles made of trades, and those of a market that counts ticks alone."""
 ORDER = "open_time open high low close volume turnover volume_quote confirm"
 ORDERS_OF = {"coinbase_BTC-USD.json": "open_time low high open close volume"}
 LAYOUTS = sorted((FILES / "layouts").iterdir())
@@ -226,13 +235,50 @@ LAYOUTS = sorted((FILES / "layouts").iterdir())
 def test_four_candles_are_the_same_from_each_maker(path: Path, tmp_path: Path) -> None:
     """Cases 180 and 260: OKX, Bitget, Investing, Alpaca, Kite, Stooq, CoinAPI and others.
 
+    And pyalgotrade#16, backtrader#301, dukascopy-node#205.
     Where it is refused, the printed lines lead there. OKX counts a swap's vol in contracts.
     """
     names = {"volume": "vol_ccy"}
     candles = converted(f"layouts/{path.name}", tmp_path, names, ORDERS_OF.get(path.name, ORDER))
     first = [values(candles, name)[0] for name in ("open", "high", "low", "close", "volume")]
-    assert first == [42_000, 42_010, 41_990, 42_005, 5]
+    assert first == ROWS.get(path.name, [42_000, 42_010, 41_990, 42_005, 5])
     assert (candles.open_time_ms[0], len(candles)) == (FIRST_OPENS.get(path.name, START), 4)
+
+
+@pytest.mark.parametrize("name", ["BTCUSDT_1h.xlsx", "BTCUSDT.xls"])
+def test_a_workbook_is_called_that_and_led_out_of(name: str, tmp_path: Path) -> None:
+    """Public reports: pandas#7056, OpenBB#4040, pybithumb#33, superset#23584, writexl#105."""
+    (tmp_path / name).write_bytes(b"PK\x03\x04" + bytes(200))
+    told = refusal(tmp_path / name)
+    assert "is a workbook of a spreadsheet" in told
+    assert f"pandas.read_excel('{tmp_path / name}'); frame.to_csv('" in told
+
+
+def test_bars_and_trades_that_were_written_come_back(tmp_path: Path) -> None:
+    """Public reports: OpenBB#4040, writexl#32, freqtrade#2955, nautilus_trader#532.
+
+    Written as CSV and as Parquet, the bars of a run make the same trades again.
+    """
+    closes = [round(100 + 3 * math.sin(place / 5), 2) for place in range(200)]
+    data: Any = {"BTCUSDT": pd.DataFrame(columns(closes))}
+    given: dict[str, Any] = {"params": {"fast": 3, "slow": 9}, "frames": "pandas"}
+    run = tracepaper.backtest("sma_cross", data, progress=False, **given)
+    bars = run.bars[["open_time_utc", "open", "high", "low", "close", "volume"]]
+    for suffix in ("csv", "parquet"):
+        path, trades = tmp_path / f"BTCUSDT_1m.{suffix}", tmp_path / f"trades.{suffix}"
+        if suffix == "csv":
+            bars.to_csv(path, index=False)
+            run.trades.to_csv(trades, index=False)
+            written = pd.read_csv(trades, parse_dates=["opened_utc"])
+        else:
+            bars.to_parquet(path)
+            run.trades.to_parquet(trades)
+            written = pd.read_parquet(trades)
+        again = tracepaper.backtest("sma_cross", path, progress=False, **given)
+        for one in (written, again.trades):
+            assert one["net"].tolist() == run.trades["net"].tolist()
+            assert [*one["opened_utc"]] == [*run.trades["opened_utc"]]
+    assert len(run.trades) > 5
 
 
 def test_an_interval_between_those_of_the_exchange_is_advised_rightly() -> None:

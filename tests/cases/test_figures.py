@@ -7,6 +7,7 @@ import math
 import random
 import re
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ from public_cases import (
 )
 
 from tracepaper import Action, Signal
+from tracepaper.replay.report.charts import price_chart
+from tracepaper.replay.report.report import build_report
 from tracepaper.strategies.indicators import adx, ema, macd, rsi, supertrend
 
 ONE = {"sizing": {"mode": "fixed", "quantity": "1"}}
@@ -153,6 +156,20 @@ def test_a_strength_may_come_from_a_library_of_numbers(strength: Any) -> None:
     """Case 15: freqtrade#3718, mlsynth#320."""
     run = play(always(Action.LONG, strength=strength), columns([100.0] * 5), ONE)
     assert fills(run)[0][1] == float(strength)
+
+
+def test_a_picture_of_many_bars_and_trades_draws_few_points(tmp_path: Path) -> None:
+    """Public reports: backtesting.py#35 and #840, jesse#500, fastquant#382, vectorbt#31."""
+    moves = np.random.default_rng(1).normal(0, 0.0005, 4_000)
+    closes = np.round(40_000 * np.exp(np.cumsum(moves)), 1).tolist()
+    run = play("sma_cross", columns(closes), params={"fast": 2, "slow": 5})
+    assert len(run.trades["net"]) > 400
+    chart = price_chart(build_report(run.database, run.run_id), "linear:BTCUSDT")
+    assert chart is not None
+    layers = [layer for panel in chart.panels for layer in panel.layers]
+    assert 100 < max(len(getattr(layer, "x", ())) for layer in layers) <= 1_000
+    run.plot("price").save(tmp_path / "price.svg")
+    assert "NaN" not in (tmp_path / "price.svg").read_text()
 
 
 def test_months_and_weeks_are_known_with_the_close_of_their_last_day() -> None:

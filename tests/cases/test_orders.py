@@ -236,6 +236,93 @@ def test_all_of_the_cash_buys_what_it_leaves_after_the_fee() -> None:
     assert 9.9 <= fills(run)[0][1] <= 10.0
 
 
+COIN = columns([60_000.0] * 6)
+
+
+@pytest.mark.parametrize(
+    ("category", "answer", "fraction", "least", "most"),
+    [
+        ("spot", ENTER, "1", 0.0160, 0.0167),
+        ("linear", Orders((buy(0.01),), "in"), "1", 0.01, 0.01),
+        ("linear", ENTER, "0.01", 0, 0),
+    ],
+)
+def test_a_small_account_buys_a_part_of_a_large_coin_or_says_why_not(
+    category: str, answer: Signal | Orders, fraction: str, least: float, most: float
+) -> None:
+    """Public reports: backtesting.py#509, #151, #1187 and #1329, freqtrade#5468, #6441 and #5428.
+
+    The account has 1,000.
+    """
+    config: dict[str, dict[str, object]] = {
+        "market": {"category": category},
+        "sizing": {"mode": "equity", "fraction": fraction},
+        "account": {"cash": "1000"},
+        "execution": {"taker_fee": "0.001"},
+    }
+    run = play(at_bar({1: answer}), COIN, config)
+    assert least <= sum(quantity for _, quantity, _ in fills(run)) <= most
+    assert ("size below the step 0.001" in str(run)) is (most == 0)
+
+
+def test_a_rebate_is_income() -> None:
+    """Public reports: backtesting.py#248, #300, #301 and #958, nautilus_trader#29, ccxt#4074."""
+    plan = {
+        1: Orders((buy(1, limit=99.0),), "bid"),
+        3: Orders((sell(1, limit=103.0, reduce_only=True),), "ask"),
+    }
+    bars: list[Any] = [100, 100, (100, 100, 98, 100), 100, (100, 104, 100, 100), 100]
+    run = play(at_bar(plan), columns(bars), {"execution": {"maker_fee": "-0.00025"}})
+    assert [round(fill["fee"], 6) for fill in records(run.fills)] == [-0.02475, -0.02575]
+    (trade,) = records(run.trades)
+    assert (trade["profit"], trade["net"]) == pytest.approx((4.0505, 4.0505))
+    assert trade["fees"] == pytest.approx(-0.0505)
+    assert run.summary["end"] == pytest.approx(100_004.0505)
+
+
+TOUCHES: dict[str, tuple[list[Any], list[tuple[float, str]]]] = {
+    "touched": ([(102, 103, 100, 101), 102], []),
+    "passed": ([(102, 103, 99.9, 101), 102], [(100.0, "MAKER")]),
+    "rests below a gap": ([102, (95, 96, 94, 95), 95], [(100.0, "MAKER")]),
+    "arrives below a gap": ([(95, 96, 94, 95), 95], [(95.0, "TAKER")]),
+}
+
+
+@pytest.mark.parametrize("is_sale", [False, True], ids=["buy", "sell"])
+@pytest.mark.parametrize("name", TOUCHES)
+def test_a_limit_fills_behind_its_touch_and_never_better_where_it_rested(
+    name: str, *, is_sale: bool
+) -> None:
+    """Public reports: backtesting.py#83 and #1195, zipline#1369, Lean#5337, #7012 and #5164.
+
+    And bbgo#2555, backtrader#415, backtrader2#22, pybroker#188. A sale is its mirror at 100.
+    """
+    after, expected = TOUCHES[name]
+    bars: list[Any] = [bar if isinstance(bar, tuple) else (bar,) * 4 for bar in [102, 102, *after]]
+    if is_sale:
+        bars = [(200 - o, 200 - low, 200 - high, 200 - c) for o, high, low, c in bars]
+        expected = [(200 - price, liquidity) for price, liquidity in expected]
+    order = (sell if is_sale else buy)(1, limit=100.0)
+    run = play(at_bar({1: Orders((order,), "x")}), columns(bars))
+    assert [(fill["price"], fill["liquidity"]) for fill in records(run.fills)] == expected
+
+
+def test_spot_is_never_sold_short() -> None:
+    """Public reports: jesse#171, backtesting.py#352, #864 and #1049, OctoBot-Script#37.
+
+    And fastquant#262, tinvest#156, etoro-api#20. A sale of more than is held sells what is.
+    """
+    prices = columns([100.0, 100, 100, 95, 90, 90])
+    spot = {"market": {"category": "spot"}, "account": {"cash": "1000"}, **ONE}
+    short = at_bar({1: Signal(Action.SHORT, "down")})
+    run = play(short, prices, spot)
+    assert fills(run) == []
+    assert "spot: " in records(run.decisions)[1]["reason"]
+    plan = {1: Orders((buy(1),), "in"), 3: Orders((sell(5),), "all and more")}
+    assert fills(play(at_bar(plan), prices, spot)) == [("BUY", 1.0, 100.0), ("SELL", 1.0, 90.0)]
+    assert fills(play(short, prices, ONE)) == [("SELL", 1.0, 100.0)]
+
+
 def test_an_entry_with_all_of_the_cash_does_not_wait_for_a_discount(tmp_path: Path) -> None:
     """Case 63: rqalpha#381, Lean#7157. Each entry pays its fee with the bar after its signal."""
     run = tracepaper.backtest(

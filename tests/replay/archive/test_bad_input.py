@@ -229,6 +229,7 @@ def test_parquet_without_pyarrow_names_the_extra(
 
 
 def test_overlapping_files_are_merged_once(tmp_path: Path) -> None:
+    """Public reports: freqtrade#9751, #2892 and #7407, jesse#535, trading-strategy#179."""
     first = file(tmp_path, [HEADER, *GOOD[:4]], "BTCUSDT_a.csv")
     second = file(tmp_path, [HEADER, *(r + ".000" for r in GOOD[2:])], "BTCUSDT_b.csv")
     (candles,) = merge_candles([read_candles(second), read_candles(first)])

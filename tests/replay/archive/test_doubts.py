@@ -280,6 +280,15 @@ CASES = {
         dated([f"02/01/2024 05:{at:02}" for at in range(9)]), "dayfirst=DAYFIRST",
         lead={},
     ),
+    **{
+        f"a day and a month: {date}": Case(
+            dated([f"{date} 05:{at:02}" for at in range(9)]),
+            f"dayfirst={is_day}",
+            holds={"open_time_ms": START + 293 * HOUR},
+            lead={},
+        )
+        for date, is_day in (("13/01/2024", True), ("01/13/2024", False), ("13.01.2024", True))
+    },
     "days of a spreadsheet": Case(
         dated(range(45_292, 45_300)),
         "unit='D', origin='1899-12-30'",

@@ -15,6 +15,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
@@ -177,7 +178,19 @@ def frames() -> dict[str, Any]:
     plain = pd.DataFrame(rows, columns=names)
     indexed = plain.set_index(pd.to_datetime(plain.pop("time"), unit="ms", utc=True))
     two = dict.fromkeys(("BTC-USD",), indexed)
+    after = indexed.tail(1).shift(freq="min") * np.nan
     return {
+        "freqtrade": indexed.reset_index(names="date"),
+        "Decimal": indexed.map(lambda number: Decimal(str(number))),
+        "texts": indexed.astype(str),
+        "objects, newest first": indexed.astype(object)[::-1],
+        "capital letters": indexed.rename(columns=str.upper),
+        "microseconds": indexed.set_index(indexed.index.as_unit("us")),
+        "periods": indexed.tz_localize(None).to_period("min"),
+        "numbers of rows": indexed.reset_index(names="time").reset_index(names="Unnamed: 0"),
+        "the last row twice": pd.concat([indexed, indexed.tail(1)]),
+        "a last row of nothing": pd.concat([indexed, after]),
+        "an average that begins late": indexed.assign(ema=indexed["close"].rolling(9).mean()),
         "ccxt": rows,
         "pybit, newest first": [[*map(str, row), str(row[4] * row[5])] for row in rows[::-1]],
         "python-binance": pd.DataFrame([[*row, row[0], row[4] * row[5], *"1234"] for row in rows]),
@@ -196,6 +209,7 @@ def frames() -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", frames())
 def test_data_in_memory_are_the_same_candles(name: str) -> None:
+    """Public reports: backtesting.py#632, #44, #268 and #35, zipline#2048, freqtrade#2948."""
     frame = frames()[name]
     for given in ({"BTCUSDT": frame}, {"BTCUSDT": [frame]}, [{"BTCUSDT": frame}]):
         (one,) = inputs_of(given, "data")
