@@ -141,6 +141,80 @@ def test_a_daemon_goes_on_without_its_log_and_alone(tmp_path: Path) -> None:
             process.wait()
 
 
+def fault(served: str, **kind: object) -> None:
+    """Arm a fault of the exchange that printed *served*."""
+    request = urllib.request.Request(
+        json.loads(served.splitlines()[0])["control_url"] + "/fault",
+        json.dumps(kind).encode(),
+        {"Content-Type": "application/json"},
+    )
+    urllib.request.urlopen(request, timeout=30).close()
+
+
+CUTS: Final[tuple[dict[str, object], ...]] = (
+    {"kind": "disconnect"},
+    {"kind": "refuse", "count": 2},
+    {"kind": "http_status", "status": 503, "count": 3},
+    {"kind": "stall", "seconds": 1},
+    {"kind": "disconnect"},
+)
+
+
+def test_after_every_cut_each_minute_is_decided_once(tmp_path: Path) -> None:
+    """Public reports: pybit#13 and #344, python-bitget#24, bitfinex-api-node#112, btfxwss#29.
+
+    And Binance.Net#1108, node-binance-api#76, Bitfinex.Net#25, sieblyio/binance#228.
+    """
+    with exchange(tmp_path) as served, daemon(tmp_path, served.out) as program:
+        program.wait_until(lambda: bars(tmp_path) > 2)
+        for cut in CUTS:
+            fault(served.out, **cut)
+            enough = bars(tmp_path) + 4
+            program.wait_until(lambda enough=enough: bars(tmp_path) >= enough)  # type: ignore[misc]
+        assert program.stop().code == 0
+    opens = [at for (at,) in rows(tmp_path, "SELECT open_time_ms FROM v_decisions")]
+    assert opens == list(range(opens[0], opens[0] + len(opens) * MINUTE, MINUTE))
+    assert run(["verify", "last", "--db", "run.db"], tmp_path).code == 0
+
+
+def test_a_log_that_is_emptied_goes_on_small_and_a_full_pipe_stops_no_bar(tmp_path: Path) -> None:
+    """Public reports: elife-bot#341, zdaemon#8, runbot#283, tunneldigger#15, st2#1343.
+
+    And rdiffweb#45, file-rotatelogs#19. Standard output is a pipe that is full from the start.
+    """
+    log, (reader, writer) = tmp_path / "daemon.log", os.pipe()
+    os.set_blocking(writer, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writer, bytes(4096))
+    os.set_blocking(writer, True)
+    with exchange(tmp_path) as served, log.open("ab") as appended:
+        (tmp_path / "trader.toml").write_text(TRADER)
+        process = subprocess.Popen(
+            [TRACEPAPER, *RUN],
+            cwd=tmp_path,
+            env=environment(pointing_at(served.out)),
+            stdin=subprocess.DEVNULL,
+            stdout=writer,
+            stderr=appended,
+        )
+        try:
+            served.wait_until(lambda: bars(tmp_path) > 3 or process.poll() is not None)
+            assert log.stat().st_size > 0
+            os.truncate(log, 0)
+            enough = bars(tmp_path) + 10
+            served.wait_until(lambda: bars(tmp_path) >= enough or process.poll() is not None)
+            os.close(reader)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+            process.wait()
+            os.close(writer)
+    assert b"\0" not in log.read_bytes()
+    assert log.stat().st_size > 0
+
+
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGHUP])
 def test_a_closed_terminal_ends_a_daemon_in_good_order(by: signal.Signals, tmp_path: Path) -> None:
     """Case 151: kalshi-ai-trading-bot#37, DEXBot#148, freqtrade#907."""
