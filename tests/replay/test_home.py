@@ -35,6 +35,7 @@ def test_what_is_no_home_stays(text: str) -> None:
 def test_files_lie_at_home_and_none_in_a_folder_called_tilde(
     here: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:
+    """Public reports: of freqtrade, jesse, hummingbot, datasette and litestream."""
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("TRACEPAPER_TRIALS", "~/trials.db")

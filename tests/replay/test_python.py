@@ -455,13 +455,35 @@ def test_a_class_that_was_handed_over_is_forgotten_afterwards() -> None:
         user_class(name)
 
 
-def test_it_runs_inside_a_running_event_loop(candles: Path, sma_run: Run[Any]) -> None:
+def test_it_runs_inside_a_running_event_loop_of_any_thread(
+    candles: Path, sma_run: Run[Any]
+) -> None:
+    """Public reports: parsera#10, haystack#8951, crawl4ai#563, ib_insync#237, streamlit#5073."""
+
     async def cell() -> list[tuple[int, DecisionIdentity]]:
         with backtest("sma_cross", candles, params=PARAMS, config=SIZED) as run:
             assert run.verify(sample=10).passes
             return identities(run.database)
 
-    assert asyncio.run(cell()) == identities(sma_run.database)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(lambda: asyncio.run(cell())).result() == identities(sma_run.database)
+
+
+def test_sweeps_and_pictures_are_made_there_too(candles: Path, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"config": SIZED, "end": "2025-05-26T08:32"}
+
+    async def cell() -> None:
+        space = {name: [value] for name, value in PARAMS.items()}
+        tried = tracepaper.sweep(
+            "sma_cross", candles, space, "return", jobs=1, progress=False, **given
+        )
+        with backtest("sma_cross", candles, params=PARAMS, **given) as run:
+            assert tried.cells[0].value == run.summary["return"]
+            run.plot("equity").save(tmp_path / "equity.svg")
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(lambda: asyncio.run(cell())).result()
+    assert "<path" in (tmp_path / "equity.svg").read_text()
 
 
 @pytest.mark.parametrize("words", [
@@ -477,6 +499,8 @@ def test_a_command_finds_its_run_where_a_configuration_keeps_it(
 
 
 def test_its_file_lives_with_the_result(candles: Path) -> None:
+    """Public reports: freqtrade#12823, hummingbot#6479, Krypto-trading-bot#529, zenbot#1152."""
+    handles = [*Path("/proc/self/fd").iterdir()]
     kept = backtest("persistence", candles, config=SIZED)
     folder = kept.database.parent
     assert kept.decisions.height == BARS
@@ -493,6 +517,7 @@ def test_its_file_lives_with_the_result(candles: Path) -> None:
     assert "closed" in repr(closed)
     with pytest.raises(DataInvalid, match="is closed and its file removed"):
         _ = closed.orders
+    assert [*Path("/proc/self/fd").iterdir()] == handles
 
 
 def test_a_failed_start_leaves_nothing(

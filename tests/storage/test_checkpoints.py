@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import shutil
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,18 @@ def test_a_changed_byte_of_the_weights_is_found(tmp_path: Path, at: int) -> None
     path.write_bytes(content)
     with pytest.raises(CheckpointMismatch, match="SHA-256"):
         load(tmp_path / "a")
+
+
+def test_a_checkpoint_that_travelled_is_the_same_and_tells_no_path(tmp_path: Path) -> None:
+    """Public reports: nerfstudio#3702, sample-factory#313, nnUNet#2681, bark#653, minimo#21."""
+    saved = save(tmp_path / "a", tensors(), card())
+    far = tmp_path / "far away \u00e4 1"
+    shutil.copytree(tmp_path / "a", far)
+    for path in far.iterdir():
+        assert str(tmp_path).encode() not in path.read_bytes()
+        path.chmod(0o444)
+    assert {path.suffix for path in far.iterdir()} == {".safetensors", ".toml"}  # no pickle
+    assert load(far).id == saved.id
 
 
 @pytest.mark.parametrize("text", ["[model\n", "a = " + "[" * 3_000])

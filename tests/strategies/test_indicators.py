@@ -55,6 +55,11 @@ def of(
     return lambda *columns: function(*columns, *given, **named)
 
 
+def sorted_by(function: Callable[..., Any], step: int = 1) -> Callable[..., Any]:
+    """Return *function* of values that rise, or by a *step* of -1 fall."""
+    return lambda values: function(np.sort(values)[::step].copy())
+
+
 COUNTERPARTS: dict[str, tuple[Callable[..., Any], Callable[..., Any], tuple[str, ...]]] = {
     "sma": (ind.sma, talib.SMA, CLOSE),
     "sma of 3": (of(ind.sma, 3), of(talib.SMA, 3), CLOSE),
@@ -73,6 +78,9 @@ COUNTERPARTS: dict[str, tuple[Callable[..., Any], Callable[..., Any], tuple[str,
     "roc": (ind.roc, talib.ROC, CLOSE),
     "rsi": (ind.rsi, talib.RSI, CLOSE),
     "rsi of 2": (of(ind.rsi, 2), of(talib.RSI, 2), CLOSE),
+    "rsi of no change": (lambda x: ind.rsi(x * 0 + 5), lambda x: talib.RSI(x * 0 + 5), CLOSE),
+    "rsi of rises": (sorted_by(ind.rsi), sorted_by(talib.RSI), CLOSE),
+    "rsi of falls": (sorted_by(ind.rsi, -1), sorted_by(talib.RSI, -1), CLOSE),
     "stoch": (ind.stoch, talib.STOCH, HLC),
     "willr": (ind.willr, talib.WILLR, HLC),
     "cci": (ind.cci, talib.CCI, HLC),
@@ -103,6 +111,7 @@ COUNTERPARTS: dict[str, tuple[Callable[..., Any], Callable[..., Any], tuple[str,
 @pytest.mark.parametrize("rows", [1, 2, 14, 28, 35, 300])
 @pytest.mark.parametrize("still", [False, True], ids=["walk", "still"])
 def test_values_and_lookback_are_talibs(name: str, rows: int, still: bool) -> None:
+    """Public reports: vectorbt#471 and #650, pandas-ta#69, #233 and #553, ta4j#454, Lean#6506."""
     ours, theirs, columns = COUNTERPARTS[name]
     table = candles(rows, seed=rows, still=still)
     given_columns = [table[column] for column in columns]
@@ -406,6 +415,7 @@ def test_every_indicator_is_compared() -> None:
 @settings(max_examples=5, deadline=None)
 @given(st.integers(0, 10_000))
 def test_a_series_or_list_gives_the_values_of_its_array(name: str, seed: int) -> None:
+    """Public reports: finta#74, bta-lib#2, backtesting.py#44."""
     function, columns, _ = WINDOWED[name]
     table = candles(80, seed, still=seed % 2 > 0)
     arrays = [np.round(table[column], 3) for column in columns]
@@ -427,7 +437,10 @@ def test_a_series_or_list_gives_the_values_of_its_array(name: str, seed: int) ->
 
 @pytest.mark.parametrize("name", WINDOWED)
 def test_no_value_depends_on_the_unit_of_prices_or_volumes(name: str) -> None:
-    """A coin at a millionth of the price, in which a millionth is traded, has the same picture."""
+    """A coin at a millionth of the price, in which a millionth is traded, has the same picture.
+
+    Public reports: TA-Lib/ta-lib#244, ta-rs#10, stockstats#78, trading-signals#1214.
+    """
     function, columns, _ = WINDOWED[name]
     table = candles(120, seed=4, still=True)
     small = {column: rows * 2.0**-40 for column, rows in table.items()}  # exact in binary

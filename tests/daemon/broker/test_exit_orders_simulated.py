@@ -317,6 +317,7 @@ MODELS = pytest.mark.parametrize("execution", [FillModel.NEXT_OPEN, FillModel.QU
 
 @MODELS
 def test_protection_is_what_its_sentences_say(execution: FillModel) -> None:
+    """Public reports: zipline#366, Lean#9635 and #9666, flox#290, btoandav20#39, backtrader#292."""
     met = Counter[str]()
 
     @settings(max_examples=60, deadline=None)

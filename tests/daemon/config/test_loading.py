@@ -446,8 +446,21 @@ def test_a_decimal_is_the_digits_that_were_written(tmp_path: Path) -> None:
     assert load(texts).sha256() == config.sha256()
 
 
+@pytest.mark.parametrize(
+    ("section", "key", "written"),
+    [("account", "cash", "10,000"), ("execution", "taker_fee", "0.1%"), ("exits", "stop_loss", 2)],
+)
+def test_a_number_that_could_be_another_one_is_refused_by_its_key(
+    section: str, key: str, written: object
+) -> None:
+    """Public reports: backtesting.py#248, vectorbt#426, optuna#469."""
+    with pytest.raises(ConfigInvalid, match=rf"\[{section}\] {key} = .*{written}.* cannot be used"):
+        load(None, {section: {key: written}})
+
+
 @pytest.mark.parametrize("name", ["dip.py:Dip", "./dip.py:Dip", "dip:Dip"])
 def test_a_class_may_be_named_by_its_file(name: str) -> None:
+    """Public reports: freqtrade#5468 and #6441, backtesting.py#1242."""
     assert load({"strategy": {"name": name}}).strategy.name == "dip:Dip"
 
 

@@ -66,6 +66,10 @@ REFUSED = {
     "no such horizon": ("[gate]\nhorizon = 7\n", r"gate\.horizon is 7, and the model forecasts"),
     "no such quantile": ('[gate]\nconfidence = "q0.001"\n', "or q0.01 to q0.99"),
     "no such module": ('[strategy]\nname = "nowhere:Class"\n', "cannot be imported"),
+    "a module of Python": (
+        '[strategy]\nname = "signal:Mine"\n',
+        "signal is a module of Python itself; give your file another name, such as my_signal.py",
+    ),
     "no such class": (
         f'[strategy]\nname = "{__name__}:Nobody"\n',
         r"has .*; correct the name after the colon",

@@ -114,6 +114,7 @@ def delist(exchange: EmbeddedExchange, symbol: str) -> None:
 async def test_of_fifty_symbols_one_that_stalls_halts_or_is_gone_harms_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Public reports: freqtrade#378, #3769, #6104 and #6539, ccxt#15136, ptmagic#162."""
     monkeypatch.setattr(maintenance, "FILTERS_AGAIN_S", 0.05)
     monkeypatch.setattr(maintenance, "SILENT_BARS", 1)
     data = tuple(walk(seed, symbol, 80) for seed, symbol in enumerate(FIFTY))

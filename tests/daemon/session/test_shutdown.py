@@ -78,5 +78,6 @@ raise SystemExit(7)
 
 
 def test_a_signal_is_not_lost_where_python_drops_exceptions(tmp_path: Path) -> None:
+    """Public reports: aiogram#591, wyoming-piper#47, s3s#196, changedetection.io#1632."""
     ended = Program([sys.executable, "-c", IN_A_CALLBACK], tmp_path, name="dropped").end()
     assert (ended.code, ended.err) == (0, "")

@@ -118,6 +118,7 @@ REMEDY = re.compile(r"set (?:frames_)?warmup = (\d+|\{.*?\}) or more")
 def test_the_warmup_that_is_advised_decides_as_twice_as_many_bars_do(
     cls: type, bars: int | dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Public reports: backtesting.py#151 and #1187, freqtrade#5468 and #6441, vectorbt#156."""
     data = DATA if cls is Several else {"BTCUSDT": DATA["BTCUSDT"]}
 
     def decided(bars: int | dict[str, int]) -> tuple[list[str], str]:

@@ -36,7 +36,10 @@ def settlements(seed: int) -> FundingRates:
 def test_a_position_pays_what_is_settled_after_its_fill_until_its_closing_fill(
     seed: int, tmp_path: Path
 ) -> None:
-    """A settlement less than a second after a bar's open counts as of that open."""
+    """A settlement less than a second after a bar's open counts as of that open.
+
+    Public reports: freqtrade#6185, #6231 and #7969, itchysats#2107, mux-protocol#3.
+    """
     path, rates = tmp_path / "run.db", settlements(seed)
     drawn = walk_rows(DAYS, seed=seed)
     every = made_candles(drawn, interval_ms=DAY_MS, first_ms=FIRST_MS)

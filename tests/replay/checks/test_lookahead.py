@@ -229,6 +229,18 @@ LOOKAHEAD: dict[str, Planted] = {
     "a class that fails on changed bars alone": Planted(
         PASSES, "", {"decide": "return by(1 / bar.close > 0 and bar.close < 5_000_000 or 1 / 0)"}
     ),
+    "an hour's last close at each of its minutes": Planted(
+        DIFFERS,
+        CUT,
+        {
+            "init": "self.warmup = 9",
+            "columns": "of = history.time // 3_600_000\n"
+            "last = dict(zip(of, history.close))\n"
+            "return {'hour': np.array([last[each] for each in of], float)}",
+            "top": "import numpy as np",
+            "decide": "return by(now.columns['hour'][-1] > now.close)",
+        },
+    ),
 }
 BY_COUNT = "return by({} % 7 < 3)"
 MEMORY = "from msgspec import Struct\nclass Memory(Struct):\n    count: int = 0"
@@ -376,6 +388,7 @@ def checks(tmp_path: Path, fresh: FreshProcesses) -> Checks:
 
 @pytest.mark.parametrize("name", LOOKAHEAD)
 def test_lookahead_judges_a_planted_class(checks: Checks, name: str) -> None:
+    """Public reports: TorchTrade#10, freqtrade#11346 and #11642, pandas#26754, Lean#80."""
     planted, here = LOOKAHEAD[name], str(checks.folder)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])
@@ -443,6 +456,7 @@ def mean(values, rows):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_strategy_looks_ahead_if_and_only_if_it_was_made_so(checks: Checks, seed: int) -> None:
+    """Public reports: time-series-forecasting-pytorch#19, teach-machine-to-trade#3, trading#476."""
     rng = random.Random(seed)
     causal, data = expression(rng), data_of(1 + seed % 2, 160)
     names = "close, high, low, volume = history.close, history.high, history.low, history.volume\n"

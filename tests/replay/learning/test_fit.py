@@ -107,6 +107,7 @@ class CutOffError(Exception):
 
 @pytest.mark.parametrize("kind", ["flash", "informer", "lstm"])
 def test_a_fit_that_was_cut_off_ends_as_if_it_had_not_been(tmp_path: Path, kind: str) -> None:
+    """Public reports: fairchem#146, allennlp#5220, transformers#1987, sparseml#702, mimikit#30."""
     whole = fit(tmp_path / "whole", kind=kind)
     whole.run(ignore)
 

@@ -122,6 +122,7 @@ def test_a_gain_is_told_by_the_year_in_which_it_was_seen() -> None:
 
 
 def test_the_majority_sign_and_climatology_are_the_best_constants() -> None:
+    """Public reports: DeepLOB#5, evaluate#63, thesis#18, tidd#72, Bioinfor-DeepATT#1."""
     falling = forecasts(rises=0.3)
     main = paired(falling)["16"]
     falls = float(np.mean(falling.labels["returns"] < 0))

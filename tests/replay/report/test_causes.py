@@ -58,6 +58,7 @@ class OffStep(Strategy):
 
 
 def test_the_end_of_a_replay_tells_what_the_venue_refused(tmp_path: Path) -> None:
+    """Public reports: freqtrade#6079, vectorbt#426, profit-trailer#1898, enhancements#287."""
     database = tmp_path / "run.db"
     with tracepaper.backtest(OffStep, CANDLES, db=database, end="2025-05-26T08:32:00") as run:
         first, *parts = summary_document(database, run.run_id).parts
@@ -132,6 +133,7 @@ class Held(Strategy):
 def test_exits_at_distances_that_are_probably_mistakes_are_said_once(
     terms: dict[str, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Public reports: backtesting.py#158, #304 and #1274, freqtrade#866 and #894, vectorbt#31."""
     monkeypatch.setattr(Held, "terms", terms)
     database = tmp_path / "run.db"
     with tracepaper.backtest(Held, CANDLES, db=database, end="2025-05-26T08:32:00") as run:

@@ -180,6 +180,7 @@ def test_over_liquidations_of_three_symbols(tmp_path: Path, margin: str) -> None
 
 
 def test_with_funding_and_a_shadow_account_that_does_what_the_run_does(tmp_path: Path) -> None:
+    """Public reports: freqtrade#3575, #3729 and #7178, trade-executor#430, profit-trailer#126."""
     config: dict[str, Any] = {
         "sizing": {"mode": "fixed", "quantity": "0.1"},
         "strategy": {"shadows": ["ungated"]},

@@ -30,6 +30,7 @@ from tracepaper.strategies.errors import ConfigInvalid
     ],
 )
 def test_what_is_given_has_these_points(values: Any, points: tuple[Any, ...]) -> None:
+    """Public reports: backtesting.py#1242, optuna#469."""
     (axis,) = space_of({"x": values})
     assert axis.points() == points
 

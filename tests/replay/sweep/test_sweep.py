@@ -435,6 +435,7 @@ def test_an_objective_that_fails_is_recorded_in_its_cell(candles: Path) -> None:
     [
         ({"space": {}}, "no option, so there is no point"),
         ({"objective": "luck"}, "There is no figure 'luck'; choose of end, return"),
+        ({"objective": "Return [%]"}, r"There is no figure 'Return \[%\]'; choose of end, return"),
         ({"direction": "up"}, "write maximize or minimize"),
         ({"seed": 1.5}, "seed is 1.5; give a whole number"),
         ({"limit_s": 0}, "limit_s is 0; give seconds above 0"),

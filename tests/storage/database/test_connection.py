@@ -153,15 +153,17 @@ def test_a_strange_database_is_refused_untouched(
 def test_another_schema_is_rejected_with_what_to_do(
     tmp_path: Path, opening: Callable[[Path], object]
 ) -> None:
+    """Public reports: brewtarget#36, marvin#195, buildbot#4978, pangolin#2327, focalboard#4461."""
     path = tmp_path / "a.db"
     open_writer(path).close()
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA user_version = 1")
     connection.close()
+    before = path.read_bytes()
     words = rf"has schema 1, and this version reads {FILE_SCHEMA}: .* \(`mv {path}\* FOLDER`\)\.$"
     with pytest.raises(DataInvalid, match=words):
         opening(path)
-    assert holder_of(path) is None
+    assert (holder_of(path), path.read_bytes()) == (None, before)
 
 
 def test_another_schema_names_the_version_that_wrote_it(tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ def rolled(matrices: list[Tensor]) -> Tensor:
 def test_a_model_is_explained_as_its_stored_matrices_are(
     form: str, kernel: str, *, padded: bool
 ) -> None:
+    """Public reports: transformers#31990, #33858 and #47014, chatterbox#339 and #398."""
     model, given = model_of(form, kernel), inputs_of(form, padded=padded)
     before = model(**given)[0]
     with capture(model) as captured:
