@@ -40,11 +40,13 @@ from tracepaper.daemon.broker.execution import Executor  # noqa: E402
 from tracepaper.daemon.broker.line import Line  # noqa: E402
 from tracepaper.daemon.broker.matching import Market  # noqa: E402
 from tracepaper.daemon.broker.orders import touched  # noqa: E402
+from tracepaper.daemon.broker.settlements import Note, Settlements  # noqa: E402
 from tracepaper.daemon.bybit import client as client_module  # noqa: E402
 from tracepaper.daemon.bybit import websocket as websocket_module  # noqa: E402
 from tracepaper.daemon.bybit.websocket import PublicStream  # noqa: E402
 from tracepaper.daemon.engine.engine import Engine  # noqa: E402
 from tracepaper.daemon.feed.client import EventQueue  # noqa: E402
+from tracepaper.daemon.feed.funding import FundingSchedule  # noqa: E402
 from tracepaper.daemon.http.monitor import Monitor  # noqa: E402
 from tracepaper.daemon.session import daemon as daemon_module  # noqa: E402
 from tracepaper.daemon.session import parity as parity_module  # noqa: E402
@@ -61,7 +63,7 @@ from tracepaper.storage.database.reader import Reader  # noqa: E402
 from tracepaper.strategies.api.strategy import SmaCross  # noqa: E402
 from tracepaper.strategies.gates.gate import GATES  # noqa: E402
 from tracepaper.strategies.types.decisions import Fill, Order, RunRow, Step  # noqa: E402
-from tracepaper.strategies.types.market import Bar, Command, CommandKind, Quote, Side  # noqa: E402
+from tracepaper.strategies.types.market import Bar, Command, CommandKind, Funding, Quote, Side  # noqa: E402
 
 CENT: Final = 1_000_000
 """Units of money in a hundredth."""
@@ -430,6 +432,28 @@ def an_order_that_meets_the_quote_before() -> None:
     _replace(Broker, "on_quote", behind)
 
 
+def a_settlement_of_what_is_held_later() -> None:
+    """Book a late rate on what is held when it comes."""
+    arrive = Settlements.arrive
+
+    def later(self: Settlements, funding: Funding, closed_ms: int, newest: Note) -> Note | None:
+        noted = arrive(self, funding, closed_ms, newest)
+        return None if noted is None else newest
+
+    _replace(Settlements, "arrive", later)
+
+
+def a_rate_that_a_start_forgets() -> None:
+    """Let each start take one more settlement for delivered."""
+    make = FundingSchedule.__init__
+
+    def forgetful(self: FundingSchedule, *, interval_minutes: int, settled_ms: int) -> None:
+        length_ms = interval_minutes * 60_000
+        make(self, interval_minutes=interval_minutes, settled_ms=settled_ms + length_ms)
+
+    _replace(FundingSchedule, "__init__", forgetful)
+
+
 class Plant(NamedTuple):
     """A fault, the law that must find it, and what the histories have beside kills and bursts.
 
@@ -482,10 +506,12 @@ PLANTS: Final = (
     Plant(no_liquidation, "liquidations", kind="margin"),
     Plant(a_late_bar_that_decides, "late", ("stopped", "suspended"), kind="plain"),
     Plant(an_order_that_meets_the_quote_before, "fills", kind="plain"),
+    Plant(a_settlement_of_what_is_held_later, "settlements", kind="plain"),
+    Plant(a_rate_that_a_start_forgets, "settlements", kind="plain"),
 )
 
 
-OF_TRADING: Final = ("fills", "stops", "limits", "liquidations", "late")
+OF_TRADING: Final = ("fills", "stops", "limits", "liquidations", "late", "settlements")
 """Laws that need positions, and prices that move from quote to quote."""
 
 

@@ -154,7 +154,6 @@ class _Judge:
         books: dict[str | None, _Books] = {}
         undecided: dict[str | None, dict[str, int]] = {}
         runs = [*self.rows("SELECT * FROM v_runs")]
-        parents = {run["parent_run_id"] for run in runs}
         for run in runs:
             run_id, parent = run["run_id"], run["parent_run_id"]
             first = undecided.get(parent)
@@ -166,7 +165,7 @@ class _Judge:
             self.check_signals(run_id)
             config = self._config_of(run)
             books[run_id] = _Books(self, run, config, first, books.get(parent))
-            books[run_id].check(is_last=run_id not in parents)
+            books[run_id].check(is_last=run is runs[-1])
 
     def _config_of(self, run: sqlite3.Row) -> Mapping[str, Any]:
         """Return the configuration among those given that *run* says it had."""
@@ -601,7 +600,7 @@ class _Books:
         return found
 
     def check(self, *, is_last: bool = True) -> None:
-        """Walk through the steps; *is_last* means that no run took over the account."""
+        """Walk through the steps; *is_last* means that the history ends calm with this run."""
         self.groups = self._closes()
         events, bars, fills = self._of("v_events"), self._of("v_bars"), self._of("v_fills")
         ledger, positions = self._of("v_ledger"), self._of("v_positions")
@@ -1124,7 +1123,8 @@ class _Settlements:
     ) -> None:
         """Check what was never booked before *ends*, and what the exchange settled unseen.
 
-        A run that takes over the account may still see it, so only the last one tells that.
+        Settlements come in order. So a run that a later one followed owes only those before the
+        newest that it saw.
         """
         for instrument, spans in gaps.items():
             self.gaps[instrument] += spans
@@ -1133,7 +1133,9 @@ class _Settlements:
             last = ends.get(instrument, 0)
             seen = [at for at, _ in self.due[instrument] if at < last]
             self._skip(instrument, len(seen))
-            for at in served.settlements if is_last else ():
+            if not is_last:
+                last = min(last, max(seen, default=0))
+            for at in served.settlements:
                 is_missed = any(start <= at < end for start, end in self.gaps[instrument])
                 is_due = at < min(last, served.until_ms) and at not in seen and not is_missed
                 if is_due and self.held(instrument, at):

@@ -67,6 +67,8 @@ AGAIN_WITHIN_S: Final = 120.0
 BACKUP: Final = "copied.db"
 BETWEEN_SHARE: Final = 0.3
 """How often an operator does each thing between two lives."""
+CALM_FILE: Final = "calm"
+"""While it is there, classes that hang or leak do not."""
 FRAMES: Final = 2
 """Pushes and books that the exchange sends of a candle."""
 
@@ -137,7 +139,9 @@ class History:
         before_s = _cpu_s()
         pauses = random.Random(f"{self.spec.seed}:pause")
         outcome = self.outcome
-        while outcome.lives < LIVES_MOST and self._market_ms < self.spec.end_ms:
+        while outcome.lives < LIVES_MOST:
+            if self._market_ms >= self.spec.calm_ms:
+                (self.folder / CALM_FILE).touch()
             if not self._live() or self._is_broken():
                 break
             self._operate()

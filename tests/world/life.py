@@ -74,6 +74,9 @@ WALL_S: Final = 1_750_000_000.0
 LATE_S: Final = 150.0
 """Network time after a history's end at which a life is stopped that has seen no bar since: more
 than the law of recovery allows."""
+CALM_S: Final = 40.0
+"""Network time without faults and backlog with which a history ends: longer than the longest wait
+between two requests, so that every settlement was asked for."""
 STOP_WITHIN_S: Final = 18.0
 """Network time within which an orderly stop ends (docs/operations.md, O3)."""
 ALTERING: Final = {"close", "push", "rows", "frame", "body"}
@@ -193,7 +196,7 @@ class Life:
         self._counts: Counter[str] = Counter()
         self._digest = hashlib.sha256()
         self._acknowledged = 0
-        self._explained_s = 0.0
+        self._explained_s, self._calm_s = 0.0, start_s
         self._phase = PHASES[0]
         self._number = number
         self._untold: set[str] = set()  # notes of stored commands whose notice was not sent
@@ -646,7 +649,7 @@ class Life:
 
     async def _end_with_data(self, daemon: Daemon) -> None:
         """Stop *daemon* a while after the history's end, should no bar of it arrive any more."""
-        late_ms = self.spec.end_ms + int(LATE_S * 1000 * self.spec.speed)
+        late_ms = max(self.spec.end_ms, self.begin_ms) + int(LATE_S * 1000 * self.spec.speed)
         while self.exchange.clock.now_ms() < late_ms:  # noqa: ASYNC110 - it may be suspended
             await asyncio.sleep(self.spec.bar_s)
         self.report.is_done = True
@@ -735,10 +738,13 @@ class Life:
             report.decided += 1
             report.decided_s.append(round(self.loop.now_s, 3))
         self._follow(step)
-        # Settlements may wait behind what is late: a backlog has to be worked off first.
-        is_late = event.seen_ms - event.market_ms > self.spec.interval_ms
-        is_over = isinstance(event, Bar | Quote) and event.market_ms >= self.spec.end_ms
-        report.is_done |= is_over and not is_late
+        if isinstance(event, Bar | Quote):
+            is_late = event.seen_ms - event.market_ms > self.spec.interval_ms
+            # Settlements may wait behind a backlog.
+            if is_late or self.exchange.clock.now_ms() < self.spec.calm_ms:
+                self._calm_s = self.loop.now_s
+            is_calm = self.loop.now_s >= max(self._calm_s, self._explained_s) + CALM_S
+            report.is_done |= is_calm and event.market_ms >= self.spec.end_ms
         self._share()
         if report.is_done or self.loop.now_s >= self._stop_s:
             self._stop_asked_s = self._stop_asked_s or self.loop.now_s

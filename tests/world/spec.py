@@ -178,7 +178,7 @@ class Spec(msgspec.Struct, frozen=True):
 
     @property
     def end_ms(self) -> int:
-        """Market time from which on no life begins."""
+        """Market time at which a history ends, once it was calm for a while."""
         return BEGIN_MS + (PAST_BARS + self.bars) * self.interval_ms
 
 

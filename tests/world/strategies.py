@@ -62,7 +62,7 @@ class Hanging(Strategy):
         at = context.exact.open_time_ms
         rng, mark = random.Random(at), Path(f"hung-{at}")
         action = rng.choice((Action.LONG, Action.SHORT, Action.FLAT))  # hung or not, as a replay
-        if rng.random() < 0.08 and not mark.exists():
+        if rng.random() < 0.08 and not mark.exists() and not Path("calm").exists():
             mark.touch()
             time.sleep(rng.choice((1, 5, 15, 10_000)))
         return Signal(action, "drawn")
@@ -70,6 +70,7 @@ class Hanging(Strategy):
 LEAKING: Final = '''"""Keeps all that it was given, and closes no file that it opens."""
 
 import random
+from pathlib import Path
 
 from tracepaper import Action, Signal, Strategy
 
@@ -80,7 +81,8 @@ class Leaking(Strategy):
     warmup = 3
 
     def decide(self, context):
-        KEPT.append((context, open(__file__)))
+        if not Path("calm").exists():
+            KEPT.append((context, open(__file__)))
         rng = random.Random(context.exact.open_time_ms)
         return Signal(rng.choice((Action.LONG, Action.SHORT, Action.FLAT)), "drawn")
 '''
