@@ -181,6 +181,9 @@ class Broker:
             self._liquidate(key, mark, bar.close_time_ms - 1)
         if is_due:
             self._settle(key, bar.close_time_ms + STAMPED_LATE_MS)
+        if self._by_quotes:
+            mark = self.account.lines[key].mark
+            self.settlements.close(key, bar.close_time_ms, mark, self._held(key))
         if self._ranges:
             self._ranges[key].push(bar)
         return self.take()
@@ -537,6 +540,7 @@ class Broker:
         """Forget what a restart loses: mark prices, and which quotes were missed."""
         self._marked.clear()
         self._missed_until_ms.clear()
+        self.settlements.forget()
 
     def is_engaged(self, instrument: str) -> bool:
         """Return whether any account has a position, a target or orders in *instrument*."""

@@ -51,6 +51,7 @@ class Settlements:
         self.notes: dict[str, list[Note]] = {}
         """By instrument, oldest first: what waits for a rate. The last note may be of nothing held:
         no time up to it needs another note."""
+        self._closed: dict[str, Note] = {}  # the newest close, which may be a settlement as well
         self.given_up: list[tuple[str, int]] = []  # instruments and times, since the last step
         self._interval_ms: dict[str, int] = {}  # of instruments whose rates may come late
         self._next_ms: float = inf  # the earliest time of a note or of a rate that waits
@@ -147,14 +148,18 @@ class Settlements:
                 self.given_up.append((instrument, dropped.at_ms))
         self.notes[instrument] = kept
 
+    def close(self, instrument: str, at_ms: int, mark: int, held: dict[str, int]) -> None:
+        """Remember what is *held* at the newest close, at *at_ms*, until a restart."""
+        self._closed[instrument] = Note(at_ms, mark, held)
+
     # ------------------------------------------------------------ rates
 
     def arrive(self, funding: Funding, closed_ms: int, newest: Note) -> Note | None:
         """Take in a rate; return what was held at its time, or None if that time has not come.
 
-        *closed_ms* is the newest close of the instrument: a later settlement waits. *newest* is
-        what is held now, on which an earlier one is booked if no note can be of its time. Earlier
-        notes are dropped: no settlement was due there.
+        *closed_ms* is the newest close of the instrument: a later settlement waits. An earlier one
+        that no note can be of is booked on the newest close, if it is of that, or on *newest*, what
+        is held now. Earlier notes are dropped: no settlement was due there.
         """
         key, at_ms, noted = funding.instrument, funding.market_ms, None
         if key in self._interval_ms:
@@ -169,11 +174,16 @@ class Settlements:
         if noted is None and at_ms >= closed_ms + STAMPED_LATE_MS:
             self.waiting.setdefault(key, []).append(funding)
         elif noted is None:
-            noted = newest
+            closed = self._closed.get(key, newest)
+            noted = closed if 0 <= at_ms - closed.at_ms < STAMPED_LATE_MS else newest
         self._find_next()
         return noted
 
     # ------------------------------------------------------------ state
+
+    def forget(self) -> None:
+        """Forget what a restart loses."""
+        self._closed.clear()
 
     def restore(
         self, waiting: Mapping[str, Iterable[Funding]], notes: Mapping[str, Iterable[Note]]

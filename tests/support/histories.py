@@ -409,6 +409,7 @@ class History:
         self._held: Counter[tuple[str, str]] = Counter()  # by fills, of each account
         self._dated = list[tuple[str, Fill]]()  # every fill, with the name of its account
         self._unsettled = list[Funding]()
+        self._closes = dict[str, tuple[int, Counter[Any]]]()  # since the newest start
         # The mark at the time of each settlement, and what was held; None: by the dates of fills.
         self._moments = dict[tuple[str, int], tuple[int, Counter[Any] | None]]()
         self.engine = self._opened()
@@ -423,6 +424,7 @@ class History:
             self._take(event)
             if streams["restarts"].random() < RESTARTS:
                 self._restart()
+                self._closes.clear()
 
     def _begin(self) -> None:
         """Take what a start itself brings."""
@@ -525,7 +527,7 @@ class History:
         *marks* and what is *held* are those before the event. A settlement waits for the bar that
         ends after it, or for a price that is not older and changes the position. One within a
         second of a bar's open is due at the open. If its time is not noted, it is due once its rate
-        is there as well.
+        is there as well, by the newest close if it is of that.
         """
         bars = {of.instrument: of for of in events_of(event) if isinstance(of, Bar)}
         newest = {candle.instrument: candle for candle in self._bars}
@@ -540,9 +542,14 @@ class History:
             elif at_ms < closed_ms + 1_000:
                 is_inside = key in bars and at_ms < closed_ms
                 at_mark = (marks if is_inside else self._marks())[key]
-                self._moments[key, at_ms] = at_mark, None if key in bars else held
+                moment = at_mark, None if key in bars else held
+                if key not in bars and closed_ms <= at_ms:
+                    moment = self._closes.get(key, moment)
+                self._moments[key, at_ms] = moment
             else:
                 self._ahead.append((key, at_ms))
+        for key in bars if self.case.by_quotes else ():
+            self._closes[key] = self._marks()[key], Counter(self._held)
 
     def _check_funding(self, event: Any, marks: Mapping[str, int], held: Counter[Any]) -> None:
         """Assert that *event* paid what was due, by what fills left at its time."""
