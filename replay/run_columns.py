@@ -17,8 +17,9 @@ from tracepaper.daemon.session.run_row import sessions_of
 from tracepaper.storage.checks import StoredCheck, newest_check
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_rows import WHOLE, Columns, Span
-from tracepaper.storage.database.run_views import RunViews
+from tracepaper.storage.database.run_views import Row, RunViews
 from tracepaper.storage.record.columns import STEADY_GATES, usual_measure
+from tracepaper.storage.record.trades import inherited
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.sessions import Calendar, closes_of, joint, opens_later
 from tracepaper.strategies.units import MONEY_SCALE, RATE_SCALE
@@ -247,6 +248,16 @@ class RunColumns:
             columns["equity"] = columns["equity"] / MONEY_SCALE
         return accounts
 
+    def first_equity(self, decided: int, name: str = "") -> float:
+        """Return the equity of an account before the run's first decision, at step *decided*.
+
+        That of an account that was taken over is the one with which the run before ended. *name* is
+        that of a shadow account; empty is the run's own.
+        """
+        if (before := inherited(self.run)) is not None and name in before.equity:
+            return before.equity[name] / MONEY_SCALE
+        return self.equity_before(decided, name)
+
     def equity_before(self, sequence: int, name: str = "") -> float:
         """Return the equity of an account before the step *sequence*, after it if it is the first.
 
@@ -262,6 +273,16 @@ class RunColumns:
             f"Run {self.run.run_id} holds no account at step {sequence}; run `tracepaper audit "
             "verify` and restore a backup."
         )
+
+    def own_sums(self, row: Row, name: str = "") -> Row:
+        """Return *row*, the equity of an account, with profit, fees and funding of this run alone.
+
+        The account counts them since its own beginning. *name* is that of a shadow account.
+        """
+        if (before := inherited(self.run)) is None:
+            return row
+        sums = before.sums(name)
+        return {**row, **{key: float(row[key]) - sums[key] / MONEY_SCALE for key in sums}}
 
     def settled(self) -> tuple[dict[str, dict[int, float]], int]:
         """Return the settled rates by instrument and market time, and the count of repeated ones.

@@ -71,7 +71,7 @@ class Restart:
         waiting: dict[str, Any] = state.unsettled
         notes: dict[str, Any] = state.notes
         engine.broker.restore_settlements(waiting, notes)
-        bases: dict[str, Any] = {} if taken_over else state.bases
+        bases: dict[str, Any] = state.bases
         if engine.shadows.counts:
             engine.shadows.bases.update(bases)
         for key, encoded in state.declared.items():

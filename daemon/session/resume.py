@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import secrets
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter
@@ -23,15 +23,10 @@ from tracepaper.daemon.feed.client import FeedStart
 from tracepaper.daemon.feed.maintenance import rescaled
 from tracepaper.daemon.log import Logger
 from tracepaper.daemon.session.build import Strategies, build_engine
+from tracepaper.daemon.session.carried_account import CarriedAccount
 from tracepaper.daemon.session.covariates import RunCovariates
 from tracepaper.daemon.session.loop import BarHistory
-from tracepaper.daemon.session.run_row import (
-    continues,
-    new_run,
-    sessions_of,
-    start_event,
-    strategy_sha256,
-)
+from tracepaper.daemon.session.run_row import continues, new_run, sessions_of, start_event
 from tracepaper.storage.chain.starting_point import RunLookback
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.strategy import Forecaster
@@ -39,7 +34,7 @@ from tracepaper.strategies.covariates import run_source
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.gates.evaluator import YARDSTICK_MEMORY
 from tracepaper.strategies.other_symbol import RunOtherBars
-from tracepaper.strategies.types.decisions import Confirmation, FillModel, Order, RunRow
+from tracepaper.strategies.types.decisions import FillModel, Order, RunRow
 from tracepaper.strategies.types.market import (
     Bar,
     CovariatesRead,
@@ -50,7 +45,7 @@ from tracepaper.strategies.types.market import (
     RunKind,
     Side,
 )
-from tracepaper.strategies.units import MONEY_DECIMALS, interval_start, scaled
+from tracepaper.strategies.units import MONEY_DECIMALS, scaled
 
 if TYPE_CHECKING:
     from tracepaper.storage.audit import ResumePoint, SqlAuditLog
@@ -181,17 +176,14 @@ def _open_new(
     It then begins where *parent* ended, so that it catches up as a resumed run does.
     """
     instruments, period_start_ms = opening.instruments, opening.period_start_ms
-    state: EngineState | None = None
-    confirmed: list[Confirmation] = []
-    if parent is not None:
-        if {item.id for item in instruments} == {item.id for item in parent.instruments}:
-            instruments = _rescaled(opening, parent.instruments)
-            state = _taken_over(reader, parent, opening)
-            confirmed = reader.confirmations(parent.run_id)
-            if state is not None:
-                period_start_ms = max(state.first_ms.values())
-        else:
-            parent = None  # an account belongs to its instruments
+    account = None if parent is None else CarriedAccount.of(reader, parent)
+    if account is not None and not account.is_of(instruments):
+        _leave(account)
+        account = None
+    if account is not None:
+        instruments = _rescaled(opening, account.instruments)
+        first_ms = account.first_ms(opening.config.market.interval_ms, period_start_ms)
+        period_start_ms = max(first_ms.values())
     run, engine = new_run(
         opening.config,
         instruments,
@@ -200,11 +192,10 @@ def _open_new(
         kind=opening.kind,
         started_at_ms=opening.wall_ms,
         period_start_ms=period_start_ms,
-        parent_run_id=None if state is None or parent is None else parent.run_id,
+        account=account,
         entropy=opening.entropy,
     )
-    if state is not None:
-        Restart(engine).restore(state, next_sequence=0, confirmed=confirmed, taken_over=True)
+    take_over(engine, run)
     audit.begin(run, engine.gate_sets)
     return OpenedRun(
         run=run,
@@ -217,6 +208,18 @@ def _open_new(
     )
 
 
+def _leave(account: CarriedAccount) -> None:
+    """Say that *account* is not continued; raise ``ConfigInvalid`` while something is open."""
+    run_id = account.origin.run_id
+    symbols = ", ".join(item.symbol for item in account.instruments)
+    if account.is_open:
+        raise ConfigInvalid(
+            f"The account of run {run_id} has a position or an order in {symbols}, and an account "
+            "keeps its symbols: close it first (FLATTEN), or begin another database with --db."
+        )
+    log.warning("account not continued", run_id=run_id, symbols=symbols)
+
+
 def _feed_start(opening: Opening, run: RunRow, engine: Engine) -> FeedStart:
     """Return where the feed of *run* starts, as far as the state of *engine* says."""
     return FeedStart(
@@ -224,53 +227,18 @@ def _feed_start(opening: Opening, run: RunRow, engine: Engine) -> FeedStart:
         run.period_start_ms,
         engine.bars_before,
         first_ms=engine.first_ms,
-        takes_over=run.parent_run_id is not None,
+        takes_over=run.account is not None,
         # Doubted settlements are requested again; without any all since the first bar are.
         known_funding=engine.first_ms | engine.state().settled,
         is_served=opening.is_served,
     )
 
 
-def _taken_over(reader: Reader, parent: RunRow, opening: Opening) -> EngineState | None:
-    """Return the state of *parent* as the first state of a new run; None if it stored none.
-
-    The declared state of another strategy is dropped, and orders get
-    ids of their own.
-    """
-    stored = reader.state_at(parent.run_id)
-    if stored is None:
-        return None
-    state = decode_state(stored[0]).after(reader.verdicts_since(parent.run_id, stored[1]))
-    accounts = {name: account.taken_over() for name, account in state.shadows.items()}
-    began_ms = {item.id: parent.period_start_ms for item in parent.instruments} | state.first_ms
-    state = replace(
-        state,
-        account=state.account.taken_over(),
-        shadows=accounts,
-        settled=began_ms | state.settled,
-        first_ms=_first_ms(reader, parent, began_ms, opening),
-    )
-    strategy = opening.config.strategy.name, strategy_sha256(opening.config)
-    is_same = (parent.strategy, parent.strategy_sha256) == strategy
-    return state if is_same else replace(state, declared={})
-
-
-def _first_ms(
-    reader: Reader, parent: RunRow, began_ms: Mapping[str, int], opening: Opening
-) -> dict[str, int]:
-    """Return the open time of the first bar that *parent*, begun at *began_ms*, left undecided.
-
-    It is given by instrument. A bar of another interval opens when the last one closed, or later.
-    A parent whose bars are newer than the exchange's time is followed by the bar that is open now.
-    """
-    interval_ms, last_ms = opening.config.market.interval_ms, reader.last_open_ms(parent.run_id)
-    first_ms = {}
-    for key, at_ms in began_ms.items():
-        if key in last_ms:
-            at_ms = max(at_ms, last_ms[key] + parent.interval_ms)  # noqa: PLW2901 - the later one
-        opened_ms = interval_start(at_ms + interval_ms - 1, interval_ms)
-        first_ms[key] = min(opened_ms, opening.period_start_ms)
-    return first_ms
+def take_over(engine: Engine, run: RunRow) -> None:
+    """Restore *engine* to the account that *run* took over, if it did."""
+    if run.account is not None:
+        state = CarriedAccount.read(run.account).first_state(run)
+        Restart(engine).restore(state, next_sequence=0, taken_over=True)
 
 
 def _rescaled(opening: Opening, stored: tuple[Instrument, ...]) -> tuple[Instrument, ...]:
@@ -444,7 +412,7 @@ def check_state(reader: Reader, run: RunRow, state: EngineState, until: int) -> 
     if start is None or start[1] > until:
         return
     opened, after = decode_state(start[0]), start[1]
-    if run.parent_run_id is not None:
+    if run.account is not None:
         check_fills(reader, run, opened.account, state.account, after=after, until=until)
         return
     cash = restore(run.config).account.cash

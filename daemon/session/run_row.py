@@ -28,6 +28,7 @@ from tracepaper.daemon.session.build import (
     needs_forecaster,
     resolved,
 )
+from tracepaper.daemon.session.carried_account import CarriedAccount
 from tracepaper.daemon.session.combinations import reject_combination, traits_of
 from tracepaper.daemon.session.covariates import (
     RunCovariates,
@@ -94,15 +95,16 @@ def new_run(  # noqa: PLR0913 - the fields of a run
     kind: RunKind,
     started_at_ms: int,
     period_start_ms: int,
-    parent_run_id: str | None = None,
+    account: CarriedAccount | None = None,
     warnings: Iterable[str] = (),
     sessions: Mapping[str, Sessions] = NO_SESSIONS,
     entropy: Callable[[int], bytes] = secrets.token_bytes,
 ) -> tuple[RunRow, Engine]:
     """Return a new run of a resolved *config* and its engine, for live runs and replays alike.
 
-    Its id, of 8 bytes of *entropy*, makes it unique across databases. The warnings about model,
-    margin, shadow accounts and gates are added after *warnings*.
+    It continues *account*, if that is given. Its id, of 8 bytes of *entropy*, makes it unique
+    across databases. The warnings about model, margin, shadow accounts and gates are added after
+    *warnings*.
     """
     engine = build_engine(
         config,
@@ -118,7 +120,7 @@ def new_run(  # noqa: PLR0913 - the fields of a run
         run_id=entropy(8).hex(),
         kind=kind,
         started_at_ms=started_at_ms,
-        parent_run_id=parent_run_id,
+        parent_run_id=None if account is None else account.origin.run_id,
         period_start_ms=period_start_ms,
         instruments=tuple(instruments),
         interval_ms=config.market.interval_ms,
@@ -137,6 +139,7 @@ def new_run(  # noqa: PLR0913 - the fields of a run
         sees_account=engine.sees_account,
         **_environment(forecaster),
         sessions=packed(sessions[item.id] for item in instruments) if is_stock else None,
+        account=None if account is None else account.json(),
     )
     return run, engine
 

@@ -21,7 +21,6 @@ from tracepaper.daemon.commands.options import located
 from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.restart import Restart
-from tracepaper.daemon.engine.state import decode_state
 from tracepaper.daemon.session.build import needs_forecaster
 from tracepaper.daemon.session.loop import BarHistory, InlinePredictor, events_of, gathered
 from tracepaper.daemon.session.models import forecaster_of_run
@@ -30,6 +29,7 @@ from tracepaper.daemon.session.resume import (
     engine_lookback,
     engine_of,
     recall_lookback,
+    take_over,
 )
 from tracepaper.daemon.session.run_row import ENVIRONMENT_FIELDS, start_event
 from tracepaper.daemon.session.user_model import reject_other_model, user_model
@@ -104,7 +104,7 @@ def open_recorded(
         reach = engine_lookback(engine, context)
         beginning = StartingPoints(reader.connection, stored.run_key, reach).before(from_step)
     if beginning is None:
-        _restore_parent(reader, run, engine)
+        take_over(engine, run)
         return RecordedRun(run, config, engine, forecaster)
     engine = engine_after(reader, run, config, forecaster, beginning.after)
     return RecordedRun(run, config, engine, forecaster, beginning)
@@ -136,16 +136,6 @@ def _reload_model(recorded: RecordedRun, database: Path, *, into: Path | None = 
     if (model := user_model(forecaster)) is not None:
         model.scale(run.instruments)
     return forecaster
-
-
-def _restore_parent(reader: Reader, run: RunRow, engine: Engine) -> None:
-    """Restore the account and orders that *run* took over from its parent."""
-    if run.parent_run_id is None:
-        return
-    first = next(iter(reader.steps(run.run_id)), None)
-    if first is None or first.state is None:
-        raise DataInvalid(f"Run {run.run_id} does not hold its first step; restore a backup.")
-    Restart(engine).restore(decode_state(first.state), next_sequence=0, taken_over=True)
 
 
 class RecordedPredictor:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from tracepaper.daemon.engine.state import decode_state
+from tracepaper.daemon.session.carried_account import CarriedAccount, Origin
 from tracepaper.daemon.session.loop import gathered, steps_of
 from tracepaper.daemon.session.resume import check_state
 from tracepaper.daemon.session.run_row import (
@@ -73,6 +74,8 @@ class Verification:
     from_step: int = 0  # the first compared step
     from_ms: int | None = None  # open time of the first compared bar, where not all are
     chained: int = 0  # decisions before that, which only the chain covers
+    before: Origin | None = None  # the run whose account this one took over
+    is_before_here: bool = False  # whether the file holds that run, so that the account was checked
     state_step: int | None = None  # the step whose stored state the derivation began from
     differences: list[Difference] = field(default_factory=list)
     culprit: Cause | None = None
@@ -136,6 +139,8 @@ def verify_run(  # noqa: PLR0913 - the options of verify
     )
     elsewhere = _cut(recorded) or differs(start or recorded.run, here)
     _judge_run(verification, reader, stored, recorded)
+    if beginning is None:
+        _judge_joint(verification, reader, stored.run)
     if beginning is not None or begin is not None:
         first_compared = max(first_compared, begin or 0)
         _judge_state(verification, reader, recorded, first_compared)
@@ -231,6 +236,24 @@ def _judge_state(
     except InvariantBroken as error:
         what = f"states.state (step {verification.state_step})"
         verification.add(verification.from_ms or 0, what, "another", error)
+
+
+def _judge_joint(verification: Verification, reader: Reader, run: RunRow) -> None:
+    """Check the account that *run* took over against the run before, if this file holds it."""
+    carried = None if run.account is None else CarriedAccount.read(run.account)
+    named = None if carried is None else carried.origin.run_id
+    if run.parent_run_id != named:
+        verification.add(run.period_start_ms, "runs.parent_run_id", run.parent_run_id, named)
+    if carried is None:
+        return
+    verification.before = carried.origin
+    try:
+        due = CarriedAccount.of(reader, reader.run(carried.origin.run_id))
+    except DataInvalid:  # another file holds it
+        return
+    verification.is_before_here = True
+    if due is None or due.json() != run.account:
+        verification.add(run.period_start_ms, "runs.account", "another", "that of the run before")
 
 
 def _judge_run(

@@ -99,6 +99,17 @@ def _verified(verification: Verification) -> Iterator[str]:
         f"({count_of(verification.steps, 'step')}){rounding}."
     )
     yield from _beginning(verification)
+    if (before := verification.before) is not None:
+        begins = (
+            f"It begins with the account of run {before.run_id} after step {before.last_step:,}"
+        )
+        if verification.is_before_here:
+            yield f"{begins}, which follows from that run's record."
+        else:
+            yield (
+                f"{begins} at digest {before.digest}, which another file holds; its end was not "
+                "compared."
+            )
     if verification.taken:
         yield (
             f"{verification.taken:,} answers of an outside service are taken from the record; "

@@ -205,7 +205,8 @@ def _chosen(shown: OpenRun, run: Answer, candles: list[Answer]) -> list[int]:
         picked |= {run["last_refusal"]["sequence"]}
     picked |= {fill["decision_sequence"] for fill in views.rows("v_fills", newest=FILLED)}
     trades = sorted(views.rows("v_trades", newest=ROWS_MAX), key=lambda trade: trade["net"] or 0.0)
-    picked |= {trade["entry_sequence"] for trade in trades[:TRADED] + trades[-TRADED:]}
+    own = [trade for trade in trades if trade["entry_run_id"] == shown.run_id]
+    picked |= {trade["entry_sequence"] for trade in own[:TRADED] + own[-TRADED:]}
     share = max(1, len(candles))
     for columns in candles:
         picked |= _of_instrument(columns, share)

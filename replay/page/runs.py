@@ -383,7 +383,8 @@ def _accounts(shown: OpenRun) -> Iterator[answers.AccountFigures]:
         source = SHADOWS[name] if place else _OWN_SOURCE
         line = shadow_line(place - 1) if place else RUN_LINE
         start = _start(shown, shadow.get("shadow", ""))
-        for row in views.rows(f"v_{kind}equity", newest=1, **shadow) if start else ():
+        for account in views.rows(f"v_{kind}equity", newest=1, **shadow) if start else ():
+            row = shown.columns.own_sums(account, shadow.get("shadow", ""))
             yield answers.AccountFigures(
                 name=name,
                 title=_TITLES.get(name) or name.replace("_", " "),
@@ -443,7 +444,7 @@ def _start(shown: OpenRun, shadow: str = "") -> float:
     first, _ = _decided(shown)
     if first is None:
         return float(json.loads(shown.views.run()["config"])["account"]["cash"])
-    return shown.columns.equity_before(first, shadow)
+    return shown.columns.first_equity(first, shadow)
 
 
 # ---------------------------------------------------------------- columns over time

@@ -347,8 +347,10 @@ def _groups(
     attended: dict[str, list[Floats]] = {"winners": [], "losers": []}
     entered: dict[str, list[int]] = {"winners": [], "losers": []}
     for trade in trades:
+        if trade.decision is None:
+            continue
         symbol = record.instruments[trade.instrument].symbol
-        at = int(np.searchsorted(decisions.sequence, trade.entry_sequence))
+        at = int(np.searchsorted(decisions.sequence, trade.decision))
         opened = int(decisions.open_time_ms[at])
         shares = np.zeros(len(symbols) + 1)  # the last is that of the traded symbol
         for name, noted in by_symbol[symbol].items():

@@ -106,8 +106,9 @@ class AccountRecord:
     held: dict[str, Floats]
     fills: tuple[Row, ...]
     trades: tuple[Row, ...]  # of ``v_trades``
-    fees_paid: float
+    fees_paid: float  # in this run, as the next two
     funding_paid: float
+    net: float  # until its newest step, which may come after the last close
 
     def holds(self, instrument: str, at_ms: int) -> bool:
         """Return whether fills before *at_ms* left a position in *instrument*."""
@@ -327,12 +328,13 @@ def _accounts(columns: RunColumns, decisions: Decisions) -> Iterator[AccountReco
     views, times_ms = columns.views, np.unique(decisions.open_time_ms)
     for name, steps in sorted(columns.accounts().items()):
         of_account: dict[str, Any] = {"shadow": name} if name else {}
-        (last,) = views.rows("v_shadow_equity" if name else "v_equity", newest=1, **of_account)
+        (row,) = views.rows("v_shadow_equity" if name else "v_equity", newest=1, **of_account)
+        last = columns.own_sums(row, name)
         at = np.searchsorted(steps["sequence"], decisions.sequence, side="right") - 1
         # Several instruments may close at one time; the last of these steps has the final equity.
         curve = np.empty(times_ms.size)
         curve[np.searchsorted(times_ms, decisions.open_time_ms)] = steps["equity"][at]
-        before = columns.equity_before(int(decisions.sequence[0]), name)
+        before = columns.first_equity(int(decisions.sequence[0]), name)
         held = {}
         for instrument, places in decisions.places.items():
             step = columns.quantity_step(instrument)
@@ -345,4 +347,5 @@ def _accounts(columns: RunColumns, decisions: Decisions) -> Iterator[AccountReco
             trades=tuple(views.shadow_trades(name) if name else views.rows("v_trades")),
             fees_paid=float(last["fees_paid"]),
             funding_paid=float(last["funding_paid"]),
+            net=float(last["equity"]) - before,
         )

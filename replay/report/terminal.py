@@ -241,7 +241,7 @@ def _summary_parts(reader: Reader, views: RunViews) -> Iterator[Part]:
     yield Paragraph(lead + f"\n{words}" * bool(words), "lead")
     for caution in _cautions(RunColumns(reader, run_id), views):
         yield Paragraph(caution, "warning")
-    yield table("accounts", "Accounts", ACCOUNTS, _accounts(views))
+    yield table("accounts", "Accounts", ACCOUNTS, _accounts(RunColumns(reader, run_id)))
     if held := open_positions(RunColumns(reader, run_id)):
         yield Paragraph(f"{held[0].upper()}{held[1:]}.")
     if fills := list(_with_held(views, views.rows("v_fills", newest=FILLS_SHOWN))):
@@ -295,14 +295,17 @@ def _with_held(views: RunViews, fills: Sequence[Row]) -> Iterator[Row]:
         yield {**fill, "held": next(held, None)}
 
 
-def _accounts(views: RunViews) -> Iterator[Row]:
+def _accounts(columns: RunColumns) -> Iterator[Row]:
     """Yield the newest equity of the run's account and of each shadow account."""
+    views = columns.views
     for row in views.rows("v_equity", newest=1):
-        yield {"account": "this run", "fills": views.count("v_fills"), **row}
+        own = columns.own_sums(row)
+        yield {"account": "this run", "fills": views.count("v_fills"), **own}
     for name, _ in sorted(views.counts("v_shadow_equity", "shadow")):
         (row,) = views.rows("v_shadow_equity", newest=1, shadow=name)
         fills = views.count("v_shadow_fills", shadow=name)
-        yield {"account": f"{name} shadow", "fills": fills, **row}
+        own = columns.own_sums(row, name)
+        yield {"account": f"{name} shadow", "fills": fills, **own}
 
 
 # ---------------------------------------------------------------- for a terminal

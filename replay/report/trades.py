@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from operator import itemgetter
 from typing import Final, NamedTuple
 
@@ -133,8 +133,13 @@ class ClosedTrade:
     entry_reason: str
     exit_reason: str
     exit_model: str
-    entry_sequence: int  # of the decision that opened it
+    entry_sequence: int  # of the decision that opened it; -1 if that is another run's
     exit_sequence: int
+
+    @property
+    def decision(self) -> int | None:
+        """The step of the decision that opened it; None if an earlier run holds it."""
+        return None if self.entry_sequence < 0 else self.entry_sequence
 
     @property
     def return_bp(self) -> float:
@@ -202,7 +207,11 @@ class CostsAndFunding:
 def closed_trades(ledger: AccountRecord) -> list[ClosedTrade]:
     """Return the closed trades of *ledger* in the order of their exits."""
     rows = sorted(ledger.trades, key=itemgetter("closed_ms", "instrument"))
-    return [ClosedTrade(*_TRADE_COLUMNS(row)) for row in rows]
+    trades = [ClosedTrade(*_TRADE_COLUMNS(row)) for row in rows]
+    return [
+        trade if row["entry_run_id"] == row["run_id"] else replace(trade, entry_sequence=-1)
+        for trade, row in zip(trades, rows, strict=True)
+    ]
 
 
 _TRADE_COLUMNS: Final = itemgetter(*(field.name for field in fields(ClosedTrade)))
@@ -220,7 +229,6 @@ def costs_and_funding(ledger: AccountRecord, terms: ExecutionCosts) -> CostsAndF
         share = _slippage_share(fill, terms)
         slippage += share * distance
         spread += (1.0 - share) * distance
-    net = float(ledger.equity[-1] - ledger.equity[0])
     paid = ledger.fees_paid + ledger.funding_paid + spread + slippage + liquidation
     settings = {
         "spread": terms.half_spread,
@@ -233,8 +241,8 @@ def costs_and_funding(ledger: AccountRecord, terms: ExecutionCosts) -> CostsAndF
         slippage,
         liquidation,
         ledger.funding_paid,
-        net + paid,
-        net,
+        ledger.net + paid,
+        ledger.net,
         tuple(name for name, setting in settings.items() if by_bars and not setting),
     )
 

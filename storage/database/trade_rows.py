@@ -6,9 +6,11 @@ from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
+from msgspec.structs import replace
+
 from tracepaper.storage.database.chunks import WITHIN, run_span, select
 from tracepaper.storage.record.rows import At
-from tracepaper.storage.record.trades import TradeBooks
+from tracepaper.storage.record.trades import OpenTrade, TradeBooks, inherited
 
 if TYPE_CHECKING:
     import sqlite3
@@ -36,8 +38,7 @@ def trades_until(
         count = books.before_settling(rows)
         early += rows[:count]
         late += rows[count:]
-    kept = held if books.is_taken_over else ()
-    takes = ((books.fill, early), (books.settle, held), (books.fill, late), (books.hold, kept))
+    takes = ((books.fill, early), (books.settle, held), (books.fill, late))
     changes: list[tuple[int, Any, Any]] = [
         (_SEQUENCE(row), take, row) for take, rows in takes for row in rows
     ]
@@ -45,3 +46,48 @@ def trades_until(
     changes.sort(key=itemgetter(0))
     closed = [row for _, take, change in changes if (row := take(change)) is not None]
     return books, sorted(closed, key=_KEY)
+
+
+_ENTRY: Final = (
+    "SELECT e.filled_ms, e.reason, e.birth, "
+    "d.mean_return, d.stdev_return, d.volatility, d.horizon FROM fills e "
+    "LEFT JOIN answers d ON d.run_key = e.run_key AND d.sequence = e.birth AND EXISTS "
+    "(SELECT 1 FROM orders y WHERE y.order_id = e.order_id AND y.run_key = d.run_key "
+    "AND y.sequence = d.sequence) "
+    "WHERE e.run_key = ? AND e.sequence = ? AND e.ordinal = ? AND e.shadow IS ?"
+)
+_ENTRY_FIELDS: Final = (
+    *("opened_ms", "entry_reason", "entry_sequence"),
+    *("mean_return", "stdev_return", "volatility", "horizon"),
+)
+_BARS: Final = (
+    "SELECT count(*) FROM steps WHERE run_key = ? AND sequence >= ? AND instrument = ? "
+    "AND ignored IS NULL AND outcome IS NOT NULL"
+)
+
+
+def open_trades(connection: sqlite3.Connection, run_key: int, run: RunRow) -> tuple[OpenTrade, ...]:
+    """Return the trades that are open after the newest step of *run*, with their entries."""
+    books, _ = trades_until(connection, run_key, run)
+    before, trades = inherited(run), []
+    for shadow, place, book in books.open():
+        sequence, ordinal = book.opened
+        bars = connection.execute(_BARS, (run_key, max(sequence, 0), place)).fetchone()[0]
+        if sequence < 0 and before is not None:
+            trade = before.open_trades[-1 - sequence]
+            bars += trade.bars_held
+            trades.append(replace(trade, **book.sums(), bars_held=bars))
+            continue
+        entry = connection.execute(_ENTRY, (run_key, sequence, ordinal, shadow)).fetchone()
+        named = dict(zip(_ENTRY_FIELDS, entry, strict=True))
+        trades.append(
+            OpenTrade(
+                **named,
+                **book.sums(),
+                shadow=shadow,
+                instrument=run.instruments[place].id,
+                run_id=run.run_id,
+                bars_held=bars,
+            )
+        )
+    return tuple(trades)

@@ -536,10 +536,21 @@ V_SHADOW_FILLS: Final = View(
 _CASH: Final = "(t.exit_notional - t.entry_notional) * CASE f.side WHEN 'SELL' THEN 1 ELSE -1 END"
 _COSTS: Final = f"t.gross + t.fees - {_CASH}"
 _PROFIT: Final = f"{_CASH} - t.fees"
+
+
+def _of_entry(field: str, sql: str) -> str:
+    """Return the SQL of a *field* of a trade's entry: of the fill, or of an earlier run's trade."""
+    carried = "json_extract(r.account, '$.open_trades[' || (-1 - t.opened_sequence) || ']"
+    return f"CASE WHEN t.opened_sequence < 0 THEN {carried}.{field}') ELSE {sql} END"
+
+
+# A run that takes an account over warms up on bars that the run before has decided.
 _BARS_HELD: Final = (
-    "(SELECT count(*) FROM steps s "
+    "((SELECT count(*) FROM steps s "
     "WHERE s.run_key = t.run_key AND s.sequence >= t.opened_sequence AND s.sequence < t.sequence "
-    "AND s.instrument = f.instrument AND s.ignored IS NULL)"
+    "AND s.instrument = f.instrument AND s.ignored IS NULL "
+    "AND (t.opened_sequence >= 0 OR s.outcome IS NOT NULL)) "
+    f"+ {_of_entry('bars_held', '0')})"
 )
 
 
@@ -552,7 +563,7 @@ def _mean_price(way: str) -> str:
 _TRADES: Final = (
     "FROM runs r JOIN trades t ON t.run_key = r.run_key AND t.account {} 0 "
     f"JOIN fills f ON {at_step('f', 't')} AND f.account = t.account AND f.ordinal = t.ordinal "
-    "JOIN fills e ON e.run_key = t.run_key AND e.sequence = t.opened_sequence "
+    "LEFT JOIN fills e ON e.run_key = t.run_key AND e.sequence = t.opened_sequence "
     "AND e.account = t.account AND e.ordinal = t.opened_ordinal "
     "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = f.instrument "
     # Of an order that was taken over from another run the birth is that run's.
@@ -561,7 +572,7 @@ _TRADES: Final = (
 )
 V_TRADES: Final = View(
     "v_trades",
-    "a closed round trip of the run's account, without positions taken over from another run",
+    "a closed round trip of the run's account; an earlier run may have opened it",
     complete(
         (
             *of_step("t"),
@@ -573,7 +584,11 @@ V_TRADES: Final = View(
                 "`LONG` or `SHORT`",
             ),
             *shown("t", "trades", "quantity"),
-            *moment("opened_ms", "e.filled_ms", "market time of the fill that opened it"),
+            *moment(
+                "opened_ms",
+                _of_entry("opened_ms", "e.filled_ms"),
+                "market time of the fill that opened it",
+            ),
             *moment("closed_ms", "f.filled_ms", "market time of the fill that closed it"),
             ViewColumn(
                 "entry_price", _mean_price("entry"), "mean price of the entry fills", "REAL"
@@ -595,17 +610,26 @@ V_TRADES: Final = View(
                 "closes at which it was held",
                 "INTEGER",
             ),
-            ViewColumn("entry_reason", "e.reason", "why it was opened"),
+            ViewColumn("entry_reason", _of_entry("entry_reason", "e.reason"), "why it was opened"),
             ViewColumn("exit_reason", "f.reason", "why it was closed"),
             ViewColumn("exit_model", "f.model", "what the closing fill was filled against"),
+            ViewColumn("entry_run_id", _of_entry("run_id", "r.run_id"), "the run that opened it"),
             ViewColumn(
-                "entry_sequence", "e.birth", "the step that created the opening order", "INTEGER"
+                "entry_sequence",
+                _of_entry("entry_sequence", "e.birth"),
+                "the step of that run that created the opening order",
+                "INTEGER",
             ),
             ViewColumn(
                 "exit_sequence", "f.birth", "the step that created the closing order", "INTEGER"
             ),
             *(
-                ViewColumn(name, f"d.{name}", f"{doc}; null without a model's forecast", kind)
+                ViewColumn(
+                    name,
+                    _of_entry(name, f"d.{name}"),
+                    f"{doc}; null without a model's forecast",
+                    kind,
+                )
                 for name, doc, kind in (
                     ("mean_return", "log return expected at the decision that opened it", "REAL"),
                     ("stdev_return", "its standard deviation", "REAL"),

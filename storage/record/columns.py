@@ -204,6 +204,7 @@ _RUNS = (
         null=True,
         read=lambda run: 1 if run.sees_account else None,
     ),
+    _text("account", "JSON: the account that it took over", null=True),
     _text("previous_run_id", null=True),  # the run opened before it in this database
     _whole("previous_step_count", null=True),  # its steps when this run was opened
     _blob("previous_head", null=True),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache, partial
-from itertools import chain, compress, repeat, takewhile
+from itertools import chain, compress, repeat
 from math import nan
 from operator import attrgetter, itemgetter
 from struct import Struct
@@ -223,7 +223,7 @@ class StepEncoder:
             self._add_trades(step, key)
         if step.fills or holding == sequence:
             self._add_fills(step.fills, (*key, 0), None, place, step.position)
-        if step.shadows or self._trades.is_taken_over:
+        if step.shadows:
             close = event.close if type(event) is Bar else None
             shadows = self._add_shadows(step.shadows, close, key, place)
         rows["steps"].append(
@@ -605,9 +605,6 @@ class StepEncoder:
             marks.append(_follow(factor, position.entry_notional, close, unrealized, *of_account))
             if shadow.fills or holding == key[1]:
                 self._add_fills(shadow.fills, (*key, number), shadow.shadow, place, position)
-        if self._trades.is_taken_over:
-            for row in takewhile(lambda row: row[:2] == key, reversed(rows["holdings"])):
-                self._trades.hold(row)
         return self._name_shadows(place, content, marks, key) if content else None
 
     def _name_shadows(

@@ -1,12 +1,16 @@
 """The closed trades of a run's accounts, computed from rows of fills and holdings; pure.
 
 A trade goes from flat to flat. Its key is that of the fill that closed it; it also stores the key
-of the fill that opened it.
+of the fill that opened it. That of a trade which an earlier run opened is (-1 - N, 0): trade N of
+the account that the run took over.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from msgspec import Struct
 
 from tracepaper.storage.record.rows import gather
 from tracepaper.strategies.types.decisions import FillModel
@@ -14,7 +18,7 @@ from tracepaper.strategies.types.market import Side
 from tracepaper.strategies.units import Notional, divide_half_even, interval_start
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from tracepaper.storage.record.columns import Row
     from tracepaper.strategies.types.decisions import RunRow
@@ -31,25 +35,115 @@ _DATED: Final = gather("fills", "model", "filled_ms")
 _BY_CANDLE: Final = frozenset({FillModel.NEXT_OPEN, FillModel.BAR_PATH})
 
 
+class OpenTrade(Struct, frozen=True, kw_only=True):
+    """A trade that is open where a run ends: its entry, and its sums until then."""
+
+    shadow: str | None  # the shadow account; None is the run's own
+    instrument: str
+    run_id: str  # the run that opened it
+    opened_ms: int
+    entry_reason: str
+    entry_sequence: int  # of the step of that run which created the opening order
+    bars_held: int
+    mean_return: float | None = None  # this and the next three are of the forecast at the entry
+    stdev_return: float | None = None
+    volatility: float | None = None
+    horizon: int | None = None
+    held: int  # signed
+    largest: int
+    entries: tuple[int, int]  # quantity and notional
+    exits: tuple[int, int]
+    gross: int
+    fees: int
+    funding: int
+
+
+class _Sums(Struct, frozen=True):
+    realized_pnl: int
+    fees_paid: int
+    funding_paid: int
+
+
+class _Line(Struct, frozen=True):
+    holding: _Sums
+
+
+class _Lines(Struct, frozen=True):
+    lines: dict[str, _Line]
+
+
+class _State(Struct, frozen=True):
+    account: _Lines
+    shadows: dict[str, _Lines]
+
+
+class Inherited(Struct, frozen=True):
+    """What the trades and costs of a run need of the account that it took over."""
+
+    state: _State
+    equity: dict[str, int]
+    open_trades: tuple[OpenTrade, ...]
+
+    def sums(self, shadow: str) -> dict[str, int]:
+        """Return realized profit, fees and funding of an account so far; '' is the run's own."""
+        account = self.state.shadows.get(shadow) if shadow else self.state.account
+        holdings = [line.holding for line in account.lines.values()] if account else []
+        return {
+            name: sum(getattr(holding, name) for holding in holdings)
+            for name in _Sums.__struct_fields__
+        }
+
+    def paid(self) -> Iterator[tuple[str | None, str, int]]:
+        """Yield the funding that each position of each account has paid so far."""
+        accounts: list[tuple[str | None, _Lines]] = [(None, self.state.account)]
+        for shadow, account in [*accounts, *self.state.shadows.items()]:
+            for instrument, line in account.lines.items():
+                yield shadow, instrument, line.holding.funding_paid
+
+
+def inherited(run: RunRow) -> Inherited | None:
+    """Return what *run* took over; None if it is the first of its account."""
+    return None if run.account is None else msgspec.json.decode(run.account, type=Inherited)
+
+
 class TradeBook:
     """The trades of one position, from flat to flat.
 
     Only a fill that reverses the position is rounded: its amounts are shared between the two
     trades by quantity, half-even. A sale that leaves less than one quantity step, which cannot be
-    sold, ends the trade. A quantity *held* at the start belongs to no trade.
+    sold, ends the trade.
     """
 
-    def __init__(self, instrument: Instrument, held: int = 0) -> None:
+    def __init__(self, instrument: Instrument) -> None:
         self._step, self._worth = instrument.quantity_step, Notional.of(instrument)
-        self.held = held if abs(held) >= self._step else 0  # signed
-        self._begin(None)
+        self.held = 0  # signed
+        self._begin((0, 0))
 
-    def _begin(self, opened: tuple[int, int] | None) -> None:
-        """Begin a trade; *opened* is the key of the fill that opens it, None if unknown."""
-        self._opened = opened
+    def _begin(self, opened: tuple[int, int]) -> None:
+        """Begin a trade; *opened* is the key of the fill that opens it."""
+        self.opened = opened
         self._largest = 0
         self._entries, self._exits = [0, 0], [0, 0]  # quantity and notional
         self._gross = self._fees = self._funding = 0
+
+    def go_on(self, trade: OpenTrade, number: int) -> None:
+        """Continue *trade*, which has this *number* in the account that the run took over."""
+        self._begin((-1 - number, 0))
+        self.held, self._largest = trade.held, trade.largest
+        self._entries, self._exits = [*trade.entries], [*trade.exits]
+        self._gross, self._fees, self._funding = trade.gross, trade.fees, trade.funding
+
+    def sums(self) -> dict[str, Any]:
+        """Return the fields of :class:`OpenTrade` that the fills since the entry determine."""
+        return {
+            "held": self.held,
+            "largest": self._largest,
+            "entries": (self._entries[0], self._entries[1]),
+            "exits": (self._exits[0], self._exits[1]),
+            "gross": self._gross,
+            "fees": self._fees,
+            "funding": self._funding,
+        }
 
     def pay(self, amount: int) -> None:
         """Add the *amount* of funding paid."""
@@ -95,39 +189,47 @@ class TradeBook:
         self.held = held
         self._largest = max(self._largest, abs(held))
 
-    def _closed(self) -> Row | None:
-        if self._opened is None:
-            return None
+    def _closed(self) -> Row:
         quantity, notional = self._entries
         stake = divide_half_even(notional * self._largest, quantity)
         sums = self._gross, self._fees, self._funding
-        return (*self._opened, self._largest, *self._entries, *self._exits, *sums, stake)
+        return (*self.opened, self._largest, *self._entries, *self._exits, *sums, stake)
 
 
 class TradeBooks:
     """The trades of a *run*: of its account and of its shadow accounts.
 
-    If the run took over an account, the position is known from the first row of ``holdings`` on;
-    fills before it belong to no trade.
+    They begin with the trades that are open in the account which the run took over.
     """
 
     def __init__(self, run: RunRow) -> None:
-        self.is_taken_over = run.parent_run_id is not None
         self._instruments = run.instruments
         self._interval_ms = run.interval_ms
         self._places = {instrument.id: at for at, instrument in enumerate(run.instruments)}
         # By shadow account, None for the run's, and instrument:
         self._books: dict[tuple[str | None, int], TradeBook] = {}
         self._paid: dict[tuple[str | None, int], int] = {}  # the funding paid so far
+        if (before := inherited(run)) is None:
+            return
+        for shadow, instrument, paid in before.paid():
+            self._paid[shadow, self._places[instrument]] = paid
+        for number, trade in enumerate(before.open_trades):
+            self._book((trade.shadow, self._places[trade.instrument])).go_on(trade, number)
+
+    def _book(self, key: tuple[str | None, int]) -> TradeBook:
+        if (book := self._books.get(key)) is None:
+            book = self._books[key] = TradeBook(self._instruments[key[1]])
+        return book
+
+    def open(self) -> Iterator[tuple[str | None, int, TradeBook]]:
+        """Yield account, place of the instrument and book of each trade that is open."""
+        for (shadow, place), book in sorted(self._books.items(), key=lambda item: str(item[0])):
+            if book.held:
+                yield shadow, place, book
 
     def fill(self, row: Sequence[Any]) -> Row | None:
         """Apply a row of ``fills``; return the row of ``trades`` if it closes a trade."""
-        key = _, instrument = _POSITION_OF_FILL(row)
-        if (book := self._books.get(key)) is None:
-            if self.is_taken_over:  # it waits for ``hold``
-                return None
-            book = self._books[key] = TradeBook(self._instruments[instrument])
-        closed = book.fill(row)
+        closed = self._book(_POSITION_OF_FILL(row)).fill(row)
         return None if closed is None else (*row[:4], *closed)
 
     def before_settling(self, rows: Sequence[Sequence[Any]]) -> int:
@@ -153,17 +255,9 @@ class TradeBooks:
     def pay(self, shadow: str | None, instrument: int, paid: int) -> None:
         """Apply the total funding *paid* by the position of an account in *instrument*."""
         key = shadow, instrument
-        before = self._paid.get(key, paid if self.is_taken_over else 0)
+        before = self._paid.get(key, 0)
         if paid == before:
             return
         self._paid[key] = paid
         if (book := self._books.get(key)) is not None:
             book.pay(paid - before)
-
-    def hold(self, row: Sequence[Any]) -> None:
-        """Apply a row of ``holdings`` of an account that was taken over, after its step's fills."""
-        shadow, instrument, quantity, paid = _HELD(row)
-        if instrument is not None and quantity is not None:
-            key = shadow, instrument
-            self._books.setdefault(key, TradeBook(self._instruments[instrument], quantity))
-            self._paid.setdefault(key, paid)

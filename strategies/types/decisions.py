@@ -715,3 +715,4 @@ class RunRow(Struct, frozen=True):
     gate_horizon: int | None = None  # bars; the forecast's horizon that gates judge
     sessions: bytes | None = None  # of shares; see ``strategies/sessions.py``
     sees_account: bool = False  # decisions depend on fills
+    account: str | None = None  # JSON: what the run before handed to this one

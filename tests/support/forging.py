@@ -11,9 +11,9 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from tracepaper.daemon.engine.restart import Restart
-from tracepaper.daemon.engine.state import decode_state
+from tracepaper.daemon.session.carried_account import CarriedAccount
 from tracepaper.daemon.session.models import forecaster_of
+from tracepaper.daemon.session.resume import take_over
 from tracepaper.replay.backtest.recorded import RecordedPredictor, open_recorded
 from tracepaper.replay.checks.compare import RowCheck
 from tracepaper.replay.checks.verify import Verification, verify_run
@@ -48,7 +48,6 @@ TAKEN_AS_TOLD: Final[Mapping[str, str]] = {
     "runs.run_id": _NAME,
     "runs.kind": "who fed the run, which leaves no other trace",
     "runs.started_at_ms": "the machine's clock, which no decision reads",
-    "runs.parent_run_id": "another run's name: that there was one shows in the ledger",
     "runs.period_start_ms": "it may move to wherever no bar lies in between",
     "runs.config": "what had no effect: sections that decide nothing, and with its hash any key",
     "runs.config_sha256": "with runs.config",
@@ -271,12 +270,13 @@ def with_child(path: Path) -> None:
     """Add a run to *path* that takes over the account of its last one, and sees its bars again."""
     with Reader.open(path) as reader:
         parent = reader.find("last")
-        recorded, state = open_recorded(reader, path, parent), reader.state_at(parent)
+        recorded = open_recorded(reader, path, parent)
+        account = CarriedAccount.of(reader, recorded.run)
         events = [event for _, _, event, _ in reader.events(parent)]
-    assert state is not None
-    Restart(recorded.engine).restore(decode_state(state[0]), next_sequence=0, taken_over=True)
+    assert account is not None
+    child = replace(recorded.run, run_id="child", parent_run_id=parent, account=account.json())
+    take_over(recorded.engine, child)
     log = SqlAuditLog.open(path, group_steps=1)
-    child = replace(recorded.run, run_id="child", parent_run_id=parent)
     log.begin(child, recorded.engine.gate_sets)
     for event in events[:-1]:
         log.append_now(recorded.engine.step(event, None))

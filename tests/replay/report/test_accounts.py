@@ -269,7 +269,7 @@ def test_a_shadow_at_the_only_possible_places_earns_what_the_run_earned(
     traded = np.abs(np.diff(held, prepend=0.0))
     equity = 1e6 + gains(bars, held, traded, record.cost_rate).sum()
     ledger = type(record.account)(
-        "all", np.array([1e6, equity]), {"linear:BTCUSDT": held}, (), (), 0.0, 0.0
+        "all", np.array([1e6, equity]), {"linear:BTCUSDT": held}, (), (), 0.0, 0.0, 0.0
     )
     random_timings = present(benchmarks.random_timings(record, ledger, np.array([0]), count=3))
     assert random_timings.final_median == pytest.approx(equity)
@@ -334,7 +334,7 @@ def test_an_account_without_information_beats_half_of_its_random_timings(
             for at, change, price in trades
         )  # fmt: skip
         ledger = type(record.account)(
-            "all", np.array([1e6, equity]), {name: delta.cumsum()}, fills, (), 0.0, 0.0
+            "all", np.array([1e6, equity]), {name: delta.cumsum()}, fills, (), 0.0, 0.0, 0.0
         )
         market = replace(record, bars={name: drawn})
         timings = present(benchmarks.random_timings(market, ledger, np.array([0]), count=30))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import storage_cases as cases
 from builders import instrument
 
 from tracepaper.storage.record.columns import stored_columns
-from tracepaper.storage.record.encode import StepEncoder
 from tracepaper.storage.record.trades import TradeBooks
 from tracepaper.strategies.types.market import Category
 
@@ -18,10 +16,10 @@ def row(table: str, **values: object) -> tuple[object, ...]:
     return tuple(values.get(name) for name in stored_columns(table))
 
 
-def books(parent: str | None = None, config: str = cases.CONFIG, **changes: object) -> TradeBooks:
+def books(config: str = cases.CONFIG, **changes: object) -> TradeBooks:
     scales = {"price_decimals": 0, "quantity_decimals": 0, "quantity_step": 1} | changes
     instruments = (instrument(**scales),)  # type: ignore[arg-type]
-    return TradeBooks(cases.run(parent_run_id=parent, config=config, instruments=instruments))
+    return TradeBooks(cases.run(config=config, instruments=instruments))
 
 
 def closed(
@@ -63,26 +61,6 @@ def test_what_a_fee_leaves_below_a_step_does_not_keep_a_trade_open() -> None:
     moves = (10_000, 100, 0, 5), (-9_990, 120, 1), (10_000, 110, 0, 5)
     (trade,) = closed(coarse, *moves)
     assert (trade["quantity"], earned(trade)) == (9_995, 120 - 1 - 100)
-
-
-@pytest.mark.parametrize("shadow", [None, "ungated"])
-def test_what_was_held_of_an_account_taken_over_is_none_but_what_is_opened_since(
-    shadow: str | None,
-) -> None:
-    taken = books("before")
-    assert closed(taken, (-9, 9, 0), shadow=shadow) == []  # no row has shown yet what is held
-    taken.hold(row("holdings", instrument=0, shadow=shadow, quantity=2, funding_paid=5))
-    (trade,) = closed(taken, (1, 100, 0), (-5, 500, 0), (2, 190, 0), shadow=shadow)
-    assert (trade["opened_sequence"], trade["entry_notional"]) == (1, 200)
-
-
-def test_a_run_that_takes_an_account_over_has_the_trades_that_it_opens() -> None:
-    whole, later = (StepEncoder(cases.run(parent_run_id=of), 1) for of in (None, "before"))
-    steps = cases.plain_steps(60)
-    for encoder, begun in ((whole, 0), (later, 15)):
-        for step in steps[begun:]:
-            encoder.add(step)
-    assert later.take()["trades"] == whole.take()["trades"][1:] != []
 
 
 def test_the_stake_is_of_the_largest_quantity_and_funding_counts_while_it_is_held() -> None:

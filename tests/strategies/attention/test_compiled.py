@@ -102,10 +102,10 @@ def test_without_a_compiler_that_works_nothing_is_built_and_nothing_fails(
 
 def test_an_object_has_the_same_bytes_wherever_it_is_built(folder: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "checkout"
-    (elsewhere / "strategies/attention").mkdir(parents=True)
-    shutil.copy(ROOT / "setup.py", elsewhere)
-    shutil.copy(ROOT / "pyproject.toml", elsewhere)
-    shutil.copy(SOURCE, elsewhere / "strategies/attention")
+    named = ("setup.py", "pyproject.toml", "daemon/version.py", str(SOURCE.relative_to(ROOT)))
+    for name in named:
+        (elsewhere / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, elsewhere / name)
     assert library_of(tmp_path, "gcc", elsewhere).returncode == 0
     for name in compiled.NAMES:
         again = (tmp_path / compiled.file_of(name)).read_bytes()
