@@ -67,16 +67,17 @@ def verify(
         if digest is not None and run.rpartition("#")[2] == "last":
             query = "SELECT run_id FROM v_commits WHERE digest = ?"
             (run_id,) = reader.connection.execute(query, (digest.hex(),)).fetchone() or (run_id,)
-        if reader.ended_at_ms(run_id) is None and is_at_rest(path):
+        stored = reader.run_ids()
+        ids = stored if every else [run_id]
+        audits = audit_runs(reader.connection, ids, head=digest)
+        # What is damaged may not say whether it has ended.
+        if audits[0].passes and reader.ended_at_ms(run_id) is None and is_at_rest(path):
             say(
                 f"warning: run {run_id} has not ended: if this file was copied without its -wal "
                 "while a daemon wrote it, newer steps may be missing; `tracepaper db backup` "
                 "copies all.",
                 err=True,
             )
-        stored = reader.run_ids()
-        ids = stored if every else [run_id]
-        audits = audit_runs(reader.connection, ids, head=digest)
         if (first := audits[0].chain.head_at) is not None:
             (kept,) = RunViews(reader.connection, run_id).rows("v_commits", sequence=first)
     documents = [_document(str(path), audited, kept) for audited in audits]
