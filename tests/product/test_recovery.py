@@ -140,7 +140,14 @@ def test_a_changed_configuration_opens_a_new_run_that_takes_over_the_account(
         assert reader.first_state(second.opened.run.run_id) == (second.steps[0].state, 0)
 
 
-def test_a_new_run_takes_over_the_regime_of_the_last_decision(tmp_path: Path) -> None:
+def confirmed_ms(process: Process) -> list[int]:
+    """Return the bars that newly confirmed each position, of the run and of its shadow accounts."""
+    state = process.opened.engine.state()
+    accounts = [state.account, *(state.shadows[name] for name in sorted(state.shadows))]
+    return [line.orders.confirmed_ms for of in accounts for line in of.lines.values()]
+
+
+def test_a_new_run_takes_over_the_last_regime_and_confirmations(tmp_path: Path) -> None:
     path, given = tmp_path / "run.db", events(60, quotes=False)[:44]
     config, other = (
         configured("attention", FillModel.NEXT_OPEN, gate={**GATES, "edge": edge})
@@ -152,6 +159,8 @@ def test_a_new_run_takes_over_the_regime_of_the_last_decision(tmp_path: Path) ->
     second = Process(path, other, FillModel.NEXT_OPEN)
     assert second.opened.run.parent_run_id == first.opened.run.run_id
     assert second.opened.engine.state().regimes == last
+    assert confirmed_ms(second) == confirmed_ms(first)
+    assert any(confirmed_ms(first))
     second.stop()
 
 
