@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -53,13 +53,12 @@ from tracepaper.daemon.session import parity as parity_module  # noqa: E402
 from tracepaper.daemon.session import resume as resume_module  # noqa: E402
 from tracepaper.daemon.session import run_row as run_row_module  # noqa: E402
 from tracepaper.daemon.session import supervisor as supervisor_module  # noqa: E402
+from tracepaper.daemon.session.carried_account import CarriedAccount  # noqa: E402
 from tracepaper.daemon.session.daemon import Daemon  # noqa: E402
 from tracepaper.daemon.session.messenger import Messenger  # noqa: E402
-from tracepaper.daemon.session.resume import Opening  # noqa: E402
 from tracepaper.daemon.session.supervisor import Supervisor  # noqa: E402
 from tracepaper.storage.audit import SqlAuditLog  # noqa: E402
 from tracepaper.storage.database import writer as writer_module  # noqa: E402
-from tracepaper.storage.database.reader import Reader  # noqa: E402
 from tracepaper.strategies.api.strategy import SmaCross  # noqa: E402
 from tracepaper.strategies.gates.gate import GATES  # noqa: E402
 from tracepaper.strategies.types.decisions import Fill, Order, RunRow, Step  # noqa: E402
@@ -331,13 +330,11 @@ def a_notice_told_twice() -> None:
 def a_new_run_that_begins_now() -> None:
     """Let a run that takes over an account pass over the bars in between."""
 
-    def from_now(
-        reader: Reader, parent: RunRow, began_ms: Mapping[str, int], opening: Opening
-    ) -> dict[str, int]:
-        del reader, parent
-        return dict.fromkeys(began_ms, opening.period_start_ms)
+    def from_now(self: CarriedAccount, interval_ms: int, latest_ms: int) -> dict[str, int]:
+        del interval_ms
+        return dict.fromkeys(self.begun_ms, latest_ms)
 
-    setattr(resume_module, "_first_ms", from_now)  # noqa: B010 - what is broken is private
+    _replace(CarriedAccount, "first_ms", from_now)
 
 
 def a_halt_that_is_forgotten() -> None:

@@ -26,7 +26,17 @@ from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import TracepaperError
 
-LEFT_OUT = {"run_id", "sequence", "ordinal", "order_id", "digest", "head", "seen_ms", "seen_iso"}
+LEFT_OUT = {
+    "run_id",
+    "entry_run_id",
+    "sequence",
+    "ordinal",
+    "order_id",
+    "digest",
+    "head",
+    "seen_ms",
+    "seen_iso",
+}
 """What tells one record from another of the same run: a start is a step too."""
 VIEWS = {
     "v_bars": "market_ms",
