@@ -19,7 +19,7 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_rows import WHOLE, Columns, Span
 from tracepaper.storage.database.run_views import Row, RunViews
 from tracepaper.storage.record.columns import STEADY_GATES, usual_measure
-from tracepaper.storage.record.trades import inherited
+from tracepaper.storage.record.trades import Totals, inherited
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.sessions import Calendar, closes_of, joint, opens_later
 from tracepaper.strategies.units import MONEY_SCALE, RATE_SCALE
@@ -254,8 +254,8 @@ class RunColumns:
         That of an account that was taken over is the one with which the run before ended. *name* is
         that of a shadow account; empty is the run's own.
         """
-        if (before := inherited(self.run)) is not None and name in before.equity:
-            return before.equity[name] / MONEY_SCALE
+        if (totals := self.totals_before(name)) is not None:
+            return totals.equity / MONEY_SCALE
         return self.equity_before(decided, name)
 
     def equity_before(self, sequence: int, name: str = "") -> float:
@@ -274,14 +274,24 @@ class RunColumns:
             "verify` and restore a backup."
         )
 
+    def totals_before(self, name: str = "") -> Totals | None:
+        """Return the sums of an account that the run took over; None if it began the account."""
+        before = inherited(self.run)
+        return None if before is None else before.totals.get(name)
+
     def own_sums(self, row: Row, name: str = "") -> Row:
         """Return *row*, the equity of an account, with profit, fees and funding of this run alone.
 
-        The account counts them since its own beginning. *name* is that of a shadow account.
+        The account counts them since its own beginning. Profit is realized against the marks of the
+        run's start. *name* is that of a shadow account.
         """
-        if (before := inherited(self.run)) is None:
+        if (before := self.totals_before(name)) is None:
             return row
-        sums = before.sums(name)
+        sums = {
+            "realized_pnl": before.realized_pnl + before.unrealized_pnl,
+            "fees_paid": before.fees_paid,
+            "funding_paid": before.funding_paid,
+        }
         return {**row, **{key: float(row[key]) - sums[key] / MONEY_SCALE for key in sums}}
 
     def settled(self) -> tuple[dict[str, dict[int, float]], int]:

@@ -6,7 +6,7 @@ fields have names, because the order of the fields of a stored state is part of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from enum import Enum
 from typing import Any, Final, Self, get_args, get_origin, get_type_hints
@@ -20,7 +20,7 @@ from tracepaper.daemon.engine.state import EngineState, decode_state, resting_or
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import RunViews
 from tracepaper.storage.database.trade_rows import open_trades
-from tracepaper.storage.record.trades import OpenTrade
+from tracepaper.storage.record.trades import OpenTrade, Totals, inherited
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.decisions import Confirmation, RunRow
 from tracepaper.strategies.types.market import Instrument
@@ -29,7 +29,7 @@ from tracepaper.strategies.units import MONEY_DECIMALS, interval_start, scaled
 FORMAT: Final = 1
 
 
-class Origin(Struct, frozen=True):
+class Origin(Struct, frozen=True, forbid_unknown_fields=True):
     """The end of the run whose account it is."""
 
     run_id: str
@@ -39,7 +39,7 @@ class Origin(Struct, frozen=True):
     code_version: str
 
 
-class CarriedAccount(Struct, frozen=True, kw_only=True):
+class CarriedAccount(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The account at the end of a run. Money and quantities are the record's integers."""
 
     format: int = FORMAT
@@ -53,7 +53,8 @@ class CarriedAccount(Struct, frozen=True, kw_only=True):
     begun_ms: dict[str, int]  # by instrument: the open time of its first decided bar
     last_open_ms: dict[str, int]  # by instrument: the open time of its newest bar
     state: dict[str, Any]  # an ``EngineState`` by name, after the last verdicts and confirmations
-    equity: dict[str, int]  # by shadow account; "" is the run's own
+    totals: dict[str, Totals]  # by shadow account; "" is the run's own
+    funding_paid: dict[str, dict[str, int]]  # the same by instrument
     open_trades: tuple[OpenTrade, ...]
 
     @classmethod
@@ -82,7 +83,11 @@ class CarriedAccount(Struct, frozen=True, kw_only=True):
             begun_ms={item.id: run.period_start_ms for item in run.instruments} | state.first_ms,
             last_open_ms=reader.last_open_ms(run.run_id),
             state=_named(state),
-            equity=dict(_equities(reader, run)),
+            totals=_totals(reader, run),
+            funding_paid={
+                name: {key: holding.funding_paid for key, holding in account.holdings.items()}
+                for name, account in {"": state.account, **state.shadows}.items()
+            },
             open_trades=open_trades(reader.connection, stored.run_key, run),
         )
 
@@ -90,11 +95,14 @@ class CarriedAccount(Struct, frozen=True, kw_only=True):
     def read(cls, text: str) -> Self:
         """Return the account in *text*, JSON; raise ``DataInvalid`` if it is none."""
         try:
-            return msgspec.json.decode(text, type=cls)
+            account = msgspec.json.decode(text, type=cls)
         except msgspec.MsgspecError as error:
             raise DataInvalid(
                 f"The account that a run took over cannot be read: {error}."
             ) from error
+        if account.format != FORMAT or account.json() != text:
+            raise DataInvalid("The account that a run took over is written in another form.")
+        return account
 
     def json(self) -> str:
         """Return it as JSON, equal for equal accounts."""
@@ -150,15 +158,25 @@ class CarriedAccount(Struct, frozen=True, kw_only=True):
         )
 
 
-def _equities(reader: Reader, run: RunRow) -> Iterator[tuple[str, int]]:
-    """Yield each account of *run*, "" for its own, and its newest equity."""
-    views = RunViews(reader.connection, run.run_id)
+def _totals(reader: Reader, run: RunRow) -> dict[str, Totals]:
+    """Return the newest sums of each account of *run*, "" for its own.
+
+    Those of a shadow account that decided nothing in *run* are the ones that it took over.
+    """
+    views, before = RunViews(reader.connection, run.run_id), inherited(run)
     rows = [*views.rows("v_equity", newest=1)]
     for name, _ in sorted(views.counts("v_shadow_equity", "shadow")):
         rows += views.rows("v_shadow_equity", newest=1, shadow=name)
-    for row in rows:
-        name, equity = row.get("shadow", ""), Decimal(row["equity_text"])
-        yield name, scaled(equity, MONEY_DECIMALS, name="equity")
+    found = {
+        row.get("shadow", ""): Totals(
+            *(scaled(Decimal(row[f"{name}_text"]), MONEY_DECIMALS, name=name) for name in _TOTALS)
+        )
+        for row in rows
+    }
+    return ({} if before is None else before.totals) | found
+
+
+_TOTALS: Final = Totals.__struct_fields__
 
 
 def _confirmed(state: EngineState, confirmations: list[Confirmation]) -> EngineState:
@@ -209,7 +227,11 @@ def _in_order(value: Any, of: Any, where: str) -> Any:  # noqa: ANN401 - any fie
     origin, arguments = get_origin(of), get_args(of)
     if value is None or (origin is None and not _is_struct(of)):
         return value
+    if not isinstance(value, list if origin in (list, tuple) else dict) and origin in _MANY:
+        raise DataInvalid(f"{where} of an account holds {value!r}.")
     if _is_struct(of):
+        if not isinstance(value, dict):
+            raise DataInvalid(f"{where} of an account holds {value!r}.")
         names = of.__struct_fields__
         if odd := sorted({*value} ^ {*names}):
             raise DataInvalid(f"In {where} of an account, {', '.join(odd)} is missing or unknown.")
@@ -222,6 +244,9 @@ def _in_order(value: Any, of: Any, where: str) -> Any:  # noqa: ANN401 - any fie
         return [_in_order(each, arguments[0], where) for each in value]
     (member,) = [each for each in arguments if each is not type(None)]
     return _in_order(value, member, where)
+
+
+_MANY: Final = (list, tuple, dict)
 
 
 def _is_struct(of: object) -> bool:

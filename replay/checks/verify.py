@@ -45,7 +45,7 @@ from tracepaper.strategies.errors import DataInvalid, InvariantBroken
 from tracepaper.strategies.order_book import books_in
 from tracepaper.strategies.sessions import calendars_of
 from tracepaper.strategies.types.decisions import RunRow, Step
-from tracepaper.strategies.types.market import Bar, Close, Depths, Event, ModelChange
+from tracepaper.strategies.types.market import Bar, Close, Depths, Event, ModelChange, RunKind
 from tracepaper.strategies.units import iso
 
 DIFFERENCES_KEPT: Final = 100
@@ -241,19 +241,19 @@ def _judge_state(
 def _judge_joint(verification: Verification, reader: Reader, run: RunRow) -> None:
     """Check the account that *run* took over against the run before, if this file holds it."""
     carried = None if run.account is None else CarriedAccount.read(run.account)
-    named = None if carried is None else carried.origin.run_id
-    if run.parent_run_id != named:
-        verification.add(run.period_start_ms, "runs.parent_run_id", run.parent_run_id, named)
-    if carried is None:
-        return
-    verification.before = carried.origin
-    try:
-        due = CarriedAccount.of(reader, reader.run(carried.origin.run_id))
-    except DataInvalid:  # another file holds it
-        return
-    verification.is_before_here = True
-    if due is None or due.json() != run.account:
-        verification.add(run.period_start_ms, "runs.account", "another", "that of the run before")
+    verification.before = None if carried is None else carried.origin
+    due = None if carried is None else carried.origin.run_id
+    before = reader.before(run) if run.kind is RunKind.LIVE else None
+    if before is not None:
+        verification.is_before_here = True
+        account = CarriedAccount.of(reader, before)
+        # With other symbols a start leaves an account in which nothing is open.
+        if account is not None and (account.is_of(run.instruments) or account.is_open):
+            due = before.run_id
+            if account.json() != run.account:
+                verification.add(run.period_start_ms, "runs.account", "another", "that at its end")
+    if run.parent_run_id != due:
+        verification.add(run.period_start_ms, "runs.parent_run_id", run.parent_run_id, due)
 
 
 def _judge_run(

@@ -40,7 +40,7 @@ from tracepaper.strategies.gates.gate import GATES, ThresholdForm
 from tracepaper.strategies.position_text import FLAT
 from tracepaper.strategies.types.decisions import Regime
 from tracepaper.strategies.types.market import ParityCheck, ParityOutcome, Side
-from tracepaper.strategies.units import BASE_FEES, DAY_MS, without_zeros
+from tracepaper.strategies.units import BASE_FEES, DAY_MS, MONEY_SCALE, without_zeros
 
 # ---------------------------------------------------------------- all runs
 
@@ -442,6 +442,8 @@ def _below_zero_of_bars(shown: OpenRun) -> str:
 def _start(shown: OpenRun, shadow: str = "") -> float:
     """Return an account's first equity, or the configured cash without a decision."""
     first, _ = _decided(shown)
+    if first is None and (before := shown.columns.totals_before(shadow)) is not None:
+        return before.equity / MONEY_SCALE
     if first is None:
         return float(json.loads(shown.views.run()["config"])["account"]["cash"])
     return shown.columns.first_equity(first, shadow)

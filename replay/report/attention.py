@@ -179,7 +179,8 @@ def _group(
     record: RunRecord, name: str, trades: Sequence[ClosedTrade], attention: RunAttention
 ) -> EntryGroup:
     decisions = record.decisions
-    at = np.searchsorted(decisions.sequence, [trade.entry_sequence for trade in trades])
+    entries = [trade.entry_sequence for trade in trades if trade.entry_sequence is not None]
+    at = np.searchsorted(decisions.sequence, entries)
     columns = {
         "confidence_entropy": decisions.confidence_entropy[at],
         "entropy": 1.0 - decisions.confidence_entropy[at],
@@ -187,7 +188,7 @@ def _group(
         "older_mass": decisions.older_mass[at],
         "shift": decisions.shift[at],
     }
-    rows = [attention.rollout_by_age[trade.entry_sequence] for trade in trades]
+    rows = [attention.rollout_by_age[sequence] for sequence in entries]
     rollout = tuple(np.mean(rows, axis=0).tolist()) if rows else ()
     return EntryGroup(name, len(trades), _means(columns, decisions.open_time_ms[at]), rollout)
 
@@ -347,10 +348,10 @@ def _groups(
     attended: dict[str, list[Floats]] = {"winners": [], "losers": []}
     entered: dict[str, list[int]] = {"winners": [], "losers": []}
     for trade in trades:
-        if trade.decision is None:
+        if trade.entry_sequence is None:
             continue
         symbol = record.instruments[trade.instrument].symbol
-        at = int(np.searchsorted(decisions.sequence, trade.decision))
+        at = int(np.searchsorted(decisions.sequence, trade.entry_sequence))
         opened = int(decisions.open_time_ms[at])
         shares = np.zeros(len(symbols) + 1)  # the last is that of the traded symbol
         for name, noted in by_symbol[symbol].items():

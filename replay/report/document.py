@@ -170,7 +170,7 @@ def _trades(report: Report) -> Part:
     title = f"Closed trades of {report.shown}"
     if len(newest) < len(closed):
         title += f" (the last {len(newest):,} of {len(closed):,})"
-    figures = (of_field("decision", "decision", "step"), *LAST)
+    figures = (of_field("entry_sequence", "decision", "step"), *LAST)
     return table("trades", title, figures, newest, shown=LAST_TRADES, newest=True)
 
 

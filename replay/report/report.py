@@ -172,7 +172,8 @@ def build_report(
         record = read_record(reader, database, run_id)
         ledgers = (record.account, *record.shadows)
         closed = {ledger.name: tuple(closed_trades(ledger)) for ledger in ledgers}
-        entries = {trade.entry_sequence for trades in closed.values() for trade in trades}
+        decided = {trade.entry_sequence for trades in closed.values() for trade in trades}
+        entries = {sequence for sequence in decided if sequence is not None}
         progress("reading the attention")
         attention = read_attention(reader, record, entries)
         grouped = next((name for name, trades in closed.items() if trades), record.account.name)

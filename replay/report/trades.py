@@ -133,13 +133,8 @@ class ClosedTrade:
     entry_reason: str
     exit_reason: str
     exit_model: str
-    entry_sequence: int  # of the decision that opened it; -1 if that is another run's
+    entry_sequence: int | None  # of the decision that opened it; None if that is another run's
     exit_sequence: int
-
-    @property
-    def decision(self) -> int | None:
-        """The step of the decision that opened it; None if an earlier run holds it."""
-        return None if self.entry_sequence < 0 else self.entry_sequence
 
     @property
     def return_bp(self) -> float:
@@ -209,7 +204,7 @@ def closed_trades(ledger: AccountRecord) -> list[ClosedTrade]:
     rows = sorted(ledger.trades, key=itemgetter("closed_ms", "instrument"))
     trades = [ClosedTrade(*_TRADE_COLUMNS(row)) for row in rows]
     return [
-        trade if row["entry_run_id"] == row["run_id"] else replace(trade, entry_sequence=-1)
+        trade if row["entry_run_id"] == row["run_id"] else replace(trade, entry_sequence=None)
         for trade, row in zip(trades, rows, strict=True)
     ]
 

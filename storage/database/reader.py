@@ -422,6 +422,15 @@ class Reader:
         row = self.connection.execute(query, (kind.value,)).fetchone()
         return None if row is None else self.run(row[0])
 
+    def before(self, run: RunRow) -> RunRow | None:
+        """Return the run of the same kind that was opened before *run*, if any."""
+        query = (
+            "SELECT run_id FROM runs WHERE kind = ? AND run_key < "
+            "(SELECT run_key FROM runs WHERE run_id = ?) ORDER BY run_key DESC LIMIT 1"
+        )
+        row = self.connection.execute(query, (run.kind.value, run.run_id)).fetchone()
+        return None if row is None else self.run(row[0])
+
     def last_open_ms(self, run_id: str) -> dict[str, int]:
         """Return the open time of the newest bar of *run_id*, by instrument; none without a bar."""
         stored = self.stored_run(run_id)

@@ -49,7 +49,7 @@ def trades_until(
 
 
 _ENTRY: Final = (
-    "SELECT e.filled_ms, e.reason, e.birth, "
+    "SELECT e.filled_ms, e.reason, e.order_id, "
     "d.mean_return, d.stdev_return, d.volatility, d.horizon FROM fills e "
     "LEFT JOIN answers d ON d.run_key = e.run_key AND d.sequence = e.birth AND EXISTS "
     "(SELECT 1 FROM orders y WHERE y.order_id = e.order_id AND y.run_key = d.run_key "
@@ -57,7 +57,7 @@ _ENTRY: Final = (
     "WHERE e.run_key = ? AND e.sequence = ? AND e.ordinal = ? AND e.shadow IS ?"
 )
 _ENTRY_FIELDS: Final = (
-    *("opened_ms", "entry_reason", "entry_sequence"),
+    *("opened_ms", "entry_reason", "order_id"),
     *("mean_return", "stdev_return", "volatility", "horizon"),
 )
 _BARS: Final = (
@@ -80,13 +80,17 @@ def open_trades(connection: sqlite3.Connection, run_key: int, run: RunRow) -> tu
             continue
         entry = connection.execute(_ENTRY, (run_key, sequence, ordinal, shadow)).fetchone()
         named = dict(zip(_ENTRY_FIELDS, entry, strict=True))
+        # Each run that took the order over put "0-" before "STEP-ORDINAL".
+        *joints, step, _ = str(named.pop("order_id")).split("-")
+        decided = {0: run.run_id, 1: run.parent_run_id}.get(len(joints))
         trades.append(
             OpenTrade(
                 **named,
                 **book.sums(),
                 shadow=shadow,
                 instrument=run.instruments[place].id,
-                run_id=run.run_id,
+                run_id=decided,
+                entry_sequence=None if decided is None else int(step),
                 bars_held=bars,
             )
         )

@@ -544,6 +544,15 @@ def _of_entry(field: str, sql: str) -> str:
     return f"CASE WHEN t.opened_sequence < 0 THEN {carried}.{field}') ELSE {sql} END"
 
 
+# Each run that takes an order over puts "0-" before its id, "STEP-ORDINAL".
+_DECIDED_BY: Final = (
+    "CASE WHEN e.order_id LIKE '0-0-%-%' THEN NULL "
+    "WHEN e.order_id LIKE '0-%-%' THEN r.parent_run_id ELSE r.run_id END"
+)
+_DECIDED_AT: Final = (
+    "CASE WHEN e.order_id LIKE '0-0-%-%' THEN NULL "
+    "WHEN e.order_id LIKE '0-%-%' THEN CAST(substr(e.order_id, 3) AS INTEGER) ELSE e.birth END"
+)
 # A run that takes an account over warms up on bars that the run before has decided.
 _BARS_HELD: Final = (
     "((SELECT count(*) FROM steps s "
@@ -613,10 +622,14 @@ V_TRADES: Final = View(
             ViewColumn("entry_reason", _of_entry("entry_reason", "e.reason"), "why it was opened"),
             ViewColumn("exit_reason", "f.reason", "why it was closed"),
             ViewColumn("exit_model", "f.model", "what the closing fill was filled against"),
-            ViewColumn("entry_run_id", _of_entry("run_id", "r.run_id"), "the run that opened it"),
+            ViewColumn(
+                "entry_run_id",
+                _of_entry("run_id", _DECIDED_BY),
+                "the run that decided it; null if its order is older than two runs",
+            ),
             ViewColumn(
                 "entry_sequence",
-                _of_entry("entry_sequence", "e.birth"),
+                _of_entry("entry_sequence", _DECIDED_AT),
                 "the step of that run that created the opening order",
                 "INTEGER",
             ),

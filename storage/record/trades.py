@@ -7,14 +7,16 @@ the account that the run took over.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from msgspec import Struct
 
 from tracepaper.storage.record.rows import gather
+from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.decisions import FillModel
-from tracepaper.strategies.types.market import Side
+from tracepaper.strategies.types.market import Category, Side
 from tracepaper.strategies.units import Notional, divide_half_even, interval_start
 
 if TYPE_CHECKING:
@@ -35,15 +37,15 @@ _DATED: Final = gather("fills", "model", "filled_ms")
 _BY_CANDLE: Final = frozenset({FillModel.NEXT_OPEN, FillModel.BAR_PATH})
 
 
-class OpenTrade(Struct, frozen=True, kw_only=True):
+class OpenTrade(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A trade that is open where a run ends: its entry, and its sums until then."""
 
     shadow: str | None  # the shadow account; None is the run's own
     instrument: str
-    run_id: str  # the run that opened it
+    run_id: str | None  # the run that decided it; None if its order is older than two runs
     opened_ms: int
     entry_reason: str
-    entry_sequence: int  # of the step of that run which created the opening order
+    entry_sequence: int | None  # of the step of that run which created the opening order
     bars_held: int
     mean_return: float | None = None  # this and the next three are of the forecast at the entry
     stdev_return: float | None = None
@@ -58,52 +60,35 @@ class OpenTrade(Struct, frozen=True, kw_only=True):
     funding: int
 
 
-class _Sums(Struct, frozen=True):
+class Totals(Struct, frozen=True, forbid_unknown_fields=True):
+    """The sums of an account where a run ends, since the account began."""
+
+    equity: int
     realized_pnl: int
+    unrealized_pnl: int
     fees_paid: int
     funding_paid: int
-
-
-class _Line(Struct, frozen=True):
-    holding: _Sums
-
-
-class _Lines(Struct, frozen=True):
-    lines: dict[str, _Line]
-
-
-class _State(Struct, frozen=True):
-    account: _Lines
-    shadows: dict[str, _Lines]
 
 
 class Inherited(Struct, frozen=True):
     """What the trades and costs of a run need of the account that it took over."""
 
-    state: _State
-    equity: dict[str, int]
+    totals: dict[str, Totals]  # by shadow account; "" is the run's own
+    funding_paid: dict[str, dict[str, int]]  # the same by instrument
     open_trades: tuple[OpenTrade, ...]
 
-    def sums(self, shadow: str) -> dict[str, int]:
-        """Return realized profit, fees and funding of an account so far; '' is the run's own."""
-        account = self.state.shadows.get(shadow) if shadow else self.state.account
-        holdings = [line.holding for line in account.lines.values()] if account else []
-        return {
-            name: sum(getattr(holding, name) for holding in holdings)
-            for name in _Sums.__struct_fields__
-        }
 
-    def paid(self) -> Iterator[tuple[str | None, str, int]]:
-        """Yield the funding that each position of each account has paid so far."""
-        accounts: list[tuple[str | None, _Lines]] = [(None, self.state.account)]
-        for shadow, account in [*accounts, *self.state.shadows.items()]:
-            for instrument, line in account.lines.items():
-                yield shadow, instrument, line.holding.funding_paid
+@lru_cache(maxsize=4)
+def _decoded(account: str) -> Inherited:
+    try:
+        return msgspec.json.decode(account, type=Inherited)
+    except msgspec.MsgspecError as error:
+        raise DataInvalid(f"The account that a run took over cannot be read: {error}.") from error
 
 
 def inherited(run: RunRow) -> Inherited | None:
     """Return what *run* took over; None if it is the first of its account."""
-    return None if run.account is None else msgspec.json.decode(run.account, type=Inherited)
+    return None if run.account is None else _decoded(run.account)
 
 
 class TradeBook:
@@ -116,6 +101,7 @@ class TradeBook:
 
     def __init__(self, instrument: Instrument) -> None:
         self._step, self._worth = instrument.quantity_step, Notional.of(instrument)
+        self._is_spot = instrument.category is Category.SPOT
         self.held = 0  # signed
         self._begin((0, 0))
 
@@ -158,7 +144,9 @@ class TradeBook:
             return None
         if not held:
             self._begin((sequence, ordinal))
-        if moved < 0 < held + moved < self._step:
+        left = held + moved
+        # A spot sale may also sell what fees left of earlier trades.
+        if moved < 0 < held and left < self._step and (left > 0 or self._is_spot):
             moved = -held
         is_exit = held * moved < 0
         left = abs(moved) - abs(held)
@@ -211,10 +199,14 @@ class TradeBooks:
         self._paid: dict[tuple[str | None, int], int] = {}  # the funding paid so far
         if (before := inherited(run)) is None:
             return
-        for shadow, instrument, paid in before.paid():
-            self._paid[shadow, self._places[instrument]] = paid
-        for number, trade in enumerate(before.open_trades):
-            self._book((trade.shadow, self._places[trade.instrument])).go_on(trade, number)
+        try:
+            for shadow, paid in before.funding_paid.items():
+                for instrument, amount in paid.items():
+                    self._paid[shadow or None, self._places[instrument]] = amount
+            for number, trade in enumerate(before.open_trades):
+                self._book((trade.shadow, self._places[trade.instrument])).go_on(trade, number)
+        except KeyError as error:
+            raise DataInvalid(f"A run took over {error}, which it does not trade.") from error
 
     def _book(self, key: tuple[str | None, int]) -> TradeBook:
         if (book := self._books.get(key)) is None:

@@ -23,12 +23,12 @@ from tracepaper.replay.report.trades import costs_and_funding
 from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import RunViews
-from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.types.decisions import FillModel
-from tracepaper.strategies.types.market import Event, Funding
+from tracepaper.strategies.types.market import Bar, Event, Funding
 
 WARM: Final = 8
-COUNT: Final = 240
+COUNT: Final = 70
 BARS: Final = bars(COUNT, seed=4)
 SHADOWS: Final = ("full_size",)
 CASES: Final[dict[str, dict[str, Any]]] = {
@@ -91,6 +91,17 @@ def trades(path: Path, runs: list[str], shadow: str = "") -> list[dict[str, Any]
     return found
 
 
+def decided(path: Path, rows: list[dict[str, Any]]) -> list[int]:
+    """Return the open times of the bars at whose decisions the trades of *rows* were opened."""
+    found = []
+    with Reader.open(path) as reader:
+        for row in rows:
+            step = reader.step(row["entry_run_id"], row["entry_sequence"])
+            assert isinstance(step.event, Bar)
+            found.append(step.event.open_time_ms)
+    return found
+
+
 def unnumbered(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return *rows* without what is numbered by run."""
     return [{name: row[name] for name in row if name not in NUMBERED} for row in rows]
@@ -100,11 +111,12 @@ def unnumbered(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("seed", range(2))
 def test_trades_over_joints_are_those_of_one_run(tmp_path: Path, case: str, seed: int) -> None:
     path, uncut = tmp_path / "cut.db", tmp_path / "whole.db"
-    cuts = sorted(random.Random(seed).sample(range(WARM + 1, COUNT - 1), 1 + 5 * seed))
+    cuts = sorted(random.Random(seed).sample(range(WARM + 1, COUNT - 1), 1 + 3 * seed))
     whole, runs = lived(uncut, case), lived(path, case, *cuts)
     for shadow in ("", *SHADOWS):
         due, joined = trades(uncut, whole, shadow), trades(path, runs, shadow)
         assert unnumbered(joined) == unnumbered(due)
+        assert decided(path, joined) == decided(uncut, due)
         assert any(row["entry_run_id"] != row["run_id"] for row in joined) or not seed
     with Reader.open(path) as reader:
         for run in runs:
@@ -115,7 +127,7 @@ def test_trades_over_joints_are_those_of_one_run(tmp_path: Path, case: str, seed
 
 def test_each_run_has_its_own_costs(tmp_path: Path) -> None:
     path = tmp_path / "cut.db"
-    runs = lived(path, "turns", 90, 170)
+    runs = lived(path, "turns", 30, 50)
     lived(tmp_path / "whole.db", "turns")
     for name in ("", *SHADOWS):
         costs = []
@@ -168,7 +180,7 @@ def test_an_account_that_a_run_did_not_end_with_is_found_at_the_joint(
     path, of = tmp_path / "cut.db", CarriedAccount.of
     with monkeypatch.context() as patch:
         patch.setattr(CarriedAccount, "of", lambda *given: plant(present(of(*given))))
-        _, run = lived(path, "turns", 120)
+        _, run = lived(path, "turns", 50)
     with Reader.open(path) as reader:
         assert verify_chain(reader.connection, run).passes
         found = [each.field for each in verify_run(reader, path, run).differences]
@@ -177,7 +189,7 @@ def test_an_account_that_a_run_did_not_end_with_is_found_at_the_joint(
 
 def test_a_state_that_does_not_follow_from_the_account_is_found(tmp_path: Path) -> None:
     path = tmp_path / "cut.db"
-    _, run = lived(path, "turns", 120)
+    _, run = lived(path, "turns", 50)
     key = "(SELECT max(run_key) FROM runs)"
     forgery = f"UPDATE holdings SET cash = cash + 500000000000 WHERE run_key = {key}"
     changed = forged(path, tmp_path / "forged.db", forgery)
@@ -200,3 +212,28 @@ def test_a_start_with_other_symbols_is_refused_while_something_is_open(tmp_path:
             begun = Process(path, other, FillModel.QUOTE, warm=last, item=ether)
             begun.stop()
             assert begun.opened.run.account is None
+
+
+def test_a_live_run_that_denies_the_account_before_it_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "cut.db"
+    with monkeypatch.context() as patch:
+        patch.setattr(CarriedAccount, "of", lambda *_given: None)
+        first, run = lived(path, "turns", 50)
+    with Reader.open(path) as reader:
+        found = {each.field: each.second for each in verify_run(reader, path, run).differences}
+    assert found["runs.parent_run_id"] == first
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["json_set(account, '$.format', 7)", "json_set(account, '$.luck', 1)", "account || ' '"],
+)
+def test_an_account_in_another_form_is_refused(tmp_path: Path, change: str) -> None:
+    path = tmp_path / "cut.db"
+    _, run = lived(path, "only long", 50)
+    statement = f"UPDATE runs SET account = {change} WHERE run_id = '{run}'"
+    changed = forged(path, tmp_path / "forged.db", statement)
+    with Reader.open(changed) as reader, pytest.raises(DataInvalid, match="account"):
+        verify_run(reader, changed, run)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders import present
 from report_cases import BTC, CANDLES, cross, report_of
 
 from tracepaper.replay.document.values import as_parts
@@ -15,7 +16,7 @@ from tracepaper.replay.report.report import Report
 
 def test_a_trade_carries_the_decision_that_opened_it(cross_report: Report) -> None:
     decisions = cross_report.record.decisions
-    opened = [trade.entry_sequence for trade in cross_report.own_trades]
+    opened = [present(trade.entry_sequence) for trade in cross_report.own_trades]
     at = np.searchsorted(decisions.sequence, opened)
     assert decisions.sequence[at].tolist() == opened
     closes_ms = decisions.open_time_ms[at] + 60_000

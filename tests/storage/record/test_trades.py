@@ -63,6 +63,12 @@ def test_what_a_fee_leaves_below_a_step_does_not_keep_a_trade_open() -> None:
     assert (trade["quantity"], earned(trade)) == (9_995, 120 - 1 - 100)
 
 
+def test_what_fees_left_of_earlier_trades_makes_no_short_of_a_spot_sale() -> None:
+    coarse = books(category=Category.SPOT, quantity_decimals=4, quantity_step=10)
+    moves = (10_000, 100, 0, 6), (-9_990, 120, 1), (10_000, 110, 0, 6), (-10_000, 130, 1)
+    assert [trade["quantity"] for trade in closed(coarse, *moves)] == [9_994, 9_994]
+
+
 def test_the_stake_is_of_the_largest_quantity_and_funding_counts_while_it_is_held() -> None:
     held = books()
     assert closed(held, (4, 400, 0)) == []
