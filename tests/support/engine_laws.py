@@ -40,6 +40,7 @@ from reference_ledger import ReferenceLedger
 from tracepaper.daemon.broker import matching
 from tracepaper.daemon.broker.line import LineState
 from tracepaper.daemon.broker.orders import NEXT, PROTECTIVE
+from tracepaper.daemon.broker.settlements import STAMPED_LATE_MS
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import resolved
@@ -359,7 +360,8 @@ class Book:
 
     def _take_rate(self, step: Step, event: Funding) -> None:
         newest = self.settled.get(event.instrument, -1)
-        assert step.accepted is (event.market_ms > newest), "a settlement is booked once"
+        is_another = event.market_ms >= newest + STAMPED_LATE_MS
+        assert step.accepted is is_another, "a settlement is booked once"
         if step.accepted:
             key, at_ms = event.instrument, event.market_ms
             self.settled[key] = at_ms
