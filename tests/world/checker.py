@@ -498,15 +498,16 @@ class _Books:
         self.positions: dict[str, Position] = defaultdict(Position)
         self.cash = Decimal(0)
         self.closes: dict[str, Decimal] = {}
-        # Of closes and of marks: their times and prices.
-        self.history: dict[str, list[tuple[int, Decimal]]] = defaultdict(list)
+        # Closes and marks of an instrument with their times; notes of a run before have its marks.
+        self.history: dict[tuple[str, str], set[tuple[int, Decimal]]] = defaultdict(set)
         self.opened: dict[str, int] = {}  # the newest bar
-        self.marks: dict[str, list[tuple[int, Decimal]]] = defaultdict(list)
+        self.marks: dict[str, list[Decimal]] = defaultdict(list)
         self.unrealized: dict[str, Decimal] = {}
         self.ruin: dict[str, Decimal] = {}  # the newest liquidation prices
         self.opening = Decimal(str(self.config["account"]["cash"]))
         if before is not None:
             self.positions, self.opening = copy.deepcopy(before.positions), before.cash
+            self.history = copy.deepcopy(before.history)
         models = {
             model
             for (model,) in judge.rows(
@@ -671,7 +672,7 @@ class _Books:
             if bar["accepted"]:
                 key = bar["instrument"]
                 closed_ms = bar["open_time_ms"] + self.judge.truth.instruments[key].interval_ms
-                self.history[key].append((closed_ms, Decimal(bar["close_text"])))
+                self.history[key, "bar"].add((closed_ms, Decimal(bar["close_text"])))
 
     def _change_tick(self, event: sqlite3.Row) -> None:
         """Take the tick that *event* says, which has to be the exchange's of that time."""
@@ -752,13 +753,13 @@ class _Books:
         fields = of_json(event["content"])
         decimals = -self.rules[instrument].tick.as_tuple().exponent  # type: ignore[operator]
         price = Decimal(fields["price"]).scaleb(-decimals)
-        self.marks[instrument].append((event["market_ms"], price))
+        self.marks[instrument].append(price)
+        self.history[instrument, "mark"].add((event["market_ms"], price))
 
     def _candidates(self, instrument: str) -> list[Decimal]:
         """Return what *instrument* may be valued at: its close, or one of the last marks (M20)."""
         close = self.closes.get(instrument)
-        marks = [price for _, price in self.marks[instrument][-2:]]
-        return [*([] if close is None else [close]), *marks]
+        return [*([] if close is None else [close]), *self.marks[instrument][-2:]]
 
     def _value_at_closes(self, row: sqlite3.Row) -> None:
         """Value positions at the newest closes where the step does: a start may."""
@@ -888,10 +889,10 @@ class _Books:
         def paid(at: int, rate: Decimal, held: Decimal) -> set[Decimal]:
             marks = self._candidates(key)
             if self.market is None:  # the rate may come long after its time
-                known = (*self.history[key], *self.marks[key])
-                marks += [price for at_ms, price in known if abs(at_ms - at) <= within_ms]
-                for prices in (self.history[key], self.marks[key]):  # or after a long silence
-                    marks += [price for at_ms, price in prices if at_ms <= at][-2:]
+                for prices in (self.history[key, "bar"], self.history[key, "mark"]):
+                    marks += [price for at_ms, price in prices if abs(at_ms - at) <= within_ms]
+                    # Or it comes after a long silence.
+                    marks += [price for at_ms, price in sorted(prices) if at_ms <= at][-2:]
             amounts = {money(money(held * mark) * rate) for mark in marks}
             if free is None:
                 return amounts
