@@ -270,6 +270,7 @@ class Book:
         self.halted = False
         self.settled: dict[str, int] = {}
         self.marks: dict[str, int] = {}
+        self.marks_before: dict[str, int] = {}  # before the event and the bars of its close
         self.unsettled: dict[str, list[Funding]] = {}  # rates whose time has not come
         self.newest: dict[str, int] = {}  # close
         self.closed: dict[str, tuple[Decimal, int]] = {}  # what was held once it came, and its mark
@@ -351,7 +352,8 @@ class Book:
         elif isinstance(event, ModelChange):
             self.closed.clear()
         elif isinstance(event, Bar) and step.accepted:
-            self._settle_until(event.instrument, event.close_time_ms - 1)
+            before = self.marks_before.get(event.instrument, 0)
+            self._settle_until(event.instrument, event.close_time_ms - 1, mark=before)
         elif isinstance(event, Gap) and not event.repaired_by:
             self._settle_until(event.instrument, event.until_ms + 999)
         elif isinstance(event, Quote | Mark):
@@ -838,6 +840,7 @@ class Laws(RuleBasedStateMachine):
     def feed(self, event: Event, bars: Sequence[Bar] = ()) -> None:
         """Show *event*, and the *bars* of a close behind it, to both engines; hold the laws."""
         self.is_whole = False
+        self.book.marks_before = dict(self.book.marks)
         both = [self._steps(self.lives.engine, event, bars)]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(matching, "passes", lambda *_: False)
