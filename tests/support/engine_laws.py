@@ -626,9 +626,11 @@ class Book:
         """No stop that rested is still waiting where the market touched it."""
         if not isinstance(event, (Bar, Quote)):
             return
+        until_ms = event.close_time_ms - 1 if isinstance(event, Bar) else event.market_ms
         for order in before.values():
             if (
                 order.instrument == event.instrument
+                and order.created_ms <= until_ms  # a decision that came late meets later bars
                 and order.status not in ENDED
                 and order.trigger is not None
                 and not order.triggered
