@@ -67,14 +67,14 @@ def class_sha256(code: Code, files: DeclaredFiles | None = None) -> str:
     return digest.hexdigest()
 
 
-class _Imported(NamedTuple):
+class _Sources(NamedTuple):
     """What a class or function was made of when it was first seen."""
 
     compiled: tuple[CodeType, ...]  # a reloading notebook replaces it in place
     files: Mapping[Path, str]  # SHA-256 of each
 
 
-_imported: Final[WeakKeyDictionary[Code, _Imported]] = WeakKeyDictionary()
+_imported: Final[WeakKeyDictionary[Code, _Sources]] = WeakKeyDictionary()
 
 
 def remember(code: Code) -> None:
@@ -84,7 +84,7 @@ def remember(code: Code) -> None:
     source, root = module_file(code), custom_folder(code)
     if source is not None and root is not None:
         files = {path: file_sha256(path) for path in custom_sources(source, root)}
-        _imported[code] = _Imported(_compiled(code), files)
+        _imported[code] = _Sources(_compiled(code), files)
 
 
 def is_outdated(code: Code) -> bool:
@@ -110,7 +110,7 @@ def forget_outdated() -> None:
             if file is not None and Path(file).resolve() in files:
                 del sys.modules[name]
         for path in files:  # Python knows its bytecode by the second and the size of the source
-            with suppress(OSError, NotImplementedError):
+            with suppress(OSError, NotImplementedError):  # none was written, or none can be
                 Path(importlib.util.cache_from_source(path)).unlink()
 
 

@@ -70,7 +70,7 @@ class Totals(Struct, frozen=True, forbid_unknown_fields=True):
     funding_paid: int
 
 
-class Inherited(Struct, frozen=True):
+class AccountBefore(Struct, frozen=True):
     """What the trades and costs of a run need of the account that it took over."""
 
     totals: dict[str, Totals]  # by shadow account; "" is the run's own
@@ -79,14 +79,14 @@ class Inherited(Struct, frozen=True):
 
 
 @lru_cache(maxsize=4)
-def _decoded(account: str) -> Inherited:
+def _decoded(account: str) -> AccountBefore:
     try:
-        return msgspec.json.decode(account, type=Inherited)
+        return msgspec.json.decode(account, type=AccountBefore)
     except msgspec.MsgspecError as error:
         raise DataInvalid(f"The account that a run took over cannot be read: {error}.") from error
 
 
-def inherited(run: RunRow) -> Inherited | None:
+def inherited(run: RunRow) -> AccountBefore | None:
     """Return what *run* took over; None if it is the first of its account."""
     return None if run.account is None else _decoded(run.account)
 
