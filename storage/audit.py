@@ -47,6 +47,7 @@ from tracepaper.strategies.types.market import (
     ParityCheck,
     Quote,
     RunEnd,
+    RunKind,
     Trade,
 )
 
@@ -113,6 +114,9 @@ _UPDATE_HEAD: Final = str(
     .compile(dialect=sqlite.dialect())
 )
 """Compiled once: each step that is committed live updates its run."""
+_TAKEN_OVER: Final = (
+    "DELETE FROM begins WHERE EXISTS (SELECT 1 FROM runs WHERE run_key = ? AND kind = ?)"
+)
 _PREVIOUS: Final = "SELECT run_id, step_count, head_digest FROM runs WHERE run_key = ?"
 
 Result = TypeVar("Result")
@@ -426,6 +430,8 @@ class SqlAuditLog:
     def _write(self, commits: Sequence[Commit]) -> None:
         """Insert the rows of *commits* and update count and head in the run's row."""
         insert_rows(self._driver, {"models": [*self._models.values()], **self._opening})
+        if self._opening:
+            self._driver.execute(_TAKEN_OVER, (self._run_key, RunKind.LIVE.value))
         for commit in commits:
             link = StoredCommit.of(self._run_key, commit)
             insert_rows(self._driver, {**commit.rows, "commits": [link]})

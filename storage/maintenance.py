@@ -1,4 +1,4 @@
-"""``db backup``; docs/storage.md, S16, has the rule."""
+"""``db backup``, and what ``db rotate`` shares with it; docs/storage.md, S16, has the rule."""
 
 from __future__ import annotations
 
@@ -23,6 +23,18 @@ KEPT_BESIDE: Final = (kept_checkpoints, kept_covariates)
 """Functions that return the folders, beside a database, that ``verify`` needs for its runs."""
 
 
+def reject_used(target: Path, remedy: str) -> None:
+    """Raise ``DataInvalid`` with the *remedy* unless the name *target* is free for a database."""
+    if target.exists():
+        raise DataInvalid(f"{target} exists already; {remedy}.")
+    for suffix in ("-wal", "-journal"):
+        rest = target.with_name(target.name + suffix)
+        if rest.exists() and rest.stat().st_size:  # SQLite would write it into the new file
+            raise DataInvalid(
+                f"{rest} belongs to a database that is missing: move it away, or {remedy}."
+            )
+
+
 @contextmanager
 def whole_file(target: Path) -> Iterator[Path]:
     """Yield the path of a database to write; rename it to the new file *target* at the end.
@@ -30,15 +42,7 @@ def whole_file(target: Path) -> Iterator[Path]:
     Raises ``DataInvalid`` if *target* exists, ``AuditUnwritable`` if it cannot be written; then no
     file is left.
     """
-    if target.exists():
-        raise DataInvalid(f"{target} exists already; name a new file for the backup.")
-    for suffix in ("-wal", "-journal"):
-        rest = target.with_name(target.name + suffix)
-        if rest.exists() and rest.stat().st_size:  # SQLite would write it into the new file
-            raise DataInvalid(
-                f"{rest} belongs to a database that is missing: move it away, or name a new file "
-                "for the backup."
-            )
+    reject_used(target, "name a new file for the backup")
     partial = target.with_name(target.name + ".partial")
     try:
         partial.write_bytes(b"")
@@ -74,7 +78,9 @@ def backup(path: Path, target: Path) -> list[Path]:
             raise DataInvalid(f"{path} is damaged ({damage}); restore an older backup.")
         # A file beside the database is written before a run refers to it, and never removed: so
         # all files to which the snapshot refers exist now.
-        beside = [copy for folder in KEPT_BESIDE for copy in _copy_beside(path, target, folder)]
+        beside = put_beside(
+            path, target, lambda file, copy: write_whole((file.read_bytes(),), copy)
+        )
     with suppress(OSError):  # the user may only read this folder; the copy is complete
         copied_file(path).touch()
     return beside
@@ -93,15 +99,19 @@ def copied_at_s(database: Path) -> float | None:
         return None
 
 
-def _copy_beside(path: Path, target: Path, folder: Callable[[Path], Path]) -> list[Path]:
-    """Copy every complete file of the *folder* beside *path* to the one beside *target*."""
-    source, copies = folder(path), folder(target)
-    copied = []
-    for place in sorted(source.rglob("*")) if source.is_dir() else ():
-        name = place.relative_to(source)
-        # A file that is still being written has a temporary name.
-        if place.is_file() and not any(part.startswith((".", "tmp")) for part in name.parts):
-            (copies / name).parent.mkdir(parents=True, exist_ok=True)
-            write_whole((place.read_bytes(),), copies / name)
-            copied.append(copies / name)
-    return copied
+def put_beside(path: Path, target: Path, put: Callable[[Path, Path], object]) -> list[Path]:
+    """*put* every complete file of the folders beside *path* into those beside *target*.
+
+    Returns the files in these.
+    """
+    found = []
+    for folder in KEPT_BESIDE:
+        source, copies = folder(path), folder(target)
+        for place in sorted(source.rglob("*")) if source.is_dir() else ():
+            name = place.relative_to(source)
+            # A file that is still being written has a temporary name.
+            if place.is_file() and not any(part.startswith((".", "tmp")) for part in name.parts):
+                (copies / name).parent.mkdir(parents=True, exist_ok=True)
+                put(place, copies / name)
+                found.append(copies / name)
+    return found

@@ -42,7 +42,13 @@ RunArgument = Annotated[
 @audit_app.command()
 @answers
 def verify(
-    run: RunArgument = "last",
+    given: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN|FILE...]",
+            help="An id, a unique prefix, `last`, or FILE#RUN; or the files of one account.",
+        ),
+    ] = None,
     *,
     head: Annotated[
         str | None,
@@ -52,15 +58,21 @@ def verify(
     db: DatabaseOption = None,
     config: ConfigOption = None,
 ) -> CommandAnswer:
-    """Check the file and every link of a run's chain; exit 1 with the first that is wrong."""
+    """Check the file and every link of a run's chain; exit 1 with the first that is wrong.
+
+    Of files every run is checked, and that each begins with the account at the end of another.
+    """
     from tracepaper.storage.chain.integrity import audit_runs
     from tracepaper.storage.database.connection import is_at_rest
     from tracepaper.storage.database.reader import Reader, resolve
     from tracepaper.storage.database.run_views import RunViews
 
-    if every and (head is not None or run != "last"):
+    if every and (head is not None or given):
         raise ConfigInvalid("--all checks every run; give neither a run nor --head with it.")
     digest = None if head is None else _digest(head)
+    run, *more = given or ["last"]
+    if more or Path(run).is_file():
+        return _verify_files([Path(file) for file in (run, *more)], digest)
     path, run_id = resolve(None if "#" in run else database_path(db, config), run)
     kept = None
     with Reader.open(path) as reader:
@@ -89,6 +101,43 @@ def verify(
         say(f"warning: {warning}", err=True)
     is_broken = not all(audited.passes for audited in audits)
     return CommandAnswer(documents if every else documents[0], "\n".join(lines), int(is_broken))
+
+
+def _verify_files(files: Sequence[Path], head: bytes | None) -> CommandAnswer:
+    """Check every run of the *files* of one account, and each joint between two runs."""
+    from tracepaper.daemon.session.account_chain import account_chain, joints_of
+    from tracepaper.storage.chain.integrity import ADDED_SINCE, NEVER_FOUND, audit_runs
+    from tracepaper.storage.database.reader import Reader
+
+    for file in files:
+        if not file.is_file():
+            raise ConfigInvalid(f"{file} is no file; give one run, or the files of one account.")
+    chain = account_chain(files)
+    documents, lines, kept = list[object](), list[str](), list[tuple[str, str]]()
+    passes = True
+    for path in dict.fromkeys(each.path for each in chain):
+        with Reader.open(path) as reader:
+            if head is not None:
+                query = "SELECT run_id, market_iso FROM v_commits WHERE digest = ?"
+                kept += reader.connection.execute(query, (head.hex(),)).fetchall()
+            for audited in audit_runs(reader.connection, reader.run_ids()):
+                documents.append(_document(str(path), audited, None))
+                passes &= audited.passes
+                lines.append(f"{path}: {_sentence(audited, None).splitlines()[0]}")
+    joints = joints_of(chain)
+    passes &= all(joint.follows is not False for joint in joints) and bool(kept or head is None)
+    lines += [joint.sentence for joint in joints]
+    if head is None:
+        lines.append(f"The newest head is {chain[-1].head}: keep a copy elsewhere. {NEVER_FOUND}")
+    elif kept:
+        run_id, time = kept[0]
+        lines.append(
+            f"Run {run_id} had the head that was kept at market time {time}. {ADDED_SINCE}"
+        )
+    else:
+        lines.append("No run of these files had the head that was kept.")
+    document = {"passes": passes, "runs": documents, "joints": joints, "head": chain[-1].head}
+    return CommandAnswer(document, "\n".join(lines), int(not passes))
 
 
 def _document(database: str, audited: AuditResult, kept: Row | None) -> dict[str, object]:
@@ -323,7 +372,7 @@ def _text(value: object) -> str:
     return value.hex() if isinstance(value, bytes) else visible(str(value))
 
 
-db_app = typer.Typer(help="Back up the database.")
+db_app = typer.Typer(help="Back up the database, or go on in a new file.")
 
 
 @db_app.command()
@@ -351,3 +400,32 @@ def backup(
     ]
     copies = [str(copy) for copy in folders]
     return CommandAnswer({**document, "beside": copies}, "\n".join(lines))
+
+
+@db_app.command()
+@answers
+def rotate(
+    older: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="FILE", help="The older file's new name; by default the database's and a date."
+        ),
+    ] = None,
+    *,
+    db: DatabaseOption = None,
+    config: ConfigOption = None,
+) -> CommandAnswer:
+    """Let the account go on in a new file; the record until now stays in FILE beside it.
+
+    The daemon must be stopped. `audit verify FILE DATABASE` checks that one goes on with the other.
+    """
+    from tracepaper.daemon.session.rotation import rotate as go_on
+
+    rotated = go_on(database_path(db, config), older)
+    origin = rotated.origin
+    document = {"database": str(rotated.file), "older": str(rotated.older), "origin": origin}
+    shown = (
+        f"{rotated.older} holds the record until now.\n{rotated.file} is new: its first run goes "
+        f"on with the account of run {origin.run_id},\nwhose head is {origin.digest}."
+    )
+    return CommandAnswer(document, shown)

@@ -23,7 +23,7 @@ from tracepaper.storage.database.trade_rows import open_trades
 from tracepaper.storage.record.trades import OpenTrade, Totals, inherited
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.decisions import Confirmation, RunRow
-from tracepaper.strategies.types.market import Instrument
+from tracepaper.strategies.types.market import Instrument, RunKind
 from tracepaper.strategies.units import MONEY_DECIMALS, interval_start, scaled
 
 FORMAT: Final = 1
@@ -45,6 +45,8 @@ class CarriedAccount(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     format: int = FORMAT
     origin: Origin
     interval_ms: int
+    rest_url: str  # of the exchange that served the market
+    market: dict[str, Any]  # ``[market]`` as configured, with the symbols of the run
     config_sha256: str
     strategy: str
     strategy_sha256: str
@@ -66,6 +68,7 @@ class CarriedAccount(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         state = decode_state(found[0]).after(reader.verdicts_since(run.run_id, found[1]))
         state = _confirmed(state, reader.confirmations(run.run_id))
         last = reader.counted(run.run_id)[1] - 1
+        config = msgspec.json.decode(run.config)
         return cls(
             origin=Origin(
                 run.run_id,
@@ -75,6 +78,8 @@ class CarriedAccount(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 run.code_version,
             ),
             interval_ms=run.interval_ms,
+            rest_url=config["exchange"]["rest_url"],
+            market=config["market"],
             config_sha256=run.config_sha256,
             strategy=run.strategy,
             strategy_sha256=run.strategy_sha256,
@@ -90,6 +95,12 @@ class CarriedAccount(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             },
             open_trades=open_trades(reader.connection, stored.run_key, run),
         )
+
+    @classmethod
+    def waiting(cls, reader: Reader, kind: RunKind) -> Self | None:
+        """Return the account with which a file begins that has no run of *kind* yet, if any."""
+        row = reader.connection.execute("SELECT account FROM begins").fetchone()
+        return None if row is None or kind is not RunKind.LIVE else cls.read(row[0])
 
     @classmethod
     def read(cls, text: str) -> Self:

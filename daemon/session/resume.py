@@ -111,19 +111,21 @@ def was_served(config: Config, kind: RunKind, database: Path) -> bool:
     """
     configured = config.exchange.rest_url, config.market.category
     with Reader.open(database) as reader:
-        for text in reader.configurations(kind):
-            stored = msgspec.json.decode(text)
-            market = stored["market"]
-            served = stored["exchange"]["rest_url"], market["category"]
-            if served == configured and set(config.market.symbols) <= set(market["symbols"]):
-                return True
-    return False
+        stored = map(msgspec.json.decode, reader.configurations(kind))
+        served = [(each["exchange"]["rest_url"], each["market"]) for each in stored]
+        if (account := CarriedAccount.waiting(reader, kind)) is not None:
+            served.append((account.rest_url, account.market))
+    return any(
+        (rest_url, market["category"]) == configured
+        and set(config.market.symbols) <= set(market["symbols"])
+        for rest_url, market in served
+    )
 
 
 def last_instruments(database: Path, kind: RunKind) -> dict[str, Instrument]:
     """Return the instruments of the newest run of *kind* in *database*, by symbol."""
     with Reader.open(database) as reader:
-        last = reader.newest(kind)
+        last = reader.newest(kind) or CarriedAccount.waiting(reader, kind)
     return {} if last is None else {item.symbol: item for item in last.instruments}
 
 
@@ -136,7 +138,9 @@ def open_run(opening: Opening, audit: SqlAuditLog) -> OpenedRun:
         last = reader.newest(opening.kind)
         if last is not None and continues(last, opening.config, opening.forecaster):
             return _resume(opening, audit, reader, last)
-        return _open_new(opening, audit, reader, last)
+        if last is None:
+            return _open_new(opening, audit, CarriedAccount.waiting(reader, opening.kind))
+        return _open_new(opening, audit, CarriedAccount.of(reader, last))
 
 
 def _bar_history(opening: Opening) -> BarHistory:
@@ -168,15 +172,12 @@ def _resume(opening: Opening, audit: SqlAuditLog, reader: Reader, run: RunRow) -
     )
 
 
-def _open_new(
-    opening: Opening, audit: SqlAuditLog, reader: Reader, parent: RunRow | None
-) -> OpenedRun:
-    """Open a new run, which takes over the account and orders of *parent*, if there is one.
+def _open_new(opening: Opening, audit: SqlAuditLog, account: CarriedAccount | None) -> OpenedRun:
+    """Open a new run, which takes over *account* and its orders, if there is one.
 
-    It then begins where *parent* ended, so that it catches up as a resumed run does.
+    It then begins where the run before ended, so that it catches up as a resumed run does.
     """
     instruments, period_start_ms = opening.instruments, opening.period_start_ms
-    account = None if parent is None else CarriedAccount.of(reader, parent)
     if account is not None and not account.is_of(instruments):
         _leave(account)
         account = None

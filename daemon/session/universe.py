@@ -10,11 +10,14 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-from tracepaper.daemon.config.loading import Config, restore
+import msgspec
+
+from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.market import UniverseRule
 from tracepaper.daemon.config.values import symbol_name
 from tracepaper.daemon.feed.client import MarketDataClient, TradedSymbol
 from tracepaper.daemon.log import Logger
+from tracepaper.daemon.session.carried_account import CarriedAccount
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.market import Category, RunKind
@@ -106,11 +109,16 @@ def known_symbols(config: Config, kind: RunKind, database: Path) -> tuple[str, .
         return None
     with Reader.open(database) as reader:
         last = reader.newest(kind)
-    if last is None:
+        account = CarriedAccount.waiting(reader, kind)
+    if last is not None:
+        market = msgspec.json.decode(last.config)["market"]
+    elif account is not None:
+        market = account.market
+    else:
         return ()
-    market = restore(last.config).market
-    configured = with_symbols(config, market.symbols).market
-    return market.symbols if market.model_dump() == configured.model_dump() else ()
+    configured = with_symbols(config, market["symbols"])
+    is_same = msgspec.json.decode(configured.canonical_json())["market"] == market
+    return configured.market.symbols if is_same else ()
 
 
 async def new_symbols(config: Config, client: MarketDataClient, now_ms: int) -> tuple[str, ...]:

@@ -347,17 +347,24 @@ def last_holder(path: Path) -> Holder | None:
 
 
 _READ_LOCKS: Final = range(120, 128)
-"""Bytes of the -shm that a transaction locks (sqlite.org/walformat.html); 128 is a connection's."""
+"""Bytes of the -shm that a transaction locks (sqlite.org/walformat.html)."""
+_OPEN_LOCK: Final = 128
+"""The byte of the -shm that every connection locks."""
 
 
-def reader_of(path: Path) -> str:
-    """Return the process that has a transaction on the log of *path*, as a sentence begins."""
+def reader_of(path: Path, *, idle: bool = False) -> str:
+    """Return the process that has a transaction on the log of *path*, as a sentence begins.
+
+    With *idle* it may be any other process that has the file open.
+    """
+    locks = {*_READ_LOCKS, *([_OPEN_LOCK] if idle else [])}
     index = identity(path.resolve().with_name(f"{path.resolve().name}-shm"))
     with suppress(OSError):
         for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
             *_, pid, file, first, _last = line.split()
             inode = int(file.rpartition(":")[2])
-            if index is not None and inode == index[1] and int(first) in _READ_LOCKS:
+            is_other = int(pid) != os.getpid()
+            if index is not None and inode == index[1] and int(first) in locks and is_other:
                 with suppress(OSError):  # its name may be hidden from this user
                     name = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace")
                     return f"Process {pid} ({name.strip()})"

@@ -35,8 +35,8 @@ _TYPES: Final[dict[str, Any]] = {
     "TEXT": Text,
     "BLOB": LargeBinary,
 }
-_WITH_ROWID: Final = frozenset({"runs", "events", "states", "answers"})
-"""Tables with one integer key, or with blobs; the others are WITHOUT ROWID, ordered by key."""
+_WITH_ROWID: Final = frozenset({"begins", "runs", "events", "states", "answers"})
+"""Tables with blobs, or with one integer key or none; others are WITHOUT ROWID, ordered by key."""
 
 metadata: Final = MetaData()
 

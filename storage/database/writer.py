@@ -168,6 +168,9 @@ def open_writer(
 
 def _settle_journal(path: Path, connection: sqlite3.Connection, page_bytes: int) -> None:
     connection.execute(f"PRAGMA page_size = {page_bytes}")  # before the log, which fixes it
+    (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
+    if mode != "wal" and schema_of(connection) != 0:  # made by a rotation, or cut during one
+        connection.execute("PRAGMA journal_mode = MEMORY")  # one on the disk keeps readers out
     (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
         raise ConfigInvalid(f"{path} cannot use a write-ahead log; use a local disk.")

@@ -592,7 +592,10 @@ _CHECKS = (
 APPLICATION_ID: Final = 0x74706170
 """The file's ``PRAGMA application_id``: "tpap" in ASCII."""
 
+_BEGINS = (_text("account", "JSON: the account that the first live run of the file takes over"),)
+
 TABLES: Final[dict[str, tuple[Column, ...]]] = {
+    "begins": _BEGINS,
     "runs": _RUNS,
     "models": _MODELS,
     "instruments": _INSTRUMENTS,

@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+import os
 import random
+import shutil
+import sqlite3
+import sys
 from collections.abc import Callable
-from itertools import pairwise
+from contextlib import closing
+from itertools import count, pairwise, takewhile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
+import msgspec
 import pytest
 from builders import bars, instrument, present, quote
+from command_line import Cli
 from fed_daemon import MINUTE, Process
 from forging import forged
 from msgspec.structs import replace
 
 from tracepaper.daemon.config.loading import Config, load
+from tracepaper.daemon.session.account_chain import account_chain, joints_of
 from tracepaper.daemon.session.build import resolved
 from tracepaper.daemon.session.carried_account import CarriedAccount
+from tracepaper.daemon.session.rotation import rotate
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.report.record import read_record
 from tracepaper.replay.report.trades import costs_and_funding
+from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.verify import verify_chain
+from tracepaper.storage.database.lock import Holder, lock_file
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import RunViews
-from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.storage.maintenance import backup
+from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid, DataInvalid, Fatal
 from tracepaper.strategies.types.decisions import FillModel
 from tracepaper.strategies.types.market import Bar, Event, Funding
 
@@ -65,40 +78,54 @@ def events(first: int, last: int) -> list[Event]:
     return made
 
 
-def lived(path: Path, case: str, *cuts: int) -> list[str]:
-    """Live through all bars with a run after each of *cuts*; return the runs."""
-    runs = []
-    for life, (first, last) in enumerate(pairwise([WARM, *cuts, COUNT])):
-        process = Process(path, settings(case, life), FillModel.QUOTE, warm=first)
-        process.begin()
+def life(path: Path, case: str, number: int, first: int, last: int) -> str:
+    """Live from bar *first* to *last* with the settings of this *number*; return the run."""
+    process = Process(path, settings(case, number), FillModel.QUOTE, warm=first)
+    process.begin()
+    if not process.opened.resumed:
         for warming in BARS[first - WARM : first]:
             process.feed(warming)
         process.start()
-        for event in events(first, last):
-            process.feed(event)
-        process.stop()
-        runs.append(process.opened.run.run_id)
-    return runs
+    for event in events(first, last):
+        process.feed(event)
+    process.stop()
+    return process.opened.run.run_id
 
 
-def trades(path: Path, runs: list[str], shadow: str = "") -> list[dict[str, Any]]:
+def lived(path: Path, case: str, *cuts: int) -> list[str]:
+    """Live through all bars with a run after each of *cuts*; return the runs."""
+    lives = enumerate(pairwise([WARM, *cuts, COUNT]))
+    return [life(path, case, number, *span) for number, span in lives]
+
+
+def lived_in_files(path: Path, case: str, *cuts: int) -> list[Path]:
+    """Live through all bars with a file after each of *cuts*; return the files, oldest first."""
+    files = []
+    for first, last in pairwise([WARM, *cuts, COUNT]):
+        life(path, case, 0, first, last)
+        if last < COUNT:
+            files.append(rotate(path, path.with_name(f"until_{last}.db")).older)
+    return [*files, path]
+
+
+def trades(runs: list[tuple[Path, str]], shadow: str = "") -> list[dict[str, Any]]:
     """Return the closed trades of *runs*."""
     found = []
-    with Reader.open(path) as reader:
-        for run in runs:
+    for path, run in runs:
+        with Reader.open(path) as reader:
             views = RunViews(reader.connection, run)
             found += views.shadow_trades(shadow) if shadow else views.rows("v_trades")
     return found
 
 
-def decided(path: Path, rows: list[dict[str, Any]]) -> list[int]:
+def decided(runs: list[tuple[Path, str]], rows: list[dict[str, Any]]) -> list[int]:
     """Return the open times of the bars at whose decisions the trades of *rows* were opened."""
-    found = []
-    with Reader.open(path) as reader:
-        for row in rows:
+    found, files = [], {run: path for path, run in runs}
+    for row in rows:
+        with Reader.open(files[row["entry_run_id"]]) as reader:
             step = reader.step(row["entry_run_id"], row["entry_sequence"])
-            assert isinstance(step.event, Bar)
-            found.append(step.event.open_time_ms)
+        assert isinstance(step.event, Bar)
+        found.append(step.event.open_time_ms)
     return found
 
 
@@ -108,21 +135,93 @@ def unnumbered(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("seed", range(2))
-def test_trades_over_joints_are_those_of_one_run(tmp_path: Path, case: str, seed: int) -> None:
+@pytest.mark.parametrize(("seed", "is_in_files"), [(0, False), (1, False), (1, True)])
+def test_trades_over_joints_are_those_of_one_run(
+    tmp_path: Path, case: str, seed: int, is_in_files: bool
+) -> None:
     path, uncut = tmp_path / "cut.db", tmp_path / "whole.db"
-    cuts = sorted(random.Random(seed).sample(range(WARM + 1, COUNT - 1), 1 + 3 * seed))
-    whole, runs = lived(uncut, case), lived(path, case, *cuts)
+    cuts = sorted(random.Random(seed).sample(range(WARM + 1, COUNT - 1), 4 if seed else 1))
+    whole = [(uncut, run) for run in lived(uncut, case)]
+    files = lived_in_files(path, case, *cuts) if is_in_files else [path]
+    if not is_in_files:
+        lived(path, case, *cuts)
+    chain = account_chain([*reversed(files)])
+    assert len(chain) == len(cuts) + 1
+    assert [joint.follows for joint in joints_of(chain)] == [True] * len(cuts)
+    runs = [(each.path, present(each.run).run_id) for each in chain]
     for shadow in ("", *SHADOWS):
-        due, joined = trades(uncut, whole, shadow), trades(path, runs, shadow)
+        due, joined = trades(whole, shadow), trades(runs, shadow)
         assert unnumbered(joined) == unnumbered(due)
-        assert decided(path, joined) == decided(uncut, due)
+        assert decided(runs, joined) == decided(whole, due)
         assert any(row["entry_run_id"] != row["run_id"] for row in joined) or not seed
-    with Reader.open(path) as reader:
-        for run in runs:
-            verification = verify_run(reader, path, run)
+    for place, (file, run) in enumerate(runs):
+        with Reader.open(file) as reader:
+            verification = verify_run(reader, file, run)
             assert verification.passes, verification.differences
-            assert verification.is_before_here == (run != runs[0])
+            assert verification.is_before_here == (place > 0 and not is_in_files)
+
+
+FILE_EVENTS: Final = frozenset({"os.link", "os.rename", "os.remove", "sqlite3.connect"})
+
+
+def killed_rotation(path: Path, operation: int) -> bool:
+    """Rotate *path* in a process that dies before this *operation* on a file; return if it did."""
+    if not (child := os.fork()):
+        done = count()
+
+        def die(event: str, arguments: tuple[object, ...]) -> None:
+            is_operation = event in FILE_EVENTS and str(path.parent) in str(arguments[0])
+            is_sync = event == "open" and arguments[0] == str(path.parent)
+            if (is_operation or is_sync) and next(done) == operation:
+                os._exit(9)
+
+        sys.addaudithook(die)
+        rotate(path)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return *path* and the older files beside it."""
+    return [*sorted(path.parent.glob(f"{path.name}.????-*[0-9]")), path]
+
+
+def test_a_rotation_that_is_killed_at_any_operation_loses_nothing(tmp_path: Path) -> None:
+    """It is then repeated: at once, after a daemon ran, or after a backup."""
+    base, uncut = tmp_path / "base.db", tmp_path / "whole.db"
+    life(base, "turns", 0, WARM, 60)
+    due = unnumbered(trades([(uncut, run) for run in lived(uncut, "turns")]))
+    with Reader.open(base) as reader:
+        run_id = reader.find("last")
+        left = Holder(1, "", run_id, reader.counted(run_id)[1])
+    keep = base.with_name("base.db.checkpoints")
+    keep.mkdir()
+    (keep / "model").write_bytes(b"weights")
+    outcomes = set[tuple[bool, bool]]()
+    for operation in takewhile(lambda _: (False, True) not in outcomes, count()):
+        path, begin = tmp_path / str(operation) / "tp.db", 60
+        path.parent.mkdir()
+        backup(base, path)
+        lock_file(path).write_bytes(2 * (msgspec.json.encode(left) + b"\n"))  # of a killed daemon
+        is_killed = killed_rotation(path, operation)
+        if operation % 3 == 0:
+            begin = 62
+            life(path, "turns", 0, 60, begin)
+        elif operation % 3 == 1:
+            backup(path, path.with_name("copy.db"))
+            assert len(account_chain([path.with_name("copy.db")])) == 1
+        is_rotated = account_chain([path])[0].origin is not None
+        if not is_rotated:
+            rotate(path)
+        outcomes.add((is_killed, is_rotated))
+        life(path, "turns", 0, begin, COUNT)
+        chain = account_chain(files_of(path))
+        assert [joint.follows for joint in joints_of(chain)] == [True]
+        assert unnumbered(trades([(each.path, present(each.run).run_id) for each in chain])) == due
+        with Reader.open(path) as reader:
+            assert reader.connection.execute("SELECT count(*) FROM begins").fetchone() == (0,)
+        assert not path.with_name("tp.db.partial").exists()
+    assert outcomes == {(True, False), (True, True), (False, True)}
 
 
 def test_each_run_has_its_own_costs(tmp_path: Path) -> None:
@@ -237,3 +336,105 @@ def test_an_account_in_another_form_is_refused(tmp_path: Path, change: str) -> N
     changed = forged(path, tmp_path / "forged.db", statement)
     with Reader.open(changed) as reader, pytest.raises(DataInvalid, match="account"):
         verify_run(reader, changed, run)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Return what the files in *folder* hold, after a header of SQLite."""
+    return {file.name: file.read_bytes()[100:] for file in folder.iterdir() if file.is_file()}
+
+
+def test_a_rotation_that_cannot_be_done_says_why_and_changes_nothing(tmp_path: Path) -> None:
+    path, older, empty = (tmp_path / f"{name}.db" for name in ("tp", "older", "empty"))
+    life(path, "turns", 0, WARM, 20)
+    SqlAuditLog.open(empty).close()
+
+    def refuses(words: str, name: Path = older, of: Path = path) -> None:
+        before = content(tmp_path)
+        with pytest.raises(Fatal, match=words):
+            rotate(of, name, attempts=2, pause_s=0)
+        assert content(tmp_path) == before
+
+    refuses("There is no database", of=tmp_path / "missing.db")
+    refuses("holds no live run with a step", of=empty)
+    refuses("stays in", tmp_path / "elsewhere" / "older.db")
+    refuses(r"exists already; name another, as in `tracepaper db rotate .*empty\.db-2`", empty)
+    refuses("Restore a backup", of=forged(path, tmp_path / "forged.db", CHANGED, hide=False))
+    (log := tmp_path / "older.db-wal").write_bytes(b"log")
+    refuses("belongs to a database that is missing")
+    log.unlink()
+    with TemporaryDirectory(dir="/dev/shm") as other_disk:
+        (Path(other_disk) / "weights").write_bytes(b"weights")
+        (kept := tmp_path / "tp.db.checkpoints").symlink_to(other_disk)
+        refuses("cannot get a second name")
+    kept.unlink()
+    SqlAuditLog.open(path).close()
+    with Reader.open(path), pytest.raises(AuditUnwritable, match="open, so it cannot be rotated"):
+        rotate(path, older, attempts=2, pause_s=0)
+    process = Process(path, settings("turns"), FillModel.QUOTE, warm=20)
+    with pytest.raises(ConfigInvalid, match=f"in use by process {os.getpid()}"):
+        rotate(path, older)
+    process.stop()
+    assert not older.exists()
+    (link := tmp_path / "link.db").symlink_to(path)
+    assert rotate(link).older.parent == path.parent
+    assert link.is_symlink()
+
+
+CHANGED: Final = "UPDATE steps SET close = close + 1 WHERE sequence = 33"
+
+
+def test_files_that_are_not_one_account_are_named(tmp_path: Path) -> None:
+    path, restored = tmp_path / "tp.db", tmp_path / "restored.db"
+    life(path, "turns", 0, WARM, 20)
+    backup(path, tmp_path / "copy.db")
+    backup(path, restored)
+    first = rotate(path, tmp_path / "first.db").older
+    life(path, "turns", 0, 20, 30)
+    second = rotate(path, tmp_path / "second.db").older
+    life(path, "turns", 0, 30, 40)
+    lived(other := tmp_path / "other.db", "turns")
+    for files, words in (
+        ((first, first), "the same file; give it once"),
+        ((first, path), r"None of the files holds run \w+, with whose account run \w+ of .*tp.db"),
+        ((first, tmp_path / "copy.db", second, path), "both hold run"),
+        ((first, second, path, other), "different accounts"),
+    ):
+        with pytest.raises(DataInvalid, match=words):
+            account_chain(files)
+    assert [each.path for each in account_chain([path, first, second])] == [first, second, path]
+    shutil.copy(first, held := tmp_path / "held.db")
+    life(restored, "turns", 1, 20, 30)  # another life of the account from the same moment
+    with pytest.raises(DataInvalid, match="Two runs go on with the account"):
+        account_chain([restored, second])
+    life(held, "turns", 0, 20, 22)  # the older file is traded on
+    with pytest.raises(DataInvalid, match="it went on afterwards"):
+        account_chain([held, second])
+
+
+@pytest.mark.parametrize("plant", [richer, cheaper, earlier])
+def test_an_account_changed_between_two_files_is_found(
+    tmp_path: Path, plant: Callable[[CarriedAccount], CarriedAccount], cli: Cli
+) -> None:
+    path = tmp_path / "tp.db"
+    life(path, "turns", 0, WARM, 50)
+    older = rotate(path).older
+    with closing(sqlite3.connect(path)) as connection:
+        (text,) = connection.execute("SELECT account FROM begins").fetchone()
+        changed = plant(CarriedAccount.read(text)).json()
+        connection.execute("UPDATE begins SET account = ?", (changed,))
+        connection.commit()
+    life(path, "turns", 0, 50, COUNT)
+    assert cli("audit", "verify", path)[0] == 0, "the file alone is whole"
+    code, out, _ = cli("audit", "verify", older, path)
+    assert code == 1
+    assert "does not follow from the record" in out
+
+
+def test_a_head_is_found_in_the_file_that_holds_it(tmp_path: Path, cli: Cli) -> None:
+    first, second = lived_in_files(tmp_path / "tp.db", "turns", 50)
+    for file in (first, second):
+        head = cli("audit", "head", "--db", file)[1].split()[-1]
+        code, out, _ = cli("audit", "verify", second, first, "--head", head)
+        assert (code, "had the head that was kept" in out) == (0, True)
+    assert cli("audit", "verify", first, second, "--head", "0" * 64)[0] == 1
+    assert cli("audit", "verify", first, tmp_path / "missing.db")[0] == 2
