@@ -41,7 +41,7 @@ PANELS: Final = {
     "Check": ("sweep", "verify", "parity", "lookahead", "recursive"),
     "Understand": ("explain", "whatif", "risk"),
     "Learn": ("train", "evaluate", "models"),
-    "Records and candles": ("audit", "exchange", "data", "bench"),
+    "Records and candles": ("audit", "account", "exchange", "data", "bench"),
     "Operate": ("command", "notify", "db", "config", "doctor"),
 }
 """The order and the headings of the help; commands of other distributions come last."""

@@ -32,6 +32,12 @@ def run(
     bars: Annotated[
         int | None, typer.Option(min=1, help="End after this many decided bars that were not late.")
     ] = None,
+    account: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Begin an empty database with what `account export` printed."
+        ),
+    ] = None,
 ) -> None:
     """Trade the exchange's public streams on paper until Ctrl-C or SIGTERM."""
     from tracepaper.daemon.config.loading import load, with_settings
@@ -43,6 +49,10 @@ def run(
     loaded = load(with_settings(config, settings_with(settings, strategy)))
     console.configure(level=loaded.log.level, output=loaded.log.format)
     database = db or loaded.storage.path
+    if account is not None:
+        from tracepaper.daemon.session.account_file import begin_with
+
+        begin_with(account, database, loaded)
     with watched(limit=bars, database=database) as watcher:
         daemon = Daemon(
             loaded, database, kind=RunKind.LIVE, opened=watcher.opened, watch=watcher.watch

@@ -15,6 +15,7 @@ from tracepaper.daemon.commands.options import (
     answers,
     database_path,
     located,
+    print_json,
     reads_record,
     rows_counted,
     say,
@@ -370,6 +371,25 @@ def _text(value: object) -> str:
     if value is None:
         return ""
     return value.hex() if isinstance(value, bytes) else visible(str(value))
+
+
+account_app = typer.Typer(help="Take an account from one record to another.")
+
+
+@account_app.callback()
+def _group() -> None:
+    """Make Typer keep ``export`` as a subcommand, though it is the only one."""
+
+
+@account_app.command("export")
+def export_account(*, db: DatabaseOption = None, config: ConfigOption = None) -> None:
+    """Print the account at the end of the newest live run as JSON, for `run --account FILE`.
+
+    It has its positions with their entries, its orders and its sums, but no history.
+    """
+    from tracepaper.daemon.session.account_file import exported
+
+    print_json(exported(database_path(db, config)))
 
 
 db_app = typer.Typer(help="Back up the database, or go on in a new file.")

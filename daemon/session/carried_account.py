@@ -6,7 +6,7 @@ fields have names, because the order of the fields of a stored state is part of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from enum import Enum
 from typing import Any, Final, Self, get_args, get_origin, get_type_hints
@@ -114,6 +114,39 @@ class CarriedAccount(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if account.format != FORMAT or account.json() != text:
             raise DataInvalid("The account that a run took over is written in another form.")
         return account
+
+    def sums(self) -> Iterator[tuple[str, object, object]]:
+        """Yield the name of each sum, what it is, and what follows from its parts."""
+        state = _engine_state(self.state)
+        items = {item.id: item for item in self.instruments}
+        for name, account in {"": state.account, **state.shadows}.items():
+            held = account.holdings
+            yield "the list of instruments", sorted(held), sorted(items)
+            paid = {key: holding.funding_paid for key, holding in held.items()}
+            yield "funding_paid", self.funding_paid.get(name), paid
+            if (totals := self.totals.get(name)) is not None:
+                for field in ("realized_pnl", "fees_paid", "funding_paid"):
+                    parts = [getattr(holding, field) for holding in held.values()]
+                    yield field, getattr(totals, field), sum(parts)
+                entries = [held[key].entry_notional for key in held if items[key].category.is_cash]
+                worth = account.cash + sum(entries) + totals.unrealized_pnl
+                yield "equity", totals.equity, worth
+            for key, holding in held.items():
+                trades = [
+                    each.held
+                    for each in self.open_trades
+                    if (each.shadow or "", each.instrument) == (name, key)
+                ]
+                is_dust = abs(holding.quantity - sum(trades)) < items[key].quantity_step
+                due = holding.quantity if is_dust else sum(trades)
+                yield f"the quantity in {key}", holding.quantity, due
+        for trade in self.open_trades:
+            if not items[trade.instrument].category.is_cash:  # a fee in coin is no exit
+                left = trade.entries[0] - trade.exits[0]
+                yield f"the open trade in {trade.instrument}", abs(trade.held), left
+        for order in resting_orders(state):
+            most = min(max(order.filled, 0), order.quantity - 1)
+            yield f"what is filled of order {order.order_id}", order.filled, most
 
     def json(self) -> str:
         """Return it as JSON, equal for equal accounts."""

@@ -16,8 +16,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from tracepaper.daemon.session.carried_account import CarriedAccount
-from tracepaper.storage.chain.integrity import audit_runs
+from tracepaper.daemon.session.account_file import account_at_end
 from tracepaper.storage.covariates import sync_names
 from tracepaper.storage.database.connection import PAGE_BYTES, is_busy_error
 from tracepaper.storage.database.lock import reader_of
@@ -25,12 +24,11 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.remedies import refusal
 from tracepaper.storage.database.writer import READER_ATTEMPTS, connected, create, open_writer
 from tracepaper.storage.maintenance import put_beside, reject_used
-from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid, DataInvalid
-from tracepaper.strategies.types.market import RunKind
+from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid
 from tracepaper.strategies.units import day_text
 
 if TYPE_CHECKING:
-    from tracepaper.daemon.session.carried_account import Origin
+    from tracepaper.daemon.session.carried_account import CarriedAccount, Origin
     from tracepaper.storage.database.writer import Writer
 
 _DATED: Final = re.compile(r"\.\d{4}-\d\d-\d\d(-\d+)?")
@@ -57,7 +55,7 @@ def rotate(
     real = path.resolve()
     Reader.open(real).close()  # a missing file would be made
     with closing(open_writer(real)) as writer:
-        account = _checked(real, Reader(writer.driver))
+        account = account_at_end(real, Reader(writer.driver))
         target = real.with_name(f"{real.name}.{day_text(account.origin.market_ms)}")
         if older is not None:
             target = older.parent.resolve() / older.name
@@ -78,19 +76,6 @@ def rotate(
                 ) from error
             raise refusal(target, error, file=real) from error
     return Rotated(real, target, account.origin)
-
-
-def _checked(real: Path, reader: Reader) -> CarriedAccount:
-    """Return the account of the newest live run; raise ``DataInvalid`` if it cannot go on."""
-    run = reader.newest(RunKind.LIVE)
-    if run is None or not reader.counted(run.run_id)[1]:
-        raise DataInvalid(f"{real} holds no live run with a step, so no account that could go on.")
-    (audited,) = audit_runs(reader.connection, [run.run_id])
-    if audited.problem is not None:
-        raise DataInvalid(f"{audited.problem.sentence} Restore a backup of {real} first.")
-    if (account := CarriedAccount.of(reader, run)) is None:
-        raise DataInvalid(f"Run {run.run_id} of {real} stored no state, so no account can go on.")
-    return account
 
 
 def _clear(real: Path, target: Path) -> None:

@@ -6,9 +6,9 @@ A choice depends on each symbol's last 24 hours. The rules are docs/universe.md,
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -116,6 +116,11 @@ def known_symbols(config: Config, kind: RunKind, database: Path) -> tuple[str, .
         market = account.market
     else:
         return ()
+    return symbols_of(config, market)
+
+
+def symbols_of(config: Config, market: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the symbols of *market*, a run's ``[market]``, if *config* has the same; else none."""
     configured = with_symbols(config, market["symbols"])
     is_same = msgspec.json.decode(configured.canonical_json())["market"] == market
     return configured.market.symbols if is_same else ()

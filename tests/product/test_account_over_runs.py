@@ -24,6 +24,7 @@ from msgspec.structs import replace
 
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.session.account_chain import account_chain, joints_of
+from tracepaper.daemon.session.account_file import begin_with, exported
 from tracepaper.daemon.session.build import resolved
 from tracepaper.daemon.session.carried_account import CarriedAccount
 from tracepaper.daemon.session.rotation import rotate
@@ -38,7 +39,7 @@ from tracepaper.storage.database.run_views import RunViews
 from tracepaper.storage.maintenance import backup
 from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid, DataInvalid, Fatal
 from tracepaper.strategies.types.decisions import FillModel
-from tracepaper.strategies.types.market import Bar, Event, Funding
+from tracepaper.strategies.types.market import Bar, Category, Event, Funding, Instrument, RunKind
 
 WARM: Final = 8
 COUNT: Final = 70
@@ -48,6 +49,12 @@ CASES: Final[dict[str, dict[str, Any]]] = {
     "turns": {},
     "only long": {"strategy": {"long_only": True}},
     "stops": {"exits": {"stop_loss": "0.05%"}},
+    # A buy pays its fee in the coin, so a sale leaves less than a step of it.
+    "spot": {
+        "market": {"category": "spot", "symbols": ["BTCUSDT"]},
+        "sizing": {"mode": "fixed", "quantity": "0.5"},
+        "strategy": {"long_only": True},
+    },
 }
 NUMBERED: Final = {"run_id", "sequence", "entry_run_id", "entry_sequence", "exit_sequence"}
 
@@ -67,26 +74,33 @@ def settings(case: str, life: int = 0, symbol: str = "BTCUSDT") -> Config:
     return resolved(load(None, sections), FillModel.QUOTE)
 
 
-def events(first: int, last: int) -> list[Event]:
+def traded(case: str) -> Instrument:
+    """Return the instrument of *case*."""
+    return instrument(category=Category(CASES[case].get("market", {}).get("category", "linear")))
+
+
+def events(first: int, last: int, case: str = "turns") -> list[Event]:
     """Return bars *first* to *last*, each behind a quote; every 30 a settlement."""
-    made: list[Event] = []
+    made, key = list[Event](), traded(case).id
     for at in range(first, last):
-        before, item = BARS[at - 1].close, BARS[at]
-        made += [quote(before - 5, before + 5, at_ms=item.open_time_ms + 500), item]
-        if at % 30 == 29:
+        before, item = BARS[at - 1].close, replace(BARS[at], instrument=key)
+        made.append(quote(before - 5, before + 5, at_ms=item.open_time_ms + 500, instrument_id=key))
+        made.append(item)
+        if at % 30 == 29 and traded(case).category is Category.LINEAR:
             made.append(Funding(item.instrument, 1_000_000, item.close_time_ms, item.close_time_ms))
     return made
 
 
 def life(path: Path, case: str, number: int, first: int, last: int) -> str:
     """Live from bar *first* to *last* with the settings of this *number*; return the run."""
-    process = Process(path, settings(case, number), FillModel.QUOTE, warm=first)
+    item = traded(case)
+    process = Process(path, settings(case, number), FillModel.QUOTE, warm=first, item=item)
     process.begin()
     if not process.opened.resumed:
         for warming in BARS[first - WARM : first]:
-            process.feed(warming)
+            process.feed(replace(warming, instrument=item.id))
         process.start()
-    for event in events(first, last):
+    for event in events(first, last, case):
         process.feed(event)
     process.stop()
     return process.opened.run.run_id
@@ -147,6 +161,8 @@ def test_trades_over_joints_are_those_of_one_run(
         lived(path, case, *cuts)
     chain = account_chain([*reversed(files)])
     assert len(chain) == len(cuts) + 1
+    for account in (each.account for each in chain if each.account is not None):
+        assert [each for each in account.sums() if each[1] != each[2]] == []
     assert [joint.follows for joint in joints_of(chain)] == [True] * len(cuts)
     runs = [(each.path, present(each.run).run_id) for each in chain]
     for shadow in ("", *SHADOWS):
@@ -438,3 +454,55 @@ def test_a_head_is_found_in_the_file_that_holds_it(tmp_path: Path, cli: Cli) -> 
         assert (code, "had the head that was kept" in out) == (0, True)
     assert cli("audit", "verify", first, second, "--head", "0" * 64)[0] == 1
     assert cli("audit", "verify", first, tmp_path / "missing.db")[0] == 2
+
+
+@pytest.mark.parametrize("case", ["turns", "spot"])
+def test_an_account_goes_on_from_its_json_alone(tmp_path: Path, case: str) -> None:
+    old, new, file = (tmp_path / name for name in ("old.db", "new.db", "account.json"))
+    first = life(old, case, 0, WARM, 50)
+    account = exported(old)
+    file.write_text(account.json())
+    for _ in range(2):  # a start that failed may be repeated
+        begin_with(file, new, settings(case))
+    with Reader.open(new) as reader:
+        assert CarriedAccount.waiting(reader, RunKind.LIVE) == account
+    second = life(new, case, 0, 50, COUNT)
+    begin_with(file, new, settings(case))
+    due = trades([(tmp_path / "whole.db", run) for run in lived(tmp_path / "whole.db", case)])
+    assert unnumbered(trades([(old, first), (new, second)])) == unnumbered(due)
+    with Reader.open(new) as reader:
+        assert verify_run(reader, new, second).passes
+    with pytest.raises(ConfigInvalid, match="begins an empty database"):
+        begin_with(file, old, settings(case))
+
+
+def test_an_account_that_cannot_be_taken_up_is_named_and_nothing_is_written(tmp_path: Path) -> None:
+    path, file, new = (tmp_path / name for name in ("old.db", "account.json", "new.db"))
+    life(path, "turns", 0, WARM, 50)
+    account = exported(path)
+    whole = msgspec.json.decode(account.json())
+    paid = whole["totals"][""]
+
+    def refuses(words: str, changed: object = whole, symbol: str = "BTCUSDT") -> None:
+        file.write_bytes(msgspec.json.encode(changed))
+        with pytest.raises(Fatal, match=words):
+            begin_with(file, new, settings("turns", symbol=symbol))
+        assert not new.exists()
+
+    refuses("names others", symbol="ETHUSDT")
+    refuses("no account of format 1", whole | {"format": 2})
+    refuses("unknown field `luck`", whole | {"luck": 1})
+    refuses("missing required field `begun_ms`", {k: whole[k] for k in whole if k != "begun_ms"})
+    refuses(
+        "cash is missing or unknown",
+        whole | {"state": {**whole["state"], "account": {"lines": {}}}},
+    )
+    refuses("fees_paid is 0", whole | {"totals": whole["totals"] | {"": paid | {"fees_paid": 0}}})
+    refuses("equity is", msgspec.to_builtins(richer(account)))
+    refuses("the quantity in linear:BTCUSDT is", whole | {"open_trades": []})
+    held = [each | {"held": 2 * each["held"]} for each in whole["open_trades"]]
+    refuses("does not add up", whole | {"open_trades": held})
+    process = Process(path, settings("turns"), FillModel.QUOTE, warm=50)
+    with pytest.raises(ConfigInvalid, match=f"in use by process {os.getpid()}"):
+        exported(path)
+    process.stop()

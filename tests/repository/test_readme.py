@@ -141,7 +141,7 @@ def test_a_page_makes_the_databases_that_it_asks(page: Path) -> None:
     assert made_elsewhere(planted) == {"run.db"}
 
 
-GROUPS = {"audit", "bench", "config", "data", "db", "models", "notify"}
+GROUPS = {"account", "audit", "bench", "config", "data", "db", "models", "notify"}
 """Commands that have commands."""
 INLINE = sorted(
     {
