@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tracepaper.replay.learned import evaluate as evaluate
     from tracepaper.replay.learned import train as train
     from tracepaper.replay.learning.inspection.model import open_checkpoint as open_checkpoint
+    from tracepaper.replay.run import account as account
     from tracepaper.replay.run import open_run as open_run
     from tracepaper.replay.samples import samples as samples
     from tracepaper.replay.sweep.run import sweep as sweep
@@ -54,6 +55,7 @@ _HOMES = {
     "StrategyFailed": "strategies.errors",
     "TracepaperError": "strategies.errors",
     "Volatility": "strategies.api.context",
+    "account": "replay.run",
     "backtest": "replay.api",
     "buy": "strategies.api.context",
     "evaluate": "replay.learned",
@@ -84,6 +86,7 @@ __all__ = [
     "TracepaperError",
     "Volatility",
     "__version__",
+    "account",
     "attention",
     "backtest",
     "buy",

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Self, TypeVar, overload
 
 from tracepaper.daemon.config.loading import Sections
+from tracepaper.daemon.session.account_chain import AccountRun, account_chain
 from tracepaper.daemon.session.user_class import known_class
 from tracepaper.replay.backtest.run_spec import RunSpec, moment
 from tracepaper.replay.dataframes import (
@@ -43,6 +44,7 @@ from tracepaper.replay.dataframes import (
 from tracepaper.replay.document.values import TOO_FEW_DAYS, Form, estimate, signed_estimate, written
 from tracepaper.replay.notebook import Picture, RunPage, Text
 from tracepaper.replay.report import BARS_DRAWN
+from tracepaper.replay.report.account import read_account
 from tracepaper.replay.report.figures import Headline, headline
 from tracepaper.replay.report.judgement import judgement
 from tracepaper.replay.report.record import RunRecord, read_record
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
 
     from tracepaper.replay.checks.verify import Verification
     from tracepaper.replay.dataframes import NumpyFrame
+    from tracepaper.replay.report.report import Report
     from tracepaper.storage.database.view_columns import ViewColumn
 
 Kept = TypeVar("Kept")
@@ -126,6 +129,17 @@ class Run(Generic[Frame]):
             self._results[name] = read()
         kept: Kept = self._results[name]
         return kept
+
+    @property
+    def _places(self) -> list[tuple[Path, str]]:
+        """The runs whose rows are its frames, each with its database."""
+        return [(self.database, self.run_id)]
+
+    def _report(self) -> Report:
+        from tracepaper.replay.report.report import build_report
+
+        self._require_open()
+        return build_report(self.database, self.run_id)
 
     def _reader(self) -> Reader:
         self._require_open()
@@ -232,11 +246,13 @@ class Run(Generic[Frame]):
         columns = self._columns_of(name)
         names = [column.name for column in columns]
         series: list[list[Any]] = [[] for _ in columns]
-        with self._reader() as reader:
-            views = RunViews(reader.connection, self.run_id)
-            for batch in views.batches(_VIEWS[name].name, names, first=first, last=last):
-                for values, part in zip(series, batch, strict=True):
-                    values.extend(part)
+        for path, run_id in self._places:
+            self._require_open()
+            with Reader.open(path) as reader:
+                views = RunViews(reader.connection, run_id)
+                for batch in views.batches(_VIEWS[name].name, names, first=first, last=last):
+                    for values, part in zip(series, batch, strict=True):
+                        values.extend(part)
         return self._frame_of(columns_of_view(columns, series))
 
     def columns(self, name: str) -> Frame:
@@ -256,10 +272,8 @@ class Run(Generic[Frame]):
         of an estimate ``x``. Raises ``ConfigInvalid`` if the report has no such table.
         """
         from tracepaper.replay.report.figures import tables
-        from tracepaper.replay.report.report import build_report
 
-        self._require_open()
-        report_tables = tables(build_report(self.database, self.run_id))
+        report_tables = tables(self._report())
         if name not in report_tables:
             names = ", ".join(report_tables)
             raise ConfigInvalid(f"This run's report has no table {name}; choose from {names}.")
@@ -353,7 +367,6 @@ class Run(Generic[Frame]):
         """
         from tracepaper.replay.document.pictures import write_picture
         from tracepaper.replay.report.charts import check
-        from tracepaper.replay.report.report import build_report
         from tracepaper.replay.report.run_charts import chart_named, picture_named
         from tracepaper.replay.report.terminal import as_document, show_report
 
@@ -361,7 +374,7 @@ class Run(Generic[Frame]):
         name = picture_named(picture)
         if chart is not None:
             check(path_of(chart), last, "chart")
-        built = build_report(self.database, self.run_id)
+        built = self._report()
         if html is not None:
             from tracepaper.replay.page.contents import run_page
             from tracepaper.replay.page.export import write_page
@@ -397,14 +410,13 @@ class Run(Generic[Frame]):
         """
         from tracepaper.replay.document.pictures import figure_of
         from tracepaper.replay.report.charts import check_bars
-        from tracepaper.replay.report.report import build_report
         from tracepaper.replay.report.run_charts import chart_named, picture_named
 
         self._require_open()
         name = picture_named(picture)
         check_bars(last)
         require("matplotlib", "plot")
-        built = build_report(self.database, self.run_id)
+        built = self._report()
         chart = chart_named(built, name, last=last)
         how = "a notebook shows it; elsewhere .save('run.png')"
         return Picture(figure_of(chart), f"<picture of run {self.run_id}: {how}>")
@@ -641,6 +653,48 @@ class Run(Generic[Frame]):
         first, *rest = map(escape, self._lines())
         rows = "".join(f"<li>{line}</li>" for line in rest)
         return f"<p><b>{first}</b></p><ul>{rows}</ul>"
+
+
+class Account(Run[Frame]):
+    """An account over its runs, of one file or several: ``tracepaper.account``.
+
+    Frames, figures, report, ``equity`` and ``trades`` pictures are the account's; explanations,
+    checks and what-if are the newest run's.
+    """
+
+    def __init__(self, runs: Sequence[AccountRun], frames: Library, *, exact: bool) -> None:
+        self._runs = [each for each in runs if each.run is not None]
+        newest = self._runs[-1]
+        assert newest.run is not None
+        super().__init__(newest.path, newest.run.run_id, frames=frames, exact=exact)
+
+    @property
+    def _places(self) -> list[tuple[Path, str]]:
+        return [(each.path, each.run.run_id) for each in self._runs if each.run is not None]
+
+    def _report(self) -> Report:
+        from tracepaper.replay.report.report import build_report
+
+        return build_report(self.database, self.run_id, account=self._runs)
+
+    def _read_figures(self) -> RecordFigures:
+        return RecordFigures(read_account(self._runs))
+
+
+def account(
+    files: str | Path | Sequence[str | Path],
+    *,
+    frames: Library | None = None,
+    exact: bool = False,
+) -> Account[Any]:
+    """Open the account in *files*, in any order: each joint must fit, as in ``report FILE…``.
+
+    *frames* and *exact* are those of ``open_run``. Raises ``DataInvalid`` where a file is missing,
+    given twice or of another account.
+    """
+    given = [files] if isinstance(files, str | Path) else [*files]
+    runs = account_chain([path_of(file) for file in given])
+    return Account(runs, frames_for(None, frames), exact=exact)
 
 
 @overload

@@ -366,7 +366,9 @@ class Daemon:
                 config.parity, database, run, submit, clock, start_process=self._start_process
             )
         if self._send is not None:
-            yield Messenger(config, run, clock, self._send, frame_age_s=monitor.frame_age_s)
+            # What a resumed run took over is no longer what it holds.
+            known = replace(run, account=None) if opened.resumed else run
+            yield Messenger(config, known, clock, self._send, frame_age_s=monitor.frame_age_s)
 
     def _feed(
         self, opened: OpenedRun, client: MarketDataClient, first: Sequence[Event]

@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from tracepaper.daemon.broker.line import signed_quantity
 from tracepaper.daemon.config.notify import NoticeKind, NotifySection
+from tracepaper.daemon.session.carried_account import CarriedAccount
 from tracepaper.strategies.gates.declared import deadline, late, risk_daily_loss, risk_drawdown
 from tracepaper.strategies.position_text import stored_position_text
 from tracepaper.strategies.types.decisions import Action, Fill, OrderRole, Position, RunRow, Step
@@ -59,6 +60,8 @@ class Notice(Struct, frozen=True):
 class Notices:
     """Makes the notices of one run, each state once.
 
+    It begins with the account that the run took over, if the run has that.
+
     Its counts begin at the start of the process; each text gives that time as ``since``.
     """
 
@@ -72,8 +75,21 @@ class Notices:
         self._is_lost = False
         self._held: dict[str, Position] = {}  # by instrument
         self._opened: dict[str, int] = {}  # net profit of earlier trades, of a trade seen to open
+        if run.account is not None:
+            self._take_over(run.account)
         self._refusals = _Period(time_of(section.refusals_every) or DAY_MS, 0)
         self._daily = _Period(DAY_MS, time_of_day_ms(section.daily_at))
+
+    def _take_over(self, account: str) -> None:
+        """Begin with the positions of *account*, JSON, and with the trades that are open in it."""
+        carried = CarriedAccount.read(account)
+        for key, line in carried.state["account"]["lines"].items():
+            sums = ("quantity", "realized_pnl", "fees_paid", "funding_paid")
+            self._held[key] = Position(**{name: line["holding"][name] for name in sums})
+        for trade in carried.open_trades:
+            if trade.shadow is None and not any(trade.exits):
+                net = _net(self._held[trade.instrument]) + trade.fees + trade.funding
+                self._opened[trade.instrument] = net
 
     def of_step(self, step: Step) -> list[Notice]:
         """Return the notices of a stored *step*. The cost does not grow with the run."""

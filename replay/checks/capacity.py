@@ -43,6 +43,7 @@ from tracepaper.replay.document.values import (
 from tracepaper.replay.report import metrics
 from tracepaper.replay.report.participation import (
     Participation,
+    fill_shares,
     participation_table,
     participations,
 )
@@ -153,7 +154,7 @@ def capacity(
     """
     with Reader.open(database) as reader:
         record = read_record(reader, database, run_id)
-        shares = participations(RunColumns(reader, run_id), record.account.fills)
+        shares = participations([fill_shares(RunColumns(reader, run_id), record.account.fills)])
     if shares and shares[0].median is None:
         raise DataInvalid(
             f"No candle of a fill of run {run_id} has a volume, so no size can be judged; use "

@@ -38,6 +38,7 @@ from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.units import count_of
 
 if TYPE_CHECKING:
+    from tracepaper.daemon.session.account_chain import AccountRun
     from tracepaper.replay.checks.fragility import Each
     from tracepaper.replay.document.values import TitledParts
     from tracepaper.replay.explain.importance import RunImportance
@@ -51,7 +52,14 @@ if TYPE_CHECKING:
 @reads_record
 @answers
 def report(
-    run: RunArgument = "last",
+    given: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN|FILE...]",
+            help="An id, a prefix or FILE#RUN; by default the account over its runs, also over "
+            "files.",
+        ),
+    ] = None,
     *,
     html: Annotated[
         Path | None,
@@ -127,7 +135,7 @@ def report(
     db: DatabaseOption = None,
     config: ConfigOption = None,
 ) -> CommandAnswer:
-    """Report a run: performance, costs, refusals by gate, and attribution."""
+    """Report an account over its runs, or a run: performance, costs, refusals and attribution."""
     from tracepaper.daemon.terminal.console import Terminal
     from tracepaper.replay.document.terminal import show
     from tracepaper.replay.report.report import build_report
@@ -148,14 +156,14 @@ def report(
             "--stress and --capacity are documents of their own; give --html FILE for a page with "
             "all."
         )
-    place = located(run, db, config)
+    place, account = _asked(given or ["last"], db, config)
     reruns = [_stress(place, jobs)] if stress else []
     reruns += [_capacity(place, jobs, impact_bp)] if capacity else []
     if reruns and html is None:
         return answer_of(*reruns[0])
     with _progress() as progress:
         series = _importance(place, importance, samples, progress) if importance else None
-        run_report = build_report(place.path, place.run_id, progress=progress)
+        run_report = build_report(place.path, place.run_id, account=account, progress=progress)
         analysis = _analysis(run_report, progress) if heads else None
         if html is not None:
             from tracepaper.replay.page.contents import run_page
@@ -187,6 +195,25 @@ def report(
 
     values = as_document(run_report, analysis)
     return CommandAnswer(values | ({} if series is None else series.document()), print_report)
+
+
+def _asked(
+    given: Sequence[str], db: Path | None, config: Path | None
+) -> tuple[RunLocation, Sequence[AccountRun]]:
+    """Return the run that was asked for, and the runs of its account if that was."""
+    from tracepaper.daemon.session.account_chain import account_chain
+    from tracepaper.replay.report.account import account_in
+    from tracepaper.storage.database.chunks import RunLocation
+
+    run, *more = given
+    if more or Path(run).is_file():
+        chain = [each for each in account_chain([Path(file) for file in given]) if each.run]
+        newest = chain[-1]
+        assert newest.run is not None
+        return RunLocation(newest.path, newest.run.run_id), chain
+    place = located(run, db, config)
+    is_newest = run.rpartition("#")[2] in {"", "last"}
+    return place, account_in(place.path, place.run_id) if is_newest else ()
 
 
 def _checked_picture(chart: Path | None, picture: str, last: int) -> PictureName:

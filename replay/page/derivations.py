@@ -111,11 +111,13 @@ def verify(shown: OpenRun, report: Report) -> answers.ParityState:
 
 
 def report_of(shown: OpenRun) -> TitledParts:
-    """Return the report of the run, as in ``report --html``."""
+    """Return the report of the run, of the newest that of its account, as in ``report --html``."""
+    from tracepaper.replay.report.account import account_in
     from tracepaper.replay.report.document import report_document
     from tracepaper.replay.report.report import build_report
 
-    return report_document(build_report(shown.database, shown.run_id))
+    account = account_in(shown.database, shown.run_id)
+    return report_document(build_report(shown.database, shown.run_id, account=account))
 
 
 def what_if_of(shown: OpenRun, changes: str, drop: str, from_ms: int | None) -> TitledParts:

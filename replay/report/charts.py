@@ -81,7 +81,10 @@ def broken(
 def equity_chart(report: Report) -> Chart:
     """Draw the returns of all accounts and random timings, drawdowns and the position."""
     times = report.marks_ms.tolist()
-    returns: list[Layer] = []
+    returns: list[Layer] = [
+        RuleLayer(int(part.decisions.open_time_ms.min()), "x", f"run {part.run['run_id']}")
+        for part in report.record.parts[1:]
+    ]
     for timings in report.random:
         low, high = (100 * (edge / timings.median[0] - 1) for edge in (timings.low, timings.high))
         role: ChartRole = "soft" if timings is report.random[0] else "faint"

@@ -23,6 +23,7 @@ from tracepaper.replay.document.values import (
     table_of,
     written,
 )
+from tracepaper.replay.report.account import runs_named
 from tracepaper.replay.report.attention import InfluenceReport
 from tracepaper.replay.report.attention_charts import (
     confidence_chart,
@@ -184,9 +185,11 @@ MONTHS: Final = (
 def _heading(report: Report) -> Iterator[Part]:
     """Yield the run, the main figures and the caveats."""
     record = report.record
+    named = runs_named(record)
     yield from (Paragraph(caution, "warning") for caution in record.cautions)
+    mark = ";" if record.parts else ","
     yield Paragraph(
-        f"Run {record.run['run_id']}, {record.run['kind']}, bars of "
+        f"{named[0].upper()}{named[1:]}{mark} {record.run['kind']}, bars of "
         f"{record.bar_times.interval_ms // MINUTE_MS:,} min, {span(report)}, {counted(report)}.",
         "lead",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -31,8 +32,11 @@ class Participation(NamedTuple):
     unknown: int
 
 
-def participations(columns: RunColumns, fills: Iterable[Row]) -> tuple[Participation, ...]:
-    """Return the participation of *fills* of a run: of all, and of each symbol of several.
+Shares = dict[str, list[float | None]]
+
+
+def fill_shares(columns: RunColumns, fills: Iterable[Row]) -> Shares:
+    """Return the share of each of the *fills* of a run in its candle's volume, by symbol.
 
     A fill's candle is the one that was open when it was filled.
     """
@@ -40,10 +44,19 @@ def participations(columns: RunColumns, fills: Iterable[Row]) -> tuple[Participa
     for fill in fills:
         by_instrument.setdefault(fill["instrument"], []).append(fill)
     bars = columns.bars_by_instrument() if by_instrument else {}
-    shares = {key: list(_shares(columns, bars[key], rows)) for key, rows in by_instrument.items()}
+    return {
+        columns.instruments[key].symbol: list(_shares(columns, bars[key], rows))
+        for key, rows in by_instrument.items()
+    }
+
+
+def participations(runs: Sequence[Shares]) -> tuple[Participation, ...]:
+    """Return the participation of the fills of *runs*: of all, and of each symbol of several."""
+    shares: Shares = {}
+    for symbol, each in chain.from_iterable(run.items() for run in runs):
+        shares.setdefault(symbol, []).extend(each)
     every = [share for each in shares.values() for share in each]
-    named = [(columns.instruments[key].symbol, each) for key, each in shares.items()]
-    groups = [("all", every), *(named if len(named) > 1 else ())]
+    groups = [("all", every), *(shares.items() if len(shares) > 1 else ())]
     return tuple(_of(name, each) for name, each in groups if each)
 
 

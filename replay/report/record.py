@@ -133,6 +133,7 @@ class RunRecord:
     terms: ExecutionCosts
     times_ms: Ints
     bars: dict[str, Bars]
+    rates: dict[str, dict[int, float]]  # settled funding by instrument and time
     decisions: Decisions
     account: AccountRecord
     shadows: tuple[AccountRecord, ...]
@@ -148,6 +149,13 @@ class RunRecord:
     rejections: str = ""  # a sentence on rejected orders, if it has fills
     open_positions: str = ""  # those at the end, in words
     odd_levels: str = ""  # a sentence on exits at distances that are probably mistakes
+    parts: tuple[RunRecord, ...] = ()  # of an account over several runs: theirs, oldest first
+    begins: str = ""  # sentences on what is not in this record of its account
+
+    @property
+    def newest(self) -> RunRecord:
+        """The record of the newest run."""
+        return self.parts[-1] if self.parts else self
 
     @cached_property
     def warm_from(self) -> dict[str, int]:
@@ -187,6 +195,7 @@ class RunRecord:
         gone = below_zero(self.times_ms, self.account.equity[1:], float(self.account.equity[0]))
         states = (state.sentence for state in self.states)
         parts = (
+            self.begins,
             gone,
             *states,
             self.without_fills,
@@ -262,6 +271,7 @@ def read_record(reader: Reader, database: Path, run_id: str) -> RunRecord:
             terms=costs_for(config),
             times_ms=columns.times.closes_of(np.unique(decisions.open_time_ms)),
             bars=_bars(columns, bar_columns, decisions, rates),
+            rates={name: dict(each) for name, each in rates.items()},
             decisions=decisions,
             account=account,
             shadows=tuple(shadows),

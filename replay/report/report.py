@@ -11,7 +11,9 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from tracepaper.daemon.engine import state
+from tracepaper.daemon.session.account_chain import AccountRun
 from tracepaper.replay.report import metrics
+from tracepaper.replay.report.account import read_account
 from tracepaper.replay.report.attention import (
     EntryGroup,
     RunAttention,
@@ -34,16 +36,16 @@ from tracepaper.replay.report.book_risk import BookRisk, read_book_risk
 from tracepaper.replay.report.honesty import card_sentences
 from tracepaper.replay.report.listed_orders import newest as newest_listed
 from tracepaper.replay.report.metrics import Activity, Drawdown, Performance
-from tracepaper.replay.report.participation import Participation, participations
+from tracepaper.replay.report.participation import (
+    Participation,
+    Shares,
+    fill_shares,
+    participations,
+)
 from tracepaper.replay.report.record import AccountRecord, RunRecord, read_record
 from tracepaper.replay.report.risk_heads import HeadOutcomes, read_head_outcomes
 from tracepaper.replay.report.timeline import Timeline, read_timeline
-from tracepaper.replay.report.trades import (
-    ClosedTrade,
-    CostsAndFunding,
-    closed_trades,
-    costs_and_funding,
-)
+from tracepaper.replay.report.trades import ClosedTrade, CostsAndFunding, closed_trades, costs_of
 from tracepaper.replay.run_columns import Floats, Ints, RunColumns
 from tracepaper.storage.checkpoints import FittedSpan, kept_folder, read_card
 from tracepaper.storage.database.reader import Reader
@@ -160,31 +162,38 @@ class Report:
 
 
 def build_report(
-    database: Path, run_id: str, *, progress: Callable[[str], None] = lambda _text: None
+    database: Path,
+    run_id: str,
+    *,
+    account: Sequence[AccountRun] = (),
+    progress: Callable[[str], None] = lambda _text: None,
 ) -> Report:
     """Return the report of *run_id*, from the views and the reader alone.
 
-    *progress* is called with the name of each stage. Raises ``DataInvalid`` if the run does not
-    exist or has no decision.
+    With the runs of an *account*, of which *run_id* is the newest, it is theirs: what the model saw
+    and what rests is the newest run's. *progress* is called with the name of each stage. Raises
+    ``DataInvalid`` if the run does not exist or has no decision.
     """
     progress("reading the run")
-    with Reader.open(database) as reader:
-        record = read_record(reader, database, run_id)
-        ledgers = (record.account, *record.shadows)
-        closed = {ledger.name: tuple(closed_trades(ledger)) for ledger in ledgers}
-        decided = {trade.entry_sequence for trades in closed.values() for trade in trades}
-        entries = {sequence for sequence in decided if sequence is not None}
-        progress("reading the attention")
-        attention = read_attention(reader, record, entries)
-        grouped = next((name for name, trades in closed.items() if trades), record.account.name)
-        views = RunViews(reader.connection, run_id)
-        columns = RunColumns(reader, run_id)
-        book = read_book_risk(columns)
-        participation = participations(columns, record.account.fills)
-        listed = newest_listed(views)
-        card = _card(record)
-        outcomes = read_head_outcomes(reader, record, card)
-        timeline = read_timeline(reader, record)
+    record = read_account(account) if account else _read(database, run_id)
+    newest, ledgers = record.newest, (record.account, *record.shadows)
+    closed = {ledger.name: tuple(closed_trades(ledger, run_id)) for ledger in ledgers}
+    decided = {trade.entry_sequence for trades in closed.values() for trade in trades}
+    entries = {sequence for sequence in decided if sequence is not None}
+    grouped = next((name for name, trades in closed.items() if trades), record.account.name)
+    shares, timelines = list[Shares](), list[Timeline]()
+    for part in record.parts or (record,):
+        with Reader.open(part.database) as reader:
+            columns = RunColumns(reader, str(part.run["run_id"]))
+            shares.append(fill_shares(columns, part.account.fills))
+            timelines.append(read_timeline(reader, part))
+            if part is newest:
+                progress("reading the attention")
+                attention = read_attention(reader, part, entries)
+                book = read_book_risk(columns)
+                listed = newest_listed(RunViews(reader.connection, run_id))
+                card = _card(part)
+                outcomes = read_head_outcomes(reader, part, card)
     progress("drawing random timings")
     times, marks = _times(record), _marks(record)
     held = buy_and_hold_at_equal_exposure(record)
@@ -223,15 +232,28 @@ def build_report(
         regimes=dict(zip(names.tolist(), counts.tolist(), strict=True)),
         attention=attention,
         shown=grouped,
-        groups=winners_and_losers(record, closed[grouped], attention) if attention else (),
+        groups=winners_and_losers(newest, _own(closed[grouped]), attention) if attention else (),
         listed=listed,
         heads=int(card.get("architecture", {}).get("heads", 0)),
         head_outcomes=outcomes,
         stretches=stretches(record, closed[record.account.name]),
-        timeline=timeline,
+        timeline=Timeline(
+            tuple(event for each in timelines for event in each.events),
+            sum(each.left_out for each in timelines),
+        ),
         book=book,
-        participation=participation,
+        participation=participations(shares),
     )
+
+
+def _read(database: Path, run_id: str) -> RunRecord:
+    with Reader.open(database) as reader:
+        return read_record(reader, database, run_id)
+
+
+def _own(closed: Sequence[ClosedTrade]) -> list[ClosedTrade]:
+    """Return the trades of *closed* that the newest run decided."""
+    return [trade for trade in closed if trade.entry_sequence is not None]
 
 
 UNTIL_HALT: Final = "until the halt"
@@ -330,7 +352,7 @@ def account_report(
             days=figures.days,
             year_days=metrics.year_days(record.bar_times.calendar),
         ),
-        costs_and_funding=costs_and_funding(ledger, record.terms),
+        costs_and_funding=costs_of(record, ledger),
         margin=_margin(record) if is_own else None,
     )
 

@@ -27,6 +27,7 @@ from tracepaper.replay.document.values import (
     table,
     table_of,
 )
+from tracepaper.replay.report.account import runs_named
 from tracepaper.replay.report.charts import equity_chart
 from tracepaper.replay.report.figures import tables
 from tracepaper.replay.report.judgement import judgement
@@ -88,8 +89,10 @@ def show_report(
     With *notes*, print all caveats, and the notes under the tables.
     """
     record = report.record
-    title = f"run {record.run['run_id']} · {record.run['kind']} · {record.run['strategy']}"
-    head(console, title, f"{record.run['instruments']}, {counted(report)}\n{span(report)}")
+    name, _, joints = runs_named(record).partition(":")
+    title = f"{name} · {record.run['kind']} · {record.run['strategy']}"
+    joints = f"\nruns{joints}" * bool(joints)
+    head(console, title, f"{record.run['instruments']}, {counted(report)}\n{span(report)}{joints}")
     caveats = list(report.sentences)
     if not notes and len(caveats) > 1:
         caveats[1:] = [f"{len(caveats) - 1} more to know before believing any of it: --notes"]
@@ -155,6 +158,15 @@ def as_document(
     }
     return {
         **{name: record.run[name] for name in ("run_id", "kind", "strategy")},
+        "runs": [
+            {
+                "run_id": part.run["run_id"],
+                "database": str(part.database),
+                "from_ms": int(part.decisions.open_time_ms.min()),
+            }
+            for part in record.parts or (record,)
+        ],
+        "begins": record.begins,
         "database": str(record.database),
         "instruments": str(record.run["instruments"]).split(","),
         "interval_ms": record.bar_times.interval_ms,

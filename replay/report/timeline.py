@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 import numpy as np
+from msgspec.structs import replace
 
 from tracepaper.daemon.config.notify import NoticeKind
 from tracepaper.daemon.session.notices import Notices
@@ -56,7 +57,8 @@ def read_timeline(reader: Reader, record: RunRecord) -> Timeline:
     run, section = reader.run(run_id), record.config.notify
     sequences = _sequences(reader, record)
     chosen = sequences[-STEPS_MOST:]
-    notices = Notices(section, run, on_breach=record.config.risk.on_breach)
+    known = run if len(chosen) == len(sequences) else replace(run, account=None)
+    notices = Notices(section, known, on_breach=record.config.risk.on_breach)
     events = list[TimelineEvent]()
     for step in reader.steps_at(run_id, chosen):
         for notice in notices.of_step(step):

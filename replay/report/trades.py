@@ -199,17 +199,38 @@ class CostsAndFunding:
     assumed: tuple[str, ...]
 
 
-def closed_trades(ledger: AccountRecord) -> list[ClosedTrade]:
-    """Return the closed trades of *ledger* in the order of their exits."""
+def closed_trades(ledger: AccountRecord, run_id: str | None = None) -> list[ClosedTrade]:
+    """Return the closed trades of *ledger* in the order of their exits.
+
+    The decisions are those of *run_id*, by default of the run that closed the trade.
+    """
     rows = sorted(ledger.trades, key=itemgetter("closed_ms", "instrument"))
     trades = [ClosedTrade(*_TRADE_COLUMNS(row)) for row in rows]
     return [
-        trade if row["entry_run_id"] == row["run_id"] else replace(trade, entry_sequence=None)
+        trade
+        if row["entry_run_id"] == (run_id or row["run_id"])
+        else replace(trade, entry_sequence=None)
         for trade, row in zip(trades, rows, strict=True)
     ]
 
 
 _TRADE_COLUMNS: Final = itemgetter(*(field.name for field in fields(ClosedTrade)))
+
+
+def costs_of(record: RunRecord, ledger: AccountRecord) -> CostsAndFunding:
+    """Return the costs of *ledger*, over several runs the sums of each under its own terms."""
+    if not record.parts:
+        return costs_and_funding(ledger, record.terms)
+    costs = [
+        costs_and_funding(each, part.terms)
+        for part in record.parts
+        for each in (part.account, *part.shadows)
+        if each.name == ledger.name
+    ]
+    amounts = [field.name for field in fields(CostsAndFunding) if field.name != "assumed"]
+    sums = {name: sum(getattr(each, name) for each in costs) for name in amounts}
+    assumed = dict.fromkeys(name for each in costs for name in each.assumed)
+    return CostsAndFunding(**sums, assumed=tuple(assumed))
 
 
 def costs_and_funding(ledger: AccountRecord, terms: ExecutionCosts) -> CostsAndFunding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -9,7 +10,7 @@ import sqlite3
 import sys
 from collections.abc import Callable
 from contextlib import closing
-from itertools import count, pairwise, takewhile
+from itertools import chain, count, pairwise, takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -22,6 +23,7 @@ from fed_daemon import MINUTE, Process
 from forging import forged
 from msgspec.structs import replace
 
+import tracepaper
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.session.account_chain import account_chain, joints_of
 from tracepaper.daemon.session.account_file import begin_with, exported
@@ -506,3 +508,39 @@ def test_an_account_that_cannot_be_taken_up_is_named_and_nothing_is_written(tmp_
     with pytest.raises(ConfigInvalid, match=f"in use by process {os.getpid()}"):
         exported(path)
     process.stop()
+
+
+NOT_OF_ONE_RUN: Final = {"run_id", "runs", "database"}
+
+
+def report_json(cli: Cli, *arguments: object) -> dict[str, Any]:
+    """Return the report as JSON, without what names runs and numbers their steps."""
+    code, out, err = cli("report", *arguments, "--json")
+    assert code == 0, err
+    report = {key: value for key, value in json.loads(out).items() if key not in NOT_OF_ONE_RUN}
+    for trade in chain.from_iterable(report["trades"].values()):
+        del trade["entry_sequence"], trade["exit_sequence"]
+    return report
+
+
+def test_the_report_of_an_account_is_that_of_one_run(tmp_path: Path, cli: Cli) -> None:
+    lived(tmp_path / "whole.db", "turns")
+    lived(tmp_path / "cut.db", "turns", 30, 50)
+    files = lived_in_files(tmp_path / "tp.db", "turns", 30, 50)
+    due = report_json(cli, "--db", tmp_path / "whole.db")
+    assert report_json(cli, "--db", tmp_path / "cut.db") == due
+    assert report_json(cli, *reversed(files)) == due
+    with tracepaper.account([*files], frames="numpy") as account:
+        for name in ("trades", "fills", "equity", "ledger", "orders", "positions"):
+            runs = [tracepaper.open_run(file, frames="numpy") for file in files]
+            rows = [run_id for run in runs for run_id in getattr(run, name)["run_id"]]
+            assert [*getattr(account, name)["run_id"]] == rows
+        assert account.summary["return"] == due["accounts"][0]["return"]
+
+
+def test_what_a_report_leaves_out_is_said_first(tmp_path: Path, cli: Cli) -> None:
+    first, second = lived_in_files(tmp_path / "tp.db", "turns", 50)
+    out = cli("report", "--db", second)[1]
+    assert "whose history is in another file" in " ".join(out.split())
+    alone = cli("report", present(account_chain([first])[0].run).run_id, "--db", first)[1]
+    assert "whose history" not in alone

@@ -7,7 +7,7 @@ A name that is not here and that nothing reads is removed, or wired to a command
 # mypy: ignore-errors
 
 # Called by name: entry points, the protocols of Python and of libraries.
-list_models, doctor, notify_test, whatif
+list_models, doctor, notify_test, export_account, whatif
 __getattr__, __dir__, __instancecheck__, __subclasscheck__
 _repr_html_  # notebooks
 _repr_png_  # notebooks

@@ -32,7 +32,7 @@ from tracepaper.replay.checks.capacity import (
 )
 from tracepaper.replay.checks.fragility import Days, Left
 from tracepaper.replay.document.charts import Chart
-from tracepaper.replay.report.participation import participations
+from tracepaper.replay.report.participation import fill_shares, participations
 from tracepaper.replay.run import Run, open_run
 from tracepaper.replay.run_columns import RunColumns
 from tracepaper.storage.database.reader import Reader, resolve
@@ -222,7 +222,7 @@ def test_participation_is_the_share_of_the_candle_that_was_open() -> None:
     with Reader.open(path) as reader:
         columns = RunColumns(reader, last(path))
         fills = columns.views.rows("v_fills")
-        (every,) = participations(columns, fills)
+        (every,) = participations([fill_shares(columns, fills)])
         bars = columns.bars(fills[0]["instrument"])
     volumes = dict(zip(bars["open_time_ms"].tolist(), bars["volume"].tolist(), strict=True))
     hour = 3_600_000
