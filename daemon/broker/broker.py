@@ -423,19 +423,22 @@ class Broker:
         """Cancel the run's orders by list: all, or only those that could open a position."""
         for line in self.account.lines.values():
             line.cancel_listed("", reason, opening_only=opening_only)
+            line.keep_exits()
 
     def flatten(self, closes: Mapping[str, int], at_ms: int) -> None:
         """Close the run's positions, by the operator's command.
 
-        *closes* has the newest close of each instrument that has one.
+        *closes* has the newest close of each instrument that has one. A position that was taken
+        over is closed before the first bar as well, at its entry price.
         """
-        if closes:
+        for key, line in self.account.lines.items():
+            price = closes.get(key) or (line.entry_price if line.held else 0)
+            if not (price or line.rests):
+                continue
             self.save = Save.NOW
-        for key, close in closes.items():
-            line = self.account.lines[key]
             leave(line, FLATTEN)
             cash = self.account.policy.spendable(line, is_reversal=False)
-            context = OrderContext(at_ms, 0, close, cash)
+            context = OrderContext(at_ms, 0, price, cash)
             line.submit(0, FLATTEN, context, by_command=True)
 
     # ------------------------------------------------------------ questions of the feed
@@ -496,7 +499,7 @@ class Broker:
         for lines in self._lines.values():
             for line in lines:
                 is_own = line.ledger is self.account.ledger
-                if (line.order is not None) if is_own else line.is_guarded:
+                if line.following or (line.order is not None if is_own else line.is_guarded):
                     return False
                 if self._is_on_margin and (line.holding.quantity or (line.rests and not is_own)):
                     return False

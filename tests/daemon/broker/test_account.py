@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker.account import AccountState, PaperAccount
+from tracepaper.daemon.broker.broker import Broker
 from tracepaper.daemon.broker.execution import ExecutionCosts, Executor
 from tracepaper.daemon.broker.line import LineState
 from tracepaper.daemon.broker.orders import OrderContext, OrdersState
@@ -52,10 +53,14 @@ def test_what_is_taken_over_without_margin_binds_no_more_than_there_is(
 
 def test_what_is_taken_over_is_worth_its_entry_until_a_price_comes() -> None:
     item = instrument()
-    ledger = PaperAccount([item], SETTINGS)
+    broker = Broker([item], SETTINGS, {})
+    ledger = broker.account
     held = LineState(Holding(-1_000, -100 * 10**8), OrdersState())
     ledger.restore(AccountState(START, {item.id: held}), taken_over=True)
     assert ledger.lines[item.id].position.unrealized_pnl == 0
+    broker.flatten({}, at_ms=1)
+    closing = present(ledger.lines[item.id].order)
+    assert (closing.side, closing.quantity) == (Side.BUY, 1_000)
     ledger.lines[item.id].mark_to(1)
     assert ledger.lines[item.id].position.unrealized_pnl == 100 * 10**8 - 10**6
 
