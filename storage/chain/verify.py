@@ -29,6 +29,7 @@ from tracepaper.storage.record.columns import SEQUENCE_LIMIT, TABLES, place
 from tracepaper.storage.record.hashing import SEQUENCE_AT, Commit, opened_digest, sealed
 from tracepaper.storage.record.rows import (
     CHAINED_TABLES,
+    EVENT_KINDS,
     OPENED_AT,
     Previous,
     instrument_row,
@@ -36,6 +37,7 @@ from tracepaper.storage.record.rows import (
     run_row,
 )
 from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.types.market import Bar
 
 if TYPE_CHECKING:
     import sqlite3
@@ -70,6 +72,7 @@ class ChainReport(Struct, frozen=True):
 
 _SEQUENCE: Final = {table: itemgetter(at) for table, at in SEQUENCE_AT.items()}
 _OPENS_AT: Final = place("steps", "open_time_ms")
+_KIND_AT: Final = place("events", "kind")
 
 
 def _width_query(table: str) -> str:
@@ -267,7 +270,12 @@ def _misfit(commit: Commit) -> ChainProblem | None:
         for step, row in zip(due, rows, strict=True)
         if len(row) <= _OPENS_AT or row[_OPENS_AT] is None
     ]
-    events = [*map(_SEQUENCE["events"], commit.rows.get("events", ()))]
+    # What is said of a bar stands in an event beside it.
+    events = [
+        _SEQUENCE["events"](row)
+        for row in commit.rows.get("events", ())
+        if row[_KIND_AT] != EVENT_KINDS[Bar]
+    ]
     if without_bar == events:
         return None
     at = min({*without_bar} ^ {*events})

@@ -452,6 +452,8 @@ class StepEncoder:
         """
         if type(event) is Bar:
             place = self._place(event.instrument)
+            if price_verdict is not None:
+                self._add_event(event, key, price_verdict)
             return place, (place, *_OF_BAR(event)), event.turnover, self._seen(event)
         if type(event) is CloseStart and price_verdict is None and self._is_whole(event):
             return None, (None, event.open_time_ms, *_NO_BAR[2:]), None, self._seen(event)

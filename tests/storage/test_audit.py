@@ -59,6 +59,7 @@ async def test_a_live_step_is_committed_when_append_returns(tmp_path: Path) -> N
     log = SqlAuditLog.open(tmp_path / "a.db")
     log.begin(cases.run())
     steps = cases.plain_steps(5)
+    steps[2] = replace(steps[2], price_verdict="at this bar a settlement was given up")
     for count, step in enumerate(steps, start=1):
         await log.append(step)
         assert stored(tmp_path / "a.db") == steps[:count]
