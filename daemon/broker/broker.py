@@ -373,6 +373,15 @@ class Broker:
             leave(line, f"the signal is {action.value}")
         return refusal or shortfall
 
+    def place_following(self, bar: Bar, at_ms: int) -> None:
+        """Order what follows a delayed order that has arrived, at the close of *bar*."""
+        for account in self._accounts if self.settings.latency.bars else ():
+            line = account.lines[bar.instrument]
+            if line.following:
+                is_reversal = line.following[0].target * line.held < 0
+                cash = account.policy.spendable(line, is_reversal=is_reversal)
+                line.place_following(OrderContext(at_ms, bar.open_time_ms, bar.close, cash))
+
     def _enter(
         self, line: Line, intent: Intent, bar: Bar, at_ms: int
     ) -> tuple[Plan | None, str | None]:

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
-from typing import Any, Final
+from itertools import takewhile
+from typing import Any, Final, TypeGuard
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -31,6 +32,7 @@ from tracepaper.daemon.broker.orders import (
     DECIDED,
     ENDED,
     PROTECTIVE,
+    FollowingTarget,
     OrderContext,
     OrderEvent,
     OrdersState,
@@ -87,9 +89,9 @@ class Line:
 
     __slots__ = (
         "_is_spot", "_orders_of_step", "before_quotes", "confirmed_ms", "executor", "exits",
-        "filters", "holding", "is_cash", "is_cross", "is_guarded", "isolated_rules", "item", "key",
-        "ledger", "margin_rules", "mark", "mean_range", "notional", "order", "others", "planner",
-        "position", "postponed_ms", "protection", "reason", "settings", "shortfall", "target",
+        "filters", "following", "holding", "is_cash", "is_cross", "is_guarded", "isolated_rules",
+        "item", "key", "ledger", "margin_rules", "mark", "mean_range", "notional", "order",
+        "others", "planner", "position", "protection", "reason", "settings", "shortfall", "target",
     )  # fmt: skip
     executor: Executor
     filters: Filters
@@ -123,8 +125,8 @@ class Line:
         self.target = 0  # the last decided target, whether or not it could be reached
         self.reason = ""  # of the target
         self.shortfall = ""  # why less than the target was ordered or filled
-        # When the order to the target reaches the exchange, if it waits for the one on its way.
-        self.postponed_ms = 0
+        # Targets after that of the delayed order on its way; the last is `target`.
+        self.following: tuple[FollowingTarget, ...] = ()
         self.confirmed_ms = 0  # open time of the bar whose decision was last allowed
         self._orders_of_step = (-1, 0)  # the current step, and the number of orders it created here
         self.exits = settings.exits
@@ -285,8 +287,8 @@ class Line:
 
     @property
     def rests(self) -> bool:
-        """Whether any order rests."""
-        return self.order is not None or bool(self.others)
+        """Whether any order rests, or follows one."""
+        return self.order is not None or bool(self.others) or bool(self.following)
 
     @property
     def orders(self) -> tuple[Order, ...]:
@@ -419,8 +421,8 @@ class Line:
         reverses = order.role in PROTECTIVE and signed_target > 0
         needed = self._whole_steps(abs(self.target - self.held)) if reverses else 0
         if not needed:
-            self.target = self.held
-        self._shrink(needed)
+            self.target, self.following = self.held, ()
+        self._shrink(0 if self.following else needed)
 
     def _shrink(self, needed: int) -> None:
         """Shrink the order by signal to the quantity *needed*, or end it where that is 0."""
@@ -485,33 +487,56 @@ class Line:
         would be a hidden limit order. A refused order *by_command* is recorded as REJECTED, since
         no decision holds its reason.
         """
-        held = self.held
+        if by_command:
+            self.following = ()
         is_ordered = self.order is not None and target == self.target
-        if is_postponed := self._is_postponed(target):
-            self.postponed_ms = self._eligible_ms(context)
-        if target != self.target:
+        before = self.target
+        if target != before:
             self.target, self.reason, self.shortfall = target, reason, ""
-            self.postponed_ms *= is_postponed
             self.ledger.has_changes = True
-        if is_ordered or is_postponed:
+            if not by_command and self._follows(target, before, context):
+                due_ms = self._eligible_ms(context)
+                self.following += (FollowingTarget(before, target, reason, due_ms),)
+        if is_ordered or self.following:
             return None
-        if self.shortfall and target * held > 0 and not self.is_reached(target):
+        if self.shortfall and target * self.held > 0 and not self.is_reached(target):
             return self.shortfall
+        role = OrderRole.COMMAND if by_command else OrderRole.SIGNAL
+        return self._order_to(target, reason, context, role)
+
+    def _order_to(
+        self,
+        target: int,
+        reason: str,
+        context: OrderContext,
+        role: OrderRole = OrderRole.SIGNAL,
+        due_ms: int | None = None,
+    ) -> str | None:
+        """Order what *target* needs, in place of the order on its way, to arrive at *due_ms*.
+
+        Returns why it is smaller or missing. A delayed order that only changes the size of the one
+        on its way is not later: otherwise a target that changes at every bar is never reached.
+        """
         if (order := self.order) is not None:
             self.end(order, "another target")
         if self.is_reached(target):
             return None
-        role = OrderRole.COMMAND if by_command else OrderRole.SIGNAL
-        needed = target - held
+        needed = target - self.held
         placed = self._new_order(
             _side(needed), self._quantity_of(needed), reason, context, role=role
         )
-        placed, refusal, shortfall = self._judged(self._in_place_of(order, placed), target, context)
+        if due_ms is None and self._is_delayed(order, context) and order.side is placed.side:
+            due_ms = order.eligible_ms
+        if due_ms is not None:
+            placed = replace(
+                placed, eligible_ms=max(min(placed.eligible_ms, due_ms), placed.created_ms)
+            )
+        placed, refusal, shortfall = self._judged(placed, target, context)
         self.ledger.has_changes |= (shortfall or "") != self.shortfall
         self.shortfall = shortfall or ""
         if refusal is None:
             self.order = self.record(after(placed, OrderEvent.ACCEPT))
-        elif by_command:
+        elif role is OrderRole.COMMAND:
             self.record(after(placed, OrderEvent.REJECT, reason=shortfall))
         return shortfall
 
@@ -531,30 +556,39 @@ class Line:
         placed = replace(placed, quantity=covered)
         return placed, filters.refusal(placed, price, reduces=closes), filters.no_funds
 
-    def _is_postponed(self, target: int) -> bool:
-        """Return whether the order to *target* waits for the delayed one that leaves the position.
+    def _is_delayed(self, order: Order | None, context: OrderContext) -> TypeGuard[Order]:
+        """Return whether *order* is on its way, delayed by bars."""
+        bars = self.settings.latency.bars
+        return bool(bars) and order is not None and order.eligible_ms >= context.at_ms
 
-        The order on its way would take the entry on the other side along, which has a delay of its
-        own; and without it the exit would be later.
+    def _follows(self, target: int, before: int, context: OrderContext) -> bool:
+        """Return whether the order to *target* waits for the one on its way, to *before*.
+
+        Each has its own delay: the new order would take back the one on its way, or take along an
+        entry on the other side.
         """
-        order, held = self.order, self.held
-        if order is None or not self.settings.latency.bars or target == self.target:
-            return False
-        return target * held < 0 <= self.target * held and order.side is _side(target - held)
+        order = self.order
+        if self.following:
+            return True
+        return self._is_delayed(order, context) and not (
+            order.side is _side(target - self.held) and before * target > 0
+        )
 
-    def _in_place_of(self, order: Order | None, placed: Order) -> Order:
-        """Return *placed*; one that only changes the size of the delayed *order* is not later.
+    def place_following(self, context: OrderContext) -> None:
+        """Order the next target that follows, once the order before it has arrived."""
+        while self.following and not self._is_delayed(self.order, context):
+            (new, *others) = self.following
+            self.following = tuple(others)
+            self._order_to(new.target, new.reason, context, due_ms=new.due_ms)
+            self.ledger.has_changes = True
 
-        Otherwise a target that changes at every bar would never be reached.
-        """
-        if self.postponed_ms:
-            due_ms, self.postponed_ms = self.postponed_ms, 0
-            return replace(
-                placed, eligible_ms=max(min(placed.eligible_ms, due_ms), placed.created_ms)
-            )
-        if order is None or order.side is not placed.side or not self.settings.latency.bars:
-            return placed
-        return replace(placed, eligible_ms=min(placed.eligible_ms, order.eligible_ms))
+    def keep_exits(self) -> None:
+        """Forget the targets that follow, from the first that is not 0 on."""
+        exits = tuple(takewhile(lambda new: not new.target, self.following))
+        if len(exits) < len(self.following):
+            self.target = self.following[len(exits)].follows
+            self.following = exits
+            self.ledger.has_changes = True
 
     def is_reached(self, target: int) -> bool:
         """Return whether the position is *target*; on spot within one step, for fees in base."""

@@ -78,8 +78,7 @@ class Market:
         """
         line = self.line
         return (
-            line.order is not None
-            or bool(line.others)
+            line.rests
             or line.protection.plan is not None
             or (line.is_cross and line.holding.quantity != 0)
         )

@@ -81,6 +81,15 @@ def after(order: Order, event: OrderEvent, **changed: object) -> Order:
     return replace(order, status=status, **changed)
 
 
+class FollowingTarget(Struct, frozen=True, array_like=True):
+    """A target that was decided while a delayed order to another one was on its way."""
+
+    follows: int  # the target before it
+    target: int
+    reason: str
+    due_ms: int  # when its order reaches the exchange
+
+
 class OrdersState(Struct, frozen=True, array_like=True):
     """The stored state of the resting orders of an instrument."""
 
@@ -91,7 +100,7 @@ class OrdersState(Struct, frozen=True, array_like=True):
     others: tuple[Order, ...] = ()
     before_quotes: tuple[Order, ...] = ()
     shortfall: str = ""
-    postponed_ms: int = 0
+    following: tuple[FollowingTarget, ...] = ()
 
     def taken_over(self) -> OrdersState:
         """Return the orders for a run that continues another one."""

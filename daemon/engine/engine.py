@@ -734,6 +734,7 @@ class Engine:
         key, broker, decider = bar.instrument, self.broker, self.deciders[bar.instrument]
         if isinstance(decider.signal, Signal):
             broker.on_signal(key, decider.signal)
+        broker.place_following(bar, at_ms)
         if (intent := decider.intent) is not None:
             decision = decider.unfilled(decision, broker.route(intent, bar, at_ms))
         if broker.shadows and not decider.stands_still(decision.refused_by):

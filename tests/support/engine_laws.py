@@ -276,6 +276,7 @@ class Book:
         self.closed: dict[str, tuple[Decimal, int]] = {}  # what was held once it came, and its mark
         execution = lives.config.execution
         self.delay_ms = execution.delay_bars * MINUTE
+        self.dues: dict[str, list[int]] = {}  # by instrument: when decisions reach the exchange
         is_root = execution.beyond_best == "square_root"
         self.impact = execution.impact_bp / 10_000 if is_root else Decimal(0)
         limit = lives.options.get("risk", {}).get("max_book_shortfall")
@@ -306,11 +307,15 @@ class Book:
         self.taken.clear()
         for fill in step.fills:
             if isinstance(event, Bar):
-                self._settle_until(fill.instrument, fill.filled_ms)
+                before_it = self.marks_before.get(fill.instrument, 0)
+                self._settle_until(fill.instrument, fill.filled_ms, mark=before_it)
             self._fill(fill, now[fill.order_id], before.get(fill.order_id), quote or event)
         self._settle(step, held)
         for order in step.orders:
             self._order(order, before.get(order.order_id), step)
+        if isinstance(event, Bar) and step.decision is not None:
+            at_ms = max(event.market_ms, event.close_time_ms + self.delay_ms)
+            self.dues.setdefault(event.instrument, []).append(at_ms)
         if isinstance(quote, Quote):
             self._shown(step, quote)
         self._stops(before, quote)
@@ -608,7 +613,8 @@ class Book:
             if not self.delay_ms or self.world.model is FillModel.QUOTE:
                 due_ms += 100
             if self.delay_ms and order.role is OrderRole.SIGNAL:
-                due_ms = min([due_ms, *self._on_their_way(order)])  # another size is not later
+                # Another size is not later, and what followed an order has its own delay.
+                due_ms = min([due_ms, *self._on_their_way(order), *self._decided_before(order)])
             assert order.eligible_ms >= due_ms, "sooner than the latency"
 
     def _on_their_way(self, new: Order) -> list[int]:
@@ -621,6 +627,12 @@ class Book:
             and order.side is new.side
             and order.eligible_ms >= new.created_ms
         ]
+
+    def _decided_before(self, new: Order) -> list[int]:
+        """Return when the orders of earlier decisions on the instrument of *new* are due."""
+        dues = self.dues.setdefault(new.instrument, [])
+        dues[:] = [due_ms for due_ms in dues if due_ms >= new.created_ms]
+        return dues
 
     def _stops(self, before: dict[str, Order], event: Event | None) -> None:
         """No stop that rested is still waiting where the market touched it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import Any
 
 import pytest
@@ -156,23 +157,33 @@ def test_the_operators_halt_outlasts_a_restart_until_resume(kind: CommandKind) -
     assert present(word.state) != stored
 
 
-@pytest.mark.parametrize("said", [
-    "SHORT HOLD HOLD FLAT LONG",
-    "SHORT HOLD HOLD FLAT HOLD LONG",
-    "LONG HOLD HOLD SHORT HOLD HOLD FLAT LONG",
-    "LONG HOLD HOLD FLAT SHORT HOLD HOLD LONG",
-])  # fmt: skip
-@pytest.mark.parametrize("late", [1, 2])
-def test_every_change_of_side_is_filled_as_many_bars_late_as_orders_are(
-    said: str, late: int
-) -> None:
-    def fills(delay: int) -> list[tuple[int, Side, int]]:
-        given = {"strategy": {"name": "sma_cross"}, "execution": {"delay_bars": delay}}
-        given |= {"sizing": {"mode": "fixed", "quantity": "1"}, "account": {"cash": "1000000"}}
-        engine = engine_of(given, strategy=Says(*[Signal(Action(of), of) for of in said.split()]))
-        steps = [engine.step(bar(10_000, index=at), None) for at in range(14)]
-        return [(of.filled_ms, of.side, of.quantity) for step in steps for of in step.fills]
+def fills_of(said: str, delay: int, *, halted_at: int = -1) -> list[tuple[int, Side, int]]:
+    given = {"strategy": {"name": "sma_cross"}, "execution": {"delay_bars": delay}}
+    given |= {"sizing": {"mode": "fixed", "quantity": "1"}, "account": {"cash": "1000000"}}
+    engine = engine_of(given, strategy=Says(*[Signal(Action(of), of) for of in said.split()]))
+    steps = []
+    for at in range(28):
+        steps.append(engine.step(bar(10_000, index=at), None))
+        if at == halted_at:
+            at_ms = steps[-1].event.market_ms
+            steps.append(engine.step(Command(CommandKind.HALT, "", at_ms, at_ms), None))
+    return [(of.filled_ms, of.side, of.quantity) for step in steps for of in step.fills]
 
-    punctual = fills(0)
+
+@pytest.mark.parametrize("late", [1, 2, 3])
+@pytest.mark.parametrize("seed", range(20))
+def test_every_change_of_side_is_filled_as_many_bars_late_as_orders_are(
+    seed: int, late: int
+) -> None:
+    drawn = Random(seed)
+    said = "LONG FLAT " + " ".join(drawn.choices(["LONG", "SHORT", "FLAT", "HOLD"], k=20))
+    punctual = fills_of(said, 0)
     assert len(punctual) >= 3
-    assert fills(late) == [(at_ms + late * MINUTE, *of) for at_ms, *of in punctual]
+    assert fills_of(said, late) == [(at_ms + late * MINUTE, *of) for at_ms, *of in punctual]
+
+
+def test_a_halt_keeps_the_order_on_its_way_and_the_exit_that_follows_it() -> None:
+    punctual = fills_of("LONG FLAT SHORT FLAT", 0)
+    assert [side for _, side, _ in punctual] == [Side.BUY, Side.SELL, Side.SELL, Side.BUY]
+    late = fills_of("LONG FLAT SHORT FLAT", 5, halted_at=4)
+    assert late == [(at_ms + 5 * MINUTE, *of) for at_ms, *of in punctual[:2]]
