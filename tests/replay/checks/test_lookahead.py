@@ -27,6 +27,7 @@ from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.books import read_depth
+from tracepaper.replay.backtest import tracks
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.checks.compare import CheckFinding
 from tracepaper.replay.checks.isolation import FreshProcesses
@@ -528,8 +529,12 @@ def test_who_reads_frames_or_books_as_they_are_handed_on_passes(
     assert finding.without_later == sum(map(len, data.candles))
 
 
-def test_a_feed_that_hands_books_on_too_early_is_found(checks: Checks, tmp_path: Path) -> None:
+def test_a_feed_that_hands_books_on_too_early_is_found(
+    checks: Checks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Planted: books of the next half a minute are dated back to the bar's close."""
+    for name in ("depth_track", "honest"):  # the plant changes them here as well
+        monkeypatch.setattr(tracks, name, tracks.depth_track, raising=False)
     data, more, bodies = with_books(tmp_path)
     checks.limits = Limits(probes=12)
     finding = checks.lookahead({**bodies, "top": EARLY}, data, **more)
