@@ -10,11 +10,13 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from datetime import datetime
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context, Decimal
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -36,6 +38,7 @@ CROSS: Final = "sma_cross"
 CROSSES: Final = {"fast average above slow": True, "fast average not above slow": False}
 SPOT_FEE: Final = Decimal("1.01")
 """An order on spot is at most so much larger than its target: it buys its fee too (M18)."""
+Place = tuple[int, int]  # of a step: the number of its run, and its number there
 DAY_MS: Final = 86_400_000
 """Market time between two readings of an instrument's filters."""
 LATE_BARS: Final = 12
@@ -499,7 +502,8 @@ class _Books:
         self.cash = Decimal(0)
         self.closes: dict[str, Decimal] = {}
         # Closes and marks of an instrument with their times; notes of a run before have its marks.
-        self.history: dict[tuple[str, str], set[tuple[int, Decimal]]] = defaultdict(set)
+        # By instrument and kind: the prices with their times, in the order in which they came.
+        self.history: dict[tuple[str, str], list[tuple[Place, int, Decimal]]] = defaultdict(list)
         self.opened: dict[str, int] = {}  # the newest bar
         self.marks: dict[str, list[Decimal]] = defaultdict(list)
         self.unrealized: dict[str, Decimal] = {}
@@ -665,14 +669,15 @@ class _Books:
                 self._mark(event)
             elif event["kind"] == "instrument_change":
                 self._change_tick(event)
-            elif event["kind"] == "funding" and event["price_verdict"] is None:
+            elif event["kind"] == "funding" and "not believed" not in str(event["price_verdict"]):
                 is_ignored = event["sequence"] in self.ignored
                 self.settlements.add(event, is_ignored=is_ignored)
         for bar in bars:
             if bar["accepted"]:
                 key = bar["instrument"]
                 closed_ms = bar["open_time_ms"] + self.judge.truth.instruments[key].interval_ms
-                self.history[key, "bar"].add((closed_ms, Decimal(bar["close_text"])))
+                place = self.settlements.number, bar["sequence"]
+                self.history[key, "bar"].append((place, closed_ms, Decimal(bar["close_text"])))
 
     def _change_tick(self, event: sqlite3.Row) -> None:
         """Take the tick that *event* says, which has to be the exchange's of that time."""
@@ -754,7 +759,8 @@ class _Books:
         decimals = -self.rules[instrument].tick.as_tuple().exponent  # type: ignore[operator]
         price = Decimal(fields["price"]).scaleb(-decimals)
         self.marks[instrument].append(price)
-        self.history[instrument, "mark"].add((event["market_ms"], price))
+        place = self.settlements.number, event["sequence"]
+        self.history[instrument, "mark"].append((place, event["market_ms"], price))
 
     def _candidates(self, instrument: str) -> list[Decimal]:
         """Return what *instrument* may be valued at: its close, or one of the last marks (M20)."""
@@ -889,10 +895,11 @@ class _Books:
         def paid(at: int, rate: Decimal, held: Decimal) -> set[Decimal]:
             marks = self._candidates(key)
             if self.market is None:  # the rate may come long after its time
+                passed = self.settlements.passed_at(key, at)
                 for prices in (self.history[key, "bar"], self.history[key, "mark"]):
-                    marks += [price for at_ms, price in prices if abs(at_ms - at) <= within_ms]
+                    marks += [price for _, at_ms, price in prices if abs(at_ms - at) <= within_ms]
                     # Or it comes after a long silence.
-                    marks += [price for at_ms, price in sorted(prices) if at_ms <= at][-2:]
+                    marks += [price for place, _, price in prices if place <= passed][-2:]
             amounts = {money(money(held * mark) * rate) for mark in marks}
             if free is None:
                 return amounts
@@ -1029,14 +1036,19 @@ class _Settlements:
         self.places: Counter[str] = Counter()
         # Times and steps: of fills with their quantity, and of what lets a settlement pass. A step
         # is the number of its run and its place in there.
-        self.fills: dict[str, list[tuple[int, Decimal, tuple[int, int]]]] = defaultdict(list)
-        self.passed: dict[str, list[tuple[int, tuple[int, int]]]] = defaultdict(list)
+        self.fills: dict[str, list[tuple[int, Decimal, Place]]] = defaultdict(list)
+        self.passed: dict[str, list[tuple[int, Place]]] = defaultdict(list)
         self.gaps: dict[str, list[tuple[int, int]]] = defaultdict(list)
+        self.given_up: set[tuple[str, int]] = set()
         self.number = 0
         if before is not None:
             self.number = before.number + 1
-            for name in ("due", "places", "fills", "passed", "gaps"):
+            for name in ("due", "places", "fills", "passed", "gaps", "given_up"):
                 setattr(self, name, copy.deepcopy(getattr(before, name)))
+        query = "SELECT price_verdict FROM v_events WHERE run_id = ? AND price_verdict IS NOT NULL"
+        for (said,) in judge.rows(query, run_id):
+            for key, iso in re.findall(r"the settlement of (\S+) at (\S+) is given up", said):
+                self.given_up.add((key, int(datetime.fromisoformat(iso).timestamp()) * 1_000))
         for row in judge.rows(
             "SELECT * FROM v_fills WHERE run_id = ? ORDER BY sequence, ordinal", run_id
         ):
@@ -1069,19 +1081,25 @@ class _Settlements:
         It is what the older fills had left when a bar or a fill first came that is not older. A
         quote that came after that filled too late.
         """
-        step = self.judge.truth.instruments[key].interval_ms
-        since = at % step
-        moment = at - since if since < AT_THE_OPEN_MS else at
-        steps = [place for time, place in self.passed[key] if time >= moment]
-        passed = min(steps, default=None)
+        moment, passed = self._moment(key, at), self.passed_at(key, at)
         return sum(
             (
                 signed
                 for time, signed, place in self.fills[key]
-                if time < moment and (passed is None or place <= passed)
+                if time < moment and place <= passed
             ),
             Decimal(0),
         )
+
+    def passed_at(self, key: str, at: int) -> Place:
+        """Return the step that let the settlement of *at* pass."""
+        moment = self._moment(key, at)
+        steps = [place for time, place in self.passed[key] if time >= moment]
+        return min(steps, default=(self.number + 1, 0))
+
+    def _moment(self, key: str, at: int) -> int:
+        since = at % self.judge.truth.instruments[key].interval_ms
+        return at - since if since < AT_THE_OPEN_MS else at
 
     def book(
         self,
@@ -1098,7 +1116,9 @@ class _Settlements:
         fit = [
             (at != moved_ms, place)
             for place, (at, rate) in enumerate(due[self.places[key] :], self.places[key])
-            if (held := self.held(key, at)) != 0 and -amount in paid(at, rate, held)
+            if (key, at) not in self.given_up
+            and (held := self.held(key, at)) != 0
+            and -amount in paid(at, rate, held)
         ]
         if fit:
             *_, place = min(fit)
@@ -1112,7 +1132,7 @@ class _Settlements:
     def _skip(self, key: str, until: int) -> None:
         for place in range(self.places[key], until):
             at, rate = self.due[key][place]
-            if rate and self.held(key, at):
+            if rate and self.held(key, at) and (key, at) not in self.given_up:
                 self.judge.breach("settlements", f"{key} paid nothing at {at}")
 
     def end(

@@ -124,6 +124,7 @@ class History:
         self._ends: Counter[str] = Counter()
         self._counts: Counter[str] = Counter()
         self._combinations: set[str] = set()
+        self._keeps_name = False
         self._is_restored = False
         self._failed_run = ""  # the one that the class of the user ended
 
@@ -249,7 +250,7 @@ class History:
         """Configure the later name of a symbol that was renamed."""
         config = self._configs[-1]
         symbols = [RENAMED if name == SYMBOLS[1] else name for name in config["market"]["symbols"]]
-        if symbols != config["market"]["symbols"]:
+        if symbols != config["market"]["symbols"] and not self._keeps_name:
             self._configs.append({**config, "market": {**config["market"], "symbols": symbols}})
 
     def _newer(self) -> None:
@@ -296,6 +297,10 @@ class History:
         if is_gone and "trades no linear instrument" in report.end and not self._acknowledged:
             # It had no run yet: nothing can follow, or what the operator configures anew.
             return bool(self.spec.renamed_bar)
+        if self.spec.renamed_bar and "an account keeps its symbols" in report.end:
+            self._configs.pop()  # something is open under the old name, which stays for good
+            self._keeps_name = True
+            return True
         if report.end != "orderly" and not report.errors_met and not report.faults:
             self._violate("end", f"life {number} without a fault: {report.end}")
             return False

@@ -148,7 +148,7 @@ class LiveLaws:
                 self._command(event, before, orders)
         for fill in fills:
             if fill["model"] == "quote":
-                self._check_fill(fill, met.get(fill["instrument"]), before, orders)
+                self._check_fill(fill, fills, met.get(fill["instrument"]), before, orders)
         self._check_sizes(fills, met)
         if was_halted:
             self._check_halted(fills, before, orders, was_halted)
@@ -215,6 +215,7 @@ class LiveLaws:
     def _check_fill(
         self,
         fill: sqlite3.Row,
+        fills: Sequence[sqlite3.Row],
         quote: Quote | None,
         before: Before,
         orders: Mapping[str, Order],
@@ -229,6 +230,10 @@ class LiveLaws:
         far, _ = quote.far(order)
         if quote.at_ms < order.eligible_ms:
             self.breach(law, f"{place} met {quote.at_ms}, and arrives at {order.eligible_ms}")
+        # An entry that the same quote fills moves the target, after its fill.
+        sides = {other["side"] for other in fills if other["instrument"] == after.key}
+        if after.role == "TARGET" and len(sides) > 1:
+            after = after._replace(price=None if order is after else order.price)
         if fill["liquidity"] == "MAKER":
             if price != after.price or not _passes(order, far, price):
                 self.breach(law, f"{place} was a maker's against {far}")
