@@ -291,16 +291,18 @@ class History:
         if name == "StrategyFailed" and self.spec.kind == "raising":
             self._failed_run = self._lines("opened")[-1].split()[1]
             return True
-        if report.end != "orderly" and "leaking" in self.spec.traits and "CRASH" not in report.end:
-            return True  # it had no file left to open; the next life has
+        is_open = self.spec.renamed_bar and "an account keeps its symbols" in report.end
+        if is_open:
+            self._configs.pop()  # the position has the old name, which stays for good
+            self._keeps_name = True
+        # Without a file left to open a life ends as well; the next one has one.
+        is_leaking = report.end != "orderly" and "leaking" in self.spec.traits
+        if (is_leaking and "CRASH" not in report.end) or is_open:
+            return True
         is_gone = self.spec.gone_bar or self.spec.renamed_bar
         if is_gone and "trades no linear instrument" in report.end and not self._acknowledged:
             # It had no run yet: nothing can follow, or what the operator configures anew.
             return bool(self.spec.renamed_bar)
-        if self.spec.renamed_bar and "an account keeps its symbols" in report.end:
-            self._configs.pop()  # something is open under the old name, which stays for good
-            self._keeps_name = True
-            return True
         if report.end != "orderly" and not report.errors_met and not report.faults:
             self._violate("end", f"life {number} without a fault: {report.end}")
             return False

@@ -111,7 +111,7 @@ def test_a_changed_row_names_its_law(tmp_path: Path, law: str, statement: str, k
             "margin",
             ("MarginRules.required", "self._closing_fee(entry, initial)", "0"),
         ),
-        ("orders", "plain", ("Line.submit", "needed = target - held", "needed = target")),
+        ("orders", "plain", ("Line._order_to", "needed = target - self.held", "needed = target")),
         (
             "levels",
             "exits",
