@@ -382,7 +382,7 @@ def _group() -> None:
 
 
 @account_app.command("export")
-def export(*, db: DatabaseOption = None, config: ConfigOption = None) -> None:
+def export_account(*, db: DatabaseOption = None, config: ConfigOption = None) -> None:
     """Print the account at the end of the newest live run as JSON, for `run --account FILE`.
 
     It has its positions with their entries, its orders and its sums, but no history.
