@@ -257,7 +257,10 @@ class BybitClient:
         self.counters: Counter[str] = Counter()
 
     async def __aenter__(self) -> Self:
+        # Where aiodns is installed, it is the default, and its thread outlives the session.
+        connector = aiohttp.TCPConnector(resolver=aiohttp.ThreadedResolver())
         self._session = aiohttp.ClientSession(
+            connector=connector,
             timeout=aiohttp.ClientTimeout(total=self._exchange.request_timeout_s),
             trust_env=not is_loopback(self._exchange.rest_url),
             cookie_jar=aiohttp.DummyCookieJar(),

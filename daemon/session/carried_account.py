@@ -282,7 +282,7 @@ def _in_order(value: Any, of: Any, where: str) -> Any:  # noqa: ANN401 - any fie
         hints = get_type_hints(of)
         fields = {name: _in_order(value[name], hints[name], f"{where}.{name}") for name in names}
         return [*fields.values()] if of.__struct_config__.array_like else fields
-    if origin is dict:
+    if origin is dict and isinstance(value, dict):
         return {key: _in_order(each, arguments[1], f"{where}.{key}") for key, each in value.items()}
     if origin in (list, tuple):
         return [_in_order(each, arguments[0], where) for each in value]

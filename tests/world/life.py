@@ -779,7 +779,10 @@ class Life:
         headers = {"Authorization": f"Bearer {token}"}
         timeout = aiohttp.ClientTimeout(total=20)
         kind = "RESUME"  # the life before may have ended in between
-        async with aiohttp.ClientSession(timeout=timeout, headers=headers) as session:
+        connector = aiohttp.TCPConnector(resolver=aiohttp.ThreadedResolver())
+        async with aiohttp.ClientSession(
+            connector=connector, timeout=timeout, headers=headers
+        ) as session:
             for number in itertools.count():
                 kind = "RESUME" if kind != "RESUME" else rng.choice(COMMANDS)
                 bars = self.spec.command_bars if kind != "RESUME" else HALTED_BARS
