@@ -528,6 +528,8 @@ class StorageSection(Section):
 
     url: Annotated[str, AfterValidator(sqlite_file)] = "sqlite:///tracepaper.db"
     """An SQLite file: three slashes and a path, four for an absolute one."""
+    rotate: Literal["never", "month"] = "never"
+    """`month`: at the first close of a UTC month it goes on in a new file, as `db rotate` does."""
 
     @property
     def path(self) -> Path:

@@ -51,6 +51,7 @@ from tracepaper.daemon.session.resume import (
     open_run,
     was_served,
 )
+from tracepaper.daemon.session.rotation import rotate
 from tracepaper.daemon.session.run_row import (
     in_stages,
     live_execution,
@@ -61,12 +62,15 @@ from tracepaper.daemon.session.run_row import (
 from tracepaper.daemon.session.supervisor import Supervisor
 from tracepaper.daemon.session.universe import known_symbols, new_symbols, with_symbols
 from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.maintenance import copied_at_s
-from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.errors import ConfigInvalid, Fatal
 from tracepaper.strategies.gates.declared import operator, plausible
 from tracepaper.strategies.gates.evaluator import configured_threshold
+from tracepaper.strategies.months import month_of, month_start
 from tracepaper.strategies.types.decisions import RunRow, Step
 from tracepaper.strategies.types.market import (
+    Bar,
     Category,
     Command,
     Event,
@@ -76,7 +80,7 @@ from tracepaper.strategies.types.market import (
     ModelChange,
     RunKind,
 )
-from tracepaper.strategies.units import interval_start, interval_text, minute_text
+from tracepaper.strategies.units import DAY_MS, interval_start, interval_text, minute_text
 
 ExchangeClient: Final = BybitClient
 """The client of the exchange; only ``replay.archive.download`` names it besides this module."""
@@ -85,6 +89,7 @@ PAGES: Final = "tracepaper.pages"
 BLOCKED: Final = "another process holds the database's write lock"
 BLOCKED_LOG_EVERY_S: Final = 60.0
 BLOCKED_DECLARED_S: Final = 30.0
+ROTATION_DECLARED_S: Final = 120.0
 
 log = Logger("daemon")
 
@@ -133,19 +138,55 @@ class Daemon:
         self._worker = Worker("model")
         self._progress: Callable[[], object] = object  # its result changes with all progress
         self._blocked_logged_s = -math.inf
+        self._is_rotating, self._rotates_from_ms = False, 0
 
     async def run(self) -> None:
         """Run until *watch*, a signal or a fatal error ends the run; stored steps are complete.
 
         Raises ``ConfigInvalid``, ``AuditUnwritable`` and other fatal errors.
         """
+        audit = self._open_log()
+        try:
+            await self._supervisor.run(lambda: self._serve_files(audit))
+        finally:
+            audit.close()
+
+    def _open_log(self) -> SqlAuditLog:
         with usage_errors():
             audit = SqlAuditLog.open(self._database)
         audit.report_waits(self._declare_blocked)
+        return audit
+
+    async def _serve_files(self, audit: SqlAuditLog) -> None:
+        """Serve until the end, over the files of a database that is rotated."""
+        while True:
+            try:
+                await self._serve(audit)
+            finally:
+                audit.close()
+            if not self._is_rotating or self._supervisor.stopping.is_set():
+                return
+            await self._rotate()
+            audit = self._open_log()
+
+    async def _rotate(self) -> None:
+        """Rotate the database between two runs of it; try again in a day if that is refused."""
+        self._supervisor.declare("rotation", ROTATION_DECLARED_S)
         try:
-            await self._supervisor.run(lambda: self._serve(audit))
-        finally:
-            audit.close()
+            rotated = await asyncio.to_thread(rotate, self._database)
+        except Fatal as error:
+            self._rotates_from_ms = self._clock.market_ms() + DAY_MS
+            log.warning("not rotated", error=str(error))
+        else:
+            log.info("rotated", older=str(rotated.older), run_id=rotated.origin.run_id)
+
+    def _rotation_from(self, run: RunRow) -> float:
+        """Return the first time at which a close ends this file; infinity without rotation."""
+        if self._config.storage.rotate == "never":
+            return math.inf
+        with Reader.open(self._database) as reader:
+            begun_ms = reader.begun_ms(self._kind) or run.period_start_ms
+        return max(month_start(month_of(begun_ms) + 1), self._rotates_from_ms)
 
     def outage(self) -> str | None:
         """Return which host gives no answer, for how long, and when it is asked again, if any."""
@@ -304,6 +345,7 @@ class Daemon:
             log.info("The page is %s/", server.url)
             self._listening(server.url)
 
+            self._is_rotating, rotates_ms = False, self._rotation_from(run)
             self._progress = lambda: (engine.sequence, sum(feed.counters.values()))
 
             def watch(step: Step) -> bool:
@@ -324,7 +366,10 @@ class Daemon:
                     each.observe(step)
                 if (waiting := self._submitted.pop(id(step.event), None)) and not waiting.done():
                     waiting.set_result(step.sequence)
-                return self._watch(step) and not self._supervisor.stopping.is_set()
+                if isinstance(step.event, Bar) and step.event.closed_ms >= rotates_ms:
+                    self._is_rotating = self._is_rotating or not feed.is_behind()
+                is_over = self._is_rotating or self._supervisor.stopping.is_set()
+                return self._watch(step) and not is_over
 
             predict = monitor.timed(
                 no_forecast if predictor is None else predictor.predict,

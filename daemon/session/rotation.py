@@ -48,7 +48,7 @@ def rotate(
 ) -> Rotated:
     """Let the account of the newest live run of *path* go on in a new file of that name.
 
-    The old file gets the name *older*, by default FILE.DATE of its last step. Other processes that
+    The old file gets the name *older*, by default FILE.DATE of its newest bar. Other processes that
     have it open are awaited for *attempts* pauses. Raises ``ConfigInvalid``, ``DataInvalid`` or
     ``AuditUnwritable``, and then changes nothing.
     """
@@ -56,7 +56,8 @@ def rotate(
     Reader.open(real).close()  # a missing file would be made
     with closing(open_writer(real)) as writer:
         account = account_at_end(real, Reader(writer.driver))
-        target = real.with_name(f"{real.name}.{day_text(account.origin.market_ms)}")
+        newest_ms = max(account.last_open_ms.values(), default=account.origin.market_ms)
+        target = real.with_name(f"{real.name}.{day_text(newest_ms)}")
         if older is not None:
             target = older.parent.resolve() / older.name
         _clear(real, target)
@@ -100,6 +101,8 @@ def _end_log(real: Path, writer: Writer, attempts: int, pause_s: float) -> None:
 
     The journal of this change is in memory: one on the disk, after a kill, keeps readers out.
     """
+    assert writer.lock is not None
+    writer.lock.announce_rotation()
     for attempt in range(attempts):
         if attempt:
             time.sleep(pause_s)
@@ -111,12 +114,11 @@ def _end_log(real: Path, writer: Writer, attempts: int, pause_s: float) -> None:
                 raise
         else:
             if mode == "memory":
-                assert writer.lock is not None
                 writer.lock.acknowledge("", 0)  # of the old file, for which the lock outlives it
                 return
     raise AuditUnwritable(
-        f"{reader_of(real, idle=True)} has {real} open, so it cannot be rotated: close a page, a "
-        "shell or a notebook that shows it, and try again; nothing was changed."
+        f"{reader_of(real, idle=True)} has {real} open, so it cannot be rotated: close the shell, "
+        "the notebook or what else shows it, and try again; nothing was changed."
     )
 
 

@@ -14,6 +14,7 @@ from msgspec import Struct
 from tracepaper.replay.page.rollups import Rollups
 from tracepaper.replay.run_columns import RunColumns
 from tracepaper.storage.database.connection import ImmutableConnection
+from tracepaper.storage.database.lock import is_rotating
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import RunViews
 from tracepaper.storage.sweeps import StoredSweep, is_sweep, read_sweep
@@ -78,6 +79,9 @@ class Databases:
         except OSError as error:
             self._forget(path)
             raise DataInvalid(f"{path.name} cannot be read ({error.strerror}).") from None
+        if is_rotating(path):
+            self._forget(path)
+            raise DataInvalid(f"{path.name} is being rotated; ask again in some seconds.")
         identity = (state.st_dev, state.st_ino)
         if (opened := self._opened.get(path)) is not None:
             connection = opened.reader.connection
@@ -136,6 +140,11 @@ class Databases:
             if not is_listed:
                 self._rollups.move_to_end(key)
         return OpenRun(path, run_id, reader, rollups)
+
+    def let_go(self, *, idle: bool) -> None:
+        """Close the databases that are being rotated, and all if this process is *idle*."""
+        for path in [path for path in self._opened if idle or is_rotating(path)]:
+            self._forget(path)
 
     def _forget(self, path: Path) -> None:
         if (opened := self._opened.pop(path, None)) is not None:

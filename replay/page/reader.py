@@ -5,8 +5,10 @@ from __future__ import annotations
 import signal
 import sqlite3
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
 
@@ -31,6 +33,8 @@ from tracepaper.strategies.errors import ConfigInvalid, TracepaperError
 
 IDLE_S: Final = 600
 """A reader without a request for so long is ended by its alarm, which releases its memory."""
+OPEN_S: Final = 30
+"""It closes its databases when it had no request for so long, or within a second of a rotation."""
 
 
 def main() -> None:
@@ -48,10 +52,21 @@ def main() -> None:
         from tracepaper.replay.page import derivations  # only this child needs the engine
 
         derivations.load_libraries(databases)
+    waited, turn = count(1), threading.Lock()
+
+    def let_go() -> None:
+        while not ended.wait(1):
+            with turn:
+                databases.let_go(idle=next(waited) >= OPEN_S)
+
+    ended = threading.Event()
+    threading.Thread(target=let_go, name="let go", daemon=True).start()
     signal.alarm(IDLE_S)
     for request in messages:
         signal.alarm(0)
-        respond(databases, request, out)
+        with turn:
+            respond(databases, request, out)
+            waited = count(1)
         signal.alarm(IDLE_S)
 
 

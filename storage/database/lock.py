@@ -244,6 +244,7 @@ class Holder(msgspec.Struct, frozen=True, omit_defaults=True):
     http: str
     run_id: str = ""
     steps: int = 0
+    rotating: bool = False  # it waits until no other process has the database open
 
 
 def lock_file(path: Path) -> Path:
@@ -297,6 +298,10 @@ class InstanceLock:
         """Write that *steps* steps of a run are committed."""
         self._write(replace(self._holder, run_id=run_id, steps=steps))
 
+    def announce_rotation(self) -> None:
+        """Write that the other processes should close the database."""
+        self._write(replace(self._holder, rotating=True))
+
     def _write(self, holder: Holder) -> None:
         # Twice: after lost power the beginning of a count may stand before the end of an older one.
         self._holder, content = holder, 2 * (msgspec.json.encode(holder) + b"\n")
@@ -336,6 +341,12 @@ def holder_of(path: Path) -> Holder | None:
         return None
     finally:
         os.close(descriptor)
+
+
+def is_rotating(path: Path) -> bool:
+    """Return whether the database *path* is being rotated, so that readers should close it."""
+    last = last_holder(path)
+    return last is not None and last.rotating and holder_of(path) is not None
 
 
 def last_holder(path: Path) -> Holder | None:

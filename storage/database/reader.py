@@ -422,6 +422,12 @@ class Reader:
         row = self.connection.execute(query, (kind.value,)).fetchone()
         return None if row is None else self.run(row[0])
 
+    def begun_ms(self, kind: RunKind) -> int | None:
+        """Return when the period of the first run of *kind* begins; None without any."""
+        query = "SELECT min(period_start_ms) FROM runs WHERE kind = ?"
+        row: tuple[int | None] = self.connection.execute(query, (kind.value,)).fetchone()
+        return row[0]
+
     def before(self, run: RunRow) -> RunRow | None:
         """Return the run of the same kind that was opened before *run*, if any."""
         query = (
