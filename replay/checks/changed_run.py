@@ -24,6 +24,7 @@ from tracepaper.daemon.session.build import (
     needs_forecaster,
     warmup_bars,
 )
+from tracepaper.daemon.session.resume import take_over
 from tracepaper.daemon.session.run_row import reject_size, sessions_of, strategy_sha256
 from tracepaper.replay.backtest.effects import (
     CHANGEABLE,
@@ -137,7 +138,7 @@ def changed_run(
     _reject_keys(run, before, config, changes)
     if config.sha256() == before.sha256() and from_ms is None:
         raise ConfigInvalid("The change has no effect; give --set, --drop-gate or --from.")
-    _reject_run(reader, stored, before, from_ms)
+    _reject_run(reader, stored, before)
     judging = {gate for gate_set in reader.gate_sets(stored.run_key) for gate in gate_set.gates}
     if absent := [gate for gate in drop_gates if gate not in judging]:
         names = ", ".join(name for name in gate_order(*DROPPABLE) if name in judging)
@@ -154,6 +155,7 @@ def changed_run(
     for item in run.instruments:
         reject_size(config, item)
     engine, bars = _engine(run, config, forecaster, shadows=shadows)
+    take_over(engine, run)
     return ChangedRun(
         reader, database, stored, replace(run, sees_account=engine.sees_account), before, config,
         recorded, engine, forecaster, _first_bars(reader, stored, run, bars_before, bars),
@@ -195,7 +197,7 @@ def _reject_keys(run: RunRow, before: Config, config: Config, changes: Sections)
         )
 
 
-def _reject_run(reader: Reader, stored: StoredRun, before: Config, from_ms: int | None) -> None:
+def _reject_run(reader: Reader, stored: StoredRun, before: Config) -> None:
     """Reject a run whose record lacks inputs that another configuration would get."""
     run, run_id, why = stored.run, stored.run.run_id, ""
     span = run_span(stored.run_key)
@@ -203,11 +205,6 @@ def _reject_run(reader: Reader, stored: StoredRun, before: Config, from_ms: int 
         why = f"Run {run_id} holds no decision, so there is nothing to compare"
     elif strategy_sha256(before) != run.strategy_sha256:
         why = f"The class {run.strategy} was changed since run {run_id}; restore it, or {REPLAY}"
-    elif from_ms is None and run.parent_run_id is not None:
-        why = (
-            f"Run {run_id} took over the account of run {run.parent_run_id}; give --from TIME, "
-            "which begins with another"
-        )
     if why:
         raise DataInvalid(f"{why}.")
 
@@ -304,7 +301,9 @@ def _starting(reader: Reader, stored: StoredRun, from_ms: int) -> RunRow:
     )
     filters = {item.id: item for item in (*run.instruments, *(each.instrument for each in changes))}
     instruments = tuple(filters.values())
-    return replace(run, period_start_ms=from_ms, parent_run_id=None, instruments=instruments)
+    return replace(
+        run, period_start_ms=from_ms, parent_run_id=None, account=None, instruments=instruments
+    )
 
 
 def _first_bars(

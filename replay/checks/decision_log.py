@@ -15,8 +15,10 @@ from tracepaper.replay.run_columns import Floats, Ints, RunColumns
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_rows import NOT_STORED, Columns
 from tracepaper.storage.record.columns import SEQUENCE_LIMIT
+from tracepaper.storage.record.trades import inherited
 from tracepaper.strategies.types.decisions import Decision, GateSet, QuietStretch, RunRow, Step
 from tracepaper.strategies.types.market import Bar, Instrument
+from tracepaper.strategies.units import MONEY_SCALE
 
 _KEPT: Final = ("open_time_ms", "instrument", "target_quantity", "verdict", "equity")
 Verdict = tuple[str, str | None]
@@ -39,8 +41,9 @@ class DecisionLog:
     room = SEQUENCE_LIMIT  # no group of steps is ever full
 
     def __init__(self, cash: float, codes: dict[Verdict, int]) -> None:
-        """Start with *cash*; new verdicts are added to *codes*."""
+        """Start with *cash*, or what the run took over; new verdicts are added to *codes*."""
         self._cash, self._fees, self._fills = cash, 0, 0  # up to the last step
+        self._fees_before = 0
         self.first_notional = 0
         """The notional of the first fill, in money; 0 without one."""
         self._codes = codes
@@ -49,7 +52,10 @@ class DecisionLog:
         self._decisions: list[Callable[[int], Decision]] = []  # by the place from that row
 
     def begin(self, run: RunRow, gate_sets: Sequence[GateSet]) -> None:  # noqa: ARG002 - of a log
-        """Take the instruments of *run*."""
+        """Take the instruments of *run*, and the account that it took over."""
+        if (before := inherited(run)) is not None:
+            own = before.totals[""]
+            self._cash, self._fees_before = own.equity / MONEY_SCALE, own.fees_paid
         self._items = run.instruments
         self._place_of = {item.id: place for place, item in enumerate(run.instruments)}
 
@@ -121,7 +127,8 @@ class DecisionLog:
         rows: Columns = dict(zip(_KEPT, columns, strict=True))
         rows["place"] = np.arange(len(self._columns[0]))
         rows["target_quantity"] = _targets(rows, self._items)
-        account = self._cash, self._fees, self._fills  # its first decision is always compared
+        # Its first decision is always compared.
+        account = self._cash, self._fees - self._fees_before, self._fills
         return DecidedRun(rows, self._decision, lambda _first, _last: account)
 
 

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from tracepaper.daemon.config.loading import NOTHING, Config, Sections, restore
 from tracepaper.daemon.session.loop import events_of, gathered, steps_of
-from tracepaper.daemon.session.resume import engine_after, engine_lookback, engine_of
+from tracepaper.daemon.session.resume import engine_after, engine_lookback, engine_of, take_over
 from tracepaper.daemon.session.run_row import strategy_sha256
 from tracepaper.replay.backtest.recorded import RecordedPredictor, RecordedRun, run_in
 from tracepaper.replay.checks.changed_run import recorded_model
@@ -75,11 +75,7 @@ class DecisionAgain:
             reader.connection, stored.run_key, RunLookback(lookback.bars, lookback.books)
         )
         self._beginning = points.before(sequence)
-        first = 0
-        if self._beginning is not None:
-            first = self._beginning.fed_from
-        elif self._run.parent_run_id is not None:
-            raise DataInvalid("Too few bars precede the decision.")
+        first = 0 if self._beginning is None else self._beginning.fed_from
         last = close_of(reader.connection, stored.run_key, sequence, len(self._run.instruments))[1]
         rows = reader.events(run_id, first - 1)
         self._rows: list[Fed] = [*takewhile(lambda row: row[0] <= last, rows)]
@@ -110,6 +106,7 @@ class DecisionAgain:
         run, model, beginning = self._run, self._forecaster, self._beginning
         if beginning is None:
             engine = engine_of(run, config, model, run.instruments)
+            take_over(engine, run)
         else:
             engine = engine_after(self._reader, run, config, model, beginning.after)
         return RecordedRun(run, config, engine, model, beginning)

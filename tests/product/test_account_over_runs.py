@@ -31,6 +31,7 @@ from tracepaper.daemon.session.build import resolved
 from tracepaper.daemon.session.carried_account import CarriedAccount
 from tracepaper.daemon.session.rotation import rotate
 from tracepaper.replay.checks.verify import verify_run
+from tracepaper.replay.page.databases import Databases
 from tracepaper.replay.report.record import read_record
 from tracepaper.replay.report.trades import costs_and_funding
 from tracepaper.storage.audit import SqlAuditLog
@@ -38,6 +39,7 @@ from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.lock import Holder, lock_file
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import RunViews
+from tracepaper.storage.database.writer import open_writer
 from tracepaper.storage.maintenance import backup
 from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid, DataInvalid, Fatal
 from tracepaper.strategies.types.decisions import FillModel
@@ -401,6 +403,22 @@ def test_a_rotation_that_cannot_be_done_says_why_and_changes_nothing(tmp_path: P
 CHANGED: Final = "UPDATE steps SET close = close + 1 WHERE sequence = 33"
 
 
+def test_a_page_lets_go_of_a_database_that_is_rotated(tmp_path: Path) -> None:
+    life(path := tmp_path / "tp.db", "turns", 0, WARM, 20)
+    shown = Databases([path])
+    reader = shown.reader(path)
+    with closing(open_writer(path)) as writer:
+        shown.let_go(idle=False)
+        assert reader.run_ids()
+        present(writer.lock).announce_rotation()
+        shown.let_go(idle=False)
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            reader.run_ids()
+        with pytest.raises(DataInvalid, match="is being rotated"):
+            shown.reader(path)
+    assert shown.reader(path).run_ids()
+
+
 def test_files_that_are_not_one_account_are_named(tmp_path: Path) -> None:
     path, restored = tmp_path / "tp.db", tmp_path / "restored.db"
     life(path, "turns", 0, WARM, 20)
@@ -544,3 +562,21 @@ def test_what_a_report_leaves_out_is_said_first(tmp_path: Path, cli: Cli) -> Non
     assert "whose history is in another file" in " ".join(out.split())
     alone = cli("report", present(account_chain([first])[0].run).run_id, "--db", first)[1]
     assert "whose history" not in alone
+
+
+def test_what_if_begins_with_the_account_that_the_run_took_over(tmp_path: Path, cli: Cli) -> None:
+    path = tmp_path / "cut.db"
+    _, run = lived(path, "turns", 30)
+
+    def accounts(*changes: str) -> list[dict[str, Any]]:
+        code, out, err = cli("whatif", run, "--db", path, "--json", *changes)
+        assert code == 0, err
+        rows: list[dict[str, Any]] = json.loads(out)["accounts"]["rows"]
+        return rows
+
+    recorded, same, _ = accounts("--set", "gate.late_ms=59_000")
+    assert {**same, "account": ""} == {**recorded, "account": ""}
+    recorded, cheap, _ = accounts("--set", "execution.taker_fee=0")
+    assert cheap["fees_paid"] == 0
+    saved = cheap["profit"]["value"] - recorded["profit"]["value"]
+    assert saved == pytest.approx(recorded["fees_paid"])
