@@ -18,17 +18,18 @@ from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.types.market import RunKind
 
 
-def account_at_end(path: Path, reader: Reader) -> CarriedAccount:
+def account_at_end(path: Path, reader: Reader, *, is_own: bool = False) -> CarriedAccount:
     """Return the account at the end of the newest live run of *path*, once its chain is checked.
 
-    Raises ``DataInvalid`` if there is none.
+    A process that wrote the run itself needs no check (*is_own*). Raises ``DataInvalid`` if there
+    is no account.
     """
     run = reader.newest(RunKind.LIVE)
     if run is None or not reader.counted(run.run_id)[1]:
         raise DataInvalid(f"{path} holds no live run with a step, so no account that could go on.")
-    (audited,) = audit_runs(reader.connection, [run.run_id])
-    if audited.problem is not None:
-        raise DataInvalid(f"{audited.problem.sentence} Restore a backup of {path} first.")
+    for audited in () if is_own else audit_runs(reader.connection, [run.run_id]):
+        if audited.problem is not None:
+            raise DataInvalid(f"{audited.problem.sentence} Restore a backup of {path} first.")
     if (account := CarriedAccount.of(reader, run)) is None:
         raise DataInvalid(f"Run {run.run_id} of {path} stored no state, so no account can go on.")
     return account

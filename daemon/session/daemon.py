@@ -173,7 +173,7 @@ class Daemon:
         """Rotate the database between two runs of it; try again in a day if that is refused."""
         self._supervisor.declare("rotation", ROTATION_DECLARED_S)
         try:
-            rotated = await asyncio.to_thread(rotate, self._database)
+            rotated = await asyncio.to_thread(rotate, self._database, is_own=True)
         except Fatal as error:
             self._rotates_from_ms = self._clock.market_ms() + DAY_MS
             log.warning("not rotated", error=str(error))

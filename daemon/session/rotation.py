@@ -44,18 +44,24 @@ class Rotated(NamedTuple):
 
 
 def rotate(
-    path: Path, older: Path | None = None, *, attempts: int = READER_ATTEMPTS, pause_s: float = 1.0
+    path: Path,
+    older: Path | None = None,
+    *,
+    is_own: bool = False,
+    attempts: int = READER_ATTEMPTS,
+    pause_s: float = 1.0,
 ) -> Rotated:
     """Let the account of the newest live run of *path* go on in a new file of that name.
 
     The old file gets the name *older*, by default FILE.DATE of its newest bar. Other processes that
-    have it open are awaited for *attempts* pauses. Raises ``ConfigInvalid``, ``DataInvalid`` or
+    have it open are awaited for *attempts* pauses. The chain is checked first, unless this process
+    wrote it itself (*is_own*). Raises ``ConfigInvalid``, ``DataInvalid`` or
     ``AuditUnwritable``, and then changes nothing.
     """
     real = path.resolve()
     Reader.open(real).close()  # a missing file would be made
     with closing(open_writer(real)) as writer:
-        account = account_at_end(real, Reader(writer.driver))
+        account = account_at_end(real, Reader(writer.driver), is_own=is_own)
         newest_ms = max(account.last_open_ms.values(), default=account.origin.market_ms)
         target = real.with_name(f"{real.name}.{day_text(newest_ms)}")
         if older is not None:

@@ -59,7 +59,11 @@ def read_account(chain: Sequence[AccountRun]) -> RunRecord:
             f"{minute_text(origin.market_ms)}, whose history is in another file: give that file "
             "too, if this version reads it."
         )
-    return replace(joined(records), begins=" ".join(left))
+    record = joined(records)
+    shown = {shadow.name for shadow in record.shadows}
+    for name in (each.name for each in records[-1].shadows if each.name not in shown):
+        left.append(f"The shadow account {name} is not in all its runs: `report RUN` has it.")
+    return replace(record, begins=" ".join(left))
 
 
 def joined(records: Sequence[RunRecord]) -> RunRecord:

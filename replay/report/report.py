@@ -44,7 +44,7 @@ from tracepaper.replay.report.participation import (
 )
 from tracepaper.replay.report.record import AccountRecord, RunRecord, read_record
 from tracepaper.replay.report.risk_heads import HeadOutcomes, read_head_outcomes
-from tracepaper.replay.report.timeline import Timeline, read_timeline
+from tracepaper.replay.report.timeline import STEPS_MOST, Timeline, read_timeline
 from tracepaper.replay.report.trades import ClosedTrade, CostsAndFunding, closed_trades, costs_of
 from tracepaper.replay.run_columns import Floats, Ints, RunColumns
 from tracepaper.storage.checkpoints import FittedSpan, kept_folder, read_card
@@ -182,11 +182,12 @@ def build_report(
     entries = {sequence for sequence in decided if sequence is not None}
     grouped = next((name for name, trades in closed.items() if trades), record.account.name)
     shares, timelines = list[Shares](), list[Timeline]()
-    for part in record.parts or (record,):
+    for part in reversed(record.parts or (record,)):
         with Reader.open(part.database) as reader:
             columns = RunColumns(reader, str(part.run["run_id"]))
-            shares.append(fill_shares(columns, part.account.fills))
-            timelines.append(read_timeline(reader, part))
+            shares.insert(0, fill_shares(columns, part.account.fills))
+            most = STEPS_MOST - sum(len(each.events) for each in timelines)
+            timelines.insert(0, read_timeline(reader, part, max(most, 0)))
     progress("reading the attention")
     card = _card(newest)
     with Reader.open(newest.database) as reader:

@@ -51,12 +51,12 @@ class Timeline(NamedTuple):
     left_out: int
 
 
-def read_timeline(reader: Reader, record: RunRecord) -> Timeline:
-    """Return the notices that the events of the run of *record* would send."""
+def read_timeline(reader: Reader, record: RunRecord, most: int = STEPS_MOST) -> Timeline:
+    """Return the notices that the newest *most* steps of the run of *record* would send."""
     run_id = record.run["run_id"]
     run, section = reader.run(run_id), record.config.notify
     sequences = _sequences(reader, record)
-    chosen = sequences[-STEPS_MOST:]
+    chosen = sequences[max(len(sequences) - most, 0) :]
     known = run if len(chosen) == len(sequences) else replace(run, account=None)
     notices = Notices(section, known, on_breach=record.config.risk.on_breach)
     events = list[TimelineEvent]()
