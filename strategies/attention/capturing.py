@@ -6,13 +6,15 @@ them, and compiled code runs eagerly. In a Hugging Face model with ``attn_implem
 each module's formula is wrapped, with its soft cap and its sinks. The output is that of the same
 kernel or formula; on the CPU the kernel's logsumexp is kept. A module that multiplies a softmax by
 values is captured by that matrix. Modules that attend in another way (another package's kernel,
-other products) are named in an error with the cause, and nothing is guessed.
+other products) are named in an error with the cause. A rollout needs a chain of reads that is
+proved from what every tensor was computed from (``flows.py``); nothing is guessed.
 
 The rule is docs/attention.md, A37.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -26,17 +28,27 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend
 
 from tracepaper.strategies.attention.checks import AXES, check_rows, explanation
-from tracepaper.strategies.attention.handwritten import (
-    HandwrittenAttention,
+from tracepaper.strategies.attention.flows import (
+    INPUTS,
+    NO_PRODUCT,
+    Flows,
     HandwrittenProduct,
-    matrix_read,
+    Lineage,
 )
+from tracepaper.strategies.attention.handwritten import matrix_read
 from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask, check_tensor, shown_table
 from tracepaper.strategies.attention.methods import PLAIN, AttendedTokens, Rollout, rollout
 from tracepaper.strategies.attention.passage_shares import SOURCE, TARGET, Passages, Span, passages
 from tracepaper.strategies.attention.reads import MatrixRead
-from tracepaper.strategies.attention.replacing import EAGER, HEADS, homes_of_formulas, put, replaced
+from tracepaper.strategies.attention.replacing import (
+    EAGER,
+    HEADS,
+    homes_of_formulas,
+    put,
+    put_flex,
+    replaced,
+)
 from tracepaper.strategies.errors import AttentionInvalid
 
 _HELP: Final = (
@@ -46,18 +58,21 @@ _HELP: Final = (
     "Layer.of(query, key, value, mask) or MatrixRead(matrices)"
 )
 _FLASH: Final = SDPBackend.FLASH_ATTENTION.value
+_DIGITS: Final = re.compile(r"\d+")
+_ENTRIES: Final = 1 << 22
+"""How many entries of a matrix are compared at a time."""
 _TOLERANCE: Final = {torch.float64: 1e-5, torch.float32: 1e-5}
 """How closely a layer must reproduce a formula's output, by type; half types: 1e-2."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _ModuleCall:
     """A call of a module that runs, and the tensor that it was given first."""
 
     name: str
     tokens: Tensor | None
-    reads_source: bool  # the keys are those of another sequence
     attentions: int  # that were captured before
+    has_missed: bool = False  # an attention of its own that was not captured
 
 
 class _Call(NamedTuple):
@@ -65,8 +80,26 @@ class _Call(NamedTuple):
 
     layer: Layer | MatrixRead
     output: Tensor
+    module: _ModuleCall | None  # that attended
+    query: int  # the sources of its queries, as Flows has them
+    key: int
+    turns: int  # the axes of the query that were swapped
+    versions: list[int | None]  # of its tensors, which writing in place raises
+    has_all: bool  # a running module was given all tokens of the keys
+    is_rearranged: bool  # its batch is none of the layer's: tokens were moved to another axis
     is_transposed: bool = False  # the output is [batch, query, head, dim]
-    module: _ModuleCall | None = None  # that attended
+
+    @property
+    def is_cross(self) -> bool:
+        """Whether one sequence reads another."""
+        if self.query >> INPUTS != self.key >> INPUTS:
+            return True
+        return self.query != self.key and not self.query & self.key
+
+    @property
+    def name(self) -> str:
+        """The module's name."""
+        return (self.module.name if self.module is not None else "") or "the model"
 
 
 class capture:  # noqa: N801 - it is called as a function is
@@ -91,6 +124,7 @@ class capture:  # noqa: N801 - it is called as a function is
         self._model, self._backward = model, backward
         self._calls: list[list[_Call]] = []  # by call of the model
         self._is_running = False
+        self._flows = Flows(self)
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -104,10 +138,8 @@ class capture:  # noqa: N801 - it is called as a function is
 
         def without_weights(query: Tensor, key: Tensor, *args: Any, **options: Any) -> Any:
             given = HEADS.bind(query, key, *args, **options).arguments
-            if self._is_running and query.data_ptr() != key.data_ptr():
-                if not self._running:
-                    raise AttentionInvalid("One sequence reads another; give capture the model.")
-                self._running[-1] = replace(self._running[-1], reads_source=True)
+            if self._is_running and not self._running and query.data_ptr() != key.data_ptr():
+                raise AttentionInvalid("One sequence reads another; give capture the model.")
             if self._is_running and (given["bias_k"] is not None or given["add_zero_attn"]):
                 raise AttentionInvalid(
                     "This attention has a key that is no token (add_bias_kv, add_zero_attn), so a "
@@ -121,15 +153,17 @@ class capture:  # noqa: N801 - it is called as a function is
                 result = heads(query, key, *args, **options)
             finally:
                 self._is_running = True
+            self._flows.add(result[0], self._flows.of(output).sources)
             # A gradient has to pass through what was captured.
             return (output, result[1]) if self._backward else result
 
         self._stack.enter_context(replaced(attend, attended))
         put(self._stack, functional, "multi_head_attention_forward", without_weights)
-        if self._model is not None:
+        put_flex(self._stack, self._refuse_flex)
+        if self._model is None:
+            self._stack.enter_context(self._flows)
+        else:
             self._watch(self._model)
-            mode = HandwrittenAttention(self._saw_softmax, self._saw_product)
-            self._stack.enter_context(mode)
         return self
 
     def __exit__(
@@ -157,6 +191,12 @@ class capture:  # noqa: N801 - it is called as a function is
             )
         if not self._calls or not self._calls[-1]:
             raise AttentionInvalid(f"No attention was captured{self._cause('')}; {_HELP}.")
+        for call in self._calls[-1]:
+            if _versions(call.layer) != call.versions:
+                raise AttentionInvalid(
+                    f"{call.name} has written into its query, key or value since it attended; let "
+                    "it write into a copy."
+                )
         return _joined([_by_stream(calls) for calls in self._calls])
 
     @property
@@ -177,10 +217,14 @@ class capture:  # noqa: N801 - it is called as a function is
         return f" ({causes[0]})" if causes else ""
 
     def rollout(self, queries: Sequence[int] = (-1,), method: Rollout = PLAIN) -> AttendedTokens:
-        """Return the rollout of *queries* of the top layer; negative ones count from the end."""
+        """Return the rollout of *queries* of the top layer; negative ones count from the end.
+
+        Raises ``AttentionInvalid`` if the layers are not proved to read what the ones below wrote.
+        """
         reads = self.reads
         tokens, count = reads[-1].shape[3], reads[-1].shape[2]
         if reads[-1].target == TARGET:
+            _require_chain(self._calls[-1])
             return rollout(reads, check_rows(queries, count, from_end=True), method)
         others = {read.shape[2:] for read in reads[:-1]}
         if len({read.shape[0] for read in reads}) > 1:
@@ -198,6 +242,14 @@ class capture:  # noqa: N801 - it is called as a function is
                 "The layers have not all the same tokens, so one sequence reads another or tokens "
                 "are joined; capture a part in which each layer reads what the one below it gave."
             )
+        _require_chain(self._calls[-1])
+        last = self._calls[-1][-1]
+        if count < tokens and (others or last.has_all):
+            raise AttentionInvalid(
+                f"The attention of {last.name} has queries of {count} of {tokens} tokens, and "
+                "nothing tells of which; take its rows from captured.reads, or capture a part in "
+                "which each layer has all queries."
+            )
         return rollout(reads, check_rows(queries, count, from_end=True), method)
 
     def passages(
@@ -214,8 +266,10 @@ class capture:  # noqa: N801 - it is called as a function is
         *special* tokens and those where *attention_mask* [batch, token] is 0 stand apart. Raises
         ``AttentionInvalid`` for passages that are empty, overlap or are out of range.
         """
+        layers = self._layers
+        _require_chain(self._calls[-1])
         return passages(
-            self._layers,
+            layers,
             spans,
             method,
             special=special,
@@ -274,25 +328,31 @@ class capture:  # noqa: N801 - it is called as a function is
     def _follow_calls(self, model: nn.Module) -> None:
         """Start a new capture at each call of *model*, or of its encoder alone."""
         started: list[nn.Module] = []
+        flows = ExitStack()  # a mode is of one thread: it is entered where the model runs
 
-        def starts(module: nn.Module, _: object) -> None:
+        def starts(module: nn.Module, *given: object) -> None:
             if module is model or not started:
                 self._calls.append([])
                 self._running.clear()
                 self._is_running = True
+                if not started:
+                    flows.enter_context(self._flows)
                 started.append(module)
+                self._flows.begin(given)
 
         def ends(module: nn.Module, *_: object) -> None:
             if started and started[-1] is module:
                 started.pop()
                 self._is_running = bool(started)
+                if not started:
+                    flows.close()
 
         # A generation calls the encoder by itself before the model.
         encoders = [
             part for name, part in model.named_modules() if name.split(".")[-1] == "encoder"
         ]
         for module in (model, *encoders):
-            self._stack.callback(module.register_forward_pre_hook(starts).remove)
+            self._stack.callback(module.register_forward_pre_hook(starts, with_kwargs=True).remove)
             self._stack.callback(module.register_forward_hook(ends, always_call=True).remove)
 
     def _follow(
@@ -307,17 +367,18 @@ class capture:  # noqa: N801 - it is called as a function is
         def enters(_module: nn.Module, args: Any, options: Any) -> None:
             given = [x for x in (*args, *options.values()) if isinstance(x, Tensor)]
             tokens = given[0] if given else None
-            # Hugging Face names the other sequence so; torch's own modules are told by their keys.
-            is_cross = options.get("key_value_states") is not None
-            self._running.append(_ModuleCall(name, tokens, is_cross, self._attentions))
+            self._running.append(_ModuleCall(name, tokens, self._attentions))
 
-        def leaves(_module: nn.Module, _given: object, result: object) -> None:
+        def leaves(_module: nn.Module, args: Any, options: Any, result: object) -> None:
             if not self._running:
                 return
-            added = self._attentions - self._running.pop().attentions
+            call = self._running.pop()
+            added = self._attentions - call.attentions
             if result is None:  # it raised
                 return
-            if must_attend and not added and name not in self.missed:
+            self._flows.hand_on((args, options), result)
+            is_missed = call.has_missed or (must_attend and not added)
+            if is_missed and name not in self.missed:
                 self.missed.append(name)
             if group is not None:
                 counts = self._counts.setdefault(group, {})
@@ -327,16 +388,27 @@ class capture:  # noqa: N801 - it is called as a function is
                     self.skipped = [*dict.fromkeys([*self.skipped, *without])]
 
         self._stack.callback(module.register_forward_pre_hook(enters, with_kwargs=True).remove)
-        self._stack.callback(module.register_forward_hook(leaves, always_call=True).remove)
+        handle = module.register_forward_hook(leaves, with_kwargs=True, always_call=True)
+        self._stack.callback(handle.remove)
 
     # ------------------------------------------------------------ one attention
 
-    def _saw_softmax(self) -> None:
-        if self._is_running and self._running:
-            cause = "its softmax is no left factor of a product with values"
-            self._causes.setdefault(self._running[-1].name, cause)
+    def saw_attention(self, attend: Callable[..., Tensor], *args: Any, **options: Any) -> Tensor:
+        """Attend and keep the layer: torch's function was called by a name of its own."""
+        return self._attend(attend, *args, **options)
 
-    def _saw_product(self, product: HandwrittenProduct) -> None:
+    def saw_softmax(self) -> None:
+        """Keep why a softmax that no values follow is no attention."""
+        if self._is_running and self._running:
+            self._causes.setdefault(self._running[-1].name, NO_PRODUCT)
+
+    def saw_other(self, cause: str) -> None:
+        """Keep that the module attends in a way that is not captured."""
+        if self._is_running and self._running:
+            self._causes[self._running[-1].name] = cause
+            self._running[-1].has_missed = True
+
+    def saw_product(self, product: HandwrittenProduct) -> None:
         """Keep the matrix of a softmax that its module multiplies by values."""
         if not (self._is_running and self._running):
             return
@@ -344,26 +416,65 @@ class capture:  # noqa: N801 - it is called as a function is
         read = matrix_read(product, module.tokens)
         if isinstance(read, str):
             self._causes[module.name] = read
+            module.has_missed |= product.scores is not None
             return
-        last = calls[-1].module if calls else None
+        assert product.scores is not None
+        query, key, _ = product.scores
+        last = calls[-1].module if calls and calls[-1].query == query else None
         if last is module:
             raise AttentionInvalid(
-                f"{module.name or 'The model'} writes out several attentions in one call, so "
-                "nothing tells layers from heads; give each layer a module."
+                f"{module.name or 'The model'} writes out several attentions of the same tokens, "
+                "so nothing tells what becomes of them; give each head a module."
             )
         if last is not None and last.tokens is module.tokens:
-            # Modules that are given the same tokens are heads of one layer.
-            before = cast("MatrixRead", calls.pop().layer)
+            # Modules that are given the same tokens, as they were, are heads of one layer.
+            before = calls.pop().layer
+            assert isinstance(before, MatrixRead)
             read = replace(before, matrices=torch.cat((before.matrices, read.matrices), dim=1))
-        calls.append(_Call(read, product.output.detach(), module=module))
-        self._attentions += 1
+        self._keep(read, product.output.detach(), (Lineage(query), Lineage(key)))
 
-    def _add(self, layer: Layer, output: Tensor, *, is_transposed: bool = False) -> None:
+    def _add(
+        self,
+        layer: Layer,
+        output: Tensor,
+        origins: tuple[Lineage, Lineage],
+        *,
+        is_transposed: bool = False,
+    ) -> None:
+        """Keep the *layer* of an attention whose query and key have these *origins*."""
+        kept = output if self._backward else output.detach()
+        self._keep(layer, kept, origins, is_transposed=is_transposed)
+        query, key = (origin.sources for origin in origins)
+        self._flows.add(output, query | key | 1 << INPUTS + len(self._calls[-1]) - 1)
+
+    def _keep(
+        self,
+        read: Layer | MatrixRead,
+        output: Tensor,
+        origins: tuple[Lineage, Lineage],
+        *,
+        is_transposed: bool = False,
+    ) -> None:
         if not self._calls:
             self._calls.append([])
-        kept = output if self._backward else output.detach()
-        module = self._running[-1] if self._running else None
-        self._calls[-1].append(_Call(layer, kept, is_transposed=is_transposed, module=module))
+        calls, module = self._calls[-1], self._running[-1] if self._running else None
+        is_rearranged = _is_rearranged(read.shape[0], self._running)
+        query, key = origins
+        calls.append(
+            _Call(
+                read,
+                output,
+                module,
+                query.sources,
+                key.sources,
+                query.turns,
+                _versions(read),
+                any(_has_tokens(each.tokens, read.shape[3]) for each in self._running),
+                is_rearranged,
+                is_transposed,
+            )
+        )
+        self._flows.captured |= 1 << len(calls) - 1
         self._attentions += 1
 
     def _attend(
@@ -387,24 +498,34 @@ class capture:  # noqa: N801 - it is called as a function is
             if is_batchedtensor(tensor):
                 raise AttentionInvalid("torch.vmap hides a batch; call the model on all of it.")
         _require_no_dropout(dropout_p)
+        origins = self._flows.of_call(query, key)
         mask = _mask_of(query, key, attn_mask, is_causal=is_causal)
         logsumexp: Tensor | None = None
-        kernel = torch._fused_sdp_choice(  # pyright: ignore[reportPrivateImportUsage] - its own
-            query, key, value, attn_mask, 0.0, is_causal=is_causal, **options
-        )
-        # The kernel divides by the size of an axis, which torch's function checks before.
-        has_entries = 0 not in (*query.shape, *key.shape)
-        if query.device.type == "cpu" and kernel == _FLASH and has_entries:
-            added = attn_mask
-            if attn_mask is not None and attn_mask.dtype == torch.bool:
-                added = query.new_zeros(attn_mask.shape).masked_fill_(~attn_mask, -torch.inf)
-            output, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                query, key, value, 0.0, is_causal, attn_mask=added, scale=scale
+        with self._flows.attending():
+            kernel = torch._fused_sdp_choice(  # pyright: ignore[reportPrivateImportUsage] - its own
+                query, key, value, attn_mask, 0.0, is_causal=is_causal, **options
             )
-        else:
-            output = attend(query, key, value, attn_mask, 0.0, is_causal, **options)
-        self._add(_layer(query, key, value, mask, scale=scale, logsumexp=logsumexp), output)
+            # The kernel divides by the size of an axis, which torch's function checks before.
+            has_entries = 0 not in (*query.shape, *key.shape)
+            if query.device.type == "cpu" and kernel == _FLASH and has_entries:
+                added = attn_mask
+                if attn_mask is not None and attn_mask.dtype == torch.bool:
+                    added = query.new_zeros(attn_mask.shape).masked_fill_(~attn_mask, -torch.inf)
+                output, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                    query, key, value, 0.0, is_causal, attn_mask=added, scale=scale
+                )
+            else:
+                output = attend(query, key, value, attn_mask, 0.0, is_causal, **options)
+        layer = _layer(query, key, value, mask, scale=scale, logsumexp=logsumexp)
+        self._add(layer, output, origins)
         return output
+
+    def _refuse_flex(self, *_: object, **__: object) -> None:
+        where = self._running[-1].name if self._running else ""
+        raise AttentionInvalid(
+            f"{where or 'The model'} calls flex_attention, which keeps no layer and no matrix; let "
+            "it call F.scaled_dot_product_attention with a mask."
+        )
 
     def _eager(self, formula: Callable[..., Any]) -> Callable[..., Any]:
         """Return *formula*, a module's attention in plain operations, with its layer kept."""
@@ -419,6 +540,7 @@ class capture:  # noqa: N801 - it is called as a function is
             **options: Any,
         ) -> Any:
             count = len(self._calls[-1]) if self._calls else 0
+            has_missed = bool(self._running) and self._running[-1].has_missed
             result = formula(module, query, key, value, attention_mask, *args, **options)
             if self._is_running and not args:
                 if module.training:
@@ -438,7 +560,10 @@ class capture:  # noqa: N801 - it is called as a function is
                 if _reproduces(layer, result[0]):
                     if self._calls:
                         del self._calls[-1][count:]  # the formula's own matrix
-                    self._add(layer, result[0], is_transposed=True)
+                    if self._running:
+                        self._running[-1].has_missed = has_missed
+                    origins = self._flows.of_call(query, key)
+                    self._add(layer, result[0], origins, is_transposed=True)
             return result
 
         return attended
@@ -449,18 +574,92 @@ def _by_stream(calls: Sequence[_Call]) -> list[Layer | MatrixRead]:
 
     The encoder attends before its decoder, whose first layer reads itself before the source.
     """
-    crosses = [call.module is not None and call.module.reads_source for call in calls]
-    if True not in crosses:
+    if not any(call.is_cross for call in calls):
         return [call.layer for call in calls]
-    begins = max(0, crosses.index(True) - 1)
+    begins = _written_from(calls)
     return [
         replace(
             call.layer,
             target=SOURCE if place < begins else TARGET,
-            source=TARGET if place >= begins and not is_cross else SOURCE,
+            source=TARGET if place >= begins and not call.is_cross else SOURCE,
         )
-        for place, (call, is_cross) in enumerate(zip(calls, crosses, strict=True))
+        for place, call in enumerate(calls)
     ]
+
+
+def _written_from(calls: Sequence[_Call]) -> int:
+    """Return the place of the first attention of what is written: those before it are read."""
+    read = next((call.key for call in calls if call.is_cross), 0) >> INPUTS
+    return read.bit_length()
+
+
+def _require_chain(calls: Sequence[_Call]) -> None:
+    """Raise ``AttentionInvalid`` unless each attention reads what the one before it wrote.
+
+    Of two streams, each that reads the source reads what its last attention wrote. Modules of one
+    stream have one name but for its numbers: elsewhere tokens may be others, as a model's of
+    pictures and of words are, or stand along another axis.
+    """
+    begins = _written_from(calls)
+    read = (1 << begins) - 1  # all attentions of the source
+    kinds: dict[tuple[bool, bool], dict[str, str]] = {}
+    for place, call in enumerate(calls):
+        query, key = call.query >> INPUTS, call.key >> INPUTS
+        before = (1 << place) - 1
+        wanted = before if place < begins else before & ~read
+        follows = query == wanted if place < begins else query & ~read == wanted
+        reads = key == read if call.is_cross else key == query
+        if not (follows and reads and not (place == begins and query & read)):
+            lower = calls[place - 1].name if place else "the input"
+            raise AttentionInvalid(
+                f"The attention of {call.name} does not read what that of {lower} wrote, as if "
+                "heads, sequences or models stand side by side; capture a part in which each layer "
+                "reads what the one below it gave, and attend once in each."
+            )
+        batch, _, _, keys = call.layer.shape
+        is_turned = not call.is_cross and batch % keys == 0 and call.turns != calls[0].turns
+        if call.is_rearranged or is_turned:
+            raise AttentionInvalid(
+                f"The attention of {call.name} takes other tokens together than its layer or those "
+                "below it, as in windows or along the other axis of a grid; take the entropy or "
+                "the rows of each of captured.reads."
+            )
+        kind = kinds.setdefault((place < begins, call.is_cross), {})
+        kind.setdefault(_DIGITS.sub("#", call.name), call.name)
+        if len(kind) > 1:
+            raise AttentionInvalid(
+                f"The attentions {' and '.join(kind.values())} are not of one list of layers, and "
+                "their tokens may differ; capture a part, or give attention.rollout the reads."
+            )
+
+
+def _has_tokens(given: Tensor | None, count: int) -> bool:
+    """Return whether *given*, [.., token, dim] or whole numbers [.., token], has *count* tokens."""
+    if given is None:
+        return False
+    return count in (given.shape[:-1] if given.is_floating_point() else given.shape)
+
+
+def _versions(read: Layer | MatrixRead) -> list[int | None]:
+    """Return how often each tensor of *read* was written in place, None if it is not counted."""
+    if isinstance(read, MatrixRead):  # whose matrix is a copy
+        return []
+    given = [x for x in (read.query, read.key, read.value) if x is not None]
+    return [None if x.is_inference() else x._version for x in given]
+
+
+def _is_rearranged(batch: int, running: Sequence[_ModuleCall]) -> bool:
+    """Return whether a *batch* is no axis of the tokens of a running module, but for the model."""
+    if not running or running[-1].tokens is None:
+        return False
+    like = running[-1].tokens
+    return any(
+        call.tokens is not None
+        and call.tokens.ndim == like.ndim == AXES - 1
+        and call.tokens.shape[-1] == like.shape[-1]
+        and batch not in call.tokens.shape[:-1]
+        for call in running[1:] or running
+    )
 
 
 def _require_no_dropout(share: float) -> None:
@@ -505,25 +704,24 @@ def _layer(
 
 @explanation
 def _reproduces(layer: Layer, output: Tensor) -> bool:
-    """Return whether *layer* reproduces a row of each head and sequence of *output*.
+    """Return whether *layer* reproduces *output* [batch, query, head, dim], in every row.
 
-    That is [batch, query, head, dim], and its row that of the last query that sees a key: a padded
-    query outside its window sees none, and formulas give it any mean.
+    A query that sees no key, as padding outside its window, is left out: formulas give it any mean.
     """
     assert layer.value is not None
+    batch, heads, queries, keys = layer.shape
     sees = (layer.visible() > 0).to(output.device)  # [batch, head, query]
-    count = torch.arange(1, sees.shape[2] + 1, device=output.device)
-    last = (sees * count).argmax(dim=2)
-    rows, row_of = last.unique(return_inverse=True)
-    element = torch.arange(len(last), device=output.device)[:, None]
-    head = torch.arange(last.shape[1], device=output.device)
-    weights = layer.rows(rows)[element, head, row_of]  # [batch, head, key]
-    groups = layer.shape[1] // layer.value.shape[1]
-    values = layer.value.repeat_interleave(groups, dim=1).to(weights.dtype)
-    again = torch.einsum("bhk,bhkd->bhd", weights, values)
-    wanted = output.detach()[element, last, head].to(again.dtype)
+    values = layer.value.repeat_interleave(heads // layer.value.shape[1], dim=1)
+    output = output.detach()
     limit = _TOLERANCE.get(output.dtype, 1e-2) * max(1.0, float(values.abs().amax()))
-    return bool(((again - wanted)[sees.any(dim=2)].abs() <= limit).all())
+    size = max(1, _ENTRIES // (batch * heads * keys))
+    for start in range(0, queries, size):
+        part = slice(start, min(start + size, queries))
+        weights = layer.rows(range(part.start, part.stop))
+        error = weights @ values.to(weights.dtype) - output[:, part].transpose(1, 2)
+        if not bool((error.abs().amax(dim=-1) <= limit)[sees[:, :, part]].all()):
+            return False
+    return True
 
 
 def _mask_of(query: Tensor, key: Tensor, table: Tensor | None, *, is_causal: bool) -> Mask:

@@ -18,6 +18,7 @@ EAGER: Final = "eager_attention_forward"
 """The function that modules of transformers call if no kernel is chosen."""
 HEADS: Final = signature(functional.multi_head_attention_forward)
 _ATTEND: Final = functional.scaled_dot_product_attention
+_FLEX: Final = "torch.nn.attention.flex_attention"
 
 
 def _places(function: object) -> list[tuple[ModuleType, str]]:
@@ -26,12 +27,12 @@ def _places(function: object) -> list[tuple[ModuleType, str]]:
     homes = [functional] + [
         home
         for name, home in list(sys.modules.items())
-        if type(home) is ModuleType and not name.startswith("torch.")
+        if type(home) is ModuleType and (name == _FLEX or not name.startswith("torch."))
     ]
     return [(home, name) for home in homes for name, has in vars(home).items() if has is function]
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)
 def _cached_places(function: object, _modules: int) -> list[tuple[ModuleType, str]]:
     """Return ``_places`` of *function*, cached while the number of modules stays."""
     return _places(function)
@@ -59,6 +60,14 @@ def replaced(attend: Callable[..., Tensor], by: Callable[..., Tensor]) -> Iterat
         for home, name in named:
             setattr(home, name, attend)
         torch.backends.mha.set_fastpath_enabled(was_fast)
+
+
+def put_flex(stack: ExitStack, by: Callable[..., Any]) -> None:
+    """Let Python modules call *by* in place of flex_attention until *stack* closes."""
+    flex = getattr(sys.modules.get(_FLEX), "flex_attention", None)
+    if flex is not None:  # else nobody has it; loading it takes a second
+        for home, name in _cached_places(flex, len(sys.modules)):
+            put(stack, home, name, by)
 
 
 def homes_of_formulas(model: nn.Module) -> list[ModuleType]:

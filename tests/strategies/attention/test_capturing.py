@@ -419,7 +419,10 @@ def dropping() -> nn.Module:
     ("model", "sentence"),
     [
         (lambda: nn.Linear(WIDTH, WIDTH), "No attention was captured"),
-        (MixedLayers, "other attended in a way that is not captured"),
+        (
+            MixedLayers,
+            r"other \(its shares are of no softmax of torch\) attended in a way",
+        ),
         (dropping, "call model.eval"),
         (lambda: nn.MultiheadAttention(WIDTH, HEADS, add_zero_attn=True).eval(), "no token"),
     ],

@@ -152,7 +152,7 @@ def of_some(shares: Tensor, value: Tensor) -> Tensor:
         (dropped, "rows do not sum to 1"),
         (folded, "no axis of heads"),
         (of_some, "keys are not the tokens"),
-        (twice, "several attentions in one call"),
+        (twice, "values are not those of its keys"),
     ],
 )
 def test_what_a_module_writes_otherwise_is_refused_with_the_cause(
