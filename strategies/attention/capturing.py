@@ -15,6 +15,7 @@ The rule is docs/attention.md, A37.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -116,7 +117,7 @@ class capture:  # noqa: N801 - it is called as a function is
         self.missed: list[str] = []
         """Modules of attention that ran and were not captured."""
         self.skipped: list[str] = []
-        """Layers without attention, as a hybrid has them: the rollout does not pass them."""
+        """Layers without a captured attention, as a hybrid has: a rollout warns of them once."""
         self._causes: dict[str, str] = {}  # by module: why its softmax is no attention
         self._running: list[_ModuleCall] = []
         self._counts: dict[str, dict[str, int]] = {}  # of each layer's attentions, by list
@@ -124,6 +125,7 @@ class capture:  # noqa: N801 - it is called as a function is
         self._model, self._backward = model, backward
         self._calls: list[list[_Call]] = []  # by call of the model
         self._is_running = False
+        self._has_warned = False  # of what was skipped
         self._flows = Flows(self)
         self._stack = ExitStack()
 
@@ -222,6 +224,7 @@ class capture:  # noqa: N801 - it is called as a function is
         Raises ``AttentionInvalid`` if the layers are not proved to read what the ones below wrote.
         """
         reads = self.reads
+        self._warn_of_skipped()
         tokens, count = reads[-1].shape[3], reads[-1].shape[2]
         if reads[-1].target == TARGET:
             _require_chain(self._calls[-1])
@@ -267,6 +270,7 @@ class capture:  # noqa: N801 - it is called as a function is
         ``AttentionInvalid`` for passages that are empty, overlap or are out of range.
         """
         layers = self._layers
+        self._warn_of_skipped()
         _require_chain(self._calls[-1])
         return passages(
             layers,
@@ -276,6 +280,16 @@ class capture:  # noqa: N801 - it is called as a function is
             attention_mask=attention_mask,
             model=self._model,
         )
+
+    def _warn_of_skipped(self) -> None:
+        """Warn once of the layers that a rollout does not pass."""
+        if self.skipped and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"No attention of {', '.join(self.skipped)} was captured, so the rollout leaves "
+                "out what these layers move between tokens.",
+                stacklevel=3,
+            )
 
     def gradient(self, output: Tensor) -> None:
         """Store in each layer the gradient of the scalar *output*, for ``fusion="gradient"``.

@@ -183,6 +183,9 @@ def test_the_layers_that_a_hybrid_skips_are_named() -> None:
     with torch.no_grad(), capture(model) as captured:
         model(torch.randn(2, TOKENS, WIDTH))
     assert captured.skipped == ["layers.0"]
+    with pytest.warns(UserWarning, match=r"No attention of layers\.0 was captured") as warned:
+        rolled_out = [captured.rollout() for _ in range(2)]
+    assert len(warned) == 1 < len(rolled_out)
     assert len(captured.reads) == 1
 
 
