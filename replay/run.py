@@ -655,7 +655,7 @@ class Run(Generic[Frame]):
         return f"<p><b>{first}</b></p><ul>{rows}</ul>"
 
 
-class Account(Run[Frame]):
+class AccountHistory(Run[Frame]):
     """An account over its runs, of one file or several: ``tracepaper.account``.
 
     Frames, figures, report, ``equity`` and ``trades`` pictures are the account's; explanations,
@@ -686,7 +686,7 @@ def account(
     *,
     frames: Library | None = None,
     exact: bool = False,
-) -> Account[Any]:
+) -> AccountHistory[Any]:
     """Open the account in *files*, in any order: each joint must fit, as in ``report FILE…``.
 
     *frames* and *exact* are those of ``open_run``. Raises ``DataInvalid`` where a file is missing,
@@ -694,7 +694,7 @@ def account(
     """
     given = [files] if isinstance(files, str | Path) else [*files]
     runs = account_chain([path_of(file) for file in given])
-    return Account(runs, frames_for(None, frames), exact=exact)
+    return AccountHistory(runs, frames_for(None, frames), exact=exact)
 
 
 @overload
