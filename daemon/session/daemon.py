@@ -368,8 +368,9 @@ class Daemon:
                     waiting.set_result(step.sequence)
                 if isinstance(step.event, Bar) and step.event.closed_ms >= rotates_ms:
                     self._is_rotating = self._is_rotating or not feed.is_behind()
-                is_over = self._is_rotating or self._supervisor.stopping.is_set()
-                return self._watch(step) and not is_over
+                # The watch may stop the daemon.
+                goes_on = self._watch(step)
+                return goes_on and not (self._is_rotating or self._supervisor.stopping.is_set())
 
             predict = monitor.timed(
                 no_forecast if predictor is None else predictor.predict,
