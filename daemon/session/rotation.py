@@ -152,4 +152,5 @@ def _put(path: Path, real: Path, target: Path, account: CarriedAccount, made: li
     made.append(target)
     sync_names(real.parent)
     partial.rename(real)
+    made.clear()  # the older file has no other name now
     sync_names(real.parent)

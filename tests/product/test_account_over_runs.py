@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -25,6 +26,7 @@ from msgspec.structs import replace
 
 import tracepaper
 from tracepaper.daemon.config.loading import Config, load
+from tracepaper.daemon.session import rotation
 from tracepaper.daemon.session.account_chain import account_chain, joints_of
 from tracepaper.daemon.session.account_file import begin_with, exported
 from tracepaper.daemon.session.build import resolved
@@ -36,6 +38,7 @@ from tracepaper.replay.report.record import read_record
 from tracepaper.replay.report.trades import costs_and_funding
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.verify import verify_chain
+from tracepaper.storage.covariates import sync_names
 from tracepaper.storage.database.lock import Holder, lock_file
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import RunViews
@@ -242,6 +245,27 @@ def test_a_rotation_that_is_killed_at_any_operation_loses_nothing(tmp_path: Path
             assert reader.connection.execute("SELECT count(*) FROM begins").fetchone() == (0,)
         assert not path.with_name("tp.db.partial").exists()
     assert outcomes == {(True, False), (True, True), (False, True)}
+
+
+def test_a_disk_that_fails_after_the_last_operation_leaves_both_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.db"
+    run_ids = lived(path, "turns", 20)
+    folders = list[Path]()
+
+    def failing(folder: Path) -> None:
+        folders.append(folder)
+        if len(folders) == 2:  # the new file has its name
+            raise OSError(errno.EIO, "Input/output error", str(folder))
+        sync_names(folder)
+
+    monkeypatch.setattr(rotation, "sync_names", failing)
+    with pytest.raises(AuditUnwritable):
+        rotate(path, tmp_path / "older.db")
+    older = account_chain([tmp_path / "older.db"])
+    assert [present(each.run).run_id for each in older] == run_ids
+    assert account_chain([path])[0].run is None
 
 
 def test_each_run_has_its_own_costs(tmp_path: Path) -> None:
