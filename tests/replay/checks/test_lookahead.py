@@ -150,9 +150,11 @@ LEAKS: dict[str, tuple[str, dict[str, str]]] = {
     "the bytes it was given at its import": (
         AGAIN,
         {
-            "top": "import os\nKEY = int.from_bytes(os.urandom(8))",
-            # Two draws of the key agree at each bar by a toss: never at all 160 of them.
-            "decide": "return by(hash((bar.close, KEY)) % 2 == 0)",
+            "top": "import hashlib, os\nKEY = os.urandom(8)",
+            # Two draws of the key agree at each bar by a toss: never at all 160 of them. Not so by
+            # hash((bar.close, KEY)): of two near products with its constant, one in 161 pairs of
+            # keys, the low bit agrees at all bars.
+            "decide": "return by(hashlib.sha256(b'%d %b' % (bar.close, KEY)).digest()[0] % 2 == 0)",
         },
     ),
 }
