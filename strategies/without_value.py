@@ -75,11 +75,11 @@ class IndicatorWatch:
 
     def __enter__(self) -> None:
         """Observe the indicators that this thread calls."""
-        self._token = _watching.set(self)
+        self._token = watching.set(self)
 
     def __exit__(self, *_error: object) -> None:
         """Stop observing."""
-        _watching.reset(self._token)
+        watching.reset(self._token)
 
     def clear(self) -> None:
         """Forget the calls, but those that are kept."""
@@ -176,7 +176,7 @@ def warmup_of(bars: int, frame: str, frames_warmup: Mapping[str, int]) -> str:
     return f"frames_warmup = {{{listed}}}"
 
 
-_watching: Final[ContextVar[IndicatorWatch | None]] = ContextVar("_watching", default=None)
+watching: Final[ContextVar[IndicatorWatch | None]] = ContextVar("watching", default=None)
 
 
 def indicator(compute: Callable[Given, Returned]) -> Callable[Given, Returned]:
@@ -202,8 +202,8 @@ def indicator(compute: Callable[Given, Returned]) -> Callable[Given, Returned]:
 
     @wraps(compute)
     def observed(*arguments: Given.args, **options: Given.kwargs) -> Returned:
-        watch = _watching.get()
-        token = _watching.set(None)  # what an indicator calls is its own affair
+        watch = watching.get()
+        token = watching.set(None)  # what an indicator calls is its own affair
         try:
             taken: tuple[Any, ...] = (
                 *map(column, columns, arguments),
@@ -220,7 +220,7 @@ def indicator(compute: Callable[Given, Returned]) -> Callable[Given, Returned]:
             listed = ", ".join(map(_parameter_text, parameters.values()))
             raise StrategyFailed(f"{compute.__name__}({listed}) failed: {error}.") from error
         finally:
-            _watching.reset(token)
+            watching.reset(token)
         return values
 
     return observed

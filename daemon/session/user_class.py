@@ -60,7 +60,7 @@ from tracepaper.strategies.gates.gate import GATES, gate_order
 from tracepaper.strategies.types.decisions import Action
 from tracepaper.strategies.types.market import Bar, Side
 from tracepaper.strategies.units import INTERVALS, MONEY_LIMIT, interval_name, tuple_text
-from tracepaper.strategies.without_value import NOT_FINITE, IndicatorWatch
+from tracepaper.strategies.without_value import NOT_FINITE, IndicatorWatch, watching
 
 WARMUP_MOST: Final = 100_000
 REQUESTS_MOST: Final = 200
@@ -350,23 +350,28 @@ class Guard(Generic[Custom]):
         A strategy that compares NaN answers as if the comparison were false, and its own reason
         does not say so.
         """
+        if not self.watch.calls:
+            return answer
         cause = self.watch.sentence(self.guarded.warmup, self.guarded.frames_warmup)
         if not cause:
             return answer
         return replace(answer, reason=f"{answer.reason}; {cause}" if answer.reason else cause)
 
     def _checked(self, answer: object) -> Signal | Orders:
-        if (known := self._checked_answer) is not None and answer is known:
-            return known  # a signal without a note is immutable
         if type(answer) is Orders:
             return self._checked_orders(answer)
+        if (known := self._checked_answer) is not None and type(answer) is Signal:
+            try:
+                if answer == known:
+                    return known  # a signal without a note is immutable
+            except Exception:  # noqa: BLE001, S110 - an array in the place of a number: named below
+                pass
         action = answer.action if type(answer) is Signal else None
         if type(answer) is not Signal or not isinstance(action, Action) or action is Action.ORDERS:
             problem = f"answered {short(answer)} in decide"
             raise self._fault(problem, "return a Signal with an Action, or Orders")
         checked = self._checked_signal(answer)
-        is_final = checked is answer and answer.note is None
-        self._checked_answer = checked if is_final else None
+        self._checked_answer = checked if answer.note is None else None
         return checked
 
     def _checked_orders(self, orders: Orders) -> Orders:
@@ -507,9 +512,16 @@ class _GuardedStrategy(Guard[Strategy], Strategy):
         if not self._observes:
             self.watch.clear()
         self._deciding.bars = (context.exact,)
-        with self._deciding, self.watch:
-            signal = self.guarded.decide(context)
-        return self._with_cause(self._checked(signal))
+        # Two context managers would cost a microsecond, and this runs at every bar.
+        token = watching.set(self.watch)
+        try:
+            answer = self.guarded.decide(context)
+        except BaseException as error:
+            self._deciding.translate(error)
+            raise
+        finally:
+            watching.reset(token)
+        return self._with_cause(self._checked(answer))
 
 
 class _GuardedPortfolio(Guard[PortfolioStrategy], PortfolioStrategy):

@@ -357,8 +357,11 @@ class ForeignCode:
         error: BaseException | None,
         _trace: TracebackType | None,
     ) -> None:
-        if error is None:
-            return
+        if error is not None:
+            self.translate(error)
+
+    def translate(self, error: BaseException) -> None:
+        """Raise ``StrategyFailed`` for *error*; return if it passes as it is."""
         if isinstance(error, TracepaperError):
             where = place(error)
             if where and where not in str(error):  # a guard inside this one may have said it

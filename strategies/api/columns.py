@@ -10,9 +10,11 @@ on rows up to i, all of these give bit-identical values.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from itertools import takewhile
+from functools import cached_property
+from itertools import islice
 from typing import Any, Final
 
 import numpy as np
@@ -33,9 +35,11 @@ _LATE: Final = "context.columns was read after its bar; read it in the decide ca
 
 
 class ColumnRecord:
-    """The declared columns of one instrument; maps (newest bar, name) to the rows up to that bar.
+    """The declared columns of one instrument, read by (newest bar, name, whether one number).
 
-    Reads return read-only copies of the last *lookback* rows.
+    A read returns the number at that bar, or an array of the last *lookback* rows. The array's
+    memory gets each row with its bar, so neither its ``base`` nor another stride over it reaches
+    a later bar.
     """
 
     __iter__ = copy = get = items = keys = values = None  # a proxy would expose these
@@ -48,6 +52,7 @@ class ColumnRecord:
         self._bars: Sequence[Bar] = ()  # of the computed block, and the lookback before it
         self._at = -1  # index of the newest bar in ``_bars``
         self._values: Mapping[str, Column] = {}
+        self._shown: dict[str, _Shown] = {}
         self.precompute_columns = self._coming.append
         """Add a bar that a replay expects later."""
 
@@ -61,21 +66,22 @@ class ColumnRecord:
         if self._at >= len(self._bars) or self._bars[self._at] is not bar:
             self._bars, self._at = (), -1
 
-    def __getitem__(self, key: tuple[Bar, str]) -> Column:
-        """Return the last rows of a column; the bar of *key* must be the newest."""
-        bar, name = key
+    def __getitem__(self, key: tuple[Bar, str, bool]) -> Any:  # noqa: ANN401 - by the key
+        """Return the newest number or the last rows of a column; *key* has the newest bar."""
+        bar, name, is_one = key
         if not self._past or bar is not self._past[-1]:
             raise StrategyFailed(_LATE)
         if not self._bars:
             self._fill()
-        if (column := self._values.get(name)) is None:
+        if (shown := self._shown.get(name)) is None:
             names = ", ".join(map(repr, self._values)) or "none"
             raise StrategyFailed(
                 f"context.columns[{name!r}] was read, and columns() gives {names}."
             )
+        if is_one:
+            return shown.numbers[self._at]
         end = self._at + 1
-        rows = column[end - self._lookback if end > self._lookback else 0 : end]
-        return np.frombuffer(rows.tobytes(), column.dtype)
+        return shown.rows(end - self._lookback if end > self._lookback else 0, end)
 
     def newest(self) -> tuple[tuple[str, Any], ...]:
         """Return the name and the newest value of each column; () if too few bars are known."""
@@ -87,17 +93,37 @@ class ColumnRecord:
 
     def _fill(self) -> None:
         """Compute the known bars of the newest bar's block."""
-        block = _block_of(self._past[-1])
-
-        def is_in_block(bar: Bar) -> bool:
-            return _block_of(bar) == block
-
-        past_in_block = sum(1 for _ in takewhile(is_in_block, reversed(self._past)))
-        bars = [*self._past][-(past_in_block + self._lookback) :]
+        block, past = _block_of(self._past[-1]), [*self._past]
+        coming = [*islice(self._coming, BLOCK_BARS)]
+        first = bisect_left(past, block, key=_block_of)
+        bars = past[max(first - self._lookback, 0) :]
         self._at = len(bars) - 1
-        bars += takewhile(is_in_block, self._coming)
+        bars += coming[: bisect_right(coming, block, key=_block_of)]
         values = self._compute(BarArrays(_ColumnCache(bars, *self._scales), bars[-1]))
         self._bars, self._values = bars, values
+        self._shown = {name: _Shown(column) for name, column in values.items()}
+
+
+class _Shown:
+    """A column of a block in memory of its own, which gets its rows when they may be read."""
+
+    def __init__(self, column: Column) -> None:
+        self._column, self._count = column, 0
+        memory = bytearray(column.nbytes)
+        self._writable = np.frombuffer(memory, column.dtype)
+        self._readable = np.frombuffer(memoryview(memory).toreadonly(), column.dtype)
+
+    @cached_property
+    def numbers(self) -> list[Any]:
+        """All rows as numbers of Python."""
+        return self._column.tolist()
+
+    def rows(self, start: int, end: int) -> Column:
+        """Return the rows from *start* to *end*, which are now shown."""
+        if (count := self._count) < end:
+            self._writable[count:end] = self._column[count:end]
+            self._count = end
+        return self._readable[start:end]
 
 
 def _block_of(bar: Bar) -> int:

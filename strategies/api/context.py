@@ -156,7 +156,7 @@ class InstrumentContext(Struct, frozen=True, gc=False):
     price_unit: int
     volume_unit: int
     histories: Mapping[Bar, BarArrays]
-    columns: Mapping[tuple[Bar, str], Any] | None = None
+    columns: Mapping[tuple[Bar, str, bool], Any] | None = None
     books: int = 0
 
     @classmethod
@@ -166,7 +166,7 @@ class InstrumentContext(Struct, frozen=True, gc=False):
         # own bar, but cannot write to it.
         histories: Mapping[Bar, BarArrays] = MappingProxyType(record)  # type: ignore[arg-type]
         price, volume = 10**instrument.price_decimals, 10**instrument.volume_decimals
-        columns: Mapping[tuple[Bar, str], Any] | None = None
+        columns: Mapping[tuple[Bar, str, bool], Any] | None = None
         if record.columns is not None:
             columns = MappingProxyType(record.columns)  # type: ignore[arg-type]
         return cls(instrument, price, volume, histories, columns, books)
@@ -355,13 +355,18 @@ class Columns:
 
     __slots__ = ("_bar", "_record")
 
-    def __init__(self, record: Mapping[tuple[Bar, str], Any], bar: Bar) -> None:
+    def __init__(self, record: Mapping[tuple[Bar, str, bool], Any], bar: Bar) -> None:
         self._record, self._bar = record, bar
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         """Return the last ``warmup`` rows of column *name*, read-only, this bar's last."""
-        rows: npt.NDArray[Any] = self._record[self._bar, name]
+        rows: npt.NDArray[Any] = self._record[self._bar, name, False]
         return rows
+
+    def last(self, name: str) -> float:
+        """Return the newest value of column *name*, at half the cost of its array's last row."""
+        value: float = self._record[self._bar, name, True]
+        return value
 
 
 class Percent(Struct, frozen=True):

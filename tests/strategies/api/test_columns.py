@@ -1,6 +1,7 @@
 """Declared columns: bits that no block, no start and no later bar changes."""
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,14 +34,26 @@ def walked(count: int) -> list[Bar]:
 BARS = walked(400)
 
 
+NAMES = ("mean", "traded", "at")
+
+
+def later_rows(column: Column) -> Column:
+    """Return what the memory of *column* holds behind it."""
+    memory: Any = column.base
+    behind = column.ctypes.data + column.nbytes - memory.ctypes.data
+    return np.asarray(memory[behind // memory.itemsize :])
+
+
 def rows_at(record: ColumnRecord, bars: list[Bar]) -> dict[int, list[bytes]]:
     """Return what each bar with enough before it is handed, by its time."""
     handed = {}
     for place, each in enumerate(bars, start=1):
         record.append(each)
         if place >= LOOKBACK:
-            columns = [record[each, name] for name in ("mean", "traded", "at")]
+            columns = [record[each, name, False] for name in NAMES]
             assert {len(column) for column in columns} == {LOOKBACK}
+            assert [record[each, name, True] for name in NAMES] == [rows[-1] for rows in columns]
+            assert not any(later_rows(column).any() for column in columns)
             assert columns[2][-1] == each.closed_ms
             handed[each.open_time_ms] = [column.tobytes() for column in columns]
     return handed
@@ -92,8 +105,8 @@ def test_what_is_no_column_is_refused_and_what_is_late_as_well() -> None:
             checked_columns("Mine", given, 4)
     held = record()
     rows_at(held, BARS[:30])
-    for key in ((BARS[28], "mean"), (BARS[29], "unknown")):
+    for key in ((BARS[28], "mean", False), (BARS[29], "unknown", True)):
         with pytest.raises(StrategyFailed, match="was read"):
             held[key]
     with pytest.raises(ValueError, match="read-only"):
-        held[BARS[29], "mean"][0] = 0.0
+        held[BARS[29], "mean", False][0] = 0.0
