@@ -6,6 +6,7 @@ fields have names, because the order of the fields of a stored state is part of 
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from enum import Enum
@@ -88,7 +89,7 @@ class CarriedAccount(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             begun_ms={item.id: run.period_start_ms for item in run.instruments} | state.first_ms,
             last_open_ms=reader.last_open_ms(run.run_id),
             state=_named(state),
-            totals=_totals(reader, run),
+            totals=_totals(reader, run, state.shadows),
             funding_paid={
                 name: {key: holding.funding_paid for key, holding in account.holdings.items()}
                 for name, account in {"": state.account, **state.shadows}.items()
@@ -202,14 +203,14 @@ class CarriedAccount(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         )
 
 
-def _totals(reader: Reader, run: RunRow) -> dict[str, Totals]:
-    """Return the newest sums of each account of *run*, "" for its own.
+def _totals(reader: Reader, run: RunRow, shadows: Iterable[str]) -> dict[str, Totals]:
+    """Return the newest sums of each account of *run*, "" for its own, and of its *shadows*.
 
     Those of a shadow account that decided nothing in *run* are the ones that it took over.
     """
     views, before = RunViews(reader.connection, run.run_id), inherited(run)
     rows = [*views.rows("v_equity", newest=1)]
-    for name, _ in sorted(views.counts("v_shadow_equity", "shadow")):
+    for name in sorted(shadows):
         rows += views.rows("v_shadow_equity", newest=1, shadow=name)
     found = {
         row.get("shadow", ""): Totals(
@@ -255,6 +256,8 @@ def _named(value: Any) -> Any:  # noqa: ANN401 - any field's value
             return [_named(each) for each in value]
         case Enum():
             return value.value
+        case bytes():  # a declared state, in the form that JSON has
+            return b64encode(value).decode()
     return value
 
 

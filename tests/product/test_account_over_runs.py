@@ -56,6 +56,12 @@ CASES: Final[dict[str, dict[str, Any]]] = {
     "turns": {},
     "only long": {"strategy": {"long_only": True}},
     "stops": {"exits": {"stop_loss": "0.05%"}},
+    "declared state": {
+        "strategy": {
+            "name": "tracepaper.strategies.examples.rsi_reversion:RsiReversion",
+            "options": {"bars": 2, "low": 45, "high": 55, "losses": 1, "pause": 3},
+        }
+    },
     # A buy pays its fee in the coin, so a sale leaves less than a step of it.
     "spot": {
         "market": {"category": "spot", "symbols": ["BTCUSDT"]},
@@ -69,6 +75,7 @@ NUMBERED: Final = {"run_id", "sequence", "entry_run_id", "entry_sequence", "exit
 def settings(case: str, life: int = 0, symbol: str = "BTCUSDT") -> Config:
     """Return the settings of *case*; each *life* has another hash, and the same decisions."""
     changed = CASES[case]
+    own = changed.get("strategy", {})
     crossing = {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False}
     sections = {
         "market": {"symbols": [symbol]},
@@ -76,7 +83,7 @@ def settings(case: str, life: int = 0, symbol: str = "BTCUSDT") -> Config:
         "execution": {"fill_within_ms": 60_000, "spread_bp": "1"},
         "gate": {"late_ms": 60_000 - life},
         **changed,
-        "strategy": {**crossing, "shadows": [*SHADOWS], **changed.get("strategy", {})},
+        "strategy": {**({} if "name" in own else crossing), "shadows": [*SHADOWS], **own},
     }
     return resolved(load(None, sections), FillModel.QUOTE)
 
@@ -500,7 +507,7 @@ def test_a_head_is_found_in_the_file_that_holds_it(tmp_path: Path, cli: Cli) -> 
     assert cli("audit", "verify", first, tmp_path / "missing.db")[0] == 2
 
 
-@pytest.mark.parametrize("case", ["turns", "spot"])
+@pytest.mark.parametrize("case", ["turns", "spot", "declared state"])
 def test_an_account_goes_on_from_its_json_alone(tmp_path: Path, case: str) -> None:
     old, new, file = (tmp_path / name for name in ("old.db", "new.db", "account.json"))
     first = life(old, case, 0, WARM, 50)
