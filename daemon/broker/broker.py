@@ -571,12 +571,14 @@ class Broker:
         """Return the notes to store, by instrument.
 
         A note of nothing held matters only while something is held, and the fill that opened that
-        stored it: hours without a position store no state.
+        stored it: hours without a position store no state. It also matters while a rate waits for
+        its moment, since no hour before that needs a note.
         """
+        waiting = self.settlements.waiting
         kept = {
-            key: [note for note in self.settlements.notes.get(key, ()) if note.held or held]
+            key: [note for note in self.settlements.notes.get(key, ()) if note.held or matters]
             for key in self._lines
-            for held in (self._held(key),)
+            for matters in (key in waiting or bool(self._held(key)),)
         }
         return {key: notes for key, notes in kept.items() if notes}
 

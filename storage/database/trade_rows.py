@@ -19,7 +19,12 @@ if TYPE_CHECKING:
     from tracepaper.strategies.types.decisions import RunRow
 
 _FILLS: Final = select("fills", WITHIN)
-_HOLDINGS: Final = select("holdings", WITHIN)
+_HOLDINGS: Final = (
+    "SELECT * FROM (SELECT *, lag(funding_paid) OVER (PARTITION BY account, instrument "
+    f"ORDER BY sequence) AS paid FROM holdings WHERE {WITHIN} AND quantity IS NOT NULL) "
+    "WHERE funding_paid IS NOT paid ORDER BY sequence, account"
+)
+"""Settlements alone, in the columns of ``holdings``: most rows change no funding."""
 _SEQUENCE: Final = itemgetter(At("fills").sequence)  # the same index as in ``holdings``
 _KEY: Final = itemgetter(slice(4))
 _ACCOUNT: Final = itemgetter(At("fills").sequence, At("fills").account)

@@ -85,7 +85,7 @@ def cause(kind: str, seed: int, folder: Path, *, is_verified: bool) -> str:
     """Return what is wrong with a drawn run; empty if nothing is."""
     try:
         database, truth = recorded_backtest(kind, seed, folder)
-        found = violations(database, truth)
+        found = violations([database], truth)
         if found:
             return f"{found[0].law}: {found[0].sentence}"
         if is_verified:

@@ -48,9 +48,11 @@ from tracepaper.daemon.engine.engine import Engine  # noqa: E402
 from tracepaper.daemon.feed.client import EventQueue  # noqa: E402
 from tracepaper.daemon.feed.funding import FundingSchedule  # noqa: E402
 from tracepaper.daemon.http.monitor import Monitor  # noqa: E402
+from tracepaper.daemon.session import account_file as account_file_module  # noqa: E402
 from tracepaper.daemon.session import daemon as daemon_module  # noqa: E402
 from tracepaper.daemon.session import parity as parity_module  # noqa: E402
 from tracepaper.daemon.session import resume as resume_module  # noqa: E402
+from tracepaper.daemon.session import rotation as rotation_module  # noqa: E402
 from tracepaper.daemon.session import run_row as run_row_module  # noqa: E402
 from tracepaper.daemon.session import supervisor as supervisor_module  # noqa: E402
 from tracepaper.daemon.session.carried_account import CarriedAccount  # noqa: E402
@@ -451,6 +453,34 @@ def a_rate_that_a_start_forgets() -> None:
     _replace(FundingSchedule, "__init__", forgetful)
 
 
+def an_account_that_a_rotation_loses() -> None:
+    """Begin each file with a new account."""
+    _replace(CarriedAccount, "waiting", lambda *_: None)
+
+
+def an_account_that_a_rotation_enriches() -> None:
+    """Begin each file with 5,000 more."""
+    end = account_file_module.account_at_end
+
+    def richer(*given: Any, **named: Any) -> CarriedAccount:
+        account = end(*given, **named)
+        own = account.state["account"]
+        richer = {**own, "cash": own["cash"] + 500_000 * CENT}
+        return msgspec.structs.replace(account, state={**account.state, "account": richer})
+
+    setattr(rotation_module, "account_at_end", richer)  # noqa: B010 - a module's function
+
+
+def a_moment_without_a_file() -> None:
+    """Rename the older file, and then the new one."""
+    link = os.link
+
+    def moved(source: Path, target: Path) -> None:
+        (os.rename if source.name == "run.db" else link)(source, target)
+
+    setattr(os, "link", moved)  # noqa: B010 - likewise
+
+
 class Plant(NamedTuple):
     """A fault, the law that must find it, and what the histories have beside kills and bursts.
 
@@ -505,6 +535,9 @@ PLANTS: Final = (
     Plant(an_order_that_meets_the_quote_before, "fills", kind="plain"),
     Plant(a_settlement_of_what_is_held_later, "settlements", kind="plain"),
     Plant(a_rate_that_a_start_forgets, "settlements", kind="plain"),
+    Plant(an_account_that_a_rotation_loses, "account", ("rotate",)),
+    Plant(an_account_that_a_rotation_enriches, "audit verify", ("rotate",)),
+    Plant(a_moment_without_a_file, "between", ("rotate",), first=37),
 )
 
 

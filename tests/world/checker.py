@@ -23,6 +23,8 @@ from typing import Any, Final, NamedTuple
 
 from world.live import Before, LiveLaws, Order, Scale
 
+RUNS_MOST: Final = 1_000
+"""More runs than a file holds."""
 MOST_OF_A_LAW: Final = 20
 """Sentences that a law may say: the first ones say enough."""
 UNIT: Final = Decimal("1e-8")
@@ -103,16 +105,16 @@ def edited(config: Mapping[str, Any]) -> tuple[object, ...]:
     return Decimal(config["sizing"]["quantity"]), stop, [*config["market"]["symbols"]]
 
 
-def violations(database: Path, truth: Truth) -> list[Violation]:
-    """Return what in *database* breaks a law, given the *truth*; at most 20 of each law."""
-    with closing(_connected(database)) as connection:
+def violations(files: Sequence[Path], truth: Truth) -> list[Violation]:
+    """Return what in *files*, oldest first, breaks a law; at most 20 sentences of each law."""
+    with closing(_connected(files)) as connection:
         judge = _Judge(connection, truth)
         judge.judge()
     return judge.violations
 
 
-def totals(database: Path) -> dict[str, int]:
-    """Return how many bars, decisions, fills and so on *database* holds."""
+def totals(files: Sequence[Path]) -> dict[str, int]:
+    """Return how many bars, decisions, fills and so on *files* hold."""
     counted = {
         "runs": "v_runs",
         "steps": "steps",
@@ -129,21 +131,37 @@ def totals(database: Path) -> dict[str, int]:
         "settlements": "v_ledger WHERE kind = 'funding'",
         "commands": "v_commands",
     }
-    with closing(_connected(database)) as connection:
+    with closing(_connected(files)) as connection:
         return {
             name: connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
             for name, table in counted.items()
         }
 
 
-def _connected(database: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True)
+def _connected(files: Sequence[Path]) -> sqlite3.Connection:
+    """Open *files*, oldest first, as one database: each table and view has the rows of all."""
+    connection = sqlite3.connect(":memory:", uri=True)
     connection.row_factory = sqlite3.Row
+    for number, file in enumerate(files):
+        connection.execute(f"ATTACH ? AS f{number}", (f"{file.resolve().as_uri()}?mode=ro",))
+    query = "SELECT name FROM f0.sqlite_schema WHERE type IN ('table', 'view')"
+    for (name,) in connection.execute(query).fetchall():
+        if not name.startswith("sqlite_"):
+            columns = [row["name"] for row in connection.execute(f"PRAGMA f0.table_info({name})")]
+            parts = (_part(name, columns, number) for number in range(len(files)))
+            connection.execute(f"CREATE TEMP VIEW {name} AS {' UNION ALL '.join(parts)}")
     return connection
 
 
+def _part(name: str, columns: Sequence[str], number: int) -> str:
+    """Return the query of file *number*, whose keys of runs are made its own."""
+    key = f"run_key + {number} * {RUNS_MOST} AS run_key" if number else "run_key"
+    listed = ", ".join(key if column == "run_key" else f'"{column}"' for column in columns)
+    return f"SELECT {listed} FROM f{number}.{name}"
+
+
 class _Judge:
-    """The laws of one database."""
+    """The laws of one account."""
 
     def __init__(self, connection: sqlite3.Connection, truth: Truth) -> None:
         self.connection, self.truth = connection, truth
@@ -506,6 +524,7 @@ class _Books:
         self.history: dict[tuple[str, str], list[tuple[Place, int, Decimal]]] = defaultdict(list)
         self.opened: dict[str, int] = {}  # the newest bar
         self.marks: dict[str, list[Decimal]] = defaultdict(list)
+        self.doubted: dict[str, Decimal] = {}
         self.unrealized: dict[str, Decimal] = {}
         self.ruin: dict[str, Decimal] = {}  # the newest liquidation prices
         self.opening = Decimal(str(self.config["account"]["cash"]))
@@ -626,8 +645,9 @@ class _Books:
             for order in self.news.get(sequence, []):
                 self._check_grid(order)
             for row in decisions.get(sequence, []):
-                # What is late may come before the filters are read again, and its exits pass.
-                if row["refused_by"] != "late":
+                # What is late may come before the filters are read again. It is refused, by an
+                # operator's HALT before any other gate, and its exits pass.
+                if row["refused_by"] not in {"late", "operator"}:
                     self._check_known(row["instrument"], bars[sequence][0]["seen_ms"])
                 self._check_order(row)
             for row in positions.get(sequence, []):
@@ -665,6 +685,8 @@ class _Books:
     def _take(self, events: Sequence[sqlite3.Row], bars: Sequence[sqlite3.Row]) -> None:
         """Take prices and settlements before the fills of the step."""
         for event in events:
+            if "the mark before it is believed" in str(event["price_verdict"]):
+                self.marks[event["instrument"]].append(self.doubted[event["instrument"]])
             if event["kind"] == "mark":
                 self._mark(event)
             elif event["kind"] == "instrument_change":
@@ -758,14 +780,18 @@ class _Books:
         fields = of_json(event["content"])
         decimals = -self.rules[instrument].tick.as_tuple().exponent  # type: ignore[operator]
         price = Decimal(fields["price"]).scaleb(-decimals)
-        self.marks[instrument].append(price)
+        if str(event["price_verdict"]).startswith("not believed"):
+            self.doubted[instrument] = price
+        else:
+            self.marks[instrument].append(price)
         place = self.settlements.number, event["sequence"]
         self.history[instrument, "mark"].append((place, event["market_ms"], price))
 
     def _candidates(self, instrument: str) -> list[Decimal]:
         """Return what *instrument* may be valued at: its close, or one of the last marks (M20)."""
-        close = self.closes.get(instrument)
-        return [*([] if close is None else [close]), *self.marks[instrument][-2:]]
+        close, doubted = self.closes.get(instrument), self.doubted.get(instrument)
+        others = [price for price in (close, doubted) if price is not None]
+        return [*others, *self.marks[instrument][-2:]]
 
     def _value_at_closes(self, row: sqlite3.Row) -> None:
         """Value positions at the newest closes where the step does: a start may."""

@@ -14,6 +14,7 @@ import itertools
 import math
 import os
 import random
+import re
 import shutil
 import sqlite3
 import sys
@@ -22,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Sequence
 from contextlib import closing, redirect_stderr, redirect_stdout
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Final, cast
 
@@ -49,6 +51,7 @@ from world.strategies import CLASSES, MENDED, RAISING
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.session.rotation import rotate
 from tracepaper.daemon.session.run_row import code_version, preflight_engine
 from tracepaper.replay.exchange.market import (
     RATE_DECIMALS,
@@ -69,6 +72,11 @@ BETWEEN_SHARE: Final = 0.3
 """How often an operator does each thing between two lives."""
 CALM_FILE: Final = "calm"
 """While it is there, classes that hang or leak do not."""
+FILES_MOST: Final = 5
+"""Files of an account beyond which an operator rotates no more."""
+FILE_EVENTS: Final = frozenset({"os.link", "os.rename", "os.remove", "sqlite3.connect"})
+OPERATIONS_MOST: Final = 12
+"""A rotation has no more operations on files, each of which Python tells."""
 FRAMES: Final = 2
 """Pushes and books that the exchange sends of a candle."""
 
@@ -119,7 +127,7 @@ class History:
         )
         self._now_s, self._market_ms = START_S, spec.first_ms
         self._acknowledged = 0
-        self._backed_up: tuple[int, list[str]] | None = None
+        self._backed_up: tuple[int, list[str], int] | None = None
         self._reports: list[Report] = []
         self._ends: Counter[str] = Counter()
         self._counts: Counter[str] = Counter()
@@ -132,6 +140,13 @@ class History:
     def database(self) -> Path:
         """The record."""
         return self.folder / "run.db"
+
+    @property
+    def files(self) -> list[Path]:
+        """The files of the account, oldest first; that of a cut rotation is the record itself."""
+        dated = sorted(self.folder.glob("run.db.????-??-??*"))
+        older = [file for file in dated if file.is_file() and not file.samefile(self.database)]
+        return [*older, self.database]
 
     def play(self) -> Outcome:
         """Play all lives, hold the laws and return what came of it."""
@@ -207,7 +222,7 @@ class History:
         )  # fmt: skip
 
     def _operate(self) -> None:
-        """Do what an operator does between two lives: back up, restore, edit."""
+        """Do what an operator does between two lives: back up, restore, edit, rotate."""
         if self.spec.renamed_bar and self._market_ms >= self.spec.time_of(self.spec.renamed_bar):
             self._follow_name()
         if not self._acknowledged:
@@ -223,18 +238,30 @@ class History:
         copied = self.folder / BACKUP
         copied.unlink(missing_ok=True)
         self._command("db", "backup", str(copied))
-        self._backed_up = self._acknowledged, self._lines("answered")
+        self._backed_up = self._acknowledged, self._lines("answered"), len(self.files)
 
     def _restore(self) -> None:
-        """Put the last backup in the record's place, as an operator does: alone."""
-        if self._backed_up is None:
+        """Put the last backup in the record's place, as an operator does: alone.
+
+        One from before a rotation is another account's beginning.
+        """
+        if self._backed_up is None or self._backed_up[2] != len(self.files):
             return
-        for file in filter(Path.is_file, self.folder.glob("run.db*")):  # not run.db.checkpoints
-            file.unlink()
+        for ending in ("", "-wal", "-shm", ".lock"):
+            self.database.with_name(f"run.db{ending}").unlink(missing_ok=True)
         shutil.copy(self.folder / BACKUP, self.database)
-        self._acknowledged, answered = self._backed_up
+        self._acknowledged, answered, _ = self._backed_up
         (self.folder / "answered").write_text("".join(f"{line}\n" for line in answered))
         self._is_restored = True
+
+    def _rotate(self) -> None:
+        """Let the account go on in a new file, in a process that half the time is killed at it."""
+        rng = random.Random(f"{self.spec.seed}:rotated:{self.outcome.lives}")
+        killed_at = rng.randrange(OPERATIONS_MOST) if rng.random() < 0.5 else -1
+        if len(self.files) < FILES_MOST and _column([self.database], "SELECT run_id FROM runs"):
+            code = _forked(lambda: _rotated(self.database, killed_at))
+            if code not in {0, KILLED} or not self.database.exists():
+                self._violate("between", f"a rotation ended with {code}")
 
     def _edit(self) -> None:
         """Change the configuration: the quantity of an order, and the stop where there is one."""
@@ -268,7 +295,7 @@ class History:
         """Law: what was acknowledged is in the file at the next start."""
         if not self._acknowledged:
             return
-        stored = _stored_steps(self.database)
+        stored = max(map(_stored_steps, self.files))
         if stored < self._acknowledged:
             sentence = f"{stored} steps in the file, {self._acknowledged} acknowledged"
             self._violate("acknowledged", f"life {number}: {sentence}")
@@ -327,36 +354,51 @@ class History:
 
     def _judge(self) -> None:
         if self.database.exists():
-            in_child(lambda: _add_views(self.database))
-            if self.spec.kind == "raising" and in_child(lambda: _classes(self.database)) == 1:
+            for file in self.files:
+                in_child(partial(_add_views, file))
+            if self.spec.kind == "raising" and in_child(lambda: _classes(self.files)) == 1:
                 # It was mended, and no run began since: the last one is derived by its own class.
                 (self.folder / "raising_drawn.py").write_text(RAISING)
             truth = self._truth()
-            runs = in_child(
-                lambda: _column(self.database, "SELECT run_id FROM runs ORDER BY run_key")
-            )
+            runs = in_child(lambda: _column(self.files, "SELECT run_id FROM runs ORDER BY run_key"))
             if self._failed_run and self._failed_run == runs[-1]:  # no mended class ran
                 (self.folder / "raising_drawn.py").write_text(CLASSES["raising"])
-            broken, self.outcome.totals = in_child(lambda: _verdict(self.database, truth))
+            broken, self.outcome.totals = in_child(lambda: _verdict(self.files, truth))
             self.outcome.violations += broken
             self._hold_runs()
+            self._hold_account()
             self._hold_notices()
         else:
             self._violate("record", "no database was made")
 
     def _hold_runs(self) -> None:
-        """Law: a run goes on where version, configuration and class are as before; else never."""
-        stored = in_child(lambda: _column(self.database, "SELECT run_id FROM v_runs"))
+        """Law: a run goes on where version, configuration and class are as before; else never.
+
+        The last run of a file that was rotated ends with it.
+        """
+        last = "SELECT run_id FROM runs ORDER BY run_key DESC LIMIT 1"
+        stored = in_child(lambda: _column(self.files, "SELECT run_id FROM v_runs"))
+        ended = in_child(lambda: _column(self.files[:-1], last))
         opened = [line.split() for line in self._lines("opened")]
         for number, run_id, version, *_ in opened:
             wanted = version_of(self.spec, int(number))
             if wanted and version != wanted:
                 self._violate("versions", f"life {number} of {wanted} opened {run_id} of {version}")
         for (_, before, *old), (number, after, *new) in itertools.pairwise(opened):
-            if before in stored and (before == after) != (old == new):
+            is_rotated = before in ended and old == new
+            if before in stored and not is_rotated and (before == after) != (old == new):
                 changed = "the same" if old == new else "another"
                 sentence = f"life {number} opened {after} after {before}, by {changed} input"
                 self._violate("versions", sentence)
+
+    def _hold_account(self) -> None:
+        """Law: a run goes on with the account of the one before, unless its symbols are others."""
+        query = "SELECT json_array(run_id, parent_run_id, config, step_count) FROM v_runs"
+        runs = [msgspec.json.decode(row) for row in in_child(lambda: _column(self.files, query))]
+        symbols = {run: msgspec.json.decode(config)["market"] for run, _, config, _ in runs}
+        for (before, _, _, steps), (run, parent, _, _) in itertools.pairwise(runs):
+            if steps and parent != before and symbols[run] == symbols[before]:
+                self._violate("account", f"run {run} goes on with {parent}, not with {before}")
 
     def _hold_notices(self) -> None:
         """Law: a command is told at most once, and only if it is stored."""
@@ -365,7 +407,7 @@ class History:
             if count > 1:
                 self._violate("notices", f"{note} was told {count} times")
         if told and not self._is_restored:
-            stored = in_child(lambda: _column(self.database, "SELECT note FROM v_commands"))
+            stored = in_child(lambda: _column(self.files, "SELECT note FROM v_commands"))
             for note in told.keys() - set(stored):
                 self._violate("notices", f"{note} was told and is not stored")
 
@@ -431,19 +473,30 @@ def served_by(market: SimulatedMarket) -> Served:
     return Served(base.interval_ms, candles_, settled)
 
 
-def _verdict(database: Path, truth: Truth) -> tuple[list[Violation], dict[str, int]]:
+def _verdict(files: Sequence[Path], truth: Truth) -> tuple[list[Violation], dict[str, int]]:
     """Return what the checker and the product's own checks refuse, and counts of the record."""
-    broken, counts = violations(database, truth), totals(database)
+    broken, counts = violations(files, truth), totals(files)
+    database = files[-1]
     newest = "(SELECT run_id FROM runs ORDER BY run_key DESC LIMIT 1)"
-    decided = _column(database, f"SELECT 1 FROM v_decisions WHERE run_id = {newest} LIMIT 1")
-    commands = [("audit", "verify"), ("verify",)] if decided else []
+    decided = _column([database], f"SELECT 1 FROM v_decisions WHERE run_id = {newest} LIMIT 1")
+    own = [("audit", "verify", "last"), ("verify", "last")] if decided else []
+    commands = [(*command, "--db", str(database)) for command in own]
+    if len(chain := _of_newest_account(files)) > 1:
+        commands.append(("audit", "verify", *map(str, chain)))
     for command in commands:
-        code, output = _run_command([*command, "last", "--db", str(database)])
+        code, output = _run_command([*command])
         if code:
-            broken.append(Violation(" ".join(command), f"exit code {code}: {output[-600:]}"))
+            broken.append(Violation(" ".join(command[:2]), f"exit code {code}: {output[-600:]}"))
     if decided:
         broken += _replayed(database)
     return broken, counts
+
+
+def _of_newest_account(files: Sequence[Path]) -> list[Path]:
+    """Return the last of *files*: other symbols begin an account, whose run follows none."""
+    first = "SELECT run_id FROM runs WHERE parent_run_id IS NULL"
+    begun = [place for place, file in enumerate(files) if place and _column([file], first)]
+    return [*files[max(begun, default=0) :]]
 
 
 def _replayed(database: Path) -> list[Violation]:
@@ -502,9 +555,13 @@ def _refused_as_newer(database: Path) -> str:
     return problem
 
 
-def _column(database: Path, query: str) -> list[str]:
-    with closing(sqlite3.connect(database)) as connection:
-        return [each for (each,) in connection.execute(query)]
+def _column(files: Sequence[Path], query: str) -> list[str]:
+    """Return what *query* finds in each of *files*."""
+    found: list[str] = []
+    for file in files:
+        with closing(sqlite3.connect(file)) as connection:
+            found += [each for (each,) in connection.execute(query)]
+    return found
 
 
 def _stored_steps(database: Path) -> int:
@@ -522,10 +579,28 @@ def _stored_steps(database: Path) -> int:
             return 0
 
 
-def _classes(database: Path) -> int:
-    with closing(sqlite3.connect(database)) as connection:
-        query = "SELECT count(DISTINCT strategy_sha256) FROM v_runs"
-        return int(connection.execute(query).fetchone()[0])
+def _classes(files: Sequence[Path]) -> int:
+    return len({*_column(files, "SELECT strategy_sha256 FROM v_runs")})
+
+
+def _rotated(database: Path, killed_at: int) -> None:
+    """Rotate *database*; die before the file operation *killed_at* of it, and end this process."""
+    operations = itertools.count()
+
+    def die(event: str, arguments: tuple[object, ...]) -> None:
+        is_sync = event == "open" and arguments[0] == str(database.parent)
+        is_operation = event in FILE_EVENTS and str(database) in str(arguments[0])
+        if (is_operation or is_sync) and next(operations) == killed_at:
+            os._exit(KILLED)
+
+    sys.addaudithook(die)
+    try:
+        rotate(database)
+    except DataInvalid as error:
+        if (offered := re.search(r"db rotate (\S+)`", str(error))) is None:
+            raise
+        rotate(database, Path(offered[1]))
+    os._exit(0)
 
 
 # ---------------------------------------------------------------- processes
@@ -561,7 +636,7 @@ def prepare(folder: Path) -> None:
     with contextlib.chdir(folder), installed(Disk()):
         short_history = History(short, folder)
         short_history._life(0, Shared()).run()
-        _verdict(folder / "run.db", short_history._truth())
+        _verdict([folder / "run.db"], short_history._truth())
     shutil.rmtree(folder)
     for minutes in INTERVALS:
         preflight_engine(load(drawn(0, kind="plain", minutes=minutes).config), None)

@@ -206,6 +206,7 @@ class Life:
         self._orders: set[object] = set()
         self._stop_asked_s = 0.0
         self._is_running = self._has_ended = False
+        self._numbers = itertools.count()  # of commands
         self._send_rng = random.Random(f"{self.seed}:send")
         self._disk = _LifeDisk(self._acknowledge)
 
@@ -708,9 +709,14 @@ class Life:
             for name, scheme in (("rest_url", "http"), ("stream_url", "ws")):
                 sections["exchange"][name] = f"{scheme}://{EXCHANGE}:{PORT}"
 
+        operators: list[asyncio.Task[None]] = []
+
         def listening(url: str) -> None:
+            if operators:  # the daemon listens again, for a rotated file
+                operators.pop().cancel()
             if spec.command_bars:
-                side.append(asyncio.create_task(self._operate(url)))
+                operators.append(asyncio.create_task(self._operate(url)))
+                side.append(operators[0])
 
         return Daemon(
             load(sections),
@@ -783,7 +789,7 @@ class Life:
         async with aiohttp.ClientSession(
             connector=connector, timeout=timeout, headers=headers
         ) as session:
-            for number in itertools.count():
+            for number in self._numbers:
                 kind = "RESUME" if kind != "RESUME" else rng.choice(COMMANDS)
                 bars = self.spec.command_bars if kind != "RESUME" else HALTED_BARS
                 await asyncio.sleep(rng.expovariate(1 / (bars * bar_s)))

@@ -20,6 +20,9 @@ from tracepaper.strategies.types.market import Category
 MINUTE_MS: Final = 60_000
 BEGIN_MS: Final = 1_749_945_600_000
 """2025-06-15T00:00Z: the first candle of every history."""
+NEXT_MONTH_MS: Final = BEGIN_MS + 16 * 86_400_000
+MOST_MONTHS_MS: Final = 170 * 86_400_000
+"""A month is a file, and the judge opens ten at most."""
 PAST_BARS: Final = 60
 """Bars before a history's first live bar, for REST to serve."""
 SPARE_BARS: Final = 400
@@ -98,7 +101,7 @@ RATED: Final = (BURST, "second", "bomb")
 a frame that never ends."""
 TRAITS: Final = (
     *("hanging", "leaking"),  # classes that hang, and that keep what they open
-    *("versions", "parity", "notices", "proxy", "filters", "renamed"),
+    *("versions", "parity", "notices", "proxy", "filters", "renamed", "monthly"),
 )
 """What a history has from its beginning to its end."""
 KILL_SHARE: Final = 0.9
@@ -107,7 +110,7 @@ KILLS: Final = ("kill", "kill_in_operation", "kill_when_answered")
 HOST_FAULTS: Final = (*KILLS, "short_write", "errors", "process", "terminate")
 """Faults of the machine: all but those of processes strike a life at most once each; SIGTERM may
 come twice."""
-BETWEEN: Final = ("backup", "restore", "edit", "newer")
+BETWEEN: Final = ("backup", "restore", "edit", "newer", "rotate")
 """What an operator does between two lives."""
 
 Section = dict[str, Any]
@@ -192,6 +195,8 @@ def configured(spec: Spec) -> Section:
         config["parity"] = {"daily_at": "00:00"}
     if "notices" in spec.traits:
         config["notify"] = {"addresses": [ADDRESS], "per_minute": 30}
+    if "monthly" in spec.traits:
+        config["storage"] = {"rotate": "month"}
     return config
 
 
@@ -390,6 +395,9 @@ def having(spec: Spec, traits: Iterable[str]) -> Spec:
         unfit |= {"hanging", "leaking"}
     if len(spec.symbols) == 1 or spec.listed_bar or spec.gone_bar:
         unfit |= {"renamed"}
+    sleeps = "suspended" in spec.rates and spec.minutes == INTERVALS[-1]
+    if not NEXT_MONTH_MS < spec.end_ms < NEXT_MONTH_MS + MOST_MONTHS_MS or sleeps:
+        unfit |= {"monthly"}
     fit = tuple(name for name in traits if name not in unfit)
     turns = {
         name: _turn(spec.seed, name, spec.bars) if name in fit else 0
