@@ -38,6 +38,7 @@ YEAR: Final = "python tests/benchmarks/year.py"
 WORTH: Final = "python tests/benchmarks/worth.py"
 RECURSION: Final = "python tests/benchmarks/recursion.py"
 COMMAND: Final = "python tests/benchmarks/whole_command.py"
+ACCOUNT: Final = "python tests/benchmarks/account.py"
 BESIDE: Final = "an explanation beside the flash forward"
 LAYER: Final = "one captured layer beside its attention"
 LLAMA: Final = "a Llama of 4 layers, 2,048 tokens"
@@ -265,6 +266,14 @@ FIGURES: Final = (
         "QLIKE of 16 bars forecast by four answers of 4 bars ÷ that of one answer", RECURSION,
         lambda document: document["qlike_carried_on"] / document["qlike_answered"], 1,
         at_least=True, limit=0.9,
+    ),
+    Figure(
+        "a report over 36 files of 7,200 minutes ÷ that of one file of the same bars", ACCOUNT,
+        lambda document: document["report_of_files_times_one"], 1.2, limit=1.4,
+    ),
+    Figure(
+        "a rotation between two closes, CPU time for 500 MB", ACCOUNT,
+        lambda document: document["rotation_cpu_s_per_500_mb"], 3, "s",
     ),
     Figure(
         "a replay of a year of five-minute bars, its log and the whole command, CPU time", COMMAND,
