@@ -67,7 +67,7 @@ $(STAMP): $(RUNTIME)
 	@echo "Installing what the tests and checks need."
 	@$(PIP) -e '.[dev]'
 	@mkdir -p .types/tracepaper
-	@for part in __init__.py __main__.py models.py py.typed daemon replay storage strategies; do ln -sfn ../../$$part .types/tracepaper/$$part; done
+	@for part in __init__.py __main__.py attention.py models.py py.typed daemon replay storage strategies; do ln -sfn ../../$$part .types/tracepaper/$$part; done
 	@touch $(STAMP)
 
 check: $(STAMP)

@@ -129,13 +129,13 @@ def explain(layers: Sequence[Read], backend: str = "auto") -> Tensor:
     """Compute the last row's entropies and exact rollout; return the rollout."""
     last = [layers[0].shape[2] - 1]
     confidence(layers, last)
-    return rollout(layers, last, backend=backend).weights["bars"]
+    return rollout(layers, last, backend=backend).weights["tokens"]
 
 
 def explain_every(layers: Sequence[Layer]) -> Tensor:
     """Return every row's rollout over buckets of 64 bars."""
     by_age = layers[0].mask.kind is not MaskKind.FULL
-    return rollout_buckets(layers, by_age=by_age).weights["bars"]
+    return rollout_buckets(layers, by_age=by_age).weights["tokens"]
 
 
 def matrices(inputs: Inputs, mask: Mask) -> Iterator[Tensor]:

@@ -41,7 +41,7 @@ from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask, check_tensor, shown_table
 from tracepaper.strategies.attention.methods import PLAIN, AttendedTokens, Rollout, rollout
 from tracepaper.strategies.attention.passage_shares import SOURCE, TARGET, Passages, Span, passages
-from tracepaper.strategies.attention.reads import MatrixRead
+from tracepaper.strategies.attention.reads import TOKENS, MatrixRead
 from tracepaper.strategies.attention.replacing import (
     EAGER,
     HEADS,
@@ -50,6 +50,7 @@ from tracepaper.strategies.attention.replacing import (
     put_flex,
     replaced,
 )
+from tracepaper.strategies.attention.showing import Shown, shown
 from tracepaper.strategies.errors import AttentionInvalid
 
 _HELP: Final = (
@@ -180,6 +181,21 @@ class capture:  # noqa: N801 - it is called as a function is
         if kind is None:
             _ = self.reads
 
+    def __repr__(self) -> str:
+        """Name the layers, tokens and mask of the last call, or why there are none."""
+        try:
+            reads = self.reads
+        except AttentionInvalid as error:
+            return f"capture: {error}"
+        heads = sorted({read.shape[1] for read in reads})
+        sizes = " to ".join(dict.fromkeys(str(tokens) for tokens in _tokens(reads)))
+        masks = ", ".join(dict.fromkeys(read.masked for read in reads))
+        skipped = ", ".join(self.skipped) or "none"
+        return (
+            f"capture: {len(reads)} layers × {'/'.join(map(str, heads))} heads, {sizes} tokens, "
+            f"{masks}; skipped: {skipped}"
+        )
+
     @property
     def reads(self) -> list[Layer | MatrixRead]:
         """The layers of the model's last call, the lowest first; matrices if written by hand.
@@ -254,6 +270,17 @@ class capture:  # noqa: N801 - it is called as a function is
                 "which each layer has all queries."
             )
         return rollout(reads, check_rows(queries, count, from_end=True), method)
+
+    def show(
+        self, words: Sequence[str], query: int = -1, *, target: Sequence[str] = ()
+    ) -> Shown:
+        """Return *words*, one for each token, coloured by the rollout of the token *query*.
+
+        Of an encoder and a decoder *words* are the source's, and *target* what was written. Raises
+        ``AttentionInvalid`` as ``rollout`` does, and unless each token has a word.
+        """
+        attended = self.rollout([query])
+        return shown(attended, {TOKENS: words, SOURCE: words, TARGET: target})
 
     def passages(
         self,
@@ -605,6 +632,12 @@ def _written_from(calls: Sequence[_Call]) -> int:
     """Return the place of the first attention of what is written: those before it are read."""
     read = next((call.key for call in calls if call.is_cross), 0) >> INPUTS
     return read.bit_length()
+
+
+def _tokens(reads: Sequence[Layer | MatrixRead]) -> list[int]:
+    """Return the tokens of each stream of *reads*, the stream that is read first."""
+    sizes = {read.source: read.shape[3] for read in reads}
+    return [*(sizes | {read.target: read.shape[2] for read in reads}).values()]
 
 
 def _require_chain(calls: Sequence[_Call]) -> None:

@@ -68,7 +68,7 @@ _UNDERFLOW: Final = 750.0
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Layer(Read):
     """Softmax attention of one layer: ``A_ij = exp(score_ij - logsumexp_i)``."""
 

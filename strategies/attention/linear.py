@@ -115,7 +115,7 @@ def attend_linearly(
     return output, LinearRead(query, key, normaliser, mask)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LinearRead(Read):
     """A layer of linear attention; its heads can only be fused by their plain mean."""
 

@@ -147,6 +147,18 @@ class Mask:
         return MaskKind.CAUSAL if self.before is None else MaskKind.WINDOW
 
     @property
+    def words(self) -> str:
+        """The mask in words."""
+        if self.dense is not None or self.leading_keys is not None:
+            return "a mask of its own"
+        names = ["causal" if self.causal else "full"]
+        if self.before is not None:
+            names.append(f"a window of {self.window_bars}")
+        if self.starts is not None or self.stops is not None:
+            names.append("padded")
+        return ", ".join(names)
+
+    @property
     def window_bars(self) -> int:
         """Keys that a query of a causal window sees, including its own; 0 for no window."""
         return 0 if self.before is None else self.before + 1

@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from heapq import nlargest
 from typing import TYPE_CHECKING, Any, Final, cast, get_args
 
 import torch
@@ -40,7 +41,7 @@ from tracepaper.strategies.attention.checks import (
 from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask, MaskKind, whole
-from tracepaper.strategies.attention.reads import Fuse, Fusion, Read
+from tracepaper.strategies.attention.reads import TOKENS, Fuse, Fusion, Read
 from tracepaper.strategies.attention.tiles import check_mass, fuse_mean, mass_tolerance
 from tracepaper.strategies.errors import AttentionInvalid, DataInvalid
 from tracepaper.strategies.types.decisions import BLOCK_BARS
@@ -147,6 +148,22 @@ class AttendedTokens:
     l1_error: Tensor
     """The mass [batch, row] that was missing before normalisation: rounding, and sinks."""
     _content_free: Callable[[], Mapping[str, Tensor]] | None = field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        """Name the sizes, and the tokens to which the first row attends most."""
+        batch, rows = self.l1_error.shape
+        sizes = " and ".join(f"{each.shape[2]} {name}" for name, each in self.weights.items())
+        several = f", batch of {batch}" if batch > 1 else ""
+        shares = {
+            f"{name} {token}": share
+            for name, each in self.weights.items()
+            for token, share in enumerate(each[0, 0].tolist())
+        }
+        most = [f"{at} ({shares[at]:.0%})" for at in nlargest(3, shares, key=shares.__getitem__)]
+        return (
+            f"AttendedTokens: {rows} rows over {sizes}{several}; the first attends most to "
+            f"{', '.join(most)}"
+        )
 
     @cached_property
     def content_share(self) -> Tensor:
@@ -378,7 +395,7 @@ def rollout_buckets(
     by_age: bool = False,
     backend: str = "auto",
 ) -> AttendedTokens:
-    """Return every row's rollout by bucket: "bars" [batch, time, bucket], oldest bucket first.
+    """Return every row's rollout by bucket: "tokens" [batch, time, bucket], oldest bucket first.
 
     The *layers* need a kernel mask and as many queries as keys; their heads are fused by the mean.
     With *by_age* the newest bucket, that of the row itself, comes first; under a window there are
@@ -398,7 +415,7 @@ def rollout_buckets(
         # A row's columns hold its own bucket and the ``ring - 1`` before it.
         weights.masked_fill_((place < 0) | (place > newest) | (place <= newest - ring), 0.0)
     total = weights.sum(dim=-1)
-    return AttendedTokens({"bars": weights / total[..., None]}, (1.0 - total).clamp_min(0.0))
+    return AttendedTokens({TOKENS: weights / total[..., None]}, (1.0 - total).clamp_min(0.0))
 
 
 def _rolled(
@@ -563,7 +580,7 @@ def flow(
         device="cpu",
     )
     normalised = flows / flows.sum(dim=-1, keepdim=True)
-    return AttendedTokens({"bars": normalised}, normalised.new_zeros(batch, len(wanted)))
+    return AttendedTokens({TOKENS: normalised}, normalised.new_zeros(batch, len(wanted)))
 
 
 def _row_flow(matrices: Any, row: int) -> list[int]:  # noqa: ANN401 - a NumPy array

@@ -257,7 +257,7 @@ def pooling_taps(chosen: Tensor, time: int) -> MapRead:
     return MapRead(shares, STRIDE, time)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class MapRead(Read):
     """A map of positions, such as distilling, without attention and residual.
 
@@ -305,7 +305,7 @@ class MapRead(Read):
         return self
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SparseRead(Read):
     """A layer of ProbSparse attention: some computed rows, the others uniform."""
 

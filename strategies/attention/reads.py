@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 import torch
 
 from tracepaper.strategies.attention.checks import check_axes, check_rows, explanation
+from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.tiles import (
     TILE,
     Entries,
@@ -32,6 +33,8 @@ from tracepaper.strategies.errors import AttentionInvalid
 if TYPE_CHECKING:
     from torch import Tensor
 
+TOKENS: Final = "tokens"
+"""The stream of a model whose layers all read the same tokens."""
 Fusion = Literal["mean", "max", "min", "norm", "gradient", "flow"]
 """How heads are fused; a flow takes their mean."""
 NORMALISED: Final = ("norm", "gradient")
@@ -59,13 +62,13 @@ class CarriedRows(NamedTuple):
     kept: Tensor | None = None  # [batch, row, query] of queries that see no key
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Read(ABC):
     """A step of the rollout: one stream of tokens reads another, or itself."""
 
-    target: str = "bars"
+    target: str = TOKENS
     """The stream of the queries."""
-    source: str = "bars"
+    source: str = TOKENS
     """The stream of the keys."""
     step: int | None = None
     """Reads of one step see the same state; None makes each read a step of its own."""
@@ -73,6 +76,19 @@ class Read(ABC):
     """Which layer of attention it belongs to; None: its step."""
     residual: bool = True
     """Whether the queries keep a share; False for maps of time, which carry all weight."""
+
+    def __repr__(self) -> str:
+        """Name the sizes and the mask."""
+        batch, heads, queries, keys = self.shape
+        several = f", batch of {batch}" if batch > 1 else ""
+        tokens = f"{keys}" if queries == keys else f"{queries} of {keys}"
+        return f"{type(self).__name__}: {heads} heads, {tokens} tokens, {self.masked}{several}"
+
+    @property
+    def masked(self) -> str:
+        """Which keys the queries see, in words."""
+        mask = getattr(self, "mask", None)
+        return mask.words if isinstance(mask, Mask) else "its own matrix"
 
     @property
     @abstractmethod
@@ -259,7 +275,7 @@ def row_confidence(entropy: Tensor, visible: Tensor) -> Tensor:
     return (most - entropy / choices).clamp(0.0, 1.0)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class MatrixRead(Read):
     """Stored matrices [batch, head, query, key], whose rows sum to 1."""
 
@@ -307,7 +323,7 @@ class MatrixRead(Read):
         return replace(self, matrices=even.expand_as(self.matrices))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class GridRead(Read):
     """A layer along one axis of a grid of tokens; the other axis is its batch.
 

@@ -231,7 +231,7 @@ class Stream:
         return Attention(output, total)
 
     def rollout(self, method: Rollout = PLAIN) -> AttendedTokens:
-        """Return the rollout of the newest step: "bars" [batch, 1, step] over the receptive field.
+        """Return the rollout of the newest step: "tokens" [batch, 1, step] over the receptive field.
 
         The oldest step kept comes first. Raises ``AttentionInvalid`` between the layers of a step,
         before the first step, and like ``rollout``.

@@ -145,7 +145,7 @@ class StreamingForecaster(CheckpointForecaster):
             self.method,
             backend="auto" if self.device != "cpu" else self.backend,
         )
-        weights = attended.weights["bars"][0, 0].tolist()
+        weights = attended.weights["tokens"][0, 0].tolist()
         times = (positions * self.memory.of(instrument).tail[-1].interval_ms).tolist()
         return Attribution(instrument, tuple(times), tuple(weights), float(attended.l1_error[0, 0]))
 

@@ -287,7 +287,7 @@ ToBars = Callable[[Mapping[str, Tensor]], "tuple[Tensor, tuple[AttendedPart, ...
 
 def plain_bars(weights: Mapping[str, Tensor]) -> tuple[Tensor, tuple[AttendedPart, ...]]:
     """Return the weights of a network whose tokens are bars."""
-    return weights["bars"], ()
+    return weights["tokens"], ()
 
 
 class Trace:

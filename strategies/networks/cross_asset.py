@@ -204,7 +204,7 @@ class CrossAssetNetwork(nn.Module):
             part = last[first : first + _ROWS_AT_ONCE]
             start = state.new_zeros(1, len(part), trace.reads[-1].shape[2])
             start[0, range(len(part)), part] = 1.0
-            weights.append(rollout(trace.reads, {"bars": start}, method).weights["bars"][0])
+            weights.append(rollout(trace.reads, {"tokens": start}, method).weights["tokens"][0])
         return CrossAttribution(
             self._outputs(state[:, :, -1:]),
             torch.cat(weights).unflatten(1, x.shape[1:3]),

@@ -266,7 +266,7 @@ def attend_by_block(
     *,
     backend: str = "auto",
     content_dims: int | None = None,
-    stream: str = "bars",
+    stream: str = "tokens",
     **place: bool,
 ) -> Tensor:
     """Return A·V [batch, head, time, dim] of softmax attention within one stream.

@@ -42,7 +42,7 @@ from tracepaper.strategies.networks.flash import AttentionConfig, Block, BlockOp
 from tracepaper.strategies.networks.keys import Rule
 
 _SAMPLED: Final = "keys_{depth}"
-_TOKENS: Final = "tokens"
+_DECODER: Final = "decoder"
 """The stream of the decoder; the encoder's is of bars."""
 
 
@@ -193,7 +193,7 @@ class DecoderLayer(nn.Module):
         )
         if trace is not None:
             weight = self.within.project_out.weight
-            sparse = replace(sparse, output_weight=weight, target=_TOKENS, source=_TOKENS)
+            sparse = replace(sparse, output_weight=weight, target=_DECODER, source=_DECODER)
             trace.attend(sparse, attended, is_layer=False)
         x = self.within.finish(x, attended)
         query = self.across.project(x, Phases()).query
@@ -202,7 +202,7 @@ class DecoderLayer(nn.Module):
         if trace is not None:
             weight = self.across.project_out.weight
             read = Layer(
-                query, key, value, logsumexp, Mask.full(), output_weight=weight, target=_TOKENS
+                query, key, value, logsumexp, Mask.full(), output_weight=weight, target=_DECODER
             )
             trace.attend(read, attended, is_layer=False)
         return self.across.finish(x, attended)
@@ -243,9 +243,9 @@ class Decoder(nn.Module):
         if trace is not None:
             start, count = self.start, state.shape[1]
             ages = torch.arange(start - 1, start - 1 - count, -1, device=state.device)
-            trace.places[_TOKENS] = tuple(range(start, count))
-            trace.ahead[_TOKENS] = count - start
-            trace.ages[_TOKENS] = ages.clamp_min(0)
+            trace.places[_DECODER] = tuple(range(start, count))
+            trace.ahead[_DECODER] = count - start
+            trace.ages[_DECODER] = ages.clamp_min(0)
             trace.to_bars = self._to_bars
         for layer in self.layers:
             state = layer(state, memory, trace)
@@ -253,8 +253,8 @@ class Decoder(nn.Module):
 
     def _to_bars(self, weights: Mapping[str, Tensor]) -> tuple[Tensor, tuple[AttendedPart, ...]]:
         """Return the weights [row, token] of both streams on the window's bars: [row, bar]."""
-        by_bar = weights["bars"].clone()
-        by_bar[:, -self.start :] += weights[_TOKENS][:, : self.start]
+        by_bar = weights["tokens"].clone()
+        by_bar[:, -self.start :] += weights[_DECODER][:, : self.start]
         return by_bar, ()
 
 

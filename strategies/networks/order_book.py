@@ -144,8 +144,8 @@ class OrderBookNetwork(nn.Module):
         x = self._run(tokens[None], trace)[0]
         weights = x.new_zeros(x.shape[:2])
         weights[-1] = 1.0 / x.shape[1]
-        attended = rollout(trace.reads, {"bars": weights.flatten()[None, None]})
-        by_token = attended.weights["bars"][0, 0].view_as(weights)
+        attended = rollout(trace.reads, {"tokens": weights.flatten()[None, None]})
+        by_token = attended.weights["tokens"][0, 0].view_as(weights)
         return OrderBookAttribution(
             self._answer(x[-1]).softmax(dim=-1), by_token, float(attended.l1_error[0, 0])
         )

@@ -189,8 +189,8 @@ class MultiscaleNetwork(Transformer):
         tokens, frames = self.tokens(x, positions)
         if trace is not None:
             newest = torch.cat([(of.start + of.length)[0] for of in frames[::-1]])
-            trace.ages["bars"] = self.config.window - newest
-            trace.to_bars = lambda weights: self._to_bars(weights["bars"], frames)
+            trace.ages["tokens"] = self.config.window - newest
+            trace.to_bars = lambda weights: self._to_bars(weights["tokens"], frames)
         return super().run(tokens, torch.arange(tokens.shape[1], device=x.device), trace)
 
     def tokens(self, x: Tensor, positions: Tensor) -> tuple[Tensor, list[FrameTokens]]:

@@ -322,8 +322,8 @@ class TradingNetwork(Network):
         fused: FusedState = self.fusion(x)
         if trace is not None:
             trace.to_bars = lambda weights: (
-                weights["bars"],
-                self.shared(weights["bars"][0], fused),
+                weights["tokens"],
+                self.shared(weights["tokens"][0], fused),
             )
         return self.trunk.run(fused.state, positions, trace)
 

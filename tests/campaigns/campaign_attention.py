@@ -37,7 +37,7 @@ def check_model(form: str, kernel: str, padding: str) -> None:
     for matrix in stored:
         wanted = (0.5 * unit + 0.5 * matrix.double().mean(dim=1)) @ wanted
     wanted = wanted / wanted.sum(dim=-1, keepdim=True)
-    weights = captured.rollout(range(len(unit))).weights["bars"].double()
+    weights = captured.rollout(range(len(unit))).weights["tokens"].double()
     shown = given.get("attention_mask", torch.ones(wanted.shape[:2])).bool()
     error = float((weights - wanted)[shown].abs().max())
     assert error < 1e-6, f"{form} by {kernel}, padding {padding}: {error:.1e}"

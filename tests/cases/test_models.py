@@ -114,7 +114,7 @@ def test_one_query_over_a_cache_sees_its_window() -> None:
 def test_a_rollout_keeps_its_mass(options: dict[str, str | float]) -> None:
     """Case 162: vit-explain#16 and #3."""
     layers = [Layer.of(*projections(), Mask.window(8)) for _ in range(3)]
-    weights = rollout(layers, [5, 39], Rollout(**options)).weights["bars"]  # type: ignore[arg-type]
+    weights = rollout(layers, [5, 39], Rollout(**options)).weights["tokens"]  # type: ignore[arg-type]
     assert torch.allclose(weights.sum(-1), torch.ones(2, 2), atol=1e-5)
     assert (weights >= 0).all()
     assert not weights[:, 0, 6:].any()
@@ -123,7 +123,7 @@ def test_a_rollout_keeps_its_mass(options: dict[str, str | float]) -> None:
 def test_a_rollout_leaves_padding_alone() -> None:
     """Case 162: inseq#268."""
     padded = Layer.of(*projections(), Mask(starts=(0, 7)))
-    assert not rollout([padded], [39]).weights["bars"][1, 0, :7].any()
+    assert not rollout([padded], [39]).weights["tokens"][1, 0, :7].any()
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
@@ -131,7 +131,7 @@ def test_a_rollout_of_half_types_is_finite(kind: torch.dtype) -> None:
     """Case 162: interpreto#98."""
     query, key, value = projections()
     layer = Layer.of((query * 30).to(kind), key.to(kind), value.to(kind))
-    weights = rollout([layer], [39]).weights["bars"]
+    weights = rollout([layer], [39]).weights["tokens"]
     assert torch.isfinite(weights).all()
     assert torch.allclose(weights.sum(-1).float(), torch.ones(2, 1), atol=1e-3)
 

@@ -54,7 +54,7 @@ class Own(tp.Model):
     def attended(self, inputs):
         with torch.no_grad(), attention.capture(self.net) as captured:
             self.net(torch.tensor(inputs.features)[None])
-        return captured.rollout().weights["bars"][0, 0].tolist()
+        return captured.rollout().weights["tokens"][0, 0].tolist()
 ''',
     "fit.py": f"""\
 import numpy as np
@@ -104,7 +104,7 @@ net = Small(inputs.shape[2]).eval()
 net.load_state_dict(weights)
 with torch.no_grad(), attention.capture(net) as captured:
     print("forecast", net(inputs).item() / 1_000)
-shares = captured.rollout().weights["bars"][0, 0]
+shares = captured.rollout().weights["tokens"][0, 0]
 print("looked", *shares.tolist())
 """,
 }

@@ -97,6 +97,7 @@ def staged(place: Path) -> None:
     for part in (
         "__init__.py",
         "__main__.py",
+        "attention.py",
         "models.py",
         "daemon",
         "replay",

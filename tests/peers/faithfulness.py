@@ -171,7 +171,7 @@ class Methods:
             score = self._score(self.model(example.tokens[:, :-1]).logits, example)
             captured.gradient(score)
         method = attention.Rollout(fusion="gradient")
-        weights = captured.rollout(list(example.askers), method).weights["bars"]
+        weights = captured.rollout(list(example.askers), method).weights["tokens"]
         return in_spans(example, weights[0].mean(0))
 
     def relevance(self, example: Example) -> Tensor:

@@ -46,6 +46,6 @@ def test_what_a_checkout_shows_to_type_checkers_is_the_package_itself() -> None:
     links = ROOT / ".types" / "tracepaper"
     if not links.is_dir():  # a checkout without `make dev`
         pytest.skip("make dev makes the links")
-    names = {"__init__.py", "__main__.py", "models.py", "py.typed", *PACKAGES}
+    names = {"__init__.py", "__main__.py", "attention.py", "models.py", "py.typed", *PACKAGES}
     assert {path.name for path in links.iterdir()} == names
     assert all(path.resolve() == ROOT / path.name for path in links.iterdir())

@@ -110,13 +110,13 @@ def rolled(
 ) -> RolloutRows:
     """Return the rollout of *rows* of one stream."""
     result = rollout(layers, rows, method, backend=backend)  # type: ignore[arg-type]
-    return RolloutRows(result.weights["bars"], result.l1_error)
+    return RolloutRows(result.weights["tokens"], result.l1_error)
 
 
 def bucketed(layers: Sequence[Layer], method: Rollout = PLAIN, **options: object) -> RolloutRows:
     """Return every row over buckets, the oldest first."""
     result = rollout_buckets(layers, method, **options)  # type: ignore[arg-type]
-    return RolloutRows(result.weights["bars"], result.l1_error)
+    return RolloutRows(result.weights["tokens"], result.l1_error)
 
 
 class Case(NamedTuple):

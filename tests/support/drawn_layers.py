@@ -188,7 +188,7 @@ class DrawnLayer:
         step = 0.5 * unit + 0.5 * (self.matrix.mean(dim=1) + torch.diag_embed(blind))
         wanted = step @ step
         wanted = wanted / wanted.sum(dim=-1, keepdim=True)
-        result = rollout([self.layer, replace(self.layer)], range(self.keys)).weights["bars"]
+        result = rollout([self.layer, replace(self.layer)], range(self.keys)).weights["tokens"]
         slack = 4 * self.bound(self.added, times=2, more=4 * self.keys + 8 * self.heads)
         self.close(result, wanted, slack, "rollout")
 

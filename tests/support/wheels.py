@@ -26,6 +26,7 @@ from tracepaper.daemon.version import commit_of
 PARTS: Final = (
     "__init__.py",
     "__main__.py",
+    "attention.py",
     "models.py",
     "py.typed",
     "daemon",

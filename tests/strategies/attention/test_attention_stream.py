@@ -59,7 +59,7 @@ def test_the_rollout_of_a_step_is_that_of_the_stored_matrices(steps: int, option
     ]
     streamed = attention_stream.rollout(options)
     field = LAYERS * (WINDOW - 1) + 1
-    assert streamed.weights["bars"].shape == (BATCH, 1, min(steps, field))
+    assert streamed.weights["tokens"].shape == (BATCH, 1, min(steps, field))
     sums = [reference.logsumexp(q[:, :, :steps], k[:, :, :steps], mask) for q, k, _ in layers]
     short = [(q[:, :, :steps], k[:, :, :steps]) for q, k, _ in layers]
     usual = rolled(
@@ -73,11 +73,11 @@ def test_the_rollout_of_a_step_is_that_of_the_stored_matrices(steps: int, option
         ),
     )
     torch.testing.assert_close(
-        streamed.weights["bars"], usual.weights[..., -field:], rtol=0, atol=1e-12
+        streamed.weights["tokens"], usual.weights[..., -field:], rtol=0, atol=1e-12
     )
     if options == Rollout():
         dense = reference.rollout(matrices, mask)[:, -1:, -field:]
-        torch.testing.assert_close(streamed.weights["bars"], dense, rtol=0, atol=1e-12)
+        torch.testing.assert_close(streamed.weights["tokens"], dense, rtol=0, atol=1e-12)
 
 
 def test_what_discards_ranks_the_steps_that_are_kept() -> None:
@@ -92,7 +92,7 @@ def test_what_discards_ranks_the_steps_that_are_kept() -> None:
     sums = [attend(q, k, k, mask).logsumexp for q, k in zip(queries, keys, strict=True)]
     streamed = attention_stream.rollout(Rollout(discard_ratio=0.5))
     usual = rolled(layers_of(queries, keys, sums, mask), [field - 1], Rollout(discard_ratio=0.5))
-    torch.testing.assert_close(streamed.weights["bars"], usual.weights, rtol=0, atol=1e-12)
+    torch.testing.assert_close(streamed.weights["tokens"], usual.weights, rtol=0, atol=1e-12)
 
 
 def test_what_does_not_fit_is_refused_in_one_sentence() -> None:

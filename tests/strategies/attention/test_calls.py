@@ -108,7 +108,7 @@ def weighed(given: list[Tensor], lay: Layout) -> list[Tensor]:
         *rolled([layer], ROWS, Rollout(fusion="norm")),
         *rolled([layer], ROWS, Rollout(fusion="gradient")),
         *rolled([grid], [TIME - 1, 2 * TIME - 1]),
-        flow([layer], [3]).weights["bars"],
+        flow([layer], [3]).weights["tokens"],
     ]
 
 
@@ -168,7 +168,7 @@ def streamed(given: list[Tensor], _: Layout) -> list[Tensor]:
     """Take the bars one after the other."""
     stream = Stream(5, batch=BATCH, heads=HEADS, dim=DIM, dtype=given[0].dtype)
     read = [stream.attend(0, *(x[:, :, at] for x in given[:3])) for at in range(TIME)]
-    return [torch.stack([layer.output for layer in read]), stream.rollout().weights["bars"]]
+    return [torch.stack([layer.output for layer in read]), stream.rollout().weights["tokens"]]
 
 
 def sparsely(given: list[Tensor], lay: Layout) -> list[Tensor]:
@@ -210,7 +210,7 @@ def bucketed(given: list[Tensor], lay: Layout) -> list[Tensor]:
     layer = [Layer(given[0], given[1], None, total, Mask.window(7))]
     every = (rollout_buckets(layer, bucket_bars=4, by_age=by_age) for by_age in (False, True))
     shares = passages(layer, {"first": range(9)}).shares
-    return [shares, *(bucket.weights["bars"] for bucket in every)]
+    return [shares, *(bucket.weights["tokens"] for bucket in every)]
 
 
 def captured(given: list[Tensor], _lay: Layout) -> list[Tensor]:
@@ -221,7 +221,7 @@ def captured(given: list[Tensor], _lay: Layout) -> list[Tensor]:
     inputs = query.detach().requires_grad_()
     with relevance_rules(torch.nn.Identity()):
         relevant = relevance((inputs * key).sum(), inputs)
-    return [capturing.rollout(ROWS).weights["bars"], relevant]
+    return [capturing.rollout(ROWS).weights["tokens"], relevant]
 
 
 CALLS: Final[dict[str, Call]] = {

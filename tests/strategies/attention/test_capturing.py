@@ -62,7 +62,7 @@ def test_a_model_is_explained_as_its_stored_matrices_are(
     assert torch.equal(before, model(**given)[0])
     model.set_attn_implementation("eager")  # type: ignore[operator]
     stored = list(model(**given, output_attentions=True).attentions)
-    weights = captured.rollout().weights["bars"][:, 0]
+    weights = captured.rollout().weights["tokens"][:, 0]
     assert (weights.double() - rolled(stored)).abs().max() < 1e-6
     if form != "GptOss":  # whose rows sum to less than 1
         heads = entropy(captured.reads, [-1 % stored[-1].shape[-1]])[-1][..., 0]
@@ -84,7 +84,7 @@ def test_padding_on_the_right_of_a_window_is_explained_as_the_stored_matrices_ar
     with capture(model) as captured:
         model(**given)
     stored = list(model(**given, output_attentions=True).attentions)
-    weights = captured.rollout(range(TOKENS)).weights["bars"].double()
+    weights = captured.rollout(range(TOKENS)).weights["tokens"].double()
     unit = torch.eye(TOKENS, dtype=torch.float64)
     matrix = unit.expand(2, -1, -1)
     for each in stored:
@@ -142,7 +142,7 @@ def test_an_encoder_is_explained(form: str, kernel: str) -> None:
     model.set_attn_implementation("eager")
     stored = list(model.encoder(**given, output_attentions=True).attentions)
     assert len(stored) == LAYERS
-    weights = captured.rollout().weights["bars"][:, 0]
+    weights = captured.rollout().weights["tokens"][:, 0]
     assert (weights.double() - rolled(stored)).abs().max() < 1e-6
 
 
@@ -260,7 +260,7 @@ def test_gradients_fuse_heads_as_autograd_does() -> None:
     with capture(model, backward=True) as captured:
         output = model(x)
         captured.gradient(output[:, -1].sum())
-    weights = captured.rollout(method=Rollout(fusion="gradient")).weights["bars"][:, 0]
+    weights = captured.rollout(method=Rollout(fusion="gradient")).weights["tokens"][:, 0]
     model.by_matrices(x)[:, -1].sum().backward()
     row = torch.eye(TOKENS, dtype=torch.float64)[-1:].expand(2, 1, TOKENS)
     for matrix in reversed(model.matrices):
@@ -309,7 +309,7 @@ def test_every_form_of_a_call_is_explained_as_its_stored_matrix_is(form: str) ->
     x = torch.randn(2, HEADS, TOKENS, TOKENS, dtype=torch.float64)
     with capture() as captured:
         CALLS[form](x, x)
-    weights = captured.rollout(range(TOKENS)).weights["bars"]
+    weights = captured.rollout(range(TOKENS)).weights["tokens"]
     unit = torch.eye(TOKENS, dtype=torch.float64)
     matrix = CALLS[form](x, unit.expand(2, HEADS, -1, -1))
     matrix = matrix.reshape(-1, 1 if "no axis" in form else HEADS, TOKENS, TOKENS)
@@ -326,7 +326,7 @@ def test_a_compiled_model_is_seen_and_stays_compiled(*, is_whole: bool) -> None:
         assert torch.equal(model(x), before)
     with capture(plain) as wanted:
         plain(x)
-    weights, other = (each.rollout().weights["bars"] for each in (captured, wanted))
+    weights, other = (each.rollout().weights["tokens"] for each in (captured, wanted))
     assert torch.equal(weights, other)
     assert torch.equal(model(x), before)
 
@@ -347,12 +347,12 @@ def test_torchs_own_modules_are_seen_though_they_avoid_the_function() -> None:
         below = part.norm2(between + part.linear2(part.linear1(between).relu()))
     with torch.no_grad(), capture(model) as captured:
         model(x, src_key_padding_mask=padding)
-    weights = captured.rollout().weights["bars"][:, 0]
+    weights = captured.rollout().weights["tokens"][:, 0]
     assert (weights - rolled(stored)).abs().max() < 1e-9
     alone = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True).eval().double()
     with torch.no_grad(), capture(alone) as captured:
         _, matrix = alone(x, x, x, average_attn_weights=False)
-    assert (captured.rollout().weights["bars"][:, 0] - rolled([matrix])).abs().max() < 1e-9
+    assert (captured.rollout().weights["tokens"][:, 0] - rolled([matrix])).abs().max() < 1e-9
 
 
 def test_generation_over_a_cache_is_one_sequence() -> None:
@@ -365,7 +365,7 @@ def test_generation_over_a_cache_is_one_sequence() -> None:
         for at in range(split, TOKENS):
             model(given[:, at : at + 1], cache=cache)
     rows = [split - 1, TOKENS - 1]
-    bars, other = (each.rollout(rows).weights["bars"] for each in (whole, steps))
+    bars, other = (each.rollout(rows).weights["tokens"] for each in (whole, steps))
     assert (bars - other).abs().max() < 1e-6
 
 
@@ -376,7 +376,7 @@ def test_a_query_that_sees_nothing_keeps_its_weight(hides: float | None) -> None
     mask = visible if hides is None else torch.zeros(1, 1, 6, 6).masked_fill(~visible, hides)
     with capture() as captured:
         functional.scaled_dot_product_attention(x, x, x, mask)
-    blind, last = captured.rollout([3, 5]).weights["bars"][0]
+    blind, last = captured.rollout([3, 5]).weights["tokens"][0]
     assert blind.tolist() == [0.0, 0.0, 0.0, 1.0, 0.0, 0.0]
     assert float(last.sum()) == pytest.approx(1.0)
     assert (last > 0).all()

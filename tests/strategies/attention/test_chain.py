@@ -181,7 +181,7 @@ def check(model: nn.Module, x: Tensor, matrices: Callable[[], list[Tensor]]) -> 
     wanted = unit.expand(len(x), -1, -1)
     for matrix in matrices():
         wanted = (0.5 * unit + 0.5 * matrix.mean(dim=1)) @ wanted
-    weights = captured.rollout(range(TOKENS)).weights["bars"]
+    weights = captured.rollout(range(TOKENS)).weights["tokens"]
     assert (weights - wanted).abs().max() < 2e-6
 
 

@@ -108,7 +108,7 @@ def test_the_rollout_through_distilling_is_the_product_of_the_matrices() -> None
     reads: list[Read] = [
         low, convolution, pooling, high
     ]  # fmt: skip
-    bars = rollout(reads, [14, 3]).weights["bars"]
+    bars = rollout(reads, [14, 3]).weights["tokens"]
     lower, upper = (
         0.5 * torch.eye(time) + 0.5 * dense_rows(rows).mean(dim=1)
         for rows, time in ((low, 30), (high, 15))

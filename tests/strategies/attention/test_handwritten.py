@@ -117,7 +117,7 @@ def test_what_a_module_writes_out_is_explained_by_its_own_matrices(form: str) ->
     assert all(isinstance(read, MatrixRead) for read in captured.reads)
     assert captured.skipped == []
     stored = [matrix for layer in model.layers for matrix in layer.matrices]  # type: ignore[union-attr]
-    weights = captured.rollout(range(TOKENS)).weights["bars"]
+    weights = captured.rollout(range(TOKENS)).weights["tokens"]
     assert (weights - rolled(stored)).abs().max() < 1e-12
     with pytest.raises(AttentionInvalid, match="only its matrix is captured"):
         captured.passages({"first": range(3)})
@@ -234,5 +234,5 @@ def test_models_that_write_attention_out_are_explained_or_told_the_way(form: str
     with capture(model) as captured:
         assert torch.equal(model(**given)[0], before)
     stored = list(model(**given, output_attentions=True).attentions)
-    weights = captured.rollout([TOKENS - 1]).weights["bars"].double()
+    weights = captured.rollout([TOKENS - 1]).weights["tokens"].double()
     assert (weights - rolled(stored)[:, -1:]).abs().max() < 1e-6

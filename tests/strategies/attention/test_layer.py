@@ -158,10 +158,10 @@ def test_a_windows_tiles_keep_to_its_band() -> None:
 def test_a_step_of_decoding_over_a_cache_is_the_last_row_of_the_whole() -> None:
     mask = Mask.window(5)
     whole = [drawn(mask, queries=7, keys=7, softcap=2.0, seed=seed) for seed in range(3)]
-    wanted = rollout(whole, [6]).weights["bars"]
+    wanted = rollout(whole, [6]).weights["tokens"]
     top = whole[-1]
     step = Layer.of(top.query[:, :, -1:], top.key, top.value, mask, softcap=2.0)
-    bars = rollout([*whole[:-1], step], [0]).weights["bars"]
+    bars = rollout([*whole[:-1], step], [0]).weights["tokens"]
     torch.testing.assert_close(bars, wanted, rtol=0, atol=1e-12)
 
 
@@ -172,8 +172,8 @@ def test_padding_changes_nothing_of_a_shorter_sequence() -> None:
         spoiled[1, :, [at for at in range(6) if at not in range(6)[kept]]] = 1e3
         again = Layer.of(padded.query, spoiled, padded.value, mask)
         alone = Layer.of(padded.query[1:, :, kept], padded.key[1:, :, kept], None, Mask())
-        bars = rollout([padded, again], [kept.stop - 1]).weights["bars"][1:]
-        weights = rollout([alone, alone], [3]).weights["bars"]
+        bars = rollout([padded, again], [kept.stop - 1]).weights["tokens"][1:]
+        weights = rollout([alone, alone], [3]).weights["tokens"]
         torch.testing.assert_close(bars[..., kept], weights, rtol=0, atol=1e-12)
         assert float(bars.sum()) == pytest.approx(float(bars[..., kept].sum()))
 
@@ -185,7 +185,7 @@ def test_a_sink_takes_what_a_query_that_sees_nothing_would_keep() -> None:
     for sinks_of, lost in ((None, 0.0), (sinks, 0.25), (torch.zeros_like(sinks), 0.5)):
         row = rollout([drawn(blind, sinks=sinks_of)], [1])
         unit = torch.eye(6, dtype=torch.float64)[1]
-        same(row.weights["bars"], unit.expand(2, 1, -1))
+        same(row.weights["tokens"], unit.expand(2, 1, -1))
         same(row.l1_error, torch.full((2, 1), lost, dtype=torch.float64))
 
 

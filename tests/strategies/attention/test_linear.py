@@ -81,10 +81,10 @@ def test_the_rollout_is_the_product_of_the_matrices(mask: Mask) -> None:
         query, key = features("elu", query, key)
         reads.append(attend_linearly(query, key, value, mask)[1])
         matrices.append(dense(query, key, mask))
-    bars = rollout(reads, rows, Rollout(residual_weight=0.3)).weights["bars"]
+    bars = rollout(reads, rows, Rollout(residual_weight=0.3)).weights["tokens"]
     whole = reference.rollout(matrices, mask, residual_weight=0.3)
     assert torch.allclose(bars, whole[:, rows], atol=1e-12)
-    above = rollout(reads, rows, Rollout(start_layer=2)).weights["bars"]
+    above = rollout(reads, rows, Rollout(start_layer=2)).weights["tokens"]
     assert torch.allclose(above, reference.rollout(matrices[2:], mask)[:, rows], atol=1e-12)
 
 

@@ -20,7 +20,7 @@ torch.set_num_threads(1)
 
 def summed(layers: list[Layer], labels: Tensor, names: int) -> Tensor:
     """Return the rollout of every row, its columns summed by label."""
-    rows = rollout(layers, range(layers[0].shape[2])).weights["bars"]
+    rows = rollout(layers, range(layers[0].shape[2])).weights["tokens"]
     return rows @ torch.nn.functional.one_hot(labels, names).to(rows)
 
 

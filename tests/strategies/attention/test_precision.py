@@ -110,7 +110,7 @@ def test_a_number_that_hides_is_minus_infinity_to_all_that_follows_from_scores(
     kept = reference.discard(matrix.mean(dim=1), ~hidden, 0.5, slack=slack)
     mixed = 0.5 * torch.eye(70) + 0.5 * kept
     mixed = mixed / mixed.sum(dim=-1, keepdim=True)
-    weights = rollout([layer], range(70), Rollout(discard_ratio=0.5)).weights["bars"]
+    weights = rollout([layer], range(70), Rollout(discard_ratio=0.5)).weights["tokens"]
     assert (weights - mixed).abs().max() < 1e-4  # within the soft edge
     with pytest.raises(AttentionInvalid, match="logsumexp"):
         rollout([replace(layer, logsumexp=layer.logsumexp + 0.1)], [69])

@@ -60,7 +60,7 @@ ROWED: Final[dict[str, Callable[[Any], object]]] = {
     "rollout_rows": lambda rows: rolled(layers_of(*LAYER, Mask()), rows),
     "row_entropy": lambda rows: Layer(QUERY, KEY, None, SUMS, Mask()).entropy(rows),
     "confidence": lambda rows: confidence(layers_of(*LAYER, Mask()), rows),
-    "attention_flow": lambda rows: flow(layers_of(*LAYER, Mask()), rows).weights["bars"],
+    "attention_flow": lambda rows: flow(layers_of(*LAYER, Mask()), rows).weights["tokens"],
     "attend_rows": lambda rows: probsparse.attend_rows(QUERY, KEY, VALUE, rows),
     "always": lambda rows: probsparse.attend_sparsely(
         QUERY, KEY, VALUE, Mask.full(), SAMPLES, always=rows
@@ -158,7 +158,7 @@ PLACES: Final[dict[str, tuple[Tensor, Callable[[Any], object]]]] = {
     "dense": (QUERY @ KEY.mT, lambda x: Layer.of(QUERY, KEY, None, Mask(dense=x))),
     "from_dense": (QUERY @ KEY.mT, Mask.from_dense),
     "carry": (WEIGHTS, lambda x: layer().carry(x)),
-    "start": (WEIGHTS, lambda x: rollout([layer()], {"bars": x})),
+    "start": (WEIGHTS, lambda x: rollout([layer()], {"tokens": x})),
     "matrices": (torch.ones(2, 1, 4, 4), lambda x: rollout([MatrixRead(x)], [3])),
     "value_norms": (VALUE, lambda x: value_norms(x, torch.ones(5, 3 * DIM))),
     "output_weight": (torch.ones(5, 3 * DIM), lambda x: value_norms(VALUE, x)),
@@ -286,7 +286,7 @@ def test_a_stream_of_half_numbers_rolls_out_at_every_step(window: int, dtype: to
             # The output is rounded once, and what is rounded is off by float32's own error.
             bound = torch.finfo(dtype).eps / 2 * true.abs() + 1e-5
             assert bool(((read.output.double() - true).abs() <= bound).all())
-        bars = stream.rollout().weights["bars"]
+        bars = stream.rollout().weights["tokens"]
     matrices = [reference.attention_matrix(q.double(), k.double(), mask) for q, k, _ in layers]
     wanted = reference.rollout(matrices, mask)[:, -1:, -bars.shape[-1] :]
     torch.testing.assert_close(bars.double(), wanted, rtol=0, atol=1e-6)

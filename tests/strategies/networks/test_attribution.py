@@ -222,8 +222,8 @@ def test_gradient_follows_the_horizon_and_sums_to_one(kind: str) -> None:
 
 def test_the_flow_among_the_newest_bars_is_that_of_all() -> None:
     reads = network("window").trace(window(), torch.arange(TIME)).reads
-    whole = flow(reads, [TIME - 1]).weights["bars"][0, 0, -30:]
-    newest = flow(reads, [29], newest=30).weights["bars"][0, 0]
+    whole = flow(reads, [TIME - 1]).weights["tokens"][0, 0, -30:]
+    newest = flow(reads, [29], newest=30).weights["tokens"][0, 0]
     torch.testing.assert_close(newest, whole / whole.sum(), rtol=0, atol=1e-6)
     full = network("full").trace(window(), torch.arange(TIME)).reads
     with pytest.raises(AttentionInvalid, match="needs a mask that looks back"):
@@ -233,7 +233,7 @@ def test_the_flow_among_the_newest_bars_is_that_of_all() -> None:
 def test_the_flow_of_a_network_is_the_last_rows_flow() -> None:
     flash_network = network("window")
     reads = flash_network.trace(window(), torch.arange(TIME)).reads
-    wanted = flow(reads, [TIME - 1], Rollout(residual_weight=0.4)).weights["bars"][0, 0]
+    wanted = flow(reads, [TIME - 1], Rollout(residual_weight=0.4)).weights["tokens"][0, 0]
     tensor = weights_of(flash_network, Rollout(fusion="flow", residual_weight=0.4))
     torch.testing.assert_close(tensor, wanted, rtol=0, atol=1e-12)
 

@@ -75,7 +75,7 @@ def test_the_last_layer_is_computed_of_the_decided_bar_alone(distil: bool) -> No
     wanted = model.heads(model.norm(whole[:, -1:]))
     torch.testing.assert_close(outputs.mean, wanted.mean, rtol=0, atol=1e-12)
     top = [config.lengths[-1] - 1]
-    bars, other = (rollout(each, top).weights["bars"] for each in (reads, kept.reads))
+    bars, other = (rollout(each, top).weights["tokens"] for each in (reads, kept.reads))
     torch.testing.assert_close(bars, other, rtol=0, atol=1e-6)
     ranked, alone = kept.reads[-1], reads[-1]
     torch.testing.assert_close(ranked.confidence(top), alone.confidence(top), rtol=0, atol=1e-12)
