@@ -36,9 +36,10 @@ from tracepaper.strategies.attention.flows import (
     HandwrittenProduct,
     Lineage,
 )
+from tracepaper.strategies.attention.generation import joined, unpacked, without_unused
 from tracepaper.strategies.attention.handwritten import matrix_read
 from tracepaper.strategies.attention.layer import Layer
-from tracepaper.strategies.attention.masks import Mask, check_tensor, shown_table
+from tracepaper.strategies.attention.masks import Mask, check_tensor
 from tracepaper.strategies.attention.methods import PLAIN, AttendedTokens, Rollout, rollout
 from tracepaper.strategies.attention.passage_shares import SOURCE, TARGET, Passages, Span, passages
 from tracepaper.strategies.attention.reads import TOKENS, MatrixRead
@@ -74,6 +75,7 @@ class _ModuleCall:
     name: str
     tokens: Tensor | None
     attentions: int  # that were captured before
+    heads_by_key: int = 1
     has_missed: bool = False  # an attention of its own that was not captured
 
 
@@ -254,7 +256,8 @@ class capture:  # noqa: N801 - it is called as a function is
         if count < tokens and others == {(count, tokens)}:
             raise AttentionInvalid(
                 f"The last call has queries of {count} of {tokens} tokens, and its cache does not "
-                "go on from the calls before; call the model once with all tokens."
+                "go on from the calls before, as with beams or a static cache of a window; call "
+                "the model once with all tokens."
             )
         if count > tokens or others - {(tokens, tokens)}:
             raise AttentionInvalid(
@@ -271,9 +274,7 @@ class capture:  # noqa: N801 - it is called as a function is
             )
         return rollout(reads, check_rows(queries, count, from_end=True), method)
 
-    def show(
-        self, words: Sequence[str], query: int = -1, *, target: Sequence[str] = ()
-    ) -> Shown:
+    def show(self, words: Sequence[str], query: int = -1, *, target: Sequence[str] = ()) -> Shown:
         """Return *words*, one for each token, coloured by the rollout of the token *query*.
 
         Of an encoder and a decoder *words* are the source's, and *target* what was written. Raises
@@ -341,7 +342,7 @@ class capture:  # noqa: N801 - it is called as a function is
             call._replace(
                 layer=replace(
                     cast("Layer", call.layer),
-                    gradient=slope.transpose(1, 2) if call.is_transposed else _by_head(slope),
+                    gradient=_gradient(call, slope),
                 )
             )
             for call, slope in zip(calls, slopes, strict=True)
@@ -405,10 +406,11 @@ class capture:  # noqa: N801 - it is called as a function is
         none is ``skipped`` if others of the group add any.
         """
 
-        def enters(_module: nn.Module, args: Any, options: Any) -> None:
+        def enters(module: nn.Module, args: Any, options: Any) -> None:
             given = [x for x in (*args, *options.values()) if isinstance(x, Tensor)]
             tokens = given[0] if given else None
-            self._running.append(_ModuleCall(name, tokens, self._attentions))
+            heads = getattr(module, "num_key_value_groups", 1)
+            self._running.append(_ModuleCall(name, tokens, self._attentions, heads))
 
         def leaves(_module: nn.Module, args: Any, options: Any, result: object) -> None:
             if not self._running:
@@ -540,7 +542,6 @@ class capture:  # noqa: N801 - it is called as a function is
                 raise AttentionInvalid("torch.vmap hides a batch; call the model on all of it.")
         _require_no_dropout(dropout_p)
         origins = self._flows.of_call(query, key)
-        mask = _mask_of(query, key, attn_mask, is_causal=is_causal)
         logsumexp: Tensor | None = None
         with self._flows.attending():
             kernel = torch._fused_sdp_choice(  # pyright: ignore[reportPrivateImportUsage] - its own
@@ -557,9 +558,22 @@ class capture:  # noqa: N801 - it is called as a function is
                 )
             else:
                 output = attend(query, key, value, attn_mask, 0.0, is_causal, **options)
+        if self._is_packed(query):
+            query = unpacked(query)
+            attn_mask = None if attn_mask is None else unpacked(attn_mask)
+            logsumexp = None if logsumexp is None else unpacked(logsumexp)
+        mask = _mask_of(query, key, attn_mask, is_causal=is_causal)
         layer = _layer(query, key, value, mask, scale=scale, logsumexp=logsumexp)
         self._add(layer, output, origins)
         return output
+
+    def _is_packed(self, query: Tensor) -> bool:
+        """Return whether the queries are the heads of one key and token, as Hugging Face packs."""
+        if not self._running:
+            return False
+        tokens, heads = self._running[-1].tokens, self._running[-1].heads_by_key
+        is_single = tokens is not None and tokens.ndim == AXES - 1 and tokens.shape[1] == 1
+        return is_single and query.ndim == AXES and query.shape[2] == heads > 1
 
     def _refuse_flex(self, *_: object, **__: object) -> None:
         where = self._running[-1].name if self._running else ""
@@ -632,6 +646,13 @@ def _written_from(calls: Sequence[_Call]) -> int:
     """Return the place of the first attention of what is written: those before it are read."""
     read = next((call.key for call in calls if call.is_cross), 0) >> INPUTS
     return read.bit_length()
+
+
+def _gradient(call: _Call, slope: Tensor) -> Tensor:
+    """Return the gradient *slope* of the output of *call* as [batch, head, query, dim]."""
+    if call.is_transposed:
+        return slope.transpose(1, 2)
+    return _by_head(slope).reshape(*call.layer.shape[:3], -1)  # heads may be packed as queries
 
 
 def _tokens(reads: Sequence[Layer | MatrixRead]) -> list[int]:
@@ -792,60 +813,10 @@ def _joined(calls: Sequence[Sequence[Layer | MatrixRead]]) -> list[Layer | Matri
     """Return the layers of the last call, joined with the calls whose cache it extends."""
     if any(isinstance(read, MatrixRead) for call in calls for read in call):
         return list(calls[-1])  # matrices hold no keys to compare
-    layers = cast("Sequence[Sequence[Layer]]", calls)
-    last = list(layers[-1])
-    queries, keys = last[0].shape[2:]
-    parts = [last]
-    for call in reversed(layers[:-1]):
-        if queries == keys or len(call) != len(last) or not _is_before(call[0], parts[0][0]):
-            break
-        parts.insert(0, list(call))
-        queries, keys = call[0].shape[2:]
-    if len(parts) > 1 and queries == keys:
-        last = [_lengthened(steps) for steps in zip(*parts, strict=True)]
-    before = layers[: len(layers) - len(parts)]
-    if before and last[0].target == TARGET and before[-1][0].target != TARGET:
-        encoded = [replace(layer, target=SOURCE, source=SOURCE) for layer in before[-1]]
+    layers = [[without_unused(read) for read in cast("Sequence[Layer]", call)] for call in calls]
+    last = joined(layers)
+    encoders = [call for call in layers if call and call[0].target == TOKENS]
+    if last[0].target == TARGET and encoders:  # a generation called the encoder by itself
+        encoded = [replace(layer, target=SOURCE, source=SOURCE) for layer in encoders[-1]]
         return [*encoded, *last]
     return [*last]
-
-
-def _is_before(layer: Layer, following: Layer) -> bool:
-    """Return whether *following* has the keys of *layer*, and after them its queries' own.
-
-    It has not if the cache drops keys that are outside a window.
-    """
-    count = layer.shape[3]
-    grown = following.shape[3] - following.shape[2]
-    return count == grown and torch.equal(layer.key, following.key[:, :, :count])
-
-
-def _lengthened(parts: Sequence[Layer]) -> Layer:
-    """Return one layer over the queries of all steps over one cache."""
-    first, last = parts[0], parts[-1]
-    is_stored = last.source != last.target or any(part.mask.dense is not None for part in parts)
-    return replace(
-        last,
-        query=torch.cat([part.query for part in parts], dim=2),
-        logsumexp=torch.cat([part.logsumexp for part in parts], dim=2),
-        mask=_stored_mask(parts)
-        if is_stored
-        else Mask(causal=True, before=first.mask.before, starts=first.mask.starts),
-    )
-
-
-def _stored_mask(parts: Sequence[Layer]) -> Mask:
-    """Return the mask of all steps from what each adds to its scores."""
-    tables = []
-    keys = parts[-1].shape[3]
-    for part in parts:
-        queries, count = part.shape[2:]
-        table = part.mask.dense
-        if table is None:
-            table = shown_table(part.mask, queries, count, part.query.device)[:, None]
-        if table.dtype == torch.bool:
-            table = part.query.new_zeros(table.shape).masked_fill_(~table, -torch.inf)
-        table = table.expand(part.shape[0], -1, queries, count)
-        tables.append(functional.pad(table, (0, keys - count), value=-torch.inf))
-    heads = max(table.shape[1] for table in tables)
-    return Mask.from_dense(torch.cat([t.expand(-1, heads, -1, -1) for t in tables], dim=2))

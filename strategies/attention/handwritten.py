@@ -39,7 +39,7 @@ def _why_not(product: HandwrittenProduct, shape: torch.Size, tokens: Tensor | No
     if product.scores.key >> INPUTS != product.values >> INPUTS:
         return "its values are not those of its keys"
     if tokens is None or shape[-1] not in tokens.shape[:-1]:
-        return "its keys are not the tokens of its input"
+        return "its keys are not the tokens of its input; if it has a cache, give use_cache=False"
     if shape.numel() != product.matrix.numel():
         return "its heads were changed between softmax and product"
     if len(shape) == AXES - 1:

@@ -231,10 +231,10 @@ class Stream:
         return Attention(output, total)
 
     def rollout(self, method: Rollout = PLAIN) -> AttendedTokens:
-        """Return the rollout of the newest step: "tokens" [batch, 1, step] over the receptive field.
+        """Return the rollout of the newest step: "tokens" [batch, 1, step].
 
-        The oldest step kept comes first. Raises ``AttentionInvalid`` between the layers of a step,
-        before the first step, and like ``rollout``.
+        It covers the receptive field, the oldest step first. Raises ``AttentionInvalid`` between
+        the layers of a step, before the first step, and like ``rollout``.
         """
         if self._next or not self.steps:
             raise AttentionInvalid(

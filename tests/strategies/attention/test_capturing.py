@@ -191,8 +191,17 @@ def test_an_encoder_and_a_decoder_are_explained_as_their_stored_matrices_are(
         looked.without("first", lambda: torch.zeros(()))
 
 
-@pytest.mark.parametrize("form", ["BartForConditionalGeneration", "T5ForConditionalGeneration"])
-def test_a_generation_that_reads_a_source_is_explained_as_one_call_is(form: str) -> None:
+@pytest.mark.parametrize(
+    ("form", "cache"),
+    [
+        ("BartForConditionalGeneration", None),
+        ("T5ForConditionalGeneration", None),
+        ("T5ForConditionalGeneration", "static"),
+    ],
+)
+def test_a_generation_that_reads_a_source_is_explained_as_one_call_is(
+    form: str, cache: str | None
+) -> None:
     kind = getattr(transformers, form)
     _, options = TWO_PARTS["Bart" if form.startswith("Bart") else "T5"]
     torch.manual_seed(4)
@@ -200,7 +209,9 @@ def test_a_generation_that_reads_a_source_is_explained_as_one_call_is(form: str)
     model = kind(config).eval().requires_grad_(False)
     source = torch.randint(3, WORDS, (1, 7))
     with capture(model) as captured:
-        words = model.generate(source, max_new_tokens=5, min_new_tokens=5, do_sample=False)
+        words = model.generate(
+            source, max_new_tokens=5, min_new_tokens=5, do_sample=False, cache_implementation=cache
+        )
     with capture(model) as at_once:
         model(input_ids=source, decoder_input_ids=words[:, :-1])
     for name, weights in at_once.rollout(range(5)).weights.items():
@@ -355,20 +366,6 @@ def test_torchs_own_modules_are_seen_though_they_avoid_the_function() -> None:
     assert (captured.rollout().weights["tokens"][:, 0] - rolled([matrix])).abs().max() < 1e-9
 
 
-def test_generation_over_a_cache_is_one_sequence() -> None:
-    model, given = model_of("Llama", "sdpa"), inputs_of("Llama", padded=False)["input_ids"]
-    with capture(model) as whole:
-        model(given)
-    cache, split = transformers.DynamicCache(), TOKENS - 3
-    with capture(model) as steps:
-        model(given[:, :split], cache=cache)
-        for at in range(split, TOKENS):
-            model(given[:, at : at + 1], cache=cache)
-    rows = [split - 1, TOKENS - 1]
-    bars, other = (each.rollout(rows).weights["tokens"] for each in (whole, steps))
-    assert (bars - other).abs().max() < 1e-6
-
-
 @pytest.mark.parametrize("hides", [-torch.inf, torch.finfo(torch.float32).min, None])
 def test_a_query_that_sees_nothing_keeps_its_weight(hides: float | None) -> None:
     x, visible = torch.randn(1, 2, 6, 8), torch.ones(1, 1, 6, 6, dtype=torch.bool).tril()
@@ -380,16 +377,6 @@ def test_a_query_that_sees_nothing_keeps_its_weight(hides: float | None) -> None
     assert blind.tolist() == [0.0, 0.0, 0.0, 1.0, 0.0, 0.0]
     assert float(last.sum()) == pytest.approx(1.0)
     assert (last > 0).all()
-
-
-def test_a_cache_that_drops_what_a_window_left_behind_is_not_joined() -> None:
-    model, given = model_of("Mistral", "sdpa"), inputs_of("Mistral", padded=False)["input_ids"]
-    cache = transformers.DynamicCache(config=model.config)
-    with capture(model) as captured:
-        for at in range(TOKENS):
-            model(given[:, at : at + 1], cache=cache)
-    with pytest.raises(AttentionInvalid, match="call the model once with all tokens"):
-        captured.rollout()
 
 
 class KernelAttention(nn.Module):

@@ -37,7 +37,7 @@ def test_words_are_coloured_by_their_shares(tmp_path: Path) -> None:
     for (depth, percent, _), share in zip(spans, shares.tolist(), strict=True):
         assert float(percent) == pytest.approx(100 * share, abs=0.006)
         assert float(depth) == pytest.approx(0.7 * share / float(shares.max()), abs=0.006)
-    assert captured.show(WORDS, 3)._repr_html_() in page  # noqa: SLF001 - what a notebook calls
+    assert captured.show(WORDS, 3)._repr_html_() in page
     for wrong in (WORDS[1:], "The cat"):
         with pytest.raises(AttentionInvalid, match="for 5 tokens; give one for each"):
             captured.show(wrong)
@@ -55,4 +55,6 @@ def test_each_object_says_what_it_is() -> None:
     assert repr(capture(model)).startswith("capture: No attention was captured")
     x = torch.randn(2, 4, 5, 8)
     padded = Layer.of(x[:, :, :1], x, x, Mask(before=2, starts=(0, 1)))
-    assert repr(padded) == "Layer: 4 heads, 1 of 5 tokens, causal, a window of 3, padded, batch of 2"
+    assert (
+        repr(padded) == "Layer: 4 heads, 1 of 5 tokens, causal, a window of 3, padded, batch of 2"
+    )
