@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tracepaper import attention as attention
     from tracepaper.replay.api import backtest as backtest
     from tracepaper.replay.document.pictures import write_matrix as write_matrix
     from tracepaper.replay.learned import evaluate as evaluate
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from tracepaper.replay.run import open_run as open_run
     from tracepaper.replay.samples import samples as samples
     from tracepaper.replay.sweep.run import sweep as sweep
+    from tracepaper.strategies import attention as attention
     from tracepaper.strategies.api.context import BarContext as BarContext
     from tracepaper.strategies.api.context import Cancel as Cancel
     from tracepaper.strategies.api.context import Orders as Orders

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -29,7 +28,7 @@ class Shown:
     def _repr_html_(self) -> str:
         return self.html
 
-    def write(self, path: str | os.PathLike[str]) -> None:
+    def write(self, path: str | Path) -> None:
         """Write a page that a browser opens to *path*, and replace what is there."""
         head = "<!doctype html>\n<meta charset='utf-8'>\n<title>Attention</title>\n"
         Path(path).write_text(f"{head}{self.html}\n", encoding="utf-8")

@@ -87,9 +87,12 @@ def test_tokens_that_are_cut_from_a_cache_leave_no_rows(*, is_stored: bool) -> N
     if is_stored:
         shown[..., 5:, 3] = False  # so that no rule by age and padding gives the mask
 
-    def run(tokens: Tensor, start: int, cache: Any) -> None:
+    guessed = shown.clone()
+    guessed[..., SPLIT:, SPLIT:] = True
+
+    def run(tokens: Tensor, start: int, cache: Any, mask: Tensor = shown) -> None:
         end = start + tokens.shape[1]
-        model(tokens, attention_mask=shown[..., start:end, :end], cache=cache)
+        model(tokens, attention_mask=mask[..., start:end, :end], cache=cache)
 
     with capture(model) as whole:
         model(words, attention_mask=shown)
@@ -97,7 +100,7 @@ def test_tokens_that_are_cut_from_a_cache_leave_no_rows(*, is_stored: bool) -> N
     with capture(model) as parts:
         run(words[:, :SPLIT].roll(1, dims=0), 0, cache_of("dynamic", model))
         run(words[:, :SPLIT], 0, cache)
-        run(words[:, :3], SPLIT, cache)  # as an assistant's guesses that are not taken
+        run(words[:, :3], SPLIT, cache, guessed)  # as an assistant's guesses that are not taken
         cache.crop(-3)
         for at in range(SPLIT, TOKENS):
             run(words[:, at : at + 1], at, cache)
