@@ -19,7 +19,8 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from types import TracebackType
+from functools import partial
+from types import MethodType, ModuleType, TracebackType
 from typing import Any, Final, NamedTuple, Self, cast
 
 import torch
@@ -36,7 +37,7 @@ from tracepaper.strategies.attention.flows import (
     HandwrittenProduct,
     Lineage,
 )
-from tracepaper.strategies.attention.generation import joined, unpacked, without_unused
+from tracepaper.strategies.attention.generation import is_whole, joined, unpacked, without_unused
 from tracepaper.strategies.attention.handwritten import matrix_read
 from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask, check_tensor
@@ -134,42 +135,7 @@ class capture:  # noqa: N801 - it is called as a function is
 
     def __enter__(self) -> Self:
         """Begin to capture."""
-        self._is_running = self._model is None
-        attend = functional.scaled_dot_product_attention
-        heads = functional.multi_head_attention_forward
-
-        def attended(*args: Any, **options: Any) -> Tensor:
-            return self._attend(attend, *args, **options)
-
-        def without_weights(query: Tensor, key: Tensor, *args: Any, **options: Any) -> Any:
-            given = HEADS.bind(query, key, *args, **options).arguments
-            if self._is_running and not self._running and query.data_ptr() != key.data_ptr():
-                raise AttentionInvalid("One sequence reads another; give capture the model.")
-            if self._is_running and (given["bias_k"] is not None or given["add_zero_attn"]):
-                raise AttentionInvalid(
-                    "This attention has a key that is no token (add_bias_kv, add_zero_attn), so a "
-                    "rollout has no place for it; take its relevance."
-                )
-            if not self._is_running or not given.get("need_weights", True):
-                return heads(query, key, *args, **options)
-            output, _ = heads(query, key, *args, **options | {"need_weights": False})
-            self._is_running = False  # torch writes the weights out; they are captured already
-            try:
-                result = heads(query, key, *args, **options)
-            finally:
-                self._is_running = True
-            self._flows.add(result[0], self._flows.of(output).sources)
-            # A gradient has to pass through what was captured.
-            return (output, result[1]) if self._backward else result
-
-        self._stack.enter_context(replaced(attend, attended))
-        put(self._stack, functional, "multi_head_attention_forward", without_weights)
-        put_flex(self._stack, self._refuse_flex)
-        if self._model is None:
-            self._stack.enter_context(self._flows)
-        else:
-            self._watch(self._model)
-        return self
+        return self.start()
 
     def __exit__(
         self,
@@ -178,10 +144,27 @@ class capture:  # noqa: N801 - it is called as a function is
         _trace: TracebackType | None,
     ) -> None:
         """Put back what was replaced; raise ``AttentionInvalid`` where nothing was captured."""
-        self._is_running = False
-        self._stack.close()
+        self.stop()
         if kind is None:
             _ = self.reads
+
+    def start(self) -> Self:
+        """Begin to capture, until :meth:`stop`: many calls cost less than a block for each.
+
+        With a model, functions of torch are replaced only while it runs.
+        """
+        if self._model is None:
+            self._is_running = True
+            self._replace_attention(self._stack)
+            self._stack.enter_context(self._flows)
+        else:
+            self._watch(self._model)
+        return self
+
+    def stop(self) -> None:
+        """Put back what was replaced."""
+        self._is_running = False
+        self._stack.close()
 
     def __repr__(self) -> str:
         """Name the layers, tokens and mask of the last call, or why there are none."""
@@ -364,21 +347,57 @@ class capture:  # noqa: N801 - it is called as a function is
             inside = any(group.startswith(f"{outer}.") for outer in lists)
             is_layer = group in lists and not inside
             self._follow(name, module, must_attend=must_attend, group=group if is_layer else None)
-        for home in homes_of_formulas(model):
-            put(self._stack, home, EAGER, self._eager(getattr(home, EAGER)))
+
+    def _replace_attention(self, stack: ExitStack, homes: Sequence[ModuleType] = ()) -> None:
+        """Replace the functions that attend, and the formulas of *homes*, until *stack* closes."""
+        attend = functional.scaled_dot_product_attention
+        heads = functional.multi_head_attention_forward
+        if isinstance(getattr(heads, "func", None), MethodType):
+            raise AttentionInvalid("Two captures are open while a model runs; stop one of them.")
+        stack.enter_context(replaced(attend, partial(self._attend, attend)))
+        put(stack, functional, "multi_head_attention_forward", partial(self._attend_heads, heads))
+        put_flex(stack, self._refuse_flex)
+        for home in homes:
+            put(stack, home, EAGER, self._eager(getattr(home, EAGER)))
+
+    def _attend_heads(
+        self, heads: Callable[..., Any], query: Tensor, key: Tensor, *args: Any, **options: Any
+    ) -> Any:
+        """Attend as ``nn.MultiheadAttention`` does; without its weights, which are captured."""
+        given = HEADS.bind(query, key, *args, **options).arguments
+        if self._is_running and not self._running and query.data_ptr() != key.data_ptr():
+            raise AttentionInvalid("One sequence reads another; give capture the model.")
+        if self._is_running and (given["bias_k"] is not None or given["add_zero_attn"]):
+            raise AttentionInvalid(
+                "This attention has a key that is no token (add_bias_kv, add_zero_attn), so a "
+                "rollout has no place for it; take its relevance."
+            )
+        if not self._is_running or not given.get("need_weights", True):
+            return heads(query, key, *args, **options)
+        output, _ = heads(query, key, *args, **options | {"need_weights": False})
+        self._is_running = False  # torch writes the weights out; they are captured already
+        try:
+            result = heads(query, key, *args, **options)
+        finally:
+            self._is_running = True
+        self._flows.add(result[0], self._flows.of(output).sources)
+        # A gradient has to pass through what was captured.
+        return (output, result[1]) if self._backward else result
 
     def _follow_calls(self, model: nn.Module) -> None:
         """Start a new capture at each call of *model*, or of its encoder alone."""
         started: list[nn.Module] = []
-        flows = ExitStack()  # a mode is of one thread: it is entered where the model runs
+        homes = homes_of_formulas(model)
+        running = ExitStack()  # a mode is of one thread: it is entered where the model runs
 
         def starts(module: nn.Module, *given: object) -> None:
             if module is model or not started:
+                if not started:
+                    self._replace_attention(running, homes)
+                    running.enter_context(self._flows)
                 self._calls.append([])
                 self._running.clear()
                 self._is_running = True
-                if not started:
-                    flows.enter_context(self._flows)
                 started.append(module)
                 self._flows.begin(given)
 
@@ -387,7 +406,9 @@ class capture:  # noqa: N801 - it is called as a function is
                 started.pop()
                 self._is_running = bool(started)
                 if not started:
-                    flows.close()
+                    running.close()
+                if is_whole([call.layer for call in self._calls[-1]]):
+                    del self._calls[:-2]  # none goes on from those before, but for an encoder's
 
         # A generation calls the encoder by itself before the model.
         encoders = [

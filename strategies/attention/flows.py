@@ -188,11 +188,13 @@ class Flows(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> object:
         """Run *func*, and keep from what its result was computed."""
+        if self._is_attending:
+            return func(*args, **(kwargs or {}))
         if type(func) is _GETTER and not isinstance(result := func(*args), Tensor):
             return result  # a shape or a type: most of what a model asks for
         options = kwargs or {}
-        before, kind = self.captured, _KINDS.get(func)
-        if kind == "attends" and not self._is_attending:
+        before = self.captured
+        if _KINDS.get(func) == "attends":
             result = self._observer.saw_attention(func, *args, **options)
         elif func is functional.multi_head_attention_forward:  # torch's, or what replaces it
             self._heads = (*args, *options.values())[:2]
@@ -202,8 +204,20 @@ class Flows(TorchFunctionMode):
                 self._heads = None
         else:
             result = func(*args, **options)
+        self._note(func, args, options, result, before)
+        return result
+
+    def _note(
+        self,
+        func: Callable[..., Any],
+        args: Sequence[Any],
+        options: Mapping[str, Any],
+        result: object,
+        before: int,
+    ) -> None:
+        """Keep from what the *result* of *func* was computed, and what was captured meanwhile."""
         if isinstance(result, Tensor):
-            origin = self._joined(args, options)
+            origin, kind = self._joined(args, options), _KINDS.get(func)
             if before == self.captured and (kind is not None or (args and args[0] is result)):
                 origin = self._changed(origin, kind, func, args, options, result)
             self._keep(result, origin, before)
@@ -215,7 +229,6 @@ class Flows(TorchFunctionMode):
                 self._keep(part, origin, before)
         elif func is Tensor.__setitem__:
             self._write(args[0], self._joined(args[2:], options).sources)
-        return result
 
     def _keep(self, result: Tensor, origin: Lineage, before: int) -> None:
         """Keep the *origin* of *result*, and the attentions that were captured since *before*."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask, shown_table
+from tracepaper.strategies.attention.reads import Read
 
 
 def unpacked(x: Tensor) -> Tensor:
@@ -55,6 +56,11 @@ def without_unused(layer: Layer) -> Layer:
     )
 
 
+def is_whole(call: Sequence[Read]) -> bool:
+    """Return whether *call* is a sequence from its first token on, which goes on from no other."""
+    return bool(call) and call[0].shape[2] == call[0].shape[3]
+
+
 def joined(calls: Sequence[Sequence[Layer]]) -> list[Layer]:
     """Return the layers of the last of *calls* over the rows of all whose sequence it goes on.
 
@@ -63,8 +69,7 @@ def joined(calls: Sequence[Sequence[Layer]]) -> list[Layer]:
     last = list(calls[-1])
     parts = [last]
     for call in reversed(calls[:-1]):
-        queries, keys = parts[0][0].shape[2:]
-        if queries == keys or len(call) != len(last):
+        if is_whole(parts[0]) or len(call) != len(last):
             break
         parts.insert(0, list(call))
     if len(parts) == 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -364,6 +365,37 @@ def test_torchs_own_modules_are_seen_though_they_avoid_the_function() -> None:
     with torch.no_grad(), capture(alone) as captured:
         _, matrix = alone(x, x, x, average_attn_weights=False)
     assert (captured.rollout().weights["tokens"][:, 0] - rolled([matrix])).abs().max() < 1e-9
+
+
+def test_a_capture_that_stays_open_has_each_call_as_a_block_has() -> None:
+    model, other = model_of("Llama", "sdpa"), model_of("GPT2", "sdpa")
+    attend = functional.scaled_dot_product_attention
+    captured, layers = capture(model).start(), []
+    for _ in range(6):
+        words = torch.randint(0, WORDS, (1, TOKENS))
+        with torch.no_grad():
+            model(words)
+            stayed = captured.rollout().weights["tokens"]
+            layers.append(weakref.ref(captured.reads[0]))
+            assert functional.scaled_dot_product_attention is attend
+            other(words)  # is nobody's
+            assert torch.equal(captured.rollout().weights["tokens"], stayed)
+    assert sum(layer() is not None for layer in layers) <= 2
+    captured.stop()
+    model(words)
+    assert torch.equal(captured.rollout().weights["tokens"], stayed)
+    with torch.no_grad(), capture(model) as block:
+        model(words)
+    assert torch.equal(block.rollout().weights["tokens"], stayed)
+
+
+def test_two_captures_that_are_open_at_once_are_refused() -> None:
+    model, attend = model_of("Llama", "sdpa"), functional.scaled_dot_product_attention
+    captured = capture(model).start()
+    with pytest.raises(AttentionInvalid, match="Two captures are open"), capture(model):
+        model(torch.randint(0, WORDS, (1, TOKENS)))
+    assert functional.scaled_dot_product_attention is attend
+    captured.stop()
 
 
 @pytest.mark.parametrize("hides", [-torch.inf, torch.finfo(torch.float32).min, None])
