@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from functools import partial, reduce
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from tracepaper.daemon.session.user_class import imported
@@ -46,6 +46,8 @@ DENSE_MAX: Final = 4_096
 PRODUCTS_MAX: Final = 2_048
 """Most bars for the time of their products, which grows with N³: 4,096 bars take 10 s each time."""
 PASSAGES: Final = 8
+PASSAGE_TOKENS: Final = (1_024, 4_096)
+VOCABULARY: Final = 1_000
 EVERY_MAX: Final = 8_192
 """Most bars for the buckets of every row; beyond, only the stream keeps them, for windows."""
 WINDOW: Final = 1_088
@@ -230,6 +232,54 @@ def foreign_row(setting: Setting, keys: int = FOREIGN_KEYS) -> Row:
         return _ratios(timed(setting, routes), "sdpa")
 
 
+def _llama(setting: Setting, kernel: str) -> nn.Module:
+    """Return a random Llama of 4 layers that attends by *kernel*."""
+    transformers = import_module("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=512,
+        intermediate_size=1_376,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        model: nn.Module = transformers.LlamaForCausalLM._from_config(  # noqa: SLF001 - the documented way
+            config, attn_implementation=kernel
+        )
+    return model.eval().to(setting.device)
+
+
+def _words(setting: Setting, tokens: int) -> Tensor:
+    generator = torch.Generator().manual_seed(SEED)
+    return torch.randint(0, VOCABULARY, (1, tokens), generator=generator).to(setting.device)
+
+
+def passage_rows(setting: Setting, tell: Callable[[str], None]) -> Iterator[Row]:
+    """Yield by length the time of a Llama's forward with the shares of eight passages ÷ without."""
+    if find_spec("transformers") is None:
+        yield {"tokens": "transformers is not installed"}
+        return
+    model = _llama(setting, "sdpa")
+    for tokens in PASSAGE_TOKENS:
+        tell(f"passages of {tokens:,} tokens")
+        words, size = _words(setting, tokens), tokens // PASSAGES
+        spans = {str(at): range(at * size, (at + 1) * size) for at in range(PASSAGES)}
+
+        def forward(words: Tensor = words) -> None:
+            with torch.no_grad():
+                model(words)
+
+        def explained(words: Tensor = words, spans: Mapping[str, range] = spans) -> None:
+            with torch.no_grad(), capture(model) as captured:
+                model(words)
+            captured.passages(spans)
+
+        routes: dict[str, Route] = {"forward": forward, "with passages": explained}
+        yield {"tokens": tokens} | _ratios(timed(setting, routes), "forward")
+
+
 def model_rows(
     setting: Setting, tell: Callable[[str], None], tokens: int = TOKENS
 ) -> Iterator[Row]:
@@ -241,28 +291,10 @@ def model_rows(
     if find_spec("transformers") is None:
         yield {"explanation": "transformers is not installed", "÷ forward": None}
         return
-    transformers = import_module("transformers")
-    config = transformers.LlamaConfig(
-        vocab_size=1_000,
-        hidden_size=512,
-        intermediate_size=1_376,
-        num_hidden_layers=4,
-        num_attention_heads=8,
-        num_key_value_heads=2,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(SEED)
-        models = {
-            name: transformers.LlamaForCausalLM._from_config(  # noqa: SLF001 - the documented way
-                config, attn_implementation=name
-            )
-            .eval()
-            .to(setting.device)
-            for name in ("sdpa", "eager")
-        }
-        words = torch.randint(0, config.vocab_size, (1, tokens)).to(setting.device)
+    models = {name: _llama(setting, name) for name in ("sdpa", "eager")}
+    words = _words(setting, tokens)
     model, eager = models["sdpa"], models["eager"]
-    embedded = model.get_input_embeddings()(words).detach()
+    embedded = cast("Any", model).get_input_embeddings()(words).detach()
 
     def logit(x: Tensor) -> Tensor:
         last: Tensor = model(inputs_embeds=x, logits_to_keep=1).logits[:, -1, 0]

@@ -21,6 +21,7 @@ from tracepaper.replay.bench.attention import (
     DENSE_MAX,
     EVERY_MAX,
     MASKS,
+    PASSAGES,
     SEED,
     SIZES,
     TOKENS,
@@ -38,6 +39,7 @@ from tracepaper.replay.bench.attention import (
     live_row,
     matrices,
     model_rows,
+    passage_rows,
     timed,
 )
 from tracepaper.replay.bench.machine import Route, resident_mb
@@ -339,6 +341,9 @@ SECTIONS: Final = {
     ),
     "llama": BenchSection(
         f"a Llama of 4 layers, {TOKENS:,} tokens", lambda of: model_rows(of.setting, of.tell)
+    ),
+    "passages": BenchSection(
+        f"a Llama of 4 layers, {PASSAGES} passages", lambda of: passage_rows(of.setting, of.tell)
     ),
     "stream": BenchSection(
         "the default network as a stream", lambda _: iter([live_row()]), ("cpu",)

@@ -140,10 +140,11 @@ def bucket_rows(
 ) -> tuple[Tensor, Tensor]:
     """Return ``ρ·R + Σ_h shares_h A_h·R`` for R = *values* [batch, time, column], and the masses.
 
-    These are each row's, [batch, head, time]. The layer has as many key heads as heads.
+    These are each row's, [batch, head, time].
     """
     result, mass = torch.empty_like(values), values.new_zeros(layer.logsumexp.shape)
-    tensors = [_plain(x) for x in (layer.query, layer.key, layer.logsumexp, shares, values)]
+    key = layer.key.repeat_interleave(layer.group, dim=1)
+    tensors = [_plain(x) for x in (layer.query, key, layer.logsumexp, shares, values)]
     low, high = _distances(layer.mask, layer.queries)
     sizes = (layer.batch, layer.heads, layer.queries, layer.dim, values.shape[2], low, high)
     shape = (ctypes.c_long * len(sizes))(*sizes)

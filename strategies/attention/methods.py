@@ -495,7 +495,7 @@ def mean_of_all_rows(
     is_plain = is_plain and layer.source == layer.target
     loops = compiled.choose(operand) if backend == "auto" and is_plain else None
     own = values if own is None else own
-    if loops is not None and operand.group == 1 and operand.softcap is None:
+    if loops is not None and operand.softcap is None:
         mixed, masses = compiled.bucket_rows(operand, values, shares, rho, loops)
         check_mass(masses, tolerance)
         return mixed

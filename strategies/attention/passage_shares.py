@@ -11,20 +11,23 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
+from torch import Tensor
 
 from tracepaper.strategies.attention.checks import check_shares, check_start, explanation
 from tracepaper.strategies.attention.layer import Layer
+from tracepaper.strategies.attention.masks import whole
 from tracepaper.strategies.attention.methods import PLAIN, Rollout, mean_of_all_rows
 from tracepaper.strategies.attention.replacing import hidden_keys
 from tracepaper.strategies.errors import AttentionInvalid
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 OTHER: Final = "other"
 SPECIAL: Final = "special"
@@ -32,19 +35,24 @@ PADDING: Final = "padding"
 SOURCE: Final = "source"
 TARGET: Final = "target"
 """The streams of an encoder and a decoder: what is read, and what is written."""
-Span = range | slice | Sequence[int]
+Span = range | slice | Sequence[int] | Sequence[bool] | Tensor
+"""Token positions, or a boolean for each token."""
 
 
 class RemovedPassage(NamedTuple):
     """What hiding a passage changes, beside hiding random spans of its length."""
 
     change: Tensor  # of the score: with the passage hidden, minus with nothing hidden
-    of_spans: Tensor  # [span, …], of spans that are disjoint from the passage
+    of_spans: Tensor  # [span, …], of different spans that are disjoint from the passage
 
     @property
     def larger(self) -> Tensor:
-        """The share of the spans that change the score at least as much; small is telling."""
-        return (self.of_spans.abs() >= self.change.abs()).double().mean(dim=0)
+        """The share of spans and passage that change the score at least as much as the passage.
+
+        Small is telling. It is at least 1 / (1 + spans), since the passage counts.
+        """
+        as_much = (self.of_spans.abs() >= self.change.abs()).double().sum(dim=0)
+        return (1.0 + as_much) / (1.0 + len(self.of_spans))
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,9 +92,12 @@ class Passages:
         """Return what hiding passage *name* changes in *score*, beside as long random *spans*.
 
         *score* runs the model and returns numbers, such as log probabilities. Hidden keys are
-        masked for all other tokens; positions stay. It runs 2 + *spans* times. Spans hold no
-        special token and no padding. Raises ``AttentionInvalid`` if fewer than two fit.
+        masked for all other tokens; positions stay. It runs 2 + *spans* times, or less often if
+        fewer spans fit. Spans are different, and hold no special token and no padding. Raises
+        ``AttentionInvalid`` if fewer than two fit.
         """
+        if whole(spans, "spans") < 1:
+            raise AttentionInvalid(f"{spans} spans compare nothing; give at least 1.")
         if self.names[-1] == TARGET:
             raise AttentionInvalid(
                 "Only a sequence that reads itself is hidden from; call the model again with an "
@@ -106,7 +117,7 @@ class Passages:
                 "nothing to compare it with; give a longer text or a shorter passage."
             )
         generator = torch.Generator().manual_seed(seed)
-        drawn = torch.randint(len(starts), (spans,), generator=generator)
+        drawn = torch.randperm(len(starts), generator=generator)[:spans]
         with torch.no_grad():
             before = score()
             changes = []
@@ -193,6 +204,22 @@ def passages(
     return Passages(names, values / total[..., None], error, labels, content_free, model)
 
 
+def _positions(name: str, span: Span, time: int) -> list[int]:
+    """Return the token positions of the passage *name*; raise ``AttentionInvalid`` for others."""
+    if isinstance(span, slice):
+        return [*range(time)[span]]
+    with suppress(TypeError):
+        given: list[Any] = [*getattr(span, "tolist", lambda: span)()]
+        if not given or not all(isinstance(each, bool) for each in given):
+            return [operator.index(position) for position in given]
+        if len(given) == time:
+            return [at for at, is_inside in enumerate(given) if is_inside]
+    raise AttentionInvalid(
+        f"The passage {name!r} is {str(span)[:40]}; give token positions, as range(4, 20), or a "
+        f"boolean for each of the {time} tokens."
+    )
+
+
 def _labelled(
     spans: Mapping[str, Span], special: Span, attention_mask: Tensor | None, batch: int, time: int
 ) -> tuple[tuple[str, ...], Tensor]:
@@ -208,8 +235,7 @@ def _labelled(
     labels = torch.full((time,), len(names) - 1)
     free = set(range(time))
     for place, (name, span) in enumerate({**spans, SPECIAL: special}.items()):
-        given = range(time)[span] if isinstance(span, slice) else span
-        positions = [operator.index(position) for position in given]
+        positions = _positions(name, span, time)
         if not (free.issuperset(positions) and (positions or name == SPECIAL)):
             raise AttentionInvalid(
                 f"The passage {name!r} must hold at least one of the tokens 0 to {time - 1}, and "

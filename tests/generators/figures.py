@@ -42,6 +42,7 @@ ACCOUNT: Final = "python tests/benchmarks/account.py"
 BESIDE: Final = "an explanation beside the flash forward"
 LAYER: Final = "one captured layer beside its attention"
 LLAMA: Final = "a Llama of 4 layers, 2,048 tokens"
+SHARED: Final = "a Llama of 4 layers, 8 passages"
 STREAM: Final = "the default network as a stream"
 PEAKS: Final = "peak memory beyond the inputs, causal"
 LENGTHS: Final = "1,024 to 16,384 bars"
@@ -223,6 +224,10 @@ FIGURES: Final = (
     Figure(
         "time of a Llama's forward with rollout ÷ without (with stored matrices: 1.1 to 1.2)",
         ATTENTION, llama("capture"), 1.7, limit=1.7,
+    ),
+    Figure(
+        "the same with eight passages ÷ without, 1,024 and 4,096 tokens", ATTENTION,
+        of_lengths(SHARED, "with passages ÷ forward"), 1.6, limit=1.6,
     ),
     Figure(
         "time of the default network's explained stream ÷ that of a batched forward", ATTENTION,

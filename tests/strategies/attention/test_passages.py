@@ -112,6 +112,11 @@ def test_what_no_passage_names_is_other_and_special_tokens_and_padding_stand_apa
         ({"a": range(4)}, {"special": [3]}, "'special' must hold"),
         ({"a": range(4)}, {"attention_mask": torch.ones(2, 39)}, r"\[batch, token\]"),
         ({"a": range(4)}, {"method": Rollout(fusion="max")}, "heads' mean"),
+        ({"a": [True, False]}, {}, "a boolean for each of the 40 tokens"),
+        ({"a": "question"}, {}, "'a' is question; give token positions"),
+        ({"a": [0.5]}, {}, "give token positions"),
+        ({"a": 3}, {}, "give token positions"),
+        ({"a": torch.ones(2, 40, dtype=torch.bool)}, {}, "give token positions"),
     ],
 )
 def test_what_is_refused_says_what_to_do(
@@ -119,6 +124,14 @@ def test_what_is_refused_says_what_to_do(
 ) -> None:
     with pytest.raises(AttentionInvalid, match=words):
         passages(layers_with(Mask(causal=True)), spans, **options)
+
+
+def test_positions_and_booleans_name_the_same_passage() -> None:
+    layers, flags = layers_with(Mask(causal=True)), torch.zeros(40, dtype=torch.bool)
+    flags[7:20] = True
+    wanted = passages(layers, {"a": range(7, 20)})
+    for span in (flags, flags.tolist(), flags.numpy(), flags.nonzero()[:, 0], slice(7, 20)):
+        assert torch.equal(passages(layers, {"a": span}).shares, wanted.shares)  # type: ignore[dict-item]
 
 
 def test_a_name_that_is_none_of_them_is_refused() -> None:
@@ -177,8 +190,11 @@ def test_hiding_a_passage_is_a_call_whose_mask_hides_it(kernel: str) -> None:
     torch.testing.assert_close(control.change, wanted, atol=1e-9, rtol=0.0)
     assert bool((wanted.abs() > 1e-6).all())
     assert control.of_spans.shape == (20, 3)
-    larger = (control.of_spans.abs() >= control.change.abs()).sum(dim=0)
-    assert torch.equal(control.larger * 20, larger.double())
+    larger = 1 + (control.of_spans.abs() >= control.change.abs()).sum(dim=0)
+    assert torch.equal(control.larger * 21, larger.double())
+    assert len({tuple(row) for row in control.of_spans.tolist()}) == 20
+    few = captured.passages({"question": range(13)}).without("question", score)
+    assert len(few.of_spans) == 15  # as many as there are
     assert not bool((control.of_spans == control.change).any())
     again = captured.passages({"question": range(4, 9)}).without("question", score, spans=20)
     assert torch.equal(again.of_spans, control.of_spans)
