@@ -105,8 +105,11 @@ peers: $(STAMP)
 	PYTHONPATH=tests:tests/support $(BIN)/python tests/peers/speed.py
 
 # The source distribution, and the wheel made of it, at the pinned setuptools: two builds are equal byte by byte.
+# Attention is built once more as tracepaper-attention, for those who need nothing else.
 wheel: $(STAMP)
 	PIP_CONSTRAINT=$(abspath $(CONSTRAINTS)) $(BIN)/python -m build
+	deploy/attention/sources.sh build/attention
+	PIP_CONSTRAINT=$(abspath $(CONSTRAINTS)) SOURCE_COMMIT=$$(git rev-parse HEAD) $(BIN)/python -m build --outdir dist build/attention
 
 # What follows from the code: golden steps, the documented configuration, the page of the views.
 golden: $(STAMP)

@@ -4,4 +4,3 @@ The names are those of ``strategies/attention``; docs/attention.md shows them at
 """
 
 from tracepaper.strategies.attention import *  # noqa: F403 - all its public names
-from tracepaper.strategies.attention import __all__

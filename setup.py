@@ -29,7 +29,10 @@ from setuptools.command.sdist import sdist
 
 ROOT = Path(__file__).parent
 VERSION = "0.1.0"
-FOLDER = "strategies/attention"
+ALONE = (ROOT / "tracepaper_attention").is_dir()
+"""Whether this is attention alone, as ``deploy/attention/sources.sh`` lays it out."""
+FOLDER = "tracepaper_attention" if ALONE else "strategies/attention"
+PACKAGE = "tracepaper_attention" if ALONE else "tracepaper.strategies.attention"
 WIDTHS = {"native_avx512": ["-mavx512f", "-mprefer-vector-width=512"], "native_avx2": ["-mavx2"]}
 VENDORED = "replay/page/assets/vendor"
 EARLIEST_S = 315_532_800
@@ -41,7 +44,8 @@ def version() -> str:
     if (ROOT / "PKG-INFO").is_file():  # of an unpacked source distribution
         text = (ROOT / "PKG-INFO").read_text("utf-8")
         return re.findall(r"^Version: (\S+)", text, re.MULTILINE)[0]
-    commit = runpy.run_path(str(ROOT / "daemon" / "version.py"))["commit_of"](ROOT)
+    reader = ROOT / "daemon" / "version.py"
+    commit = "" if ALONE else runpy.run_path(str(reader))["commit_of"](ROOT)
     commit = commit or os.environ.get("SOURCE_COMMIT", "")[:9]
     if re.fullmatch("[0-9a-f]{9}", commit):
         return f"{VERSION}+g{commit}"
@@ -60,7 +64,7 @@ def loops() -> list[Extension]:
     sha256 = hashlib.sha256(source.read_bytes()).hexdigest()
     return [
         Extension(
-            f"tracepaper.strategies.attention.{name}",
+            f"{PACKAGE}.{name}",
             [f"{FOLDER}/native.c"],
             define_macros=[("SOURCE", f'"{sha256}"')],
             # Without debugging text: a run names an object by its bytes, which name no folder.
@@ -107,7 +111,7 @@ class Wheel(bdist_wheel):
     def write_wheelfile(self, wheelfile_base: str, *arguments: str) -> None:
         """Write ``WHEEL``, and beside it the bill of materials (PEP 770)."""
         super().write_wheelfile(wheelfile_base, *arguments)
-        path = Path(wheelfile_base, "sboms", "tracepaper.cdx.json")
+        path = Path(wheelfile_base, "sboms", f"{self.distribution.get_name()}.cdx.json")
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(bill_of_materials(self.distribution), indent=1) + "\n", "utf-8")
 
@@ -145,7 +149,7 @@ def bill_of_materials(distribution: Distribution) -> dict[str, object]:
     program = component("pypi", name, version, licenses=[{"license": {"id": "Apache-2.0"}}])
     extras = [text for texts in distribution.extras_require.values() for text in texts]
     required = packages(distribution.install_requires)
-    components = [*vendored()]
+    components = [] if ALONE else [*vendored()]
     pins = (ROOT / "constraints.txt").read_text("utf-8")
     for package, tested in re.findall(r"^([\w.-]+)==([\w.+]+)", pins, re.MULTILINE):
         key = normalized(package)
@@ -157,7 +161,7 @@ def bill_of_materials(distribution: Distribution) -> dict[str, object]:
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
         "version": 1,
-        "metadata": {"component": program | {"type": "application"}},
+        "metadata": {"component": program | ({} if ALONE else {"type": "application"})},
         "components": components,
         "dependencies": [{"ref": program["bom-ref"], "dependsOn": references}],
         # What the dependencies require in turn is not listed.

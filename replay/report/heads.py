@@ -18,7 +18,6 @@ from tracepaper.replay.document.values import Cells, Figure, Table, of_field, of
 from tracepaper.replay.report.past import open_past
 from tracepaper.replay.report.record import RunRecord
 from tracepaper.replay.run_columns import Floats
-from tracepaper.strategies.attention.heads import LEGEND, HeadFigures, HeadReading, Ties
 from tracepaper.strategies.attention.methods import PLAIN
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.forecasters.attribution import (
@@ -29,6 +28,7 @@ from tracepaper.strategies.forecasters.attribution import (
     RolloutMap,
     head_activity,
 )
+from tracepaper.strategies.heads import LEGEND, HeadFigures, HeadReading, Ties
 from tracepaper.strategies.types.market import Bar
 
 EDGE_CELLS: Final = 64

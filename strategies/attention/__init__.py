@@ -3,12 +3,13 @@
 These names are its public surface; docs/attention.md shows them at work.
 """
 
-from tracepaper.strategies.attention.capturing import capture
-from tracepaper.strategies.attention.kernels import Attention, attend, cross_attend
-from tracepaper.strategies.attention.layer import Layer, value_norms
-from tracepaper.strategies.attention.linear import LinearRead
-from tracepaper.strategies.attention.masks import Mask, closed_keys
-from tracepaper.strategies.attention.methods import (
+from .capturing import capture
+from .errors import AttentionInvalid
+from .kernels import Attention, attend, cross_attend
+from .layer import Layer, value_norms
+from .linear import LinearRead
+from .masks import Mask, closed_keys
+from .methods import (
     AttendedTokens,
     Rollout,
     confidence,
@@ -18,16 +19,17 @@ from tracepaper.strategies.attention.methods import (
     rollout_buckets,
     trained_entropy,
 )
-from tracepaper.strategies.attention.passage_shares import Passages, passages
-from tracepaper.strategies.attention.probsparse import MapRead, SparseRead
-from tracepaper.strategies.attention.propagation import relevance, relevance_rules
-from tracepaper.strategies.attention.reads import GridRead, MatrixRead, Read
-from tracepaper.strategies.attention.showing import Shown
-from tracepaper.strategies.attention.streaming import Stream
+from .passage_shares import Passages, passages
+from .probsparse import MapRead, SparseRead
+from .propagation import relevance, relevance_rules
+from .reads import GridRead, MatrixRead, Read
+from .showing import Shown
+from .streaming import Stream
 
 __all__ = [
     "AttendedTokens",
     "Attention",
+    "AttentionInvalid",
     "GridRead",
     "Layer",
     "LinearRead",

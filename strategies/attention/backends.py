@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import torch
 from torch import Tensor
 
-from tracepaper.strategies.attention.flash import (
+from .flash import (
     _ATEN,
     ALIGNED,
     CudaFlash,

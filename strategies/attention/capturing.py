@@ -29,31 +29,18 @@ from torch._C._functorch import is_batchedtensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend
 
-from tracepaper.strategies.attention.checks import AXES, check_rows, explanation
-from tracepaper.strategies.attention.flows import (
-    INPUTS,
-    NO_PRODUCT,
-    Flows,
-    HandwrittenProduct,
-    Lineage,
-)
-from tracepaper.strategies.attention.generation import is_whole, joined, unpacked, without_unused
-from tracepaper.strategies.attention.handwritten import matrix_read
-from tracepaper.strategies.attention.layer import Layer
-from tracepaper.strategies.attention.masks import Mask, check_tensor
-from tracepaper.strategies.attention.methods import PLAIN, AttendedTokens, Rollout, rollout
-from tracepaper.strategies.attention.passage_shares import SOURCE, TARGET, Passages, Span, passages
-from tracepaper.strategies.attention.reads import TOKENS, MatrixRead
-from tracepaper.strategies.attention.replacing import (
-    EAGER,
-    HEADS,
-    homes_of_formulas,
-    put,
-    put_flex,
-    replaced,
-)
-from tracepaper.strategies.attention.showing import Shown, shown
-from tracepaper.strategies.errors import AttentionInvalid
+from .checks import AXES, check_rows, explanation
+from .errors import AttentionInvalid
+from .flows import INPUTS, NO_PRODUCT, Flows, HandwrittenProduct, Lineage
+from .generation import is_whole, joined, unpacked, without_unused
+from .handwritten import matrix_read
+from .layer import Layer
+from .masks import Mask, check_tensor
+from .methods import PLAIN, AttendedTokens, Rollout, rollout
+from .passage_shares import SOURCE, TARGET, Passages, Span, passages
+from .reads import TOKENS, MatrixRead
+from .replacing import EAGER, HEADS, homes_of_formulas, put, put_flex, replaced
+from .showing import Shown, shown
 
 _HELP: Final = (
     "call the model inside the block, in eval mode, as modules and no traced graph, and with "

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar, cast
 import torch
 from torch import nn
 
-from tracepaper.strategies.attention.masks import FLOATS, WHOLE, Mask, check_tensor, whole
-from tracepaper.strategies.attention.tiles import is_explaining, masses_checked_together
-from tracepaper.strategies.errors import AttentionInvalid
+from .errors import AttentionInvalid
+from .masks import FLOATS, WHOLE, Mask, check_tensor, whole
+from .tiles import is_explaining, masses_checked_together
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,6 +1,6 @@
 """Compiled C loops for attention, streams and trees, built if a C compiler is installed.
 
-``native.c`` is one source for every vector width. Installing tracepaper compiles one object for
+``native.c`` is one source for every vector width. Installing the package compiles one object for
 AVX-512 and one for AVX2, and each reports whether this processor has its instructions. The loops
 are optional: torch computes the same within 1e-6. Results are bit-identical at any number of
 threads, but differ between objects, so a run records the one that computed it.
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 import torch
 
-from tracepaper.strategies.errors import AttentionInvalid
+from .errors import AttentionInvalid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from tracepaper.strategies.attention.masks import Mask
-    from tracepaper.strategies.attention.tiles import Operand
+    from .masks import Mask
+    from .tiles import Operand
 
 NAMES: Final = ("native_avx512", "native_avx2")
 """The objects, the fastest first."""
@@ -251,8 +251,8 @@ def _call(name: str, function: str, *arguments: object) -> None:
 def _function(name: str, function: str) -> Callable[..., int]:
     if name not in loops():
         raise AttentionInvalid(
-            f"There is no {name} here; choose auto, or install a C compiler and then tracepaper "
-            "again."
+            f"There is no {name} here; choose auto, or install a C compiler and then this "
+            "package again."
         )
     return getattr(loops()[name].library, function)
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import torch
 from torch import Tensor
 
-from tracepaper.strategies.attention.masks import Mask, MaskKind
-from tracepaper.strategies.errors import AttentionInvalid
+from .errors import AttentionInvalid
+from .masks import Mask, MaskKind
 
 if TYPE_CHECKING:
     from types import ModuleType

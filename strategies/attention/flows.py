@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from tracepaper.strategies.attention.checks import AXES, working_type
+from .checks import AXES, working_type
 
 ATTEND: Final = functional.scaled_dot_product_attention
 _KINDS: Final[dict[Any, str]] = {

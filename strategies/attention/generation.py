@@ -14,9 +14,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from tracepaper.strategies.attention.layer import Layer
-from tracepaper.strategies.attention.masks import Mask, shown_table
-from tracepaper.strategies.attention.reads import Read
+from .layer import Layer
+from .masks import Mask, shown_table
+from .reads import Read
 
 
 def unpacked(x: Tensor) -> Tensor:

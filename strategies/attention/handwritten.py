@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tracepaper.strategies.attention.checks import AXES, explanation, working_type
-from tracepaper.strategies.attention.flows import INPUTS, ROW_SUM, HandwrittenProduct
-from tracepaper.strategies.attention.reads import MatrixRead
+from .checks import AXES, explanation, working_type
+from .flows import INPUTS, ROW_SUM, HandwrittenProduct
+from .reads import MatrixRead
 
 
 @explanation

@@ -24,18 +24,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from tracepaper.strategies.attention.backends import BACKENDS, ChunkedBackend, Kernel, kernel_for
-from tracepaper.strategies.attention.checks import (
-    check_axes,
-    check_factor,
-    check_mask,
-    exact,
-    ruled,
-    working_type,
-)
-from tracepaper.strategies.attention.flash import ALIGNED, Inputs, Pass
-from tracepaper.strategies.attention.masks import WHOLE, Mask, MaskKind, check_tensor
-from tracepaper.strategies.errors import AttentionInvalid
+from .backends import BACKENDS, ChunkedBackend, Kernel, kernel_for
+from .checks import check_axes, check_factor, check_mask, exact, ruled, working_type
+from .errors import AttentionInvalid
+from .flash import ALIGNED, Inputs, Pass
+from .masks import WHOLE, Mask, MaskKind, check_tensor
 
 
 def _cut(x: Tensor, size: int) -> Tensor:

@@ -19,8 +19,8 @@ from typing import Final, TypeVar
 import torch
 from torch import Tensor
 
-from tracepaper.strategies.attention import compiled, triton_rollout
-from tracepaper.strategies.attention.checks import (
+from . import compiled, triton_rollout
+from .checks import (
     check_axes,
     check_factor,
     check_mask,
@@ -29,25 +29,11 @@ from tracepaper.strategies.attention.checks import (
     is_finite,
     working_type,
 )
-from tracepaper.strategies.attention.kernels import attend
-from tracepaper.strategies.attention.masks import (
-    CAUSAL,
-    Mask,
-    MaskKind,
-    first_of,
-    shown_table,
-    whole,
-)
-from tracepaper.strategies.attention.reads import (
-    MEAN,
-    CarriedRows,
-    Fuse,
-    Read,
-    by_gradient,
-    by_norm,
-    rows_with_weight,
-)
-from tracepaper.strategies.attention.tiles import (
+from .errors import AttentionInvalid
+from .kernels import attend
+from .masks import CAUSAL, Mask, MaskKind, first_of, shown_table, whole
+from .reads import MEAN, CarriedRows, Fuse, Read, by_gradient, by_norm, rows_with_weight
+from .tiles import (
     FLOOR,
     ROUNDING_MAX,
     ROWS_A_HEAD_MAX,
@@ -59,7 +45,6 @@ from tracepaper.strategies.attention.tiles import (
     mass_tolerance,
     tie_slack,
 )
-from tracepaper.strategies.errors import AttentionInvalid
 
 BACKENDS: Final = ("tiles", "triton", *compiled.NAMES)
 """Backends that carry the heads' mean: torch, Triton on CUDA, or compiled loops on the CPU."""
@@ -551,7 +536,9 @@ def check_backend(backend: str, device: torch.device) -> str:
         triton_rollout.runs_on(device) if backend == "triton" else compiled.runs_on(backend, device)
     )
     if not runs:
-        cure = "triton and use CUDA" if backend == "triton" else "a C compiler and then tracepaper"
+        cure = (
+            "triton and use CUDA" if backend == "triton" else "a C compiler and then this package"
+        )
         raise AttentionInvalid(
             f"The {backend} rollout kernel cannot run on {device}; install {cure}, or choose auto."
         )

@@ -18,18 +18,10 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch.nn import functional
 
-from tracepaper.strategies.attention.checks import (
-    check_axes,
-    check_mask,
-    check_rows,
-    exact,
-    explanation,
-    ruled,
-    working_type,
-)
-from tracepaper.strategies.attention.masks import CAUSAL, Mask, MaskKind
-from tracepaper.strategies.attention.reads import MEAN, CarriedRows, Fuse, Read
-from tracepaper.strategies.errors import AttentionInvalid
+from .checks import check_axes, check_mask, check_rows, exact, explanation, ruled, working_type
+from .errors import AttentionInvalid
+from .masks import CAUSAL, Mask, MaskKind
+from .reads import MEAN, CarriedRows, Fuse, Read
 
 if TYPE_CHECKING:
     from torch import Tensor

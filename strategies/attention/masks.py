@@ -17,7 +17,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from tracepaper.strategies.errors import AttentionInvalid
+from .errors import AttentionInvalid
 
 _TABLE_AXES = 4
 _LARGEST: Final = 2**62

@@ -9,7 +9,7 @@ from bisect import bisect_right
 from collections.abc import Callable
 from typing import Final
 
-from tracepaper.strategies.errors import AttentionInvalid
+from .errors import AttentionInvalid
 
 BLOCK_BARS: Final = 64
 """Windows are suggested in whole blocks."""

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any, Final, cast, get_args
 
 import torch
 
-from tracepaper.strategies.attention import compiled
-from tracepaper.strategies.attention.checks import (
+from . import compiled
+from .checks import (
     check_axes,
     check_mask,
     check_rows,
@@ -38,13 +38,12 @@ from tracepaper.strategies.attention.checks import (
     explanation,
     working_type,
 )
-from tracepaper.strategies.attention.kernels import attend
-from tracepaper.strategies.attention.layer import Layer
-from tracepaper.strategies.attention.masks import Mask, MaskKind, whole
-from tracepaper.strategies.attention.reads import TOKENS, Fuse, Fusion, Read
-from tracepaper.strategies.attention.tiles import check_mass, fuse_mean, mass_tolerance
-from tracepaper.strategies.errors import AttentionInvalid, DataInvalid
-from tracepaper.strategies.types.decisions import BLOCK_BARS
+from .errors import AttentionInvalid
+from .kernels import attend
+from .layer import Layer
+from .masks import Mask, MaskKind, whole
+from .reads import TOKENS, Fuse, Fusion, Read
+from .tiles import check_mass, fuse_mean, mass_tolerance
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -123,19 +122,19 @@ def fusion_of(method: str, fusion: str | None = None) -> Fusion:
 def head_weights(text: str) -> tuple[float, ...] | tuple[tuple[float, ...], ...]:
     """Parse *text* as head weights: one number per head, or such a list for each layer.
 
-    Commas separate numbers, slashes separate lists. Raises ``DataInvalid`` if it is malformed.
+    Commas separate numbers, slashes separate lists. Raises ``AttentionInvalid`` if it is malformed.
     """
     try:
         layers = tuple(
             tuple(float(number) for number in layer.split(",")) for layer in text.split("/")
         )
     except ValueError:
-        raise DataInvalid(
+        raise AttentionInvalid(
             f"The head weights are {text[:40]!r}; give one number a head, as 1,0,0,0, or such a "
             "list for each layer with / between them."
         ) from None
     if len({len(layer) for layer in layers}) > 1:
-        raise DataInvalid("Head weights must give each layer as many numbers as it has heads.")
+        raise AttentionInvalid("Head weights must give each layer as many numbers as it has heads.")
     return layers[0] if len(layers) == 1 else layers
 
 
@@ -391,7 +390,7 @@ def rollout_buckets(
     layers: Sequence[Layer],
     method: Rollout = PLAIN,
     *,
-    bucket_bars: int = BLOCK_BARS,
+    bucket_bars: int = 64,
     by_age: bool = False,
     backend: str = "auto",
 ) -> AttendedTokens:

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import torch
 from torch import Tensor
 
-from tracepaper.strategies.attention.checks import check_shares, check_start, explanation
-from tracepaper.strategies.attention.layer import Layer
-from tracepaper.strategies.attention.masks import whole
-from tracepaper.strategies.attention.methods import PLAIN, Rollout, mean_of_all_rows
-from tracepaper.strategies.attention.replacing import hidden_keys
-from tracepaper.strategies.errors import AttentionInvalid
+from .checks import check_shares, check_start, explanation
+from .errors import AttentionInvalid
+from .layer import Layer
+from .masks import whole
+from .methods import PLAIN, Rollout, mean_of_all_rows
+from .replacing import hidden_keys
 
 if TYPE_CHECKING:
     from torch import nn

@@ -17,27 +17,12 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch.nn.functional import pad
 
-from tracepaper.strategies.attention.checks import (
-    check_axes,
-    check_mask,
-    check_rows,
-    exact,
-    explanation,
-    ruled,
-    working_type,
-)
-from tracepaper.strategies.attention.layer import value_norms
-from tracepaper.strategies.attention.masks import WHOLE, Mask, MaskKind, whole
-from tracepaper.strategies.attention.reads import (
-    MEAN,
-    CarriedRows,
-    Fuse,
-    Read,
-    by_gradient,
-    by_norm,
-)
-from tracepaper.strategies.attention.tiles import FuseTile, check_mass
-from tracepaper.strategies.errors import AttentionInvalid
+from .checks import check_axes, check_mask, check_rows, exact, explanation, ruled, working_type
+from .errors import AttentionInvalid
+from .layer import value_norms
+from .masks import WHOLE, Mask, MaskKind, whole
+from .reads import MEAN, CarriedRows, Fuse, Read, by_gradient, by_norm
+from .tiles import FuseTile, check_mass
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
-from tracepaper.strategies.attention.checks import RULES
-from tracepaper.strategies.attention.replacing import EAGER, homes_of_formulas, put, replaced
-from tracepaper.strategies.errors import AttentionInvalid
+from .checks import RULES
+from .errors import AttentionInvalid
+from .replacing import EAGER, homes_of_formulas, put, replaced
 
 _HOMES: Final = ("torch.nn.modules.activation", "transformers.activations")
 """Python modules whose classes are activations."""

@@ -17,18 +17,10 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import torch
 
-from tracepaper.strategies.attention.checks import check_axes, check_rows, explanation
-from tracepaper.strategies.attention.masks import Mask
-from tracepaper.strategies.attention.tiles import (
-    TILE,
-    Entries,
-    FuseTile,
-    carry_by,
-    discard_below,
-    fuse_mean,
-    smallest_kept,
-)
-from tracepaper.strategies.errors import AttentionInvalid
+from .checks import check_axes, check_rows, explanation
+from .errors import AttentionInvalid
+from .masks import Mask
+from .tiles import TILE, Entries, FuseTile, carry_by, discard_below, fuse_mean, smallest_kept
 
 if TYPE_CHECKING:
     from torch import Tensor

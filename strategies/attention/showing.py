@@ -7,10 +7,10 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tracepaper.strategies.errors import AttentionInvalid
+from .errors import AttentionInvalid
 
 if TYPE_CHECKING:
-    from tracepaper.strategies.attention.methods import AttendedTokens
+    from .methods import AttendedTokens
 
 _SPACES: Final = str.maketrans({"Ġ": " ", "▁": " ", "Ċ": "\n"})
 """What tokenizers write for a space and the end of a line."""

@@ -12,12 +12,12 @@ from collections import Counter
 import torch
 from torch import Tensor
 
-from tracepaper.strategies.attention.checks import check_axes, explanation, require_finite
-from tracepaper.strategies.attention.kernels import Attention, attend
-from tracepaper.strategies.attention.layer import Layer
-from tracepaper.strategies.attention.masks import Mask
-from tracepaper.strategies.attention.methods import PLAIN, AttendedTokens, Rollout, rollout
-from tracepaper.strategies.errors import AttentionInvalid
+from .checks import check_axes, explanation, require_finite
+from .errors import AttentionInvalid
+from .kernels import Attention, attend
+from .layer import Layer
+from .masks import Mask
+from .methods import PLAIN, AttendedTokens, Rollout, rollout
 
 
 class TailRing:

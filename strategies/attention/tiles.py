@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 import torch
 
-from tracepaper.strategies.attention.masks import Mask
-from tracepaper.strategies.errors import AttentionInvalid
+from .errors import AttentionInvalid
+from .masks import Mask
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

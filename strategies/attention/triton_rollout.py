@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from tracepaper.strategies.attention.backends import AMPERE, generation_of
-from tracepaper.strategies.attention.masks import MaskKind
-from tracepaper.strategies.attention.tiles import LOG2_E
-from tracepaper.strategies.errors import AttentionInvalid
+from .backends import AMPERE, generation_of
+from .errors import AttentionInvalid
+from .masks import MaskKind
+from .tiles import LOG2_E
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
 
-    from tracepaper.strategies.attention.tiles import Operand
+    from .tiles import Operand
 
 TILE: Final = 64
 """Queries and keys of a program's tile; with a head of 64 it fits every GPU since Turing."""
@@ -123,7 +123,7 @@ def _kernels(layer: Operand) -> Any:  # noqa: ANN401 - Triton's functions have n
             "The triton rollout kernel takes square layers of float32 and half types, heads of at "
             f"most {DIM_MAX}, and bfloat16 from Ampere on; choose the backend tiles."
         )
-    return import_module("tracepaper.strategies.attention.triton_kernel")
+    return import_module(".triton_kernel", __package__)
 
 
 def _run(

@@ -23,7 +23,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tracepaper.strategies.api.strategy import Forecaster
-from tracepaper.strategies.attention.heads import (
+from tracepaper.strategies.attention.methods import Rollout
+from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.features import rows as features
+from tracepaper.strategies.forecasters.passes import relevance_of
+from tracepaper.strategies.forecasters.streaming import StreamingForecaster
+from tracepaper.strategies.forecasters.tabular import network_member
+from tracepaper.strategies.forecasters.windowed import WindowedForecaster
+from tracepaper.strategies.heads import (
     HeadFigures,
     HeadReading,
     Ties,
@@ -33,13 +40,6 @@ from tracepaper.strategies.attention.heads import (
     rows_by_age,
     ties_of,
 )
-from tracepaper.strategies.attention.methods import Rollout
-from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.features import rows as features
-from tracepaper.strategies.forecasters.passes import relevance_of
-from tracepaper.strategies.forecasters.streaming import StreamingForecaster
-from tracepaper.strategies.forecasters.tabular import network_member
-from tracepaper.strategies.forecasters.windowed import WindowedForecaster
 from tracepaper.strategies.networks.architecture import BarWeights, LayerAttribution
 from tracepaper.strategies.types.market import Bar
 

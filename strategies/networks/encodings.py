@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tracepaper.strategies.attention.checks import working_type
-from tracepaper.strategies.attention.heads import content_free_confidence
 from tracepaper.strategies.errors import shown
+from tracepaper.strategies.heads import content_free_confidence
 
 _ROPE_BASE: Final = 10_000.0
 

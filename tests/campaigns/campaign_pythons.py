@@ -3,7 +3,8 @@
     python tests/campaigns/campaign_pythons.py [--only 3.12]
 
 For each of ``PYTHONS`` the built wheel is installed into an empty environment, where it examines
-itself and trades for a day; then the tests run (``make test``). ``lowest`` does this with every
+itself and trades for a day, and attention alone into another, where its README's example runs; then
+the tests run (``make test``). ``lowest`` does this with every
 dependency and extra at the lowest version that pyproject.toml names, but PyTorch, whose old builds
 for processors no usual index has. A Python that is not on the path is named and left out.
 """
@@ -50,6 +51,18 @@ def run(*command: str | Path, cwd: Path = ROOT) -> None:
     subprocess.run([str(word) for word in command], cwd=cwd, check=True)
 
 
+def explain(python: Path | str, constraints: Path, library: Path) -> None:
+    """Install the wheel *library* of attention beside torch and NumPy, and run its example."""
+    place = PLACE / "attention-alone"
+    shutil.rmtree(place, ignore_errors=True)
+    run(python, "-m", "venv", place)
+    run("deploy/torch.sh", place / "bin" / "python")
+    run(place / "bin" / "pip", "install", "-q", "-c", constraints, library)
+    readme = (ROOT / "deploy" / "attention" / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    run(place / "bin" / "python", "-c", example, cwd=place)
+
+
 def test(name: str, python: str, constraints: Path, wheel: Path) -> None:
     """Install the *wheel* alone and trade with it, then run the tests from the checkout."""
     pinned = constraints.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -76,8 +89,13 @@ def main() -> int:
     only = parser.parse_args().only
     PLACE.mkdir(parents=True, exist_ok=True)
     (PLACE / "pins.txt").write_text("\n".join(lowest()) + "\n", encoding="utf-8")
-    run(sys.executable, "-m", "build", "-q", "--wheel", "--outdir", PLACE)
-    wheel = max(PLACE.glob("*.whl"), key=lambda path: path.stat().st_mtime)
+    run("deploy/attention/sources.sh", PLACE / "attention")
+    for source in (ROOT, PLACE / "attention"):
+        run(sys.executable, "-m", "build", "-q", "--wheel", "--outdir", PLACE, source)
+    wheel, library = (
+        max(PLACE.glob(f"{name}-*.whl"), key=lambda path: path.stat().st_mtime)
+        for name in ("tracepaper", "tracepaper_attention")
+    )
     jobs = [(name, f"python{name}", ROOT / "constraints.txt") for name in PYTHONS]
     jobs.append((LOWEST, f"python{PYTHONS[0]}", PLACE / "pins.txt"))
     failed = []
@@ -88,6 +106,7 @@ def main() -> int:
             print(f"{name}: {python} is not on the path; it was not tested.")
             continue
         try:
+            explain(python, constraints, library)
             test(name, python, constraints, wheel)
         except subprocess.CalledProcessError as error:
             failed.append(f"{name}: {error}")

@@ -106,7 +106,16 @@ def test_the_image_copies_every_room_and_nothing_that_is_missing(dockerfile: str
         for line in re.findall(r"^COPY (?!--from)(.*)$", dockerfile, re.MULTILINE)
         for name in line.split()[:-1]
     }
-    rooms = {"__init__.py", "__main__.py", "attention.py", "models.py", "daemon", "replay", "storage", "strategies"}
+    rooms = {
+        "__init__.py",
+        "__main__.py",
+        "attention.py",
+        "models.py",
+        "daemon",
+        "replay",
+        "storage",
+        "strategies",
+    }
     assert rooms | {"constraints.txt"} <= copied
     assert all((ROOT / name).exists() for name in copied)
     ignored = (DEPLOY / "Dockerfile.dockerignore").read_text(encoding="utf-8")

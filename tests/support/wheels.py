@@ -90,6 +90,15 @@ def build(folder: Path, *kinds: str, extra: Mapping[str, str], umask: int = 0o02
     )
 
 
+def built_alone(folder: Path) -> Path:
+    """Build the wheel of attention alone in *folder*."""
+    laid_out = folder / "alone"
+    subprocess.run([ROOT / "deploy" / "attention" / "sources.sh", laid_out], check=True)
+    build_of(laid_out, folder, "--wheel", extra={"SOURCE_COMMIT": commit_of(ROOT)})
+    (wheel,) = folder.glob("tracepaper_attention*.whl")
+    return wheel
+
+
 def build_of(
     source: Path, folder: Path, *kinds: str, extra: Mapping[str, str], umask: int = 0o022
 ) -> str:
@@ -149,11 +158,11 @@ def installed_with_all(folder: Path) -> InstalledWheel:
         return installed
 
 
-def installed_alone(wheel: Path, folder: Path) -> InstalledWheel:
-    """Install *wheel* beside what it requires and nothing else, as without any extra."""
+def installed_alone(wheel: Path, folder: Path, *names: str) -> InstalledWheel:
+    """Install *wheel* beside what it, or each of *names*, requires, as without any extra."""
     installed = _installed(wheel, folder)
     packages = _packages(installed)
-    for package in _required("tracepaper"):
+    for package in _required(*(names or ("tracepaper",)), are_too=bool(names)):
         for name in {file.parts[0] for file in package.files or () if file.parts[0] != ".."}:
             if not (packages / name).exists():
                 (packages / name).symlink_to(Path(str(package.locate_file(name))))
@@ -175,10 +184,13 @@ def _packages(installed: InstalledWheel) -> Path:
     return folder
 
 
-def _required(name: str) -> list[metadata.Distribution]:
-    """Return the installed distributions that *name* requires, directly or not, without extras."""
-    by_key: dict[str, metadata.Distribution] = {}
-    waiting = [name]
+def _required(*names: str, are_too: bool) -> list[metadata.Distribution]:
+    """Return the installed distributions that *names* require, directly or not, without extras.
+
+    With *are_too* they are among them.
+    """
+    by_key = {name: metadata.distribution(name) for name in names if are_too}
+    waiting = [*names]
     while waiting:
         for text in metadata.distribution(waiting.pop()).requires or ():
             needed = Requirement(text)

@@ -10,16 +10,10 @@ from builders import present
 from scipy import stats
 from torch import Tensor
 
-from tracepaper.strategies.attention.heads import (
-    EVENT_SHARE,
-    LEGEND,
-    head_figures,
-    read_head,
-    ties_of,
-)
 from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.errors import AttentionInvalid
+from tracepaper.strategies.heads import EVENT_SHARE, LEGEND, head_figures, read_head, ties_of
 from tracepaper.strategies.units import percent
 
 

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 
-from tracepaper.strategies.attention.heads import (
+from tracepaper.strategies.errors import AttentionInvalid
+from tracepaper.strategies.heads import (
     EVENT_BARS,
     EVENT_SHARE,
     content_free_confidence,
@@ -22,7 +23,6 @@ from tracepaper.strategies.attention.heads import (
     rows_by_age,
     stability,
 )
-from tracepaper.strategies.errors import AttentionInvalid
 from tracepaper.strategies.time_buckets import content_share, uniform_rollout
 
 

@@ -35,11 +35,11 @@ from tracepaper.strategies.attention import (
     trained_entropy,
     value_norms,
 )
-from tracepaper.strategies.attention.heads import feature_attribution
 from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.linear import attend_linearly, draw_directions, random_features
 from tracepaper.strategies.attention.methods import flow, rollout_buckets
 from tracepaper.strategies.errors import AttentionInvalid
+from tracepaper.strategies.heads import feature_attribution
 
 TIME, DIM = 20, 8
 GENERATOR = torch.Generator().manual_seed(1)
