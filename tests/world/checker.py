@@ -582,6 +582,7 @@ class _Books:
             if len(alone) == len(self.rules) == 1:
                 self.leverage = Decimal(str(account["leverage"]))
         self.calls = 0  # liquidations of the step
+        self.bars: Sequence[sqlite3.Row] = ()  # of the step
         self.ignored = {
             sequence
             for (sequence,) in judge.rows(
@@ -632,6 +633,7 @@ class _Books:
         for sequence in sorted(events):
             self._take(events[sequence], bars.get(sequence, []))
             stood = self._stood()
+            self.bars = bars.get(sequence, [])
             self._book(sequence, fills.get(sequence, []), ledger.get(sequence, []))
             self._check_bars(sequence, bars.get(sequence, []), fills.get(sequence, []))
             if self.missed is not None:
@@ -845,7 +847,9 @@ class _Books:
         rules, at = self.rules[fill["instrument"]], Decimal(fill["reference_price_text"])
         place = f"at {fill['sequence']} {fill['order_id']}"
         if self.leverage is not None and not self.calls and not self._is_ruined(at):
-            self.judge.breach("liquidations", f"{place}: {at} ruins nothing")
+            left = [self._balance(position, rules, each) for each in self._impacts(fill)]
+            if min(left, default=Decimal(0)) >= 0:
+                self.judge.breach("liquidations", f"{place}: {at} ruins nothing")
         self.calls += 1
         if rules.leverage is None or rules.maintenance < 0 or not position.quantity:
             return
@@ -853,7 +857,26 @@ class _Books:
         if Decimal(fill["price_text"]) != lost:
             self.judge.breach("liquidations", f"{place} is at {fill['price_text']}, not {lost}")
         if at > trigger if position.quantity > 0 else at < trigger:
-            self.judge.breach("liquidations", f"{place}: {at} has not reached {trigger}")
+            beyond = [price - lost for _, price in self._impacts(fill)]
+            if not any(each * position.quantity < 0 for each in beyond):
+                self.judge.breach("liquidations", f"{place}: {at} has not reached {trigger}")
+
+    def _impacts(self, fill: sqlite3.Row) -> list[tuple[Decimal, Decimal]]:
+        """Return quantity and price of the orders that the liquidation *fill* ended.
+
+        Their own impact at a thin bar may have closed the position beyond its bankruptcy price
+        (M32), or left a debt (M58).
+        """
+        if self.market is None:
+            return []
+        candle = next(candle_of(bar) for bar in self.bars if bar["sequence"] == fill["sequence"])
+        return self.market.ended_by(fill, candle)
+
+    def _balance(self, position: Position, rules: Rules, order: tuple[Decimal, Decimal]) -> Decimal:
+        """Return what an *order* of this quantity and price that closes *position* leaves."""
+        quantity, price = order
+        fee = money(money(quantity * price) * rules.taker)
+        return self.cash + position.worth(price) - position.entry - fee
 
     def _post(self, fill: sqlite3.Row) -> list[tuple[str, Decimal]]:
         key = fill["instrument"]
@@ -1293,11 +1316,31 @@ class _Market:
             and each["model"] != "liquidation"
             and each["ordinal"] < fill["ordinal"]
         )
-        volume = candle[4]
-        share = (sum(before, Decimal(fill["quantity_text"])) / volume) if volume else Decimal(100)
+        return self._impact(sum(before, Decimal(fill["quantity_text"])), candle[4])
+
+    def _impact(self, quantity: Decimal, volume: Decimal) -> Decimal:
+        """Return the impact of takers of this *quantity* at a bar of this *volume*."""
+        share = quantity / volume if volume else Decimal(100)
         share = min(share, Decimal(100))
         moved = self.impact * (share.sqrt() if self.beyond == "square_root" else share)
         return min(moved, Decimal(1)).quantize(Decimal("1e-10"), ROUND_FLOOR)
+
+    def ended_by(self, fill: sqlite3.Row, candle: Candle) -> list[tuple[Decimal, Decimal]]:
+        """Return quantity and price of the orders of its side that the liquidation *fill* ended.
+
+        The price is what each would have been filled at; ``orders`` are those before the step.
+        """
+        reference, ended = Decimal(fill["reference_price_text"]), []
+        for after in self.changes.get(fill["sequence"], []):
+            before = self.orders.get(after.order_id)
+            is_ended = before is not None and before.rests and not after.rests
+            is_alike = after.key == fill["instrument"] and after.is_buy == (fill["side"] == "BUY")
+            if before is None or not (is_ended and is_alike) or after.role == "LIQUIDATION":
+                continue
+            left = before.quantity - before.filled
+            moved = Decimal(0) if self.beyond == "wait" else self._impact(left, candle[4])
+            ended.append((left, self._worse(before, reference, moved)))
+        return ended
 
     def _worse(self, order: Order, price: Decimal, moved: Decimal = Decimal(0)) -> Decimal:
         """Return *price* with the costs of a taker, in whole ticks, and within the limit."""
@@ -1408,7 +1451,9 @@ class _Market:
         )
         for stop in (*self.before.values(), *young):
             rested = stop.rests or stop.order_id not in self.before
-            if stop.key == target.key and stop.role == "STOP" and rested and stop.is_met(low, high):
+            # A position that was turned leaves a stop of the other side.
+            is_rival = stop.key == target.key and stop.is_buy == target.is_buy and rested
+            if is_rival and stop.role == "STOP" and stop.is_met(low, high):
                 place = f"{target.order_id} in {bar['open_time_ms']}"
                 self.judge.breach("stops", f"{place} was filled before {stop.order_id}")
 

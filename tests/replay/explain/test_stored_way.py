@@ -25,7 +25,7 @@ from tracepaper.replay.report.attention_charts import rollout_chart
 from tracepaper.replay.report.past import Past, open_past
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.attention.methods import Rollout
-from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.errors import AttentionInvalid
 from tracepaper.strategies.networks.flash import FlashConfig
 from tracepaper.strategies.time_buckets import weights_of
 
@@ -73,7 +73,7 @@ def test_another_method_begins_with_its_own_defaults(database: Path) -> None:
     usual = explain_by(opened, TypedMethod(method="rollout"))
     assert usual.options["residual_weight"] == 0.5
     assert usual.common < 0.99
-    with pytest.raises(DataInvalid, match="The head weights are 'a,b'"):
+    with pytest.raises(AttentionInvalid, match="The head weights are 'a,b'"):
         explain_by(opened, TypedMethod(method="rollout", head_weights="a,b"))
 
 
