@@ -39,7 +39,7 @@ from .masks import Mask, check_tensor
 from .methods import PLAIN, AttendedTokens, Rollout, rollout
 from .passage_shares import SOURCE, TARGET, Passages, Span, passages
 from .reads import TOKENS, MatrixRead
-from .replacing import EAGER, HEADS, homes_of_formulas, put, put_flex, replaced
+from .replacing import EAGER, HEADS, homes_of_formulas, put, put_flex, replaced, uncompiled
 from .showing import Shown, shown
 
 _HELP: Final = (
@@ -138,8 +138,10 @@ class capture:  # noqa: N801 - it is called as a function is
     def start(self) -> Self:
         """Begin to capture, until :meth:`stop`: many calls cost less than a block for each.
 
-        With a model, functions of torch are replaced only while it runs.
+        Compiled code runs eagerly meanwhile. Functions of torch are replaced while the model runs,
+        or without a model all the time.
         """
+        self._stack.enter_context(uncompiled())
         if self._model is None:
             self._is_running = True
             self._replace_attention(self._stack)
@@ -415,6 +417,8 @@ class capture:  # noqa: N801 - it is called as a function is
         """
 
         def enters(module: nn.Module, args: Any, options: Any) -> None:
+            if not self._is_running:
+                return  # a checkpoint computes again, or a part is called by itself
             given = [x for x in (*args, *options.values()) if isinstance(x, Tensor)]
             tokens = given[0] if given else None
             heads = getattr(module, "num_key_value_groups", 1)
@@ -548,6 +552,8 @@ class capture:  # noqa: N801 - it is called as a function is
             check_tensor(name, tensor)
             if is_batchedtensor(tensor):
                 raise AttentionInvalid("torch.vmap hides a batch; call the model on all of it.")
+            if tensor.is_nested:
+                raise AttentionInvalid(f"{name} is a nested tensor; pad it, and give a mask.")
         _require_no_dropout(dropout_p)
         origins = self._flows.of_call(query, key)
         logsumexp: Tensor | None = None

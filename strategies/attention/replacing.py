@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import lru_cache
 from inspect import signature
 from types import ModuleType
@@ -38,6 +38,13 @@ def _cached_places(function: object, _modules: int) -> list[tuple[ModuleType, st
     return _places(function)
 
 
+def uncompiled() -> AbstractContextManager[None]:
+    """Let compiled code run eagerly inside the block."""
+    # If it is not loaded nothing is compiled, and loading takes a second and 150 MB.
+    has_compiler = "torch._dynamo" in sys.modules
+    return torch.compiler.set_stance("force_eager") if has_compiler else nullcontext()
+
+
 @contextmanager
 def replaced(attend: Callable[..., Tensor], by: Callable[..., Tensor]) -> Iterator[None]:
     """Let Python modules call *by* in place of *attend*, whatever its name is there.
@@ -52,9 +59,7 @@ def replaced(attend: Callable[..., Tensor], by: Callable[..., Tensor]) -> Iterat
     try:
         for home, name in named:
             setattr(home, name, by)
-        # If it is not loaded nothing is compiled, and loading takes a second and 150 MB.
-        has_compiler = "torch._dynamo" in sys.modules
-        with torch.compiler.set_stance("force_eager") if has_compiler else nullcontext():
+        with uncompiled():
             yield
     finally:
         for home, name in named:

@@ -389,6 +389,27 @@ def test_a_capture_that_stays_open_has_each_call_as_a_block_has() -> None:
     assert torch.equal(block.rollout().weights["tokens"], stayed)
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_a_checkpoint_that_computes_again_adds_nothing(*, again: bool) -> None:
+    model: Any = model_of("Llama", "sdpa").requires_grad_()
+    words = torch.randint(0, WORDS, (1, TOKENS))
+    with torch.no_grad(), capture(model) as whole:
+        model(words)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": again})
+    model.enable_input_require_grads()
+    model.train()
+    with capture(model) as captured:
+        model(words).logits.sum().backward()
+    difference = whole.rollout().weights["tokens"] - captured.rollout().weights["tokens"]
+    assert difference.abs().max() < 1e-6
+
+
+def test_nested_tensors_are_refused() -> None:
+    x = torch.nested.nested_tensor([torch.randn(2, 3, 8), torch.randn(2, 5, 8)])
+    with pytest.raises(AttentionInvalid, match="query is a nested tensor; pad it"), capture():
+        functional.scaled_dot_product_attention(x, x, x)
+
+
 def test_two_captures_that_are_open_at_once_are_refused() -> None:
     model, attend = model_of("Llama", "sdpa"), functional.scaled_dot_product_attention
     captured = capture(model).start()
