@@ -67,6 +67,8 @@ class FitRun(NamedTuple):
         """
         if self.resume and fit.resume():
             self.say(f"Resuming the fit at step {fit.progress.step}.")
+        elif self.resume:
+            self.say("There is no state of this fit to resume; it begins at step 0.")
         fit.run(self.observe)
         if fit.progress.stopped:
             self.say(fit.progress.stopped)

@@ -89,10 +89,16 @@ class Mask:
                 raise AttentionInvalid(f"{name} is {value}; give 0 keys or more.")
         for name in ("first", "starts", "stops"):
             value = getattr(self, name)
+            if value is None:
+                continue
             if name == "first" and isinstance(value, int):
-                whole(value, name)
-            elif value is not None:
-                object.__setattr__(self, name, _whole_numbers(value, name))
+                least = whole(value, name)
+            else:
+                numbers = _whole_numbers(value, name)
+                least = min(numbers, default=0)
+                object.__setattr__(self, name, numbers)
+            if least < 0:
+                raise AttentionInvalid(f"{name} is {least}; give positions of 0 or more.")
         if self.leading_keys is not None:
             check_tensor("leading_keys", self.leading_keys, WHOLE)
         if self.dense is not None:

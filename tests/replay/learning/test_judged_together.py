@@ -312,6 +312,8 @@ def test_a_fit_that_was_cut_off_ends_as_if_it_had_not_been(
     lines: list[str] = []
     rest = train(chosen, aligned, FitRun(tmp_path / "cut", say=lines.append, resume=True))
     assert "Resuming the fit at step 4." in lines
+    train(chosen, aligned, FitRun(tmp_path / "none", say=lines.append, resume=True))
+    assert "There is no state of this fit to resume; it begins at step 0." in lines
     for name, tensor in whole.tensors.items():
         assert torch.equal(rest.tensors[name], tensor)
     other = replace(chosen, options=replace(chosen.options, learning_rate=1e-4))

@@ -223,6 +223,8 @@ SLOPED = replace(layer(), value=VALUE, gradient=torch.full_like(VALUE, math.nan)
         (lambda: Mask.window(0), "at least 1 bar"),
         (lambda: buckets_of(layer(), OTHER), "of one batch and as many heads"),
         (lambda: buckets_of(layer(), backend="x"), "choose auto or tiles"),
+        (lambda: Mask(first=-3), "first is -3; give positions of 0 or more"),
+        (lambda: Mask(starts=[0, -1]), "starts is -1; give positions of 0 or more"),
         (lambda: rollout_buckets([layer()], bucket_bars=1.5), "must be whole numbers"),  # type: ignore[arg-type]
     ],
 )
