@@ -337,6 +337,7 @@ def test_gradients_are_those_of_stored_matrices_and_second_ones_are_refused(mask
 def test_every_public_call_is_asked_here() -> None:
     kinds = {
         "Attention",
+        "AttentionInvalid",
         "AttendedTokens",
         "LinearRead",
         "MapRead",
@@ -350,5 +351,5 @@ def test_every_public_call_is_asked_here() -> None:
         for name, value in vars(attention).items()
         if not name.startswith("_") and not isinstance(value, ModuleType)
     }
-    assert len(public) == 28
+    assert len(public) == 29
     assert public - kinds <= set(globals())
