@@ -97,11 +97,12 @@ class _Call(NamedTuple):
 class capture:  # noqa: N801 - it is called as a function is
     """Capture every attention of *model*, or of all models, inside the ``with`` block.
 
-    With a *model*, each of its calls starts a new capture, and calls that extend one cache are
-    joined. Of an encoder and a decoder, the tokens that are read are the stream ``source`` and
-    those that are written ``target``. *backward* keeps the graph for :meth:`gradient`. Raises
-    ``AttentionInvalid`` for attention with dropout, and at the end of the block if nothing was
-    captured.
+    ``reads`` are then its layers [batch, head, query, key], the lowest first, and ``rollout``,
+    ``passages`` and ``show`` explain them (Abnar and Zuidema, 2020, arXiv:2005.00928). With a
+    *model*, each of its calls starts a new capture, and calls that extend one cache are joined. Of
+    an encoder and a decoder, the tokens that are read are the stream ``source`` and those that are
+    written ``target``. *backward* keeps the graph for :meth:`gradient`. Raises ``AttentionInvalid``
+    for attention with dropout, and at the end of the block if nothing was captured.
     """
 
     def __init__(self, model: nn.Module | None = None, *, backward: bool = False) -> None:

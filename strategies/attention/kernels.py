@@ -159,7 +159,7 @@ kernel_attention: Final[Callable[..., tuple[Tensor, Tensor]]] = _KernelAttention
 
 
 class Attention(NamedTuple):
-    """Output and logsumexp of attention; the logsumexp is natural and has no gradient."""
+    """Output [batch, head, time, dim] and logsumexp of attention, natural and without gradient."""
 
     output: Tensor  # [batch, head, time, dim]
     logsumexp: Tensor  # [batch, head, time], float32 (float64 for float64 inputs)
@@ -202,10 +202,11 @@ def attend(
 ) -> Attention:
     """Return ``softmax(scale q·k) v`` and its logsumexp under *mask*; differentiable in q, k, v.
 
-    Shapes are [batch, head, time, dim]; the value may have another dim. *scale* defaults to ``1 /
-    sqrt(dim)``. Memory is linear in time. *checked* checks that inputs and results are finite, in
-    one pass (and a synchronisation on CUDA). Raises ``AttentionInvalid`` for tensors, masks and
-    backends that do not fit together, and if numbers overflow.
+    Shapes are [batch, head, time, dim] (FlashAttention: Dao et al., 2022, arXiv:2205.14135); the
+    value may have another dim. *scale* defaults to ``1 / sqrt(dim)``. Memory is linear in time.
+    *checked* checks that inputs and results are finite, in one pass (and a synchronisation on
+    CUDA). Raises ``AttentionInvalid`` for tensors, masks and backends that do not fit together, and
+    if numbers overflow.
     """
     check_inputs(query, key, value, mask)
     query, key, value = ruled(query, key, value)

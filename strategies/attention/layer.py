@@ -55,7 +55,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Layer(Read):
-    """Softmax attention of one layer: ``A_ij = exp(score_ij - logsumexp_i)``."""
+    """Softmax attention of one layer: ``A_ij = exp(score_ij - logsumexp_i)`` [batch, head, i, j].
+
+    Scores are natural logarithms, scaled and masked (Vaswani et al., 2017, arXiv:1706.03762); no
+    matrix is stored.
+    """
 
     query: Tensor
     """[batch, head, query, dim]."""
@@ -501,8 +505,9 @@ class Layer(Read):
 def value_norms(value: Tensor, output_weight: Tensor, heads: int | None = None) -> Tensor:
     """Return ``‖v_j·W_h‖`` [batch, head, key] of *value* [batch, key head, key, dim].
 
-    *output_weight* is the output projection's [model, head * dim], as ``torch.nn.Linear`` stores
-    it; *heads* is the number of query heads, if several share a key head.
+    The fusion by norm needs it (Kobayashi et al., 2020, arXiv:2004.10102). *output_weight* is the
+    output projection's [model, head * dim], as ``torch.nn.Linear`` stores it; *heads* is the number
+    of query heads, if several share a key head.
     """
     axes = {"value": (value, "batch head time dim")}
     check_axes(axes)

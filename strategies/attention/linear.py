@@ -109,7 +109,10 @@ def attend_linearly(
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LinearRead(Read):
-    """A layer of linear attention; its heads can only be fused by their plain mean."""
+    """Linear attention ``φ(q_i)·φ(k_j) / normaliser_i`` [batch, head, i, j], without a matrix.
+
+    Its heads can only be fused by their plain mean (Katharopoulos et al., 2020, arXiv:2006.16236).
+    """
 
     query: Tensor
     """φ(q) [batch, head, time, feature], positive."""

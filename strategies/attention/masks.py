@@ -61,7 +61,7 @@ def check_tensor(name: str, tensor: object, kinds: Sequence[torch.dtype] = FLOAT
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """Which keys a query sees; by default itself and all keys before it."""
+    """Which keys [batch, query, key] a query sees; by default itself and all keys before it."""
 
     causal: bool = True
     before: int | None = None

@@ -56,7 +56,12 @@ METHODS: Final = ("rollout", *FUSIONS[3:])
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """How a rollout fuses heads and joins layers."""
+    """How a rollout fuses heads and joins layers: shares from 0 to 1, by default the paper's.
+
+    The mean, ``residual_weight`` and flow are of Abnar and Zuidema (2020, arXiv:2005.00928), the
+    norms of Kobayashi et al. (2020, arXiv:2004.10102), the gradient of Chefer, Gur and Wolf (2021,
+    arXiv:2103.15679).
+    """
 
     residual_weight: float = 0.5
     """ρ, the share of the residual stream."""
@@ -140,7 +145,7 @@ def head_weights(text: str) -> tuple[float, ...] | tuple[tuple[float, ...], ...]
 
 @dataclass(frozen=True, eq=False)
 class AttendedTokens:
-    """The attention of rows through all reads."""
+    """Shares [batch, row, key] of what rows attend to through all reads; a row sums to 1."""
 
     weights: Mapping[str, Tensor]
     """By stream, [batch, row, key]; a row sums to 1 over all streams."""
@@ -187,13 +192,13 @@ def rollout(
     *,
     backend: str = "auto",
 ) -> AttendedTokens:
-    """Return the rollout of *start* through *reads*, the lowest first.
+    """Return what the rows *start* attend to through *reads*, the lowest first: [batch, row, key].
 
-    *start* are weights [batch, row, query] by stream above the last read, or queries of its stream.
-    The reads of one step all start from the same streams, and those of one stream share ``1 - ρ``
-    equally. A query that sees nothing keeps its weight. *backend* computes the mean over heads.
-    Raises ``AttentionInvalid`` for reads and options that do not fit, and if the mass of a head
-    changes.
+    It is the attention rollout of Abnar and Zuidema (2020, arXiv:2005.00928). *start* are weights
+    [batch, row, query] by stream above the last read, or queries of its stream. The reads of one
+    step all start from the same streams, and those of one stream share ``1 - ρ`` equally. A query
+    that sees nothing keeps its weight. *backend* computes the mean over heads. Raises
+    ``AttentionInvalid`` for reads and options that do not fit, and if the mass of a head changes.
     """
     reads = _checked(reads)
     if method.fusion == "flow":
@@ -348,12 +353,19 @@ def _add(held: dict[str, Tensor], name: str, weights: Tensor) -> None:
 
 @explanation
 def confidence(reads: Sequence[Read], queries: Sequence[int]) -> list[Tensor]:
-    """Return ``1 - H / ln n`` of *queries* in each of *reads*: [batch, head, row] each."""
+    """Return ``1 - H / ln n`` of *queries* in each of *reads*: [batch, head, row] each, 0 to 1.
+
+    H is the entropy in nats over the n keys that a query sees.
+    """
     return [read.confidence(queries) for read in _checked(reads)]
 
 
 def entropy(reads: Sequence[Read], queries: Sequence[int] | None = None) -> list[Tensor]:
-    """Return the entropy in nats of *queries*, None for all, in each of *reads*."""
+    """Return the entropy in nats of *queries*, None for all, in each of *reads*.
+
+    Each is [batch, head, row]; heads are told apart by it (Vig and Belinkov, 2019,
+    arXiv:1906.04284).
+    """
     return [read.entropy(queries) for read in _checked(reads)]
 
 
@@ -363,7 +375,8 @@ def trained_entropy(
 ) -> Tensor:
     """Return the entropy of every row in nats for a loss, differentiable once: [batch, head, time].
 
-    The tensors are those of a ``Layer`` with as many queries as keys, and the value equals its
+    A model trained with it spreads its attention (Attanasio et al., 2022, arXiv:2203.09192). The
+    tensors are those of a ``Layer`` with as many queries as keys, and the value equals its
     ``entropy``, which has no gradient. A flash pass gives the logsumexp no gradient either: that is
     ``scale·Σ_j p_ij k_j`` for the query and ``scale·Σ_i p_ij q_i`` for the keys, computed in two
     more passes: three in all, and three backward. Raises ``AttentionInvalid`` for tensors that do
@@ -396,11 +409,12 @@ def rollout_buckets(
 ) -> AttendedTokens:
     """Return every row's rollout by bucket: "tokens" [batch, time, bucket], oldest bucket first.
 
-    The *layers* need a kernel mask and as many queries as keys; their heads are fused by the mean.
-    With *by_age* the newest bucket, that of the row itself, comes first; under a window there are
-    only as many ages as a row can reach, so memory is linear in time. *backend* tiles uses torch
-    only, auto uses compiled loops if they are built. Raises ``AttentionInvalid`` for layers that do
-    not fit, and if the mass of a head changes.
+    It is ``rollout`` of all rows at once, in O(time · buckets) memory. The *layers* need a kernel
+    mask and as many queries as keys; their heads are fused by the mean. With *by_age* the newest
+    bucket, that of the row itself, comes first; under a window there are only as many ages as a row
+    can reach, so memory is linear in time. *backend* tiles uses torch only, auto uses compiled
+    loops if they are built. Raises ``AttentionInvalid`` for layers that do not fit, and if the mass
+    of a head changes.
     """
     _checked(layers)
     if by_age and layers[0].mask.kind is MaskKind.FULL:
@@ -536,10 +550,11 @@ def flow(
 ) -> AttendedTokens:
     """Return each query's flow from every bar, normalised to sum to 1: float64 [batch, row, time].
 
-    A reference method: raises ``AttentionInvalid`` beyond ``TIME_MAX`` bars, and for reads of
-    several streams. Capacities are rounded to 1 / ``CAPACITY``. *newest* keeps only so many last
-    bars of longer sequences, and queries are counted among them; if no bar sees a later one, the
-    flows are the same. Only the residual and the head weights of *method* are used.
+    It is attention flow (Abnar and Zuidema, 2020, arXiv:2005.00928, section 3). Raises
+    ``AttentionInvalid`` beyond ``TIME_MAX`` bars, and for reads of several streams. Capacities are
+    rounded to 1 / ``CAPACITY``. *newest* keeps only so many last bars of longer sequences, and
+    queries are counted among them; if no bar sees a later one, the flows are the same. Only the
+    residual and the head weights of *method* are used.
     """
     reads = _checked(reads)
     if any(read.source != read.target or not read.residual for read in reads):

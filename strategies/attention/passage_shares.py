@@ -57,7 +57,7 @@ class RemovedPassage(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Passages:
-    """Every token's shares by passage."""
+    """The share [batch, token, passage] of each token's rollout in each passage."""
 
     names: tuple[str, ...]
     """As given, then ``special``, ``padding``, ``other`` and ``target`` where there are any."""
@@ -146,14 +146,14 @@ def passages(
     attention_mask: Tensor | None = None,
     model: nn.Module | None = None,
 ) -> Passages:
-    """Return every token's rollout summed by the passages *spans*, sets of token positions.
+    """Return every token's rollout summed by the passages *spans*: [batch, token, passage].
 
-    The *layers* have as many queries as keys, or are an encoder's and a decoder's, with spans of
-    the source; their heads are fused by the mean. *special* tokens and those where
-    *attention_mask* [batch, token] is 0 stand apart; the rest is ``other``, and the decoder's own
-    tokens are ``target``.
-    ``without`` needs the *model* if it attends by eager formulas. Raises ``AttentionInvalid`` for
-    passages that are empty, overlap or are out of range.
+    A span holds token positions, or a boolean for each token. The rollout is that of Abnar and
+    Zuidema (2020, arXiv:2005.00928). The *layers* have as many queries as keys, or are an encoder's
+    and a decoder's, with spans of the source; their heads are fused by the mean. *special* tokens
+    and those where *attention_mask* [batch, token] is 0 stand apart; the rest is ``other``, and the
+    decoder's own tokens are ``target``. ``without`` needs the *model* if it attends by eager
+    formulas. Raises ``AttentionInvalid`` for passages that are empty, overlap or are out of range.
     """
     if method.fusion != "mean" or method.discard_ratio:
         raise AttentionInvalid(

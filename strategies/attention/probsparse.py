@@ -244,9 +244,10 @@ def pooling_taps(chosen: Tensor, time: int) -> MapRead:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class MapRead(Read):
-    """A map of positions, such as distilling, without attention and residual.
+    """A map of positions, such as distilling, without attention and residual: [batch, n, bar].
 
-    Position n takes the share ``shares[n, τ]`` from the bar ``stride·n - 1 + τ``.
+    Distilling is of Informer (Zhou et al., 2021, arXiv:2012.07436). Position n takes the share
+    ``shares[n, τ]`` from the bar ``stride·n - 1 + τ``.
     """
 
     shares: Tensor
@@ -292,7 +293,10 @@ class MapRead(Read):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SparseRead(Read):
-    """A layer of ProbSparse attention: some computed rows, the others uniform."""
+    """ProbSparse attention [batch, head, query, key]: some computed rows, the others uniform.
+
+    Informer's (Zhou et al., 2021, arXiv:2012.07436).
+    """
 
     active: Tensor
     """[batch, head, u] int64: the rows that attend, the largest spread first."""

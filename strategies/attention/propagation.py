@@ -38,9 +38,10 @@ def relevance_rules(
 ) -> Iterator[None]:
     """Inside the block the gradients of *model* are relevances; its outputs do not change.
 
-    Attention passes relevance only through its values, so that relevances sum to the output.
-    *gated* are the names of the two projections of a gated product, in the module that has both, or
-    the name of one projection that gives both factors.
+    The rules are AttnLRP's (Achtibat et al., 2024, arXiv:2402.05602), and of attention CP-LRP's
+    (Ali et al., 2022, arXiv:2202.07304): it passes relevance only through its values, so that
+    relevances sum to the output. *gated* are the names of the two projections of a gated product,
+    in the module that has both, or the name of one projection that gives both factors.
     """
     attend = functional.scaled_dot_product_attention
 
@@ -81,8 +82,8 @@ def _hooked(model: nn.Module, gated: Sequence[tuple[str, ...]]) -> Iterator[Remo
 def relevance(output: Tensor, inputs: Tensor) -> Tensor:
     """Return each input's signed contribution to the scalar *output*, of the shape of *inputs*.
 
-    *output* must be computed from *inputs* inside ``relevance_rules``. Raises ``AttentionInvalid``
-    if no gradient connects them.
+    They have the unit of *output*, which they sum to. *output* must be computed from *inputs*
+    inside ``relevance_rules``. Raises ``AttentionInvalid`` if no gradient connects them.
     """
     try:
         (slope,) = torch.autograd.grad(output.reshape(()), inputs, retain_graph=True)

@@ -56,7 +56,7 @@ class CarriedRows(NamedTuple):
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Read(ABC):
-    """A step of the rollout: one stream of tokens reads another, or itself."""
+    """A step of a rollout [batch, head, query, key]: one stream reads another, or itself."""
 
     target: str = TOKENS
     """The stream of the queries."""
@@ -319,7 +319,8 @@ class MatrixRead(Read):
 class GridRead(Read):
     """A layer along one axis of a grid of tokens; the other axis is its batch.
 
-    Weights are [1, row, token], the tokens those of *grid* [first, second] in order.
+    It is axial attention (Ho et al., 2019, arXiv:1912.12180). Weights are [1, row, token], the
+    tokens those of *grid* [first, second] in order.
     """
 
     along: Read
