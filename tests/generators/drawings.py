@@ -323,7 +323,7 @@ def limits() -> Canvas:
     return canvas
 
 
-def any_transformer() -> Canvas:
+def which_words() -> Canvas:
     """Draw the shares of passages for each generated word, as they might be."""
     canvas = Canvas("Where each word of an answer looked", 220)
     canvas.words(10, 24, "Where each word of an answer looked", "title")
@@ -358,7 +358,7 @@ DRAWINGS: Final[tuple[Callable[[], Canvas], ...]] = (
     luck,
     what_models_can_do,
     limits,
-    any_transformer,
+    which_words,
 )
 
 

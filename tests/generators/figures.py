@@ -32,6 +32,7 @@ CLOSES: Final = "python tests/benchmarks/live_step.py --symbols 200"
 ATTENTION: Final = "tracepaper bench attention"
 CUDA: Final = "tracepaper bench attention --device cuda"
 MECHANISMS: Final = "tracepaper bench attention --section mechanisms"
+PASSAGES: Final = "tracepaper bench attention --section passages"
 MEMORY: Final = "tracepaper bench attention --section memory"
 OPERATIONS: Final = "tracepaper bench attention --section operations"
 YEAR: Final = "python tests/benchmarks/year.py"
@@ -226,7 +227,7 @@ FIGURES: Final = (
         ATTENTION, llama("capture"), 1.7, limit=1.7,
     ),
     Figure(
-        "the same with eight passages ÷ without, 1,024 and 4,096 tokens", ATTENTION,
+        "time of a Llama's forward with eight passages ÷ without, 1,024 and 4,096 tokens", PASSAGES,
         of_lengths(SHARED, "with passages ÷ forward"), 1.6, limit=1.6,
     ),
     Figure(

@@ -2,9 +2,9 @@
 
     python tests/peers/faithfulness.py
 
-A small Llama is trained here to recall a fact from twelve passages. Each method gives every passage
-a score for the tokens of the answer. All are judged by the same ablation, which masks the keys of a
-passage and leaves positions:
+A small Llama is trained here to recall a fact from twelve passages, and another one to answer from
+two of them at once. Each method gives every passage a score for the tokens of the answer. All are
+judged by the same ablation, which masks the keys of a passage and leaves positions:
 
 - the drop of the answer's mean log probability with the best passage hidden, and with the best
   three, so that all methods retain an equal share of the tokens;
@@ -16,11 +16,12 @@ cost is one run a passage; no method is expected to beat it by much.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -35,13 +36,9 @@ from tracepaper.replay.bench.machine import machine_line
 from tracepaper.strategies import attention
 
 STEPS, EXAMPLES, LEARNED, HALVES = 3_000, 200, 400, 32
-END, ASKS, KEYS, VALUES, NOISE = 0, 1, 16, 24, 40
-"""Of recall: the tokens of end and of a question, then so many keys, values and idle words."""
-FIRST_VALUE: Final = 2 + KEYS
-FIRST_IDLE: Final = FIRST_VALUE + VALUES
-FIRST_FACT: Final = FIRST_IDLE + NOISE
-WORDS: Final = FIRST_FACT + KEYS * VALUES
-"""A fact is one word, of a key and its value."""
+END, ASKS, KEYS, NOISE = 0, 1, 16, 40
+"""The words of end and of a question; then so many keys and idle words."""
+FIRST_ANSWER: Final = 2 + KEYS
 
 
 @dataclass(frozen=True)
@@ -63,50 +60,87 @@ class Example:
         return range(len(self.prompt) - 1, len(self.prompt) + len(self.answer) - 1)
 
 
-def recalled(draw: random.Random, questions: int) -> tuple[list[int], list[list[int]], list[range]]:
-    """Return twelve passages of eight words with a fact each, and *questions* about them."""
-    prompt: list[int] = []
-    facts, spans = [], []
-    for key in draw.sample(range(KEYS), 12):
-        value = draw.randrange(VALUES)
-        passage = draw.choices(range(FIRST_IDLE, FIRST_FACT), k=8)
-        passage[draw.randrange(8)] = FIRST_FACT + key * VALUES + value
-        facts.append([ASKS, 2 + key, FIRST_VALUE + value])
-        spans.append(range(len(prompt), len(prompt) + 8))
-        prompt += passage
-    return prompt, draw.sample(facts, questions), spans
+@dataclass(frozen=True)
+class Task:
+    """Twelve passages of eight words with a fact each, and questions about *places* of them.
+
+    A fact is one word, of a key and its value, and an answer one word, of a value for each place.
+    """
+
+    name: str
+    values: int
+    places: int
+    questions: int  # of a prompt to learn from
+
+    @property
+    def first_idle(self) -> int:
+        """The first of the idle words, which follow those of answers."""
+        return FIRST_ANSWER + int(self.values**self.places)
+
+    @property
+    def first_fact(self) -> int:
+        """The first of the words of facts."""
+        return self.first_idle + NOISE
+
+    @property
+    def words(self) -> int:
+        """How many words there are."""
+        return self.first_fact + KEYS * self.values
+
+    def asked(
+        self, draw: random.Random, questions: int
+    ) -> tuple[list[int], list[Any], list[range]]:
+        """Return a prompt of passages, *questions* with their answers, and the passages' spans."""
+        prompt: list[int] = []
+        facts, spans = [], []
+        for key in draw.sample(range(KEYS), 12):
+            value = draw.randrange(self.values)
+            passage = draw.choices(range(self.first_idle, self.first_fact), k=8)
+            passage[draw.randrange(8)] = self.first_fact + key * self.values + value
+            facts.append((2 + key, value))
+            spans.append(range(len(prompt), len(prompt) + 8))
+            prompt += passage
+        told = []
+        for _ in range(questions):
+            chosen = draw.sample(facts, self.places)
+            answer = functools.reduce(
+                lambda so_far, fact: so_far * self.values + fact[1], chosen, 0
+            )
+            told.append([ASKS, *(key for key, _ in chosen), FIRST_ANSWER + answer])
+        return prompt, told, spans
+
+    def example(self, draw: random.Random) -> Example:
+        """Draw a prompt that ends in a question, and its answer."""
+        prompt, (question,), spans = self.asked(draw, 1)
+        return Example([*prompt, *question[:-1]], question[-1:], spans)
+
+    def batch(self, draw: random.Random) -> tuple[Tensor, Tensor]:
+        """Draw 32 prompts with questions, int64 [32, word], and which words are answers."""
+        rows = []
+        for _ in range(32):
+            prompt, questions, _ = self.asked(draw, self.questions)
+            rows.append([*prompt, *itertools.chain(*questions)])
+        tokens = torch.tensor(rows)
+        return tokens, (tokens >= FIRST_ANSWER) & (tokens < self.first_idle)
 
 
-def recall(draw: random.Random) -> Example:
-    """Draw a prompt that ends in a question; its answer is the fact's value."""
-    prompt, (question,), spans = recalled(draw, 1)
-    return Example([*prompt, *question[:2]], question[2:], spans)
+RECALL: Final = Task("recall of one fact", values=24, places=1, questions=6)
+TWO: Final = Task("an answer of two facts", values=5, places=2, questions=6)
 
 
-def recall_batch(draw: random.Random) -> tuple[Tensor, Tensor]:
-    """Draw 32 prompts of six questions, int64 [32, word], and which words are asked."""
-    rows = []
-    for _ in range(32):
-        prompt, questions, _ = recalled(draw, 6)
-        rows.append([*prompt, *itertools.chain(*questions)])
-    tokens = torch.tensor(rows)
-    is_value = (tokens >= FIRST_VALUE) & (tokens < FIRST_IDLE)
-    return tokens, is_value
-
-
-def trained() -> LlamaForCausalLM:
-    """Train a Llama of four layers to recall."""
+def trained(task: Task) -> LlamaForCausalLM:
+    """Train a Llama of four layers for *task*."""
     torch.manual_seed(0)
     draw = random.Random(0)
     config = LlamaConfig(
-        vocab_size=WORDS, hidden_size=96, intermediate_size=256, num_hidden_layers=4,
+        vocab_size=task.words, hidden_size=96, intermediate_size=256, num_hidden_layers=4,
         num_attention_heads=4, max_position_embeddings=512, eos_token_id=END, bos_token_id=END,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, STEPS)
     for step in range(STEPS):
-        rows, asked = recall_batch(draw)
+        rows, asked = task.batch(draw)
         logits, asked = model(rows[:, :-1]).logits, asked[:, 1:]
         loss = torch.nn.functional.cross_entropy(logits[asked], rows[:, 1:][asked])
         optimizer.zero_grad()
@@ -237,15 +271,37 @@ def judged(
     return list(zip(values.mean(axis=0).tolist(), errors.tolist(), strict=True))
 
 
-def main() -> None:
-    """Train the model and print the table."""
-    torch.set_num_threads(1)
-    print(machine_line())
-    model = trained()
-    draw = random.Random(1)
-    examples = [recall(draw) for _ in range(EXAMPLES)]
+def of_peers(
+    model: LlamaForCausalLM, task: Task, draw: random.Random, examples: Sequence[Example]
+) -> Iterator[tuple[str, list[Tensor], float]]:
+    """Yield name, scores and CPU seconds an example of other explainers."""
     generator = torch.Generator().manual_seed(1)
-    methods = Methods(model, generator)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        model.save_pretrained(folder / "model")
+        told = {"model": str(folder / "model"), "examples": [given(each) for each in examples]}
+        learned = []
+        began = time.process_time()
+        for example in [task.example(draw) for _ in range(LEARNED)]:
+            hidden = halves(example, generator)
+            answers = log_probability(model, example, hidden)
+            learned.append(
+                {**given(example), "hidden": hidden.tolist(), "scores": answers.tolist()}
+            )
+        spent = time.process_time() - began
+        print(f"AT2 learned from {LEARNED * HALVES:,} ablations, {spent:.0f} CPU s.")
+        for peer, more in (("AT2", {"learned": learned}), ("FlashTrace", {})):
+            answer = ask_peer(folder, peer.lower(), {**told, **more})
+            scores = [torch.tensor(row) for row in answer["scores"]]
+            yield peer, scores, answer["cpu_s"] / EXAMPLES
+
+
+def compare(task: Task, *, with_peers: bool) -> None:
+    """Train a model for *task* and print its table."""
+    print(f"\n{task.name}")
+    model, draw = trained(task), random.Random(1)
+    examples = [task.example(draw) for _ in range(EXAMPLES)]
+    methods = Methods(model, torch.Generator().manual_seed(1))
     told = {
         "shares by passage": methods.shares,
         "the same without the mask's part": methods.content,
@@ -260,33 +316,25 @@ def main() -> None:
         began = time.process_time()
         scores[method] = [score(example).detach() for example in examples]
         spent[method] = (time.process_time() - began) / EXAMPLES
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        model.save_pretrained(folder / "model")
-        task = {"model": str(folder / "model"), "examples": [given(each) for each in examples]}
-        learned = []
-        began = time.process_time()
-        for example in [recall(draw) for _ in range(LEARNED)]:
-            hidden = halves(example, generator)
-            answers = log_probability(model, example, hidden)
-            learned.append(
-                {**given(example), "hidden": hidden.tolist(), "scores": answers.tolist()}
-            )
-        ablated = time.process_time() - began
-        for peer, more in (("AT2", {"learned": learned}), ("FlashTrace", {})):
-            answer = ask_peer(folder, peer.lower(), {**task, **more})
-            scores[peer] = [torch.tensor(row) for row in answer["scores"]]
-            spent[peer] = answer["cpu_s"] / EXAMPLES
-    whole = torch.zeros(1, 1, dtype=torch.bool)
+    for peer, answers, seconds in of_peers(model, task, draw, examples) if with_peers else ():
+        scores[peer], spent[peer] = answers, seconds
     plain = [
-        float(log_probability(model, each, whole.expand(1, len(each.spans)))) for each in examples
+        float(log_probability(model, each, torch.zeros(1, len(each.spans), dtype=torch.bool)))
+        for each in examples
     ]
-    print(f"\n{EXAMPLES} answers of {np.mean(plain):.3f} nats a token")
-    print(f"AT2 learned from {LEARNED * HALVES:,} ablations, {ablated:.0f} CPU s.")
+    print(f"{EXAMPLES} answers of {np.mean(plain):.3f} nats a token")
     print(f"{'':34} best hidden    best 3 hidden  correlation    CPU ms")
     for method, kept in scores.items():
         figures = [f"{mean:6.3f} ± {error:.3f}" for mean, error in judged(model, examples, kept)]
         print(f"{method:34} {'  '.join(figures)}  {1e3 * spent[method]:6.1f}", flush=True)
+
+
+def main() -> None:
+    """Print a table for each task."""
+    torch.set_num_threads(1)
+    print(machine_line())
+    compare(RECALL, with_peers=True)
+    compare(TWO, with_peers=False)
 
 
 if __name__ == "__main__":

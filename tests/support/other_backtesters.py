@@ -30,6 +30,10 @@ REQUIREMENTS = {
     "nautilus": ("nautilus_trader==1.221.0",),
     "at2": ("at2==0.0.1", "accelerate==1.15.0", "torch==2.13.0"),
     "flashtrace": ("flashtrace==0.1.1", "torch==2.13.0"),
+    "captum": ("captum==0.9.0", "transformers==5.24.0", "torch==2.13.0"),
+    "inseq": ("inseq==0.7.1", "torch==2.13.0"),
+    "transformer_lens": ("transformer-lens==4.3.0", "torch==2.13.0"),
+    "bertviz": ("bertviz==1.4.1", "torch==2.13.0"),
     "empyrical": ("empyrical-reloaded==0.5.12", "pytz==2025.2"),  # which it imports undeclared
 }
 CASH, FEE = "10000000", "0.00055"
