@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .errors import AttentionInvalid
+
 EAGER: Final = "eager_attention_forward"
 """The function that modules of transformers call if no kernel is chosen."""
 HEADS: Final = signature(functional.multi_head_attention_forward)
@@ -90,9 +92,14 @@ def hidden_keys(model: nn.Module | None, keys: Tensor) -> Iterator[None]:
 
     def hiding(mask: Tensor | None, query: Tensor, key: Tensor, *, is_causal: bool) -> Tensor:
         queries, count = query.shape[-2], key.shape[-2]
-        place = torch.arange(count, device=key.device)
-        own = place[count - queries :, None] == place
-        hides = keys[:count].to(key.device) & ~own
+        if queries != count:
+            raise AttentionInvalid(
+                "Keys are hidden from a call over all tokens; let the score call the model once, "
+                "and not generate."
+            )
+        later = max(0, count - len(keys))  # which nothing hides
+        own = torch.eye(count, dtype=torch.bool, device=key.device)
+        hides = functional.pad(keys[:count], (0, later)).to(key.device) & ~own
         if is_causal:
             hides = hides | ~torch.ones_like(own).tril()
         if mask is None:

@@ -201,6 +201,23 @@ def test_hiding_a_passage_is_a_call_whose_mask_hides_it(kernel: str) -> None:
     torch.testing.assert_close(score(), before)  # nothing stays replaced
 
 
+def test_hiding_from_a_generation_is_refused_and_from_a_longer_text_works() -> None:
+    model = llama("sdpa")
+    words = torch.randint(0, 97, (1, 40))
+    with torch.no_grad(), capture(model) as captured:
+        model(words[:, :30])
+    looked = captured.passages({"question": range(4, 9)})
+
+    def generated() -> Tensor:
+        tokens: Tensor = model.generate(words, max_new_tokens=3, do_sample=False)
+        return tokens.double()
+
+    with pytest.raises(AttentionInvalid, match="let the score call the model once"):
+        looked.without("question", generated)
+    control = looked.without("question", lambda: model(words).logits[0, -1, 5], spans=2)
+    assert float(control.change.abs()) > 1e-6
+
+
 def test_hiding_works_in_torchs_own_layers() -> None:
     torch.manual_seed(3)
     layer = torch.nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
