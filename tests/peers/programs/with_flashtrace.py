@@ -9,17 +9,14 @@ from pathlib import Path
 
 import torch
 from flashtrace import FlashTrace
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM
+from words import tokenizer_of
 
 torch.set_num_threads(1)
 given, answer = map(Path, sys.argv[1:])
 task = json.loads(given.read_text(encoding="utf-8"))
 model = LlamaForCausalLM.from_pretrained(task["model"], attn_implementation="eager")
-words = {f"w{number}": number for number in range(model.config.vocab_size)}
-splits = Tokenizer(models.WordLevel(words, unk_token="w0"))
-splits.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-tokenizer = PreTrainedTokenizerFast(tokenizer_object=splits, eos_token="w0", pad_token="w0")
+tokenizer = tokenizer_of(model.config.vocab_size)
 tracer = FlashTrace(model, tokenizer)
 began = time.process_time()
 rows = []

@@ -7,18 +7,13 @@ import sys
 from pathlib import Path
 
 import inseq
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GPT2LMHeadModel
+from words import tokenizer_of
 
 given, answer = map(Path, sys.argv[1:])
 task = json.loads(given.read_text(encoding="utf-8"))
 model = GPT2LMHeadModel.from_pretrained(task["model"], attn_implementation="eager").eval()
-names = {f"w{number}": number for number in range(model.config.vocab_size)}
-splits = Tokenizer(models.WordLevel(names, unk_token="w0"))
-splits.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-tokenizer = PreTrainedTokenizerFast(
-    tokenizer_object=splits, unk_token="w0", eos_token="w0", bos_token="w0", pad_token="w0"
-)
+tokenizer = tokenizer_of(model.config.vocab_size)
 tokenizer.save_pretrained(task["model"])
 attributed = inseq.load_model(model, "attention", tokenizer=tokenizer)
 prompt, text = (
