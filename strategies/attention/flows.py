@@ -117,6 +117,7 @@ class Observer(Protocol):
         self, attend: Callable[..., Tensor], *args: object, **options: object
     ) -> Tensor:
         """Attend as *attend* does, a function that was called by no name that was replaced."""
+        ...
 
     def saw_softmax(self) -> None:
         """See a softmax over a last axis."""
@@ -251,8 +252,8 @@ class Flows(TorchFunctionMode):
         softmax: torch.Size | None = None
         first = args[0] if args else None
         if result is first:
-            softmax = self.of(first).softmax
-            self._write(first, origin.sources)
+            softmax = self.of(result).softmax
+            self._write(result, origin.sources)
         elif kind == "multiplies":
             return origin._replace(scores=self._multiply(func, args, options, result))
         elif kind == "projects":

@@ -35,7 +35,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tracepaper.replay.bench.machine import machine_line
 from tracepaper.strategies import attention
 
-STEPS, EXAMPLES, LEARNED, HALVES = 3_000, 200, 400, 32
+EXAMPLES, LEARNED, HALVES = 200, 400, 32
 END, ASKS, KEYS, NOISE = 0, 1, 16, 40
 """The words of end and of a question; then so many keys and idle words."""
 FIRST_ANSWER: Final = 2 + KEYS
@@ -70,7 +70,8 @@ class Task:
     name: str
     values: int
     places: int
-    questions: int  # of a prompt to learn from
+    steps: int  # of training
+    is_near: bool = False  # all questions are about the last passage
 
     @property
     def first_idle(self) -> int:
@@ -90,7 +91,7 @@ class Task:
     def asked(
         self, draw: random.Random, questions: int
     ) -> tuple[list[int], list[Any], list[range]]:
-        """Return a prompt of passages, *questions* with their answers, and the passages' spans."""
+        """Return passages, at most so many *questions* with answers, and the spans of passages."""
         prompt: list[int] = []
         facts, spans = [], []
         for key in draw.sample(range(KEYS), 12):
@@ -100,13 +101,13 @@ class Task:
             facts.append((2 + key, value))
             spans.append(range(len(prompt), len(prompt) + 8))
             prompt += passage
+        pool = facts[-1:] if self.is_near else facts
+        chosen = draw.sample(pool, self.places * min(questions, len(pool) // self.places))
         told = []
-        for _ in range(questions):
-            chosen = draw.sample(facts, self.places)
-            answer = functools.reduce(
-                lambda so_far, fact: so_far * self.values + fact[1], chosen, 0
-            )
-            told.append([ASKS, *(key for key, _ in chosen), FIRST_ANSWER + answer])
+        for start in range(0, len(chosen), self.places):
+            of_one = chosen[start : start + self.places]
+            answer = functools.reduce(lambda held, fact: held * self.values + fact[1], of_one, 0)
+            told.append([ASKS, *(key for key, _ in of_one), FIRST_ANSWER + answer])
         return prompt, told, spans
 
     def example(self, draw: random.Random) -> Example:
@@ -118,14 +119,15 @@ class Task:
         """Draw 32 prompts with questions, int64 [32, word], and which words are answers."""
         rows = []
         for _ in range(32):
-            prompt, questions, _ = self.asked(draw, self.questions)
+            prompt, questions, _ = self.asked(draw, 6)
             rows.append([*prompt, *itertools.chain(*questions)])
         tokens = torch.tensor(rows)
         return tokens, (tokens >= FIRST_ANSWER) & (tokens < self.first_idle)
 
 
-RECALL: Final = Task("recall of one fact", values=24, places=1, questions=6)
-TWO: Final = Task("an answer of two facts", values=5, places=2, questions=6)
+RECALL: Final = Task("recall of one fact", values=24, places=1, steps=3_000)
+TWO: Final = Task("an answer of two facts", values=5, places=2, steps=1_000)
+NEAR: Final = Task("recall from the last passage", values=24, places=1, steps=500, is_near=True)
 
 
 def trained(task: Task) -> LlamaForCausalLM:
@@ -138,8 +140,8 @@ def trained(task: Task) -> LlamaForCausalLM:
     )  # fmt: skip
     model = LlamaForCausalLM(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, STEPS)
-    for step in range(STEPS):
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, task.steps)
+    for step in range(task.steps):
         rows, asked = task.batch(draw)
         logits, asked = model(rows[:, :-1]).logits, asked[:, 1:]
         loss = torch.nn.functional.cross_entropy(logits[asked], rows[:, 1:][asked])
@@ -148,7 +150,7 @@ def trained(task: Task) -> LlamaForCausalLM:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if step % 250 == 0 or step == STEPS - 1:
+        if step % 250 == 0 or step == task.steps - 1:
             print(f"  step {step}: {loss.item():.3f} nats a token", flush=True)
     model.train(mode=False)
     return model
@@ -272,10 +274,13 @@ def judged(
 
 
 def of_peers(
-    model: LlamaForCausalLM, task: Task, draw: random.Random, examples: Sequence[Example]
+    model: LlamaForCausalLM,
+    task: Task,
+    examples: Sequence[Example],
+    draw: random.Random,
+    generator: torch.Generator,
 ) -> Iterator[tuple[str, list[Tensor], float]]:
     """Yield name, scores and CPU seconds an example of other explainers."""
-    generator = torch.Generator().manual_seed(1)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         model.save_pretrained(folder / "model")
@@ -301,7 +306,8 @@ def compare(task: Task, *, with_peers: bool) -> None:
     print(f"\n{task.name}")
     model, draw = trained(task), random.Random(1)
     examples = [task.example(draw) for _ in range(EXAMPLES)]
-    methods = Methods(model, torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(1)
+    methods = Methods(model, generator)
     told = {
         "shares by passage": methods.shares,
         "the same without the mask's part": methods.content,
@@ -316,7 +322,9 @@ def compare(task: Task, *, with_peers: bool) -> None:
         began = time.process_time()
         scores[method] = [score(example).detach() for example in examples]
         spent[method] = (time.process_time() - began) / EXAMPLES
-    for peer, answers, seconds in of_peers(model, task, draw, examples) if with_peers else ():
+    for peer, answers, seconds in (
+        of_peers(model, task, examples, draw, generator) if with_peers else ()
+    ):
         scores[peer], spent[peer] = answers, seconds
     plain = [
         float(log_probability(model, each, torch.zeros(1, len(each.spans), dtype=torch.bool)))
@@ -335,6 +343,7 @@ def main() -> None:
     print(machine_line())
     compare(RECALL, with_peers=True)
     compare(TWO, with_peers=False)
+    compare(NEAR, with_peers=False)
 
 
 if __name__ == "__main__":
