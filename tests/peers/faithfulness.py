@@ -127,7 +127,7 @@ class Task:
 
 RECALL: Final = Task("recall of one fact", values=24, places=1, steps=3_000)
 TWO: Final = Task("an answer of two facts", values=5, places=2, steps=1_000)
-NEAR: Final = Task("recall from the last passage", values=24, places=1, steps=500, is_near=True)
+NEAR: Final = Task("recall from the last passage", values=24, places=1, steps=1_500, is_near=True)
 
 
 def trained(task: Task) -> LlamaForCausalLM:
