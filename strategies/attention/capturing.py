@@ -190,7 +190,8 @@ class capture:  # noqa: N801 - it is called as a function is
                     f"{call.name} has written into its query, key or value since it attended; let "
                     "it write into a copy."
                 )
-        return _joined([_by_stream(calls) for calls in self._calls])
+        calls = [_by_stream(calls) for calls in self._calls]
+        return calls[-1] if self._model is None else _joined(calls)
 
     @property
     def _layers(self) -> list[Layer]:
@@ -828,8 +829,10 @@ def _joined(calls: Sequence[Sequence[Layer | MatrixRead]]) -> list[Layer | Matri
     """Return the layers of the last call, joined with the calls whose cache it extends."""
     if any(isinstance(read, MatrixRead) for call in calls for read in call):
         return list(calls[-1])  # matrices hold no keys to compare
-    layers = [[without_unused(read) for read in cast("Sequence[Layer]", call)] for call in calls]
-    last = joined(layers)
+    layers = cast("Sequence[Sequence[Layer]]", calls)
+    last = joined([[without_unused(layer) for layer in call] for call in layers])
+    if not is_whole(last):
+        last = list(layers[-1])
     encoders = [call for call in layers if call and call[0].target == TOKENS]
     if last[0].target == TARGET and encoders:  # a generation called the encoder by itself
         encoded = [replace(layer, target=SOURCE, source=SOURCE) for layer in encoders[-1]]

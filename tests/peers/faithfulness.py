@@ -71,7 +71,6 @@ class Task:
     values: int
     places: int
     steps: int  # of training
-    is_near: bool = False  # all questions are about the last passage
 
     @property
     def first_idle(self) -> int:
@@ -91,7 +90,7 @@ class Task:
     def asked(
         self, draw: random.Random, questions: int
     ) -> tuple[list[int], list[Any], list[range]]:
-        """Return passages, at most so many *questions* with answers, and the spans of passages."""
+        """Return passages, so many *questions* with answers, and the spans of passages."""
         prompt: list[int] = []
         facts, spans = [], []
         for key in draw.sample(range(KEYS), 12):
@@ -101,8 +100,7 @@ class Task:
             facts.append((2 + key, value))
             spans.append(range(len(prompt), len(prompt) + 8))
             prompt += passage
-        pool = facts[-1:] if self.is_near else facts
-        chosen = draw.sample(pool, self.places * min(questions, len(pool) // self.places))
+        chosen = draw.sample(facts, self.places * questions)
         told = []
         for start in range(0, len(chosen), self.places):
             of_one = chosen[start : start + self.places]
@@ -127,7 +125,6 @@ class Task:
 
 RECALL: Final = Task("recall of one fact", values=24, places=1, steps=3_000)
 TWO: Final = Task("an answer of two facts", values=5, places=2, steps=1_000)
-NEAR: Final = Task("recall from the last passage", values=24, places=1, steps=1_500, is_near=True)
 
 
 def trained(task: Task) -> LlamaForCausalLM:
@@ -343,7 +340,6 @@ def main() -> None:
     print(machine_line())
     compare(RECALL, with_peers=True)
     compare(TWO, with_peers=False)
-    compare(NEAR, with_peers=False)
 
 
 if __name__ == "__main__":

@@ -410,6 +410,16 @@ def test_nested_tensors_are_refused() -> None:
         functional.scaled_dot_product_attention(x, x, x)
 
 
+def test_a_last_key_that_no_query_sees_stays_a_key() -> None:
+    query, key = torch.randn(1, 2, 1, 8), torch.randn(1, 2, 6, 8)
+    shown = torch.ones(1, 1, 1, 6, dtype=torch.bool)
+    shown[..., -1] = False
+    with capture() as captured:
+        functional.scaled_dot_product_attention(query, key, key, shown)
+    assert captured.reads[0].rows([0])[..., -1].abs().max() == 0.0
+    assert captured.reads[0].shape == (1, 2, 1, 6)
+
+
 def test_two_captures_that_are_open_at_once_are_refused() -> None:
     model, attend = model_of("Llama", "sdpa"), functional.scaled_dot_product_attention
     captured = capture(model).start()
