@@ -1,8 +1,9 @@
-"""A rollout row summed into 64-bar buckets of absolute time, and its statistics by age.
+"""A rollout row summed into buckets of absolute time, and its statistics by age.
 
-A row has the newest blocks of time and one column for everything older. The newest block has 1 to
-64 bars, so a block's age changes with every bar. Recent mass and shift therefore use cells of fixed
-age, each interpolated from the two blocks that it overlaps.
+A row has the newest blocks of time and one column for everything older. A block has 64 bars, or one
+where the model sees at most 64. The newest block has 1 to 64 bars, so a block's age changes with
+every bar. Recent mass and shift therefore use cells of fixed age, each interpolated from the two
+blocks that it overlaps.
 
 The rules are docs/attention.md, A12 and A13.
 """
@@ -28,9 +29,15 @@ _LANES: Final = 16  # float32 per vector register; products of other widths take
 Ids = NDArray[np.int64]
 
 
-def bucket_count(receptive_field: int) -> int:
-    """Return the number of blocks that the receptive field can overlap."""
-    return -(-receptive_field // BLOCK_BARS) + 1
+def bucket_bars(context: int) -> int:
+    """Return the bars of one bucket for a model that sees *context* bars: 1 up to 64, else 64."""
+    return 1 if context <= BLOCK_BARS else BLOCK_BARS
+
+
+def bucket_count(context: int) -> int:
+    """Return the number of blocks that *context* bars can overlap."""
+    bars = bucket_bars(context)
+    return context if bars == 1 else -(-context // bars) + 1
 
 
 class BlockColumns:
@@ -106,9 +113,9 @@ def rows_by_age(
 
 
 def buckets_of(weights: NDArray[np.float64], positions: Ids) -> NDArray[np.float32]:
-    """Return *weights* [bar] over absolute 64-bar blocks, newest first, "older" the last entry."""
+    """Return *weights* [bar] over absolute blocks, newest first, "older" the last entry."""
     count = bucket_count(len(positions))
-    block = positions // BLOCK_BARS
+    block = positions // bucket_bars(len(positions))
     # With gaps in time some bars lie beyond the last block that an explanation names.
     at = np.minimum(block[-1] - block, count)
     return np.bincount(at, weights=weights, minlength=count + 1).astype(np.float32)
@@ -153,15 +160,22 @@ def uniform_rollout(layers: int, window: int, residual_weight: float = 0.5) -> F
 
 
 def content_share(
-    weights: Floats, position: int, *, layers: int, window: int, residual_weight: float = 0.5
+    weights: Floats,
+    position: int,
+    *,
+    bars: int,
+    layers: int,
+    window: int,
+    residual_weight: float = 0.5,
 ) -> float:
     """Return the total variation, 0 to 1, of a stored row from that of uniform window attention.
 
-    *weights* [buckets + 1] are the blocks of the bar *position* (``open_time_ms // interval_ms``),
-    newest first and "older" last. The rest is what a network with uniform attention shows too.
+    *weights* [buckets + 1] are the blocks of *bars* of the bar *position* (``open_time_ms //
+    interval_ms``), newest first and "older" last. The rest is what a network with uniform attention
+    shows too.
     """
     uniform = uniform_rollout(layers, window, residual_weight)
-    blocks = position // BLOCK_BARS - (position - np.arange(len(uniform))) // BLOCK_BARS
+    blocks = position // bars - (position - np.arange(len(uniform))) // bars
     expected = np.bincount(np.minimum(blocks, len(weights) - 1), uniform, minlength=len(weights))
     return float(0.5 * np.abs(weights - expected).sum())
 
@@ -169,12 +183,13 @@ def content_share(
 RECENT_SHARE: Final = 0.25
 
 
-def cells_by_age(rollout: NDArray[np.float32], positions: NDArray[np.int64]) -> Floats:
-    """Return *rollout* [bar, buckets + 1] resampled to cells of 64 bars of age; "older" is last.
+def cells_by_age(rollout: NDArray[np.float32], positions: NDArray[np.int64], bars: int) -> Floats:
+    """Return *rollout* [bar, buckets + 1] resampled to cells of *bars* of age; "older" is last.
 
-    *positions* [bar] is ``open_time_ms // interval_ms``. Cell i covers the ages 64 i … 64 i + 63.
+    *positions* [bar] is ``open_time_ms // interval_ms``, *bars* are those of a bucket. Cell i
+    covers the ages ``bars * i`` … ``bars * (i + 1) - 1``.
     """
-    filled = ((positions % BLOCK_BARS + 1) / BLOCK_BARS)[:, None]  # share of the open block
+    filled = ((positions % bars + 1) / bars)[:, None]  # share of the open block
     buckets = rollout[:, :-1].astype(np.float64)
     by_age = np.empty(rollout.shape)
     by_age[:, :-2] = filled * buckets[:, :-1] + (1.0 - filled) * buckets[:, 1:]
@@ -184,10 +199,13 @@ def cells_by_age(rollout: NDArray[np.float32], positions: NDArray[np.int64]) -> 
     return by_age
 
 
+def _recent_cells(context: int) -> int:
+    return max(1, round(context * RECENT_SHARE / bucket_bars(context)))
+
+
 def recent_mass(by_age: Floats, context: int) -> Floats:
     """Return the mass [bar] of the newest quarter of *context* bars, in whole cells."""
-    cells = max(1, round(context * RECENT_SHARE / BLOCK_BARS))
-    return by_age[:, :cells].sum(axis=1)
+    return by_age[:, : _recent_cells(context)].sum(axis=1)
 
 
 def event_focus(by_age: Floats, context: int) -> Floats:
@@ -195,8 +213,7 @@ def event_focus(by_age: Floats, context: int) -> Floats:
 
     A block overlaps two cells, so a bar that keeps its weight while it ages keeps its share.
     """
-    cells = max(1, round(context * RECENT_SHARE / BLOCK_BARS))
-    distant = by_age[:, cells:-1]
+    distant = by_age[:, _recent_cells(context) : -1]
     pairs = distant[:, 1:] + distant[:, :-1] if distant.shape[1] > 1 else distant
     return pairs.max(axis=1, initial=0.0)
 

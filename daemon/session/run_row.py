@@ -59,7 +59,7 @@ from tracepaper.strategies.errors import (
 )
 from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.sessions import NO_SESSIONS, Sessions, month_calendar, packed, unpacked
-from tracepaper.strategies.types.decisions import FillModel, RunRow
+from tracepaper.strategies.types.decisions import BLOCK_BARS, FillModel, RunRow
 from tracepaper.strategies.types.market import Category, Instrument, ModelChange, RunKind
 from tracepaper.strategies.units import INTERVAL_NAMES, MONEY_DECIMALS, scaled, unscaled
 
@@ -128,6 +128,7 @@ def new_run(  # noqa: PLR0913 - the fields of a run
         config_sha256=config.sha256(),
         strategy=config.strategy.name,
         gate_horizon=config.gate.horizon,
+        bucket_bars=BLOCK_BARS if forecaster is None else forecaster.bucket_bars,
         strategy_sha256=strategy_sha256(config),
         warnings=(
             *warnings,

@@ -57,6 +57,7 @@ from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, InvariantBr
 from tracepaper.strategies.features import rows as features
 from tracepaper.strategies.features.rows import FeatureSchema, FeatureStreams, schema_of
 from tracepaper.strategies.gates.gate import MEASURES
+from tracepaper.strategies.time_buckets import bucket_bars
 from tracepaper.strategies.types.calibration import Calibration
 from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.types.market import Bar, Instrument
@@ -401,6 +402,7 @@ class UserForecaster:
         self.identity = identified
         self.model_id, self.model_sha256 = identified.id, identified.sha256
         self.context = model.context + (0 if schema is None else schema.lookback - 1)
+        self.bucket_bars = bucket_bars(model.context)
         self.horizons = tuple(model.horizons)
         self.calibration = model.calibration
         self.measures = frozenset(model.measures)

@@ -268,6 +268,7 @@ class RecordedForecaster:
         self.model_id, self.model_sha256 = run.model_id, run.model_sha256
         self.mode, self.device, self.dtype = run.mode, run.device, run.dtype
         self.threads, self.backend = run.threads, run.backend
+        self.bucket_bars = run.bucket_bars
         self.context, self.horizons = context, forecasts[0].horizons
         section = section_of(card, "calibration", {})
         # No gate reads what a network without content would give: forecasts carry it.

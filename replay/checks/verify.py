@@ -44,7 +44,7 @@ from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
 from tracepaper.strategies.order_book import books_in
 from tracepaper.strategies.sessions import calendars_of
-from tracepaper.strategies.types.decisions import RunRow, Step
+from tracepaper.strategies.types.decisions import BLOCK_BARS, RunRow, Step
 from tracepaper.strategies.types.market import Bar, Close, Depths, Event, ModelChange, RunKind
 from tracepaper.strategies.units import iso
 
@@ -268,6 +268,7 @@ def _judge_run(
         "strategy": config.strategy.name,
         "interval_ms": config.market.interval_ms,
         "gate_horizon": config.gate.horizon,
+        "bucket_bars": BLOCK_BARS if model is None else model.bucket_bars,
         "sees_account": recorded.engine.sees_account,
         "model_id": "" if model is None else model.model_id,
         "model_sha256": "" if model is None else model.model_sha256,

@@ -224,6 +224,7 @@ class StoredDecision:
         return content_share(
             np.array([row["weight"] for row in self.buckets]),
             self.decision["open_time_ms"] // self.run["interval_ms"],
+            bars=self.run["bucket_bars"],
             layers=built["layers"] - int(explained["start_layer"]),
             window=built["window"],
             residual_weight=float(explained["residual"]),

@@ -26,7 +26,6 @@ from tracepaper.storage.database.run_views import RunViews
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.forecasters.attribution import Probe
 from tracepaper.strategies.time_buckets import cells_by_age
-from tracepaper.strategies.types.decisions import BLOCK_BARS
 from tracepaper.strategies.units import DAY_MS
 
 Floats = npt.NDArray[np.float64]
@@ -72,11 +71,12 @@ def read_importance(
     with Reader.open(database) as reader:
         views = RunViews(reader.connection, run_id)
         with views.snapshot():
-            interval_ms = int(views.run()["interval_ms"])
+            run = views.run()
+            interval_ms = int(run["interval_ms"])
             span_ms = _span_ms(every, interval_ms)
             columns = RunColumns(reader, run_id).decisions(("mean_return",))
             spans = columns["open_time_ms"] // span_ms * span_ms
-            bars = _of_bars(reader, run_id, columns, spans, interval_ms)
+            bars = _of_bars(reader, run_id, columns, spans, interval_ms, run["bucket_bars"])
     tables = [] if bars is None else [bars]
     if samples:
         tables.append(_of_features(database, run_id, columns, spans, samples, progress))
@@ -108,6 +108,7 @@ def _of_bars(
     columns: dict[str, Any],
     spans: npt.NDArray[np.int64],
     interval_ms: int,
+    bucket_bars: int,
 ) -> Table | None:
     """Return the mean rollout by groups of age; None if none was stored."""
     names, symbol = np.unique(columns["instrument"], return_inverse=True)
@@ -123,8 +124,10 @@ def _of_bars(
             at = np.searchsorted(columns["sequence"], sequences[decided])
             row_owners = owners[at]
             counts += np.bincount(row_owners, minlength=size)
-            cells = cells_by_age(rollout[decided], columns["open_time_ms"][at] // interval_ms)
-            for name, shares in by_age(cells):
+            cells = cells_by_age(
+                rollout[decided], columns["open_time_ms"][at] // interval_ms, bucket_bars
+            )
+            for name, shares in by_age(cells, bucket_bars):
                 of_age = powers.setdefault(name, np.zeros((3, size)))
                 for power in range(3):
                     of_age[power] += np.bincount(row_owners, shares**power, minlength=size)
@@ -168,13 +171,13 @@ _FEATURES_NOTE: Final = (
 )
 
 
-def by_age(cells: Floats) -> Iterator[tuple[str, Floats]]:
-    """Yield (name, shares [decision]) of groups of 64-bar cells; each ends 4 times as far back."""
+def by_age(cells: Floats, bars: int) -> Iterator[tuple[str, Floats]]:
+    """Yield (name, shares [decision]) of groups of cells of *bars*, each 4 times as far back."""
     last = cells.shape[1] - 1
     start, end = 0, 1
     while start < last:
         reach = min(end, last)
-        yield f"age_{start * BLOCK_BARS}", cells[:, start:reach].sum(axis=1)
+        yield f"age_{start * bars}", cells[:, start:reach].sum(axis=1)
         start, end = reach, 4 * end
     yield OLDER, cells[:, last]
 

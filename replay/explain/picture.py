@@ -23,7 +23,6 @@ from tracepaper.replay.document.charts import (
 from tracepaper.replay.explain.decision import StoredDecision
 from tracepaper.replay.explain.decision_document import ADDED, ATTENDED
 from tracepaper.storage.database.reader import Reader
-from tracepaper.strategies.types.decisions import BLOCK_BARS
 from tracepaper.strategies.units import count_of, percent
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ PRICE_BARS: Final = 240
 
 
 def stored_chart(database: Path, stored: StoredDecision) -> Chart:
-    """Draw the close up to the decided bar, and below it the stored share of each block of bars."""
+    """Draw the close up to the decided bar, and below it the stored share of each bucket."""
     if stored.no_attribution is not None:
         times, closes = _closes_before(database, stored, PRICE_BARS)
         caption = f"The close of the last {count_of(len(times), 'bar')}. Times are UTC."
@@ -43,12 +42,12 @@ def stored_chart(database: Path, stored: StoredDecision) -> Chart:
     rows = [row for row in stored.buckets if row["bucket"] != "older"]
     rows.sort(key=lambda row: row["from_open_time_ms"])
     starts = [row["from_open_time_ms"] for row in rows]
-    times, closes = _closes_before(database, stored, BLOCK_BARS * len(rows))
+    times, closes = _closes_before(database, stored, stored.run["bucket_bars"] * len(rows))
     first = bisect_right(times, starts[0])
     shares = rounded([100 * row["weight"] for row in rows])
     name_of_share, words = ("relevance", ADDED) if stored.is_relevance else ("attention", ATTENDED)
     line = step_line(name_of_share, starts, rows[-1]["until_open_time_ms"], shares)
-    up = percent_axis(f"{name_of_share} in 64 bars, %")
+    up = percent_axis(f"{name_of_share} in {count_of(stored.run['bucket_bars'], 'bar')}, %")
     price = decided_panel(times[first:], closes[first:], 190)
     return Chart(
         "",

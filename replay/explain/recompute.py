@@ -25,8 +25,6 @@ from tracepaper.strategies.forecasters.outputs import head_forecasts
 from tracepaper.strategies.forecasters.passes import RelevancePasses
 from tracepaper.strategies.networks.architecture import AttendedPart
 from tracepaper.strategies.time_buckets import weights_of
-from tracepaper.strategies.types.decisions import BLOCK_BARS, Explanation
-from tracepaper.strategies.types.market import Bar
 from tracepaper.strategies.units import interval_text, iso
 
 FEATURES_SHOWN: Final = 10
@@ -75,9 +73,9 @@ class FullAttribution:
     """Attention of one decision by bar, oldest first; weights sum to 1 within ``l1_error``.
 
     It shows where attention flowed, not why the price will move. ``largest_bucket_difference`` is
-    that between the sums over 64-bar blocks (of relevance, if the run stores that) and the stored
-    buckets; None for another method. ``frames`` is set for a network with several timeframes, the
-    bars first; the rows of a frame's bar share its weight. ``modalities`` is set for a network that
+    that between the sums over blocks (of relevance, if the run stores that) and the stored buckets;
+    None for another method. ``frames`` is set for a network with several timeframes, the bars
+    first; the rows of a frame's bar share its weight. ``modalities`` is set for a network that
     separates the columns of a bar.
     """
 
@@ -171,7 +169,7 @@ def attribute(past: Past) -> FullAttribution:
         tuple(closes[time] for time in attribution.open_time_ms),
         attribution.weights,
         attribution.l1_error,
-        _difference(past.forecast.explanation, attribution, past.decided, weights),
+        _difference(past, attribution, weights),
         _frames(past, parts, attribution.open_time_ms),
         _modalities(parts, attribution.open_time_ms),
     )
@@ -229,17 +227,17 @@ def _frames(
     return tuple(shares)
 
 
-def _difference(
-    stored: Explanation | None, attribution: Attribution, decided: Bar, weights: Floats | None
-) -> float:
+def _difference(past: Past, attribution: Attribution, weights: Floats | None) -> float:
     """Return the largest difference between a stored bucket and the sum of its bars' weights.
 
     The weights are those of *attribution* if *weights* is None.
     """
+    stored = past.forecast.explanation
     if stored is None or stored.older_mass is None:
         return 0.0
     kept = np.append(weights_of(stored.buckets), stored.older_mass)
-    blocks = np.array(attribution.open_time_ms) // (decided.interval_ms * BLOCK_BARS)
+    block_ms = past.forecaster.bucket_bars * past.decided.interval_ms
+    blocks = np.array(attribution.open_time_ms) // block_ms
     at = np.minimum(blocks[-1] - blocks, len(kept) - 1)
     weights = np.array(attribution.weights) if weights is None else weights
     sums = np.bincount(at, weights=weights, minlength=len(kept))

@@ -47,7 +47,7 @@ class Heatmap:
 
     instrument: str
     times_ms: Ints  # the open time of each column's last decision
-    weights: Floats  # [cell of 64 bars of age, column]; the last cell is everything older
+    weights: Floats  # [cell of age, column]; the last cell is everything older
     confidence_entropy: Floats  # [column]
     close: Floats  # [column] at its last bar
     heads: Floats  # [layer · head, column] mean confidence of each head
@@ -60,7 +60,7 @@ class EntryGroup:
     name: str
     trades: int
     means: dict[str, Estimate]  # without an error for too few days
-    rollout: tuple[float, ...] = ()  # by age, in cells of 64 bars
+    rollout: tuple[float, ...] = ()  # by age, in cells of ``bucket_bars``
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,8 @@ def read_attention(
         if not decided.any() or (sums is not None and read != widths):
             continue
         at, opened = at[decided], decisions.open_time_ms[at[decided]]
-        by_age = cells_by_age(rollout[decided], opened // record.bar_times.interval_ms)
+        positions = opened // record.bar_times.interval_ms
+        by_age = cells_by_age(rollout[decided], positions, record.run["bucket_bars"])
         for place in np.flatnonzero(np.isin(decisions.sequence[at], chosen)).tolist():
             # Copy, because a view of one row would keep the whole batch in memory.
             ages[int(decisions.sequence[at[place]])] = by_age[place].copy()

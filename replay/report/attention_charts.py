@@ -32,7 +32,7 @@ from tracepaper.replay.report.attention import Heatmap, InfluenceReport
 from tracepaper.replay.report.charts import broken
 from tracepaper.replay.report.report import Report
 from tracepaper.replay.run_columns import Floats
-from tracepaper.strategies.types.decisions import BLOCK_BARS, Regime
+from tracepaper.strategies.types.decisions import Regime
 from tracepaper.strategies.units import iso, percent
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def rollout_chart(report: Report, heatmap: Heatmap) -> Chart:
     mass = np.cumsum(np.broadcast_to(usual, shown.shape).ravel()[order])
     at_98 = np.abs(shown).ravel()[order][np.searchsorted(mass, 0.98 * mass[-1])]
     far = float(np.clip(at_98, 0.1, 3.0))
-    ages = (np.arange(weights.shape[0]) * BLOCK_BARS).tolist()
+    ages = (np.arange(weights.shape[0]) * report.record.run["bucket_bars"]).tolist()
     at, (close, confidence) = broken(heatmap.times_ms, heatmap.close, heatmap.confidence_entropy)
     row, names = [_regimes(report, heatmap)], [regime.value for regime in REGIMES]
     regimes = HeatLayer("regime", times, (0,), 0.0, 2.0, row, palette="steps", names=names)
@@ -127,7 +127,8 @@ def groups_chart(report: Report) -> Chart | None:
     if len(groups) < 2:
         return None
     roles: tuple[ChartRole, ...] = ("accent", "muted")
-    ages = (np.arange(len(groups[0].rollout) - 1) * BLOCK_BARS).tolist()
+    bucket_bars = report.record.run["bucket_bars"]
+    ages = (np.arange(len(groups[0].rollout) - 1) * bucket_bars).tolist()
     lines = []
     for group, role in zip(groups, roles, strict=True):
         shares = rounded([100 * share for share in group.rollout[:-1]])

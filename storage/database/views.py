@@ -42,7 +42,7 @@ from tracepaper.storage.record.columns import (
 )
 from tracepaper.storage.record.rows import EVENT_TYPES, HALTED, INDEXED_KINDS, SCHEMA, number_of
 from tracepaper.strategies.months import MONTH_MS
-from tracepaper.strategies.types.decisions import BLOCK_BARS, WEIGHT_UNITS
+from tracepaper.strategies.types.decisions import WEIGHT_UNITS
 from tracepaper.strategies.types.market import CommandKind, CommandOrigin, GapCause, Source
 from tracepaper.strategies.units import DAY_MS, MINUTE_MS, WEEK_MS, any_of
 
@@ -82,6 +82,7 @@ V_RUNS: Final = View(
             *shown("r", "runs", "model_id", "model_sha256", "config_sha256", "config"),
             *shown("r", "runs", "code_version", "mode", "device", "dtype", "threads", "backend"),
             *shown("r", "runs", "torch_version", "instruction_set", "libraries", "warnings"),
+            *shown("r", "runs", "bucket_bars"),
         ),
         ("r", TABLES["runs"]),
     ),
@@ -305,7 +306,7 @@ V_GATES: Final = View(
 )
 # The buckets of a decision, and one row more for what is older.
 _PLACES: Final = "json_each(json_insert(a.buckets, '$[#]', 'older'))"
-_BLOCK_MS: Final = f"({BLOCK_BARS} * r.interval_ms)"
+_BLOCK_MS: Final = "(r.bucket_bars * r.interval_ms)"
 _IS_BUCKET: Final = "n.type = 'integer'"
 _FROM_MS: Final = (
     f"CASE WHEN {_IS_BUCKET} THEN (s.open_time_ms / {_BLOCK_MS} - n.key) * {_BLOCK_MS} END"
@@ -318,7 +319,7 @@ _UNTIL_MS: Final = (
 
 V_EXPLANATIONS: Final = View(
     "v_explanations",
-    "the attention of a decision on one bucket of 64 bars of absolute time",
+    "the attention of a decision on one bucket of bars of absolute time",
     (
         *of_step("s"),
         ViewColumn(

@@ -197,6 +197,10 @@ _RUNS = (
     _text("libraries", "JSON: versions of the other numeric libraries"),
     _text("warnings", "JSON array of sentences"),
     _whole("gate_horizon", "the forecast horizon that gates use, in bars", null=True),
+    _whole(
+        "bucket_bars",
+        "bars of a bucket of `v_explanations`: 1 if the model sees at most 64, else 64",
+    ),
     _blob("sessions", null=True),  # see ``strategies/sessions.py``
     Column(
         name="sees_account",

@@ -29,6 +29,7 @@ from tracepaper.strategies.api.files import DeclaredFiles
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.time_buckets import (
     RECENT_SHARE,
+    bucket_bars,
     buckets_of,
     cells_by_age,
     event_focus,
@@ -326,7 +327,7 @@ def _looked(attended: object, positions: NDArray[np.int64]) -> Explanation:
         )
     shares = shares / total
     row = buckets_of(shares, positions)[None]
-    by_age = cells_by_age(row, positions[-1:])
+    by_age = cells_by_age(row, positions[-1:], bucket_bars(context))
     nats = -float((shares * np.log(shares, where=shares > 0, out=np.zeros_like(shares))).sum())
     return Explanation(
         1.0 - nats / math.log(context) if context > 1 else 1.0,

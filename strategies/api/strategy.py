@@ -173,6 +173,7 @@ class Forecaster(Protocol):
     scanned_at_once: int  # maximum number of bars per ``scan``
     measures: frozenset[str]  # of ``gates.gate.MEASURES``; gates that need others are not declared
     is_outside: bool  # True if a service answers: replays take its answers from the record
+    bucket_bars: int  # bars of one bucket of an explanation: 1 if it sees at most 64, else 64
 
     @property
     def vectors(self) -> CovariateSource | None:

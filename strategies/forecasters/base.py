@@ -26,7 +26,7 @@ from tracepaper.strategies.features.rows import FeatureRows, FeatureSchema, Feat
 from tracepaper.strategies.forecasters.outputs import TrainedModel
 from tracepaper.strategies.networks.architecture import AttendedPart, Outputs
 from tracepaper.strategies.other_symbol import OtherColumns
-from tracepaper.strategies.types.decisions import Forecast
+from tracepaper.strategies.types.decisions import BLOCK_BARS, Forecast
 from tracepaper.strategies.types.market import Bar
 
 if TYPE_CHECKING:
@@ -321,6 +321,7 @@ class CheckpointForecaster(ABC):
     dtype = "float32"
     causal = True
     is_outside = False
+    bucket_bars: int = BLOCK_BARS
     scanned_at_once = SCANNED_AT_ONCE
     warms_by_all: bool = False
     """Whether warm-up takes all bars, not only the last ``context``."""

@@ -42,7 +42,13 @@ from tracepaper.strategies.networks.cross_asset import (
     CrossOutputs,
     weights_of,
 )
-from tracepaper.strategies.time_buckets import RECENT_SHARE, buckets_of, cells_by_age, shift
+from tracepaper.strategies.time_buckets import (
+    RECENT_SHARE,
+    bucket_bars,
+    buckets_of,
+    cells_by_age,
+    shift,
+)
 from tracepaper.strategies.types.calibration import Calibration
 from tracepaper.strategies.types.decisions import Explanation, Forecast, HeadForecasts
 from tracepaper.strategies.types.market import Bar
@@ -155,6 +161,7 @@ class TogetherForecaster(CheckpointForecaster):
         self.model = model
         self.symbols = tuple(symbols)
         self.every = model.config.every
+        self.bucket_bars = bucket_bars(model.config.receptive_field)
         self._places = model.config.places(self.symbols)
         self._windows = feature_windows(model.config.receptive_field, model.schema)
         self._bars = CommonBars(self.symbols, self.context)
@@ -237,7 +244,8 @@ class TogetherForecaster(CheckpointForecaster):
         """
         by_time = close.by_time
         rows = np.stack([buckets_of(row, close.positions) for row in by_time])
-        by_age = cells_by_age(rows, np.repeat(close.positions[-1:], len(rows)))
+        positions = np.repeat(close.positions[-1:], len(rows))
+        by_age = cells_by_age(rows, positions, self.bucket_bars)
         shifts = [None] * len(rows) if before is None else shift(before, by_time).tolist()
         recent = (
             by_time[:, -max(round(self.model.config.receptive_field * RECENT_SHARE), 1) :]

@@ -99,7 +99,7 @@ class RelevancePasses(RowPasses):
         return replace(answer, explanation=explanation)
 
     def _contributions(self, window: FeatureWindow) -> tuple[Array, Rows]:
-        """Return the contribution of each bar of *window* [bar], and of each 64-bar block."""
+        """Return the contribution of each bar of *window* [bar], and of each block of time."""
         by_bar = relevance_of(self._model.network, *self._inputs(window), self._index).sum(axis=1)
         return by_bar, buckets_of(by_bar, window.positions)
 

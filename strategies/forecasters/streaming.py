@@ -29,7 +29,7 @@ from tracepaper.strategies.gates.gate import MEASURES
 from tracepaper.strategies.networks.architecture import LayerAttribution, Trace
 from tracepaper.strategies.networks.flash import TILES, FlashNetwork
 from tracepaper.strategies.networks.stream import CHUNK_BARS, Advance, StreamingNetwork, StreamState
-from tracepaper.strategies.time_buckets import cells_by_age
+from tracepaper.strategies.time_buckets import bucket_bars, cells_by_age
 from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.types.market import Bar
 
@@ -77,6 +77,7 @@ class StreamingForecaster(CheckpointForecaster):
         )
         self.model = model
         self.receptive_field = config.receptive_field
+        self.bucket_bars = bucket_bars(config.receptive_field)
         self.device = str(network.device)
         self.method = method
         self.network = StreamingNetwork(network, method, backend=backend)
@@ -97,7 +98,8 @@ class StreamingForecaster(CheckpointForecaster):
         self._state.clear(self._stream(memory))
         positions = positions_of(bars[len(bars) - len(taken.values) :])
         for part, advanced in self._chunks(memory, self._inputs(taken.values), positions):
-            memory.by_age = cells_by_age(advanced.rollout[0, -1:], positions[part][-1:])
+            newest = advanced.rollout[0, -1:]
+            memory.by_age = cells_by_age(newest, positions[part][-1:], self.bucket_bars)
 
     def answer(
         self, bars: Sequence[Bar], taken: FeatureRows, *, is_group: bool
@@ -205,10 +207,11 @@ class StreamingForecaster(CheckpointForecaster):
         *sigmas* and *positions* are [instrument, bars]. A bar without full context has None.
         """
         streams, bars, _ = advanced.rollout.shape
-        by_age = cells_by_age(advanced.rollout.reshape(streams * bars, -1), positions.ravel())
+        rows = advanced.rollout.reshape(streams * bars, -1)
+        by_age = cells_by_age(rows, positions.ravel(), self.bucket_bars)
         each = zip(memories, np.split(by_age, streams), strict=True)
         before = np.concatenate([memory.follow(of_stream) for memory, of_stream in each])
-        model, rows = self.model, advanced.rollout.reshape(len(by_age), -1)
+        model = self.model
         explained = explanations(
             rows,
             advanced.confidence.reshape(len(by_age), -1).numpy(),  # [bar, layer * head]

@@ -41,7 +41,7 @@ from tracepaper.strategies.networks.architecture import (
     Outputs,
     together,
 )
-from tracepaper.strategies.time_buckets import buckets_of, cells_by_age
+from tracepaper.strategies.time_buckets import bucket_bars, buckets_of, cells_by_age
 from tracepaper.strategies.types.decisions import Explanation, Forecast
 from tracepaper.strategies.types.market import Bar
 
@@ -55,7 +55,7 @@ class _NetworkAnswer(NamedTuple):
     """The network's output for one bar, and its attention."""
 
     outputs: Outputs  # [1, 1, ...]
-    row: Rows  # the rollout over 64-bar blocks, newest first, then the older mass
+    row: Rows  # the rollout over blocks of time, newest first, then the older mass
     position: int  # of the bar
     confidence: Rows  # [layer, head]
     l1_error: float
@@ -108,6 +108,7 @@ class WindowedForecaster(CheckpointForecaster):
         self.model = model
         self.method = method
         self.receptive_field = config.window
+        self.bucket_bars = bucket_bars(config.window)
         self._place = network.device
         self.device = str(self._place)
         self.dtype = dtype
@@ -251,7 +252,8 @@ class WindowedForecaster(CheckpointForecaster):
     ) -> list[Explanation]:
         """Return the explanations of consecutive bars; the last one's rollout is kept."""
         rows = np.array([answer.row for answer in answers])
-        by_age = cells_by_age(rows, np.array([answer.position for answer in answers]))
+        positions = np.array([answer.position for answer in answers])
+        by_age = cells_by_age(rows, positions, self.bucket_bars)
         return explanations(
             rows,
             np.array([answer.confidence.ravel() for answer in answers]),

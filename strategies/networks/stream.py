@@ -32,7 +32,14 @@ from tracepaper.strategies.networks.architecture import Outputs
 from tracepaper.strategies.networks.encodings import ENCODINGS
 from tracepaper.strategies.networks.flash import TILES, FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.stream_fusion import StreamFusion
-from tracepaper.strategies.time_buckets import OLDER, BlockColumns, Ids, bucket_count, rows_by_age
+from tracepaper.strategies.time_buckets import (
+    OLDER,
+    BlockColumns,
+    Ids,
+    bucket_bars,
+    bucket_count,
+    rows_by_age,
+)
 from tracepaper.strategies.types.decisions import BLOCK_BARS
 
 TILE_BARS: Final = 64
@@ -79,9 +86,8 @@ def stream_bytes(config: FlashConfig, *, instruments: int = 1, by_norm: bool = F
 
 
 def _columns(config: FlashConfig) -> BlockColumns:
-    return BlockColumns(
-        buckets=bucket_count(config.receptive_field), spare=CHUNK_BARS // BLOCK_BARS + 1
-    )
+    field = config.receptive_field
+    return BlockColumns(buckets=bucket_count(field), spare=CHUNK_BARS // bucket_bars(field) + 1)
 
 
 class LayerState(NamedTuple):
@@ -281,7 +287,7 @@ class StreamingNetwork:
         change no bit of an answer. The answer covers the leading bars for whose blocks there was
         room in every stream: all of them, unless the data have many gaps.
         """
-        blocks = positions // BLOCK_BARS
+        blocks = positions // bucket_bars(self.config.receptive_field)
         columns = [state.take(stream, row) for stream, row in zip(streams, blocks, strict=True)]
         bars = min(map(len, columns))
         time = CHUNK_BARS if padded else bars

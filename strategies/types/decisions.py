@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BLOCK_BARS: Final = 64
-"""Bars per absolute block of time: the unit of window hashes and of rollout buckets."""
+"""Bars per absolute block of time: the unit of window hashes and of most rollout buckets."""
 WEIGHT_UNITS: Final = 1 << 24
 """Units of a weight of 1: buckets are integers, which SQL reads as they are stored."""
 
@@ -45,11 +45,12 @@ WEIGHT_UNITS: Final = 1 << 24
 class Explanation(Struct, frozen=True, gc=False):
     """Where the model's attention went for one decision (not why the price will move).
 
-    ``buckets`` is the rollout row summed over absolute 64-bar blocks of time, newest first, as
+    ``buckets`` is the rollout row summed over absolute blocks of time, newest first, as
     little-endian int32 in ``WEIGHT_UNITS``; bucket i covers block
-    ``open_time_ms // (64 * interval_ms) - i``. ``older_mass`` is everything before the oldest
-    bucket. Together they sum to 1 within ``l1_error`` and one unit; in a run by relevance they are
-    signed shares whose absolute values sum to 1. They are empty where a weight is not finite.
+    ``open_time_ms // (bucket_bars * interval_ms) - i``, where ``bucket_bars`` is the run's.
+    ``older_mass`` is everything before the oldest bucket. Together they sum to 1 within
+    ``l1_error`` and one unit; in a run by relevance they are signed shares whose absolute values
+    sum to 1. They are empty where a weight is not finite.
     ``entropy`` holds the confidence of each layer and head (layer-major, little-endian float32).
 
     A custom model fills in the measures that it declares; the others are None or empty.
@@ -713,6 +714,7 @@ class RunRow(Struct, frozen=True):
     instruction_set: str = ""  # "" without a model
     libraries: str = ""  # JSON: versions of the other libraries that compute
     gate_horizon: int | None = None  # bars; the forecast's horizon that gates judge
+    bucket_bars: int = BLOCK_BARS  # of an explanation's buckets
     sessions: bytes | None = None  # of shares; see ``strategies/sessions.py``
     sees_account: bool = False  # decisions depend on fills
     account: str | None = None  # JSON: what the run before handed to this one

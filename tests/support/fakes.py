@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from tracepaper.strategies.gates.gate import MEASURES
 from tracepaper.strategies.types.calibration import Calibration
-from tracepaper.strategies.types.decisions import Forecast, Step
+from tracepaper.strategies.types.decisions import BLOCK_BARS, Forecast, Step
 from tracepaper.strategies.types.market import Bar, Event
 
 Made = TypeVar("Made")
@@ -108,6 +108,7 @@ class FixedForecaster:
     scanned_at_once = 8_192
     measures = MEASURES
     is_outside = False
+    bucket_bars = BLOCK_BARS
     vectors: Any = None
     horizons: tuple[int, ...] = (30,)
 

@@ -42,6 +42,7 @@ class SeasonalForecaster:
 
     device, dtype, backend = "cpu", "float64", "seasonal"
     causal, is_outside, vectors, scanned_at_once = True, False, None, 1_024
+    bucket_bars = 64
     measures = frozenset({"mean_return", "stdev_return", "volatility"})
 
     def __init__(

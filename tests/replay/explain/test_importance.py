@@ -60,7 +60,7 @@ def test_bars_shares_are_the_means_of_what_decisions_stored(database: Path) -> N
 
 def test_ages_are_told_apart_in_groups_that_reach_four_times_as_far() -> None:
     cells = np.arange(1.0, 8.0)[None] / 28.0  # six cells of 64 bars, and what is older
-    shares = {name: 28.0 * share[0] for name, share in by_age(cells)}
+    shares = {name: 28.0 * share[0] for name, share in by_age(cells, 64)}
     assert shares == pytest.approx({"age_0": 1.0, "age_64": 9.0, "age_256": 11.0, "older": 7.0})
 
 

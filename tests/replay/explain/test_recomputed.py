@@ -74,7 +74,7 @@ def test_beside_the_stored_row_stands_how_far_it_is_from_that_of_uniform_attenti
     assert f"from that of uniform attention by {percent(share, 1)}" in table.notes[-1]
     weights = np.array([[row["weight"] for row in stored.buckets]], dtype=np.float32)
     position = stored.decision["open_time_ms"] // stored.run["interval_ms"]
-    cells = cells_by_age(weights, np.array([position]))[0]
+    cells = cells_by_age(weights, np.array([position]), 64)[0]
     entropy = -(cells[cells > 0] * np.log(cells[cells > 0])).sum() / np.log(len(cells))
     assert f"entropy by age {percent(entropy, 1)} of the maximum" in table.notes[-2]
 

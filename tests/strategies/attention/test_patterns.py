@@ -121,7 +121,9 @@ def test_the_content_share_is_what_moved_from_the_row_of_uniform_attention(posit
     row = uniform_rollout(layers, window, 0.4)
     blocks = position // 64 - (position - np.arange(len(row))) // 64
     weights = np.bincount(blocks.clip(max=4), row, minlength=5).astype(np.float64)
-    options: dict[str, Any] = {"layers": layers, "window": window, "residual_weight": 0.4}
+    options: dict[str, Any] = {
+        "bars": 64, "layers": layers, "window": window, "residual_weight": 0.4
+    }  # fmt: skip
     assert content_share(weights, position, **options) == pytest.approx(0.0, abs=1e-12)
     weights += np.array([-0.1, 0.0, 0.07, 0.0, 0.03])
     assert content_share(weights, position, **options) == pytest.approx(0.1, abs=1e-12)

@@ -43,7 +43,7 @@ def bucketed(row: NDArray[np.float64], positions: NDArray[np.int64]) -> NDArray[
 
 def test_uniform_attention_has_a_recent_mass_of_0_544() -> None:
     positions = np.arange(64 * 100, 64 * 102)
-    aged = cells_by_age(bucketed(uniform_by_bar(), positions), positions)
+    aged = cells_by_age(bucketed(uniform_by_bar(), positions), positions, 64)
     mass = recent_mass(aged, CONTEXT)
     assert mass[-1] == pytest.approx(0.544, abs=1e-3)  # a whole newest block: no interpolation
     np.testing.assert_allclose(mass, 0.544, atol=4e-3)
@@ -61,7 +61,7 @@ def test_recent_mass_is_whole_buckets_and_a_share_of_the_oldest(
     row = np.array([weights], dtype=np.float32)
     row /= row.sum()
     held = phase + 1
-    aged = cells_by_age(row, np.array([6400 + phase]))
+    aged = cells_by_age(row, np.array([6400 + phase]), 64)
     wanted = row[0, :17].sum() + (64 - held) / 64 * row[0, 17]
     assert recent_mass(aged, CONTEXT)[0] == pytest.approx(wanted, abs=1e-6)
     assert aged.sum() == pytest.approx(1.0, abs=1e-6)
@@ -81,7 +81,7 @@ def test_the_phase_of_the_bucket_explains_under_one_percent_of_each_measure() ->
     for i in range(count):
         row = np.exp(-age / pace[i])
         rows[i] = bucketed(row / row.sum(), positions[i : i + 1])
-    aged = cells_by_age(rows, positions)
+    aged = cells_by_age(rows, positions, 64)
     for measure, phases in (
         (recent_mass(aged, CONTEXT), positions % 64),
         (event_focus(aged, CONTEXT), positions % 64),
@@ -103,9 +103,9 @@ def test_a_bar_that_keeps_its_weight_keeps_its_share_of_event_focus_while_it_age
     table = np.zeros((len(positions), BUCKETS + 1), dtype=np.float32)
     table[:, 0] = 0.7
     table[np.arange(len(table)), positions // 64 - first // 64] = 0.3
-    aged = cells_by_age(table, positions)
+    aged = cells_by_age(table, positions, 64)
     np.testing.assert_allclose(event_focus(aged, CONTEXT), 0.3, atol=1e-6)
-    recent = cells_by_age(table[:1], positions[:1] - 192)  # three cells nearer: not distant
+    recent = cells_by_age(table[:1], positions[:1] - 192, 64)  # three cells nearer: not distant
     assert event_focus(recent[:, 3:], CONTEXT)[0] == 0.0
 
 
