@@ -141,7 +141,7 @@ LOOKS: Final = """
 from tracepaper.strategies.api.model import Model
 
 class Looks(Model):
-    context = 100
+    context = 48
     measures = ("mean_return", "attended")
 
     def predict(self, inputs):
@@ -163,7 +163,14 @@ def test_where_it_looked_is_verified_explained_and_drawn(tmp_path: Path) -> None
         "SELECT avg(weight), max(buckets) FROM (SELECT sum(weight) AS weight, count(*) AS buckets "
         "FROM v_explanations GROUP BY sequence)",
     )
-    assert (sums, buckets) == (pytest.approx(1.0, abs=1e-6), 4)
+    assert (sums, buckets) == (pytest.approx(1.0, abs=1e-6), 49)
+    [(weight, volume)] = rows(
+        tmp_path / "run.db",
+        "SELECT max(e.weight), max(b.volume) / sum(b.volume) FROM v_explanations e "
+        "LEFT JOIN v_bars b ON b.open_time_ms = e.from_open_time_ms WHERE e.sequence = "
+        "(SELECT max(sequence) FROM v_explanations)",
+    )
+    assert weight == pytest.approx(volume, abs=1e-6)
     explained = run(["explain", "last:268", "--db", "run.db"], tmp_path)
     assert (explained.code, "Bar by bar" in explained.out) == (0, True), explained.err
     written = run(["report", "last", "--html", "run.html", "--db", "run.db"], tmp_path)

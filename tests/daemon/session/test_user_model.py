@@ -190,7 +190,7 @@ def test_what_it_does_wrong_ends_in_one_sentence(folder: Path, body: str, words:
 
 
 ATTENDING = """
-    context = 150
+    context = {context}
     measures = ("mean_return", "attended")
     def predict(self, inputs):
         import torch
@@ -200,9 +200,10 @@ ATTENDING = """
 """
 
 
-def attending(folder: Path, answer: str) -> UserForecaster:
+def attending(folder: Path, answer: str, context: int = 150) -> UserForecaster:
     """Return a model whose shares are those of volume, given as *answer*."""
-    return model_of(folder, ATTENDING.replace("{answer}", answer))
+    body = ATTENDING.replace("{answer}", answer).replace("{context}", str(context))
+    return model_of(folder, body)
 
 
 @pytest.mark.parametrize(
@@ -210,21 +211,26 @@ def attending(folder: Path, answer: str) -> UserForecaster:
     ["shares", "shares.tolist()", "torch.tensor(shares)[None, None]",
      "attention.AttendedTokens({{'bars': torch.tensor(shares)[None, None]}}, torch.zeros(1, 1))"],
 )  # fmt: skip
+@pytest.mark.parametrize(
+    ("context", "size", "count"), [(150, 64, 4), (65, 64, 3), (64, 1, 64), (40, 1, 40)]
+)
 def test_where_it_looked_is_stored_by_blocks_of_time_and_measured(
-    folder: Path, answer: str
+    folder: Path, answer: str, context: int, size: int, count: int
 ) -> None:
     given = bars(220)
-    model = attending(folder, answer)
+    model = attending(folder, answer, context)
     [*_, last] = answers(model, given)
-    volumes = np.array([bar.volume for bar in given[-150:]], dtype=float)
+    volumes = np.array([bar.volume for bar in given[-context:]], dtype=float)
     shares = volumes / volumes.sum()
     looked = present(present(last).explanation)
-    blocks = np.array([bar.open_time_ms // bar.interval_ms // 64 for bar in given[-150:]])
-    wanted = np.bincount(blocks[-1] - blocks, shares, minlength=4)[:4]
+    assert model.bucket_bars == size
+    blocks = np.array([bar.open_time_ms // bar.interval_ms // size for bar in given[-context:]])
+    wanted = np.bincount(blocks[-1] - blocks, shares, minlength=count)[:count]
     assert weights_of(looked.buckets) == pytest.approx(wanted, abs=2**-23)
-    assert looked.recent_mass == pytest.approx(shares[-38:].sum())
+    recent = shares[-round(context / 4) :].sum()
+    assert looked.recent_mass == pytest.approx(recent)
     assert present(looked.confidence_entropy) == pytest.approx(
-        1 + (shares * np.log(shares)).sum() / np.log(150)
+        1 + (shares * np.log(shares)).sum() / np.log(context)
     )
     assert {"recent_mass", "event_focus"} < model.measures
     assert model.attended(given[0].instrument) == pytest.approx(tuple(shares))

@@ -100,6 +100,30 @@ def test_the_attribution_equals_the_dense_rollout() -> None:
     np.testing.assert_allclose(forecaster.explain(NAMES[0]).weights, row.numpy(), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("window", [22, 23])  # a field of 64 bars, and of 67
+def test_a_field_of_at_most_64_bars_is_stored_bar_by_bar(window: int) -> None:
+    forecaster = models.forecaster(replace(models.SMALL, window=window))
+    forecaster.warm(NAMES[0], LONG[:700])
+    for bar in LONG[700:790]:
+        forecast = forecaster.step(bar)
+    scanned = models.forecaster(replace(models.SMALL, window=window), path="scan")
+    scanned.warm(NAMES[0], LONG[:700])
+    *_, last = scanned.scan(LONG[700:790])
+    weights = np.array(forecaster.explain(NAMES[0]).weights)
+    size = 1 if window == 22 else 64
+    assert forecaster.bucket_bars == size
+    positions = LONG[789].open_time_ms // 60_000 - np.arange(len(weights))[::-1]
+    blocks = positions[-1] // size - positions // size
+    for answer in (forecast, last):
+        assert answer is not None
+        assert answer.explanation is not None
+        stored = weights_of(answer.explanation.buckets)
+        np.testing.assert_allclose(
+            stored, np.bincount(blocks, weights, minlength=len(stored)), rtol=0, atol=1e-6
+        )
+        assert answer.explanation.older_mass == pytest.approx(0.0, abs=1e-6)
+
+
 def test_the_first_answer_of_a_stream_has_no_shift() -> None:
     """With a context of one bar and no bar before it there is nothing to compare."""
     forecaster = models.forecaster(replace(models.SMALL, window=1))
