@@ -2,9 +2,10 @@
 
     python tests/peers/faithfulness.py
 
-A small Llama is trained here to recall a fact from twelve passages, and another one to answer from
-two of them at once. Each method gives every passage a score for the tokens of the answer. All are
-judged by the same ablation, which masks the keys of a passage and leaves positions:
+A small Llama is trained here to recall a fact from twelve passages, another one to answer from two
+of them at once, and a third one to name the word before the last. Each method gives every passage a
+score for the tokens of the answer. All are judged by the same ablation, which masks the keys of a
+passage and leaves positions:
 
 - the drop of the answer's mean log probability with the best passage hidden, and with the best
   three, so that all methods retain an equal share of the tokens;
@@ -123,8 +124,31 @@ class Task:
         return tokens, (tokens >= FIRST_ANSWER) & (tokens < self.first_idle)
 
 
+@dataclass(frozen=True)
+class Neighbour(Task):
+    """Twelve passages of eight idle words, and the word before the last as the answer."""
+
+    def _row(self, draw: random.Random) -> list[int]:
+        """Draw words of which every fourth answers."""
+        row = draw.choices(range(self.first_idle, self.first_idle + self.values), k=97)
+        for place in range(4, 97, 4):
+            row[place] = FIRST_ANSWER + row[place - 2] - self.first_idle
+        return row
+
+    def example(self, draw: random.Random) -> Example:
+        """Draw a prompt and its answer."""
+        *prompt, answer = self._row(draw)
+        return Example(prompt, [answer], [range(at, at + 8) for at in range(0, 96, 8)])
+
+    def batch(self, draw: random.Random) -> tuple[Tensor, Tensor]:
+        """Draw 32 rows of words, int64 [32, word], and which words are answers."""
+        tokens = torch.tensor([self._row(draw) for _ in range(32)])
+        return tokens, tokens < self.first_idle
+
+
 RECALL: Final = Task("recall of one fact", values=24, places=1, steps=3_000)
 TWO: Final = Task("an answer of two facts", values=5, places=2, steps=1_000)
+NEIGHBOUR: Final = Neighbour("the word before the last", values=24, places=1, steps=400)
 
 
 def trained(task: Task) -> LlamaForCausalLM:
@@ -340,6 +364,7 @@ def main() -> None:
     print(machine_line())
     compare(RECALL, with_peers=True)
     compare(TWO, with_peers=False)
+    compare(NEIGHBOUR, with_peers=False)
 
 
 if __name__ == "__main__":
