@@ -51,6 +51,8 @@ from tracepaper.strategies.types.market import Bar, Category, Event, Funding, In
 WARM: Final = 8
 COUNT: Final = 70
 BARS: Final = bars(COUNT, seed=4)
+OTHERS: Final = bars(COUNT, seed=5)
+"""Those of another symbol."""
 SHADOWS: Final = ("full_size",)
 CASES: Final[dict[str, dict[str, Any]]] = {
     "turns": {},
@@ -68,6 +70,7 @@ CASES: Final[dict[str, dict[str, Any]]] = {
         "sizing": {"mode": "fixed", "quantity": "0.5"},
         "strategy": {"long_only": True},
     },
+    "two symbols": {"market": {"symbols": ["BTCUSDT", "ETHUSDT"]}},
 }
 NUMBERED: Final = {"run_id", "sequence", "entry_run_id", "entry_sequence", "exit_sequence"}
 
@@ -88,31 +91,37 @@ def settings(case: str, life: int = 0, symbol: str = "BTCUSDT") -> Config:
     return resolved(load(None, sections), FillModel.QUOTE)
 
 
-def traded(case: str) -> Instrument:
-    """Return the instrument of *case*."""
-    return instrument(category=Category(CASES[case].get("market", {}).get("category", "linear")))
+def traded(case: str) -> list[Instrument]:
+    """Return the instruments of *case*."""
+    market = CASES[case].get("market", {})
+    category = Category(market.get("category", "linear"))
+    symbols = market.get("symbols", ["BTCUSDT"])
+    return [instrument(symbol=symbol, category=category) for symbol in symbols]
 
 
 def events(first: int, last: int, case: str = "turns") -> list[Event]:
     """Return bars *first* to *last*, each behind a quote; every 30 a settlement."""
-    made, key = list[Event](), traded(case).id
+    made = list[Event]()
     for at in range(first, last):
-        before, item = BARS[at - 1].close, replace(BARS[at], instrument=key)
-        made.append(quote(before - 5, before + 5, at_ms=item.open_time_ms + 500, instrument_id=key))
-        made.append(item)
-        if at % 30 == 29 and traded(case).category is Category.LINEAR:
-            made.append(Funding(item.instrument, 1_000_000, item.close_time_ms, item.close_time_ms))
+        for traded_bars, item in zip((BARS, OTHERS), traded(case), strict=False):
+            before, bar = traded_bars[at - 1].close, replace(traded_bars[at], instrument=item.id)
+            opened_ms, closed_ms = bar.open_time_ms, bar.close_time_ms
+            made.append(quote(before - 5, before + 5, at_ms=opened_ms + 500, instrument_id=item.id))
+            made.append(bar)
+            if at % 30 == 29 and item.category is Category.LINEAR:
+                made.append(Funding(item.id, 1_000_000, closed_ms, closed_ms))
     return made
 
 
 def life(path: Path, case: str, number: int, first: int, last: int) -> str:
     """Live from bar *first* to *last* with the settings of this *number*; return the run."""
-    item = traded(case)
-    process = Process(path, settings(case, number), FillModel.QUOTE, warm=first, item=item)
+    items = traded(case)
+    process = Process(path, settings(case, number), FillModel.QUOTE, warm=first, items=items)
     process.begin()
     if not process.opened.resumed:
-        for warming in BARS[first - WARM : first]:
-            process.feed(replace(warming, instrument=item.id))
+        for traded_bars, item in zip((BARS, OTHERS), items, strict=False):
+            for warming in traded_bars[first - WARM : first]:
+                process.feed(replace(warming, instrument=item.id))
         process.start()
     for event in events(first, last, case):
         process.feed(event)
@@ -357,9 +366,9 @@ def test_a_start_with_other_symbols_is_refused_while_something_is_open(tmp_path:
         process.stop()
         if is_open:
             with pytest.raises(ConfigInvalid, match="close it first"):
-                Process(path, other, FillModel.QUOTE, warm=last, item=ether)
+                Process(path, other, FillModel.QUOTE, warm=last, items=[ether])
         else:
-            begun = Process(path, other, FillModel.QUOTE, warm=last, item=ether)
+            begun = Process(path, other, FillModel.QUOTE, warm=last, items=[ether])
             begun.stop()
             assert begun.opened.run.account is None
 

@@ -32,7 +32,7 @@ class Process:
         execution: FillModel,
         *,
         warm: int = 3,
-        item: Instrument | None = None,
+        items: Sequence[Instrument] = (),
         forecaster: Forecaster | None = None,
     ) -> None:
         self._period_start_ms = START_MS + warm * MINUTE
@@ -41,7 +41,7 @@ class Process:
             config=resolved(config, execution),
             kind=RunKind.LIVE,
             database=path,
-            instruments=(item or instrument(),),
+            instruments=tuple(items) or (instrument(),),
             forecaster=forecaster,
             period_start_ms=self._period_start_ms,
             wall_ms=1,
@@ -61,7 +61,8 @@ class Process:
 
     def begin(self) -> None:
         """Do what every start does: announce the filters, and the start itself."""
-        self.feed(InstrumentChange(self.opened.instruments[0], START_MS, START_MS))
+        for item in self.opened.instruments:
+            self.feed(InstrumentChange(item, START_MS, START_MS))
         if self.opened.resumed:
             self.start()
 
