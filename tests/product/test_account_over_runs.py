@@ -70,7 +70,7 @@ CASES: Final[dict[str, dict[str, Any]]] = {
         "sizing": {"mode": "fixed", "quantity": "0.5"},
         "strategy": {"long_only": True},
     },
-    "two symbols": {"market": {"symbols": ["BTCUSDT", "ETHUSDT"]}},
+    "pair": {"market": {"symbols": ["BTCUSDT", "ETHUSDT"]}},
 }
 NUMBERED: Final = {"run_id", "sequence", "entry_run_id", "entry_sequence", "exit_sequence"}
 
