@@ -36,7 +36,7 @@ from tracepaper.daemon.session.user_code import (
 )
 from tracepaper.daemon.session.user_error import definition, place
 from tracepaper.strategies.api.arrays import BarArrays
-from tracepaper.strategies.api.columns import Column, checked_columns
+from tracepaper.strategies.api.columns import Column, checked_columns, checked_signals
 from tracepaper.strategies.api.context import (
     BarContext,
     Cancel,
@@ -49,9 +49,12 @@ from tracepaper.strategies.api.context import (
 )
 from tracepaper.strategies.api.model import ImportedClass
 from tracepaper.strategies.api.strategy import (
+    ANSWERS,
+    SIGNALS,
     PortfolioMember,
     PortfolioStrategy,
     Strategy,
+    by_signals,
     check_declared,
 )
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
@@ -202,7 +205,8 @@ def user_strategy(
     ``ConfigInvalid`` if it rejects them or a declaration is invalid, and ``StrategyFailed`` if it
     fails in another way.
     """
-    return _GuardedStrategy(_instance(cls, options, warmup))
+    strategy = _instance(cls, options, warmup)
+    return (_GuardedSignals if cls.decide is by_signals else _GuardedStrategy)(strategy)
 
 
 def user_portfolio(
@@ -258,6 +262,11 @@ def make_guarded(name: str, make: Callable[[], _Instance], options: str, form: s
 
 def _check_decide(cls: CustomClass) -> None:
     """Reject a class without a ``decide`` that can be called with a bar's context."""
+    if callable(getattr(cls, "signals", None)) and cls.decide is not by_signals:
+        raise ConfigInvalid(
+            f"{cls.__name__}{class_line(cls)} has signals beside decide or columns; let signals "
+            "give all its answers, or remove it."
+        )
     if inspect.isabstract(cls):
         raise ConfigInvalid(
             f"{cls.__name__}{class_line(cls)} has no decide; give it def decide(self, context)."
@@ -524,6 +533,37 @@ class _GuardedStrategy(Guard[Strategy], Strategy):
         return self._with_cause(self._checked(answer))
 
 
+class _GuardedSignals(_GuardedStrategy):
+    """Calls the user's ``signals`` and checks them; at a bar no code of the user is called."""
+
+    def __init__(self, strategy: Strategy) -> None:
+        super().__init__(strategy)
+        answers = getattr(strategy, "answers", ANSWERS)
+        if not isinstance(answers, Mapping) or not all(map(_is_answer, answers.items())):
+            raise ConfigInvalid(
+                f"{self._name}.answers is {short(answers)}; give a dictionary from whole numbers "
+                "of -128 to 127 to Signals."
+            )
+        self._answers = {code: self._checked(answer) for code, answer in answers.items()}
+        self._signalling = ForeignCode(self._name, "in signals", may_exit=False)
+        self.columns = self._coded
+
+    def _coded(self, history: BarArrays) -> Mapping[str, Column]:
+        signals: Callable[[BarArrays], object] = cast("Any", self.guarded).signals
+        with self._signalling:
+            given = signals(history)
+        codes, problem = checked_signals(given, len(history), self._answers)
+        if problem:
+            raise StrategyFailed(
+                f"{self._name}.signals {problem}{definition(signals)}; return one whole number "
+                f"for each bar of history, of {', '.join(map(str, self._answers))}."
+            )
+        return {SIGNALS: codes}
+
+    def decide(self, context: BarContext) -> Signal | Orders:
+        return self._answers[int(context.columns.last(SIGNALS))]
+
+
 class _GuardedPortfolio(Guard[PortfolioStrategy], PortfolioStrategy):
     """Calls the user's portfolio strategy and checks the answer for each symbol."""
 
@@ -551,6 +591,11 @@ class _GuardedPortfolio(Guard[PortfolioStrategy], PortfolioStrategy):
         return {
             symbol: self._with_cause(self._checked(signal)) for symbol, signal in by_symbol.items()
         }
+
+
+def _is_answer(pair: tuple[object, object]) -> bool:
+    code, answer = pair
+    return type(code) is int and -128 <= code <= 127 and type(answer) is Signal
 
 
 def _plain_request(request: OrderRequest) -> OrderRequest | None:

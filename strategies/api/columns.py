@@ -163,3 +163,17 @@ def checked_columns(name: str, given: object, rows: int) -> dict[str, Column]:
             )
         columns[key] = column
     return columns
+
+
+def checked_signals(given: object, rows: int, answers: Mapping[int, object]) -> tuple[Column, str]:
+    """Return *given*, the result of ``signals``, as int8 [rows]; or what is wrong with it."""
+    codes = np.asarray(given)
+    if codes.shape != (rows,):
+        shape = f"an array of the shape {codes.shape}" if codes.shape else f"{given!r:.40}"
+        return codes, f"returned {shape} for {rows} bars"
+    if codes.dtype.kind not in "biu":
+        return codes, f"returned {codes.dtype} and no whole numbers"
+    known = np.isin(codes, [*answers])
+    if not known.all():
+        return codes, f"returned {codes[~known][0]}, which is no key of its answers"
+    return codes.astype(np.int8), ""

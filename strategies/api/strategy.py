@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from tracepaper.strategies.api.arrays import BarArrays
     from tracepaper.strategies.covariates import CovariateSource
 
     Integers = npt.NDArray[np.int64]
@@ -224,12 +225,27 @@ class FreshState:
         return strategy.state
 
 
+SIGNALS: Final = "signals"
+"""The column of a class with ``signals``."""
+ANSWERS: Final[Mapping[int, Signal]] = MappingProxyType(
+    {
+        -1: Signal(Action.SHORT, "signal -1"),
+        0: Signal(Action.FLAT, "signal 0"),
+        1: Signal(Action.LONG, "signal 1"),
+    }
+)
+"""What the numbers of ``signals`` mean where a class has no ``answers``."""
+
+
 class Strategy(ABC):
     """A strategy of one instrument; the engine makes one object for each instrument.
 
     Its memory must depend only on the last ``warmup`` bars: a restart rebuilds it by feeding
     exactly these to :meth:`observe`. Anything else to remember belongs in ``self.state``, an
     instance of the class's ``State``, which the engine stores when it changes.
+
+    Instead of ``decide`` a class may have ``signals(history)``: an array of whole numbers, one for
+    each bar, computed as ``columns`` are. They are keys of ``answers``, by default of ``ANSWERS``.
     """
 
     State: type[Struct] | None = None
@@ -256,6 +272,9 @@ class Strategy(ABC):
     def __init_subclass__(cls, **given: Any) -> None:  # noqa: ANN401 - whatever a base takes
         super().__init_subclass__(**given)
         declare_files(cls)
+        is_vectorised = callable(getattr(cls, "signals", None))
+        if is_vectorised and cls.decide is Strategy.decide and cls.columns is None:
+            cls.columns, cls.decide = coded, by_signals  # type: ignore[method-assign,assignment]
 
     def observe(self, bar: Bar) -> None:  # noqa: B027 - a strategy without memory needs none
         """Process a closed bar in integers; called once for every bar, including the warm-up."""
@@ -263,6 +282,17 @@ class Strategy(ABC):
     @abstractmethod
     def decide(self, context: BarContext, /) -> Signal | Orders:
         """Return a signal or a list of orders; called after ``observe`` of the same bar."""
+
+
+def coded(strategy: Any, history: BarArrays) -> Mapping[str, Any]:  # noqa: ANN401 - see above
+    """Return the signals of *strategy* as a column: the ``columns`` of a class that has them."""
+    return {SIGNALS: strategy.signals(history)}
+
+
+def by_signals(strategy: Strategy, context: BarContext) -> Signal:
+    """Answer by the newest of ``signals``: the ``decide`` of a class that has them."""
+    answers: Mapping[int, Signal] = getattr(strategy, "answers", ANSWERS)
+    return answers[int(context.columns.last(SIGNALS))]
 
 
 def observes(strategy: Strategy) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -87,10 +87,10 @@ class Process(FedProcess):
     """A process with the model, where its strategy wants one."""
 
     def __init__(
-        self, path: Path, config: Config, execution: FillModel, *, item: Instrument | None = None
+        self, path: Path, config: Config, execution: FillModel, *, items: Sequence[Instrument] = ()
     ) -> None:
         forecaster = model() if config.strategy.name == "attention" else None
-        super().__init__(path, config, execution, warm=WARM, item=item, forecaster=forecaster)
+        super().__init__(path, config, execution, warm=WARM, items=items, forecaster=forecaster)
 
 
 @pytest.mark.parametrize("every", [4, 1_024])
