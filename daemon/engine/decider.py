@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import nan
+from operator import attrgetter
 from typing import Final
 
 from msgspec.structs import replace
@@ -455,6 +456,38 @@ class Decider:
 
         return repeats
 
+    def slice_keeper(self, line: Line) -> Callable[[Sequence[Bar]], bool] | None:
+        """Return a function that says whether an equal answer at all of some bars keeps *line*.
+
+        None if bars cannot be taken together: the strategy is asked bar by bar, it observes or
+        notes each, or an entry names levels that follow the price.
+        """
+        signal, sizer = self.signal, self._sizer
+        assert isinstance(signal, Signal)
+        is_entry = signal.action in ENTRIES
+        if (
+            not self.strategy.answers_by_column
+            or self.observer is not None
+            or signal.note is not None
+            or (is_entry and line.protection.plan is not None)
+        ):
+            return None
+        if not is_entry or sizer.follows_signal:
+            return lambda _bars: True
+        if not sizer.falls_with_price(signal):
+            return None
+        assert self.newest is not None
+        standing = self.newest.target_quantity or 0
+
+        def keeps(bars: Sequence[Bar]) -> bool:
+            # The prices at which the target stays form an interval.
+            ends = min(bars, key=_close_of), max(bars, key=_close_of)
+            return all(
+                sizer.target(signal, bar, None, standing=standing) == standing for bar in ends
+            )
+
+        return keeps
+
     def _repeats_signal(
         self,
         answer: Signal | Orders,
@@ -710,6 +743,9 @@ class Decider:
         if isinstance(request, Cancel) or request.reduce_only:
             return True
         return bool(self._never_short) and request.side is Side.SELL
+
+
+_close_of: Final = attrgetter("close")
 
 
 def checked_prediction(prediction: Prediction) -> tuple[Prediction, bool | None]:

@@ -36,6 +36,7 @@ from tracepaper.daemon.engine.units import UnitQueue
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import (
     NOT_NAMED,
+    SIGNALS,
     DeclaredState,
     PortfolioMember,
     PortfolioStrategy,
@@ -435,7 +436,7 @@ class Engine:
         """Return the decision on *key* that the directly following bars would repeat, or None."""
         return self.deciders[key].begin_stretch(self.broker.account.lines[key])
 
-    def _take_repeats(  # noqa: C901, PLR0912 - the path of every bar, without calls
+    def _take_repeats(  # noqa: C901, PLR0912, PLR0915 - the path of every bar, without calls
         self,
         units: UnitQueue,
         room: int,
@@ -464,7 +465,15 @@ class Engine:
         judged: list[JudgedBar] = []
         sequence, closed_ms, is_over = self.sequence + (kind is Close), 0, False
         takes, asks = self._plans(repeats, None if course is None else judged, columns)
+        keeps = None
+        if course is None and kind is Bar and len(keys) == 1 and not resting:
+            keeps = self.deciders[keys[0]].slice_keeper(self.broker.account.lines[keys[0]])
         while not is_over and room >= width and type(unit) is kind:
+            if keeps is not None and (count := self._take_slice(units, room, due_ms, keeps, quiet)):
+                room -= count
+                due_ms += count * interval_ms
+                unit = units.unit
+                continue
             bars = (unit,) if type(unit) is Bar else unit.bars if type(unit) is Close else ()
             if not _follows(bars, keys, due_ms, interval_ms):
                 break
@@ -505,6 +514,42 @@ class Engine:
             for decider in self.deciders.values():
                 decider.decided = None
         return quiet
+
+    def _take_slice(
+        self,
+        units: UnitQueue,
+        room: int,
+        due_ms: int,
+        keeps: Callable[[Sequence[Bar]], bool],
+        quiet: QuietUnits,
+    ) -> int:
+        """Take the next bars into *quiet* at once, if their answers are known and *keeps* holds.
+
+        Returns how many.
+        """
+        ((key, market),) = self.markets.items()
+        assert market.record.columns is not None
+        bars = market.record.columns.same_ahead(SIGNALS)[:room]
+        if not bars or not keeps(bars):
+            return 0
+        measures = market.measured_ahead(bars)
+        line, interval_ms = self.broker.account.lines[key], self._interval_ms
+        lowest, highest = line.mark * 3 // 4, line.mark * 5 // 4
+        limit = self.deciders[key].evaluator.plausible_limit
+        count, unit = 0, units.unit
+        for bar, measure in zip(bars, measures, strict=False):
+            is_next = unit is bar and bar.open_time_ms == due_ms
+            due_ms += interval_ms  # its close, at which it must be seen
+            is_usual = lowest <= bar.close <= highest and measure <= limit
+            if not is_next or not is_usual or bar.seen_ms != due_ms:
+                break
+            count += 1
+            unit = units.advance()
+        if count:
+            quiet.bars.extend(bars[:count])
+            quiet.plausible.extend(measures[:count])
+            market.follow_slice(bars[:count], measures[:count])
+        return count
 
     def _plans(
         self,

@@ -178,6 +178,22 @@ class InstrumentState(KnownBars):
 
         return take
 
+    def measured_ahead(self, bars: Sequence[Bar]) -> Sequence[float]:
+        """Return what the gate ``plausible`` measures at the next *bars*, as far as it is known."""
+        if self.plausibility is None:
+            return [self.plausible] * len(bars)
+        return self.plausibility.measured_ahead(bars, self.instrument.tick_size)
+
+    def follow_slice(self, bars: Sequence[Bar], measures: Sequence[float]) -> None:
+        """Add *bars* that directly follow the last one, with their *measures*."""
+        if self.plausibility is not None:
+            self.plausibility.add_measured(len(bars))
+        self.missing_bars, self.plausible, self.last_bar = 0, measures[-1], bars[-1]
+        self.record.extend(bars)
+        push = self.day_range.push
+        for bar in bars:
+            push(bar)
+
     def wait(self, bars: Sequence[Bar]) -> None:
         """Add *bars* at once; the measures of their plausibility are skipped."""
         if self.plausibility is not None:

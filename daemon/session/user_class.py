@@ -536,6 +536,8 @@ class _GuardedStrategy(Guard[Strategy], Strategy):
 class _GuardedSignals(_GuardedStrategy):
     """Calls the user's ``signals`` and checks them; at a bar no code of the user is called."""
 
+    answers_by_column = True
+
     def __init__(self, strategy: Strategy) -> None:
         super().__init__(strategy)
         answers = getattr(strategy, "answers", ANSWERS)

@@ -55,7 +55,7 @@ class BarArrays:
 
     def __len__(self) -> int:
         """Return the number of bars, which is ``warmup`` in every decision."""
-        return self.time.size
+        return (self.time if self._close is None else self._close).size
 
     def __getitem__(self, name: str) -> Floats | Times:
         """Return the array *name*, as a frame of pandas does."""

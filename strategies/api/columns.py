@@ -66,6 +66,24 @@ class ColumnRecord:
         if self._at >= len(self._bars) or self._bars[self._at] is not bar:
             self._bars, self._at = (), -1
 
+    def extend(self, bars: Sequence[Bar]) -> None:
+        """Add *bars*, some of the next in :meth:`same_ahead`."""
+        self._past.extend(bars)
+        coming, newest_ms = self._coming, bars[-1].open_time_ms
+        while coming and coming[0].open_time_ms <= newest_ms:
+            coming.popleft()
+        self._at += len(bars)
+
+    def same_ahead(self, name: str) -> Sequence[Bar]:
+        """Return the known bars that follow the newest in its block with an equal *name*."""
+        shown = self._shown.get(name) if self._bars else None
+        if shown is None:
+            return ()
+        changes = shown.changes
+        place = bisect_right(changes, self._at)
+        end = changes[place] if place < len(changes) else len(self._bars)
+        return self._bars[self._at + 1 : end]
+
     def __getitem__(self, key: tuple[Bar, str, bool]) -> Any:  # noqa: ANN401 - by the key
         """Return the newest number or the last rows of a column; *key* has the newest bar."""
         bar, name, is_one = key
@@ -117,6 +135,12 @@ class _Shown:
     def numbers(self) -> list[Any]:
         """All rows as numbers of Python."""
         return self._column.tolist()
+
+    @cached_property
+    def changes(self) -> list[int]:
+        """The rows that differ from the one before."""
+        changes: list[int] = (np.flatnonzero(self._column[1:] != self._column[:-1]) + 1).tolist()
+        return changes
 
     def rows(self, start: int, end: int) -> Column:
         """Return the rows from *start* to *end*, which are now shown."""

@@ -339,6 +339,12 @@ class BarRecord:
         if self.columns is not None:
             self.columns.append(bar)
 
+    def extend(self, bars: Sequence[Bar]) -> None:
+        """Add *bars*, which the declared columns expect next."""
+        self._waiting.extend(bars)
+        if self.columns is not None:
+            self.columns.extend(bars)
+
     def __getitem__(self, bar: Bar) -> BarArrays:
         """Return the history up to *bar*, which must be the newest."""
         columns = self._columns

@@ -261,6 +261,7 @@ class Strategy(ABC):
     needs_forecast: bool = False
     exits_freely: bool = False  # judgement gates never hold up a FLAT: it is not the model's
     shadows: tuple[str, ...] = ()  # shadow accounts: "ungated" skips the judgement gates
+    answers_by_column = False  # every answer follows from the column ``SIGNALS``
     files: Any = DeclaredFiles()  # names of what it reads; each object has the paths by name
     state: Any = FreshState()  # an instance of State
     columns: Compute | None = None

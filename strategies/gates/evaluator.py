@@ -369,6 +369,18 @@ class Plausibility:
         scale = doubled if doubled > minimum else minimum  # noqa: FURB136 - faster than max()
         return 2 * abs(close - last) / scale
 
+    def measured_ahead(self, bars: Sequence[Bar], tick: int) -> Sequence[float]:
+        """Return the measures of the next *bars*, an interval apart, as far as they are known."""
+        added = self._added
+        end = min(added + len(bars), self._block)
+        if end <= added or tick != self._tick or self._times[added] != bars[0].open_time_ms:
+            return ()
+        return self._measures[added:end]
+
+    def add_measured(self, count: int) -> None:
+        """Add the next *count* bars of :meth:`measured_ahead`."""
+        self._added += count
+
     def skip(self, bars: Sequence[Bar]) -> None:
         """Add *bars* without measuring them."""
         self._expect(None)

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine import engine as engine_module
+from tracepaper.daemon.engine.history import InstrumentState
 from tracepaper.daemon.session.run_row import start_event
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.build import Replay, build
@@ -130,6 +131,23 @@ class DrawnRepeats(Strategy):
         if self.kind == "equal" and rng.random() < 0.8:
             return msgspec.structs.replace(signal)
         return signal
+
+
+class DrawnSignals(Strategy):
+    """Answers by an array: by the time of day, and by whether prices rise."""
+
+    warmup = 5
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        rng = random.Random(options["seed"])
+        choice: list[Signal] = [*STANDING, *STANDING, PROTECTED, BANDED]
+        choice += [Signal(Action.LONG, "noted", note={"seed": options["seed"]})]
+        self.answers = {code: rng.choice(choice) for code in range(4)}
+        self.length_ms = MINUTE * rng.choice((1, 5, 40))
+
+    def signals(self, history: BarArrays) -> NDArray[np.int64]:
+        rises = history.close > ema(history.close, 3, window=5)
+        return history.time // self.length_ms * 2_654_435_761 % 7919 % 2 * 2 + rises
 
 
 class DrawnBehindGates(DrawnRepeats):
@@ -353,6 +371,11 @@ def _judge_anew(engine: engine_module.Engine) -> None:
         vars(decider)["_flat"] = None
 
 
+def _known(market: InstrumentState) -> list[int]:
+    """Return when the bars opened by which *market* measures a usual range."""
+    return [bar.open_time_ms for bar in market.day_range.last(300)]
+
+
 class HistoryBothWays:
     """One history, written both ways."""
 
@@ -373,6 +396,10 @@ class HistoryBothWays:
                 "max_book_shortfall": newer.choice(("0.0001", "0.005")), "book_days": 80,
                 "book_too_few": newer.choice(("refuse", "allow")) if is_daily else "allow",
             }  # fmt: skip
+        signalling = random.Random(f"{seed}:slices")  # a stream of its own
+        if signalling.random() < 0.3 and not has_model:
+            options = {"seed": signalling.randint(0, 999)}
+            self._given["strategy"] = {"name": f"{__name__}:DrawnSignals", "options": options}
         self._group, self._seed = rng.choice((7, 50, 1_000)), rng.random()
         if has_model:
             _by_model(random.Random(f"{seed}:model"), self._given)
@@ -402,6 +429,7 @@ class HistoryBothWays:
             return stretch
 
         vars(engine)["stretch"] = counted
+        self._count_slices(engine)
         vars(engine_module)["STATE_EVERY_STEPS"] = STATE_EVERY_STEPS
         log, taken = SqlAuditLog.open(path, group_steps=self._group), list[Step]()
         memory, append, append_stretch = MemoryLog(), log.append_now, log.append_stretch
@@ -433,9 +461,20 @@ class HistoryBothWays:
                     self._check_read(reader, taken)
                 assert figures(memory.reader) == figures(reader), self._given
             path.unlink()
-        state = b"" if error else msgspec.msgpack.encode((engine.state(), since_decided(engine)))
+        carried = engine.state(), since_decided(engine), [*map(_known, engine.markets.values())]
+        state = b"" if error else msgspec.msgpack.encode(carried)
         counts = (0, 0) if error else (tally.bars, tally.decisions)
         return RunEnding(head, steps, tally.equity, counts, state, error, [*CALLS])
+
+    def _count_slices(self, engine: engine_module.Engine) -> None:
+        take_slice = vars(engine_module.Engine)["_take_slice"]
+
+        def counted(*given: Any) -> Any:
+            count = take_slice(engine, *given)
+            self.counted += Counter({"slices": count > 0, "bars in slices": count})
+            return count
+
+        vars(engine)["_take_slice"] = counted
 
     def _count(self, stretch: QuietStretch) -> None:
         answers, repeats, count = stretch.answers, stretch.repeats.values(), len(stretch.repeats)

@@ -15,27 +15,35 @@ from exit_cases import flat_bars, long, machine, path, steps_of
 from stretches import HistoryBothWays
 
 from tracepaper.daemon.broker.broker import Broker, Save
+from tracepaper.daemon.broker.execution import MeanRange
+from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.engine import engine, shadow_course
 from tracepaper.daemon.engine.decider import Decider
+from tracepaper.daemon.engine.history import InstrumentState
 from tracepaper.daemon.engine.shadow_course import ShadowCourse
 from tracepaper.daemon.engine.state import SHADOWS
 from tracepaper.daemon.engine.units import UnitQueue
+from tracepaper.strategies.api.columns import ColumnRecord
 from tracepaper.strategies.api.context import Percent
 from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.gates.evaluator import Plausibility
 from tracepaper.strategies.types.market import Unit
 
 TWO, MORE, FAILS, NOTES, STOP = 40, 48, 33, 20, 56
 MODEL, OF_TWO, SCANNED, NOTED, LESS_EDGE, BY_MONEY = 100, 1118, 111, 847, 17, 33
 TRADES_OF_TWO, BY_RANGES = 85, 6
 """Histories with a model; in the last two shadow accounts trade."""
+BY_ARRAY, BY_ARRAY_SIZED = 17, 45
+"""Histories of a class that answers by an array; in the second prices change its size."""
 CELLS_ALONE = 1
 """A history in which only the learned regime changes between two decisions that hold nothing."""
 
 
 def test_a_run_with_stretches_ends_as_one_by_steps(tmp_path: Path) -> None:
     reached: Counter[str] = Counter()
-    for seed in (TWO, MORE, NOTES, STOP):
+    for seed in (TWO, MORE, NOTES, STOP, BY_ARRAY, BY_ARRAY_SIZED):
         reached += HistoryBothWays(seed, tmp_path).counted
+    assert reached["bars in slices"] > reached["slices"] > 20
     names = {f"stretches of {count} instruments" for count in (1, 2)}
     names |= {"stretches under a stop", "stretches with notes", "failures"}
     names |= {"stretches with a position"}
@@ -51,6 +59,43 @@ def test_a_run_with_a_model_ends_as_one_by_steps(tmp_path: Path) -> None:
     names |= {"stretches that confirm", "stretches with a position", "answers with notes"}
     names |= {"stretches with fills in a shadow account", "states in stretches"}
     assert names <= reached.keys()
+
+
+def _whole_block(self: ColumnRecord, _name: str) -> Any:
+    at, bars = vars(self)["_at"], vars(self)["_bars"]
+    return bars[at + 1 :] if bars else ()
+
+
+def _at_any_price(self: Decider, line: Line) -> Any:
+    return keeper_of(self, line) and (lambda _bars: True)
+
+
+def _without_ranges(self: InstrumentState, given: Any, measures: Any) -> None:
+    known, self.day_range = self.day_range, MeanRange(9)
+    follow_slice(self, given, measures)
+    self.day_range = known
+
+
+keeper_of, follow_slice = Decider.slice_keeper, InstrumentState.follow_slice
+
+
+@pytest.mark.parametrize(
+    ("seed", "where", "name", "planted"),
+    [
+        (BY_ARRAY, ColumnRecord, "same_ahead", _whole_block),
+        (BY_ARRAY_SIZED, Decider, "slice_keeper", _at_any_price),
+        (BY_ARRAY, Plausibility, "measured_ahead", lambda _known, bars, _tick: [9.0] * len(bars)),
+        (BY_ARRAY, Plausibility, "add_measured", lambda _known, _count: None),
+        (BY_ARRAY, InstrumentState, "follow_slice", _without_ranges),
+    ],
+)
+def test_a_loss_in_a_slice_is_seen(
+    seed: int, where: object, name: str, planted: object,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(where, name, planted)
+    with pytest.raises(AssertionError):
+        HistoryBothWays(seed, tmp_path)
 
 
 def _ask_again(self: Decider, *given: Any, is_finite: bool | None) -> object:
