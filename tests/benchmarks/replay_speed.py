@@ -1,7 +1,7 @@
 """Measures replays in bars per CPU second; each figure is the median of interleaved rounds.
 
     PYTHONPATH=tests:tests/support python tests/benchmarks/replay_speed.py [--bars N]
-        [--model | --checkpoint MODEL]
+        [--model | --checkpoint MODEL | --signals]
 
 With a model every bar is gated, explained and stored.
 """
@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -41,9 +41,9 @@ from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.forecasters.attribution import attending
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
-from tracepaper.strategies.indicators import rsi
+from tracepaper.strategies.indicators import rsi, sma
 from tracepaper.strategies.networks.architecture import Network
-from tracepaper.strategies.types.decisions import Action
+from tracepaper.strategies.types.decisions import Action, GateSet, QuietStretch, RunRow, Step
 
 YEAR_BARS: Final = 525_600
 COMPARED: Final = ("one", "symbols", "written", "plain", "memory", "audit")
@@ -72,6 +72,16 @@ class Reversion(Strategy):
         if strength > 60:
             return Signal(Action.FLAT, "it has risen", note=note)
         return Signal(Action.HOLD, "between the two", note=note)
+
+
+class Vectorised(Strategy):
+    """The built-in crossing of averages, as a user writes it by arrays."""
+
+    warmup = 100
+
+    def signals(self, history: BarArrays) -> npt.NDArray[np.bool_]:
+        """Return whether the fast average is above the slow one."""
+        return sma(history.close, 20) > sma(history.close, 100)
 
 
 @dataclass
@@ -176,6 +186,46 @@ def measure_replay(bars: int = 200_000, *, rounds: int = ROUNDS) -> dict[str, An
     }
 
 
+class _NoLog:
+    """Keeps nothing, so that the engine is measured alone."""
+
+    room = 4_000
+
+    def begin(self, run: RunRow, gate_sets: Sequence[GateSet]) -> None:
+        """Open nothing."""
+
+    def append_now(self, *steps: Step) -> None:
+        """Drop *steps*."""
+
+    def append_stretch(self, stretch: QuietStretch) -> None:
+        """Drop *stretch*."""
+
+    def flush(self) -> None:
+        """Store nothing."""
+
+
+def measure_signals(bars: int, *, rounds: int = ROUNDS) -> dict[str, Any]:
+    """Return the CPU time of a bar as multiples of a plain loop's, medians over *rounds*.
+
+    They are those of a class with ``signals``, with its record and by the engine alone.
+    """
+    candles = tiled(bars)
+    closes, name = candles.close.tolist(), f"{Path(__file__).stem}:{Vectorised.__name__}"
+    ratios: dict[str, list[float]] = {"recorded": [], "alone": []}
+    for _ in range(rounds):
+        began = time.process_time()
+        _plain_loop(closes)
+        plain = time.process_time() - began
+        ratios["recorded"].append(recorded(replay_of([candles], name)).cpu_s / plain)
+        replay = replay_of([candles], name)
+        replay.engine.stores_state = False
+        began = time.process_time()
+        run_replay(replay, _NoLog(), Tally())
+        ratios["alone"].append((time.process_time() - began) / plain)
+    times = {f"{way}_times_plain_loop": statistics.median(of) for way, of in ratios.items()}
+    return {"machine": machine_line(), "bars": bars, **times}
+
+
 def _plain_loop(closes: list[int], fast: int = 20, slow: int = 100) -> int:
     """Run the same strategy in plain Python, without exact money, log or gates."""
     window: deque[int] = deque(maxlen=slow)
@@ -258,10 +308,13 @@ if __name__ == "__main__":
     parser.add_argument("--bars", type=int)
     parser.add_argument("--model", action="store_true")
     parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--signals", action="store_true")
     given = parser.parse_args()
     chosen = {} if given.bars is None else {"bars": given.bars}
     if given.model or given.checkpoint is not None:
         figures = measure_model(**chosen, checkpoint=given.checkpoint)
+    elif given.signals:
+        figures = measure_signals(given.bars or YEAR_BARS)
     else:
         figures = measure_replay(**chosen)
     sys.stdout.write(json.dumps(figures, indent=1) + "\n")

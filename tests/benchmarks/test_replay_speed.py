@@ -12,7 +12,7 @@ import replay_speed
 import torch
 from live_step import measure_live
 from long_replays import replay_of, tiled
-from replay_speed import Reversion, measure_model, measure_replay
+from replay_speed import Reversion, measure_model, measure_replay, measure_signals
 
 from tracepaper.replay.bench.attention import Scan
 from tracepaper.storage import checkpoints
@@ -29,6 +29,8 @@ def test_a_class_as_users_write_them_trades_and_is_measured() -> None:
     replay = replay_of([tiled(2_000)], f"{Reversion.__module__}:Reversion")
     steps = [replay.engine.step(event, None) for event in replay.feed.events()]
     assert sum(len(step.fills) for step in steps) > 4
+    vectorised = measure_signals(3_000, rounds=1)
+    assert vectorised["recorded_times_plain_loop"] > vectorised["alone_times_plain_loop"] > 1
 
 
 def test_a_scan_takes_whole_chunks_once_its_rings_are_full() -> None:

@@ -24,6 +24,7 @@ RESULTS: Final = ROOT / "deploy" / "figures.json"
 PAGE: Final = ROOT / "deploy" / "FIGURES.md"
 INGEST: Final = "python tests/benchmarks/ingest.py"
 REPLAY: Final = "python tests/benchmarks/replay_speed.py --bars 50000"
+SIGNALS: Final = "python tests/benchmarks/replay_speed.py --signals --bars 50000"
 MODEL: Final = "python tests/benchmarks/replay_speed.py --model"
 INFORMER: Final = "python tests/benchmarks/replay_speed.py --checkpoint informer-1m"
 BARE: Final = "python tests/benchmarks/live_step.py --no-model"
@@ -135,6 +136,13 @@ FIGURES: Final = (
         "time of a replayed bar ÷ that of a plain loop without engine or log", REPLAY,
         lambda document: document["times_plain_loop"], 5, form=".1f", limit=9,
         next="inserting the row is a quarter, building it another, the engine a third",
+    ),
+    Figure(
+        "the same ratio for a class with `signals`, and by its engine alone", SIGNALS,
+        lambda document: (
+            document["recorded_times_plain_loop"], document["alone_times_plain_loop"]
+        ), 5, form=".1f", limit=9,
+        next="a Bar for each row of the archive, then a row for each step",
     ),
     Figure(
         "the same ratio for a bar of two symbols that close together", REPLAY,
