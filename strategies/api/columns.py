@@ -196,7 +196,7 @@ def checked_signals(given: object, rows: int, answers: Mapping[int, object]) -> 
         shape = f"an array of the shape {codes.shape}" if codes.shape else f"{given!r:.40}"
         return codes, f"returned {shape} for {rows} bars"
     if codes.dtype.kind not in "biu":
-        return codes, f"returned {codes.dtype} and no whole numbers"
+        return codes, f"returned {codes.dtype} and no whole numbers, as .astype(int) makes"
     known = np.isin(codes, [*answers])
     if not known.all():
         return codes, f"returned {codes[~known][0]}, which is no key of its answers"
