@@ -246,6 +246,11 @@ class Engine:
             if type(event) is Bar and (columns := self._columns.get(event.instrument)):
                 columns.precompute_columns(event)
 
+    def probe_columns(self) -> None:
+        """Compute sampled rows of declared columns again without the bars after them."""
+        for columns in self._columns.values():
+            columns.probes = True
+
     def expect(self, columns: Mapping[str, BarColumns]) -> None:
         """Know all coming bars of each instrument as *columns*, or of none that it lacks."""
         for key, market in self.markets.items():

@@ -200,22 +200,27 @@ class _NoForecasts:
         return (None,) * len(events_of(unit))
 
 
-def predictor_over(replay: Replay, *, in_blocks: bool = True) -> ReplayPredictor:
+def predictor_over(
+    replay: Replay, *, in_blocks: bool = True, probes: bool = True
+) -> ReplayPredictor:
     """Return the predictor of *replay*.
 
-    What depends on bars alone is computed *in_blocks* ahead, or else bar by bar, as live.
+    What depends on bars alone is computed *in_blocks* ahead, or else bar by bar, as live. If
+    *probes*, sampled rows of declared columns are computed again without later bars.
     """
     predictions = _predictor_over(replay)
     if in_blocks:
         replay.engine.expect({part.instrument: part.columns for part in replay.feed.candles})
     if not replay.engine.has_columns or not in_blocks:
         return predictions
+    if probes:
+        replay.engine.probe_columns()
     return replace(
-        predictions, ahead=lambda events: _foreseen(predictions.ahead(events), replay.engine)
+        predictions, ahead=lambda events: foreseen(predictions.ahead(events), replay.engine)
     )
 
 
-def _foreseen(events: Iterable[Event], engine: Engine) -> Iterator[Event]:
+def foreseen(events: Iterable[Event], engine: Engine) -> Iterator[Event]:
     """Yield *events* after passing each chunk of them to ``Engine.precompute_columns``."""
     remaining = iter(events)
     while chunk := [*islice(remaining, CHUNK_EVENTS)]:

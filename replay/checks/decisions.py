@@ -193,7 +193,10 @@ def _run_of(
         _go_elsewhere(config, kept)
     while True:
         run, replay = DerivedRun(), build(config, data, started_at_ms=0, mode=mode)
-        engine, predictions = replay.engine, predictor_over(replay, in_blocks=not one_by_one)
+        engine, predictions = (
+            replay.engine,
+            predictor_over(replay, in_blocks=not one_by_one, probes=False),
+        )
         # Bars of higher timeframes from files need none of the instrument's own bars.
         run.warmup = max(
             decision_bars(engine.deciders[key].strategy) if data.frames else market.reach

@@ -34,6 +34,7 @@ from tracepaper.replay.backtest.recorded import (
     prober_of,
     run_in,
 )
+from tracepaper.replay.backtest.run import foreseen
 from tracepaper.replay.checks.compare import Difference, RowCheck, Unlike, differences_of, shown
 from tracepaper.replay.checks.diagnosis import Cause, diagnose
 from tracepaper.storage.chain.verify import ChainProblem, verify_chain
@@ -155,7 +156,7 @@ def verify_run(  # noqa: PLR0913 - the options of verify
     ).problem
     # The run may grow meanwhile; later steps are not compared.
     rows = reader.rows(run_id, after=recorded.first - 1, until=total - 1)
-    run_events = run_in(reader, recorded, predictor, predictor.events(reader, run_id))
+    run_events = run_in(reader, recorded, predictor, _events(reader, recorded, predictor))
     events = islice(run_events, total - recorded.first)
     checks = GivenEvents(reader, stored.run, recorded.forecaster)
     if beginning is not None:
@@ -178,6 +179,15 @@ def verify_run(  # noqa: PLR0913 - the options of verify
     verification.taken = predictor.taken
     _add_causes(verification, stored, chain_problem)
     return verification
+
+
+def _events(reader: Reader, recorded: RecordedRun, predictor: RecordedPredictor) -> Iterable[Event]:
+    """Return the recorded events; declared columns are computed in blocks, and probed."""
+    events, engine = predictor.events(reader, recorded.run.run_id), recorded.engine
+    if not engine.has_columns or recorded.forecaster is not None:
+        return events
+    engine.probe_columns()
+    return foreseen(events, engine)
 
 
 def _add_causes(

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
+from math import isclose, isnan
 from typing import Any, Final
 
 import numpy as np
@@ -24,9 +25,13 @@ from tracepaper.strategies.api.arrays import BarArrays
 from tracepaper.strategies.errors import StrategyFailed
 from tracepaper.strategies.months import place_of
 from tracepaper.strategies.types.market import Bar, Instrument
+from tracepaper.strategies.units import iso
 
 BLOCK_BARS: Final = 128
 """Bars per block: a start needs this many bars more than ``warmup``."""
+
+PROBED_FIRST: Final = 4
+PROBED_EVERY: Final = 16
 
 Column = npt.NDArray[Any]
 Compute = Callable[[BarArrays], Mapping[str, Column]]
@@ -53,6 +58,9 @@ class ColumnRecord:
         self._at = -1  # index of the newest bar in ``_bars``
         self._values: Mapping[str, Column] = {}
         self._shown: dict[str, _Shown] = {}
+        self.probes = False
+        """Whether sampled bars of a block are computed again without the later ones."""
+        self._blocks = 0  # that were computed with later bars
         self.precompute_columns = self._coming.append
         """Add a bar that a replay expects later."""
 
@@ -117,9 +125,35 @@ class ColumnRecord:
         bars = past[max(first - self._lookback, 0) :]
         self._at = len(bars) - 1
         bars += coming[: bisect_right(coming, block, key=_block_of)]
-        values = self._compute(BarArrays(_ColumnCache(bars, *self._scales), bars[-1]))
+        values = self._computed(bars)
+        if self.probes and len(bars) > self._at + 1:
+            self._probe(bars, values)
         self._bars, self._values = bars, values
         self._shown = {name: _Shown(column) for name, column in values.items()}
+
+    def _computed(self, bars: Sequence[Bar]) -> Mapping[str, Column]:
+        return self._compute(BarArrays(_ColumnCache(bars, *self._scales), bars[-1]))
+
+    def _probe(self, bars: Sequence[Bar], values: Mapping[str, Column]) -> None:
+        """If a probe is due, raise ``StrategyFailed`` if a row changes without later bars.
+
+        The first blocks are probed, and later every sixteenth, each at another row.
+        """
+        self._blocks += 1
+        if self._blocks > PROBED_FIRST and self._blocks % PROBED_EVERY:
+            return
+        row = self._at + self._blocks * 7_919 % (len(bars) - 1 - self._at)
+        alone = self._computed(bars[: row + 1])
+        for name, column in values.items():
+            together, without = column[row].item(), alone[name][row].item()
+            # Arrays of another length may round in another order.
+            is_equal = isclose(together, without, rel_tol=1e-9, abs_tol=1e-12)
+            if not is_equal and not (isnan(together) and isnan(without)):
+                raise StrategyFailed(
+                    f"The row of {name!r} at {iso(bars[row].closed_ms)} is {together!r}, and "
+                    f"{without!r} where later bars are cut off: it looks ahead; let each row "
+                    "depend on rows before it alone."
+                )
 
 
 class _Shown:

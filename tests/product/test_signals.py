@@ -83,6 +83,9 @@ def test_signals_that_look_ahead_are_found(
     answer = cli(*command)
     assert answer.code == 1
     assert "column signals is" in answer.out
+    replayed = cli("replay", *command[1:-2], "--db", "peeks.db")
+    assert replayed.code == 1
+    assert "it looks ahead" in replayed.err
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Declared columns: bits that no block, no start and no later bar changes."""
 
 import random
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,13 @@ import pytest
 from builders import bar, instrument
 
 from tracepaper.strategies.api.arrays import BarArrays
-from tracepaper.strategies.api.columns import BLOCK_BARS, Column, ColumnRecord, checked_columns
+from tracepaper.strategies.api.columns import (
+    BLOCK_BARS,
+    Column,
+    ColumnRecord,
+    Compute,
+    checked_columns,
+)
 from tracepaper.strategies.errors import StrategyFailed
 from tracepaper.strategies.indicators import ema
 from tracepaper.strategies.types.market import Bar
@@ -83,6 +90,32 @@ def test_bars_that_are_known_ahead_and_a_later_start_give_equal_bits() -> None:
     assert {at: again[at] for at in again if at >= settled} == {
         at: live[at] for at in live if at >= settled
     }
+
+
+def normalised(history: BarArrays) -> dict[str, Column]:
+    return {"mean": history.close - history.close.mean()}
+
+
+def rounded_otherwise(history: BarArrays) -> dict[str, Column]:
+    return {"mean": history.close * (1 + 1e-13 * len(history))}
+
+
+@pytest.mark.parametrize(("compute", "is_found"), [
+    (of_history, False), (rounded_otherwise, False), (normalised, True),
+])  # fmt: skip
+def test_a_row_that_depends_on_later_bars_is_found_where_they_are_known(
+    compute: Compute, is_found: bool
+) -> None:
+    record = ColumnRecord(ITEM, LOOKBACK, compute)
+    record.probes = True
+    for each in BARS:
+        record.precompute_columns(each)
+    words = "where later bars are cut off: it looks ahead"
+    with pytest.raises(StrategyFailed, match=words) if is_found else nullcontext():
+        for place, each in enumerate(BARS, start=1):
+            record.append(each)
+            if place >= LOOKBACK:
+                assert np.isfinite(record[each, "mean", True])
 
 
 def test_a_foreseen_bar_that_does_not_come_is_in_no_value() -> None:
