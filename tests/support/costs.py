@@ -14,7 +14,6 @@ import sys
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from statistics import median
 from typing import Final
 
 import psutil
@@ -27,8 +26,6 @@ TABLE: Final = Path(__file__).parents[1] / "data" / "costs.tsv"
 or more, or one that opens a socket or starts a process."""
 ROW_S: Final = 0.25
 """What a test may take without a row."""
-FEWEST: Final = 20
-"""Tests with a row that tell how slow a machine is."""
 REAL_TIME: Final = {"socket.bind", "socket.connect", "subprocess.Popen", "os.fork"}
 """What Python audits where a test's course comes to depend on how busy the machine is."""
 LIMITS_S: Final = {"slow": (ROW_S, 1.0), "long": (0.5, 10.0)}
@@ -251,13 +248,6 @@ class Unknown(Meter):
         super().__init__()
         self._most_s = most_s
         self._known = known()
-        self._slowness: list[float] = []  # of tests with a row: seconds by those of the row
-
-    @property
-    def _limit_s(self) -> float:
-        """The limit, raised by as much as this machine is slower than the one of the table."""
-        is_known = len(self._slowness) >= FEWEST
-        return self._most_s * (max(1.0, median(self._slowness)) if is_known else 1.0)
 
     def _is_cheap(self, item: pytest.Item) -> bool:
         key = key_of(item)
@@ -277,8 +267,6 @@ class Unknown(Meter):
         """Measure a test, once more if it is dear, and fail it if it still is."""
         failed, before = item.session.testsfailed, dict(self.fixtures)
         done = yield from super().pytest_runtest_protocol(item, nextitem)
-        if (row_s := self._known.cost_s(key_of(item))) > 0.0:
-            self._slowness.append(self.tests[item] / row_s)
         if item.session.testsfailed > failed or not self._is_cheap(item):
             return done
         made = {
@@ -287,11 +275,11 @@ class Unknown(Meter):
             if cost > before.get(fixture, 0.0)
         }
         own, share = self.tests[item], self._share_s(made, item)
-        if own + share > self._limit_s:
+        if own + share > self._most_s:
             start, shared = self.cpu_s(), sum(self.fixtures.values())
             runtestprotocol(item, log=False, nextitem=nextitem)
             again = self.cpu_s() - start - (sum(self.fixtures.values()) - shared)
-            if (cost := min(own, again) + share) > self._limit_s:
+            if (cost := min(own, again) + share) > self._most_s:
                 self._fail(item, cost)
         return done
 
